@@ -1,0 +1,96 @@
+"""The one tree of errors.
+
+Every class says in its docstring what happened; that docstring is its message when none is given. What an operator can
+mend names the setting or command. The sender of a request never sees any of these texts: refusals carry a fixed machine
+`reason` (for the audit and the metrics) and a `status_hint` (for the door).
+
+May not import anything of ours: everything else imports this.
+"""
+
+from __future__ import annotations
+
+from inspect import cleandoc
+
+
+class ReceiverError(Exception):
+    """Something went wrong in redox-receiver."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or cleandoc(type(self).__doc__ or ""))
+
+
+class ConfigurationError(ReceiverError):
+    """The configuration does not hold; the message names the setting or the command that mends it."""
+
+
+class NotFound(ReceiverError):
+    """Nothing of that name or id is registered or recorded."""
+
+
+class Conflict(ReceiverError):
+    """That cannot be done in the present state of the thing it was asked of."""
+
+
+class Unavailable(ReceiverError):
+    """The ledger cannot record right now; whoever asked must be told to come back (503)."""
+
+
+class IntegrityError(ReceiverError):
+    """Something stored does not prove to be what was stored: a MAC or a seal does not hold."""
+
+
+class Refusal(ReceiverError):
+    """A request that is answered with a refusal.
+
+    `reason` is a fixed lower_snake_case word; `status_hint` the HTTP status that fits, which the door may follow.
+    """
+
+    status_hint: int = 400
+
+    def __init__(self, reason: str, *, status_hint: int | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        if status_hint is not None:
+            self.status_hint = status_hint
+
+
+class Unverified(Refusal):
+    """Not proved to be Redox's. Every cause is answered alike (401); only the audit says which it was."""
+
+    status_hint = 401
+
+
+class UnknownSource(Refusal):
+    """Proved to be Redox's, from a source that nobody has registered for this destination."""
+
+    status_hint = 403
+
+
+class BadTransfer(Refusal):
+    """The body did not arrive whole, or is larger than the destination takes."""
+
+
+class Unreadable(Refusal):
+    """Authentic, but no message that can be read: kept in quarantine and answered 200; a query is answered 400."""
+
+    def __init__(self, reason: str, *, kind: str | None = None) -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+# What a handler may say. Exported for plugin authors by receiver.handlers.
+
+class RetryLater(ReceiverError):
+    """The system that a handler depends on is away: try again later, without using up an attempt."""
+
+    def __init__(self, after: float = 60.0) -> None:
+        super().__init__(f"retry after {after:g} s")
+        self.after = after
+
+
+class GiveUp(ReceiverError):
+    """This delivery can never succeed: dead at once. `code` is a fixed word of the plugin's, free of patients' data."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
