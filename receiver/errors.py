@@ -71,11 +71,12 @@ class BadTransfer(Refusal):
 
 
 class Unreadable(Refusal):
-    """Authentic, but no message that can be read: kept in quarantine and answered 200; a query is answered 400."""
+    """Authentic, but no message that can be read: kept in quarantine and answered 200; a query is answered 400.
 
-    def __init__(self, reason: str, *, kind: str | None = None) -> None:
-        super().__init__(reason)
-        self.kind = kind
+    `query` is the kind of what calls itself a query in spite of all, else None.
+    """
+
+    query: str | None = None
 
 
 # What a handler may say. Exported for plugin authors by receiver.handlers.

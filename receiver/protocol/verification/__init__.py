@@ -1,0 +1,79 @@
+"""Proves that a request is Redox's. One file a kind; here they are put together as a destination requires.
+
+A kind *claims* what a request presents in its name. What it claims and finds bad refuses the request, whatever else is
+presented: adding a credential never widens the door. What no kind claims proves nothing and refuses nothing. Every way to
+fail is one `Unverified`; its reason is for the audit alone. There is no way through without a live credential of every
+kind of one required alternative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final, Protocol
+
+from receiver.errors import Unverified
+from receiver.protocol.message import Head, Inbound, Verified
+from receiver.protocol.registry import Destination
+from receiver.protocol.verification.hmac import HmacKind
+from receiver.protocol.verification.token import TokenKind
+
+__all__ = ["KINDS", "Kind", "parse_require", "screen", "verify"]
+
+
+class Kind(Protocol):
+    """One way in which Redox authenticates itself.
+
+    `claims`: whether the head presents something in this kind's name. `screen` and `verify` are called when it does, and
+    raise Unverified when it is bad: `screen` as far as the head alone tells, `verify` for good, returning the ids of the
+    credentials that matched.
+    """
+
+    @property
+    def name(self) -> str: ...
+    def claims(self, head: Head, destination: Destination) -> bool: ...
+    def screen(self, head: Head, destination: Destination, now: datetime) -> None: ...
+    def verify(self, inbound: Inbound, destination: Destination, now: datetime) -> Sequence[int]: ...
+
+
+KINDS: Final[dict[str, Kind]] = {kind.name: kind for kind in (TokenKind(), HmacKind())}
+
+
+def parse_require(text: Sequence[str]) -> tuple[frozenset[str], ...]:
+    """`["hmac+token", "token"]` as alternatives of kinds. Raises ValueError on an unknown kind, or with no alternative."""
+    alternatives = tuple(frozenset(alternative.split("+")) for alternative in text)
+    unknown = sorted(frozenset().union(*alternatives) - KINDS.keys())
+    if unknown or not alternatives:
+        raise ValueError(f"unknown kind {', '.join(unknown) or '(none)'}: write {', '.join(KINDS)}, joined by +")
+    return alternatives
+
+
+def screen(head: Head, destination: Destination, now: datetime) -> bool:
+    """Whether what the head presents could suffice, so that the body may be read whole.
+
+    Raises Unverified when something presented is already seen to be bad.
+    """
+    claimed = _claimed(head, destination)
+    for kind in claimed:
+        kind.screen(head, destination, now)
+    names = {kind.name for kind in claimed}
+    return any(alternative <= names for alternative in destination.require)
+
+
+def verify(inbound: Inbound, destination: Destination, now: datetime) -> Verified:
+    """The proof. Raises Unverified: `credential_missing`, `credential_insufficient`, or what a kind found."""
+    matched: list[int] = []
+    names = set()
+    for kind in _claimed(inbound.head, destination):
+        matched += kind.verify(inbound, destination, now)
+        names.add(kind.name)
+    if not names:
+        raise Unverified("credential_missing")
+    if not any(alternative <= names for alternative in destination.require):
+        raise Unverified("credential_insufficient")
+    return Verified(credentials=tuple(matched), kinds=frozenset(names))
+
+
+def _claimed(head: Head, destination: Destination) -> list[Kind]:
+    return [kind for kind in KINDS.values() if kind.claims(head, destination)]
+

@@ -1,0 +1,182 @@
+"""The sentence: verify → parse → check the source → record → reply.
+
+`screen` and `judge` are pure: bytes, the registry and the time come in, a verdict comes out. A door (receiver.web for
+WSGI) reads the request, carries the verdict out, and awaits `Ledger.accept`. Sees receiver.protocol, receiver.errors and
+what it defines here; knows no framework and no database.
+
+What Redox does with an answer (Redox: delivery rules): 200 → the next message follows; 400 or more, or none → the whole
+feed pauses and the same message comes again. So a 4xx is only for what is not proved to be Redox's or not allowed in, and
+503 only for what cannot be recorded now.
+
+| verdict     | what the door does                                                     | status              |
+|-------------|------------------------------------------------------------------------|---------------------|
+| Refused     | audit (reason, peer, length, digest), never the body                   | 400 401 403 405 413 |
+| Challenged  | audit; the challenge as text/plain                                     | 200                 |
+| Admitted    | one commit, then 200; a query is answered by its responder             | 200 503 (500 501 504) |
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final, Literal, Protocol
+
+from receiver.errors import BadTransfer, Refusal, UnknownSource, Unreadable, Unverified
+from receiver.protocol import challenge, sources, verification
+from receiver.protocol.message import Head, Inbound, Message, Verified
+from receiver.protocol.reading import read
+from receiver.protocol.registry import Destination, Registry
+from receiver.protocol.verification.token import match
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refused:
+    """A request that goes no further. `claimed_source` only where verified, and only when it is shaped like an id.
+
+    `query` is the kind of a verified query, whose asker is told in Redox's shape that there is no answer.
+    """
+
+    reason: str
+    status: int
+    head: Head
+    destination: Destination | None
+    verified: Verified | None = None
+    claimed_source: str | None = None
+    query: str | None = None
+    body: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Challenged:
+    """A handshake with the right token: `challenge` is to be echoed."""
+
+    challenge: str
+    head: Head
+    destination: Destination
+    credential: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Admitted:
+    """Proved and to be recorded. `message` is None when the body could not be read; then `quarantine` says why."""
+
+    inbound: Inbound
+    destination: Destination
+    verified: Verified
+    message: Message | None
+    quarantine: str | None
+    query: str | None
+
+
+Verdict = Refused | Challenged | Admitted
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Receipt:
+    """What recording made of an admitted message, after its COMMIT. `message_id` is the row's id."""
+
+    message_id: int
+    uuid: str
+    outcome: Literal["accepted", "duplicate", "quarantined", "unhandled"]
+    inline: tuple[int, ...] = ()  # deliveries that must succeed before the answer (acknowledge="after_handling")
+
+
+class Ledger(Protocol):
+    """What a door needs of the storage."""
+
+    def accept(self, admitted: Admitted) -> Future[Receipt]:
+        """Record in one commit. The future raises receiver.errors.Unavailable when that cannot be done now."""
+
+    def refuse(self, refused: Refused) -> None:
+        """Note a refusal in the audit; does not wait."""
+
+    def challenged(self, challenged: Challenged) -> None:
+        """Note an answered handshake in the audit; does not wait."""
+
+
+# What is read of a body that nothing in its head vouches for: enough for a handshake.
+UNPROVED_BODY: Final = challenge.MAX_HANDSHAKE
+
+
+def screen(head: Head, registry: Registry, now: datetime) -> bool | Refused:
+    """Judge by the head alone, before the body is read.
+
+    True: the body may be read whole. False: at most UNPROVED_BODY bytes of it may, for it can only be a handshake.
+    """
+    destination = registry.destinations.get(head.destination)
+    if destination is None or not destination.enabled:
+        return Refused(reason="destination_unknown" if destination is None else "destination_disabled",
+                       status=Unverified.status_hint, head=head, destination=destination)
+    if head.method == "GET":
+        return False
+    try:
+        return verification.screen(head, destination, now)
+    except Unverified as exc:
+        return _refused(exc, head, destination)
+
+
+def judge(inbound: Inbound, registry: Registry, now: datetime) -> Verdict:
+    """The verdict on a whole request, one that `screen` let pass."""
+    head = inbound.head
+    destination = registry.destinations.get(head.destination)
+    if destination is None or not destination.enabled:  # the registry changed while the body came in
+        return Refused(reason="destination_disabled", status=Unverified.status_hint, head=head, destination=destination)
+    verified = None
+    try:
+        if head.method == "GET":
+            return _handshake(challenge.from_query(head), head, destination, now)
+        handshake = challenge.from_body(inbound.body)
+        try:
+            if handshake is not None:
+                return _handshake(handshake, head, destination, now)
+        except Refusal as exc:
+            # With a header that verifies it may be a message of unforeseen shape: that one is kept, never refused.
+            if not verification.screen(head, destination, now):
+                return _refused(exc, head, destination, body=inbound.body)
+        verified = verification.verify(inbound, destination, now)
+        return _admit(inbound, destination, verified)
+    except Refusal as exc:
+        return _refused(exc, head, destination, verified=verified, body=inbound.body)
+
+
+def unproved(head: Head, registry: Registry) -> Refused:
+    """The verdict on a body that is larger than UNPROVED_BODY, where `screen` found nothing in the head that could suffice."""
+    return _refused(Unverified("credential_missing"), head, registry.destinations.get(head.destination))
+
+
+def transfer_refused(exc: BadTransfer, head: Head, registry: Registry) -> Refused:
+    """The verdict on a body that did not arrive as it should."""
+    return _refused(exc, head, registry.destinations.get(head.destination))
+
+
+def _handshake(handshake: challenge.Handshake, head: Head, destination: Destination, now: datetime) -> Challenged:
+    """Judged by the token alone, whatever `require` says: the dashboard sends nothing else."""
+    token = head.header("verification-token")
+    if token is None:
+        token = handshake.token
+    if token is None:
+        raise Unverified("credential_missing")
+    credential = match(token, destination, now)
+    return Challenged(challenge=handshake.answer(), head=head, destination=destination, credential=credential)
+
+
+def _admit(inbound: Inbound, destination: Destination, verified: Verified) -> Verdict:
+    try:
+        message = read(inbound.body)
+    except Unreadable as exc:
+        return Admitted(inbound=inbound, destination=destination, verified=verified, message=None, quarantine=exc.reason,
+                        query=exc.query)
+    try:
+        quarantine = sources.admit(message, destination)
+    except UnknownSource as exc:
+        return _refused(exc, inbound.head, destination, verified=verified, body=inbound.body,
+                        claimed_source=message.source_id, query=message.kind if message.query else None)
+    return Admitted(inbound=inbound, destination=destination, verified=verified, message=message, quarantine=quarantine,
+                    query=message.kind if message.query else None)
+
+
+def _refused(exc: Refusal, head: Head, destination: Destination | None, *, verified: Verified | None = None,
+             claimed_source: str | None = None, query: str | None = None, body: bytes | None = None) -> Refused:
+    return Refused(reason=exc.reason, status=exc.status_hint, head=head, destination=destination, verified=verified,
+                   claimed_source=claimed_source, query=query, body=body)

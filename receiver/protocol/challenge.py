@@ -1,0 +1,79 @@
+"""The one-time handshake of the dashboard's "Verify & Save" (Redox: verification of a destination).
+
+POST `{"verification-token": …, "challenge": …}`, or GET `?challenge=…&verification-token=…` with the token in the query
+or in the header. It is answered with the bare challenge as text/plain, which satisfies the old rule (the whole body) and
+the new one (anywhere in the body). May not verify: the token is judged by `verification.token` alone.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import parse_qs
+
+import msgspec
+
+from receiver.errors import Refusal
+from receiver.protocol.message import Head
+
+# The largest body that is read before anything proves where it comes from; a handshake has about 100 bytes.
+MAX_HANDSHAKE: Final = 8 * 1024
+
+# A UUID in practice. Printable ASCII without spaces or markup is all that is ever echoed.
+_CHALLENGE: Final = re.compile(r"[A-Za-z0-9._~:+/=-]{1,256}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Handshake:
+    """A handshake that was asked for: `token` is None when only the header can hold it."""
+
+    challenge: str | None
+    token: bytes | None = field(repr=False)
+
+    def answer(self) -> str:
+        """The challenge, safe to echo. Raises Refusal("challenge_malformed"), status 400."""
+        if self.challenge is None or not _CHALLENGE.fullmatch(self.challenge):
+            raise Refusal("challenge_malformed")
+        return self.challenge
+
+
+class _Body(msgspec.Struct):
+    challenge: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    token: msgspec.Raw | msgspec.UnsetType = msgspec.field(name="verification-token", default=msgspec.UNSET)
+    Meta: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    resourceType: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET  # noqa: N815 - FHIR's name
+
+
+_decode: Final = msgspec.json.Decoder(_Body)
+
+
+def from_query(head: Head) -> Handshake:
+    """What a GET asks: it can be nothing but a handshake."""
+    try:
+        fields = parse_qs(head.query, keep_blank_values=True, max_num_fields=20)
+    except ValueError:
+        fields = {}
+    challenge, token = (fields.get(name, [None])[0] for name in ("challenge", "verification-token"))
+    return Handshake(challenge=challenge, token=None if token is None else token.encode("utf-8", "surrogatepass"))
+
+
+def from_body(body: bytes) -> Handshake | None:
+    """The handshake that a POST's body is, or None: an object that names a challenge and is no message."""
+    if len(body) > MAX_HANDSHAKE or b'"challenge"' not in body:
+        return None
+    try:
+        found = _decode.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if found.challenge is msgspec.UNSET or found.Meta is not msgspec.UNSET or found.resourceType is not msgspec.UNSET:
+        return None
+    token = None if found.token is msgspec.UNSET else _text(found.token)
+    return Handshake(challenge=_text(found.challenge), token=None if token is None else token.encode())
+
+
+def _text(raw: msgspec.Raw) -> str | None:
+    try:
+        return msgspec.json.decode(raw, type=str)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None

@@ -1,0 +1,144 @@
+"""The values that a request becomes on its way: Head, Inbound, Verified, Message, Reply.
+
+Types carry the proof: the ledger takes a `Verified`, and only `receiver.protocol.verification` makes one. May not do
+anything: plain values, checked when made.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final, Literal
+
+Method = Literal["GET", "POST"]
+
+# A destination's name is part of its URL and of lane names; the registry accepts nothing else.
+DESTINATION_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Head:
+    """What is known of a request before its body is read.
+
+    `headers` has lower-case names; the values are latin-1 text, as WSGI gives them, so that `.encode("latin-1")` is what
+    was on the wire. A header sent twice arrives as one value, "a,b". `target` is the raw path, `query` the raw query
+    string, both as sent. Neither may be logged with its query: a GET handshake carries the token there.
+    """
+
+    destination: str
+    method: Method
+    headers: Mapping[str, str] = field(repr=False)
+    target: str = field(repr=False)
+    query: str = field(repr=False)
+    peer: str
+    received_at: datetime
+
+    def header(self, name: str) -> bytes | None:
+        """The value of header `name` (lower case) as it was on the wire, or None."""
+        value = self.headers.get(name)
+        return None if value is None else value.encode("latin-1", "replace")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inbound:
+    """A whole request: its head and exactly the bytes of its body."""
+
+    head: Head
+    body: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verified:
+    """The proof that a request is Redox's: which credentials vouched for it, and of which kinds they are."""
+
+    credentials: tuple[int, ...]
+    kinds: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Message:
+    """A Redox message, Data Model or FHIR, in one shape. Nothing of the patient's is in here but inside `raw`.
+
+    `kind` is `PatientAdmin.Arrival` (spaces removed from the names) or `FHIR.<event>`. `source_id` is normalised (a UUID
+    in lower case, without `urn:uuid:`) or None when the message names no source. `key` is what duplicates have in
+    common and `outside` the SHA-256 of all bytes outside Meta: the same key with another `outside` is another message.
+    `key_expires` says that the key is only a digest of the body, which may be meant to come again.
+    Ids and times are claims of the sender, cleaned for index columns (no NUL, bounded); the exact bytes are `raw`.
+    """
+
+    kind: str
+    fhir: bool
+    query: bool
+    source_id: str | None
+    source_name: str | None = field(repr=False)
+    log_id: str | None
+    attempt_id: str | None
+    message_id: str | None
+    transmission_id: str | None
+    facility: str | None
+    event_time: datetime | None
+    test: bool
+    key: bytes = field(repr=False)
+    key_expires: bool
+    outside: bytes = field(repr=False)
+    raw: bytes = field(repr=False)
+
+    @property
+    def response_kind(self) -> tuple[str, str]:
+        """(DataModel, EventType) that an answer to this query bears (Redox: `EventType` + "Response")."""
+        model, _, event = self.kind.partition(".")
+        return model, response_event(model, event)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reply:
+    """What the door writes: a status, a body and its media type, and whether the connection must close."""
+
+    status: int
+    body: bytes = field(default=b"", repr=False)
+    media: str = "text/plain; charset=utf-8"
+    retry_after: int | None = None
+    close: bool = False
+
+
+# Redox, synchronous queries: everything else is a notification. Names with spaces removed.
+QUERIES: Final[Mapping[str, str]] = {
+    "ClinicalSummary.PatientQuery": "PatientQueryResponse",
+    "ClinicalSummary.VisitQuery": "VisitQueryResponse",
+    "ClinicalSummary.DocumentQuery": "DocumentQueryResponse",
+    "ClinicalSummary.DocumentGet": "DocumentGetResponse",
+    "ClinicalDecisions.Request": "Response",
+    "Media.Query": "QueryResponse",
+    "Notes.Query": "QueryResponse",
+    "Order.Query": "QueryResponse",
+    "Organization.Query": "QueryResponse",
+    "Referral.Query": "QueryResponse",
+    "Results.Query": "QueryResponse",
+    "PatientAdmin.CensusQuery": "CensusQueryResponse",
+    "PatientAdmin.VisitQuery": "VisitQueryResponse",
+    "PatientSearch.Query": "Response",
+    "PatientSearch.LocationQuery": "LocationQueryResponse",
+    "Provider.ProviderQuery": "ProviderQueryResponse",
+    "Scheduling.AvailableSlots": "AvailableSlotsResponse",
+    "Scheduling.Booked": "BookedResponse",
+    "SSO.Sign-on": "Sign-on",
+    "Vaccination.PatientQuery": "PatientQueryResponse",
+    "Enrichment.NaturalLanguageProcessingQuery": "NaturalLanguageProcessingQueryResponse",
+    "Enrichment.NormalizationQuery": "NormalizationQueryResponse",
+}
+
+
+def response_event(model: str, event: str) -> str:
+    """The EventType of the answer to the query `model.event`."""
+    return QUERIES.get(f"{model}.{event}", f"{event}Response")
+
+
+def error_body(*, kind: str | None, text: str) -> dict[str, Any]:
+    """A body in Redox's shape that says why a query was not answered. `text` is a fixed sentence of ours."""
+    model, _, event = (kind or "").partition(".")
+    meta: dict[str, Any] = {"Errors": [{"ID": None, "Text": text, "Type": "application", "Module": "redox-receiver"}]}
+    if kind:
+        meta = {"DataModel": model, "EventType": response_event(model, event), **meta}
+    return {"Meta": meta}

@@ -1,0 +1,136 @@
+"""Kind `hmac`: the webhook signing secret, over exactly the bytes that arrived.
+
+Redox documents that the secret exists and that a change takes effect at once; header, hash, encoding and signed bytes are
+not published. So all of them are settings of the credential, and several secrets are live while one rotates.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import re
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Final
+
+from receiver.errors import Unverified
+from receiver.protocol.message import Head, Inbound
+from receiver.protocol.registry import Destination, HmacCredential, live
+
+# A header may hold several signatures, separated by commas, while the sender rotates. More than a few is an attack on
+# our time, not a rotation.
+MAX_SIGNATURES: Final = 8
+# Eight base64 SHA-512 values with prefixes have under 1 KB.
+MAX_HEADER: Final = 2048
+_SECONDS: Final = re.compile(rb"[0-9]{1,11}")
+
+
+class HmacKind:
+    """The verifier of `hmac`."""
+
+    name = "hmac"
+
+    def claims(self, head: Head, destination: Destination) -> bool:
+        """The signature header of one of the destination's hmac credentials, live or not."""
+        return any(credential.header in head.headers for credential in _secrets(destination))
+
+    def screen(self, head: Head, destination: Destination, now: datetime) -> None:
+        """Shape and time stamp, before the body is read."""
+        for credentials in _by_header(head, destination):
+            if not any(_candidates(head, credential, now) for credential in credentials):
+                raise Unverified(_why(head, credentials, now))
+
+    def verify(self, inbound: Inbound, destination: Destination, now: datetime) -> Sequence[int]:
+        """The credentials that matched, one a header.
+
+        Raises Unverified: `signature_wrong`, `_malformed`, `_stale`, `_credential_expired`.
+        """
+        return [self._match(inbound, credentials, now) for credentials in _by_header(inbound.head, destination)]
+
+    def _match(self, inbound: Inbound, credentials: Sequence[HmacCredential], now: datetime) -> int:
+        found = None
+        for credential in credentials:
+            signatures = _candidates(inbound.head, credential, now)
+            if not signatures:
+                continue
+            mac = hmac.new(credential.secret, digestmod=credential.hash)
+            if credential.timestamp_header is not None:
+                mac.update((inbound.head.header(credential.timestamp_header) or b"") + b".")
+            mac.update(inbound.body)
+            expected = mac.digest()
+            for signature in signatures:
+                if hmac.compare_digest(signature, expected):
+                    found = credential.id
+        if found is None:
+            raise Unverified(_why(inbound.head, credentials, now))
+        return found
+
+
+def _secrets(destination: Destination) -> list[HmacCredential]:
+    return [credential for credential in destination.credentials if isinstance(credential, HmacCredential)]
+
+
+def _by_header(head: Head, destination: Destination) -> list[list[HmacCredential]]:
+    """The credentials of each signature header that is presented: one of each group must match."""
+    groups: dict[str, list[HmacCredential]] = {}
+    for credential in _secrets(destination):
+        if credential.header in head.headers:
+            groups.setdefault(credential.header, []).append(credential)
+    return list(groups.values())
+
+
+def _candidates(head: Head, credential: HmacCredential, now: datetime) -> list[bytes]:
+    """The well-formed signatures that this credential could have made; none when it is not live or not in time."""
+    if not live(credential, now) or not _timely(head, credential, now):
+        return []
+    value = head.header(credential.header) or b""
+    items = value.split(b",", MAX_SIGNATURES)
+    if len(value) > MAX_HEADER or len(items) > MAX_SIGNATURES:
+        return []
+    prefix = credential.prefix.encode()
+    length = hmac.new(b"", digestmod=credential.hash).digest_size
+    decode = _DECODERS[credential.encoding]
+    found = []
+    for item in items:
+        text = item.strip(b" ")
+        if not text.startswith(prefix):
+            continue
+        try:
+            signature = decode(text[len(prefix):])
+        except (binascii.Error, ValueError):
+            continue
+        if len(signature) == length:
+            found.append(signature)
+    return found
+
+
+def _timely(head: Head, credential: HmacCredential, now: datetime) -> bool:
+    if credential.timestamp_header is None:
+        return True
+    stamp = head.header(credential.timestamp_header) or b""
+    return _SECONDS.fullmatch(stamp) is not None and abs(now.timestamp() - int(stamp)) <= credential.tolerance
+
+
+def _why(head: Head, credentials: Sequence[HmacCredential], now: datetime) -> str:
+    """The reason that helps an operator most."""
+    alive = [credential for credential in credentials if live(credential, now)]
+    if not alive:
+        return "signature_credential_expired"
+    timely = [credential for credential in alive if _timely(head, credential, now)]
+    if not timely:
+        return "signature_stale"
+    return "signature_wrong" if any(_candidates(head, each, now) for each in timely) else "signature_malformed"
+
+
+def _base64url(text: bytes) -> bytes:
+    # With or without padding, as other people's code has it; anything outside the alphabet is refused.
+    bare = text.rstrip(b"=")
+    return base64.b64decode(bare + b"=" * (-len(bare) % 4), altchars=b"-_", validate=True)
+
+
+_DECODERS: Final[dict[str, Callable[[bytes], bytes]]] = {
+    "hex": binascii.unhexlify,
+    "base64": lambda text: base64.b64decode(text, validate=True),
+    "base64url": _base64url,
+}
