@@ -1,0 +1,129 @@
+"""Keys by purpose, in one file of mode 0600, each with an id that stands beside whatever it sealed or signed.
+
+May not use the keys: sealing, MACs and tokens are made elsewhere. Key material never appears in a repr or an error.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from hashlib import sha256
+from hmac import digest
+from pathlib import Path
+from typing import Final
+
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from receiver.errors import ConfigurationError, IntegrityError
+
+# What a key is for. `index` keys digests that are looked up (patients' identifiers, verification tokens): never retired,
+# for the digests could not be made again.
+PURPOSES: Final = ("payload", "secret", "mac", "index", "token", "session")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Key:
+    """One key of 32 bytes. The newest of a purpose is used for what is new, the others only to open what is old."""
+
+    id: str
+    purpose: str
+    created: datetime
+    secret: bytes = field(repr=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the key without telling it: stands in the database, so that a host with another key is found out."""
+        return digest(self.secret, b"redox-receiver fingerprint", "sha256").hex()[:32]
+
+    def derive(self, use: str) -> bytes:
+        """A key of 32 bytes for one use alone (RFC 5869), so that no two uses ever share one."""
+        return HKDF(algorithm=SHA256(), length=32, salt=None, info=f"redox-receiver {use}".encode()).derive(self.secret)
+
+
+class Keyring:
+    """The keys of this host."""
+
+    def __init__(self, keys: Iterable[Key]) -> None:
+        self.keys: Final = tuple(keys)
+        self._by_id = {key.id: key for key in self.keys}
+        self._current = {key.purpose: key for key in sorted(self.keys, key=lambda key: key.created)}
+
+    def current(self, purpose: str) -> Key:
+        """The newest key of `purpose`. Raises ConfigurationError when there is none."""
+        try:
+            return self._current[purpose]
+        except KeyError:
+            raise ConfigurationError(f"the keyring holds no key for {purpose}: run `redox-receiver keys new {purpose}`") from None
+
+    def __getitem__(self, key_id: str) -> Key:
+        """The key of that id. Raises IntegrityError naming the id."""
+        try:
+            return self._by_id[key_id]
+        except KeyError:
+            raise IntegrityError(f"the keyring holds no key {key_id}: restore the keyring file that this was written with") from None
+
+    def with_new(self, purpose: str, now: datetime) -> Keyring:
+        """This keyring and a new key of `purpose`."""
+        if purpose not in PURPOSES:
+            raise ConfigurationError(f"no key is for {purpose!r}: choose {', '.join(PURPOSES)}")
+        if purpose == "index" and purpose in self._current:
+            raise ConfigurationError("there is one index key for good: its digests could not be made again with another")
+        secret = secrets.token_bytes(32)
+        key_id = f"{purpose}-{sha256(secret + b'id').hexdigest()[:8]}"
+        return Keyring((*self.keys, Key(id=key_id, purpose=purpose, created=now, secret=secret)))
+
+    def save(self, path: Path) -> None:
+        """Write the file whole, 0600, or leave the old one as it is."""
+        entries = [{"id": key.id, "purpose": key.purpose, "created": key.created.isoformat(),
+                    "key": base64.b64encode(key.secret).decode()} for key in self.keys]
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                json.dump({"version": 1, "keys": entries}, file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.rename(path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def create(now: datetime) -> Keyring:
+    """A new keyring with one key of each purpose."""
+    keyring = Keyring(())
+    for purpose in PURPOSES:
+        keyring = keyring.with_new(purpose, now)
+    return keyring
+
+
+def load(path: Path) -> Keyring:
+    """The keyring in `path`. Raises ConfigurationError: missing, readable by others, or damaged."""
+    try:
+        mode = path.stat().st_mode
+        text = path.read_text()
+    except FileNotFoundError:
+        raise ConfigurationError(f"there is no keyring at {path}: run `redox-receiver keys init`, or restore it") from None
+    except OSError as exc:
+        raise ConfigurationError(f"the keyring {path} cannot be read ({exc.strerror}); RECEIVER_KEYRING names it") from None
+    if stat.S_IMODE(mode) & 0o077:
+        raise ConfigurationError(f"the keyring {path} can be read by others: run `chmod 600 {path}`")
+    try:
+        return Keyring([Key(id=entry["id"], purpose=entry["purpose"], created=datetime.fromisoformat(entry["created"]),
+                            secret=_secret(entry["key"])) for entry in json.loads(text)["keys"]])
+    except (KeyError, TypeError, ValueError):
+        raise ConfigurationError(f"the keyring {path} is damaged: restore it from its backup") from None
+
+
+def _secret(text: str) -> bytes:
+    secret = base64.b64decode(text, validate=True)
+    if len(secret) != 32:
+        raise ValueError("a key has 32 bytes")
+    return secret

@@ -1,0 +1,228 @@
+"""Authentication to Redox for any httpx2 client: a bearer token, renewed early, once for all threads, never twice a call.
+
+May not know what is sent; may not let a token, an assertion or a key into a repr, a log or an exception.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import threading
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Generator
+from concurrent.futures import Future
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import partial
+from typing import Final
+
+import httpx2
+
+from receiver.outbound.errors import (
+    AnswerLost,
+    AuthenticationFailed,
+    OutboundError,
+    RateLimited,
+    Unavailable,
+    Unsendable,
+)
+from receiver.outbound.limits import Limits, deadline, remaining
+from receiver.outbound.wire import Wire, check_base_url
+from receiver.protocol.credentials import (
+    US,
+    AccessToken,
+    ApiKey,
+    Denial,
+    LegacyKey,
+    TokenRequest,
+    read_token_reply,
+    token_requests,
+)
+
+# A renewal that fails while the token still lives is no harm; it is not tried again with every request meanwhile.
+_AFTER_FAILED_RENEWAL: Final = 5.0
+# Redox allows an assertion 10 s of skew; a clock further off than this explains a refusal.
+_SKEW: Final = 10.0
+
+
+def _same(key: ApiKey) -> ApiKey:
+    return key
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class RedoxAuth(httpx2.Auth):
+    """Puts a Redox access token on the requests of an httpx2 client, sync or async (asyncio).
+
+    `key` is a key, or a function that returns one: it is asked at each renewal, so a key that was exchanged on disk is
+    taken up without a restart. The token goes to `base_url`'s origin alone. Token requests travel on a connection of
+    our own, under its own time-outs and caps, whatever the client's settings are. May be shared by threads.
+
+    The flow raises AuthenticationFailed, RateLimited, Unavailable and the others of receiver.outbound.errors when no
+    token is to be had, all with `not_processed` set; Unsendable for a request to somewhere else.
+    """
+
+    def __init__(self, key: ApiKey | Callable[[], ApiKey], *, base_url: str = US, limits: Limits | None = None,
+                 ssl_context: ssl.SSLContext | None = None, wire: Wire | None = None,
+                 now: Callable[[], datetime] = _utc_now, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._key: Callable[[], ApiKey] = key if callable(key) else partial(_same, key)
+        self.legacy: bool = isinstance(self._key(), LegacyKey)
+        self._base_url = check_base_url(base_url)
+        self._origin = _origin(httpx2.URL(self._base_url))
+        self._limits = limits or Limits()
+        self._owns_wire = wire is None
+        self._wire = wire or Wire(limits=self._limits, ssl_context=ssl_context)
+        self._now = now
+        self._monotonic = monotonic
+        self._lock = threading.Lock()  # over the three below; never held while anything is sent
+        self._held: AccessToken | None = None
+        self._flight: Future[AccessToken] | None = None
+        self._not_before = float("-inf")
+
+    def __repr__(self) -> str:
+        return f"RedoxAuth({self._base_url!r}, {'legacy' if self.legacy else 'OAuth'} key)"
+
+    def close(self) -> None:
+        """Close the connection that token requests travel on, unless it was given to us."""
+        if self._owns_wire:
+            self._wire.close()
+
+    def token(self, *, refused: AccessToken | None = None) -> AccessToken:
+        """A token that is good now; `refused` is one that Redox did not take, and is not returned again."""
+        with self._lock:
+            current = self._current(refused)
+            if current is not None:
+                return current
+            flight, leading = self._flight, self._flight is None
+            if flight is None:
+                flight = self._flight = Future()
+        with deadline(self._limits.token):
+            if leading:
+                self._lead(flight, refused)
+            try:
+                token = flight.result(remaining())
+            except TimeoutError as exc:
+                raise Unavailable("no token from Redox in time", not_processed=True) from exc
+        if token is refused:  # the renewal failed, and whoever led it could do with the token that we can't
+            raise Unavailable("Redox refused the token, and gave no other", not_processed=True)
+        return token
+
+    def sync_auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response]:
+        """One request; after a 401, one more with a new token. What that one answers stands."""
+        self._check_origin(request)
+        token = self.token()
+        response = yield _bearing(request, token)
+        if response.status_code == httpx2.codes.UNAUTHORIZED:
+            yield _bearing(request, self.token(refused=token))
+
+    async def async_auth_flow(self, request: httpx2.Request) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
+        """As sync_auth_flow; a renewal waits in a thread, so the event loop goes on."""
+        self._check_origin(request)
+        with self._lock:
+            current = self._current(None)
+        token = current or await asyncio.to_thread(self.token)
+        response = yield _bearing(request, token)
+        if response.status_code == httpx2.codes.UNAUTHORIZED:
+            yield _bearing(request, await asyncio.to_thread(self.token, refused=token))
+
+    def _current(self, refused: AccessToken | None) -> AccessToken | None:
+        """The token held, if it will do; None when one must be fetched or waited for. Only under the lock."""
+        held, now = self._held, self._monotonic()
+        if held is None or held is refused or held.expired(now):
+            return None
+        # Within the margin one thread renews, and the others go on with the token that still lives.
+        if held.needs_renewal(now) and self._flight is None and now >= self._not_before:
+            return None
+        return held
+
+    def _lead(self, flight: Future[AccessToken], refused: AccessToken | None) -> None:
+        """Fetch a token for everybody who waits on `flight`; never raises but for an interrupt."""
+        with self._lock:
+            held = self._held
+        outcome: AccessToken | Exception = Unavailable("the renewal of the token was broken off", not_processed=True)
+        try:
+            outcome = self._obtain(held)
+        except Exception as exc:  # noqa: BLE001 — whatever it was, all who wait must learn of it
+            outcome = exc
+        finally:
+            with self._lock:
+                self._flight = None
+                now = self._monotonic()
+                if isinstance(outcome, AccessToken):
+                    self._held = outcome
+                elif held is not None and held is not refused and not held.expired(now):
+                    self._not_before = now + _AFTER_FAILED_RENEWAL
+                    outcome = held
+            if isinstance(outcome, AccessToken):
+                flight.set_result(outcome)
+            else:
+                flight.set_exception(outcome)
+
+    def _obtain(self, held: AccessToken | None) -> AccessToken:
+        key = self._key()
+        requests = token_requests(key, self._base_url, held=held, now=self._now(), jti=str(uuid.uuid4()))
+        for position, request in enumerate(requests, start=1):
+            sent = self._monotonic()
+            response = self._ask(request)
+            reply = read_token_reply(key, response.status_code, response.content, sent=sent,
+                                     now=_date_of(response) or self._now())
+            if isinstance(reply, AccessToken):
+                return reply
+            if position == len(requests) or not _is_refusal(reply.status):
+                raise self._failure(reply, response)
+        raise AssertionError("a key always has a request to make")
+
+    def _ask(self, request: TokenRequest) -> httpx2.Response:
+        outgoing = httpx2.Request("POST", request.url, content=request.body, headers={
+            "Content-Type": request.media_type, "Accept": "application/json", "Accept-Encoding": "identity"})
+        try:
+            return self._wire.exchange(outgoing, most=self._limits.token_reply_bytes)
+        except AnswerLost as exc:
+            raise Unavailable("the token endpoint gave no answer", not_processed=True) from exc
+        except OutboundError as exc:
+            exc.not_processed = True  # whatever became of the token request, what needed the token was not sent
+            raise
+
+    def _failure(self, denial: Denial, response: httpx2.Response) -> OutboundError:
+        status = denial.status
+        if status == httpx2.codes.TOO_MANY_REQUESTS:
+            return RateLimited("the token endpoint has had too many requests (HTTP 429)", status=status, not_processed=True)
+        if not _is_refusal(status):
+            return Unavailable(f"the token endpoint gave no token (HTTP {status})", status=status, not_processed=True)
+        said = ": ".join(word for word in (denial.error, denial.description) if word)
+        mend = ("check the legacy API key and its secret" if self.legacy else
+                "check the client id, the kid and the private key against the Redox dashboard")
+        date = _date_of(response)
+        if date is not None and abs(off := (self._now() - date).total_seconds()) > _SKEW:
+            mend = f"this host's clock differs from Redox's by {off:.0f} s; set it right, and then {mend}"
+        return AuthenticationFailed(f"Redox gives no token (HTTP {status}{', ' + said if said else ''}); {mend}",
+                                    status=status, not_processed=True)
+
+    def _check_origin(self, request: httpx2.Request) -> None:
+        if _origin(request.url) != self._origin:
+            raise Unsendable("a Redox token was about to go to another origin than the base URL's")
+
+
+def _bearing(request: httpx2.Request, token: AccessToken) -> httpx2.Request:
+    request.headers["Authorization"] = f"Bearer {token.value}"
+    return request
+
+
+def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port
+
+
+def _is_refusal(status: int) -> bool:
+    return 400 <= status < 500 and status not in (httpx2.codes.TOO_MANY_REQUESTS, httpx2.codes.REQUEST_TIMEOUT)
+
+
+def _date_of(response: httpx2.Response) -> datetime | None:
+    """Redox's clock, as the reply's Date header has it (RFC 9110 6.6.1)."""
+    try:
+        date = parsedate_to_datetime(response.headers.get("date", ""))
+    except (ValueError, OverflowError):
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=UTC)

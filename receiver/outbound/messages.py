@@ -1,0 +1,142 @@
+"""What goes out, made ready: Data Model messages checked as Redox would check them, the source filled in, as JSON bytes.
+
+May not send anything, nor change what the caller passed in; bytes stay the bytes they were.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, Protocol, runtime_checkable
+
+import msgspec
+
+from receiver.outbound.errors import Unsendable
+from receiver.protocol.message import QUERIES
+
+SOURCE_HEADER: Final = "Redox-Source-Id"
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A Pydantic model, such as the classes of the `redox` and `fhir.resources` packages."""
+
+    def model_dump(self, *, mode: Literal["json"], by_alias: bool, exclude_none: bool) -> dict[str, Any]: ...
+
+
+Outgoing = Mapping[str, Any] | bytes | Model
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkOnramp:
+    """Who asks, and why: what a network onramp (TEFCA, Carequality) requires in `Meta.Extensions`.
+
+    `organization` is the sender's identifier in the network, `user` the user's in your system, `role` a SNOMED CT code
+    and `role_name` its words, `purpose` such as "TREATMENT". Redox publishes the four names; the shape of the values is
+    the one that other clients of it send.
+    """
+
+    organization: str
+    user: str = field(repr=False)
+    role: str
+    role_name: str | None = None
+    purpose: str = "TREATMENT"
+    purpose_name: str | None = None
+
+    def extensions(self) -> dict[str, Any]:
+        """The four members of `Meta.Extensions`."""
+        return {"sender-organization-id": _extension("sender-organization-id", string=self.organization),
+                "user-id": _extension("user-id", string=self.user),
+                "user-role": _extension("user-role", coding=_coding(self.role, self.role_name)),
+                "purpose-of-use": _extension("purpose-of-use", coding=_coding(self.purpose, self.purpose_name))}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """A message that can be sent: its bytes, and the header that names its source where the bytes do not."""
+
+    body: bytes = field(repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class _Envelope(msgspec.Struct):
+    Meta: Any = None
+
+
+def prepare(message: Outgoing, *, query: bool, source: str | None, source_required: bool,
+            onramp: NetworkOnramp | None) -> Prepared:
+    """The message as it will be sent. Raises Unsendable for what Redox would refuse.
+
+    A dict or model without `Meta.Source.ID` gets `source` there; bytes are not touched, and get it as a header.
+    """
+    whole = None if isinstance(message, bytes) else as_dict(message)
+    meta = _meta_in(message) if whole is None else whole.get("Meta")
+    if not isinstance(meta, Mapping):
+        raise Unsendable("the message has no Meta object; Redox routes by Meta.DataModel, EventType and Destinations")
+    _check_routing(meta, query)
+    named = meta.get("Source")
+    missing = not (isinstance(named, Mapping) and named.get("ID"))
+    if missing and source is None and source_required:
+        raise Unsendable("several API keys exist here, and the message names no source; set Meta.Source.ID, or give the "
+                         "client its source")
+    if whole is None:
+        if onramp is not None:
+            raise Unsendable("network-onramp extensions can't be put into bytes; pass the message as a dict or a model")
+        return Prepared(body=message, headers={SOURCE_HEADER: source} if missing and source else {})
+    filled = dict(meta)
+    if missing and source is not None:
+        filled["Source"] = {**(named if isinstance(named, Mapping) else {}), "ID": source}
+    if onramp is not None:
+        present = meta.get("Extensions")
+        filled["Extensions"] = {**(present if isinstance(present, Mapping) else {}), **onramp.extensions()}
+    return Prepared(body=encode({**whole, "Meta": filled}))
+
+
+def as_dict(message: Mapping[str, Any] | Model) -> Mapping[str, Any]:
+    """The message as a mapping that JSON can hold. Raises Unsendable for anything that is no message."""
+    if isinstance(message, Mapping):
+        return message
+    if not isinstance(message, Model):
+        raise Unsendable(f"a {type(message).__name__} can't be sent; pass a dict, bytes, or a Pydantic model")
+    composed = getattr(message, "to_redox", None)  # the composable classes of redox.generic
+    return (composed() if composed else message).model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def encode(whole: Mapping[str, Any]) -> bytes:
+    """Compact JSON in UTF-8. Raises Unsendable for what JSON can't hold (NaN, a datetime, a lone surrogate, a cycle)."""
+    try:
+        return json.dumps(whole, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise Unsendable(f"the message holds what JSON can't ({type(exc).__name__})") from exc
+
+
+def _meta_in(body: bytes) -> Any:
+    try:
+        body.decode()
+        return msgspec.json.decode(body, type=_Envelope).Meta
+    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
+        raise Unsendable("the bytes are no JSON object in UTF-8") from None
+
+
+def _check_routing(meta: Mapping[str, Any], query: bool) -> None:
+    for name in ("DataModel", "EventType"):
+        if not isinstance(meta.get(name), str) or not meta[name]:
+            raise Unsendable(f"the message has no Meta.{name}")
+    destinations = meta.get("Destinations")
+    if not isinstance(destinations, Sequence) or isinstance(destinations, str) or not destinations:
+        raise Unsendable("the message names no destination; set Meta.Destinations[].ID")
+    for destination in destinations:
+        if not isinstance(destination, Mapping) or not isinstance(destination.get("ID"), str) or not destination["ID"]:
+            raise Unsendable("a destination in Meta.Destinations has no ID")
+    kind = f"{meta['DataModel']}.{meta['EventType']}".replace(" ", "")
+    if (query or kind in QUERIES) and len(destinations) != 1:
+        raise Unsendable("a query goes to exactly one destination, and this one names several")
+
+
+def _extension(name: str, **value: Any) -> dict[str, Any]:
+    return {"url": f"https://api.redoxengine.com/extensions/{name}", **value}
+
+
+def _coding(code: str, display: str | None) -> dict[str, str]:
+    return {"code": code} if display is None else {"code": code, "display": display}

@@ -1,0 +1,165 @@
+"""One HTTP exchange, with manners: https, no redirect followed, nothing inflated, bounded in size and time, rate limited.
+
+Stands on httpcore2, the transport beneath httpx2, for two reasons: its streams are where a deadline over the whole
+exchange can be held (httpx2 times single reads only), and httpx2's client logs every URL, which in FHIR names patients.
+May not know Redox, retry, or read the environment (proxies, .netrc, certificate paths).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+from collections.abc import Iterable
+from typing import Any, Final
+
+import httpcore2
+import httpx2
+
+from receiver.errors import ConfigurationError
+from receiver.outbound.errors import (
+    AnswerLost,
+    OutboundError,
+    Unavailable,
+    Unsendable,
+    Untrusted,
+    UnusableAnswer,
+)
+from receiver.outbound.limits import Limits, SlidingWindow, remaining
+
+# An idle connection is dropped before a load balancer is likely to (60 s is common), so that a request is seldom
+# written into one that is just being closed, which would leave its fate unknown.
+_KEEP_IDLE: Final = 15.0
+
+
+def check_base_url(text: str) -> str:
+    """The base URL without a slash at its end. Raises ConfigurationError unless https, or http on a loopback address."""
+    try:
+        url = httpx2.URL(text)
+    except httpx2.InvalidURL as exc:
+        raise ConfigurationError("the base URL for Redox is no URL") from exc
+    if url.scheme != "https" and not (url.scheme == "http" and _is_loopback(url.host)):
+        raise ConfigurationError("the base URL for Redox must begin with https:// (http:// is for loopback addresses only)")
+    if not url.host or url.userinfo or url.query or url.fragment:
+        raise ConfigurationError("the base URL for Redox is a scheme, a host, perhaps a port and a path; nothing else")
+    return str(url).rstrip("/")
+
+
+class Wire:
+    """Connections to one service. Threads may share it; processes may not (make it after a fork)."""
+
+    def __init__(self, *, limits: Limits, rate: SlidingWindow | None = None,
+                 ssl_context: ssl.SSLContext | None = None) -> None:
+        self._limits = limits
+        self._rate = rate or SlidingWindow()
+        self._pool = httpcore2.ConnectionPool(
+            ssl_context=ssl_context or httpx2.create_ssl_context(trust_env=False),
+            max_connections=limits.connections, max_keepalive_connections=limits.connections,
+            keepalive_expiry=_KEEP_IDLE, network_backend=_Backend())
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._pool.close()
+
+    def exchange(self, request: httpx2.Request, *, most: int) -> httpx2.Response:
+        """Send the request and read the whole answer, of at most `most` bytes. Only inside `limits.deadline`.
+
+        Any status but a redirect is an answer. Raises the errors of receiver.outbound.errors, with `not_processed` set
+        where no connection came about.
+        """
+        self._rate.wait(remaining())
+        timeouts = {"connect": self._limits.connect, "read": self._limits.read, "write": self._limits.read,
+                    "pool": remaining()}
+        assert isinstance(request.stream, Iterable)
+        url = request.url
+        outgoing = httpcore2.Request(
+            request.method, httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
+            headers=request.headers.raw, content=request.stream, extensions={"timeout": timeouts})
+        try:
+            answer = self._pool.handle_request(outgoing)
+            try:
+                body = _read_capped(answer, most)
+            finally:
+                answer.close()
+        except OutboundError:
+            raise
+        except (httpcore2.ConnectError, httpcore2.ConnectTimeout, httpcore2.PoolTimeout) as exc:
+            raise _no_connection(exc, url.host) from exc
+        except httpcore2.LocalProtocolError as exc:
+            raise Unsendable("the request breaks HTTP: a header with a line end in it, or a file that changed its size "
+                             "while it was read") from exc
+        except (httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.ProtocolError) as exc:
+            raise AnswerLost(f"the request went to {url.host} and no answer came back ({type(exc).__name__}); Redox may "
+                             "have processed it") from exc
+        return httpx2.Response(answer.status, headers=answer.headers, content=body, request=request)
+
+
+def _read_capped(answer: httpcore2.Response, most: int) -> bytes:
+    if 300 <= answer.status < 400:
+        raise UnusableAnswer(f"redirected (HTTP {answer.status}), which is never followed: set the base URL to the "
+                             "service's own", status=answer.status)
+    encodings = (value for name, value in answer.headers if name.lower() == b"content-encoding")
+    if any(encoding.strip().lower() not in (b"", b"identity") for encoding in encodings):
+        raise UnusableAnswer("the answer is compressed though we asked for none, and is not inflated", status=answer.status)
+    body = bytearray()
+    assert isinstance(answer.stream, Iterable)
+    for chunk in answer.stream:
+        body += chunk
+        if len(body) > most:
+            raise UnusableAnswer(f"the answer is larger than {most} bytes", status=answer.status)
+    return bytes(body)
+
+
+def _no_connection(exc: Exception, host: str) -> OutboundError:
+    cause: BaseException | None = exc
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return Untrusted(f"the certificate of {host} is refused: {cause.verify_message}", not_processed=True)
+        cause = cause.__cause__
+    if isinstance(exc, httpcore2.PoolTimeout):
+        return Unavailable("every connection of this client is in use; share it among fewer threads, or allow it more "
+                           "connections", not_processed=True)
+    return Unavailable(f"no connection to {host} ({type(exc.__cause__ or exc).__name__})", not_processed=True)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _sooner(timeout: float | None, late: type[Exception]) -> float:
+    left = remaining()
+    if left <= 0:
+        raise late("out of time")
+    return left if timeout is None else min(timeout, left)
+
+
+class _Stream(httpcore2.NetworkStream):
+    """A stream whose every operation ends by the deadline: a server that drips single bytes gains nothing."""
+
+    def __init__(self, inner: httpcore2.NetworkStream) -> None:
+        self._inner = inner
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._inner.read(max_bytes, _sooner(timeout, httpcore2.ReadTimeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._inner.write(buffer, _sooner(timeout, httpcore2.WriteTimeout))
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def start_tls(self, ssl_context: ssl.SSLContext, server_hostname: str | None = None,
+                  timeout: float | None = None) -> httpcore2.NetworkStream:
+        return _Stream(self._inner.start_tls(ssl_context, server_hostname, _sooner(timeout, httpcore2.ConnectTimeout)))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._inner.get_extra_info(info)
+
+
+class _Backend(httpcore2.SyncBackend):
+    def connect_tcp(self, host: str, port: int, timeout: float | None = None, local_address: str | None = None,
+                    socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None) -> httpcore2.NetworkStream:
+        return _Stream(super().connect_tcp(host, port, _sooner(timeout, httpcore2.ConnectTimeout), local_address,
+                                           socket_options))

@@ -1,0 +1,83 @@
+"""MACs over rows, the audit chain's link, and keyed digests: what makes stored rows testify.
+
+May not read or write rows. The encoding below is part of the stored evidence: it must never change for rows that exist.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+
+from receiver.keyring import Key, Keyring
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+# The immutable columns of each table that its MAC covers, in this order. Columns that change by themselves (last_used_at,
+# paused_at, state) are not among them.
+COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
+    "destinations": ("id", "name", "environment", "enabled", "require", "sources_policy", "on_unknown_source",
+                     "test_messages", "reply_with"),
+    "credentials": ("id", "destination_id", "kind", "label", "digest", "secret", "secret_key", "settings", "expires_at",
+                    "revoked_at"),
+    "sources": ("id", "destination_id", "source_id", "name", "enabled"),
+    "subscriptions": ("id", "destination_id", "handler", "role", "patterns", "ordering", "patient_key", "acknowledge",
+                      "on_failure", "max_attempts", "timeout", "enabled"),
+    "messages": ("uuid", "destination_id", "credential_ids", "source_id", "kind", "query", "test", "log_id", "attempt_id",
+                 "message_id", "transmission_id", "event_time", "received_at", "peer", "sha256", "size"),
+    "audit_events": ("writer", "n", "at", "action", "outcome", "reason", "actor", "peer", "destination", "message_uuid",
+                     "subject", "count", "detail", "note", "note_key"),
+}
+
+
+def mac_key(key: Key) -> bytes:
+    """The key that rows are signed with."""
+    return key.derive("row mac")
+
+
+def row_mac(key: bytes, table: str, row: Mapping[str, Any], *, previous: bytes = b"") -> bytes:
+    """HMAC-SHA256 over the table's name, the columns of COLUMNS, and, in a chain, the MAC before."""
+    return hmac.digest(key, previous + encode(table, *(row[name] for name in COLUMNS[table])), "sha256")
+
+
+def encode(*values: Any) -> bytes:
+    """An unambiguous encoding: a JSON array; times as microseconds since 1970, bytes as base64, mappings sorted."""
+    return msgspec.json.encode([_plain(value) for value in values], order="sorted")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return (value - _EPOCH) // _MICROSECOND
+    if isinstance(value, UUID):
+        return str(value)
+    if isinstance(value, float):
+        return repr(value)
+    return value
+
+
+def token_key(keyring: Keyring) -> bytes:
+    """What verification tokens are digested under."""
+    return keyring.current("index").derive("verification token")
+
+
+class PatientDigests:
+    """Digests of patients' identifiers, by which messages are found without the identifiers being stored."""
+
+    def __init__(self, keyring: Keyring) -> None:
+        self._key = keyring.current("index").derive("patient")
+
+    def digest(self, id_type: str, identifier: str) -> bytes:
+        """HMAC-SHA256 of one identifier; equal for equal (type, identifier) in every message and at every destination."""
+        return hmac.digest(self._key, f"{id_type}\0{identifier}".encode(), "sha256")
+
+
+def chain(key: bytes, rows: Sequence[dict[str, Any]], previous: bytes) -> bytes:
+    """Give each audit row its `mac`, each over the one before; the last is returned."""
+    for row in rows:
+        previous = row["mac"] = row_mac(key, "audit_events", row, previous=previous)
+    return previous

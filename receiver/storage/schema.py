@@ -1,0 +1,321 @@
+"""The tables. Their names and columns are a contract: operators query them, audits cite them.
+
+Alembic compares this with the migrations. May not hold queries.
+
+Times are timestamptz; digests and MACs bytea of 32 bytes. `mac` columns are HMAC-SHA256 (receiver.storage.evidence) over
+the columns named there, under the key `mac_key`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import (
+    ARRAY,
+    REAL,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB, UUID
+
+metadata: Final = MetaData(naming_convention={
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s", "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s", "fk": "fk_%(table_name)s_%(column_0_name)s", "pk": "pk_%(table_name)s"})
+
+
+def _id() -> Column[int]:
+    return Column("id", BigInteger, Identity(always=True), primary_key=True)
+
+
+def _time(name: str, *, nullable: bool = True, **options: Any) -> Column[Any]:
+    return Column(name, DateTime(timezone=True), nullable=nullable, **options)
+
+
+def _created() -> Column[Any]:
+    return _time("created_at", nullable=False, server_default=func.now())
+
+
+def _text(name: str, *, nullable: bool = False, **options: Any) -> Column[Any]:
+    return Column(name, Text, nullable=nullable, **options)
+
+
+def _flag(name: str, *, default: bool) -> Column[Any]:
+    return Column(name, Boolean, nullable=False, server_default=text("true" if default else "false"))
+
+
+def _mac() -> tuple[Column[Any], Column[Any]]:
+    return Column("mac", LargeBinary, nullable=False), _text("mac_key")
+
+
+def _one_of(column: str, *values: str) -> CheckConstraint:
+    listed = ", ".join(f"'{value}'" for value in values)
+    return CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+def _destination(**options: Any) -> Column[Any]:
+    return Column("destination_id", BigInteger, ForeignKey("destinations.id"), nullable=False, **options)
+
+
+def _recorded_at() -> Column[Any]:
+    # No foreign keys on what the accept path writes: each would cost a look-up and a shared row lock a message, to prove
+    # what the registry has just told. Destinations are never deleted.
+    return Column("destination_id", BigInteger, nullable=False)
+
+
+# --- the registry: what may come in, and who gets it. Every change bumps registry_version and is audited.
+
+registry_version = Table(
+    "registry_version", metadata,
+    Column("one", Boolean, primary_key=True, server_default=text("true")),
+    Column("version", BigInteger, nullable=False),
+    CheckConstraint("one", name="one"),
+)
+
+destinations = Table(
+    "destinations", metadata,
+    _id(),
+    _text("name", unique=True),
+    _text("environment"),
+    _flag("enabled", default=True),
+    Column("require", ARRAY(Text), nullable=False),  # alternatives, each kinds joined by +
+    _text("sources_policy"),
+    _text("on_unknown_source"),
+    _text("test_messages"),
+    _text("reply_with", nullable=True),
+    _created(),
+    *_mac(),
+    _one_of("environment", "development", "staging", "production"),
+    _one_of("sources_policy", "registered", "any"),
+    _one_of("on_unknown_source", "reject", "quarantine"),
+    _one_of("test_messages", "accept", "quarantine", "reject"),
+)
+
+credentials = Table(
+    "credentials", metadata,
+    _id(),
+    _destination(index=True),
+    _text("kind"),
+    _text("label", nullable=True),
+    Column("digest", LargeBinary),          # token: HMAC under the index key
+    Column("secret", LargeBinary),          # sealed, where it must be recoverable
+    _text("secret_key", nullable=True),     # id of the key that sealed it, or that keyed the digest
+    Column("settings", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
+    _created(),
+    _time("expires_at"),
+    _time("revoked_at"),
+    _time("last_used_at"),                  # not under the MAC: flushed at most once a minute
+    *_mac(),
+)
+
+sources = Table(
+    "sources", metadata,
+    _id(),
+    _destination(),
+    _text("source_id", nullable=True),      # null: messages that name no source
+    _text("name", nullable=True),
+    _flag("enabled", default=True),
+    _created(),
+    *_mac(),
+    Index("uq_sources_destination_id_source_id", "destination_id", text("coalesce(source_id, '')"), unique=True),
+)
+
+subscriptions = Table(
+    "subscriptions", metadata,
+    _id(),
+    _destination(),
+    _text("handler"),
+    _text("role"),
+    Column("patterns", ARRAY(Text), nullable=False),
+    _text("ordering"),
+    _text("patient_key", nullable=True),
+    _text("acknowledge"),
+    _text("on_failure"),
+    Column("max_attempts", Integer, nullable=False),
+    Column("timeout", REAL, nullable=False),
+    _flag("enabled", default=True),
+    _time("paused_at"),                     # not under the MAC: a state of work, changed by workers
+    _text("pause_reason", nullable=True),
+    _created(),
+    *_mac(),
+    UniqueConstraint("destination_id", "handler"),
+    _one_of("role", "handler", "responder"),
+    _one_of("ordering", "source", "patient", "none"),
+    _one_of("acknowledge", "after_commit", "after_handling"),
+    _one_of("on_failure", "dead", "hold"),
+)
+
+keys = Table(
+    "keys", metadata,                       # fingerprints only; the keys are in the keyring file
+    Column("id", Text, primary_key=True),
+    _text("purpose"),
+    _text("fingerprint"),
+    _created(),
+)
+
+# --- what came in
+
+messages = Table(
+    "messages", metadata,
+    _id(),
+    Column("uuid", UUID, nullable=False, unique=True),
+    _recorded_at(),
+    Column("credential_ids", ARRAY(BigInteger), nullable=False),
+    _text("source_id", nullable=True),
+    _text("kind", nullable=True),           # null: unreadable
+    Column("query", Boolean, nullable=False),
+    Column("test", Boolean, nullable=False),
+    _text("log_id", nullable=True),
+    _text("attempt_id", nullable=True),
+    _text("message_id", nullable=True),     # Redox's Meta.Message.ID
+    _text("transmission_id", nullable=True),
+    _text("facility", nullable=True),
+    _time("event_time"),
+    _time("received_at", nullable=False),
+    _text("peer"),
+    Column("sha256", LargeBinary, nullable=False),
+    Column("size", Integer, nullable=False),
+    _text("content_type", nullable=True),
+    _text("state"),
+    _text("quarantine_reason", nullable=True),
+    Column("id_conflict", Boolean, nullable=False),
+    _time("patients_indexed_at"),           # when the worker filled patient_digests
+    *_mac(),
+    _one_of("state", "accepted", "unhandled", "quarantined", "discarded"),
+    Index("ix_messages_quarantined", "destination_id", "id", postgresql_where=text("state = 'quarantined'")),
+    Index("ix_messages_patients_unindexed", "id", postgresql_where=text("patients_indexed_at IS NULL")),
+    Index("ix_messages_received_at", "received_at", postgresql_using="brin"),
+)
+
+message_keys = Table(
+    "message_keys", metadata,
+    Column("destination_id", BigInteger, primary_key=True),
+    Column("key", LargeBinary, primary_key=True),
+    Column("outside", LargeBinary, primary_key=True),  # SHA-256 of the bytes outside Meta
+    Column("message_id", BigInteger, nullable=False),
+    _time("expires_at"),
+    Index("ix_message_keys_expires_at", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
+)
+
+payloads = Table(
+    "payloads", metadata,                   # partitioned by time from the first migration, purged by partition
+    Column("message_id", BigInteger, primary_key=True, autoincrement=False),
+    _time("received_at", nullable=False, primary_key=True),
+    _text("payload_key"),
+    Column("sealed", LargeBinary, nullable=False),
+    postgresql_partition_by="RANGE (received_at)",
+)
+
+patient_digests = Table(
+    "patient_digests", metadata,            # HMAC of "TYPE\0identifier" under the index key
+    Column("digest", LargeBinary, primary_key=True),
+    Column("message_id", BigInteger, primary_key=True, autoincrement=False),
+)
+
+# --- what becomes of it
+
+deliveries = Table(
+    "deliveries", metadata,                 # in one lane, the order of ids is the order of running
+    _id(),
+    Column("message_id", BigInteger, nullable=False),
+    _recorded_at(),
+    _text("handler"),
+    Column("generation", Integer, nullable=False, server_default=text("1")),
+    _text("lane"),
+    Column("inline", Boolean, nullable=False),  # acknowledge="after_handling": run in the request, by no worker
+    _text("state", server_default=text("'pending'")),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    _time("ready_at"),                      # null: at once; else not before
+    _time("deferred_since"),                # since when the handler says RetryLater
+    _text("error_class", nullable=True),
+    Column("error_frames", ARRAY(Text)),    # module:line:function, outermost first
+    Column("error_sealed", LargeBinary),    # the text: it may quote a patient
+    _text("error_key", nullable=True),
+    Column("epoch", BigInteger),            # of the lease that last ran it
+    _created(),
+    _time("finished_at"),
+    UniqueConstraint("message_id", "handler", "generation"),
+    _one_of("state", "pending", "succeeded", "dead", "skipped"),
+    Index("ix_deliveries_pending", "lane", "id", postgresql_where=text("state = 'pending'")),
+    Index("ix_deliveries_dead", "handler", "finished_at", postgresql_where=text("state = 'dead'")),
+)
+
+delivery_attempts = Table(
+    "delivery_attempts", metadata,
+    _id(),
+    Column("delivery_id", BigInteger, nullable=False, index=True),
+    Column("attempt", Integer, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    _text("worker"),
+    _time("started_at", nullable=False),
+    _time("ended_at", nullable=False, server_default=func.now()),
+    _text("outcome"),                       # succeeded, failed, timed_out, crashed, retry_later, gave_up
+    _text("error_class", nullable=True),
+    Column("error_frames", ARRAY(Text)),
+)
+
+lanes = Table(
+    "lanes", metadata,                      # made when a lane is first claimed; no row means ready
+    Column("lane", Text, primary_key=True),
+    _text("handler"),
+    _recorded_at(),
+    _text("state", server_default=text("'ready'")),
+    _time("ready_at"),                      # waiting: not before
+    _text("owner", nullable=True),
+    Column("epoch", BigInteger, nullable=False, server_default=text("0")),
+    _time("lease_until"),
+    _one_of("state", "ready", "waiting", "held", "paused"),
+    Index("ix_lanes_leased", "lease_until", postgresql_where=text("owner IS NOT NULL")),
+)
+
+workers = Table(
+    "workers", metadata,                    # who is alive: for `status`, `check` and taking over
+    Column("name", Text, primary_key=True),
+    _text("host"),
+    Column("pid", Integer, nullable=False),
+    Column("handlers", ARRAY(Text), nullable=False),
+    _time("started_at", nullable=False, server_default=func.now()),
+    _time("seen_at", nullable=False, server_default=func.now()),
+)
+
+# --- evidence
+
+audit_events = Table(
+    "audit_events", metadata,               # append-only: a trigger refuses UPDATE, DELETE and TRUNCATE
+    _id(),
+    Column("writer", UUID, nullable=False),  # one process; it numbers and chains its rows
+    Column("n", BigInteger, nullable=False),
+    _time("at", nullable=False),
+    _text("action"),                        # subject.verb, such as message.accept
+    _text("outcome"),
+    _text("reason", nullable=True),         # a fixed word
+    _text("actor"),                         # redox, worker:<name>, or user@host
+    _text("peer", nullable=True),
+    _text("destination", nullable=True),
+    Column("message_uuid", UUID),
+    _text("subject", nullable=True),        # which other row: table:id
+    Column("count", Integer, nullable=False, server_default=text("1")),  # more than one: a flood, summed up
+    _text("detail", nullable=True),         # JSON with fixed keys, free of patients' data
+    Column("note", LargeBinary),            # sealed: why, in a person's words
+    _text("note_key", nullable=True),
+    Column("mac", LargeBinary, nullable=False),  # over this row and the writer's MAC before
+    _text("mac_key"),
+    UniqueConstraint("writer", "n"),
+    Index("ix_audit_events_at", "at"),
+    Index("ix_audit_events_message_uuid", "message_uuid"),
+    Index("ix_audit_events_destination_id", "destination", "id"),
+)
+
