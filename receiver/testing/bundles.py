@@ -1,7 +1,7 @@
 """FHIR notifications: message Bundles in the two forms that Redox has documented.
 
-Today's form names the event by `eventUri` and its source as `urn:uuid:…`; the one until 2024 by `eventCoding` and a bare
-UUID. May not be taken for a FHIR validator: the resources hold what a handler looks for first.
+Today's form names the event by `eventUri` and its source as `urn:uuid:…`; the one until 2024 by `eventCoding` and a
+bare UUID. May not be taken for a FHIR validator: the resources hold what a handler looks for first.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def _patient(of: Case, identity: str) -> dict[str, Any]:
     who = of.patient
     return {
         "resourceType": "Patient", "id": identity,
-        "identifier": [{"system": "urn:redox:MR", "value": who.mrn}, {"system": "urn:redox:EHRID", "value": who.ehr_id}],
+        "identifier": [{"system": "urn:redox:MR", "value": who.mrn},
+                       {"system": "urn:redox:EHRID", "value": who.ehr_id}],
         "name": [{"use": "official", "family": who.family, "given": [who.given, who.middle]}],
         "gender": who.sex.lower(), "birthDate": who.born.isoformat(),
         "telecom": [{"system": "phone", "use": "home", "value": who.home_phone},
@@ -67,8 +68,8 @@ def _focus(resource: str, of: Case, patient: str) -> dict[str, Any]:
                     "end": of.time(48.5), "participant": [{"actor": {"reference": patient}, "status": "accepted"}]}
         case "Observation":
             value, unit, low, high = measured(of, "observation")
-            return {"status": "final", "code": _code(choose(of, "observation")), **subject, "effectiveDateTime": of.time(-1),
-                    "valueQuantity": {"value": value, "unit": unit},
+            return {"status": "final", "code": _code(choose(of, "observation")), **subject,
+                    "effectiveDateTime": of.time(-1), "valueQuantity": {"value": value, "unit": unit},
                     "referenceRange": [{"low": {"value": low, "unit": unit}, "high": {"value": high, "unit": unit}}]}
         case "DocumentReference":
             return {"status": "current", "type": _code(choose(of, "document")), **subject, "date": of.time(-1),
@@ -80,8 +81,8 @@ def _focus(resource: str, of: Case, patient: str) -> dict[str, Any]:
             return {"status": "active", "intent": "order", "medicationCodeableConcept": _code(choose(of, "medication")),
                     **subject, "authoredOn": of.time()}
         case "DeviceRequest":
-            return {"status": "active", "intent": "order", "codeCodeableConcept": _code(choose(of, "device")), **subject,
-                    "authoredOn": of.time()}
+            return {"status": "active", "intent": "order", "codeCodeableConcept": _code(choose(of, "device")),
+                    **subject, "authoredOn": of.time()}
         case _:  # ServiceRequest
             return {"status": "active", "intent": "order", "identifier": [{"value": str(of.number("order"))}],
                     "code": _code(choose(of, "procedure")), **subject, "authoredOn": of.time()}

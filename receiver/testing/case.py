@@ -37,7 +37,8 @@ class Case:
     def number(self, what: str, digits: int = 8) -> int:
         """A number of that many digits, the same wherever one seed asks for the same thing (a visit, an order)."""
         digest = int.from_bytes(sha256(f"{self.seed}:{what}".encode()).digest()[:8])
-        return 10 ** (digits - 1) + digest % (9 * 10 ** (digits - 1))
+        least: int = 10 ** (digits - 1)
+        return least + digest % (9 * least)
 
     def uuid(self, what: str) -> str:
         """A UUID of this very message: another kind with the same seed has another."""

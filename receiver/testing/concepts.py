@@ -26,7 +26,6 @@ _SYSTEMS: Final = {
     "RxNorm": "2.16.840.1.113883.6.88", "CPT": "2.16.840.1.113883.6.12", "CVX": "2.16.840.1.113883.12.292",
     "MVX": "2.16.840.1.113883.12.227", "NDC": "2.16.840.1.113883.6.69", "NUCC": "2.16.840.1.113883.6.101",
     "NCI Thesaurus": "2.16.840.1.113883.3.26.1.1", "CDC Race and Ethnicity": "2.16.840.1.113883.6.238",
-    "HL7 Confidentiality": "2.16.840.1.113883.5.25",
     "HL7 RoleCode": "2.16.840.1.113883.5.111", "HL7 DischargeDisposition": "2.16.840.1.113883.12.112",
 }
 
@@ -42,7 +41,6 @@ _TOPICS: Final[dict[str, tuple[Concept, ...]]] = {
         ("M54.50", "Low back pain, unspecified"), ("N39.0", "Urinary tract infection, site not specified")),
     "allergen": _coded("RxNorm", ("7980", "Penicillin G"), ("2670", "Codeine"), ("1191", "Aspirin")),
     "allergy type": _coded("SNOMED CT", ("416098002", "Allergy to drug")),
-    "reaction": _coded("SNOMED CT", ("247472004", "Wheal"), ("422587007", "Nausea"), ("271807003", "Eruption of skin")),
     "severity": _coded("SNOMED CT", ("255604002", "Mild"), ("6736007", "Moderate")),
     "medication": _coded(
         "RxNorm", ("197361", "Amlodipine 5 MG Oral Tablet"), ("308136", "Amlodipine 2.5 MG Oral Tablet"),
@@ -50,7 +48,7 @@ _TOPICS: Final[dict[str, tuple[Concept, ...]]] = {
     "drug package": _coded("NDC", ("00093-1048-01", "Metformin hydrochloride 500 MG tablet, 100 count")),
     "vaccine": _coded("CVX", ("140", "Influenza, seasonal, injectable, preservative free"), ("115", "Tdap")),
     "vaccine maker": _coded("MVX", ("SKB", "GlaxoSmithKline"), ("PMC", "Sanofi Pasteur")),
-    "device": _coded("SNOMED CT", ("14106009", "Cardiac pacemaker")),
+    "device": _coded("SNOMED CT", ("43770009", "Sphygmomanometer")),
     "route": _coded("NCI Thesaurus", ("C38288", "Oral")),
     "injection route": _coded("NCI Thesaurus", ("C28161", "Intramuscular")),
     "body site": _coded(
@@ -58,8 +56,6 @@ _TOPICS: Final[dict[str, tuple[Concept, ...]]] = {
     "procedure": _coded(
         "CPT", ("80053", "Comprehensive metabolic panel"), ("71046", "Radiologic examination, chest, 2 views"),
         ("93000", "Electrocardiogram with interpretation and report"), ("85025", "Complete blood count")),
-    "surgery": _coded(
-        "CPT", ("47562", "Laparoscopic cholecystectomy"), ("29881", "Arthroscopy of knee with meniscectomy")),
     "visit type": _coded("CPT", ("99213", "Office visit, established patient, 20 minutes")),
     "observation": _coded(
         "LOINC", ("718-7", "Hemoglobin"), ("2345-7", "Glucose"), ("2160-0", "Creatinine"), ("2823-3", "Potassium")),
@@ -71,17 +67,10 @@ _TOPICS: Final[dict[str, tuple[Concept, ...]]] = {
         ("207Q00000X", "Family Medicine")),
     "staff role": _coded("SNOMED CT", ("224535009", "Registered nurse"), ("158965000", "Medical practitioner")),
     "status": _coded("SNOMED CT", ("55561003", "Active")),
-    "achievement": _coded("SNOMED CT", ("385651009", "In progress")),
-    "priority": _coded("SNOMED CT", ("394849002", "High priority")),
-    "relation": _coded("HL7 RoleCode", ("MTH", "Mother"), ("FTH", "Father")),
     "race": _coded(
         "CDC Race and Ethnicity", ("2106-3", "White"), ("2054-5", "Black or African American"), ("2028-9", "Asian")),
     "ethnicity": _coded("CDC Race and Ethnicity", ("2186-5", "Not Hispanic or Latino")),
-    "goal": _coded("LOINC", ("55284-4", "Blood pressure systolic and diastolic")),
-    "tobacco": _coded("SNOMED CT", ("266919005", "Never smoked tobacco"), ("8517006", "Ex-smoker")),
     "document": _coded("LOINC", ("34133-9", "Summarization of Episode Note"), ("11506-3", "Progress note")),
-    "confidentiality": _coded("HL7 Confidentiality", ("N", "Normal")),
-    "directive": _coded("SNOMED CT", ("304251008", "Resuscitation"), ("304253006", "Not for resuscitation")),
     "disposition": _coded(
         "HL7 DischargeDisposition", ("01", "Discharged to home or self care (routine discharge)")),
     "education": _coded("SNOMED CT", ("6143009", "Diabetic education")),
@@ -94,35 +83,30 @@ _TOPICS: Final[dict[str, tuple[Concept, ...]]] = {
 _MEASURED: Final[dict[str, tuple[float, str, float, float]]] = {
     "718-7": (13.9, "g/dL", 12.0, 17.5), "2345-7": (98, "mg/dL", 70, 99), "2160-0": (0.9, "mg/dL", 0.6, 1.3),
     "2823-3": (4.1, "mmol/L", 3.5, 5.1), "8867-4": (72, "/min", 60, 100), "9279-1": (16, "/min", 12, 20),
-    "41950-7": (6412, "steps", 0, 30000), "55284-4": (128, "mm[Hg]", 90, 130),
+    "41950-7": (6412, "steps", 0, 30000),
 }
 
 # Which topic a field is about, by its name or by its parent's and its own; the longer key wins.
 _FIELDS: Final[dict[str, str]] = {
-    **dict.fromkeys(("Diagnoses", "Diagnosis", "AdmissionDiagnosis", "DischargeDiagnosis", "Problems", "ResolvedProblems",
-                     "Indications", "Conditions", "HealthConcerns", "ReasonForVisit", "Entries", "Submitted", "Codes",
-                     "LexicalReference", "DecisionSupport"), "diagnosis"),
-    "Allergies": "allergen", "Substance": "allergen", "Allergies.Type": "allergy type", "Reaction": "reaction",
-    "Severity": "severity", "Criticality": "severity", "Product": "medication", "Drug": "medication",
-    "MixtureComponents": "medication", "NDC": "drug package", "Immunizations.Product": "vaccine",
-    "Vaccinations.Product": "vaccine", "MedicalEquipment.Product": "device", "Supplies": "device", "Equipment": "device",
-    "Manufacturer": "vaccine maker", "Route": "route", "Immunizations.Route": "injection route",
-    "Vaccinations.Route": "injection route", "TargetSite": "body site", "BodySite": "body site", "Site": "body site",
-    "Procedures": "procedure", "Procedure": "procedure", "Services": "procedure", "AdjudicatedService": "procedure",
-    "SubmittedService": "procedure", "UnsignedProcedureOrders": "procedure", "Chargeable": "procedure",
-    "SurgicalInfo": "procedure", "VisitType": "visit type",
-    "Observations": "observation", "Results": "observation", "Components": "observation", "Orders": "procedure",
+    **dict.fromkeys(("Diagnoses", "Diagnosis", "Problems", "Indications", "Conditions", "ReasonForVisit", "Entries",
+                     "Submitted", "Codes", "LexicalReference", "DecisionSupport"), "diagnosis"),
+    "Allergies": "allergen", "Substance": "allergen", "Allergies.Type": "allergy type", "Severity": "severity",
+    "Criticality": "severity", "Product": "medication", "Drug": "medication", "MixtureComponents": "medication",
+    "NDC": "drug package", "Immunizations.Product": "vaccine", "Vaccinations.Product": "vaccine",
+    "Equipment": "device", "Manufacturer": "vaccine maker", "Route": "route",
+    "Immunizations.Route": "injection route", "Vaccinations.Route": "injection route", "BodySite": "body site",
+    "Site": "body site", "Procedures": "procedure", "Procedure": "procedure", "Services": "procedure",
+    "AdjudicatedService": "procedure", "SubmittedService": "procedure", "UnsignedProcedureOrders": "procedure",
+    "Chargeable": "procedure", "SurgicalInfo": "procedure", "VisitType": "visit type", "Observations": "observation",
+    "Results": "observation", "Components": "observation", "Orders": "procedure",
     "VitalSigns.Observations": "vital sign", "Encounters": "encounter",
     **dict.fromkeys(("Specialties", "Specialty", "SpecialtyDepartment", "Department", "Qualifications"), "specialty"),
     **dict.fromkeys(("Role", "Roles", "Types"), "staff role"), "Status": "status", "HealthStatus": "status",
-    "AchievementStatus": "achievement", "Priority": "priority", "Relation": "relation", "RaceCodes": "race",
-    "EthnicGroupCodes": "ethnicity", "Goals": "goal", "Milestones": "goal", "TobaccoUse": "tobacco",
-    "TypeCode": "document", "Document.Type": "document", "NoteSections": "document", "Notes": "document",
-    "Confidentiality": "confidentiality", "AdvanceDirectives": "directive", "AdvanceDirectives.Type": "directive",
-    "DischargeDisposition": "disposition", "DischargeStatus": "disposition", "Topic": "education", "Subject": "education",
-    "Assignments": "education", "Education": "education", "Pharmacy": "pharmacy", "Question": "question",
-    "Questions": "question", "ClinicalInfo": "question", "AppointmentInfo": "question", "Answer": "answer",
-    "Answers": "answer",
+    "RaceCodes": "race", "EthnicGroupCodes": "ethnicity", "TypeCode": "document", "NoteSections": "document",
+    "Notes": "document", "DischargeDisposition": "disposition", "DischargeStatus": "disposition",
+    "Topic": "education", "Subject": "education", "Assignments": "education", "Education": "education",
+    "Pharmacy": "pharmacy", "Question": "question", "Questions": "question", "ClinicalInfo": "question",
+    "AppointmentInfo": "question", "Answer": "answer", "Answers": "answer",
 }
 
 

@@ -27,9 +27,9 @@ def sample(kind: str, *, seed: int = 0, source_id: str, test: bool = True, patie
            at: datetime | None = None, log_id: str | None = None, attempt_id: str | None = None) -> dict[str, Any]:
     """A body of `kind`, as `kinds()` names it ("PatientAdmin.Arrival", "FHIR.PatientAdminCreated").
 
-    `source_id`: the UUID of the Redox source. `at`: when it happened (aware; by default the seed's own minute). `patient`:
-    whom it is about (by default `person(seed)`). `log_id` and `attempt_id` stand in `Meta.Logs`; FHIR notifications and
-    sign-ons have none, and FHIR ones no test flag either. Raises KeyError for an unknown kind.
+    `source_id`: the UUID of the Redox source. `at`: when it happened (aware; by default the seed's own minute).
+    `patient`: whom it is about (by default `person(seed)`). `log_id` and `attempt_id` stand in `Meta.Logs`; FHIR
+    notifications and sign-ons have none, and FHIR ones no test flag either. Raises KeyError for an unknown kind.
     """
     of = case(kind, seed=seed, patient=patient, at=at)
     model, _, event = kind.partition(".")

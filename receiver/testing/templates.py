@@ -1,8 +1,8 @@
 """Templates: for each kind the shape that Redox's schema gives it, with words in its fields, made once.
 
-The shapes are those of the `redox` package's typed classes. Importing all of them takes seconds, so only the package of
-the Data Model that is asked for is imported, and only then. May not fill a field that `words` and `concepts` have nothing
-for: optional ones are left out.
+The shapes are those of the `redox` package's typed classes. Importing all of them takes seconds, so only the package
+of the Data Model that is asked for is imported, and only then. May not fill a field that `words` and `concepts` have
+nothing for: optional ones are left out.
 """
 
 from __future__ import annotations
@@ -38,28 +38,32 @@ _LIKE: Final = {"Claim.Payment": "Claim.PaymentBatch", "Claim.Submission": "Clai
 # sections of a clinical summary past the ones that handlers ask for first.
 _LEFT_OUT: Final = frozenset({
     "AltCodes", "Extensions", "ReferenceNumbers", "DepartmentIdentifiers", "FacilityIdentifiers", "DeathDateTime",
-    "AdmissionDiagnosis", "AdvanceDirectives", "Assessment", "CareTeams", "CauseOfDeath", "Custodian", "DischargeDiagnosis",
-    "DischargeMedications", "FamilyHistory", "FunctionalStatus", "Goals", "HealthConcerns", "Interventions",
-    "MedicalEquipment", "MedicationsAdministered", "PlanOfCare", "ResolvedProblems", "SocialHistory", "SupplyOrder",
-    "TargetSite", "Authenticator", "Rate", "RelatesTo", "Reaction", "Confidentiality"})
+    "AdmissionDiagnosis", "AdvanceDirectives", "Assessment", "CareTeams", "CauseOfDeath", "Custodian",
+    "DischargeDiagnosis", "DischargeMedications", "FamilyHistory", "FunctionalStatus", "Goals", "HealthConcerns",
+    "Interventions", "MedicalEquipment", "MedicationsAdministered", "PlanOfCare", "ResolvedProblems", "SocialHistory",
+    "SupplyOrder", "TargetSite", "Authenticator", "Rate", "RelatesTo", "Reaction", "Confidentiality"})
 _LEFT_OUT_OF_STAFF: Final = frozenset({"Address", "Location", "EmailAddresses"})
 
 _NOBODY: Final = Whose(who="nobody")
+_DOCTOR: Final = Whose(who="staff")
 _WHOSE: Final[dict[str, Whose]] = {
-    **dict.fromkeys(("Patient", "Patients", "PotentialMatches", "Insured", "Subscribers", "Spouse"), Whose(who="patient")),
+    **dict.fromkeys(("Patient", "Patients", "PotentialMatches", "Insured", "Subscribers", "Spouse"),
+                    Whose(who="patient")),
     **dict.fromkeys(("Guarantor", "Contacts"), Whose(who="relative")),
-    **dict.fromkeys(("Company", "Employer", "Organization", "Organizations", "OrderingFacility", "Location", "Locations",
-                     "PreviousLocation", "DischargeLocation", "Receiver", "Submitter", "BillingProvider", "Producer",
-                     "Pharmacy", "Vendor", "Sponsor"), Whose(who="place")),
+    **dict.fromkeys(("Company", "Employer", "Organization", "Organizations", "OrderingFacility", "Location",
+                     "Locations", "PreviousLocation", "DischargeLocation", "Receiver", "Submitter",
+                     "BillingProvider", "Producer", "Pharmacy", "Vendor", "Sponsor"), Whose(who="place")),
+    **dict.fromkeys(("Provider", "Providers"), _DOCTOR),
     # The doctor who refers is the patient's own; the one who attends and the one who is consulted are others.
     "AttendingProvider": Whose(who="staff", member=1), "ConsultingProvider": Whose(who="staff", member=2),
     "AdditionalStaff": Whose(who="staff", member=3),
 }
-_DOCTOR: Final = Whose(who="staff")
 _CONCEPT_FIELDS: Final = {
     "Code": "code", "CodeSystem": "system", "CodeSystemName": "system_name", "Codeset": "system_name",
     "CodeSet": "system_name", "Name": "name", "Description": "name", "Text": "name", "DefaultCode": "code",
     "DefaultName": "name"}
+# In required fields that nothing fits.
+_UNKNOWN: Final[dict[type, Node]] = {str: "Unspecified", float: 0, bool: False}
 _MEASURED_FIELDS: Final = {"Value": 0, "Units": 1, "Low": 2, "High": 3}
 
 
@@ -77,15 +81,14 @@ class _Place:
 
 @cache
 def template(kind: str) -> dict[str, Node]:
-    """The template of a Data Model kind ("PatientAdmin.Arrival"). Raises KeyError for a kind that Redox does not have."""
+    """The template of a Data Model kind ("PatientAdmin.Arrival"). KeyError for a kind that Redox does not have."""
     model, event = WIRE_NAMES[kind]
     if model == "Enrichment" and event.startswith("NaturalLanguageProcessing"):
         return {"Meta": _meta(model, event), **_language(event)}
     cls = _event_class(_LIKE.get(kind, kind))
     place = _Place(parent="", field=cls.__name__, whose=_DOCTOR if model == "SSO" else _NOBODY)
-    filled = {name: node for name, field in _fields(cls) if name != "Meta"
-              and (node := _field(name, field.annotation, place, field.is_required())) is not None}
-    return {"Meta": _meta(model, event, None if kind in _LIKE else cls.model_fields["Meta"].annotation), **filled}
+    meta = _meta(model, event, None if kind in _LIKE else cls.model_fields["Meta"].annotation)
+    return {"Meta": meta, **_model(cls, place)}
 
 
 def _event_class(kind: str) -> type[BaseModel]:
@@ -120,17 +123,21 @@ def _meta(model: str, event: str, cls: Any = None) -> dict[str, Node]:
 
 def _language(event: str) -> dict[str, Node]:
     """Redox publishes no fields of the natural language events; a note stands in for what they carry."""
-    text = "Patient reports chest pain since this morning."
-    answer: dict[str, Node] = {"Entities": [{"Text": "chest pain", "Code": "R07.9", "Codeset": "ICD-10"}]}
-    return {"Patient": {"Identifiers": patient_identifiers()}, "Text": text} | (
-        answer if event.endswith("Response") else {})
+    body: dict[str, Node] = {
+        "Patient": {"Identifiers": patient_identifiers()}, "Text": "Patient reports chest pain since this morning."}
+    if event.endswith("Response"):
+        body["Entities"] = [{"Text": "chest pain", "Code": "R07.9", "Codeset": "ICD-10"}]
+    return body
 
 
-def _model(cls: type[BaseModel], place: _Place) -> dict[str, Node] | None:
-    """The members of `cls` at `place`, or None when nothing here fits any of them."""
-    filled = {name: node for name, field in _fields(cls)
-              if (node := _field(name, field.annotation, place, field.is_required())) is not None}
-    return filled or None
+def _model(cls: type[BaseModel], place: _Place) -> dict[str, Node]:
+    """The members of `cls` at `place`, those that nothing here fits left out; Meta is made apart."""
+    filled: dict[str, Node] = {}
+    for name, field in _fields(cls):
+        node = None if name == "Meta" else _field(name, field.annotation, place, field.is_required())
+        if node is not None:
+            filled[name] = node
+    return filled
 
 
 def _field(name: str, annotation: Any, place: _Place, required: bool) -> Node:
@@ -140,9 +147,12 @@ def _field(name: str, annotation: Any, place: _Place, required: bool) -> Node:
     inner, many = _unwrap(annotation)
     if many and place.whose.who == "patient" and name in ("Identifiers", "PreviousIdentifiers"):
         return patient_identifiers() if name == "Identifiers" else previous_identifiers()
-    node = _model(inner, _step(name, inner, place)) if hasattr(inner, "model_fields") else _leaf(name, inner, place)
-    if node is None and required:
-        node = "Unspecified"
+    if hasattr(inner, "model_fields"):
+        node: Node = _model(inner, _step(name, inner, place)) or ({} if required else None)
+    else:
+        node = _leaf(name, inner, place)
+        if node is None and required:
+            node = _UNKNOWN[inner]
     return [node] if many and node is not None else node
 
 
@@ -161,7 +171,7 @@ def _leaf(name: str, kind: type, place: _Place) -> Node:
     if found is None and about is not None:
         if place.coded and name in _CONCEPT_FIELDS:
             attribute = _CONCEPT_FIELDS[name]
-            return lambda case: getattr(choose(case, about), attribute)
+            return lambda case: str(getattr(choose(case, about), attribute))
         if name in _MEASURED_FIELDS:
             index = _MEASURED_FIELDS[name]
             return lambda case: _as(kind, measured(case, about)[index])
@@ -172,13 +182,15 @@ def _leaf(name: str, kind: type, place: _Place) -> Node:
     return _as(kind, found)
 
 
-def _as(kind: type, value: Any) -> Any:
+def _as(kind: type, value: Any) -> str | float | bool | None:
     """The value in the type that the schema asks for, or None when it is none: a word is no number."""
     if kind is str:
         return str(value)
-    if kind is float and not isinstance(value, bool):
-        return value if isinstance(value, int | float) else int(value) if value.isdigit() else None
-    return value if isinstance(value, kind) else None
+    if isinstance(value, bool):
+        return value if kind is bool else None
+    if isinstance(value, str):
+        return int(value) if kind is float and value.isdigit() else None
+    return value if kind is float and isinstance(value, int | float) else None
 
 
 def _unwrap(annotation: Any) -> tuple[Any, bool]:
