@@ -53,8 +53,8 @@ def judge(response: httpx2.Response) -> Answer:
     try:
         data = msgspec.json.decode(body) if body else None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
-        raise AnswerLost(f"the answer is no JSON (HTTP {status}, {len(body)} bytes); Redox may have processed the request",
-                         status=status) from exc
+        raise AnswerLost(f"the answer is no JSON (HTTP {status}, {len(body)} bytes); Redox may have processed the "
+                         "request", status=status) from exc
     details = _meta_errors(data)
     if details:
         raise Rejected(_sentence("Redox refuses the request", status, details, _log_ids(data)), status=status,
@@ -66,11 +66,10 @@ def _failure(response: httpx2.Response) -> OutboundError:
     status = response.status_code
     try:
         data = msgspec.json.decode(response.content)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        text = response.content[:_MOST_TEXT].decode("utf-8", "replace")
-        data, details = None, (ErrorDetail(text=text),) if text else ()
-    else:
         details = _meta_errors(data) or _issues(data)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        data, text = None, response.content[:_MOST_TEXT].decode("utf-8", "replace")
+        details = (ErrorDetail(text=text),) if text else ()
     log_ids = _log_ids(data)
     kind: type[OutboundError] = Rejected
     said, not_processed, retry_after = "Redox refuses the request", False, None
@@ -90,7 +89,8 @@ def _failure(response: httpx2.Response) -> OutboundError:
 
 
 def _sentence(said: str, status: int, details: tuple[ErrorDetail, ...], log_ids: tuple[str, ...]) -> str:
-    named = ["/".join(word for word in (detail.id, detail.type, detail.module) if word) or "unnamed" for detail in details]
+    words = ["/".join(filter(None, (detail.id, detail.type, detail.module))) for detail in details]
+    named = [word for word in words if word]
     parts = [f"HTTP {status}"]
     if named:
         parts.append(f"errors {', '.join(named[:5])}" + (f" and {len(named) - 5} more" if len(named) > 5 else ""))

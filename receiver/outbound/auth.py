@@ -1,4 +1,4 @@
-"""Authentication to Redox for any httpx2 client: a bearer token, renewed early, once for all threads, never twice a call.
+"""Authentication to Redox for any httpx2 client: a bearer token, renewed early, and once for all threads.
 
 May not know what is sent; may not let a token, an assertion or a key into a repr, a log or an exception.
 """
@@ -123,7 +123,7 @@ class RedoxAuth(httpx2.Auth):
         self._check_origin(request)
         with self._lock:
             current = self._current(None)
-        token = current or await asyncio.to_thread(self.token)
+        token = await asyncio.to_thread(self.token) if current is None else current
         response = yield _bearing(request, token)
         if response.status_code == httpx2.codes.UNAUTHORIZED:
             yield _bearing(request, await asyncio.to_thread(self.token, refused=token))
@@ -189,7 +189,8 @@ class RedoxAuth(httpx2.Auth):
     def _failure(self, denial: Denial, response: httpx2.Response) -> OutboundError:
         status = denial.status
         if status == httpx2.codes.TOO_MANY_REQUESTS:
-            return RateLimited("the token endpoint has had too many requests (HTTP 429)", status=status, not_processed=True)
+            return RateLimited(f"the token endpoint has had too many requests (HTTP {status})", status=status,
+                               not_processed=True)
         if not _is_refusal(status):
             return Unavailable(f"the token endpoint gave no token (HTTP {status})", status=status, not_processed=True)
         said = ": ".join(word for word in (denial.error, denial.description) if word)

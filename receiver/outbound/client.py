@@ -28,8 +28,7 @@ from receiver.outbound.messages import SOURCE_HEADER, NetworkOnramp, Outgoing, p
 from receiver.outbound.wire import Wire, check_base_url
 from receiver.protocol.credentials import US, ApiKey
 
-# Redox documents no Retry-After; where something sends one, a direct call waits no longer than this for it.
-_LONGEST_PAUSE: Final = 30.0
+FilePart = tuple[str, bytes | BinaryIO, str | None]
 
 _HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity",
                    "User-Agent": f"redox-receiver/{__version__}"}
@@ -38,10 +37,10 @@ _HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity",
 class RedoxClient:
     """Speaks to Redox with one API key. Threads may share one client; a process makes its own, after any fork.
 
-    `key` is a key or a function that returns one (see RedoxAuth). `base_url` is `US`, `CANADA` or any other. `source` is
-    the id that goes into messages which name none; with `several_keys` (Redox: several OAuth keys and sources in one
-    environment) a message that ends up without one is refused before it is sent. `query_path` is `/query` where an
-    older set-up wants that. `rate` may be shared with other clients behind the same address.
+    `key` is a key or a function that returns one (see RedoxAuth). `base_url` is `US`, `CANADA` or any other. `source`
+    is the id that goes into messages which name none; with `several_keys` (Redox: several OAuth keys and sources in
+    one environment) a message that ends up without one is refused before it is sent. `query_path` is `/query` where
+    an older set-up wants that. `rate` may be shared with other clients behind the same address.
 
     All calls raise the errors of receiver.outbound.errors. What was certainly not processed (no connection, 429, 503)
     is tried again within `limits`; nothing else is, since Redox may have acted on it.
@@ -92,7 +91,8 @@ class RedoxClient:
         """The FHIR R4 resources of a destination, by its slug. Raises Unsendable with a legacy key."""
         if self._auth.legacy:
             raise Unsendable("a legacy API key serves the Data Model API only; FHIR takes an OAuth API key")
-        return FhirDestination(call=self.call, base_url=self._base_url, slug=destination, environment=environment)
+        return FhirDestination(base_url=self._base_url, slug=destination, environment=environment,
+                               call=self._fhir_call)
 
     def upload(self, file: bytes | str | os.PathLike[str] | BinaryIO, *, filename: str | None = None,
                media_type: str | None = None) -> str:
@@ -105,32 +105,87 @@ class RedoxClient:
                 return self.upload(opened, filename=filename, media_type=media_type)
         size = len(file) if isinstance(file, bytes) else _size_of(file)
         if size > self._limits.upload_bytes:
-            raise Unsendable(f"the file has {size} bytes, and Redox takes uploads of {self._limits.upload_bytes} at most")
-        name = filename or os.path.basename(str(getattr(file, "name", "upload")))
-        part = (name, file, media_type) if media_type else (name, file)
-        answer = self.call("POST", self._upload_url, files={"file": part})
+            raise Unsendable(f"the file has {size} bytes; Redox takes uploads of {self._limits.upload_bytes} at most")
+        name = filename or Path(str(getattr(file, "name", "upload"))).name
+        part: FilePart = (name, file, media_type)  # without a media type, httpx2 goes by the name
+        answer = self._carry_out("POST", self._upload_url, self._source_header(), files={"file": part})
         uri = answer.data.get("URI") if isinstance(answer.data, dict) else None
         if not isinstance(uri, str) or not uri:
             raise AnswerLost("the upload was answered without a URI", status=answer.status)
         return uri
 
-    def call(self, method: Literal["GET", "POST"], url: httpx2.URL, *, headers: Mapping[str, str] | None = None,
-             body: bytes | None = None, files: Mapping[str, object] | None = None) -> Answer:
-        """One authenticated request under all the manners; what the other methods are made of.
+    def _message(self, url: httpx2.URL, message: Outgoing, *, query: bool, onramp: NetworkOnramp | None) -> Answer:
+        if onramp is not None and self._auth.legacy:
+            raise Unsendable("network onramps take no legacy API key (Redox: their tokens must live less than a day)")
+        prepared = prepare(message, query=query, source=self._source, source_required=self._several_keys, onramp=onramp)
+        return self._carry_out("POST", url, {"Content-Type": "application/json", **prepared.headers},
+                               body=prepared.body)
 
-        A Data Model body names its source itself; everything else does by header.
-        """
+    def _fhir_call(self, method: Literal["GET", "POST"], url: httpx2.URL, headers: Mapping[str, str],
+                   body: bytes | None) -> Answer:
+        return self._carry_out(method, url, {**self._source_header(), **headers}, body=body)
+
+    def _source_header(self) -> Mapping[str, str]:
+        if self._source is not None:
+            return {SOURCE_HEADER: self._source}
+        if self._several_keys:
+            raise Unsendable("several API keys exist here, and no source is named; give the client its source")
+        return {}
+
+    def _carry_out(self, method: Literal["GET", "POST"], url: httpx2.URL, headers: Mapping[str, str], *,
+                   body: bytes | None = None, files: Mapping[str, FilePart] | None = None) -> Answer:
         if body is not None and len(body) > self._limits.request_bytes:
             raise Unsendable(f"the message has {len(body)} bytes, and Redox takes {self._limits.request_bytes} at most")
-        named = {} if self._source is None or headers is ... else {SOURCE_HEADER: self._source}
-        request = httpx2.Request(method, url, headers={**_HEADERS, **named, **(headers or {})}, content=body, files=files)
+        request = httpx2.Request(method, url, headers={**_HEADERS, **headers}, content=body, files=files)
+        attempt = 1
         with deadline(self._limits.total):
-            for attempt in range(1, self._limits.attempts + 1):
+            while True:
                 try:
                     return judge(self._exchange(request))
                 except OutboundError as exc:
                     pause = self._pause(attempt, exc)
-                    if attempt == self._limits.attempts or not (exc.retryable and exc.not_processed) or pause > remaining():
+                    sure = exc.retryable and exc.not_processed
+                    if not sure or attempt >= self._limits.attempts or pause >= remaining():
                         raise
                 time.sleep(pause)
-        raise AssertionError("the last attempt returns or raises")
+                attempt += 1
+
+    def _exchange(self, request: httpx2.Request) -> httpx2.Response:
+        """The request as the authentication would have it: once, and once more after a 401."""
+        flow = self._auth.sync_auth_flow(request)
+        try:
+            outgoing = next(flow)
+            while True:
+                response = self._wire.exchange(outgoing, most=self._limits.response_bytes)
+                try:
+                    outgoing = flow.send(response)
+                except StopIteration:
+                    return response
+        finally:
+            flow.close()
+
+    def _pause(self, attempt: int, exc: OutboundError) -> float:
+        backoff = self._limits.pause * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.0)  # noqa: S311 — jitter, no secret
+        return max(backoff, exc.retry_after or 0.0)
+
+
+def _check_path(path: str) -> str:
+    if not path.startswith("/") or any(c in path for c in "?# \\"):
+        raise ConfigurationError("a path on the Redox API begins with a slash and has no query: /endpoint, /query")
+    return path
+
+
+def _check_source(source: str | None) -> str | None:
+    if source is not None and (not source.isascii() or not source.isprintable() or not source.strip()):
+        raise ConfigurationError("the source id is the UUID that the Redox dashboard shows for the source")
+    return source
+
+
+def _size_of(file: object) -> int:
+    if isinstance(file, io.TextIOBase):
+        raise Unsendable("the file is open as text; open it in binary mode, or pass its path")
+    try:
+        return int(file.seek(0, io.SEEK_END))  # type: ignore[attr-defined]  # what has no seek is refused just below
+    except (AttributeError, OSError, ValueError) as exc:
+        raise Unsendable("the size of that stream can't be known beforehand; read it into bytes, or pass a "
+                         "path") from exc

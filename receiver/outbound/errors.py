@@ -13,7 +13,10 @@ from receiver.errors import ReceiverError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ErrorDetail:
-    """One entry of `Meta.Errors`, or one issue of a FHIR OperationOutcome (`type` is its code). `text` may quote a patient."""
+    """One entry of `Meta.Errors`, or one issue of a FHIR OperationOutcome (`type`: its code, `module`: its severity).
+
+    `text` may quote a patient.
+    """
 
     id: str | None = None
     type: str | None = None
@@ -80,4 +83,4 @@ class UnusableAnswer(OutboundError):
 
 
 class Untrusted(OutboundError):
-    """The server does not prove to be Redox: its certificate is expired, unknown, or for another host. Nothing was sent."""
+    """The server is not proved to be Redox: its certificate is expired, unknown, or for another host."""

@@ -65,8 +65,8 @@ class SlidingWindow:
             full = len(self._taken) >= self.requests
             at = max(now, self._taken[0] + self.seconds) if full else now
             if at - now > most:
-                raise RateLimited(f"{self.requests} requests within {self.seconds:g} s are out, and the next may go only "
-                                  f"in {at - now:.1f} s; send less, or raise the limit if Redox raised yours",
+                raise RateLimited(f"{self.requests} requests within {self.seconds:g} s are out, and the next may go "
+                                  f"only in {at - now:.1f} s; send less, or raise the limit if Redox raised yours",
                                   not_processed=True, retry_after=at - now)
             if full:
                 self._taken.popleft()

@@ -1,4 +1,4 @@
-"""What goes out, made ready: Data Model messages checked as Redox would check them, the source filled in, as JSON bytes.
+"""What goes out, made ready: Data Model messages checked as Redox would, the source filled in, as JSON bytes.
 
 May not send anything, nor change what the caller passed in; bytes stay the bytes they were.
 """
@@ -70,21 +70,20 @@ def prepare(message: Outgoing, *, query: bool, source: str | None, source_requir
 
     A dict or model without `Meta.Source.ID` gets `source` there; bytes are not touched, and get it as a header.
     """
-    whole = None if isinstance(message, bytes) else as_dict(message)
-    meta = _meta_in(message) if whole is None else whole.get("Meta")
+    whole, meta = _open(message)
     if not isinstance(meta, Mapping):
         raise Unsendable("the message has no Meta object; Redox routes by Meta.DataModel, EventType and Destinations")
     _check_routing(meta, query)
     named = meta.get("Source")
     missing = not (isinstance(named, Mapping) and named.get("ID"))
     if missing and source is None and source_required:
-        raise Unsendable("several API keys exist here, and the message names no source; set Meta.Source.ID, or give the "
-                         "client its source")
-    if whole is None:
+        raise Unsendable("several API keys exist here, and the message names no source; set Meta.Source.ID, or give "
+                         "the client its source")
+    if isinstance(message, bytes):
         if onramp is not None:
             raise Unsendable("network-onramp extensions can't be put into bytes; pass the message as a dict or a model")
         return Prepared(body=message, headers={SOURCE_HEADER: source} if missing and source else {})
-    filled = dict(meta)
+    filled: dict[str, Any] = dict(meta)
     if missing and source is not None:
         filled["Source"] = {**(named if isinstance(named, Mapping) else {}), "ID": source}
     if onramp is not None:
@@ -104,17 +103,21 @@ def as_dict(message: Mapping[str, Any] | Model) -> Mapping[str, Any]:
 
 
 def encode(whole: Mapping[str, Any]) -> bytes:
-    """Compact JSON in UTF-8. Raises Unsendable for what JSON can't hold (NaN, a datetime, a lone surrogate, a cycle)."""
+    """Compact JSON in UTF-8. Raises Unsendable for what that can't hold: NaN, a datetime, a lone surrogate, a cycle."""
     try:
         return json.dumps(whole, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     except (TypeError, ValueError, RecursionError) as exc:
         raise Unsendable(f"the message holds what JSON can't ({type(exc).__name__})") from exc
 
 
-def _meta_in(body: bytes) -> Any:
+def _open(message: Outgoing) -> tuple[Mapping[str, Any], Any]:
+    """The message as a mapping, and its Meta; of bytes the Meta alone is decoded."""
+    if not isinstance(message, bytes):
+        whole = as_dict(message)
+        return whole, whole.get("Meta")
     try:
-        body.decode()
-        return msgspec.json.decode(body, type=_Envelope).Meta
+        message.decode()
+        return {}, msgspec.json.decode(message, type=_Envelope).Meta
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
         raise Unsendable("the bytes are no JSON object in UTF-8") from None
 

@@ -1,4 +1,4 @@
-"""One HTTP exchange, with manners: https, no redirect followed, nothing inflated, bounded in size and time, rate limited.
+"""One HTTP exchange, with manners: https, no redirect followed, nothing inflated, bounded in size, time and rate.
 
 Stands on httpcore2, the transport beneath httpx2, for two reasons: its streams are where a deadline over the whole
 exchange can be held (httpx2 times single reads only), and httpx2's client logs every URL, which in FHIR names patients.
@@ -32,13 +32,16 @@ _KEEP_IDLE: Final = 15.0
 
 
 def check_base_url(text: str) -> str:
-    """The base URL without a slash at its end. Raises ConfigurationError unless https, or http on a loopback address."""
+    """The base URL without a slash at its end.
+
+    Raises ConfigurationError unless it is https, or http on a loopback address.
+    """
     try:
         url = httpx2.URL(text)
     except httpx2.InvalidURL as exc:
         raise ConfigurationError("the base URL for Redox is no URL") from exc
     if url.scheme != "https" and not (url.scheme == "http" and _is_loopback(url.host)):
-        raise ConfigurationError("the base URL for Redox must begin with https:// (http:// is for loopback addresses only)")
+        raise ConfigurationError("the base URL for Redox must begin with https:// (http:// is for loopback only)")
     if not url.host or url.userinfo or url.query or url.fragment:
         raise ConfigurationError("the base URL for Redox is a scheme, a host, perhaps a port and a path; nothing else")
     return str(url).rstrip("/")
@@ -88,8 +91,8 @@ class Wire:
             raise Unsendable("the request breaks HTTP: a header with a line end in it, or a file that changed its size "
                              "while it was read") from exc
         except (httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.ProtocolError) as exc:
-            raise AnswerLost(f"the request went to {url.host} and no answer came back ({type(exc).__name__}); Redox may "
-                             "have processed it") from exc
+            raise AnswerLost(f"the request went to {url.host} and no answer came back ({type(exc).__name__}); Redox "
+                             "may have processed it") from exc
         return httpx2.Response(answer.status, headers=answer.headers, content=body, request=request)
 
 
@@ -99,7 +102,8 @@ def _read_capped(answer: httpcore2.Response, most: int) -> bytes:
                              "service's own", status=answer.status)
     encodings = (value for name, value in answer.headers if name.lower() == b"content-encoding")
     if any(encoding.strip().lower() not in (b"", b"identity") for encoding in encodings):
-        raise UnusableAnswer("the answer is compressed though we asked for none, and is not inflated", status=answer.status)
+        raise UnusableAnswer("the answer is compressed, though we asked for none, and is not inflated",
+                             status=answer.status)
     body = bytearray()
     assert isinstance(answer.stream, Iterable)
     for chunk in answer.stream:

@@ -100,9 +100,9 @@ class TokenRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AccessToken:
-    """A token that Redox gave. `obtained` is a reading of a monotonic clock in seconds, as are the `now` of the methods.
+    """A token that Redox gave. `obtained` and every `now` here are readings of a monotonic clock, in seconds.
 
-    A monotonic clock, because the age of a token must not change when somebody sets the time.
+    Monotonic, because the age of a token must not change when somebody sets the time.
     """
 
     value: str = field(repr=False)
@@ -146,7 +146,7 @@ def load_oauth_key(text: str | bytes, *, client_id: str, kid: str | None = None,
         try:
             text = text.decode("ascii")
         except UnicodeDecodeError:
-            raise ConfigurationError(f"the private key is neither PEM nor JWK (it is no ASCII text); {_MENDING}") from None
+            raise ConfigurationError(f"the private key is neither PEM nor JWK (no ASCII text); {_MENDING}") from None
     text = text.strip()
     if not text:
         raise ConfigurationError(f"the private key is empty; {_MENDING}")

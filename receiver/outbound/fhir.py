@@ -1,0 +1,94 @@
+"""FHIR R4 by way of Redox: read, search by POST, operations, message bundles.
+
+May not send anything itself: it makes paths and bodies, and hands them to the client's call.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal, get_args
+from urllib.parse import urlencode
+
+import httpx2
+
+from receiver.outbound.answers import Answer
+from receiver.outbound.errors import Unsendable
+from receiver.outbound.messages import Model, Outgoing, as_dict, encode
+
+Environment = Literal["Development", "Staging", "Production"]
+Call = Callable[[Literal["GET", "POST"], httpx2.URL, Mapping[str, str], bytes | None], Answer]
+
+_MEDIA: Final = "application/fhir+json"
+# What stands in a path is held to its grammar, so that no value can lead anywhere else.
+_SLUG: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
+_RESOURCE: Final = re.compile(r"[A-Z][A-Za-z]{1,63}")
+_ID: Final = re.compile(r"[A-Za-z0-9\-.]{1,64}")  # FHIR R4: the id type
+_OPERATION: Final = re.compile(r"\$[A-Za-z][A-Za-z0-9-]{0,63}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FhirDestination:
+    """One destination's FHIR resources; RedoxClient.fhir makes it.
+
+    The methods raise the errors of receiver.outbound.errors.
+    """
+
+    call: Call = field(repr=False)
+    base_url: str
+    slug: str
+    environment: Environment
+
+    def __post_init__(self) -> None:
+        _check(_SLUG, self.slug, "a destination's slug, as the Redox dashboard shows it")
+        if self.environment not in get_args(Environment):
+            raise Unsendable(f"the environment is one of {', '.join(get_args(Environment))}")
+
+    def read(self, resource: str, resource_id: str) -> Answer:
+        """Read one resource."""
+        _check(_ID, resource_id, "a FHIR id")
+        if not resource_id.strip("."):
+            raise Unsendable("a FHIR id of dots alone would lead elsewhere")
+        return self.call("GET", self._url(resource, resource_id), {"Accept": _MEDIA}, None)
+
+    def search(self, resource: str, parameters: Mapping[str, str | Sequence[str]]) -> Answer:
+        """Search by POST, so that what is asked for stands in no URL; `answer.data` is a Bundle."""
+        return self.call("POST", self._url(resource, "_search"),
+                         {"Accept": _MEDIA, "Content-Type": "application/x-www-form-urlencoded"},
+                         urlencode(parameters, doseq=True).encode())
+
+    def operation(self, resource: str, operation: str, body: Outgoing) -> Answer:
+        """Call an operation, such as `$patient-update`, with a FHIR resource."""
+        _check(_OPERATION, operation, "an operation's name, such as $patient-update")
+        return self.call("POST", self._url(resource, operation), {"Accept": _MEDIA, "Content-Type": _MEDIA},
+                         _fhir_bytes(body))
+
+    def message(self, resource: str, operation: str, bundle: Mapping[str, object] | Model) -> Answer:
+        """Write back: call an operation with a message Bundle, whose first entry is a MessageHeader."""
+        whole = as_dict(bundle)
+        entries = whole.get("entry")
+        first = entries[0] if isinstance(entries, list) and entries else None
+        resource_in = first.get("resource") if isinstance(first, Mapping) else None
+        header = isinstance(resource_in, Mapping) and resource_in.get("resourceType") == "MessageHeader"
+        if whole.get("resourceType") != "Bundle" or whole.get("type") != "message" or not header:
+            raise Unsendable("a message is a Bundle of type message whose first entry is a MessageHeader")
+        return self.operation(resource, operation, whole)
+
+    def _url(self, resource: str, rest: str) -> httpx2.URL:
+        _check(_RESOURCE, resource, "a resource type, such as Patient")
+        return httpx2.URL(f"{self.base_url}/fhir/R4/{self.slug}/{self.environment}/{resource}/{rest}")
+
+
+def _fhir_bytes(body: Outgoing) -> bytes:
+    if isinstance(body, bytes):
+        return body
+    whole = as_dict(body)
+    if not isinstance(whole.get("resourceType"), str):
+        raise Unsendable("that is no FHIR resource: it has no resourceType")
+    return encode(whole)
+
+
+def _check(pattern: re.Pattern[str], value: str, what: str) -> None:
+    if not pattern.fullmatch(value):
+        raise Unsendable(f"not {what}")
