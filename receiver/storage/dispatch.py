@@ -1,0 +1,71 @@
+"""Which deliveries a message makes, and the lane of each.
+
+A lane is a sequence of deliveries that must not overtake one another: handler, destination, and what the handler orders
+by. May not write: the ledger and the replay do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Final
+
+from receiver.protocol.message import Message
+from receiver.protocol.patients import identifiers
+from receiver.protocol.patterns import matches
+from receiver.protocol.registry import Destination, Subscription
+from receiver.storage.evidence import PatientDigests
+
+# Deliveries of a handler without order are spread over this many lanes, in which nothing waits for what is before it:
+# as many of them run at once.
+UNORDERED_LANES: Final = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewDelivery:
+    """A delivery to be made: `inline` ones are run in the request, before it is answered."""
+
+    handler: str
+    lane: str
+    inline: bool
+
+
+def deliveries(message: Message, destination: Destination, digests: PatientDigests) -> list[NewDelivery]:
+    """One for each handler that is enabled for the destination and asks for the message's kind; none for a query."""
+    if message.query:
+        return []
+    return [NewDelivery(handler=each.handler, lane=lane(each, destination.name, message, digests),
+                        inline=each.acknowledge == "after_handling")
+            for each in destination.subscriptions if each.role == "handler" and matches(each.patterns, message.kind)]
+
+
+def lane(subscription: Subscription, destination: str, message: Message, digests: PatientDigests) -> str:
+    """`handler/destination/…`: the handler's name comes first, for workers take lanes of the handlers they have."""
+    start = f"{subscription.handler}/{destination}"
+    if subscription.ordering == "none":
+        return f"{start}/any:{message.key[0] % UNORDERED_LANES}"
+    if subscription.ordering == "patient" and subscription.patient_key is not None:
+        found = _patient(identifiers(message.raw), subscription.patient_key, digests)
+        if found is not None:
+            return f"{start}/patient:{found}"
+    return f"{start}/source:{_short(message.source_id)}"
+
+
+def unordered(lane: str) -> bool:
+    """Whether nothing in this lane waits for what is before it."""
+    return lane.rpartition("/")[2].startswith("any:")
+
+
+def _patient(found: Sequence[tuple[str, str]], patient_key: str, digests: PatientDigests) -> str | None:
+    for id_type, value in found:
+        if id_type == patient_key:
+            return digests.digest(id_type, value).hex()[:32]
+    return None
+
+
+def _short(source_id: str | None) -> str:
+    """The source as a lane's name can hold it: an id that is longer than a UUID is named by its digest."""
+    if source_id is None or len(source_id) <= 64:
+        return source_id or "none"
+    return sha256(source_id.encode()).hexdigest()[:32]
