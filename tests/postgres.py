@@ -60,7 +60,7 @@ def session_cluster() -> Cluster:
 
 
 def new_database(template: str | None = None) -> str:
-    """Make a database, empty or a copy of the one at the URL `template` (that nobody is connected to); returns its URL."""
+    """Make a database and return its URL: empty, or a copy of the one at the URL `template`, which must be unused."""
     name = f"t_{uuid4().hex}"
     source = make_url(template).database if template else "template0"
     assert source is not None
