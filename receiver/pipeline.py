@@ -1,12 +1,13 @@
 """The sentence: verify → parse → check the source → record → reply.
 
 `screen` and `judge` are pure: bytes, the registry and the time come in, a verdict comes out. A door (receiver.web for
-WSGI) reads the request, carries the verdict out, and awaits `Ledger.accept`. Sees receiver.protocol, receiver.errors and
-what it defines here; knows no framework and no database.
+WSGI) reads the request, carries the verdict out, and awaits `Ledger.accept`.
 
-What Redox does with an answer (Redox: delivery rules): 200 → the next message follows; 400 or more, or none → the whole
-feed pauses and the same message comes again. So a 4xx is only for what is not proved to be Redox's or not allowed in, and
-503 only for what cannot be recorded now.
+May see receiver.protocol, receiver.errors and what it defines here: no framework, no database.
+
+What Redox does with an answer (Redox: delivery rules): 200 → the next message follows; 400 or more, or none → the
+whole feed pauses and the same message comes again. So a 4xx is only for what is not proved to be Redox's or not allowed
+in, and 503 only for what cannot be recorded now.
 
 | verdict     | what the door does                                                     | status              |
 |-------------|------------------------------------------------------------------------|---------------------|
@@ -32,9 +33,12 @@ from receiver.protocol.verification.token import match
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Refused:
-    """A request that goes no further. `claimed_source` only where verified, and only when it is shaped like an id.
+    """A request that goes no further.
 
-    `query` is the kind of a verified query, whose asker is told in Redox's shape that there is no answer.
+    `verified`, `claimed_source` and `query` only where it is proved to be Redox's. `claimed_source` is what the message
+    names, whatever its shape: who keeps it keeps a digest of what is not shaped like an id (`sources.ID_SHAPE`).
+    `query` is the kind of a query, whose asker is told in Redox's shape that there is no answer. `body`, where one was
+    read, is there for its length and digest; it may not be kept.
     """
 
     reason: str
@@ -42,16 +46,16 @@ class Refused:
     head: Head
     destination: Destination | None
     verified: Verified | None = None
-    claimed_source: str | None = None
+    claimed_source: str | None = field(default=None, repr=False)
     query: str | None = None
     body: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Challenged:
-    """A handshake with the right token: `challenge` is to be echoed."""
+    """A handshake with the right token: `challenge` is to be echoed, and is safe to."""
 
-    challenge: str
+    challenge: str = field(repr=False)
     head: Head
     destination: Destination
     credential: int
@@ -59,7 +63,11 @@ class Challenged:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Admitted:
-    """Proved and to be recorded. `message` is None when the body could not be read; then `quarantine` says why."""
+    """Proved and to be recorded.
+
+    `message` is None when the body could not be read; then `quarantine` says why. `quarantine` is also set where policy
+    keeps a message back. `query` is the kind of a query: somebody waits for the answer.
+    """
 
     inbound: Inbound
     destination: Destination
@@ -131,9 +139,9 @@ def judge(inbound: Inbound, registry: Registry, now: datetime) -> Verdict:
             if handshake is not None:
                 return _handshake(handshake, head, destination, now)
         except Refusal as exc:
-            # With a header that verifies it may be a message of unforeseen shape: that one is kept, never refused.
+            # With a head that could suffice it may be a message of unforeseen shape: if it verifies, it is kept.
             if not verification.screen(head, destination, now):
-                return _refused(exc, head, destination, body=inbound.body)
+                raise
         verified = verification.verify(inbound, destination, now)
         return _admit(inbound, destination, verified)
     except Refusal as exc:
@@ -141,7 +149,7 @@ def judge(inbound: Inbound, registry: Registry, now: datetime) -> Verdict:
 
 
 def unproved(head: Head, registry: Registry) -> Refused:
-    """The verdict on a body that is larger than UNPROVED_BODY, where `screen` found nothing in the head that could suffice."""
+    """The verdict on a body larger than UNPROVED_BODY, where `screen` found nothing in the head that could suffice."""
     return _refused(Unverified("credential_missing"), head, registry.destinations.get(head.destination))
 
 
@@ -151,13 +159,14 @@ def transfer_refused(exc: BadTransfer, head: Head, registry: Registry) -> Refuse
 
 
 def _handshake(handshake: challenge.Handshake, head: Head, destination: Destination, now: datetime) -> Challenged:
-    """Judged by the token alone, whatever `require` says: the dashboard sends nothing else."""
-    token = head.header("verification-token")
-    if token is None:
-        token = handshake.token
-    if token is None:
+    """Judged by the token alone, whatever `require` says: the dashboard sends nothing else.
+
+    It may stand in either place. Where it stands in both, both must be right: beside a wrong one nothing is echoed.
+    """
+    presented = [token for token in (head.header("verification-token"), handshake.token) if token is not None]
+    if not presented:
         raise Unverified("credential_missing")
-    credential = match(token, destination, now)
+    credential, *_ = [match(token, destination, now) for token in presented]
     return Challenged(challenge=handshake.answer(), head=head, destination=destination, credential=credential)
 
 
@@ -165,15 +174,16 @@ def _admit(inbound: Inbound, destination: Destination, verified: Verified) -> Ve
     try:
         message = read(inbound.body)
     except Unreadable as exc:
-        return Admitted(inbound=inbound, destination=destination, verified=verified, message=None, quarantine=exc.reason,
-                        query=exc.query)
+        return Admitted(inbound=inbound, destination=destination, verified=verified, message=None,
+                        quarantine=exc.reason, query=exc.query)
+    query = message.kind if message.query else None
     try:
         quarantine = sources.admit(message, destination)
     except UnknownSource as exc:
         return _refused(exc, inbound.head, destination, verified=verified, body=inbound.body,
-                        claimed_source=message.source_id, query=message.kind if message.query else None)
-    return Admitted(inbound=inbound, destination=destination, verified=verified, message=message, quarantine=quarantine,
-                    query=message.kind if message.query else None)
+                        claimed_source=message.source_id, query=query)
+    return Admitted(inbound=inbound, destination=destination, verified=verified, message=message,
+                    quarantine=quarantine, query=query)
 
 
 def _refused(exc: Refusal, head: Head, destination: Destination | None, *, verified: Verified | None = None,

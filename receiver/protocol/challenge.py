@@ -1,8 +1,10 @@
 """The one-time handshake of the dashboard's "Verify & Save" (Redox: verification of a destination).
 
 POST `{"verification-token": …, "challenge": …}`, or GET `?challenge=…&verification-token=…` with the token in the query
-or in the header. It is answered with the bare challenge as text/plain, which satisfies the old rule (the whole body) and
-the new one (anywhere in the body). May not verify: the token is judged by `verification.token` alone.
+or in the header. It is answered with the bare challenge as text/plain, which satisfies the old rule (the whole body)
+and the new one (anywhere in the body).
+
+May not verify: the token is judged by `verification.token` alone.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-from receiver.errors import Refusal
+from receiver.errors import Refusal, Unreadable
 from receiver.protocol.message import Head
+from receiver.protocol.scanning import check_depth
 
 # The largest body that is read before anything proves where it comes from; a handshake has about 100 bytes.
 MAX_HANDSHAKE: Final = 8 * 1024
@@ -26,9 +29,12 @@ _CHALLENGE: Final = re.compile(r"[A-Za-z0-9._~:+/=-]{1,256}")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Handshake:
-    """A handshake that was asked for: `token` is None when only the header can hold it."""
+    """A handshake that was asked for, as its sender claims it.
 
-    challenge: str | None
+    `challenge` is None when it is missing or no text; `token` is None when only the header can hold it.
+    """
+
+    challenge: str | None = field(repr=False)
     token: bytes | None = field(repr=False)
 
     def answer(self) -> str:
@@ -45,7 +51,8 @@ class _Body(msgspec.Struct):
     resourceType: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET  # noqa: N815 - FHIR's name
 
 
-_decode: Final = msgspec.json.Decoder(_Body)
+_decode: Final = msgspec.json.Decoder(_Body).decode
+_decode_text: Final = msgspec.json.Decoder(str).decode
 
 
 def from_query(head: Head) -> Handshake:
@@ -59,12 +66,16 @@ def from_query(head: Head) -> Handshake:
 
 
 def from_body(body: bytes) -> Handshake | None:
-    """The handshake that a POST's body is, or None: an object that names a challenge and is no message."""
+    """The handshake that a POST's body is: an object that names a challenge and is no message. None: it is not one.
+
+    Looks at bodies that nothing has vouched for: whatever the bytes, it raises nothing.
+    """
     if len(body) > MAX_HANDSHAKE or b'"challenge"' not in body:
         return None
     try:
-        found = _decode.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        check_depth(body)
+        found = _decode(body)
+    except (Unreadable, msgspec.DecodeError):
         return None
     if found.challenge is msgspec.UNSET or found.Meta is not msgspec.UNSET or found.resourceType is not msgspec.UNSET:
         return None
@@ -74,6 +85,6 @@ def from_body(body: bytes) -> Handshake | None:
 
 def _text(raw: msgspec.Raw) -> str | None:
     try:
-        return msgspec.json.decode(raw, type=str)
+        return _decode_text(raw)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None

@@ -1,7 +1,8 @@
 """The values that a request becomes on its way: Head, Inbound, Verified, Message, Reply.
 
-Types carry the proof: the ledger takes a `Verified`, and only `receiver.protocol.verification` makes one. May not do
-anything: plain values, checked when made.
+Types carry the proof: the ledger takes a `Verified`, and only `receiver.protocol.verification` makes one.
+
+May not do anything: plain values.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ DESTINATION_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
 class Head:
     """What is known of a request before its body is read.
 
-    `headers` has lower-case names; the values are latin-1 text, as WSGI gives them, so that `.encode("latin-1")` is what
-    was on the wire. A header sent twice arrives as one value, "a,b". `target` is the raw path, `query` the raw query
-    string, both as sent. Neither may be logged with its query: a GET handshake carries the token there.
+    `headers` has lower-case names; the values are latin-1 text, as WSGI gives them (PEP 3333), so that
+    `.encode("latin-1")` is what was on the wire. A header sent twice arrives as one value, "a,b". `target` is the raw
+    path, `query` the raw query string, both as sent. The query may not be logged: a GET handshake carries the token
+    there.
     """
 
     destination: str
@@ -61,8 +63,8 @@ class Verified:
 class Message:
     """A Redox message, Data Model or FHIR, in one shape. Nothing of the patient's is in here but inside `raw`.
 
-    `kind` is `PatientAdmin.Arrival` (spaces removed from the names) or `FHIR.<event>`. `source_id` is normalised (a UUID
-    in lower case, without `urn:uuid:`) or None when the message names no source. `key` is what duplicates have in
+    `kind` is `PatientAdmin.Arrival` (spaces removed from the names) or `FHIR.<event>`. `source_id` is normalised (a
+    UUID in lower case, without `urn:uuid:`) or None when the message names no source. `key` is what duplicates have in
     common and `outside` the SHA-256 of all bytes outside Meta: the same key with another `outside` is another message.
     `key_expires` says that the key is only a digest of the body, which may be meant to come again.
     Ids and times are claims of the sender, cleaned for index columns (no NUL, bounded); the exact bytes are `raw`.

@@ -13,7 +13,10 @@ _PATTERN: Final = re.compile(r"\*|[A-Za-z][A-Za-z0-9_-]*\.(?:\*|[A-Za-z][A-Za-z0
 
 
 def normalise_pattern(pattern: str) -> str:
-    """The pattern with spaces removed, as kinds are ("Clinical Summary.PatientPush"). Raises ValueError on a wrong shape."""
+    """The pattern with spaces removed, as kinds are ("Clinical Summary.PatientPush").
+
+    Raises ValueError when it is none of `Model.Event`, `Model.*`, `FHIR.*`, `*`.
+    """
     compact = pattern.replace(" ", "")
     if not _PATTERN.fullmatch(compact):
         raise ValueError(f"{pattern!r} is no pattern: write Model.Event, Model.*, FHIR.* or *")

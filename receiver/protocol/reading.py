@@ -15,7 +15,7 @@ import msgspec
 
 from receiver.errors import Unreadable
 from receiver.protocol.message import QUERIES, Message
-from receiver.protocol.scanning import check_depth, members
+from receiver.protocol.scanning import check_depth, check_encoding, members
 
 # Names are compared with spaces removed ("Clinical Summary"). Unknown ones are welcome, so only the shape is checked:
 # it is what may stand in a metric label, a log line and a pattern.
@@ -24,26 +24,40 @@ _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}
 _ID_LENGTH: Final = 200  # UUIDs have 36; a longer id is somebody's mistake, and cut for the index column only
 _URN: Final = "urn:uuid:"
 
-_decode_any: Final = msgspec.json.Decoder()
-_decode_raws: Final = msgspec.json.Decoder(list[msgspec.Raw])
+# What is read, and no more is decoded. Of the Bundle only its first entry's resource.
+_TOP: Final = frozenset({"Meta", "resourceType", "type", "entry"})
+_META: Final = frozenset({"DataModel", "EventType", "EventDateTime", "Test", "Source", "FacilityCode", "Logs",
+                          "Message", "Transmission"})
+_HEADER: Final = frozenset({"resourceType", "eventUri", "eventCoding", "source"})
+
+
+class _Kind(msgspec.Struct):
+    DataModel: Any = None
+    EventType: Any = None
+
+
+class _Envelope(msgspec.Struct):
+    Meta: _Kind
+
+
+_decode_any: Final = msgspec.json.Decoder().decode
+_decode_raws: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_envelope: Final = msgspec.json.Decoder(_Envelope).decode
 
 
 def read(body: bytes) -> Message:
     """The message that `body` is.
 
-    Raises `Unreadable` with the reason that quarantine shows: `empty`, `not_utf8`, `too_deep`, `not_json`,
-    `top_not_object`, `top_duplicate_key`, `no_meta`, `meta_not_object`, `meta_duplicate_key`, `kind_missing`,
-    `kind_malformed`, `fhir_not_message`. Where somebody waits for an answer all the same, it carries the query's kind.
+    Raises `Unreadable` with the reason that quarantine shows: `empty`, `not_utf8`, `too_deep`, `not_json`, `no_meta`,
+    `kind_missing`, `kind_malformed`, `fhir_not_message`, and `top_`, `meta_`, `entry_`, `header_` with `not_object` or
+    `duplicate_key`. Where duplicate keys hide a query, whose asker waits all the same, it carries the query's kind.
     """
     if not body:
         raise Unreadable("empty")
-    try:
-        body.decode("utf-8")
-    except UnicodeDecodeError as exc:
-        raise Unreadable("not_utf8") from exc
+    check_encoding(body)
     check_depth(body)
     try:
-        top = members(body, where="top")
+        top = members(body, where="top", wanted=_TOP)
         if "Meta" in top:
             return _data_model(body, *top["Meta"])
     except Unreadable as exc:
@@ -55,94 +69,103 @@ def read(body: bytes) -> Message:
 
 
 def normalise_source(identity: str) -> str:
-    """A source's id as it is registered and compared: without `urn:uuid:`, a UUID in lower case, else as it stands."""
-    identity = identity.removeprefix(_URN)
+    """A source's id as it is registered and compared: without `urn:uuid:`, a UUID in lower case, else as it stands.
+
+    RFC 9562 4: a UUID's case says nothing; RFC 8141 3.1: nor does that of `urn:uuid:`.
+    """
+    if identity[:len(_URN)].lower() == _URN:
+        identity = identity[len(_URN):]
     return identity.lower() if _UUID.fullmatch(identity) else identity
 
 
 def _data_model(body: bytes, start: int, end: int) -> Message:
     """Redox, Data Model messages: `{"Meta": {…}, …}`."""
-    text = body[start:end]
-    spans = members(text, where="meta")
-    meta = {name: _value(text[slice(*spans[name])]) for name in _META & spans.keys()}
-    kind = f"{_name(meta.get('DataModel'))}.{_name(meta.get('EventType'))}"
-    log = _first(meta.get("Logs"))
-    source = _mapping(meta.get("Source"))
-    source_id = _id(source.get("ID"))
-    message_id = _id(_mapping(meta.get("Message")).get("ID"))
-    log_id = _id(log.get("ID"))
-    outside = sha256(body[:start] + body[end:]).digest()
+    meta = _decoded(body[start:end], where="meta", wanted=_META)
+    kind = _kind(meta.get("DataModel"), meta.get("EventType"))
+    log, source = _first(meta.get("Logs")), _mapping(meta.get("Source"))
+    log_id, message_id = _id(log.get("ID")), _id(_mapping(meta.get("Message")).get("ID"))
+    source_id = _source(source.get("ID"))
+    outside = sha256(memoryview(body)[:start])
+    outside.update(memoryview(body)[end:])
     # No key is prescribed: the log's id names the message, Message.ID is older; else only equal bytes are a repeat.
     if log_id is not None:
-        key, expires = _key("log", log_id), False
+        key = _key("log", log_id)
     elif message_id is not None:
-        key, expires = _key("message", f"{source_id}\0{message_id}"), False
+        key = _key("message", f"{source_id}\0{message_id}")
     else:
-        key, expires = sha256(body).digest(), True
+        key = sha256(body).digest()
     return Message(
-        kind=kind, fhir=False, query=kind in QUERIES,
-        source_id=None if source_id is None else normalise_source(source_id), source_name=_id(source.get("Name")),
+        kind=kind, fhir=False, query=kind in QUERIES, source_id=source_id, source_name=_id(source.get("Name")),
         log_id=log_id, attempt_id=_id(log.get("AttemptID")), message_id=message_id,
         transmission_id=_id(_mapping(meta.get("Transmission")).get("ID")), facility=_id(meta.get("FacilityCode")),
         event_time=_time(meta.get("EventDateTime")), test=meta.get("Test") is True,
-        key=key, key_expires=expires, outside=outside, raw=body)
-
-
-# The members of Meta that are read. Nothing else of it is decoded.
-_META: Final = frozenset({"DataModel", "EventType", "EventDateTime", "Test", "Source", "Logs", "Message", "Transmission",
-                          "FacilityCode"})
+        key=key, key_expires=log_id is None and message_id is None, outside=outside.digest(), raw=body)
 
 
 def _fhir(body: bytes, top: dict[str, tuple[int, int]]) -> Message:
     """Redox, FHIR notifications: a Bundle of type `message` whose first entry is a MessageHeader."""
-    header = _mapping(None)
-    resource, bundle = (_value(body[slice(*top[name])]) if name in top else None for name in ("resourceType", "type"))
-    if (resource, bundle) == ("Bundle", "message") and "entry" in top:
-        header = _message_header(body[slice(*top["entry"])])
+    resource, bundle, entries = (body[slice(*top[name])] if name in top else b"null"
+                                 for name in ("resourceType", "type", "entry"))
+    header = _message_header(entries) if (_value(resource), _value(bundle)) == ("Bundle", "message") else {}
     if header.get("resourceType") != "MessageHeader":
         raise Unreadable("fhir_not_message")
     # `eventUri` is today's form, `eventCoding` that until 2024; event names have changed, so none is hard-coded.
-    uri = header.get("eventUri")
-    event = uri.rstrip("/").rpartition("/")[2] if isinstance(uri, str) else _mapping(header.get("eventCoding")).get("code")
+    event = header.get("eventUri")
+    if isinstance(event, str):
+        event = event.rstrip("/").rpartition("/")[2]
+    else:
+        event = _mapping(header.get("eventCoding")).get("code")
     source = _mapping(header.get("source"))
-    source_id = _id(source.get("endpoint"))
     digest = sha256(body).digest()
     return Message(
-        kind=f"FHIR.{_name(event)}", fhir=True, query=False,
-        source_id=None if source_id is None else normalise_source(source_id), source_name=_id(source.get("name")),
+        kind=_kind("FHIR", event), fhir=True, query=False,
+        source_id=_source(source.get("endpoint")), source_name=_id(source.get("name")),
         log_id=None, attempt_id=None, message_id=None, transmission_id=None, facility=None, event_time=None, test=False,
         key=digest, key_expires=True, outside=digest, raw=body)
 
 
-def _message_header(entry: bytes) -> dict[str, Any]:
-    """The resource of the first of the Bundle's entries; an empty mapping when there is none."""
+def _message_header(entries: bytes) -> dict[str, Any]:
+    """What is read of the resource of the first of the Bundle's entries; nothing when there is none.
+
+    It is FHIR's Meta, so no member may stand twice in it either.
+    """
     try:
-        entries = _decode_raws.decode(entry)
-    except msgspec.ValidationError:
+        first = bytes(_decode_raws(entries)[0])
+    except (msgspec.ValidationError, IndexError):
         return {}
-    return _mapping(_mapping(_value(entries[0]) if entries else None).get("resource"))
+    resource = members(first, where="entry", wanted={"resource"}).get("resource")
+    return {} if resource is None else _decoded(first[slice(*resource)], where="header", wanted=_HEADER)
 
 
-def _value(text: bytes | msgspec.Raw) -> Any:
+def _decoded(text: bytes, *, where: str, wanted: frozenset[str]) -> dict[str, Any]:
+    return {name: _value(text[start:end])
+            for name, (start, end) in members(text, where=where, wanted=wanted).items()}
+
+
+def _value(text: bytes) -> Any:
     """The decoded value, or None where Python cannot hold it (1e400, an integer of 5,000 digits)."""
     try:
-        return _decode_any.decode(text)
+        return _decode_any(text)
     except msgspec.ValidationError:
         return None
 
 
 def _perhaps_query(body: bytes) -> str | None:
     """The kind, when what duplicate keys leave of the Meta calls itself a query: its asker waits, and gets an error."""
-    meta = _mapping(_mapping(_value(body)).get("Meta"))
     try:
-        kind = f"{_name(meta.get('DataModel'))}.{_name(meta.get('EventType'))}"
-    except Unreadable:
+        meta = _decode_envelope(body).Meta
+        kind = _kind(meta.DataModel, meta.EventType)
+    except (msgspec.ValidationError, Unreadable):
         return None
     return kind if kind in QUERIES else None
 
 
 def _key(what: str, text: str) -> bytes:
     return sha256(f"{what}\0{text}".encode()).digest()
+
+
+def _kind(model: object, event: object) -> str:
+    return f"{_name(model)}.{_name(event)}"
 
 
 def _name(value: object) -> str:
@@ -159,6 +182,11 @@ def _id(value: object) -> str | None:
     if isinstance(value, bool) or not isinstance(value, str | int):
         return None
     return str(value).replace("\0", "")[:_ID_LENGTH] or None
+
+
+def _source(value: object) -> str | None:
+    identity = _id(value)
+    return None if identity is None else normalise_source(identity) or None
 
 
 def _mapping(value: object) -> dict[str, Any]:

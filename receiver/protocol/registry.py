@@ -35,8 +35,9 @@ class TokenCredential:
 class HmacCredential:
     """A webhook signing secret and how Redox is said to use it (Redox does not publish the wire form: all settings).
 
-    `header` is lower case. `prefix` (such as `sha256=`) is taken off the value first. With `timestamp_header` the signed
-    bytes are that header's value, a full stop, and the body; else the body alone. `tolerance` in seconds.
+    `header` and `timestamp_header` are in lower case. `prefix` (such as `sha256=`) is taken off the value first. With
+    `timestamp_header` the signed bytes are that header's value, a full stop, and the body; else the body alone.
+    `tolerance` in seconds, to either side.
     """
 
     id: int
@@ -83,8 +84,8 @@ class Subscription:
 class Destination:
     """One URL of ours, and everything that is judged by.
 
-    `require`: alternatives, each a set of kinds that must all be verified. `sources` maps normalised ids to whether they
-    are enabled; the key None stands for messages that name no source.
+    `require`: alternatives, each a set of kinds that must all be verified. `sources` maps normalised ids to whether
+    they are enabled; the key None stands for messages that name no source.
     """
 
     id: int

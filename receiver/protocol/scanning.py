@@ -16,9 +16,9 @@ import msgspec
 
 from receiver.errors import Unreadable
 
-# Redox's models nest about ten levels, FHIR about twenty. Python's json gives up at 1,000 or so, depending on the version
-# and on the caller's own depth: a limit of ours well below that makes every Python and every thread agree, so that what
-# is accepted here can be parsed in a handler.
+# Redox's models nest about ten levels, FHIR about twenty. Python's json gives up at 1,000 or so, depending on the
+# version and on the caller's own depth: a limit of ours well below that makes every Python and every thread agree, so
+# that what is accepted here can be parsed in a handler.
 MAX_DEPTH: Final = 200
 
 # Text is decoded only to prove its encoding, a piece at a time: a body of 40 MB as one str may take 160 MB.
@@ -29,10 +29,10 @@ _NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'{}[]"'))
 _BRACKETS_IN_STRING: Final = re.compile(rb'"[^"]*"')
 _STEP: Final = [(byte == ord("[")) - (byte == ord("]")) for byte in range(256)]
 
-# Possessive: without it the matcher keeps a way back for every character, which for a long string is gigabytes.
-_KEY: Final = re.compile(rb'("(?:[^"\\]++|\\.)*+")[ \t\n\r]*:[ \t\n\r]*', re.DOTALL)
-_FIRST: Final = re.compile(rb"[ \t\n\r]*\{[ \t\n\r]*")
-_NEXT: Final = re.compile(rb"[ \t\n\r]*[,}][ \t\n\r]*")
+# The name of a member, from the brace or comma before it to where its value begins. Possessive: without that the
+# matcher keeps a way back for every character, which for a long name is gigabytes.
+_KEY: Final = re.compile(rb'[ \t\n\r]*[{,][ \t\n\r]*("(?:[^"\\]++|\\.)*+")[ \t\n\r]*:[ \t\n\r]*', re.DOTALL)
+_END: Final = re.compile(rb"[ \t\n\r]*\{?[ \t\n\r]*\}")
 _decode_members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_text: Final = msgspec.json.Decoder(str).decode
 
@@ -60,8 +60,8 @@ def check_depth(body: bytes) -> None:
         return
     if b"\\" in body:  # escapes go first, pairs before quotes, so that every quote left opens or closes a string
         body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    # Then all but brackets and quotes. Strings that held no bracket are now two quotes side by side, and taking any such
-    # two away leaves every bracket as far inside or outside of a string as it was.
+    # Then all but brackets and quotes. Strings that held no bracket are now two quotes side by side, and taking any
+    # such two away leaves every bracket inside or outside of a string, as it was.
     structure = body.translate(_TO_SQUARE, _NOT_STRUCTURE).replace(b'""', b"")
     structure = _BRACKETS_IN_STRING.sub(b"", structure)
     if max(accumulate(map(_STEP.__getitem__, structure)), default=0) > MAX_DEPTH:
@@ -83,10 +83,11 @@ def members(text: bytes, *, where: str, wanted: Collection[str]) -> dict[str, tu
     except msgspec.DecodeError as exc:
         raise Unreadable("not_json") from exc
     found: dict[str, tuple[int, int]] = {}
-    # From key to key: of each name msgspec kept the last value, so its length tells where the next key is. When a name
-    # stands twice, either the bytes at its first place are other ones, or it is met again after its value was taken.
-    place = _FIRST.match(text)
-    while place is not None and (key := _KEY.match(text, place.end())) is not None:
+    # From name to name: of each msgspec kept the last value, whose length tells where the next name is. When one
+    # stands twice, either other bytes are at its first place, or those are the beginning of a longer value (1 and 12),
+    # or it is met again after its value was taken.
+    end = 0
+    while (key := _KEY.match(text, end)) is not None:
         name, start = _decode_text(key[1]), key.end()
         value = values.pop(name, None)
         if value is None or not text.startswith(value, start):
@@ -94,7 +95,6 @@ def members(text: bytes, *, where: str, wanted: Collection[str]) -> dict[str, tu
         end = start + len(memoryview(value))
         if name in wanted:
             found[name] = start, end
-        place = _NEXT.match(text, end)
-    if place is None:  # the kept value is only the beginning of the one that stands here: 1 and 12
+    if _END.match(text, end) is None:
         raise Unreadable(f"{where}_duplicate_key")
     return found

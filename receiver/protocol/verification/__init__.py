@@ -1,14 +1,15 @@
 """Proves that a request is Redox's. One file a kind; here they are put together as a destination requires.
 
 A kind *claims* what a request presents in its name. What it claims and finds bad refuses the request, whatever else is
-presented: adding a credential never widens the door. What no kind claims proves nothing and refuses nothing. Every way to
-fail is one `Unverified`; its reason is for the audit alone. There is no way through without a live credential of every
-kind of one required alternative.
+presented: adding a credential never widens the door. What no kind claims proves nothing and refuses nothing. Every way
+to fail is one `Unverified`; its reason is for the audit alone.
+
+There may be no way through without a live credential of every kind of one required alternative, and no switch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Final, Protocol
 
@@ -24,9 +25,9 @@ __all__ = ["KINDS", "Kind", "parse_require", "screen", "verify"]
 class Kind(Protocol):
     """One way in which Redox authenticates itself.
 
-    `claims`: whether the head presents something in this kind's name. `screen` and `verify` are called when it does, and
-    raise Unverified when it is bad: `screen` as far as the head alone tells, `verify` for good, returning the ids of the
-    credentials that matched.
+    `claims`: whether the head presents something in this kind's name. `screen` and `verify` are called when it does,
+    and raise Unverified when it is bad: `screen` as far as the head alone tells, `verify` for good, returning the ids
+    of the credentials that matched.
     """
 
     @property
@@ -40,7 +41,7 @@ KINDS: Final[dict[str, Kind]] = {kind.name: kind for kind in (TokenKind(), HmacK
 
 
 def parse_require(text: Sequence[str]) -> tuple[frozenset[str], ...]:
-    """`["hmac+token", "token"]` as alternatives of kinds. Raises ValueError on an unknown kind, or with no alternative."""
+    """`["hmac+token"]` as alternatives of kinds. Raises ValueError on an unknown kind, or without an alternative."""
     alternatives = tuple(frozenset(alternative.split("+")) for alternative in text)
     unknown = sorted(frozenset().union(*alternatives) - KINDS.keys())
     if unknown or not alternatives:
@@ -56,8 +57,7 @@ def screen(head: Head, destination: Destination, now: datetime) -> bool:
     claimed = _claimed(head, destination)
     for kind in claimed:
         kind.screen(head, destination, now)
-    names = {kind.name for kind in claimed}
-    return any(alternative <= names for alternative in destination.require)
+    return _suffices({kind.name for kind in claimed}, destination)
 
 
 def verify(inbound: Inbound, destination: Destination, now: datetime) -> Verified:
@@ -69,7 +69,7 @@ def verify(inbound: Inbound, destination: Destination, now: datetime) -> Verifie
         names.add(kind.name)
     if not names:
         raise Unverified("credential_missing")
-    if not any(alternative <= names for alternative in destination.require):
+    if not _suffices(names, destination):
         raise Unverified("credential_insufficient")
     return Verified(credentials=tuple(matched), kinds=frozenset(names))
 
@@ -77,3 +77,7 @@ def verify(inbound: Inbound, destination: Destination, now: datetime) -> Verifie
 def _claimed(head: Head, destination: Destination) -> list[Kind]:
     return [kind for kind in KINDS.values() if kind.claims(head, destination)]
 
+
+def _suffices(names: Collection[str], destination: Destination) -> bool:
+    # An alternative of no kinds would be a door without a lock: `parse_require` makes none, and none is honoured.
+    return any(alternative and alternative.issubset(names) for alternative in destination.require)

@@ -1,13 +1,14 @@
 """Kind `hmac`: the webhook signing secret, over exactly the bytes that arrived.
 
-Redox documents that the secret exists and that a change takes effect at once; header, hash, encoding and signed bytes are
-not published. So all of them are settings of the credential, and several secrets are live while one rotates.
+Redox documents that the secret exists and that a change takes effect at once; header, hash, encoding and signed bytes
+are not published. So all of them are settings of the credential, and several secrets are live while one rotates.
+
+May not parse the body: exactly the bytes that came are signed, so they are all that counts.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import re
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ MAX_SIGNATURES: Final = 8
 # Eight base64 SHA-512 values with prefixes have under 1 KB.
 MAX_HEADER: Final = 2048
 _SECONDS: Final = re.compile(rb"[0-9]{1,11}")
+_BASE64URL: Final = re.compile(rb"[A-Za-z0-9_-]*={0,2}")
 
 
 class HmacKind:
@@ -98,7 +100,7 @@ def _candidates(head: Head, credential: HmacCredential, now: datetime) -> list[b
             continue
         try:
             signature = decode(text[len(prefix):])
-        except (binascii.Error, ValueError):
+        except ValueError:  # binascii.Error is one
             continue
         if len(signature) == length:
             found.append(signature)
@@ -124,13 +126,15 @@ def _why(head: Head, credentials: Sequence[HmacCredential], now: datetime) -> st
 
 
 def _base64url(text: bytes) -> bytes:
-    # With or without padding, as other people's code has it; anything outside the alphabet is refused.
+    # With or without padding, as other people's code has it. Python takes + and / too, unless stopped.
+    if not _BASE64URL.fullmatch(text):
+        raise ValueError("not base64url")
     bare = text.rstrip(b"=")
-    return base64.b64decode(bare + b"=" * (-len(bare) % 4), altchars=b"-_", validate=True)
+    return base64.urlsafe_b64decode(bare + b"=" * (-len(bare) % 4))
 
 
 _DECODERS: Final[dict[str, Callable[[bytes], bytes]]] = {
-    "hex": binascii.unhexlify,
+    "hex": lambda text: base64.b16decode(text, casefold=True),
     "base64": lambda text: base64.b64decode(text, validate=True),
     "base64url": _base64url,
 }

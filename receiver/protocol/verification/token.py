@@ -1,9 +1,10 @@
 """Kind `token`: the static verification token that the destination's owner typed into the dashboard.
 
 Redox: on every message header `verification-token: <token>`, and since about 2021 `authorization: Bearer <token>` too;
-with a linked auth credential `authorization` carries that instead. So `verification-token` is trusted first, and a Bearer
-value must be the same token unless it is shaped like somebody else's (a JWT). Tokens are compared as bytes, by digest, in
-constant time.
+with a linked auth credential `authorization` carries that instead. So `verification-token` is trusted first, and a
+Bearer value must be the same token unless it is shaped like somebody else's (a JWT).
+
+May not compare text, nor stop at the first match: bytes, by digest, in constant time.
 """
 
 from __future__ import annotations
