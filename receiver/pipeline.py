@@ -138,7 +138,7 @@ def judge(inbound: Inbound, registry: Registry, now: datetime) -> Verdict:
         try:
             if handshake is not None:
                 return _handshake(handshake, head, destination, now)
-        except Refusal as exc:
+        except Refusal:
             # With a head that could suffice it may be a message of unforeseen shape: if it verifies, it is kept.
             if not verification.screen(head, destination, now):
                 raise

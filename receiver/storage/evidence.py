@@ -42,7 +42,7 @@ def mac_key(key: Key) -> bytes:
 
 def row_mac(key: bytes, table: str, row: Mapping[str, Any], *, previous: bytes = b"") -> bytes:
     """HMAC-SHA256 over the table's name, the columns of COLUMNS, and, in a chain, the MAC before."""
-    return hmac.digest(key, previous + encode(table, *(row[name] for name in COLUMNS[table])), "sha256")
+    return hmac.digest(key, previous + encode(str(table), *(row[name] for name in COLUMNS[table])), "sha256")
 
 
 def encode(*values: Any) -> bytes:

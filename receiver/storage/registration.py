@@ -1,0 +1,339 @@
+"""Changes the registry: each change is one transaction with its audit row, a MAC on every row, and a new version.
+
+May not read what is registered for anybody but itself (receiver.storage.registry, receiver.storage.reading).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from hmac import digest
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Row, Table, func, insert, select, update
+from sqlalchemy.exc import IntegrityError as UniqueViolation
+
+from receiver.errors import ConfigurationError, Conflict, NotFound
+from receiver.keyring import Keyring
+from receiver.protocol.message import DESTINATION_NAME
+from receiver.protocol.reading import normalise_source
+from receiver.protocol.registry import MIN_TOKEN_LENGTH, HmacCredential
+from receiver.protocol.verification import parse_require
+from receiver.storage import schema
+from receiver.storage.audit import AuditChain, AuditEvent, write
+from receiver.storage.evidence import mac_key, row_mac, token_key
+from receiver.storage.registry import credential_binding
+from receiver.storage.sealing import Seals
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HandlerSpec:
+    """What a handler declares of itself, as it stands in `subscriptions`."""
+
+    handler: str
+    role: str
+    patterns: tuple[str, ...]
+    ordering: str
+    patient_key: str | None
+    acknowledge: str
+    on_failure: str
+    max_attempts: int
+    timeout: float
+
+    def columns(self) -> dict[str, Any]:
+        """The columns of its row."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"patterns": list(self.patterns)}
+
+
+class Registration:
+    """The verbs that change what is registered. `actor` is who the audit names (USER@HOST, or worker:NAME)."""
+
+    def __init__(self, engine: Engine, keyring: Keyring, *, actor: str) -> None:
+        self._engine = engine
+        self._keyring = keyring
+        self._seals = Seals(keyring)
+        self._audit = AuditChain(keyring, self._seals)
+        self._actor = actor
+        self._key = keyring.current("mac")
+
+    # --- destinations
+
+    def add_destination(self, name: str, now: datetime, *, environment: str, require: Sequence[str], sources_policy: str,
+                        on_unknown_source: str, test_messages: str, reply_with: str | None, token: str) -> int:
+        """A new destination and its first token; its id. Raises ConfigurationError, Conflict when the name is taken."""
+        if not DESTINATION_NAME.fullmatch(name):
+            raise ConfigurationError(f"{name!r} is no destination name: use a-z, 0-9 and -, at most 64 characters")
+        _check_require(require)
+        with self._change() as connection:
+            destination_id = self._insert(connection, schema.destinations, {
+                "name": name, "environment": environment, "enabled": True, "require": list(require),
+                "sources_policy": sources_policy, "on_unknown_source": on_unknown_source, "test_messages": test_messages,
+                "reply_with": reply_with}, taken=f"there is a destination {name} already: see `destination show {name}`")
+            self._add_token(connection, destination_id, token, label=None, expires_at=None)
+            self._tell(connection, now, "destination.add", name, f"destinations:{destination_id}",
+                       {"environment": environment, "require": list(require), "sources": sources_policy})
+        return destination_id
+
+    def set_destination(self, name: str, now: datetime, values: Mapping[str, Any]) -> None:
+        """Change columns of a destination (environment, enabled, require, policies). Raises NotFound."""
+        if "require" in values:
+            _check_require(values["require"])
+        with self._change() as connection:
+            row = self._destination(connection, name)
+            self._update(connection, schema.destinations, row, values)
+            self._tell(connection, now, "destination.set", name, f"destinations:{row.id}", dict(values))
+
+    # --- credentials
+
+    def add_token(self, destination: str, now: datetime, token: str, *, label: str | None,
+                  expires_at: datetime | None) -> int:
+        """A further verification token; its id. Raises ConfigurationError under MIN_TOKEN_LENGTH characters."""
+        with self._change() as connection:
+            row = self._destination(connection, destination)
+            credential_id = self._add_token(connection, row.id, token, label=label, expires_at=expires_at)
+            self._tell(connection, now, "credential.add", destination, f"credentials:{credential_id}", {"kind": "token"})
+        return credential_id
+
+    def add_hmac(self, destination: str, now: datetime, secret: bytes, settings: Mapping[str, Any], *, label: str | None,
+                 expires_at: datetime | None) -> int:
+        """A webhook signing secret with the settings of HmacCredential; its id. Raises ConfigurationError."""
+        if len(secret) < MIN_TOKEN_LENGTH:
+            raise ConfigurationError(f"a signing secret has at least {MIN_TOKEN_LENGTH} bytes")
+        try:
+            HmacCredential(id=0, secret=secret, **settings)
+        except TypeError:
+            raise ConfigurationError("unknown setting of kind hmac: see `credential add --help`") from None
+        with self._change() as connection:
+            row = self._destination(connection, destination)
+            credential_id = self._insert(connection, schema.credentials, {
+                "destination_id": row.id, "kind": "hmac", "label": label, "settings": dict(settings),
+                "expires_at": expires_at, "digest": None, "secret": None, "secret_key": None, "revoked_at": None})
+            # Sealed to its own id, which is known only now.
+            key_id, sealed = self._seals.seal("secret", secret, credential_binding(credential_id))
+            self._update(connection, schema.credentials, self._row(connection, schema.credentials, credential_id),
+                         {"secret": sealed, "secret_key": key_id})
+            self._tell(connection, now, "credential.add", destination, f"credentials:{credential_id}", {"kind": "hmac"})
+        return credential_id
+
+    def revoke_credential(self, credential_id: int, now: datetime) -> None:
+        """Close a credential for good. Raises NotFound, and Conflict when it is revoked already."""
+        with self._change() as connection:
+            row = self._row(connection, schema.credentials, credential_id)
+            if row.revoked_at is not None:
+                raise Conflict(f"credential {credential_id} is revoked already")
+            self._update(connection, schema.credentials, row, {"revoked_at": now})
+            self._tell(connection, now, "credential.revoke", self._name(connection, row.destination_id),
+                       f"credentials:{credential_id}", {"kind": row.kind})
+
+    # --- sources
+
+    def add_source(self, destination: str, source_id: str | None, now: datetime, *, name: str | None) -> int:
+        """Register a source (None: messages that name none), or enable it again; its id. Raises NotFound."""
+        normal = None if source_id is None else normalise_source(source_id)
+        with self._change() as connection:
+            owner = self._destination(connection, destination)
+            found = connection.execute(select(schema.sources).where(
+                schema.sources.c.destination_id == owner.id,
+                schema.sources.c.source_id.is_not_distinct_from(normal))).one_or_none()
+            if found is None:
+                number = self._insert(connection, schema.sources, {
+                    "destination_id": owner.id, "source_id": normal, "name": name, "enabled": True})
+            else:
+                number = found.id
+                self._update(connection, schema.sources, found, {"enabled": True, "name": name or found.name})
+            self._tell(connection, now, "source.add", destination, f"sources:{number}", {"source": normal})
+        return int(number)
+
+    def disable_source(self, destination: str, source_id: str | None, now: datetime) -> None:
+        """Refuse a source from now on. Raises NotFound."""
+        normal = None if source_id is None else normalise_source(source_id)
+        with self._change() as connection:
+            owner = self._destination(connection, destination)
+            found = connection.execute(select(schema.sources).where(
+                schema.sources.c.destination_id == owner.id,
+                schema.sources.c.source_id.is_not_distinct_from(normal))).one_or_none()
+            if found is None:
+                raise NotFound(f"{destination} has no such source: see `source list {destination}`")
+            self._update(connection, schema.sources, found, {"enabled": False})
+            self._tell(connection, now, "source.disable", destination, f"sources:{found.id}", {"source": normal})
+
+    # --- handlers
+
+    def enable_handler(self, destination: str, spec: HandlerSpec, now: datetime) -> int:
+        """Bind a handler to a destination, or bind it again as it is declared now; the subscription's id.
+
+        Raises NotFound; Conflict where another responder answers the same query at that destination.
+        """
+        with self._change() as connection:
+            owner = self._destination(connection, destination)
+            rows = connection.execute(select(schema.subscriptions).where(
+                schema.subscriptions.c.destination_id == owner.id)).all()
+            for row in rows:
+                shared = sorted(set(row.patterns) & set(spec.patterns))
+                if spec.role == row.role == "responder" and row.enabled and row.handler != spec.handler and shared:
+                    raise Conflict(f"{shared[0]} is answered by {row.handler} at {destination}: a query has one responder")
+            found = next((row for row in rows if row.handler == spec.handler), None)
+            values = spec.columns() | {"enabled": True}
+            if found is None:
+                number = self._insert(connection, schema.subscriptions, values | {"destination_id": owner.id})
+            else:
+                number = found.id
+                self._update(connection, schema.subscriptions, found, values)
+            self._tell(connection, now, "handler.enable", destination, f"subscriptions:{number}",
+                       {"handler": spec.handler, "patterns": list(spec.patterns)})
+        return int(number)
+
+    def disable_handler(self, destination: str, handler: str, now: datetime) -> None:
+        """Unbind: no new deliveries; those that are pending stay. Raises NotFound."""
+        with self._change() as connection:
+            row = self._subscription(connection, destination, handler)
+            self._update(connection, schema.subscriptions, row, {"enabled": False})
+            self._tell(connection, now, "handler.disable", destination, f"subscriptions:{row.id}", {"handler": handler})
+
+    def refresh_handlers(self, specs: Sequence[HandlerSpec], now: datetime) -> None:
+        """Where a handler is declared otherwise than it was when it was enabled, write down what it says now."""
+        for spec in specs:
+            with self._engine.connect() as connection:
+                names = connection.execute(
+                    select(schema.destinations.c.name, schema.subscriptions)
+                    .join(schema.subscriptions, schema.subscriptions.c.destination_id == schema.destinations.c.id)
+                    .where(schema.subscriptions.c.handler == spec.handler, schema.subscriptions.c.enabled)).all()
+            for row in names:
+                if any(getattr(row, column) != value for column, value in spec.columns().items()):
+                    self.enable_handler(row.name, spec, now)
+
+    def pause_handler(self, handler: str, now: datetime, *, destination: str | None, reason: str) -> int:
+        """Run nothing of the handler until it is resumed; how many bindings that were. `reason` is a fixed word."""
+        return self._set_pause(handler, destination, now, "handler.pause", {"paused_at": now, "pause_reason": reason})
+
+    def resume_handler(self, handler: str, now: datetime, *, destination: str | None) -> int:
+        """Let a paused handler run on; how many bindings that were."""
+        return self._set_pause(handler, destination, now, "handler.resume", {"paused_at": None, "pause_reason": None})
+
+    def _set_pause(self, handler: str, destination: str | None, now: datetime, action: str, values: dict[str, Any]) -> int:
+        table = schema.subscriptions
+        with self._change() as connection:
+            query = select(table.c.id, schema.destinations.c.name).join(
+                schema.destinations, schema.destinations.c.id == table.c.destination_id).where(table.c.handler == handler)
+            if destination is not None:
+                query = query.where(schema.destinations.c.name == destination)
+            rows = connection.execute(query).all()
+            if not rows:
+                raise NotFound(f"no handler {handler} is enabled{f' at {destination}' if destination else ''}: "
+                               "see `handlers list`")
+            for row in rows:
+                connection.execute(update(table).where(table.c.id == row.id).values(values))
+                self._tell(connection, now, action, row.name, f"subscriptions:{row.id}",
+                           {"handler": handler, "why": values["pause_reason"]})
+        return len(rows)
+
+    # --- how a change is made
+
+    @contextmanager
+    def _change(self) -> Iterator[Connection]:
+        """One transaction; it takes the version's row first, so that changes come one after another."""
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(update(schema.registry_version).values(version=schema.registry_version.c.version + 1))
+                yield connection
+        except BaseException:
+            self._audit.restart()
+            raise
+
+    def _tell(self, connection: Connection, now: datetime, action: str, destination: str, subject: str,
+              detail: dict[str, Any]) -> None:
+        write(connection, self._audit, [AuditEvent(action=action, outcome="done", at=now, actor=self._actor,
+                                                   destination=destination, subject=subject, detail=detail)])
+
+    def _insert(self, connection: Connection, table: Table, values: Mapping[str, Any], taken: str | None = None) -> int:
+        try:
+            with connection.begin_nested():
+                number = int(connection.execute(
+                    insert(table).values(**values, mac=b"", mac_key=self._key.id).returning(table.c.id)).scalar_one())
+        except UniqueViolation:
+            raise Conflict(taken) from None
+        self._sign(connection, table, number)
+        return number
+
+    def _update(self, connection: Connection, table: Table, row: Row[Any], values: Mapping[str, Any]) -> None:
+        connection.execute(update(table).where(table.c.id == row.id).values(**values))
+        self._sign(connection, table, row.id)
+
+    def _sign(self, connection: Connection, table: Table, number: int) -> None:
+        """Put the MAC on a row as it stands in the database, so that its id and defaults are under it too."""
+        row = dict(connection.execute(select(table).where(table.c.id == number)).mappings().one())
+        connection.execute(update(table).where(table.c.id == number).values(
+            mac=row_mac(mac_key(self._key), table.name, row), mac_key=self._key.id))
+
+    def _add_token(self, connection: Connection, destination_id: int, token: str, *, label: str | None,
+                   expires_at: datetime | None) -> int:
+        if len(token) < MIN_TOKEN_LENGTH or not token.isascii() or not token.isprintable() or token != token.strip():
+            raise ConfigurationError(f"a verification token has at least {MIN_TOKEN_LENGTH} printable ASCII characters "
+                                     "and no space around it: leave --token-file away and one is made")
+        return self._insert(connection, schema.credentials, {
+            "destination_id": destination_id, "kind": "token", "label": label, "expires_at": expires_at,
+            "digest": digest(token_key(self._keyring), token.encode(), "sha256"), "secret": None,
+            "secret_key": self._keyring.current("index").id, "settings": {}, "revoked_at": None})
+
+    def _row(self, connection: Connection, table: Table, number: int) -> Row[Any]:
+        row = connection.execute(select(table).where(table.c.id == number)).one_or_none()
+        if row is None:
+            raise NotFound(f"there is no row {number} in {table.name}")
+        return row
+
+    def _destination(self, connection: Connection, name: str) -> Row[Any]:
+        table = schema.destinations
+        row = connection.execute(select(table).where(table.c.name == name)).one_or_none()
+        if row is None:
+            raise NotFound(f"there is no destination {name}: see `destination list`")
+        return row
+
+    def _name(self, connection: Connection, destination_id: int) -> str:
+        table = schema.destinations
+        return str(connection.scalar(select(table.c.name).where(table.c.id == destination_id)))
+
+    def _subscription(self, connection: Connection, destination: str, handler: str) -> Row[Any]:
+        owner = self._destination(connection, destination)
+        table = schema.subscriptions
+        row = connection.execute(select(table).where(
+            table.c.destination_id == owner.id, table.c.handler == handler)).one_or_none()
+        if row is None:
+            raise NotFound(f"{handler} is not enabled at {destination}: see `handlers list`")
+        return row
+
+
+def new_token() -> str:
+    """A verification token: 256 random bits, in letters that a dashboard takes."""
+    return secrets.token_urlsafe(32)
+
+
+def record_keys(connection: Connection, keyring: Keyring) -> None:
+    """Write down the fingerprints of the keys that the database has not seen yet."""
+    known = set(connection.scalars(select(schema.keys.c.id)))
+    for key in keyring.keys:
+        if key.id not in known:
+            connection.execute(insert(schema.keys).values(id=key.id, purpose=key.purpose, fingerprint=key.fingerprint))
+
+
+def check_keys(connection: Connection, keyring: Keyring) -> None:
+    """Raise ConfigurationError when this host lacks a key that the database was written with, or has another one."""
+    held = {key.id: key.fingerprint for key in keyring.keys}
+    for row in connection.execute(select(schema.keys)):
+        if held.get(row.id) != row.fingerprint:
+            what = "lacks" if row.id not in held else "holds another"
+            raise ConfigurationError(f"this host {what} key {row.id}: restore the keyring file that belongs to this "
+                                     "database (RECEIVER_KEYRING)")
+    if connection.scalar(select(func.count()).select_from(schema.keys)) == 0:
+        raise ConfigurationError("this database has no keys on record: run `redox-receiver keys init`")
+
+
+def _check_require(require: Sequence[str]) -> None:
+    try:
+        parse_require(require)
+    except ValueError as exc:
+        raise ConfigurationError(f"--require: {exc}") from None
+
+

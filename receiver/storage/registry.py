@@ -1,0 +1,132 @@
+"""Loads the registry as one immutable value and follows its changes: every process sees one within a second.
+
+May not change it: receiver.storage.registration does. A row whose MAC does not hold opens nothing: it is left out, and
+said so.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any, Final
+
+import structlog
+from sqlalchemy import Connection, Engine, Table, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from receiver.errors import ReceiverError
+from receiver.keyring import Keyring
+from receiver.protocol.registry import (
+    Credential,
+    Destination,
+    HmacCredential,
+    Registry,
+    Subscription,
+    TokenCredential,
+)
+from receiver.protocol.verification import parse_require
+from receiver.storage import schema
+from receiver.storage.database import describe
+from receiver.storage.evidence import mac_key, row_mac, token_key
+from receiver.storage.sealing import Seals
+
+log: Final = structlog.get_logger(__name__)
+
+POLL: Final = 0.5
+
+
+def credential_binding(credential_id: int) -> str:
+    """What a credential's sealed secret is bound to."""
+    return f"credential:{credential_id}"
+
+
+def load(connection: Connection, keyring: Keyring) -> Registry:
+    """The registry as it stands."""
+    version = connection.scalar(select(schema.registry_version.c.version))
+    rows = {table.name: _proved(connection, table, keyring) for table in (
+        schema.destinations, schema.credentials, schema.sources, schema.subscriptions)}
+    token, seals = token_key(keyring), Seals(keyring)
+    of: dict[str, dict[int, list[Any]]] = {name: defaultdict(list) for name in rows}
+    for name in ("credentials", "sources", "subscriptions"):
+        for row in rows[name]:
+            of[name][row["destination_id"]].append(row)
+    return Registry(version=version or 0, destinations={row["name"]: Destination(
+        id=row["id"], name=row["name"], environment=row["environment"], enabled=row["enabled"],
+        require=parse_require(row["require"]), sources_policy=row["sources_policy"],
+        on_unknown_source=row["on_unknown_source"], test_messages=row["test_messages"],
+        credentials=tuple(_credential(each, token, seals) for each in of["credentials"][row["id"]]),
+        sources={each["source_id"]: each["enabled"] for each in of["sources"][row["id"]]},
+        subscriptions=tuple(_subscription(each) for each in of["subscriptions"][row["id"]] if each["enabled"]),
+    ) for row in rows["destinations"]})
+
+
+def _proved(connection: Connection, table: Table, keyring: Keyring) -> list[dict[str, Any]]:
+    """The rows whose MAC holds."""
+    proved = []
+    for row in map(dict, connection.execute(select(table).order_by(table.c.id)).mappings()):
+        try:
+            holds = row_mac(mac_key(keyring[row["mac_key"]]), table.name, row) == row["mac"]
+        except ReceiverError:
+            holds = False
+        if holds:
+            proved.append(row)
+        else:
+            log.error("registry.row_not_proved", table=table.name, row=row["id"])
+    return proved
+
+
+def _credential(row: Mapping[str, Any], token: bytes, seals: Seals) -> Credential:
+    common = {"id": row["id"], "expires_at": row["expires_at"], "revoked": row["revoked_at"] is not None}
+    if row["kind"] == "token":
+        return TokenCredential(digest=row["digest"], key=token, **common)
+    secret = seals.open(row["secret_key"], row["secret"], credential_binding(row["id"]))
+    return HmacCredential(secret=secret, **common, **row["settings"])
+
+
+def _subscription(row: Mapping[str, Any]) -> Subscription:
+    return Subscription(
+        id=row["id"], handler=row["handler"], role=row["role"], patterns=tuple(row["patterns"]), ordering=row["ordering"],
+        patient_key=row["patient_key"], acknowledge=row["acknowledge"], on_failure=row["on_failure"],
+        max_attempts=row["max_attempts"], timeout=row["timeout"], paused=row["paused_at"] is not None)
+
+
+class RegistryFollower:
+    """Keeps the registry in memory, at most POLL seconds behind the database; the last one known while that is away."""
+
+    def __init__(self, engine: Engine, keyring: Keyring) -> None:
+        self._engine = engine
+        self._keyring = keyring
+        self._current: Registry | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="registry", daemon=True)
+
+    @property
+    def current(self) -> Registry | None:
+        """The registry, or None as long as it was never loaded."""
+        return self._current
+
+    def start(self) -> None:
+        """Load once if that works now, then follow. Only after fork."""
+        self._poll()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop following."""
+        self._stop.set()
+
+    def _follow(self) -> None:
+        while not self._stop.wait(POLL):
+            self._poll()
+
+    def _poll(self) -> None:
+        try:
+            with self._engine.connect() as connection:
+                version = connection.scalar(select(schema.registry_version.c.version))
+                if self._current is None or version != self._current.version:
+                    self._current = load(connection, self._keyring)
+                    log.info("registry.loaded", version=version)
+        except SQLAlchemyError as exc:
+            log.warning("registry.not_read", error=describe(exc))
+        except ReceiverError as exc:
+            log.error("registry.not_loaded", error=str(exc))

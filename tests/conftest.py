@@ -1,0 +1,75 @@
+"""What every test may use: a migrated database of its own, a keyring, and a scrubbed environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from receiver import keyring as keyrings
+from receiver.keyring import Keyring
+from receiver.storage import migrations
+from receiver.storage.database import open_engine
+from receiver.storage.registration import Registration, record_keys
+from tests.postgres import drop_database, new_database, session_cluster
+
+
+@pytest.fixture(autouse=True)
+def _scrubbed(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No setting of the machine's reaches a test, and no test the settings of the machine."""
+    for name in os.environ:
+        if name.startswith(("RECEIVER_", "PLUGIN_", "PG")) or name == "DATABASE_URL":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path_factory.getbasetemp() / "nobody's data"))
+
+
+@pytest.fixture(scope="session")
+def migrated_database() -> str:
+    """The template: one database, migrated once a test process, and never used."""
+    session_cluster()
+    url = new_database()
+    engine = open_engine(url, pooled=False)
+    migrations.upgrade(engine)
+    return url
+
+
+@pytest.fixture
+def database_url(migrated_database: str) -> Iterator[str]:
+    """A fresh, migrated database."""
+    url = new_database(migrated_database)
+    yield url
+    drop_database(url)
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """An engine on the fresh database."""
+    engine = open_engine(database_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def keyring() -> Keyring:
+    """A keyring with a key of each purpose."""
+    return keyrings.create(datetime.now(UTC))
+
+
+@pytest.fixture
+def keyring_path(keyring: Keyring, engine: Engine, tmp_path: Path) -> Path:
+    """The keyring as a file, its fingerprints on record in the fresh database."""
+    path = tmp_path / "keyring.json"
+    keyring.save(path)
+    with engine.begin() as connection:
+        record_keys(connection, keyring)
+    return path
+
+
+@pytest.fixture
+def registration(engine: Engine, keyring: Keyring) -> Registration:
+    """The verbs that change the registry, as tester@test."""
+    return Registration(engine, keyring, actor="tester@test")
