@@ -1,8 +1,8 @@
 """Feeds: how Redox delivers. First in, first out; one at a time; a failure pauses everything behind it.
 
-Redox, delivery rules: at least once; any status of 400 or more, or no answer, pauses the whole queue, and the same message
-is tried again with a new attempt id until it succeeds. A query is asked once, and its failure pauses nothing. May not
-skip a message.
+Redox, delivery rules: at least once; any status of 400 or more, or no answer, pauses the whole queue, and the same
+message is tried again with a new attempt id until it succeeds. A query is asked once, and its failure pauses nothing.
+May not skip a message.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import sha256
 from threading import Event
 from time import monotonic
-from typing import Final
+from typing import Final, Self
 from uuid import uuid4
 
 from receiver.protocol.message import QUERIES
@@ -58,7 +58,7 @@ class Feed:
         self._sendings: dict[str, int] = {}
 
     def run(self, bodies: Iterable[bytes]) -> bool:
-        """Deliver every body in order. False when the queue stands still: a notification's bounds ran out, or `stop`."""
+        """Deliver every body in order. False when the queue stands still: a message's bounds ran out, or `stop`."""
         for body in bodies:
             sent = self.deliver(body)
             if self._stopped.is_set() or not (sent.answer.accepted or _envelope(body)[0] in QUERIES):
@@ -74,15 +74,17 @@ class Feed:
         message = log_id or f"sha256:{sha256(body).hexdigest()}"
         bound = 1 if kind in QUERIES else self._attempts
         ends = None if self._deadline is None else monotonic() + self._deadline
-        for attempt, pause in enumerate(_pauses(), start=1):
+        pauses = itertools.chain(RETRY_AFTER, itertools.repeat(THEN_EVERY))
+        attempt = 0
+        while True:
+            attempt += 1
             answer = self._redox.send(body, line=self._line, lose_answer=attempt <= lose_answers)
             self._record(message, kind, body, answer)
-            wait = pause * self._time_scale
+            wait = next(pauses) * self._time_scale
             late = ends is not None and monotonic() + wait > ends
             if answer.accepted or attempt == bound or late or self._stopped.wait(wait):
-                break
+                return Sent(message=message, body=body, answer=answer, attempts=attempt)
             body = with_attempt(body, str(uuid4()))
-        return Sent(message=message, body=body, answer=answer, attempts=attempt)
 
     def duplicate(self, sent: Sent) -> Sent:
         """Deliver again what was answered, under a new attempt id, as an at-least-once sender may."""
@@ -93,7 +95,14 @@ class Feed:
         self._stopped.set()
 
     def close(self) -> None:
+        """Close the connection."""
         self._line.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _record(self, message: str, kind: str | None, body: bytes, answer: Answer) -> None:
         number = self._sendings[message] = self._sendings.get(message, 0) + 1
@@ -104,7 +113,7 @@ class Feed:
 
 
 def with_attempt(body: bytes, attempt_id: str) -> bytes:
-    """The body with that id in `Meta.Logs[].AttemptID`; no byte outside Meta changes, and none where there is no such id."""
+    """The body with that id in `Meta.Logs[].AttemptID`. No byte outside Meta changes; without an id none does."""
     text = body.decode("utf-8", "surrogateescape")
     found = _META.search(text)
     if found is None:
@@ -115,11 +124,6 @@ def with_attempt(body: bytes, attempt_id: str) -> bytes:
         return body
     meta = _ATTEMPT_ID.sub(rf'\g<1>"{attempt_id}"', text[found.end():end])
     return (text[:found.end()] + meta + text[end:]).encode("utf-8", "surrogateescape")
-
-
-def _pauses() -> Iterator[int]:
-    """What follows the first sending, the second …"""
-    return itertools.chain(RETRY_AFTER, itertools.repeat(THEN_EVERY))
 
 
 def _envelope(body: bytes) -> tuple[str | None, str | None, str | None]:

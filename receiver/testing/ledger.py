@@ -18,8 +18,8 @@ from threading import Lock
 class Attempt:
     """One sending of one message. Times are monotonic seconds of this process.
 
-    `message` names what was sent: `Meta.Logs[].ID`, else "sha256:" and the digest of its first body. `number` counts the
-    sendings of that message from 1. `answered_at` is None when no answer came.
+    `message` names what was sent: `Meta.Logs[].ID`, else "sha256:" and the digest of its first body. `number` counts
+    the sendings of that message from 1. `answered_at` is None when no answer came.
     """
 
     feed: str

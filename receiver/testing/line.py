@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
 from receiver.errors import ConfigurationError
@@ -76,6 +76,8 @@ class Line:
                 return Answer(status=None, error="AnswerLost", sent_at=sent_at, seconds=monotonic() - sent_at)
             response: HTTPResponse = self._connection.getresponse()
             content = response.read(_ANSWER_LIMIT)
+            if not response.isclosed():  # longer than the limit: what is left would be taken for the next answer
+                self.close()
         except (OSError, HTTPException) as exc:
             self.close()
             return Answer(status=None, error=type(exc).__name__, sent_at=sent_at, seconds=monotonic() - sent_at)
@@ -84,6 +86,12 @@ class Line:
 
     def close(self) -> None:
         self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _hang_up_if_dead(self) -> None:
         """A server that has ended an idle connection has made it readable; what is sent into it would be lost."""

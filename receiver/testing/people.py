@@ -61,7 +61,8 @@ def person(seed: int, *, family: str | None = None) -> Person:
     random = Random(seed)  # noqa: S311 (made-up people, not secrets)
     sex: Literal["Female", "Male"] = random.choice(("Female", "Male"))
     given, middle = random.sample(_GIVEN[sex], 2)
-    family = family or random.choice(_FAMILY)
+    drawn = random.choice(_FAMILY)  # drawn in any case: a marker changes nothing else
+    family = family or drawn
     city, county, state, zip_code = random.choice(_TOWNS)
     return Person(
         given=given, middle=middle, family=family, sex=sex,

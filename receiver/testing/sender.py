@@ -10,8 +10,9 @@ import json
 import ssl
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 from uuid import uuid4
 
@@ -43,18 +44,18 @@ class FakeRedox:
     """Redox, as one destination sees it. May be shared by threads.
 
     `base_url`: where the receiver listens; `destination`: its name there; `token`: the verification token. `source_id`:
-    the source that its sample bodies name. `token_headers`: "both" (since about 2021) or "old" (`verification-token`
-    alone). `timeout`: seconds for each read; how long Redox waits is not published.
+    the source that its sample bodies name. `bearer`: send the token as `authorization: Bearer` too, as Redox has since
+    about 2021. `timeout`: seconds for each read; how long Redox waits is not published.
     """
 
     def __init__(self, base_url: str, destination: str, token: str, *, source_id: str,
-                 token_headers: Literal["both", "old"] = "both", signer: Signer | None = None, timeout: float = 30.0,
+                 bearer: bool = True, signer: Signer | None = None, timeout: float = 30.0,
                  tls: ssl.SSLContext | None = None) -> None:
         self.source_id = source_id
         self.destination = destination
         self._base_url, self._timeout, self._tls = base_url, timeout, tls
         self._target = f"{urlsplit(base_url).path.rstrip('/')}/redox/{quote(destination)}"
-        self._token, self._token_headers, self._signer = token, token_headers, signer
+        self._token, self._bearer, self._signer = token, bearer, signer
 
     def line(self) -> Line:
         """A new connection. Raises ConfigurationError when the base URL is none."""
@@ -91,7 +92,7 @@ class FakeRedox:
 
     def _headers(self, body: bytes, changes: Mapping[str, str | None]) -> dict[str, str]:
         headers: dict[str, str | None] = {"content-type": "application/json", "verification-token": self._token}
-        if self._token_headers == "both":
+        if self._bearer:
             headers["authorization"] = f"Bearer {self._token}"
         if self._signer is not None:
             headers |= self._signer.headers(body, now=time.time())
@@ -99,9 +100,5 @@ class FakeRedox:
 
     def _request(self, method: str, target: str, body: bytes | None, headers: Mapping[str, str],
                  line: Line | None = None, lose_answer: bool = False) -> Answer:
-        used = line or self.line()
-        try:
+        with nullcontext(line) if line is not None else self.line() as used:
             return used.request(method, target, body=body, headers=headers, lose_answer=lose_answer)
-        finally:
-            if line is None:
-                used.close()

@@ -44,7 +44,7 @@ _LEFT_OUT: Final = frozenset({
     "SupplyOrder", "TargetSite", "Authenticator", "Rate", "RelatesTo", "Reaction", "Confidentiality"})
 _LEFT_OUT_OF_STAFF: Final = frozenset({"Address", "Location", "EmailAddresses"})
 
-_NOBODY: Final = Whose(who="nobody")
+NOBODY: Final = Whose(who="nobody")
 _DOCTOR: Final = Whose(who="staff")
 _WHOSE: Final[dict[str, Whose]] = {
     **dict.fromkeys(("Patient", "Patients", "PotentialMatches", "Insured", "Subscribers", "Spouse"),
@@ -68,7 +68,7 @@ _MEASURED_FIELDS: Final = {"Value": 0, "Units": 1, "Low": 2, "High": 3}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Place:
+class Place:
     """Where the walk is: the field whose members are being filled, that field's parent, whose and what it is about."""
 
     parent: str
@@ -86,9 +86,8 @@ def template(kind: str) -> dict[str, Node]:
     if model == "Enrichment" and event.startswith("NaturalLanguageProcessing"):
         return {"Meta": _meta(model, event), **_language(event)}
     cls = _event_class(_LIKE.get(kind, kind))
-    place = _Place(parent="", field=cls.__name__, whose=_DOCTOR if model == "SSO" else _NOBODY)
-    meta = _meta(model, event, None if kind in _LIKE else cls.model_fields["Meta"].annotation)
-    return {"Meta": meta, **_model(cls, place)}
+    place = Place(parent="", field=cls.__name__, whose=_DOCTOR if model == "SSO" else NOBODY)
+    return {"Meta": _meta(model, event, cls.model_fields["Meta"].annotation), **fill(cls, place)}
 
 
 def _event_class(kind: str) -> type[BaseModel]:
@@ -130,7 +129,7 @@ def _language(event: str) -> dict[str, Node]:
     return body
 
 
-def _model(cls: type[BaseModel], place: _Place) -> dict[str, Node]:
+def fill(cls: type[BaseModel], place: Place) -> dict[str, Node]:
     """The members of `cls` at `place`, those that nothing here fits left out; Meta is made apart."""
     filled: dict[str, Node] = {}
     for name, field in _fields(cls):
@@ -140,7 +139,7 @@ def _model(cls: type[BaseModel], place: _Place) -> dict[str, Node]:
     return filled
 
 
-def _field(name: str, annotation: Any, place: _Place, required: bool) -> Node:
+def _field(name: str, annotation: Any, place: Place, required: bool) -> Node:
     left_out = _LEFT_OUT | (_LEFT_OUT_OF_STAFF if place.whose.who == "staff" and place.depth > 1 else frozenset())
     if name in left_out and not required:
         return None
@@ -148,7 +147,7 @@ def _field(name: str, annotation: Any, place: _Place, required: bool) -> Node:
     if many and place.whose.who == "patient" and name in ("Identifiers", "PreviousIdentifiers"):
         return patient_identifiers() if name == "Identifiers" else previous_identifiers()
     if hasattr(inner, "model_fields"):
-        node: Node = _model(inner, _step(name, inner, place)) or ({} if required else None)
+        node: Node = fill(inner, _step(name, inner, place)) or ({} if required else None)
     else:
         node = _leaf(name, inner, place)
         if node is None and required:
@@ -156,7 +155,7 @@ def _field(name: str, annotation: Any, place: _Place, required: bool) -> Node:
     return [node] if many and node is not None else node
 
 
-def _step(name: str, cls: type[BaseModel], place: _Place) -> _Place:
+def _step(name: str, cls: type[BaseModel], place: Place) -> Place:
     names = {member for member, _ in _fields(cls)}
     about = topic(place.field, name)
     coded = about is not None and bool(names & {"Code", "DefaultCode"})
@@ -165,7 +164,7 @@ def _step(name: str, cls: type[BaseModel], place: _Place) -> _Place:
                    about=about if coded else place.about, coded=coded)
 
 
-def _leaf(name: str, kind: type, place: _Place) -> Node:
+def _leaf(name: str, kind: type, place: Place) -> Node:
     found = exact(place.parent, place.field, name)
     about = place.about
     if found is None and about is not None:
