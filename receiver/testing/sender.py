@@ -67,7 +67,7 @@ class FakeRedox:
 
     def send(self, body: bytes | dict[str, Any], *, headers: Mapping[str, str | None] | None = None,
              lose_answer: bool = False, line: Line | None = None) -> Answer:
-        """POST one body, once. `headers` replace those of the same (lower-case) name; None takes one away.
+        """POST one body, once. `headers` replace those of the same name; None takes one away.
 
         Without `line` a connection of its own is used. `lose_answer`: cut the connection when the answer arrives.
         """
@@ -95,10 +95,15 @@ class FakeRedox:
         if self._bearer:
             headers["authorization"] = f"Bearer {self._token}"
         if self._signer is not None:
-            headers |= self._signer.headers(body, now=time.time())
-        return {name: value for name, value in (headers | dict(changes)).items() if value is not None}
+            headers |= _lower(self._signer.headers(body, now=time.time()))
+        return {name: value for name, value in (headers | _lower(changes)).items() if value is not None}
 
     def _request(self, method: str, target: str, body: bytes | None, headers: Mapping[str, str],
                  line: Line | None = None, lose_answer: bool = False) -> Answer:
         with nullcontext(line) if line is not None else self.line() as used:
             return used.request(method, target, body=body, headers=headers, lose_answer=lose_answer)
+
+
+def _lower(headers: Mapping[str, str | None] | Mapping[str, str]) -> dict[str, str | None]:
+    """Names in lower case, so that "Redox-Signature" replaces "redox-signature"."""
+    return {name.lower(): value for name, value in headers.items()}

@@ -61,7 +61,9 @@ def test_a_signing_secret_signs_exactly_what_is_sent() -> None:
         redox = FakeRedox(door.url, "main", TOKEN, source_id=SOURCE,
                           signer=Signer(secret=b"secret", header="X-Redox-Signature", encoding="hex", prefix="sha256="))
         redox.send(redox.body("Device.New"))
-    got = door.received[0]
+        redox.send(redox.body("Device.New"), headers={"X-Redox-Signature": "sha256=00"})
+    got, forged = door.received
+    assert forged.headers["x-redox-signature"] == "sha256=00"
     assert got.headers["x-redox-signature"] == f"sha256={hmac.digest(b'secret', got.body, 'sha256').hex()}"
 
 
