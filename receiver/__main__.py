@@ -1,0 +1,9 @@
+"""`python -m receiver`: the command line.
+
+May not do anything else.
+"""
+
+from receiver.cli import main
+
+if __name__ == "__main__":
+    main(prog_name="redox-receiver")

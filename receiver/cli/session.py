@@ -1,0 +1,108 @@
+"""What a command works with: settings, keyring, database, and who it is that acts.
+
+May not decide anything of a command's. A database error leaves here as one of ours, without its text, for that may
+quote a row.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import structlog
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from receiver import keyring as keyrings
+from receiver import settings as table
+from receiver.errors import ConfigurationError, Unavailable
+from receiver.keyring import Keyring
+from receiver.settings import Settings
+from receiver.storage import migrations
+from receiver.storage.database import describe, open_engine, sqlstate
+from receiver.storage.embedded import Cluster
+from receiver.storage.registration import Registration, check_keys
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Session:
+    """A command at work: the schema is at head, and this host's keys are those of the database."""
+
+    settings: Settings
+    keyring: Keyring = field(repr=False)
+    engine: Engine
+    actor: str
+
+    @property
+    def registration(self) -> Registration:
+        """The verbs that change the registry, in the name of whoever runs the command."""
+        return Registration(self.engine, self.keyring, actor=self.actor)
+
+
+@contextmanager
+def opened() -> Iterator[Session]:
+    """A session while the block runs.
+
+    Raises ConfigurationError (settings, keyring, schema, keys: each with what mends it) and Unavailable.
+    """
+    settings = table.load()
+    keyring = keyrings.load(settings.keyring_path)
+    with database(settings) as engine:
+        check_schema(engine)
+        with engine.connect() as connection:
+            check_keys(connection, keyring)
+        yield Session(settings=settings, keyring=keyring, engine=engine, actor=actor())
+
+
+@contextmanager
+def database(settings: Settings) -> Iterator[Engine]:
+    """An engine while the block runs: on DATABASE_URL, else on the embedded PostgreSQL, joined or started.
+
+    Raises Unavailable instead of a database error.
+    """
+    if not structlog.is_configured():
+        # Stdout is for the command's result alone. Looked up for each line, for tests put another stderr there.
+        structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
+    with _address(settings) as url:
+        engine = open_engine(url, pool_size=2)
+        try:
+            yield engine
+        except SQLAlchemyError as exc:
+            if sqlstate(exc) is None:
+                raise Unavailable(f"the database does not answer ({describe(exc)}): see DATABASE_URL, and run "
+                                  "`redox-receiver check`") from exc
+            raise Unavailable(f"the database refuses ({describe(exc)}): run `redox-receiver check`") from exc
+        finally:
+            engine.dispose()
+
+
+@contextmanager
+def _address(settings: Settings) -> Iterator[str]:
+    if settings.database_url is not None:
+        yield settings.database_url.get_secret_value()
+    else:
+        with Cluster(settings.data_dir, account=settings.postgres_account).joined() as url:
+            yield url
+
+
+def check_schema(engine: Engine) -> None:
+    """Raise ConfigurationError when the schema is not the one that this code wants."""
+    with engine.connect() as connection:
+        current = migrations.current(connection)
+    if current != migrations.head():
+        raise ConfigurationError(f"the database is at revision {current or '(none)'}, and this redox-receiver wants "
+                                 f"{migrations.head()}: run `redox-receiver db upgrade`")
+
+
+def actor() -> str:
+    """Who the audit names: the operating system's user, at this host."""
+    try:
+        user = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        user = f"uid-{os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
