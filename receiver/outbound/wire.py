@@ -114,15 +114,13 @@ def _read_capped(answer: httpcore2.Response, most: int) -> bytes:
 
 
 def _no_connection(exc: Exception, host: str) -> OutboundError:
-    cause: BaseException | None = exc
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return Untrusted(f"the certificate of {host} is refused: {cause.verify_message}", not_processed=True)
-        cause = cause.__cause__
+    cause = exc.args[0] if exc.args else exc  # httpcore2 wraps the socket's own error, and cuts the chain to it
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return Untrusted(f"the certificate of {host} is refused: {cause.verify_message}", not_processed=True)
     if isinstance(exc, httpcore2.PoolTimeout):
         return Unavailable("every connection of this client is in use; share it among fewer threads, or allow it more "
                            "connections", not_processed=True)
-    return Unavailable(f"no connection to {host} ({type(exc.__cause__ or exc).__name__})", not_processed=True)
+    return Unavailable(f"no connection to {host} ({type(cause).__name__})", not_processed=True)
 
 
 def _is_loopback(host: str) -> bool:

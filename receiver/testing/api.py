@@ -34,6 +34,7 @@ from werkzeug.http import parse_options_header
 from receiver.protocol.message import QUERIES, response_event
 
 _ASSERTION_TYPE: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+_ALGORITHMS: Final = ("RS384", "ES384")
 _IAT_WINDOW: Final = 300  # Redox: iat within the last 5 minutes
 _SKEW: Final = 10         # Redox: 10 s of skew allowed
 _LARGEST_MESSAGE: Final = 40 * 1024 * 1024
@@ -128,7 +129,7 @@ class FakeRedoxApi:
         self._grants: dict[str, _Grant] = {}
         self._refresh_tokens: dict[str, str] = {}
         self._jtis: set[str] = set()
-        self._faults: dict[str, deque[Fault]] = {}
+        self._faults: dict[str, deque[Fault | Answered]] = {}
         self._responders: dict[str, Responder] = {}
         self._meta_errors: deque[list[dict[str, Any]]] = deque()
         self._server = _Server((host, 0), self, ssl_context)
@@ -165,8 +166,8 @@ class FakeRedoxApi:
         with self._lock:
             self._refresh_tokens.clear()
 
-    def fail(self, path: str, fault: Fault, *, times: int = 1) -> None:
-        """Misbehave the next `times` times that something is asked at `path` or beneath it."""
+    def fail(self, path: str, fault: Fault | Answered, *, times: int = 1) -> None:
+        """Misbehave, or give that answer, the next `times` times that something is asked at `path` or beneath it."""
         with self._lock:
             self._faults.setdefault(path, deque()).extend([fault] * times)
 
@@ -185,7 +186,7 @@ class FakeRedoxApi:
 
     # What it does with a request.
 
-    def next_fault(self, path: str) -> Fault | None:
+    def next_fault(self, path: str) -> Fault | Answered | None:
         """The fault that is due at `path`, which is then no longer due."""
         with self._lock:
             due = [faults for prefix, faults in self._faults.items() if path.startswith(prefix) and faults]
@@ -235,6 +236,8 @@ class FakeRedoxApi:
             claimed = jwt.decode(assertion, options={"verify_signature": False})
         except jwt.InvalidTokenError:
             return _denied("the client assertion is no JWT", error="invalid_client")
+        if header.get("alg") not in _ALGORITHMS:
+            return _denied("alg must be RS384 or ES384", error="invalid_client")
         if not isinstance(header.get("kid"), str):
             return _denied("JWT header kid property is required")
         known = self._oauth.get(str(claimed.get("iss")))
@@ -243,8 +246,8 @@ class FakeRedoxApi:
             return _denied("Public key not found, check client_id, kid and Redox dashboard settings")
         try:
             # Only the signature and the names here; times are judged below, by this fake's own clock.
-            key = jwt.PyJWK(dict(keys[header["kid"]]), header.get("alg"))
-            jwt.decode(assertion, key, algorithms=["RS384", "ES384"], audience=f"{self.base_url}/v2/auth/token",
+            key = jwt.PyJWK(dict(keys[header["kid"]]), header["alg"])
+            jwt.decode(assertion, key, algorithms=_ALGORITHMS, audience=f"{self.base_url}/v2/auth/token",
                        issuer=str(claimed["iss"]), subject=str(claimed["iss"]),
                        options={"require": ["iss", "sub", "aud", "iat", "exp", "jti"], "verify_exp": False,
                                 "verify_iat": False, "verify_nbf": False})
@@ -357,12 +360,12 @@ class FakeRedoxApi:
         media, options = parse_options_header(request.headers.get("content-type"))
         if media != "multipart/form-data" or not options.get("boundary"):
             return Answered(status=400, body="multipart/form-data required")
-        _, files = MultiPartParser().parse(io.BytesIO(request.body), options["boundary"].encode(), len(request.body))
+        parser = MultiPartParser(stream_factory=lambda *_, **__: io.BytesIO())
+        _, files = parser.parse(io.BytesIO(request.body), options["boundary"].encode(), len(request.body))
         file = files.get("file")
         if file is None:
             return Answered(status=400, body="Missing file")
-        with file.stream as stream:
-            content = stream.read()
+        content = file.stream.read()
         if len(content) > _LARGEST_UPLOAD:
             return Answered(status=413, body="Payload Too Large")
         uri = f"{self.base_url}/uploads/{uuid.uuid4()}"
@@ -469,12 +472,10 @@ class _Connection(BaseHTTPRequestHandler):
         with api._lock:
             api.requests.append(request)
         fault = api.next_fault(self.path)
-        answered = api.answer(request) if fault is None or fault in _AFTER else None
-        if fault is None:
-            assert answered is not None
-            self._write(answered)
+        if isinstance(fault, Fault):
+            self._misbehave(fault, api.answer(request) if fault in _AFTER else None)
         else:
-            self._misbehave(fault, answered)
+            self._write(api.answer(request) if fault is None else fault)
 
     def _misbehave(self, fault: Fault, answered: Answered | None) -> None:
         if fault in _STATUS:

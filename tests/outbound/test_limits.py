@@ -1,0 +1,74 @@
+"""Facts about the rolling window and the deadline."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from receiver.outbound.errors import RateLimited
+from receiver.outbound.limits import SlidingWindow, deadline, remaining
+
+
+@given(st.integers(1, 5), st.lists(st.floats(0, 30), max_size=40))
+def test_no_window_holds_more_than_its_number(most: int, gaps: list[float]) -> None:
+    """However requests come, the places given to them never crowd: any n + 1 of them span at least the window."""
+    window = SlidingWindow(most, 10.0)
+    now, places = 0.0, []
+    for gap in gaps:
+        now += gap
+        places.append(now + window.reserve(now, most=1e9))
+
+    assert places == sorted(places)
+    assert all(late - early >= 10.0 - 1e-6 for early, late in zip(places, places[most:], strict=False))
+
+
+def test_a_free_window_makes_nobody_wait() -> None:
+    """The first n requests go at once, and so does the next when the first has left the window."""
+    window = SlidingWindow(2, 300.0)
+
+    assert [window.reserve(now, most=0.0) for now in (0.0, 100.0, 300.0)] == [0.0, 0.0, 0.0]
+
+
+def test_too_long_a_wait_is_refused_and_takes_no_place() -> None:
+    """Who would wait longer than he may is told so, with the time; the place stays free for the next."""
+    window = SlidingWindow(1, 300.0)
+    window.reserve(0.0, most=0.0)
+
+    with pytest.raises(RateLimited) as caught:
+        window.reserve(100.0, most=199.0)
+    assert caught.value.retry_after == 200.0
+    assert caught.value.not_processed
+    assert window.reserve(100.0, most=200.0) == 200.0
+
+
+@pytest.mark.parametrize(("requests", "seconds"), [(0, 300.0), (1, 0.0)])
+def test_an_impossible_window_is_refused(requests: int, seconds: float) -> None:
+    """A window that lets nothing through is a mistake of configuration."""
+    with pytest.raises(ValueError, match="at least one request"):
+        SlidingWindow(requests, seconds)
+
+
+def test_waiting_is_waited() -> None:
+    """`wait` returns no sooner than the place that it took."""
+    window = SlidingWindow(1, 0.05)
+    window.wait(1.0)
+    began = time.monotonic()
+    window.wait(1.0)
+    window.wait(1.0)
+
+    assert time.monotonic() - began >= 0.05
+
+
+def test_the_nearer_deadline_holds() -> None:
+    """A deadline within another can only shorten it, and the outer one is back afterwards."""
+    with deadline(1000.0):
+        with deadline(10.0):
+            assert remaining() <= 10.0
+        assert remaining() > 900.0
+        with deadline(5000.0):
+            assert 900.0 < remaining() <= 1000.0
+    with deadline(-1.0):
+        assert remaining() == 0.0

@@ -1,0 +1,148 @@
+"""Facts about making a message ready: what is filled in, what is refused, and what stays untouched."""
+
+from __future__ import annotations
+
+import copy
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from redox.generic.PatientAdmin import Arrival as GenericArrival
+from redox.patientadmin.arrival import Arrival
+
+from receiver.outbound import NetworkOnramp, Unsendable
+from receiver.outbound.messages import Prepared, prepare
+from tests.outbound.conftest import message, query
+
+ONRAMP = NetworkOnramp(organization="2.16.840.1.113883.3.6147.458.1", user="user-7", role="112247003",
+                       role_name="Medical doctor")
+
+
+def prepared(what: Any, *, asks: bool = False, source: str | None = None, required: bool = False,
+             onramp: NetworkOnramp | None = None) -> Prepared:
+    return prepare(what, query=asks, source=source, source_required=required, onramp=onramp)
+
+
+def test_a_dict_becomes_compact_utf8() -> None:
+    """What is sent is the message, in UTF-8, exact to the last digit of a large integer."""
+    whole = {**message(), "Number": 2**80}
+
+    assert json.loads(prepared(whole).body) == whole
+    assert "Größe".encode() in prepared(whole).body
+
+
+def test_the_source_is_filled_in_where_none_is_named() -> None:
+    """Meta.Source.ID is set beside what Meta.Source holds; a source that the message names stands."""
+    assert json.loads(prepared(message(), source="mine").body)["Meta"]["Source"] == {"ID": "mine"}
+    beside = prepared(message(Source={"Name": "Our EHR"}), source="mine")
+    assert json.loads(beside.body)["Meta"]["Source"] == {"Name": "Our EHR", "ID": "mine"}
+    named = prepared(message(Source={"ID": "another"}), source="mine", required=True)
+    assert json.loads(named.body)["Meta"]["Source"] == {"ID": "another"}
+    assert "Source" not in json.loads(prepared(message()).body)["Meta"]
+
+
+def test_the_callers_message_is_not_changed() -> None:
+    """Filling in works on a copy."""
+    whole = message(Extensions={"mine": {"string": "kept"}})
+    before = copy.deepcopy(whole)
+    prepared(whole, source="mine", onramp=ONRAMP)
+
+    assert whole == before
+
+
+def test_bytes_stay_as_they_are() -> None:
+    """Bytes are sent as they came, and their source goes into the header that Redox takes instead."""
+    body = json.dumps(message(), indent=3).encode()
+
+    assert prepared(body, source="mine") == Prepared(body=body, headers={"Redox-Source-Id": "mine"})
+    assert prepared(body) == Prepared(body=body)
+    named = json.dumps(message(Source={"ID": "another"})).encode()
+    assert prepared(named, source="mine", required=True) == Prepared(body=named)
+
+
+def test_models_of_the_redox_package_are_taken() -> None:
+    """A typed class and a composable one give the message that they stand for, with no null in it."""
+    whole = message("Arrival")
+    whole["Patient"] = {"Identifiers": [{"ID": "1", "IDType": "MR"}], "Demographics": {"FirstName": "Test"}}
+    whole["Visit"] = {"VisitNumber": "17"}
+
+    for model in (Arrival, GenericArrival):
+        body = json.loads(prepared(model.model_validate(whole), source="mine").body)
+        assert body == {**whole, "Meta": {**whole["Meta"], "Source": {"ID": "mine"}}}
+
+
+@pytest.mark.parametrize(("whole", "says"), [
+    ({}, "no Meta"), ({"Meta": []}, "no Meta"), (b"[]", "no JSON object"), (b"{", "no JSON object"),
+    (b"", "no JSON object"), (b'{"Meta": {"DataModel": "\xff"}}', "no JSON object"),
+    ({"Meta": {"EventType": "Arrival"}}, "Meta.DataModel"), ({"Meta": {"DataModel": "PatientAdmin"}}, "Meta.EventType"),
+    (message(""), "Meta.EventType"), (message(DataModel=7), "Meta.DataModel"),
+    (message(Destinations=[]), "no destination"), (message(Destinations=None), "no destination"),
+    (message(Destinations="d"), "no destination"), (message(Destinations=[{}]), "no ID"),
+    (message(Destinations=[{"ID": ""}]), "no ID"), (message(Destinations=["d"]), "no ID"),
+    (query(Destinations=[{"ID": "a"}, {"ID": "b"}]), "exactly one"),
+    (message("PatientQuery", "Clinical Summary", Destinations=[{"ID": "a"}, {"ID": "b"}]), "exactly one"),
+    ({**message(), "When": datetime(2026, 1, 1, tzinfo=UTC)}, "TypeError"),
+    ({**message(), "X": float("nan")}, "ValueError"), ({**message(), "X": "\ud800"}, "UnicodeEncodeError"),
+    ("text", "a str can't be sent"), (None, "a NoneType can't"),
+], ids=str)
+def test_what_redox_would_refuse_is_not_sent(whole: Any, says: str) -> None:
+    """A message that Redox could not route or read is refused before it is sent, and none of it is quoted."""
+    with pytest.raises(Unsendable, match=says) as caught:
+        prepared(whole)
+
+    assert "Canary" not in str(caught.value)
+    assert not caught.value.retryable
+
+
+def test_a_notification_may_go_to_many() -> None:
+    """Only a query is held to one destination; `query` holds whatever it is given to one."""
+    many = message(Destinations=[{"ID": "a"}, {"ID": "b"}])
+
+    assert json.loads(prepared(many).body) == many
+    with pytest.raises(Unsendable, match="exactly one"):
+        prepared(many, asks=True)
+
+
+def test_a_bottomless_message_is_refused() -> None:
+    """A message that is nested without end, or holds itself, is refused like any other that has no JSON."""
+    with pytest.raises(Unsendable, match="no JSON object"):
+        prepared(b'{"Meta":' * 200_000)
+    whole = message()
+    whole["Again"] = whole
+    with pytest.raises(Unsendable, match="ValueError"):
+        prepared(whole)
+
+
+@pytest.mark.parametrize("whole", [message(), message(Source={}), message(Source={"ID": ""}), message(Source="x"),
+                                   json.dumps(message()).encode()], ids=str)
+def test_a_source_is_required_beside_other_keys(whole: Any) -> None:
+    """Where several API keys exist, a message that ends up without a source is refused."""
+    with pytest.raises(Unsendable, match="names no source"):
+        prepared(whole, required=True)
+
+
+def test_the_onramp_fills_the_extensions() -> None:
+    """The four extensions stand beside those that the message brings."""
+    whole = message(Extensions={"mine": {"string": "kept"}})
+    extensions = json.loads(prepared(whole, onramp=ONRAMP).body)["Meta"]["Extensions"]
+
+    at = "https://api.redoxengine.com/extensions/"
+    assert extensions == {
+        "mine": {"string": "kept"},
+        "sender-organization-id": {"url": at + "sender-organization-id", "string": "2.16.840.1.113883.3.6147.458.1"},
+        "user-id": {"url": at + "user-id", "string": "user-7"},
+        "user-role": {"url": at + "user-role", "coding": {"code": "112247003", "display": "Medical doctor"}},
+        "purpose-of-use": {"url": at + "purpose-of-use", "coding": {"code": "TREATMENT"}}}
+
+
+def test_the_onramp_can_not_be_put_into_bytes() -> None:
+    """Bytes are never rewritten, so extensions for them are refused rather than dropped."""
+    with pytest.raises(Unsendable, match="can't be put into bytes"):
+        prepared(json.dumps(message()).encode(), onramp=ONRAMP)
+
+
+def test_nothing_of_a_message_is_in_a_repr() -> None:
+    """A prepared message can be logged whole."""
+    assert "Canary" not in repr(prepared(message()))
+    assert "user-7" not in repr(ONRAMP)

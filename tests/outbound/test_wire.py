@@ -1,0 +1,223 @@
+"""Facts about the manners of one exchange: whom it trusts, how much it takes, and how long."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
+
+import httpx2
+import pytest
+import trustme
+
+from receiver.errors import ConfigurationError
+from receiver.outbound import (
+    CANADA,
+    US,
+    AnswerLost,
+    Limits,
+    OutboundError,
+    RedoxClient,
+    SlidingWindow,
+    Unavailable,
+    Untrusted,
+    UnusableAnswer,
+)
+from receiver.outbound.limits import deadline
+from receiver.outbound.wire import Wire, check_base_url
+from receiver.testing.api import FakeRedoxApi, Fault
+from tests.outbound.conftest import KEY, QUICK, Connect, know, message, serving, until
+
+
+@pytest.mark.parametrize(("given", "taken"), [
+    (US, "https://api.redoxengine.com"), (CANADA, "https://api.ca.redoxengine.com"),
+    ("https://redox.example:8443/prefix/", "https://redox.example:8443/prefix"),
+    ("http://127.0.0.1:9", "http://127.0.0.1:9"), ("http://[::1]:9", "http://[::1]:9"),
+    ("http://localhost:9", "http://localhost:9")])
+def test_a_base_url_is_https_or_loopback(given: str, taken: str) -> None:
+    """Https to anywhere, http to this machine alone."""
+    assert check_base_url(given) == taken
+
+
+@pytest.mark.parametrize("bad", [
+    "http://api.redoxengine.com", "http://localhost.example", "http://127.0.0.1.example", "http://10.0.0.1",
+    "ftp://127.0.0.1", "api.redoxengine.com", "", "https://", "https://user:pw@redox.example", "https://redox.example?x=1",
+    "https://redox.example#f", "https://redox.example:port"])
+def test_any_other_base_url_is_refused(bad: str) -> None:
+    """Clear text to another machine, or a URL with more in it than a base, is an error of configuration."""
+    with pytest.raises(ConfigurationError, match="base URL"):
+        RedoxClient(KEY, base_url=bad)
+
+
+def test_tls_is_spoken(tls_api: FakeRedoxApi, trusting: ssl.SSLContext) -> None:
+    """Over TLS with a certificate that is trusted, everything works."""
+    with RedoxClient(KEY, base_url=tls_api.base_url, ssl_context=trusting) as client:
+        assert client.send(message()).status == 200
+        assert client.upload(b"synthetic") in tls_api.uploads
+
+
+@contextmanager
+def presenting(certificate: trustme.LeafCert) -> Iterator[FakeRedoxApi]:
+    with FakeRedoxApi(ssl_context=serving(certificate)) as running:
+        yield know(running)
+
+
+@pytest.mark.parametrize("which", ["expired", "wrong host", "unknown authority", "system authorities"])
+def test_a_server_that_is_not_proved_to_be_redox_gets_nothing(authority: trustme.CA, trusting: ssl.SSLContext,
+                                                              which: str) -> None:
+    """An expired, misnamed or unknown certificate ends the call: nothing is sent, nothing tried again."""
+    past = datetime.now(UTC) - timedelta(days=1)
+    certificate = {
+        "expired": lambda: authority.issue_cert("127.0.0.1", not_before=past - timedelta(days=9), not_after=past),
+        "wrong host": lambda: authority.issue_cert("redox.example"),
+        "unknown authority": lambda: trustme.CA().issue_cert("127.0.0.1"),
+        "system authorities": lambda: authority.issue_cert("127.0.0.1"),
+    }[which]()
+    context = None if which == "system authorities" else trusting
+    with presenting(certificate) as api, RedoxClient(KEY, base_url=api.base_url, ssl_context=context,
+                                                     limits=QUICK) as client:
+        with pytest.raises(Untrusted, match=r"certificate of 127\.0\.0\.1 is refused") as caught:
+            client.send(message())
+        assert not caught.value.retryable
+        assert caught.value.not_processed
+        assert api.requests == []
+
+
+def test_the_environment_is_not_read(api: FakeRedoxApi, connect: Connect, monkeypatch: pytest.MonkeyPatch,
+                                     tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Proxies, certificate paths and .netrc of the environment change nothing."""
+    home = tmp_path_factory.mktemp("home")
+    (home / ".netrc").write_text("machine 127.0.0.1 login canary password canary")
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.setenv("SSL_CERT_FILE", str(home / "missing.pem"))
+
+    assert connect().send(message()).status == 200
+    assert all(one.headers.get("authorization", "Bearer ").startswith("Bearer ") for one in api.requests)
+
+
+def fails(client: RedoxClient) -> OutboundError:
+    with pytest.raises(OutboundError) as caught:
+        client.send(message())
+    return caught.value
+
+
+def test_a_redirect_is_not_followed(api: FakeRedoxApi, connect: Connect) -> None:
+    """The place that a redirect points to sees nothing of the request, nor of its token."""
+    with FakeRedoxApi() as elsewhere:
+        api.redirect_to = f"{elsewhere.base_url}/endpoint"
+        api.fail("/endpoint", Fault.REDIRECT)
+
+        error = fails(connect())
+        assert (type(error), error.status, error.retryable) == (UnusableAnswer, 307, False)
+        assert elsewhere.base_url not in str(error)
+        assert elsewhere.requests == []
+
+
+def test_a_compressed_answer_is_refused(api: FakeRedoxApi, connect: Connect) -> None:
+    """We ask for no compression, and a body that is compressed anyway is refused without inflating a byte."""
+    api.fail("/endpoint", Fault.GZIP_BOMB)
+
+    error = fails(connect())
+    assert type(error) is UnusableAnswer
+    assert "compressed" in str(error)
+    assert {one.headers["accept-encoding"] for one in api.requests} == {"identity"}
+
+
+def test_an_answer_over_the_cap_is_refused(api: FakeRedoxApi, connect: Connect) -> None:
+    """Ten megabytes are too much for a cap of one, and reading stops there; below the cap they are read."""
+    api.fail("/endpoint", Fault.HUGE, times=2)
+
+    error = fails(connect(limits=Limits(response_bytes=1_000_000)))
+    assert type(error) is UnusableAnswer
+    assert "larger than 1000000 bytes" in str(error)
+    assert "10485760 bytes" in str(fails(connect()))
+
+
+@pytest.mark.parametrize("fault", [Fault.DRIP, Fault.SILENCE], ids=lambda fault: fault.name)
+def test_a_slow_server_is_left_at_the_deadline(api: FakeRedoxApi, connect: Connect, fault: Fault) -> None:
+    """A server that drips single bytes keeps no caller beyond the total, though no single read ever timed out."""
+    client = connect(limits=Limits(total=1.0, read=60.0))
+    client.send(message())
+    api.fail("/endpoint", fault)
+
+    error = fails(client)
+    assert type(error) is AnswerLost
+    assert not error.not_processed
+
+
+def test_a_read_has_its_own_time_out(api: FakeRedoxApi, connect: Connect) -> None:
+    """A server that says nothing at all is left at the read time-out, long before the total."""
+    api.fail("/endpoint", Fault.SILENCE)
+
+    assert type(fails(connect(limits=Limits(read=0.2, total=3_000.0)))) is AnswerLost
+
+
+@pytest.mark.parametrize("fault", [Fault.NOT_HTTP, Fault.DROP_BEFORE, Fault.DROP_AFTER, Fault.CUT_SHORT],
+                         ids=lambda fault: fault.name)
+def test_a_broken_answer_is_a_lost_one(api: FakeRedoxApi, connect: Connect, fault: Fault) -> None:
+    """When the request went out and no whole answer came, it is not claimed that nothing happened."""
+    api.fail("/endpoint", fault)
+
+    error = fails(connect())
+    assert type(error) is AnswerLost
+    assert (error.retryable, error.not_processed) == (True, False)
+    assert len(api.received("/endpoint")) == 1
+
+
+def test_nobody_there(connect: Connect) -> None:
+    """A refused connection is certain not to have processed anything."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+    error = fails(connect(base_url=f"http://127.0.0.1:{port}"))
+    assert type(error) is Unavailable
+    assert error.not_processed
+    assert "no connection to 127.0.0.1 (ConnectionRefusedError)" in str(error)
+
+
+def test_a_handshake_that_never_comes(connect: Connect) -> None:
+    """A peer that accepts and then says nothing to our TLS hello is left at the connect time-out."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        error = fails(connect(base_url=f"https://127.0.0.1:{server.getsockname()[1]}",
+                              limits=Limits(connect=0.2, attempts=1)))
+
+    assert type(error) is Unavailable
+    assert error.not_processed
+
+
+def test_more_threads_than_connections(api: FakeRedoxApi) -> None:
+    """Who finds no free connection in time was certainly not served, and is told why."""
+    with closing(Wire(limits=Limits(connections=1))) as wire:
+        def ask(seconds: float) -> None:
+            with deadline(seconds), pytest.raises(OutboundError) as caught:
+                wire.exchange(httpx2.Request("GET", api.base_url), most=1_000)
+            outcomes.append(caught.value)
+
+        outcomes: list[OutboundError] = []
+        api.fail("/", Fault.SILENCE)
+        holding = threading.Thread(target=ask, args=(10.0,))
+        holding.start()
+        until(lambda: len(api.requests) == 1)
+        ask(0.1)
+        api.__exit__(None, None, None)
+        holding.join()
+
+    hurried, held = outcomes
+    assert (type(hurried), hurried.not_processed) == (Unavailable, True)
+    assert "every connection of this client is in use" in str(hurried)
+    assert type(held) is AnswerLost
+
+
+def test_the_window_is_heeded(api: FakeRedoxApi, connect: Connect) -> None:
+    """Token requests count too: with a window of two, the second message is not sent, and that is certain."""
+    client = connect(rate=SlidingWindow(2, 3_000.0))
+    client.send(message())
+
+    error = fails(client)
+    assert (type(error).__name__, error.not_processed) == ("RateLimited", True)
+    assert len(api.requests) == 2

@@ -1,0 +1,304 @@
+"""Facts about keys, assertions and token replies; no clock, no socket."""
+
+from __future__ import annotations
+
+import base64
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import parse_qs
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA384
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from receiver.errors import ConfigurationError
+from receiver.protocol.credentials import (
+    AccessToken,
+    ApiKey,
+    Denial,
+    LegacyKey,
+    OAuthKey,
+    build_assertion,
+    load_oauth_key,
+    read_token_reply,
+    token_requests,
+)
+
+BASE = "https://api.redoxengine.com"
+TOKEN_URL = f"{BASE}/v2/auth/token"
+NOW = datetime(2026, 3, 1, 12, 0, 0, 700_000, tzinfo=UTC)
+RSA = rsa.generate_private_key(65537, 2048)
+P384 = ec.generate_private_key(ec.SECP384R1())
+OAUTH = OAuthKey(client_id="client-1", kid="kid-1", private_key=RSA)
+LEGACY = LegacyKey(api_key="canary-api-key", secret="canary-secret")
+
+
+def pem(key: Any, password: bytes | None = None) -> str:
+    encryption = BestAvailableEncryption(password) if password else NoEncryption()
+    text: bytes = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
+    return text.decode()
+
+
+def rsa_jwk(**members: object) -> str:
+    return json.dumps({**jwt.algorithms.RSAAlgorithm.to_jwk(RSA, as_dict=True), **members})
+
+
+def segments(assertion: str) -> tuple[dict[str, Any], dict[str, Any], bytes, bytes]:
+    """Header, claims, signed bytes and signature, taken apart with nothing but base64 and json."""
+    parts = assertion.split(".")
+    header, claims, signature = (base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)) for part in parts)
+    return json.loads(header), json.loads(claims), assertion.rpartition(".")[0].encode(), signature
+
+
+def test_rs384_assertion_holds_under_another_library() -> None:
+    """An RSA key's assertion bears Redox's claims, and its signature is RSASSA-PKCS1-v1_5 with SHA-384."""
+    header, claims, signed, signature = segments(build_assertion(OAUTH, TOKEN_URL, now=NOW, jti="jti-1"))
+
+    RSA.public_key().verify(signature, signed, padding.PKCS1v15(), SHA384())
+    assert header == {"alg": "RS384", "kid": "kid-1", "typ": "JWT"}
+    issued = int(NOW.timestamp())
+    assert claims == {"iss": "client-1", "sub": "client-1", "aud": TOKEN_URL, "iat": issued, "exp": issued + 300,
+                      "jti": "jti-1"}
+
+
+def test_es384_assertion_holds_under_another_library() -> None:
+    """A P-384 key signs ES384: r and s of 48 bytes each, one after the other."""
+    key = OAuthKey(client_id="client-1", kid="kid-1", private_key=P384)
+    header, _, signed, signature = segments(build_assertion(key, TOKEN_URL, now=NOW, jti="jti-1"))
+
+    assert header["alg"] == "ES384"
+    assert len(signature) == 96
+    r, s = int.from_bytes(signature[:48], "big"), int.from_bytes(signature[48:], "big")
+    P384.public_key().verify(encode_dss_signature(r, s), signed, ec.ECDSA(SHA384()))
+
+
+@pytest.mark.parametrize("text", [
+    pem(RSA), pem(RSA).encode(), "\n" + pem(RSA) + "\n", pem(RSA).strip().replace("\n", "\\n"), rsa_jwk(),
+    rsa_jwk(alg="RS384", use="sig")], ids=["pem", "bytes", "padded", "escaped line ends", "jwk", "jwk with alg"])
+def test_key_text_is_read(text: str | bytes) -> None:
+    """PEM, also with the escaped line ends of environment variables, and JWK all give the same key."""
+    key = load_oauth_key(text, client_id="c", kid="k", scope="s")
+
+    assert key.private_key.private_numbers() == RSA.private_numbers()
+    assert (key.client_id, key.kid, key.scope, key.algorithm) == ("c", "k", "s", "RS384")
+
+
+def test_traditional_and_elliptic_pem_are_read() -> None:
+    """The older "BEGIN RSA PRIVATE KEY" is read too, and a P-384 key in PEM or JWK."""
+    old = RSA.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+
+    assert load_oauth_key(old, client_id="c", kid="k").algorithm == "RS384"
+    assert load_oauth_key(pem(P384), client_id="c", kid="k").algorithm == "ES384"
+    jwk = json.dumps({**jwt.algorithms.ECAlgorithm.to_jwk(P384, as_dict=True), "kid": "named"})
+    assert load_oauth_key(jwk, client_id="c").kid == "named"
+
+
+def test_a_jwk_names_its_kid_unless_told_otherwise() -> None:
+    """The kid of a JWK serves when none is given; a given one stands."""
+    assert load_oauth_key(rsa_jwk(kid="own"), client_id="c").kid == "own"
+    assert load_oauth_key(rsa_jwk(kid="own"), client_id="c", kid="given").kid == "given"
+
+
+PUBLIC_PEM = RSA.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+PUBLIC_JWK = json.dumps(jwt.algorithms.RSAAlgorithm.to_jwk(RSA.public_key(), as_dict=True))
+
+
+USELESS: dict[str, str | bytes] = {
+    "empty": "",
+    "can't be read as PEM": "no key at all",
+    "neither PEM nor JWK": b"\xff\xfe",
+    "can't be read as PEM ": pem(RSA)[:-200],
+    "public half": PUBLIC_PEM,
+    "passphrase": pem(RSA, b"pass"),
+    "1024 bits, fewer than 2048": pem(rsa.generate_private_key(65537, 1024)),
+    "secp256r1, not on P-384": pem(ec.generate_private_key(ec.SECP256R1())),
+    "a kind that Redox does not take": pem(ed25519.Ed25519PrivateKey.generate()),
+    "no valid JSON": "{",
+    "no valid JSON ": "{" * 100_000,
+    "JWKS": json.dumps({"keys": [json.loads(rsa_jwk())]}),
+    "neither RSA nor EC": json.dumps({"kty": "oct", "k": "AAAA"}),
+    "no member d": PUBLIC_JWK,
+    "do not make a key": rsa_jwk(n=17),
+    "alg is not RS384": rsa_jwk(alg="RS256"),
+}
+
+
+@pytest.mark.parametrize("says", USELESS)
+def test_a_key_that_will_not_do_is_explained(says: str) -> None:
+    """Each useless key is refused when it is loaded, with what is wrong, and without quoting any of it."""
+    with pytest.raises(ConfigurationError) as caught:
+        load_oauth_key(USELESS[says], client_id="c", kid="k")
+
+    assert says.strip() in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert "MII" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("client_id", "kid", "says"), [("", "k", "client id"), ("c", None, "kid"), ("c", "", "kid")])
+def test_a_key_needs_its_names(client_id: str, kid: str | None, says: str) -> None:
+    """Without a client id or a kid Redox could not find the public half, so there is no key without them."""
+    with pytest.raises(ConfigurationError, match=says):
+        load_oauth_key(pem(RSA), client_id=client_id, kid=kid)
+
+
+def test_a_legacy_key_needs_both_halves() -> None:
+    """A legacy key without its secret is refused."""
+    with pytest.raises(ConfigurationError, match="secret"):
+        LegacyKey(api_key="k", secret="")
+
+
+def test_the_oauth_request_is_a_form_with_an_assertion() -> None:
+    """One request, form-encoded, with Redox's three fields, and scope only when there is one."""
+    (request,) = token_requests(OAUTH, BASE, held=None, now=NOW, jti="jti-1")
+    form = {name: values[0] for name, values in parse_qs(request.body.decode(), strict_parsing=True).items()}
+
+    assert (request.url, request.media_type) == (TOKEN_URL, "application/x-www-form-urlencoded")
+    assert form.keys() == {"grant_type", "client_assertion_type", "client_assertion"}
+    assert form["grant_type"] == "client_credentials"
+    assert form["client_assertion_type"] == "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+    assert segments(form["client_assertion"])[1]["aud"] == TOKEN_URL
+
+    scoped = OAuthKey(client_id="c", kid="k", private_key=RSA, scope="one two")
+    (request,) = token_requests(scoped, BASE, held=None, now=NOW, jti="jti-2")
+    assert parse_qs(request.body.decode())["scope"] == ["one two"]
+
+
+def test_a_legacy_key_refreshes_before_it_authenticates() -> None:
+    """A legacy key authenticates; with a refresh token it refreshes, and keeps authentication in reserve."""
+    (first,) = token_requests(LEGACY, BASE, held=None, now=NOW, jti="-")
+    held = AccessToken(value="t", obtained=0.0, lifetime=300.0, refresh_token="r")
+    refresh, again = token_requests(LEGACY, BASE, held=held, now=NOW, jti="-")
+
+    assert (first.url, json.loads(first.body)) == (f"{BASE}/auth/authenticate",
+                                                   {"apiKey": "canary-api-key", "secret": "canary-secret"})
+    assert (refresh.url, json.loads(refresh.body)) == (f"{BASE}/auth/refreshToken",
+                                                       {"apiKey": "canary-api-key", "refreshToken": "r"})
+    assert again == first
+
+
+def reply(key: ApiKey, body: object, status: int = 200) -> AccessToken | Denial:
+    return read_token_reply(key, status, json.dumps(body).encode(), sent=100.0, now=NOW)
+
+
+def test_an_oauth_reply_gives_a_token() -> None:
+    """The lifetime runs from when the request was sent, so it is never thought longer than it is."""
+    token = reply(OAUTH, {"access_token": "abc", "token_type": "Bearer", "expires_in": 299, "scope": "x"})
+
+    assert token == AccessToken(value="abc", obtained=100.0, lifetime=299.0)
+
+
+@pytest.mark.parametrize("expires_in", [None, "soon", -1, 0, True, []])
+def test_an_unreadable_lifetime_is_the_documented_one(expires_in: object) -> None:
+    """A token whose lifetime is missing or nonsense is taken to live the five minutes that Redox documents."""
+    token = reply(OAUTH, {"access_token": "abc", "expires_in": expires_in})
+
+    assert token == AccessToken(value="abc", obtained=100.0, lifetime=300.0)
+
+
+@pytest.mark.parametrize(("expires", "lifetime"), [
+    ((NOW + timedelta(minutes=5)).isoformat(), 300.0), ("2026-03-01T12:10:00.700Z", 600.0),
+    ("2026-03-01T12:10:00.700", 600.0), ((NOW - timedelta(hours=1)).isoformat(), 0.0),
+    ("2126-03-01T00:00:00Z", 86_400.0),
+    ("nonsense", 300.0), (7, 300.0)])
+def test_a_legacy_token_lives_until_expires(expires: object, lifetime: float) -> None:
+    """`expires` is believed, as UTC, between nothing and a day; one that can't be read means five minutes."""
+    token = reply(LEGACY, {"accessToken": "abc", "expires": expires, "refreshToken": "again"})
+
+    assert token == AccessToken(value="abc", obtained=100.0, lifetime=lifetime, refresh_token="again")
+
+
+@pytest.mark.parametrize("body", [
+    {}, [], "text", {"access_token": ""}, {"access_token": 7}, {"access_token": "two words"},
+    {"access_token": "line\r\nInjected: header"}, {"access_token": "é"}, {"access_token": "a" * 20_000},
+    {"access_token": "abc", "token_type": "mac"}, {"accessToken": "abc"}])
+def test_what_is_no_token_is_a_denial(body: object) -> None:
+    """A reply of 200 without a bearer token that fits a header gives none."""
+    assert reply(OAUTH, body) == Denial(status=200)
+
+
+def test_redox_words_are_kept() -> None:
+    """The error and its description, which tell the operator what to mend, are taken over."""
+    words = "Public key not found, check client_id, kid and Redox dashboard settings"
+
+    assert reply(OAUTH, {"error": "invalid_request", "error_description": words}, 400) == Denial(
+        status=400, error="invalid_request", description=words)
+
+
+@pytest.mark.parametrize("words", ["rejected eyJhbGciOiJSUzM4NCJ9.x.y", "token " + "a" * 81])
+def test_words_that_may_quote_a_secret_are_withheld(words: str) -> None:
+    """A description that echoes an assertion or a token is not passed on."""
+    denial = reply(OAUTH, {"error_description": words}, 400)
+
+    assert denial == Denial(status=400, description="(withheld: it may quote a secret)")
+
+
+def test_words_are_made_fit_for_a_log() -> None:
+    """Control and non-ASCII characters are replaced, and length is bounded."""
+    denial = reply(OAUTH, {"error": "a\x1b[31m\nb\u202e", "error_description": "no " * 200}, 400)
+
+    assert isinstance(denial, Denial)
+    assert denial.error == "a?[31m?b?"
+    assert denial.description is not None
+    assert len(denial.description) == 200
+
+
+def test_a_legacy_denial_keeps_no_words() -> None:
+    """Plain text of a legacy denial is dropped: it may say anything."""
+    assert read_token_reply(LEGACY, 401, b"canary-secret is wrong", sent=0.0, now=NOW) == Denial(status=401)
+
+
+@given(st.sampled_from([OAUTH, LEGACY]), st.integers(100, 599),
+       st.binary() | st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda inner: st.dictionaries(
+           st.sampled_from(["access_token", "accessToken", "expires_in", "expires", "refreshToken", "error",
+                            "error_description", "token_type"]), inner)).map(lambda value: json.dumps(value).encode()))
+def test_whatever_is_answered_is_a_token_or_a_denial(key: ApiKey, status: int, body: bytes) -> None:
+    """No reply raises, and no token is made of one that could break a header or never end."""
+    outcome = read_token_reply(key, status, body, sent=0.0, now=NOW)
+
+    if isinstance(outcome, AccessToken):
+        assert 200 <= status < 300
+        assert outcome.value.isascii()
+        assert outcome.value.isprintable()
+        assert 0.0 <= outcome.lifetime <= 86_400.0
+
+
+def test_a_nested_reply_is_a_denial() -> None:
+    """A reply nested deeper than any decoder goes is a denial, not a crash."""
+    assert read_token_reply(OAUTH, 200, b'{"a":' * 200_000, sent=0.0, now=NOW) == Denial(status=200)
+
+
+def test_a_token_is_renewed_by_a_margin() -> None:
+    """A token of five minutes is renewed 30 s before its end; one of 20 s when half of that is over."""
+    token = AccessToken(value="t", obtained=1000.0, lifetime=300.0)
+    assert not token.needs_renewal(1269.9)
+    assert token.needs_renewal(1270.0)
+    assert not token.expired(1299.9)
+    assert token.expired(1300.0)
+    assert token.remaining(1290.0) == 10.0
+
+    short = AccessToken(value="t", obtained=0.0, lifetime=20.0)
+    assert not short.needs_renewal(9.9)
+    assert short.needs_renewal(10.0)
+
+
+def test_no_repr_shows_a_secret() -> None:
+    """Keys, tokens and requests can be logged whole without giving anything away."""
+    token = AccessToken(value="canary-token", obtained=0.0, lifetime=1.0, refresh_token="canary-refresh")
+    shown = repr([OAUTH, LEGACY, token, token_requests(LEGACY, BASE, held=token, now=NOW, jti="j"),
+                  token_requests(OAUTH, BASE, held=None, now=NOW, jti="j")])
+
+    assert "canary" not in shown
+    assert "eyJ" not in shown
+    assert "RSAPrivateKey" not in shown
