@@ -1,0 +1,52 @@
+"""The values that a request becomes, and what an answer to a query is called."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from receiver.protocol import message, registry
+from receiver.protocol.message import DESTINATION_NAME, error_body
+from receiver.protocol.reading import read
+from tests.protocol.made_up import head
+
+
+@pytest.mark.parametrize("module", [message, registry])
+def test_values_are_frozen(module: object) -> None:
+    """Every value of these modules is frozen, slotted and made by keyword."""
+    values = [each for each in vars(module).values() if isinstance(each, type) and dataclasses.is_dataclass(each)]
+    assert len(values) >= 5
+    for value in values:
+        assert value.__dataclass_params__.frozen, value  # type: ignore[attr-defined] # dataclass keeps them there
+        assert all(field.kw_only for field in dataclasses.fields(value)), value
+        assert "__dict__" not in dir(value), value
+
+
+def test_headers_are_bytes_again() -> None:
+    """A header comes back as the bytes that were on the wire; what no wire carries is no reason to fail."""
+    made = head({"a": "caf\xe9", "b": "\u20ac"})
+    assert (made.header("a"), made.header("b"), made.header("c")) == (b"caf\xe9", b"?", None)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [
+    ("PatientSearch.Query", ("PatientSearch", "Response")), ("SSO.Sign-on", ("SSO", "Sign-on")),
+    ("Results.Query", ("Results", "QueryResponse")), ("NeverHeard.Of", ("NeverHeard", "OfResponse"))])
+def test_the_name_of_an_answer(kind: str, expected: tuple[str, str]) -> None:
+    """An answer bears its query's model, and the event type that Redox publishes for it, or one made by its rule."""
+    model, event = kind.split(".")
+    assert read(f'{{"Meta":{{"DataModel":"{model}","EventType":"{event}"}}}}'.encode()).response_kind == expected
+
+
+def test_errors_in_redox_s_shape() -> None:
+    """An error names the answer's kind where the query's is known, and always stands in Meta.Errors."""
+    error = {"ID": None, "Text": "No answer.", "Type": "application", "Module": "redox-receiver"}
+    assert error_body(kind="PatientSearch.Query", text="No answer.") == {
+        "Meta": {"DataModel": "PatientSearch", "EventType": "Response", "Errors": [error]}}
+    assert error_body(kind=None, text="No answer.") == {"Meta": {"Errors": [error]}}
+
+
+def test_names_of_destinations() -> None:
+    """A destination's name can stand in a URL and a lane's name as it is."""
+    assert all(map(DESTINATION_NAME.fullmatch, ("a", "main", "clinic-2", "a" * 64)))
+    assert not any(map(DESTINATION_NAME.fullmatch, ("", "-a", "a-", "A", "a/b", "a b", "a\n", "é", "a" * 65)))

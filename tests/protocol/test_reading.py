@@ -1,0 +1,311 @@
+"""Bodies read into messages: the Data Model envelope and the FHIR message Bundle."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any
+
+import pytest
+
+from receiver.errors import Unreadable
+from receiver.protocol.message import QUERIES, response_event
+from receiver.protocol.reading import normalise_source, read
+from receiver.testing.kinds import DATA_MODELS, FHIR_CODED_EVENTS, FHIR_EVENTS, KINDS
+from tests.protocol.made_up import SOURCE
+
+_META = {"DataModel": "PatientAdmin", "EventType": "Arrival"}
+
+
+def _body(meta: dict[str, Any], **beside: Any) -> bytes:
+    return json.dumps({"Meta": {**_META, **meta}, **beside}).encode()
+
+
+def _fhir(header: dict[str, Any], *others: dict[str, Any]) -> bytes:
+    entries = [{"resource": {"resourceType": "MessageHeader", **header}}, *others]
+    return json.dumps({"resourceType": "Bundle", "type": "message", "entry": entries}).encode()
+
+
+def _reason(body: bytes) -> str:
+    with pytest.raises(Unreadable) as refused:
+        read(body)
+    return refused.value.reason
+
+
+class TestKinds:
+    """The names of what arrives."""
+
+    def test_all_of_them(self) -> None:
+        """24 models with 111 event types: that is what Redox can send."""
+        assert (len(DATA_MODELS), len(KINDS)) == (24, 111)
+
+    @pytest.mark.parametrize(("model", "event"), KINDS)
+    def test_every_name_with_and_without_spaces(self, model: str, event: str) -> None:
+        """A kind is the same whether its model is written with a space or without, and a query when Redox waits."""
+        spaced, compact = (read(_body({"DataModel": name, "EventType": event}))
+                           for name in (model, model.replace(" ", "")))
+        assert spaced.kind == compact.kind == f"{model.replace(' ', '')}.{event}"
+        assert spaced.query is compact.query is (spaced.kind in QUERIES)
+        assert spaced.fhir is False
+
+    def test_queries_are_kinds_and_have_answers(self) -> None:
+        """Every query is an event type of Redox's, and so is its answer, but that SSO is answered in its own name."""
+        compact = {(model.replace(" ", ""), event) for model, event in KINDS}
+        for kind in QUERIES:
+            model, event = kind.split(".")
+            assert (model, event) in compact
+            assert (model, response_event(model, event)) in compact
+
+    def test_what_asks_is_a_query(self) -> None:
+        """What has an answer among the event types is a query, and nothing else but three answered in other names."""
+        compact = {(model.replace(" ", ""), event) for model, event in KINDS}
+        answered = {f"{model}.{event}" for model, event in compact if (model, f"{event}Response") in compact}
+        others = {"PatientSearch.Query", "ClinicalDecisions.Request", "SSO.Sign-on"}
+        assert QUERIES.keys() == answered | others
+
+    @pytest.mark.parametrize("name", ["PatientAdminTwo", "X", "A_b-9", "a" * 100])
+    def test_unknown_kinds_are_read(self, name: str) -> None:
+        """A model or an event that nobody has heard of is a message like any other."""
+        assert read(_body({"DataModel": name, "EventType": name})).kind == f"{name}.{name}"
+
+    @pytest.mark.parametrize(("meta", "reason"), [
+        ({"DataModel": None}, "kind_missing"), ({"EventType": None}, "kind_missing"),
+        ({"DataModel": 5}, "kind_malformed"), ({"DataModel": ""}, "kind_malformed"),
+        ({"DataModel": " "}, "kind_malformed"), ({"DataModel": "x" * 10_000}, "kind_malformed"),
+        ({"EventType": ["New"]}, "kind_malformed"),
+        ({"EventType": "New\n"}, "kind_malformed"), ({"EventType": "a.b"}, "kind_malformed"),
+        ({"DataModel": "*"}, "kind_malformed"), ({"DataModel": "é"}, "kind_malformed"),
+        ({"EventType": "\u202eweN"}, "kind_malformed"), ({"EventType": "a" * 101}, "kind_malformed")])
+    def test_names_that_no_label_or_pattern_could_hold(self, meta: dict[str, Any], reason: str) -> None:
+        """A name of another shape is no kind: it would stand in metric labels, log lines and patterns."""
+        assert _reason(_body(meta)) == reason
+
+    @pytest.mark.parametrize("name", ["DataModel", "EventType"])
+    def test_both_names_are_needed(self, name: str) -> None:
+        """Without one of the two nobody could be asked to handle it."""
+        assert _reason(json.dumps({"Meta": {key: "New" for key in _META if key != name}}).encode()) == "kind_missing"
+
+
+class TestDataModel:
+    """What is read of Meta."""
+
+    def test_everything_that_is_read(self) -> None:
+        """Each member of a whole Meta is where it belongs."""
+        body = _body({
+            "EventDateTime": "2026-01-01T01:00:00.000+01:00", "Test": True,
+            "Source": {"ID": SOURCE.upper(), "Name": "An EHR"}, "Destinations": [{"ID": "x", "Name": "y"}],
+            "Logs": [
+                {"ID": "d9f5d293-7110-461e-a875-3beb089e79f3", "AttemptID": "925d1617-2fe0-468c-a14c-f8c04b572c54"},
+                {"ID": "another"}],
+            "Message": {"ID": 5565}, "Transmission": {"ID": 12414}, "FacilityCode": "FAC"}, Patient={"Notes": ["[{"]})
+        message = read(body)
+        assert (message.kind, message.fhir, message.query, message.test) == ("PatientAdmin.Arrival", False, False, True)
+        assert (message.source_id, message.source_name) == (SOURCE, "An EHR")
+        assert message.log_id == "d9f5d293-7110-461e-a875-3beb089e79f3"
+        assert message.attempt_id == "925d1617-2fe0-468c-a14c-f8c04b572c54"
+        assert (message.message_id, message.transmission_id, message.facility) == ("5565", "12414", "FAC")
+        assert message.event_time == datetime(2026, 1, 1, tzinfo=UTC)
+        assert message.raw is body
+
+    def test_next_to_nothing(self) -> None:
+        """A Meta of the two names is a message without source, ids, time and test."""
+        message = read(_body({}))
+        assert (message.source_id, message.source_name, message.log_id, message.attempt_id, message.message_id,
+                message.transmission_id, message.facility, message.event_time) == (None,) * 8
+        assert message.test is False
+
+    @pytest.mark.parametrize("value", [None, 5, 1.5, True, "x", [], {}, [[]], [5], [None], {"ID": []}, {"ID": True}])
+    def test_members_of_any_type(self, value: Any) -> None:
+        """A member that has not the type Redox documents reads as absent, and is no reason to refuse."""
+        for name in ("Source", "Message", "Transmission", "Logs"):
+            message = read(_body({name: value}))
+            assert (message.source_id, message.message_id, message.transmission_id, message.log_id) == (None,) * 4
+
+    @pytest.mark.parametrize(("value", "expected"), [
+        ("x", "x"), (7, "7"), (123456789012345678901234567890, "123456789012345678901234567890"), ("a\0b\0", "ab"),
+        ("\0", None), ("", None), (None, None), (1.5, None), (True, None), ({}, None), ("y" * 500, "y" * 200),
+        ("new\nline \x1b[31m \u202e", "new\nline \x1b[31m \u202e")])
+    def test_ids_fit_their_columns(self, value: Any, expected: str | None) -> None:
+        """Ids are text without NUL and of at most 200 characters, numbers in the digits they came in."""
+        message = read(_body({"Message": {"ID": value}, "Transmission": {"ID": value}, "FacilityCode": value,
+                              "Logs": [{"ID": value, "AttemptID": value}], "Source": {"ID": value, "Name": value}}))
+        assert {message.message_id, message.transmission_id, message.facility, message.log_id, message.attempt_id,
+                message.source_id, message.source_name} == {expected}
+
+    @pytest.mark.parametrize("number", ["1e400", "-1E+999", "9" * 5_000])
+    def test_numbers_that_python_cannot_hold(self, number: str) -> None:
+        """In Meta they read as absent; anywhere else nobody looks at them."""
+        body = f'{{"Meta":{{"DataModel":"A","EventType":"B","FacilityCode":{number}}},"x":[{number}]}}'
+        assert read(body.encode()).facility is None
+
+    @pytest.mark.parametrize(("text", "expected"), [
+        ("2026-01-01T00:00:00Z", datetime(2026, 1, 1, tzinfo=UTC)),
+        ("2026-01-01T00:00:00.123Z", datetime(2026, 1, 1, 0, 0, 0, 123_000, tzinfo=UTC)),
+        ("2026-01-01T00:00:00", datetime(2026, 1, 1, tzinfo=UTC)),
+        ("2025-12-31T19:00:00-05:00", datetime(2026, 1, 1, tzinfo=UTC)),
+        ("0000-01-01T00:00:00Z", None), ("99999-01-01T00:00:00Z", None), ("0001-01-01T00:00:00+01:00", None),
+        ("9999-12-31T23:59:59-01:00", None), ("soon", None), ("", None), ("2026-02-30", None), (5, None), (None, None)])
+    def test_times(self, text: Any, expected: datetime | None) -> None:
+        """EventDateTime in UTC; None where it is no time, or none between the years 1 and 9999."""
+        assert read(_body({"EventDateTime": text})).event_time == expected
+
+    @pytest.mark.parametrize("value", [None, False, 0, 1, "true", "True", []])
+    def test_only_true_is_a_test(self, value: Any) -> None:
+        """A message is a test only when Meta says so with `true`."""
+        assert read(_body({"Test": value})).test is False
+
+
+class TestKeys:
+    """What makes two messages one."""
+
+    def test_the_log_names_the_message(self) -> None:
+        """Bodies of one log id have one key for good, whatever else they say, also when it is a number."""
+        keys = {read(_body({"Logs": [{"ID": value, "AttemptID": attempt}], "Message": {"ID": attempt}})).key
+                for value, attempt in (("7", 1), (7, 2))}
+        assert len(keys) == 1
+        assert read(_body({"Logs": [{"ID": "7"}]})).key_expires is False
+        assert read(_body({"Logs": [{"ID": "8"}]})).key not in keys
+
+    def test_else_message_id_within_the_source(self) -> None:
+        """Without a log the legacy Message.ID serves, of one source however that is written, and for good."""
+        one, same, other, none = (
+            read(_body({"Message": {"ID": 7}, **source})) for source in (
+                {"Source": {"ID": SOURCE}}, {"Source": {"ID": SOURCE.upper()}}, {"Source": {"ID": "other"}}, {}))
+        assert one.key == same.key
+        assert len({one.key, other.key, none.key}) == 3
+        assert one.key_expires is False
+
+    def test_else_the_bytes(self) -> None:
+        """Without any id only equal bytes are a repeat, and not for ever: they may be meant to come again."""
+        body = _body({})
+        assert read(body).key == sha256(body).digest()
+        assert read(body).key_expires is True
+        assert read(body + b" ").key != read(body).key
+
+    def test_the_ways_do_not_meet(self) -> None:
+        """A log id never equals a Message.ID, however the source and the ids are chosen."""
+        legacy = read(_body({"Message": {"ID": "y"}, "Source": {"ID": "x"}}))
+        assert read(_body({"Logs": [{"ID": "x\0y"}]})).key != legacy.key
+
+    def test_outside_is_everything_but_meta(self) -> None:
+        """`outside` is the digest of the bytes before and after Meta's value: another attempt changes nothing there."""
+        before, after = b' {"Patient":{"Meta":{"a":1}}, "Meta" : ', b' , "Visit":["}"]}\n'
+        metas = (b'{"DataModel":"A","EventType":"B"}', b'{ "DataModel":"A","EventType":"B","Logs":[{"ID":"}"}] }')
+        for meta in metas:
+            assert read(before + meta + after).outside == sha256(before + after).digest()
+        assert read(before + metas[0] + after + b" ").outside != read(before + metas[0] + after).outside
+
+
+class TestFhir:
+    """FHIR notifications."""
+
+    @pytest.mark.parametrize("event", FHIR_EVENTS)
+    @pytest.mark.parametrize("endpoint", [f"urn:uuid:{SOURCE}", SOURCE, SOURCE.upper(), f"URN:UUID:{SOURCE.upper()}"])
+    def test_today(self, event: str, endpoint: str) -> None:
+        """The event is the end of `eventUri`, the source is `source.endpoint`, with `urn:uuid:` or bare."""
+        body = _fhir({"eventUri": f"https://fhir.redoxengine.com/EventDefinition/{event}",
+                      "source": {"name": "An EHR", "endpoint": endpoint}}, {"resource": {"resourceType": "Patient"}})
+        message = read(body)
+        assert (message.kind, message.fhir, message.query) == (f"FHIR.{event}", True, False)
+        assert (message.source_id, message.source_name) == (SOURCE, "An EHR")
+        assert message.key == message.outside == sha256(body).digest()
+        assert message.key_expires is True
+        assert message.test is False
+
+    @pytest.mark.parametrize("event", FHIR_CODED_EVENTS)
+    def test_until_2024(self, event: str) -> None:
+        """The event is the code of `eventCoding`."""
+        message = read(_fhir({"eventCoding": {"system": "urn:redox:event-type", "code": event}}))
+        assert message.kind == f"FHIR.{event}"
+        assert message.source_id is None
+
+    def test_unknown_events(self) -> None:
+        """Event names have changed before: any is read, with or without a slash at the end."""
+        assert read(_fhir({"eventUri": "urn:x/never-heard-of/"})).kind == "FHIR.never-heard-of"
+        assert read(_fhir({"eventUri": "NeverHeardOf"})).kind == "FHIR.NeverHeardOf"
+
+    def test_members_in_any_order(self) -> None:
+        """The order of the members of the Bundle says nothing."""
+        assert read(b'{"entry":[{"fullUrl":"x","resource":{"eventUri":"a/B","resourceType":"MessageHeader"}}],'
+                    b'"type":"message","resourceType":"Bundle"}').kind == "FHIR.B"
+
+    @pytest.mark.parametrize("body", [
+        b'{"resourceType":"Patient"}', b'{"resourceType":"Bundle"}', b'{"resourceType":"Bundle","type":"message"}',
+        b'{"resourceType":"Bundle","type":"message","entry":[]}',
+        b'{"resourceType":"Bundle","type":"message","entry":{}}',
+        b'{"resourceType":"Bundle","type":"message","entry":null}',
+        b'{"resourceType":"Bundle","type":"message","entry":[{}]}',
+        b'{"resourceType":"Bundle","type":"collection","entry":[{"resource":{"resourceType":"MessageHeader"}}]}',
+        b'{"resourceType":"Bundle","type":["message"],"entry":[{"resource":{"resourceType":"MessageHeader"}}]}',
+        b'{"resourceType":"Bundle","type":"message","entry":[{"resource":{"resourceType":"Patient"}}]}',
+        b'{"resourceType":5,"type":"message","entry":[{"resource":{"resourceType":"MessageHeader"}}]}'])
+    def test_other_fhir(self, body: bytes) -> None:
+        """A FHIR resource that is no message Bundle with a MessageHeader in front is none that Redox sends."""
+        assert _reason(body) == "fhir_not_message"
+
+    @pytest.mark.parametrize(("entry", "reason"), [
+        ("null", "entry_not_object"), ('{"resource":[]}', "header_not_object"),
+        ('{"resource":{},"resource":{"resourceType":"MessageHeader"}}', "entry_duplicate_key"),
+        ('{"resource":{"resourceType":"MessageHeader","source":{},"source":{}}}', "header_duplicate_key"),
+        ('{"resource":{"resourceType":"MessageHeader"}}', "kind_missing"),
+        ('{"resource":{"resourceType":"MessageHeader","eventUri":"/"}}', "kind_malformed"),
+        ('{"resource":{"resourceType":"MessageHeader","eventCoding":{"code":5}}}', "kind_malformed"),
+        ('{"resource":{"resourceType":"MessageHeader","eventCoding":[]}}', "kind_missing")])
+    def test_the_header_is_its_meta(self, entry: str, reason: str) -> None:
+        """What would send a Meta into quarantine does so in the MessageHeader: above all two sources."""
+        assert _reason(f'{{"resourceType":"Bundle","type":"message","entry":[{entry}]}}'.encode()) == reason
+
+
+class TestUnreadable:
+    """What is no message."""
+
+    @pytest.mark.parametrize(("body", "reason"), [
+        (b"", "empty"), (b"\xff", "not_utf8"), ("{}".encode("utf-16"), "not_utf8"),
+        ("{}".encode("utf-16-le"), "not_json"), (b'{"Meta":{"DataModel":"A","EventType":"B"},"x":"\xc3"}', "not_utf8"),
+        (b"[" * 201 + b"]" * 201, "too_deep"),
+        (b"{", "not_json"), (b"[]", "top_not_object"), (b"{}", "no_meta"), (b'{"meta":{}}', "no_meta"),
+        (b'{"Meta":[]}', "meta_not_object"), (b'{"Meta":null}', "meta_not_object"),
+        (b'{"Meta":{},"Meta":{}}', "top_duplicate_key"), (b'{"Meta":{"Test":1,"T\\u0065st":1}}', "meta_duplicate_key"),
+        (b'{"resourceType":"Bundle","resourceType":"Bundle"}', "top_duplicate_key")])
+    def test_reasons(self, body: bytes, reason: str) -> None:
+        """Each way to be unreadable has the word that quarantine shows."""
+        assert _reason(body) == reason
+
+    @pytest.mark.parametrize(("meta", "query"), [
+        ('"DataModel":"PatientSearch","EventType":"Query"', "PatientSearch.Query"),
+        ('"DataModel":"Clinical Summary","EventType":"PatientQuery"', "ClinicalSummary.PatientQuery"),
+        ('"DataModel":"PatientAdmin","EventType":"Arrival"', None), ('"DataModel":5,"EventType":"Query"', None),
+        ('"DataModel":1e400,"EventType":"Query"', None), ('"EventType":"Query"', None)])
+    def test_a_query_in_spite_of_all(self, meta: str, query: str | None) -> None:
+        """Where keys stand twice, the kind of the query that is left is told: somebody waits for the answer."""
+        for body in (f'{{"Meta":{{{meta}}},"x":1,"x":2}}', f'{{"Meta":{{{meta},"Test":true,"Test":true}}}}'):
+            with pytest.raises(Unreadable) as refused:
+                read(body.encode())
+            assert refused.value.query == query
+
+    def test_without_meta_nobody_asks(self) -> None:
+        """Duplicate keys in what has no Meta, or one that is no object, are no query."""
+        for body in (b'{"x":1,"x":2}', b'{"Meta":5,"x":1,"x":2}'):
+            with pytest.raises(Unreadable) as refused:
+                read(body)
+            assert refused.value.query is None
+
+    def test_duplicates_deeper_down_are_the_handlers(self) -> None:
+        """Below the top and Meta a name may stand twice: the exact bytes are kept, and the last one counts."""
+        message = read(b'{"Meta":{"DataModel":"A","EventType":"B","Source":{"ID":"x","ID":"y"}},"P":{"a":1,"a":2}}')
+        assert message.source_id == "y"
+
+
+@pytest.mark.parametrize(("identity", "normal"), [
+    (SOURCE, SOURCE), (SOURCE.upper(), SOURCE), (f"urn:uuid:{SOURCE}", SOURCE), (f"Urn:Uuid:{SOURCE.upper()}", SOURCE),
+    ("Epic-Prod", "Epic-Prod"), ("urn:uuid:Epic", "Epic"), ("urn:oid:1.2", "urn:oid:1.2"), ("", ""),
+    (f"{SOURCE.upper()} ", f"{SOURCE.upper()} ")])
+def test_sources_are_compared_normalised(identity: str, normal: str) -> None:
+    """A UUID's case and `urn:uuid:` say nothing; any other id is compared as it stands."""
+    assert normalise_source(identity) == normal
+
+
+def test_a_source_of_nothing_is_no_source() -> None:
+    """`urn:uuid:` alone names nobody."""
+    assert read(_fhir({"eventUri": "a/B", "source": {"endpoint": "urn:uuid:"}})).source_id is None
