@@ -1,0 +1,95 @@
+"""The options and kinds of arguments that several commands share.
+
+May not touch the database: what is wrong here is wrong usage, exit status 2.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID
+
+import click
+
+_SPAN: Final = re.compile(r"(\d{1,6})([smhdw])")
+_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+class When(click.ParamType[datetime]):
+    """A point in time: ISO 8601 (UTC unless it says otherwise), or a span from now such as 15m, 2h, 3d, 2w."""
+
+    name = "time"
+
+    def __init__(self, *, ahead: bool = False) -> None:
+        self._sign = 1 if ahead else -1
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """The time, aware and in UTC."""
+        if isinstance(value, datetime):
+            return value
+        span = _SPAN.fullmatch(value)
+        try:
+            if span is not None:
+                return datetime.now(UTC) + self._sign * timedelta(**{_UNITS[span[2]]: int(span[1])})
+            time = datetime.fromisoformat(value)
+            return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is no time: write 2026-01-31T08:00, or a span such as 15m, 2h, 3d", param, ctx)
+
+
+class MessageId(click.ParamType["int | UUID"]):
+    """A message's id or its uuid."""
+
+    name = "id"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | UUID:
+        """An int for an id, a UUID for a uuid."""
+        if isinstance(value, int | UUID):
+            return value
+        try:
+            return int(value) if value.isdecimal() and len(value) < 19 else UUID(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither the id nor the uuid of a message", param, ctx)
+
+
+def example(*lines: str) -> str:
+    """The end of a command's help: how it is used."""
+    head = "Example:" if len(lines) == 1 else "Examples:"
+    return "\n".join(["\b", head, *(f"  redox-receiver {line}" for line in lines)])
+
+
+def _said(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not value.strip():
+        raise click.BadParameter("say why")
+    return value
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
+limit_option = click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, metavar="N",
+                            help="At most so many rows.")
+since_option = click.option("--since", type=When(), metavar="TIME",
+                            help="Not before: an ISO 8601 time, or 15m, 2h, 3d ago.")
+before_option = click.option("--before", type=click.IntRange(1), metavar="ID",
+                             help="Only ids below: the next page of a list.")
+destination_option = click.option("--destination", metavar="NAME", help="Of this destination.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would happen, and do none of it.")
+reason_option = click.option("--reason", required=True, callback=_said, metavar="TEXT",
+                             help="Why, in your words: kept in the audit, sealed.")
+SECRET_FILE: Final = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
+
+
+def read_secret(path: Path) -> str:
+    """The secret in a file, or on stdin for `-`, without the line's end. Raises click.BadParameter."""
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text()
+    except (OSError, UnicodeDecodeError):
+        raise click.BadParameter(f"{path} cannot be read as text") from None
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def page_note(found: int, limit: int, last_id: int) -> str | None:
+    """What to say under a list that was cut."""
+    return f"more: --before {last_id}" if found == limit else None
