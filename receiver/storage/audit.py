@@ -1,11 +1,12 @@
 """The audit: what happened, as rows that a process numbers and chains, and the summing up of floods.
 
-May not decide what is worth a row. Nothing of a patient's, no token and no header value may be given to it but as `note`,
-which is sealed.
+May not decide what is worth a row. Nothing of a patient's, no token and no header value may be given to it but as
+`note`, which is sealed.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -76,14 +77,21 @@ class AuditChain:
             self._n, self._previous = rows[-1]["n"], rows[-1]["mac"]
 
     def _row(self, number: int, event: AuditEvent) -> dict[str, Any]:
-        note_key, note = None, None
+        note_key, note, detail = None, None, None
         if event.note is not None:
-            note_key, note = self._seals.seal("secret", event.note.encode(), f"audit:{self._writer}:{number}")
+            note_key, note = self._seals.seal("secret", event.note.encode(), note_binding(self._writer, number))
+        if event.detail is not None:
+            detail = msgspec.json.encode(event.detail, order="sorted").decode()
         return {"writer": self._writer, "n": number, "at": event.at, "action": event.action, "outcome": event.outcome,
                 "reason": event.reason, "actor": event.actor, "peer": event.peer, "destination": event.destination,
                 "message_uuid": event.message_uuid, "subject": event.subject, "count": event.count,
-                "detail": None if event.detail is None else msgspec.json.encode(event.detail, order="sorted").decode(), "note": note,
+                "detail": detail, "note": note,
                 "note_key": note_key, "mac_key": self._key_id}
+
+
+def note_binding(writer: UUID, n: int) -> str:
+    """What the sealed note of an audit row is bound to."""
+    return f"audit:{writer}:{n}"
 
 
 def write(connection: Connection, audit: AuditChain, events: Sequence[AuditEvent]) -> None:
@@ -103,31 +111,38 @@ def network(peer: str) -> str:
         address = ip_address(peer)
     except ValueError:
         return "unknown"
-    return f"{IPv6Address(int(address) >> 64 << 64)}/64" if isinstance(address, IPv6Address) else peer
+    if isinstance(address, IPv6Address):
+        # A socket for both families names IPv4 peers like this (RFC 4291 2.5.5.2).
+        return str(address.ipv4_mapped or f"{IPv6Address(int(address) >> 64 << 64)}/64")
+    return str(address)
+
+
+# What is counted together: action, destination, reason, network.
+_Key = tuple[str, str | None, str | None, str]
 
 
 class Flood:
-    """Lets the first refusals of a minute through as they are and sums up the rest. Not safe in threads."""
+    """Lets the first refusals of a minute through as they are and sums up the rest. Not safe in threads.
+
+    Times are seconds of a monotonic clock.
+    """
 
     def __init__(self) -> None:
         self._began = 0.0
-        self._passed: dict[tuple[str | None, str | None, str], int] = {}
-        self._in_all = 0
-        self._held: dict[tuple[str | None, str | None, str], tuple[AuditEvent, int]] = {}
+        self._passed: Counter[_Key] = Counter()
+        self._held: dict[_Key, tuple[AuditEvent, int]] = {}
 
-    def take(self, event: AuditEvent, now: float) -> list[AuditEvent]:
-        """The rows to write for this event; `now` in seconds of a monotonic clock."""
-        due = self.due(now)
-        key = (event.destination, event.reason, network(event.peer or ""))
-        passed = self._passed.get(key, 0)
-        if passed < ROWS_EACH and self._in_all < ROWS_IN_ALL:
-            self._passed[key] = passed + 1
-            self._in_all += 1
+    def take(self, event: AuditEvent, now: float, *, room: bool) -> list[AuditEvent]:
+        """The rows to write for this event and for a minute that has ended; without `room` it is only counted."""
+        due = self.due(now) if room else []
+        key = (event.action, event.destination, event.reason, network(event.peer or ""))
+        if room and self._passed[key] < ROWS_EACH and self._passed.total() < ROWS_IN_ALL:
+            self._passed[key] += 1
             return [*due, event]
         if key not in self._held and len(self._held) >= ROWS_IN_ALL:
             # Ever new addresses: what is left to tell is how many.
-            key = (None, "flood", "many")
-        self._held[key] = (event, self._held[key][1] + 1 if key in self._held else 1)
+            key = (event.action, None, "flood", "many")
+        self._held[key] = (event, self._held[key][1] + event.count if key in self._held else event.count)
         return due
 
     def due(self, now: float) -> list[AuditEvent]:
@@ -137,12 +152,12 @@ class Flood:
     def end(self, now: float) -> list[AuditEvent]:
         """All that is summed up so far: at the end of a minute, and before the process ends."""
         events = [_summed(event, key, count) for key, (event, count) in self._held.items()]
-        self._began, self._passed, self._in_all, self._held = now, {}, 0, {}
+        self._began, self._passed, self._held = now, Counter(), {}
         return events
 
 
-def _summed(event: AuditEvent, key: tuple[str | None, str | None, str], count: int) -> AuditEvent:
+def _summed(event: AuditEvent, key: _Key, count: int) -> AuditEvent:
     """One row for `count` refusals, with the last one's time."""
-    destination, reason, peer = key
-    return AuditEvent(action=event.action, outcome=event.outcome, at=event.at, actor=event.actor, reason=reason, peer=peer,
+    action, destination, reason, peer = key
+    return AuditEvent(action=action, outcome=event.outcome, at=event.at, actor=event.actor, reason=reason, peer=peer,
                       destination=destination, count=count)

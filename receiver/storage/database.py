@@ -5,7 +5,8 @@ May not hold queries.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from sqlalchemy import Engine, create_engine, event, make_url
 from sqlalchemy.engine import URL, ExceptionContext
@@ -14,8 +15,8 @@ from sqlalchemy.pool import NullPool
 
 from receiver.errors import ConfigurationError
 
-# A statement that waits longer than this on our own tables is in trouble; the request that caused it is gone by then.
-_TIMEOUTS: Final = "-c timezone=UTC -c idle_in_transaction_session_timeout=600000"
+# A transaction that idles for so long has lost its client, and keeps locks that others wait for.
+_SESSION: Final = {"timezone": "UTC", "idle_in_transaction_session_timeout": "600000"}
 
 
 def normalise(url: str) -> URL:
@@ -32,19 +33,42 @@ def normalise(url: str) -> URL:
     return parsed.set(drivername="postgresql+psycopg")
 
 
-def connect_arguments(statement_timeout: float | None) -> dict[str, str | int]:
-    """libpq's settings for our connections; `statement_timeout` in seconds."""
-    options = _TIMEOUTS if statement_timeout is None else f"{_TIMEOUTS} -c statement_timeout={int(statement_timeout * 1000)}"
-    return {"options": options, "connect_timeout": 3, "keepalives_idle": 5, "keepalives_interval": 2,
-            "keepalives_count": 3, "application_name": "redox-receiver"}
+def connect_arguments(statement_timeout: float | None, **session: str) -> dict[str, str | int]:
+    """libpq's settings for our connections; `statement_timeout` in seconds, `session` as PostgreSQL names them.
+
+    A network that swallows everything is found out within ten seconds, whether we wait for an answer (keepalives) or
+    for our own bytes to be taken (tcp_user_timeout, RFC 5482).
+    """
+    settings = _SESSION | session
+    if statement_timeout is not None:
+        settings["statement_timeout"] = str(int(statement_timeout * 1000))
+    return {"options": " ".join(f"-c {name}={value}" for name, value in settings.items()), "connect_timeout": 3,
+            "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 10_000,
+            "application_name": "redox-receiver"}
 
 
 def open_engine(url: str, *, pooled: bool = True, pool_size: int = 5, statement_timeout: float | None = None) -> Engine:
     """An engine whose errors never quote a row: parameters are hidden; see also `describe`."""
-    arguments = connect_arguments(statement_timeout)
-    pool = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": 4, "pool_pre_ping": True} if pooled else {
-        "poolclass": NullPool}
-    engine = create_engine(normalise(url), hide_parameters=True, connect_args=arguments, **pool)
+    pool: dict[str, Any] = {"poolclass": NullPool}
+    if pooled:
+        pool = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": 4, "pool_pre_ping": True}
+    return _engine(normalise(url), connect_arguments(statement_timeout), **pool)
+
+
+def dedicated(engine: Engine, *, patience: float) -> Engine:
+    """An engine at the address of `engine` for one connection that is kept; a statement may take `patience` seconds.
+
+    Without a pool: to try whether an idle connection still lives is to wait for ever for a frozen server. What waits
+    for a lock is given up by the server too, for it does not see that we have hung up. A commit is on disk whatever
+    the server's default.
+    """
+    timeout = str(int(patience * 1000))
+    session = connect_arguments(patience, idle_in_transaction_session_timeout=timeout, synchronous_commit="on")
+    return _engine(engine.url, session, poolclass=NullPool)
+
+
+def _engine(url: URL, arguments: Mapping[str, str | int], **pool: Any) -> Engine:
+    engine = create_engine(url, hide_parameters=True, connect_args=dict(arguments), **pool)
 
     @event.listens_for(engine, "handle_error")
     def _hide(context: ExceptionContext) -> None:
@@ -52,6 +76,8 @@ def open_engine(url: str, *, pooled: bool = True, pool_size: int = 5, statement_
         for exc in (context.original_exception, context.sqlalchemy_exception):
             if exc is not None:
                 exc.args = (describe(exc),)
+        if context.sqlalchemy_exception is not None:
+            context.sqlalchemy_exception.params = None
 
     return engine
 

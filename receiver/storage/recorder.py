@@ -1,0 +1,280 @@
+"""The writer's one connection, and how a batch is written through it: one commit, whatever is a repeat in it.
+
+May not know futures or threads: the writer does. Of one thread; only `cut` may be called from another.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+import structlog
+from psycopg.pq import TransactionStatus
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.exc import DataError, DBAPIError, SQLAlchemyError
+
+from receiver.errors import Unavailable
+from receiver.keyring import Keyring
+from receiver.pipeline import Receipt
+from receiver.storage import statements
+from receiver.storage.audit import AuditChain, AuditEvent
+from receiver.storage.database import dedicated, describe, sqlstate
+from receiver.storage.entry import Entry
+from receiver.storage.sealing import Seals
+
+log: Final = structlog.get_logger(__name__)
+
+# Serialization failure, deadlock: the same again succeeds.
+_RETRY: Final = frozenset({"40001", "40P01"})
+_ATTEMPTS: Final = 3
+_DUPLICATE: Final = "23505"
+# Classes of errors that one row's values cause: data exceptions, integrity, program limits.
+_DATA: Final = ("22", "23", "54")
+
+# uuid → (message id, its inline deliveries)
+_Written = Mapping[UUID, tuple[int, tuple[int, ...]]]
+
+
+class BadRow(Exception):
+    """The database takes no batch with this row in it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recorded:
+    """What a batch became: a receipt for each entry, in their order, and the lanes that have something new."""
+
+    receipts: Sequence[Receipt]
+    lanes: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """The message that an entry repeats."""
+
+    id: int
+    uuid: UUID
+    state: str
+
+
+class Recorder:
+    """Writes batches under one keyring, through a connection of its own. `patience` in seconds, for a statement."""
+
+    def __init__(self, engine: Engine, keyring: Keyring, seals: Seals, *, patience: float) -> None:
+        self._engine = dedicated(engine, patience=patience)
+        # First of all listeners: those of SQLAlchemy ask the server things, and may wait for it for ever.
+        event.listen(self._engine, "connect", self._hold, insert=True)
+        self._chain = AuditChain(keyring, seals)
+        self._connection: Connection | None = None
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+
+    def record(self, entries: Sequence[Entry], events: Sequence[AuditEvent]) -> Recorded:
+        """Write all of it in one commit, or nothing.
+
+        Raises Unavailable, with a fixed word, when it cannot be written now; BadRow when a value in it is the reason.
+        """
+        for attempt in range(_ATTEMPTS):
+            try:
+                # The short way takes every key for new. It is nearly always right, and one round trip.
+                return self._longer(entries, events) if attempt else self._short(entries, events)
+            except SQLAlchemyError as exc:
+                self._judge(exc, repeats=attempt == 0)
+            except Exception as exc:
+                # What cannot even be sent, such as text that is no UTF-8, is a bad row like any other.
+                log.error("ledger.unsendable", error=type(exc).__name__)
+                self.close()
+                raise BadRow from exc
+        raise Unavailable("conflicts")
+
+    def quarantined(self, destination_id: int) -> int:
+        """Bytes of quarantined bodies at that destination. Raises Unavailable."""
+        try:
+            found = self._connected().exec_driver_sql(
+                statements.QUARANTINED_BYTES, {"destination_id": destination_id})
+            return int(found.scalar_one())
+        except SQLAlchemyError as exc:
+            raise self._given_up(exc) from exc
+
+    def credentials_used(self, used: Mapping[int, datetime]) -> None:
+        """Write down when each credential, by id, was last used. Raises Unavailable."""
+        ids = sorted(used)  # in one order everywhere: two processes must not wait for each other's rows
+        try:
+            self._connected().exec_driver_sql(statements.LAST_USED, {"id": ids, "at": [used[each] for each in ids]})
+        except SQLAlchemyError as exc:
+            raise self._given_up(exc) from exc
+
+    def cut(self) -> None:
+        """Free whoever waits on the connection, from another thread: it gets an error at once.
+
+        A frozen server fires no time-out, and no cancellation reaches it.
+        """
+        # An error: the other side was quicker.
+        with self._lock, suppress(OSError):
+            if self._socket is not None:
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Give the connection up; the next batch makes another."""
+        connection, self._connection = self._connection, None
+        # Nobody here knows how far the chain was written: where an answer never came, the rows may be there or not.
+        self._chain.restart()
+        if connection is not None:
+            connection.invalidate()
+            connection.close()
+        self._let_go()
+
+    # --- the two ways
+
+    def _short(self, entries: Sequence[Entry], events: Sequence[AuditEvent]) -> Recorded:
+        """Everything in one statement, which is its own transaction. Raises 23505 when a key is there already."""
+        connection = self._connected()
+        rows = self._chain.rows([*events, *(event for entry in entries for event in entry.events())])
+        written = _write(connection, statements.RECORD, entries, rows)
+        self._chain.written(rows)
+        return Recorded(receipts=[_receipt(entry, written) for entry in entries], lanes=_lanes(entries))
+
+    def _longer(self, entries: Sequence[Entry], events: Sequence[AuditEvent]) -> Recorded:
+        """The way of duplicates: claim the keys, look for what others hold, take up what of it was left undone."""
+        connection = self._connected()
+        connection.exec_driver_sql(statements.BEGIN)
+        known = _claim(connection, [entry for entry in entries if entry.identity is not None])
+        fresh = [entry for entry in entries if entry.identity not in known]
+        repeats = [(entry, known[entry.identity]) for entry in entries if entry.identity in known]
+        told, lanes = list(events), []
+        for entry, message in repeats:
+            taken_up, woken = _take_up(connection, entry, message)
+            told += entry.repeat_events(message.uuid, taken_up)
+            lanes += woken
+        rows = self._chain.rows([*told, *(event for entry in fresh for event in entry.events())])
+        written = _write(connection, statements.RECORD_WITHOUT_KEYS, fresh, rows)
+        inline = {message.id: _inline(connection, message.id) for _, message in repeats}
+        connection.exec_driver_sql("COMMIT")
+        self._chain.written(rows)
+        return Recorded(
+            receipts=[_repeat(known[entry.identity], inline) if entry.identity in known else _receipt(entry, written)
+                      for entry in entries],
+            lanes=[*lanes, *_lanes(fresh)])
+
+    # --- the connection
+
+    def _connected(self) -> Connection:
+        if self._connection is None:
+            self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        return self._connection
+
+    def _hold(self, driver: Any, _record: object) -> None:
+        """Keep a duplicate of the new socket's descriptor: the number itself may be somebody else's by the time."""
+        self._let_go()
+        with self._lock:
+            self._socket = socket.socket(fileno=os.dup(driver.pgconn.socket))
+
+    def _let_go(self) -> None:
+        with self._lock:
+            held, self._socket = self._socket, None
+        if held is not None:
+            held.close()
+
+    def _judge(self, exc: SQLAlchemyError, *, repeats: bool) -> None:
+        """Return when the batch is to be written again; `repeats`: a key that is there already is a reason to.
+
+        Raises what `record` raises.
+        """
+        # psycopg's own, before anything was sent: a NUL in a text.
+        code = sqlstate(exc) or ("22000" if isinstance(exc, DataError) else "")
+        if not code.startswith((*_DATA, *_RETRY)) or not self._rolled_back(exc):
+            raise self._given_up(exc) from exc
+        if code in _RETRY or (code == _DUPLICATE and repeats):
+            return
+        log.error("ledger.bad_row", error=describe(exc))
+        # Were it the chain's own numbers that clash, every later batch would too.
+        self._chain.restart()
+        raise BadRow from exc
+
+    def _rolled_back(self, exc: SQLAlchemyError) -> bool:
+        """Whether the connection lives, with nothing of the batch in it."""
+        if self._connection is None or (isinstance(exc, DBAPIError) and exc.connection_invalidated):
+            return False
+        try:
+            driver = self._connection.connection.driver_connection
+            if driver is not None and driver.info.transaction_status != TransactionStatus.IDLE:
+                self._connection.exec_driver_sql("ROLLBACK")
+        except SQLAlchemyError:
+            return False
+        return True
+
+    def _given_up(self, exc: SQLAlchemyError) -> Unavailable:
+        """Drop the connection, for the address may lead to a better server by now; the error for who waits."""
+        refused = sqlstate(exc) is not None
+        log.error("ledger.refused" if refused else "ledger.connection_lost", error=describe(exc))
+        self.close()
+        return Unavailable("database_refuses" if refused else "database_away")
+
+
+def _write(connection: Connection, statement: str, entries: Sequence[Entry],
+           audit: Sequence[Mapping[str, Any]]) -> _Written:
+    """Run the recording statement."""
+    arrays = statements.audit_arrays(audit)
+    if not entries:
+        if audit:
+            connection.exec_driver_sql(statements.AUDIT, arrays)
+        return {}
+    arrays |= statements.message_arrays([entry.row for entry in entries])
+    arrays |= statements.delivery_arrays([row for entry in entries for row in entry.delivery_rows()])
+    return {r[0]: (r[1], tuple(r[2])) for r in connection.exec_driver_sql(statement, arrays)}
+
+
+def _claim(connection: Connection, keyed: Sequence[Entry]) -> dict[Any, _Known]:
+    """Claim the keys, and give the entries that got theirs a message id; the messages behind the keys of the others."""
+    keys = statements.key_arrays([entry.row for entry in keyed])
+    claimed: dict[Any, int] = {
+        (r[0], r[1], r[2]): r[3] for r in connection.exec_driver_sql(statements.CLAIM_KEYS, keys)}
+    for entry in keyed:
+        entry.row["id"] = claimed.get(entry.identity)
+    if len(claimed) == len(keyed):
+        return {}
+    # A statement of its own: in the snapshot of the first, a concurrent duplicate is not there yet.
+    found: dict[Any, _Known] = {
+        (r[0], r[1], r[2]): _Known(*r[3:]) for r in connection.exec_driver_sql(statements.EXISTING, keys)}
+    return {entry.identity: found[entry.identity] for entry in keyed if entry.identity not in claimed}
+
+
+def _take_up(connection: Connection, entry: Entry, message: _Known) -> tuple[set[str], list[str]]:
+    """Seen is not done: what of the message is dead, unhandled or quarantined runs after all.
+
+    Returns (those of the three words that apply, lanes that have something to do).
+    """
+    lanes = list(connection.exec_driver_sql(statements.REVIVE_DEAD, {"message_id": message.id}).scalars())
+    taken_up = {"dead"} if lanes else set()
+    if message.state != entry.row["state"] and entry.row["state"] != "quarantined":
+        new = {"message_id": message.id, "state": entry.row["state"]}
+        if connection.exec_driver_sql(statements.TAKE_UP, new).rowcount:
+            taken_up.add(message.state)
+            lanes += connection.exec_driver_sql(
+                statements.ADD_DELIVERIES, new | statements.delivery_arrays(list(entry.delivery_rows()))).scalars()
+    return taken_up, lanes
+
+
+def _inline(connection: Connection, message_id: int) -> tuple[int, ...]:
+    return tuple(connection.exec_driver_sql(statements.INLINE_PENDING, {"message_id": message_id}).scalars())
+
+
+def _receipt(entry: Entry, written: _Written) -> Receipt:
+    uuid = entry.row["uuid"]
+    message_id, inline = written[uuid]
+    return Receipt(message_id=message_id, uuid=str(uuid), outcome=entry.row["state"], inline=inline)
+
+
+def _repeat(message: _Known, inline: Mapping[int, tuple[int, ...]]) -> Receipt:
+    return Receipt(message_id=message.id, uuid=str(message.uuid), outcome="duplicate", inline=inline[message.id])
+
+
+def _lanes(entries: Sequence[Entry]) -> list[str]:
+    """The lanes that a worker has to look at: an inline delivery is run in the request."""
+    return [each.lane for entry in entries for each in entry.deliveries if not each.inline]

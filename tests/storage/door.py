@@ -1,0 +1,120 @@
+"""A destination in a database, and requests that the real pipeline has judged: what a ledger is given.
+
+Not for the rules of judging: those have tests of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Engine, Row, text
+
+from receiver.keyring import Keyring
+from receiver.pipeline import Admitted, Challenged, Refused, Verdict, judge
+from receiver.protocol.message import Head, Inbound
+from receiver.protocol.registry import Destination
+from receiver.storage.registration import HandlerSpec, Registration
+from receiver.storage.registry import load
+
+TOKEN = "a token that only tests know"
+SOURCE = "11111111-1111-4111-8111-111111111111"
+DESTINATION = "clinic"
+
+
+def body(log: str | None = "log-1", *, outside: str = "Ada", kind: str = "PatientAdmin.Arrival", source: str = SOURCE,
+         **meta: Any) -> bytes:
+    """A message; `log` is the key it is a duplicate by, `outside` what stands beside Meta."""
+    model, _, event = kind.partition(".")
+    head: dict[str, Any] = {"DataModel": model, "EventType": event, "Test": False, "Source": {"ID": source}, **meta}
+    if log is not None:
+        head["Logs"] = [{"ID": log, "AttemptID": f"{log}-attempt"}]
+    return json.dumps({"Meta": head, "Patient": {"Identifiers": [{"ID": outside, "IDType": "MR"}]}}).encode()
+
+
+def handler(name: str = "register", **changes: Any) -> HandlerSpec:
+    """A handler of every kind, unless told otherwise."""
+    declared: dict[str, Any] = {
+        "handler": name, "role": "handler", "patterns": ("*",), "ordering": "source", "patient_key": None,
+        "acknowledge": "after_commit", "on_failure": "dead", "max_attempts": 10, "timeout": 60.0}
+    return HandlerSpec(**declared | changes)
+
+
+@dataclass
+class Door:
+    """The destination `clinic` with one source, one token, and no handler yet."""
+
+    engine: Engine
+    keyring: Keyring
+    registration: Registration
+
+    def build(self, **changes: Any) -> Door:
+        """Register all that."""
+        declared: dict[str, Any] = {
+            "environment": "production", "require": ["token"], "sources_policy": "registered",
+            "on_unknown_source": "reject", "test_messages": "quarantine", "reply_with": None, "token": TOKEN}
+        self.registration.add_destination(DESTINATION, self.now, **declared | changes)
+        self.registration.add_source(DESTINATION, SOURCE, self.now, name=None)
+        return self
+
+    @property
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    @property
+    def destination(self) -> Destination:
+        """It, as it is registered now."""
+        with self.engine.connect() as connection:
+            return load(connection, self.keyring).destinations[DESTINATION]
+
+    def enable(self, spec: HandlerSpec | None = None) -> None:
+        """Bind a handler."""
+        self.registration.enable_handler(DESTINATION, spec or handler(), self.now)
+
+    def judge(self, content: bytes, *, token: str = TOKEN, peer: str = "192.0.2.1", **headers: str) -> Verdict:
+        """The verdict on a POST of `content`."""
+        head = Head(destination=DESTINATION, method="POST", target=f"/redox/{DESTINATION}", query="", peer=peer,
+                    headers={"verification-token": token, "content-type": "application/json", **headers},
+                    received_at=self.now)
+        with self.engine.connect() as connection:
+            return judge(Inbound(head=head, body=content), load(connection, self.keyring), self.now)
+
+    def admit(self, content: bytes, **request: str) -> Admitted:
+        """The verdict, which lets it in."""
+        verdict = self.judge(content, **request)
+        assert isinstance(verdict, Admitted), verdict
+        return verdict
+
+    def refuse(self, content: bytes, **request: str) -> Refused:
+        """The verdict, which refuses it."""
+        verdict = self.judge(content, **request)
+        assert isinstance(verdict, Refused), verdict
+        return verdict
+
+    def challenge(self) -> Challenged:
+        """The verdict on a handshake."""
+        verdict = self.judge(json.dumps({"verification-token": TOKEN, "challenge": "c"}).encode())
+        assert isinstance(verdict, Challenged), verdict
+        return verdict
+
+    def rows(self, query: str, **values: Any) -> list[Row[Any]]:
+        """What the database says, or does."""
+        with self.engine.begin() as connection:
+            result = connection.execute(text(query), values)
+            return list(result) if result.returns_rows else []
+
+    def value(self, query: str, **values: Any) -> Any:
+        """The first column of the first row."""
+        return self.rows(query, **values)[0][0]
+
+
+def until(holds: Callable[[], Any], what: str, *, seconds: float = 30.0) -> None:
+    """Wait until `holds`; a deadline that passes fails the test."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
+        time.sleep(0.02)
