@@ -5,8 +5,11 @@ May not touch the database: what is wrong here is wrong usage, exit status 2.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -93,3 +96,25 @@ def read_secret(path: Path) -> str:
 def page_note(found: int, limit: int, last_id: int) -> str | None:
     """What to say under a list that was cut."""
     return f"more: --before {last_id}" if found == limit else None
+
+
+@contextmanager
+def new_file(path: Path | None, content: bytes) -> Iterator[None]:
+    """Write a new file, mode 0600, before the block runs; take it back when the block fails. None: nothing is written.
+
+    A secret that could not be written down is so never registered. Raises click.BadParameter.
+    """
+    if path is None:
+        yield
+        return
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as exc:
+        raise click.BadParameter(f"{path} cannot be made: {exc.strerror}") from None
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
