@@ -164,16 +164,17 @@ class RedoxAuth(httpx2.Auth):
     def _obtain(self, held: AccessToken | None) -> AccessToken:
         key = self._key()
         requests = token_requests(key, self._base_url, held=held, now=self._now(), jti=str(uuid.uuid4()))
-        for position, request in enumerate(requests, start=1):
+        for request in requests:
             sent = self._monotonic()
             response = self._ask(request)
             reply = read_token_reply(key, response.status_code, response.content, sent=sent,
                                      now=_date_of(response) or self._now())
             if isinstance(reply, AccessToken):
                 return reply
-            if position == len(requests) or not _is_refusal(reply.status):
-                raise self._failure(reply, response)
-        raise AssertionError("a key always has a request to make")
+            failure = self._failure(reply, response)
+            if not _is_refusal(reply.status):
+                break
+        raise failure
 
     def _ask(self, request: TokenRequest) -> httpx2.Response:
         outgoing = httpx2.Request("POST", request.url, content=request.body, headers={

@@ -136,7 +136,10 @@ class RedoxClient:
                    body: bytes | None = None, files: Mapping[str, FilePart] | None = None) -> Answer:
         if body is not None and len(body) > self._limits.request_bytes:
             raise Unsendable(f"the message has {len(body)} bytes, and Redox takes {self._limits.request_bytes} at most")
-        request = httpx2.Request(method, url, headers={**_HEADERS, **headers}, content=body, files=files)
+        try:
+            request = httpx2.Request(method, url, headers={**_HEADERS, **headers}, content=body, files=files)
+        except ValueError as exc:
+            raise Unsendable("the file's name or media type can't be written into a request") from exc
         attempt = 1
         with deadline(self._limits.total):
             while True:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import ssl
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import httpcore2
@@ -70,13 +70,14 @@ class Wire:
         where no connection came about.
         """
         self._rate.wait(remaining())
+        if remaining() <= 0:
+            raise Unavailable("out of time before the request was sent", not_processed=True)
         timeouts = {"connect": self._limits.connect, "read": self._limits.read, "write": self._limits.read,
                     "pool": remaining()}
-        assert isinstance(request.stream, Iterable)
         url = request.url
         outgoing = httpcore2.Request(
             request.method, httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
-            headers=request.headers.raw, content=request.stream, extensions={"timeout": timeouts})
+            headers=request.headers.raw, content=_exactly(request), extensions={"timeout": timeouts})
         try:
             answer = self._pool.handle_request(outgoing)
             try:
@@ -87,13 +88,23 @@ class Wire:
             raise
         except (httpcore2.ConnectError, httpcore2.ConnectTimeout, httpcore2.PoolTimeout) as exc:
             raise _no_connection(exc, url.host) from exc
-        except httpcore2.LocalProtocolError as exc:
-            raise Unsendable("the request breaks HTTP: a header with a line end in it, or a file that changed its size "
-                             "while it was read") from exc
         except (httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.ProtocolError) as exc:
             raise AnswerLost(f"the request went to {url.host} and no answer came back ({type(exc).__name__}); Redox "
                              "may have processed it") from exc
         return httpx2.Response(answer.status, headers=answer.headers, content=body, request=request)
+
+
+def _exactly(request: httpx2.Request) -> Iterator[bytes]:
+    """The body, which is a file's perhaps; raises Unsendable in its midst when it is not as long as its header says."""
+    missing = int(request.headers.get("content-length", 0))
+    assert isinstance(request.stream, Iterable)
+    for chunk in request.stream:
+        missing -= len(chunk)
+        if missing < 0:
+            break
+        yield chunk
+    if missing:
+        raise Unsendable("the file changed its size while it was read")
 
 
 def _read_capped(answer: httpcore2.Response, most: int) -> bytes:

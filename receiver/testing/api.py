@@ -18,6 +18,7 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -361,7 +362,10 @@ class FakeRedoxApi:
         if media != "multipart/form-data" or not options.get("boundary"):
             return Answered(status=400, body="multipart/form-data required")
         parser = MultiPartParser(stream_factory=lambda *_, **__: io.BytesIO())
-        _, files = parser.parse(io.BytesIO(request.body), options["boundary"].encode(), len(request.body))
+        try:
+            _, files = parser.parse(io.BytesIO(request.body), options["boundary"].encode(), len(request.body))
+        except ValueError:
+            return Answered(status=400, body="multipart/form-data required")
         file = files.get("file")
         if file is None:
             return Answered(status=400, body="Missing file")
@@ -428,10 +432,8 @@ class _Server(ThreadingHTTPServer):
         self.stopping.set()
         self.shutdown()
         for connection in list(self._open):
-            try:
+            with suppress(OSError):  # closed meanwhile by its own thread
                 socket.socket.shutdown(connection, socket.SHUT_RDWR)
-            except OSError:
-                continue  # closed meanwhile by its own thread
         self.server_close()
 
 

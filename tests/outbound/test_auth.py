@@ -29,7 +29,7 @@ from receiver.outbound import (
     UnusableAnswer,
 )
 from receiver.protocol.credentials import ApiKey
-from receiver.testing.api import FakeRedoxApi, Fault
+from receiver.testing.api import Answered, FakeRedoxApi, Fault
 from tests.outbound.conftest import KEY, LEGACY, Connect, jwks_of, message, until
 
 MakeAuth = Callable[..., RedoxAuth]
@@ -256,6 +256,34 @@ def test_a_refused_token_is_not_handed_out_again(api: FakeRedoxApi, make_auth: M
     assert auth.token(refused=refused) is not refused
 
 
+def test_a_renewal_led_by_another_may_not_help(api: FakeRedoxApi, make_auth: MakeAuth) -> None:
+    """Who was refused a token joins an early renewal; when it fails, others keep the old token, but he has none."""
+    clock = Clock()
+    auth = make_auth(monotonic=clock, limits=Limits(token=2.0))
+    refused = auth.token()
+    clock.reading += 280
+    api.fail("/v2/auth/token", Fault.SILENCE)
+    leading: list[object] = []
+    leader = threading.Thread(target=lambda: leading.append(auth.token()))
+    leader.start()
+    until(lambda: len(asked(api)) == 2)
+    with pytest.raises(Unavailable):
+        auth.token(refused=refused)
+    leader.join()
+
+    assert leading == [refused]
+
+
+@pytest.mark.parametrize("date", ["never", "", "Mon, 99 Foo 2026 99:99:99 GMT"])
+def test_a_reply_without_a_good_date_is_read_by_our_clock(api: FakeRedoxApi, make_auth: MakeAuth, date: str) -> None:
+    """A missing or wrong Date header does not keep a legacy token from being used."""
+    now = datetime(2026, 3, 1, tzinfo=UTC)
+    reply = {"accessToken": "synthetic", "expires": "2026-03-01T00:02:00Z", "refreshToken": "r"}
+    api.fail("/auth/authenticate", Answered(body=reply, headers={"Date": date}))
+
+    assert make_auth(LEGACY, now=lambda: now).token().lifetime == 120.0
+
+
 FAULTS = {
     Fault.SERVER_ERROR: Unavailable, Fault.BAD_GATEWAY: Unavailable, Fault.UNAVAILABLE: Unavailable,
     Fault.RATE_LIMITED: RateLimited, Fault.UNAUTHORIZED: AuthenticationFailed, Fault.GARBAGE: Unavailable,
@@ -392,6 +420,14 @@ def test_an_async_client_is_authenticated(api: FakeRedoxApi, make_auth: MakeAuth
 
     assert asyncio.run(main()) == [200] * 40
     assert len(asked(api)) == 2
+
+
+def test_a_clients_auth_is_the_clients(connect: Connect) -> None:
+    """Closing the authentication that a client made leaves the client its connections."""
+    client = connect()
+    client.auth.close()
+
+    assert client.send(message()).status == 200
 
 
 def test_a_token_goes_nowhere_else(api: FakeRedoxApi, make_auth: MakeAuth) -> None:

@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +232,42 @@ def test_what_can_not_be_measured_is_not_uploaded(api: FakeRedoxApi, connect: Co
     assert api.requests == []
 
 
+@pytest.mark.parametrize("options", [{"filename": "\ud800.pdf"}, {"media_type": "a/b\r\nX: y"}], ids=["name", "type"])
+def test_a_file_with_an_impossible_name(api: FakeRedoxApi, connect: Connect, options: dict[str, str]) -> None:
+    """A name or media type that no header can hold is refused before anything is sent."""
+    with pytest.raises(Unsendable, match="name or media type"):
+        connect().upload(b"x", **options)
+    assert api.requests == []
+
+
+@pytest.mark.parametrize("change", [b"and more", b""], ids=["grows", "shrinks"])
+def test_a_file_that_changes_while_it_is_read(api: FakeRedoxApi, connect: Connect, change: bytes) -> None:
+    """A file that grows or shrinks under our hands is not passed off as a whole one."""
+    class Changing(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            return super().read(size) + change if change else b""
+
+    client = connect()
+    with pytest.raises(Unsendable, match="changed its size"):
+        client.upload(Changing(b"synthetic"))
+    assert api.uploads == {}
+    assert client.upload(b"synthetic") in api.uploads
+
+
+def test_a_file_that_comes_slowly(api: FakeRedoxApi, connect: Connect) -> None:
+    """The total holds for the reading of the file too: what comes after it is not sent any more."""
+    class Slow(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            threading.Event().wait(0.6)
+            return super().read(size)
+
+    client = connect(limits=Limits(total=0.5))
+    client.send(message())
+    with pytest.raises(AnswerLost):
+        client.upload(Slow(b"synthetic"))
+    assert api.uploads == {}
+
+
 def test_an_upload_without_a_uri_is_an_error(api: FakeRedoxApi, connect: Connect) -> None:
     """An answer to an upload that names no URI is none."""
     for body in ({}, {"URI": 7}, {"URI": ""}, b"[]"):
@@ -248,8 +286,6 @@ def test_a_wrong_setting_is_found_at_once(options: dict[str, Any]) -> None:
 
 def test_many_threads_share_a_client(api: FakeRedoxApi, connect: Connect) -> None:
     """Each of many messages sent at once arrives once, and one token serves them all."""
-    from concurrent.futures import ThreadPoolExecutor
-
     client = connect(limits=QUICK)
     with ThreadPoolExecutor(16) as pool:
         statuses = list(pool.map(lambda n: client.send({**message(), "Number": n}).status, range(200)))

@@ -190,6 +190,14 @@ def test_a_handshake_that_never_comes(connect: Connect) -> None:
     assert error.not_processed
 
 
+def test_out_of_time_before_sending(api: FakeRedoxApi) -> None:
+    """When the time is used up before a request is sent, that is said, and it is not sent."""
+    with closing(Wire(limits=QUICK)) as wire, deadline(0.0), pytest.raises(Unavailable, match="before") as caught:
+        wire.exchange(httpx2.Request("GET", api.base_url), most=1_000)
+    assert caught.value.not_processed
+    assert api.requests == []
+
+
 def test_more_threads_than_connections(api: FakeRedoxApi) -> None:
     """Who finds no free connection in time was certainly not served, and is told why."""
     with closing(Wire(limits=Limits(connections=1))) as wire:

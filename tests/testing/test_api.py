@@ -96,6 +96,8 @@ def test_the_documented_denials(api: FakeRedoxApi, http: httpx2.Client) -> None:
         assert response.status_code == 400
         assert (body["error"], body["error_description"]) == ("invalid_request", words)
         assert body["error_uri"].startswith("https://")
+    other = http.post("/v2/auth/token", data={**whole, "grant_type": "password"}).json()
+    assert other["error"] == "unsupported_grant_type"
     unknown = ask(http, assertion(api, iss="nobody", sub="nobody")).json()
     assert unknown["error_description"].startswith("Public key not found")
 
@@ -203,9 +205,11 @@ def test_a_message_is_accepted_and_echoed(api: FakeRedoxApi, http: httpx2.Client
     {"DataModel": "PatientSearch", "EventType": "Query", "Destinations": [{"ID": "a"}, {"ID": "b"}]}], ids=str)
 def test_a_message_that_can_not_be_routed(api: FakeRedoxApi, http: httpx2.Client, meta: object) -> None:
     """What lacks model, event or destination, or asks two at once, is refused with Meta.Errors."""
-    response = http.post("/endpoint", json={"Meta": meta}, headers=bearer(http, api))
-    assert response.status_code == 400
-    assert response.json()["Meta"]["Errors"][0]["Text"]
+    headers = bearer(http, api)
+    for body in (json.dumps({"Meta": meta}), json.dumps([meta]), "{"):
+        response = http.post("/endpoint", content=body, headers=headers)
+        assert response.status_code == 400
+        assert response.json()["Meta"]["Errors"][0]["Text"]
     assert api.processed == []
 
 
@@ -282,6 +286,8 @@ def test_uploads(api: FakeRedoxApi, http: httpx2.Client) -> None:
     assert api.uploads == {uri: b"\0\r\n--x"}
     assert http.post("/uploads", files={"other": b"x"}, headers=headers).status_code == 400
     assert http.post("/uploads", content=b"x", headers=headers).status_code == 400
+    cut = {**headers, "Content-Type": "multipart/form-data; boundary=x"}
+    assert http.post("/uploads", content=b"--x\r\nContent-Disposition: form-data", headers=cut).status_code == 400
     assert http.post("/uploads", files={"file": bytes(30 * 1024 * 1024 + 1)}, headers=headers).status_code == 413
 
 
@@ -381,12 +387,22 @@ def test_tls(tmp_path_factory: pytest.TempPathFactory) -> None:
             assert http.get(api.base_url).status_code == 401
 
 
+def test_half_a_request_is_none(api: FakeRedoxApi) -> None:
+    """A body that ends before its length is not taken for a request."""
+    with socket.create_connection(("127.0.0.1", int(api.base_url.rpartition(":")[2])), timeout=30) as connection:
+        connection.sendall(b"POST /endpoint HTTP/1.1\r\nContent-Length: 10\r\n\r\nhalf")
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(100) == b""
+    assert api.requests == []
+
+
 def test_it_stops_whoever_is_connected() -> None:
     """Leaving ends every connection and thread, also those that wait for an answer that never comes."""
     before = threading.active_count()
-    with FakeRedoxApi() as api, httpx2.Client(base_url=api.base_url, trust_env=False) as http:
-        api.fail("/", Fault.SILENCE)
-        with pytest.raises(httpx2.ReadTimeout):
-            http.get("/", timeout=0.1)
-        http.get("/")
-    assert threading.active_count() == before
+    with httpx2.Client(trust_env=False) as http:
+        with FakeRedoxApi() as api:
+            api.fail("/", Fault.SILENCE)
+            with pytest.raises(httpx2.ReadTimeout):
+                http.get(api.base_url, timeout=0.1)
+            http.get(api.base_url)
+        assert threading.active_count() == before
