@@ -66,24 +66,28 @@ def from_query(head: Head) -> Handshake:
 
 
 def from_body(body: bytes) -> Handshake | None:
-    """The handshake that a POST's body is: an object that names a challenge and is no message. None: it is not one.
+    """The handshake that a POST's body is: an object that names a challenge or a token, and is no message.
 
-    Looks at bodies that nothing has vouched for: whatever the bytes, it raises nothing.
+    None: it is none. Looks at bodies that nothing has vouched for: whatever the bytes, it raises nothing.
     """
-    if len(body) > MAX_HANDSHAKE or b'"challenge"' not in body:
+    if len(body) > MAX_HANDSHAKE or (b'"challenge"' not in body and b'"verification-token"' not in body):
         return None
     try:
         check_depth(body)
         found = _decode(body)
     except (Unreadable, msgspec.DecodeError):
         return None
-    if found.challenge is msgspec.UNSET or found.Meta is not msgspec.UNSET or found.resourceType is not msgspec.UNSET:
+    if found.Meta is not msgspec.UNSET or found.resourceType is not msgspec.UNSET:
         return None
-    token = None if found.token is msgspec.UNSET else _text(found.token)
+    if found.challenge is msgspec.UNSET and found.token is msgspec.UNSET:
+        return None
+    token = _text(found.token)
     return Handshake(challenge=_text(found.challenge), token=None if token is None else token.encode())
 
 
-def _text(raw: msgspec.Raw) -> str | None:
+def _text(raw: msgspec.Raw | msgspec.UnsetType) -> str | None:
+    if isinstance(raw, msgspec.UnsetType):
+        return None
     try:
         return _decode_text(raw)
     except (msgspec.DecodeError, UnicodeDecodeError):

@@ -36,11 +36,12 @@ class TestFromQuery:
 
 
 class TestFromBody:
-    """POST: an object that names a challenge and is no message."""
+    """POST: an object that names a challenge or a token, and is no message."""
 
     @pytest.mark.parametrize(("body", "challenge", "token"), [
         ({"verification-token": "abc", "challenge": _UUID}, _UUID, b"abc"), ({"challenge": _UUID}, _UUID, None),
         ({"challenge": _UUID, "verification-token": "ö", "more": [1]}, _UUID, "ö".encode()),
+        ({"verification-token": "abc"}, None, b"abc"),
         ({"challenge": ["x"], "verification-token": "abc"}, None, b"abc"), ({"challenge": None}, None, None),
         ({"challenge": 5, "verification-token": 6}, None, None),
         ({"challenge": {}, "verification-token": []}, None, None)])
@@ -49,8 +50,8 @@ class TestFromBody:
         assert from_body(json.dumps(body, ensure_ascii=False).encode()) == Handshake(challenge=challenge, token=token)
 
     @pytest.mark.parametrize("body", [
-        b"", b"challenge", b'"challenge"', b'["challenge"]', b"{}", b'{"verification-token":"abc"}',
-        b'{"x":"challenge"}',
+        b"", b"challenge", b'"challenge"', b'["challenge"]', b"{}", b'{"x":"challenge"}', b'{"x":"verification-token"}',
+        b'{"verification-token":"abc","Meta":{}}',
         b'{"challenge":"x","Meta":{}}', b'{"challenge":"x","Meta":null}', b'{"challenge":"x","resourceType":"Bundle"}',
         b'{"challenge":"x"} {}', b'{"challenge":', b'{"challenge":"\\ud800"}', b'{"x":{"challenge":"x"}}',
         b'{"challenge":"' + b"x" * MAX_HANDSHAKE + b'"}', b'{"challenge":' + b"[" * 3_000 + b"]" * 3_000 + b"}"])

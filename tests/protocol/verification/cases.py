@@ -55,8 +55,8 @@ class VerificationCases:
     revoked: ClassVar[str]
     # The reason for what is right elsewhere, where this kind is required and has no credential at all.
     unknown: ClassVar[str]
-    # Another kind's credential, and what proves that one.
-    companion: ClassVar[tuple[Credential, Headers]]
+    # Another kind, a credential of it, and what proves that one.
+    companion: ClassVar[tuple[str, Credential, Headers]]
 
     def credential(self, which: Which = "first", *, id: int = 1, expires_at: datetime | None = None,  # noqa: A002
                    revoked: bool = False) -> Credential:
@@ -97,8 +97,8 @@ class VerificationCases:
     def test_bad_beside_another_kind_s_right(self, bad_one: tuple[Headers, str]) -> None:
         """Nor does it where another kind would have sufficed and is right: what is claimed and bad refuses."""
         headers, reason = bad_one
-        credential, proof = self.companion
-        for require in ((self.kind, "token", "hmac"), ("token",), ("hmac",)):
+        other, credential, proof = self.companion
+        for require in ((self.kind, other), (self.kind,), (other,)):
             at = self.door(self.credential(), credential, require=require)
             assert refusal({**headers, **proof}, at) == reason
 
@@ -137,8 +137,8 @@ class VerificationCases:
 
     def test_fails_closed(self) -> None:
         """Where it is required, no live credential means that nobody is let in, also beside another kind's right."""
-        credential, proof = self.companion
-        for require in ((self.kind,), (f"{self.kind}+token", f"{self.kind}+hmac")):
+        other, credential, proof = self.companion
+        for require in ((self.kind,), (f"{self.kind}+{other}",)):
             none = self.door(credential, require=require)
             assert refusal({**self.right["first"], **proof}, none) == self.unknown
             dead = self.door(self.credential(revoked=True), credential, require=require)
@@ -149,36 +149,35 @@ class VerificationCases:
 
     def test_adding_one_never_widens(self) -> None:
         """A credential of this kind at a destination that does not require it lets nobody in."""
-        credential, _ = self.companion
-        (other,) = {"token", "hmac"} - {self.kind}
+        other, credential, _ = self.companion
         at = self.door(self.credential(), credential, require=(other,))
         assert verification.screen(head(self.right["first"]), at, NOW) is False
         assert refusal(self.right["first"], at) == "credential_insufficient"
 
     def test_both_required(self) -> None:
         """Where two kinds are required together, both must be right; the proof names both credentials."""
-        credential, proof = self.companion
-        at = self.door(self.credential(id=1), credential, require=("hmac+token",))
+        other, credential, proof = self.companion
+        at = self.door(self.credential(id=1), credential, require=(f"{other}+{self.kind}",))
         both = {**self.right["first"], **proof}
         assert verification.screen(head(both), at, NOW) is True
         verified = verify(both, at)
         assert set(verified.credentials) == {1, credential.id}
-        assert verified.kinds == {"hmac", "token"}
+        assert verified.kinds == {self.kind, other}
         for one in (self.right["first"], proof):
             assert verification.screen(head(one), at, NOW) is False
             assert refusal(one, at) == "credential_insufficient"
 
     def test_either_suffices(self) -> None:
         """Where either of two kinds suffices, each does alone; presented together, both are proved."""
-        credential, proof = self.companion
-        at = self.door(self.credential(id=1), credential, require=("token", "hmac"))
+        other, credential, proof = self.companion
+        at = self.door(self.credential(id=1), credential, require=(other, self.kind))
         assert verify(self.right["first"], at).credentials == (1,)
         assert verify(proof, at).credentials == (credential.id,)
-        assert verify({**self.right["first"], **proof}, at).kinds == {"hmac", "token"}
+        assert verify({**self.right["first"], **proof}, at).kinds == {self.kind, other}
 
     def test_an_alternative_of_nothing_is_no_door(self) -> None:
         """A set of no kinds, should one ever come to be, is not satisfied by nothing."""
-        credential, _ = self.companion
+        _, credential, _ = self.companion
         at = Destination(id=1, name="main", environment="staging", enabled=True, require=(frozenset(),),
                          credentials=(self.credential(), credential))
         assert verification.screen(head(), at, NOW) is False

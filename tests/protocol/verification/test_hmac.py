@@ -47,7 +47,8 @@ class TestHmac(VerificationCases):
     expired = "signature_credential_expired"
     revoked = "signature_credential_expired"
     unknown = "credential_insufficient"
-    companion: ClassVar[tuple[Credential, Headers]] = (token(id=9), {"verification-token": TOKENS["first"]})
+    companion: ClassVar[tuple[str, Credential, Headers]] = (
+        "token", token(id=9), {"verification-token": TOKENS["first"]})
 
     def credential(self, which: Which = "first", *, id: int = 1, expires_at: datetime | None = None,  # noqa: A002
                    revoked: bool = False) -> Credential:

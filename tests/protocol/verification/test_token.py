@@ -40,7 +40,8 @@ class _TokenCases(VerificationCases):
     expired = "token_expired"
     revoked = "token_revoked"
     unknown = "token_wrong"
-    companion: ClassVar[tuple[Credential, Headers]] = (signing(id=9), {"redox-signature": SIGNATURES["first"]})
+    companion: ClassVar[tuple[str, Credential, Headers]] = (
+        "hmac", signing(id=9), {"redox-signature": SIGNATURES["first"]})
 
     def credential(self, which: Which = "first", *, id: int = 1, expires_at: datetime | None = None,  # noqa: A002
                    revoked: bool = False) -> Credential:
