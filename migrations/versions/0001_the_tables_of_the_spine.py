@@ -62,6 +62,7 @@ def upgrade() -> None:
     sa.Column('error_key', sa.Text(), nullable=True),
     sa.Column('epoch', sa.BigInteger(), nullable=True),
     sa.Column('created_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
+    sa.Column('started_at', sa.DateTime(timezone=True), nullable=True),
     sa.Column('finished_at', sa.DateTime(timezone=True), nullable=True),
     sa.CheckConstraint("state IN ('pending', 'succeeded', 'dead', 'skipped')", name=op.f('ck_deliveries_state')),
     sa.PrimaryKeyConstraint('id', name=op.f('pk_deliveries')),
@@ -72,6 +73,8 @@ def upgrade() -> None:
                   postgresql_where=sa.text("state = 'dead'"))
     op.create_index('ix_deliveries_pending', 'deliveries', ['lane', 'id'], unique=False,
                   postgresql_where=sa.text("state = 'pending'"))
+    op.create_index('ix_deliveries_unordered', 'deliveries', ['lane', 'ready_at', 'id'], unique=False,
+                  postgresql_where=sa.text("state = 'pending' AND lane ~ '^[^/]+/[^/]+/any:'"))
     op.create_table('delivery_attempts',
     sa.Column('id', sa.BigInteger(), sa.Identity(always=True), nullable=False),
     sa.Column('delivery_id', sa.BigInteger(), nullable=False),
@@ -314,6 +317,8 @@ def downgrade() -> None:
     op.drop_table('destinations')
     op.drop_index(op.f('ix_delivery_attempts_delivery_id'), table_name='delivery_attempts')
     op.drop_table('delivery_attempts')
+    op.drop_index('ix_deliveries_unordered', table_name='deliveries',
+                  postgresql_where=sa.text("state = 'pending' AND lane ~ '^[^/]+/[^/]+/any:'"))
     op.drop_index('ix_deliveries_pending', table_name='deliveries', postgresql_where=sa.text("state = 'pending'"))
     op.drop_index('ix_deliveries_dead', table_name='deliveries', postgresql_where=sa.text("state = 'dead'"))
     op.drop_table('deliveries')

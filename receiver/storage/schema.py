@@ -2,8 +2,8 @@
 
 Alembic compares this with the migrations. May not hold queries.
 
-Times are timestamptz; digests and MACs bytea of 32 bytes. `mac` columns are HMAC-SHA256 (receiver.storage.evidence) over
-the columns named there, under the key `mac_key`.
+Times are timestamptz; digests and MACs bytea of 32 bytes. `mac` columns are HMAC-SHA256 (receiver.storage.evidence)
+over the columns named there, under the key `mac_key`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from sqlalchemy.dialects.postgresql import JSONB, UUID
 
 metadata: Final = MetaData(naming_convention={
     "ix": "ix_%(table_name)s_%(column_0_N_name)s", "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-    "ck": "ck_%(table_name)s_%(constraint_name)s", "fk": "fk_%(table_name)s_%(column_0_name)s", "pk": "pk_%(table_name)s"})
+    "ck": "ck_%(table_name)s_%(constraint_name)s", "fk": "fk_%(table_name)s_%(column_0_name)s",
+    "pk": "pk_%(table_name)s"})
 
 
 def _id() -> Column[int]:
@@ -71,8 +72,8 @@ def _destination(**options: Any) -> Column[Any]:
 
 
 def _recorded_at() -> Column[Any]:
-    # No foreign keys on what the accept path writes: each would cost a look-up and a shared row lock a message, to prove
-    # what the registry has just told. Destinations are never deleted.
+    # No foreign keys on what the accept path writes: each would cost a look-up and a shared row lock a message, to
+    # prove what the registry has just told. Destinations are never deleted.
     return Column("destination_id", BigInteger, nullable=False)
 
 
@@ -246,10 +247,14 @@ deliveries = Table(
     _text("error_key", nullable=True),
     Column("epoch", BigInteger),            # of the lease that last ran it
     _created(),
+    _time("started_at"),                    # of the attempt that runs, or that was lost with the process that ran it
     _time("finished_at"),
     UniqueConstraint("message_id", "handler", "generation"),
     _one_of("state", "pending", "succeeded", "dead", "skipped"),
     Index("ix_deliveries_pending", "lane", "id", postgresql_where=text("state = 'pending'")),
+    # Of lanes in which nothing waits for what is before it: what may run now is found without a look at what may not.
+    Index("ix_deliveries_unordered", "lane", "ready_at", "id",
+          postgresql_where=text("state = 'pending' AND lane ~ '^[^/]+/[^/]+/any:'")),
     Index("ix_deliveries_dead", "handler", "finished_at", postgresql_where=text("state = 'dead'")),
 )
 

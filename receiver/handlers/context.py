@@ -1,0 +1,60 @@
+"""What a handler gets beside the message.
+
+May not open anything by itself: what costs something is handed in as a function, called when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from sqlalchemy import Connection
+    from structlog.typing import FilteringBoundLogger
+
+    Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Context:
+    """One run of one handler.
+
+    `handler`, `destination`: their names. `idempotency_key`: the same for each attempt of this delivery, another one
+    when an operator replays the message: give it to systems that can tell a repetition by it. `attempt` counts from 1.
+    `epoch` grows each time the lane is taken over: a system that remembers the highest can refuse a process that was
+    frozen and comes back late. `replayed`: an operator asked for this run. `log`: bound to ids alone; an event is a
+    fixed name such as "bed.assigned", and nothing of a patient's may be given to it.
+    """
+
+    handler: str
+    destination: str
+    idempotency_key: str
+    attempt: int
+    epoch: int
+    replayed: bool
+    log: FilteringBoundLogger = field(repr=False)
+    _connect: Callable[[], Connection] = field(repr=False)
+    _env_file: Path | None = field(default=None, repr=False)
+
+    @property
+    def connection(self) -> Connection:
+        """A SQLAlchemy connection to the receiver's database, in a transaction that is committed with the success.
+
+        What is done on it happens exactly once, or not at all. It may not be committed: use `begin_nested()` for a
+        savepoint; an ORM session bound to it joins the transaction.
+        """
+        return self._connect()
+
+    def settings(self, model: type[Model]) -> Model:
+        """The plugin's settings: an instance of a pydantic model, filled from PLUGIN_<NAME>_* variables.
+
+        NAME is the handler's in capitals, - as _. Raises ConfigurationError naming the variables that are wrong.
+        """
+        from receiver.handlers.plugin_settings import load
+
+        return load(model, self.handler, self._env_file)
+
+

@@ -1,0 +1,406 @@
+"""The work that is due and who does it: claims, leases, attempts, outcomes, and which lanes wait for somebody.
+
+The rows of `deliveries` and `lanes` are the truth; a lane without a row is ready. Time is the database's alone, for
+hosts' clocks differ. Whatever is written of a run is written only where its lease's epoch still stands (`Fence`): a
+host that was frozen and comes back writes nothing. May not know how a handler is run, or decide what becomes of a
+failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+# What a database raises, for callers that may not see SQLAlchemy.
+DatabaseError: Final = SQLAlchemyError
+
+# Lanes in which nothing waits for what is before it: `handler/destination/any:N`.
+_UNORDERED: Final = "'^[^/]+/[^/]+/any:'"
+# What a handler process reads ahead.
+BATCH_ROWS: Final = 64
+BATCH_BYTES: Final = 4 * 1024 * 1024
+# How long a run that has said its outcome may take to commit it: one that was frozen in between gives up its locks.
+_COMMIT_PATIENCE: Final = "5s"
+# A lane that is locked by the commit of an outcome is waited for so long when its lease is renewed.
+_LOCK_PATIENCE: Final = "1s"
+# A pause of many dead looks back so far.
+_RECENT: Final = "10 minutes"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fence:
+    """A lease: who runs the lane, and by which epoch. `owner` is the name of a worker or receiver process."""
+
+    lane: str
+    epoch: int
+    owner: str
+
+    @property
+    def _values(self) -> dict[str, Any]:
+        return {"lane": self.lane, "epoch": self.epoch, "owner": self.owner}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Waiting:
+    """A delivery that is to be run, with its message. `deferred_for`: seconds since the first RetryLater, else 0.
+
+    `lost`: an attempt began and its end was never recorded. `sealed` is None when the payload was purged.
+    """
+
+    id: int
+    attempts: int
+    generation: int
+    lost: bool
+    deferred_for: float
+    uuid: UUID
+    kind: str
+    source_id: str | None
+    log_id: str | None
+    message_id: str | None
+    transmission_id: str | None
+    facility: str | None
+    event_time: datetime | None
+    received_at: datetime
+    test: bool
+    payload_key: str | None
+    sealed: bytes | None = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """The end of an attempt that did not succeed, and what becomes of the delivery. `pause`: seconds; None: at once.
+
+    `error_sealed`: the error's text, sealed to `delivery_binding`. `lane_state`: None leaves the lane as it is.
+    `release`: the lease ends with it.
+    """
+
+    outcome: str
+    state: str
+    error_class: str
+    error_frames: Sequence[str] = ()
+    error_key: str | None = None
+    error_sealed: bytes | None = field(default=None, repr=False)
+    pause: float | None = None
+    counted: bool = True
+    deferred: bool = False
+    lane_state: str | None = None
+    release: bool = False
+
+
+def delivery_binding(delivery: int) -> str:
+    """What the text of a delivery's error is sealed to."""
+    return f"delivery:{delivery}"
+
+
+# The handler is bound to the destination and not paused. Asked before every start, so that a pause takes hold at once.
+_ACTIVE: Final = """EXISTS (
+    SELECT FROM subscriptions s JOIN destinations t ON t.id = s.destination_id
+    WHERE s.handler = split_part(%(lane)s, '/', 1) AND t.name = split_part(%(lane)s, '/', 2)
+      AND s.enabled AND s.paused_at IS NULL)"""
+# The lease is ours, and stays so until this transaction ends.
+_FENCE: Final = """fence AS (
+    SELECT 1 FROM lanes WHERE lane = %(lane)s AND epoch = %(epoch)s AND owner = %(owner)s FOR NO KEY UPDATE)"""
+
+_CLAIM: Final = """
+INSERT INTO lanes AS l (lane, handler, destination_id, owner, epoch, lease_until)
+SELECT %(lane)s, s.handler, s.destination_id, %(owner)s, 1, now() + make_interval(secs => %(lease)s)
+FROM subscriptions s JOIN destinations t ON t.id = s.destination_id
+WHERE s.handler = split_part(%(lane)s, '/', 1) AND t.name = split_part(%(lane)s, '/', 2)
+  AND s.enabled AND s.paused_at IS NULL
+  AND EXISTS (SELECT FROM deliveries d WHERE d.lane = %(lane)s AND d.state = 'pending' AND d.inline = %(inline)s)
+ON CONFLICT (lane) DO UPDATE
+SET owner = excluded.owner, epoch = l.epoch + 1, lease_until = excluded.lease_until, state = 'ready', ready_at = NULL
+WHERE (l.owner IS NULL OR l.lease_until < now())
+  AND (l.state = 'ready' OR l.state = 'waiting' AND l.ready_at <= now())
+RETURNING epoch"""
+
+_RENEW: Final = """
+UPDATE lanes l SET lease_until = now() + make_interval(secs => %(lease)s)
+FROM (SELECT h.lane FROM unnest(%(lanes)s::text[], %(epochs)s::bigint[]) AS h(lane, epoch)
+      JOIN lanes o ON o.lane = h.lane AND o.epoch = h.epoch AND o.owner = %(owner)s
+      ORDER BY h.lane FOR NO KEY UPDATE OF o SKIP LOCKED) mine
+WHERE l.lane = mine.lane RETURNING l.lane"""
+_RENEW_ONE: Final = f"""
+UPDATE lanes l SET lease_until = now() + make_interval(secs => %(lease)s)
+FROM set_config('lock_timeout', '{_LOCK_PATIENCE}', true)
+WHERE l.lane = %(lane)s AND l.epoch = %(epoch)s AND l.owner = %(owner)s RETURNING l.lane"""
+
+_RELEASE: Final = """
+UPDATE lanes SET owner = NULL, lease_until = NULL
+WHERE lane = %(lane)s AND epoch = %(epoch)s AND owner = %(owner)s"""
+
+
+def _batch(chosen: str) -> str:
+    """Read `chosen` deliveries, oldest first, with as many of their payloads as fit; always the first one's."""
+    return f"""
+WITH chosen AS ({chosen}),
+head AS (
+    SELECT d.id, d.attempts, d.generation, d.started_at IS NOT NULL AS lost, m.id AS number,
+           coalesce(extract(epoch FROM now() - d.deferred_since), 0)::float8 AS deferred_for,
+           m.uuid, m.kind, m.source_id, m.log_id, m.message_id, m.transmission_id, m.facility, m.event_time,
+           m.received_at, m.test, sum(m.size) OVER (ORDER BY d.place, d.id) - m.size AS before, d.place
+    FROM chosen d JOIN messages m ON m.id = d.message_id
+    WHERE EXISTS (SELECT FROM lanes WHERE lane = %(lane)s AND epoch = %(epoch)s AND owner = %(owner)s) AND {_ACTIVE})
+SELECT h.id, h.attempts, h.generation, h.lost, h.deferred_for, h.uuid, h.kind, h.source_id, h.log_id, h.message_id,
+       h.transmission_id, h.facility, h.event_time, h.received_at, h.test, p.payload_key, p.sealed
+FROM head h LEFT JOIN payloads p ON p.message_id = h.number AND p.received_at = h.received_at
+WHERE h.before < {BATCH_BYTES} ORDER BY h.place, h.id"""
+
+
+# `id >`: what was done before need not be stepped over again in the index.
+_BATCH: Final = _batch(f"""
+    SELECT d.*, 0 AS place FROM deliveries d
+    WHERE lane = %(lane)s AND state = 'pending' AND inline = %(inline)s AND id > %(after)s
+      AND (%(up_to)s = 0 OR id <= %(up_to)s)
+    ORDER BY id LIMIT {BATCH_ROWS}""")
+# Those whose time has come before those that never ran. Two reads of one index, for a single one would step over
+# everything that waits.
+_BATCH_UNORDERED: Final = _batch(f"""
+    (SELECT d.*, 0 AS place FROM deliveries d
+     WHERE lane = %(lane)s AND state = 'pending' AND lane ~ {_UNORDERED} AND inline = %(inline)s AND id <> %(after)s
+       AND ready_at <= now() ORDER BY ready_at LIMIT {BATCH_ROWS})
+    UNION ALL
+    (SELECT d.*, 1 AS place FROM deliveries d
+     WHERE lane = %(lane)s AND state = 'pending' AND lane ~ {_UNORDERED} AND inline = %(inline)s AND id <> %(after)s
+       AND ready_at IS NULL ORDER BY id LIMIT {BATCH_ROWS})""")
+
+# Counted before it runs, so that a crash counts. Not waited for on disk: should the server crash, so did the attempt.
+_START: Final = f"""
+WITH {_FENCE}
+UPDATE deliveries SET attempts = attempts + 1, started_at = clock_timestamp(), epoch = %(epoch)s
+WHERE id = %(id)s AND state = 'pending' AND EXISTS (SELECT FROM fence) AND {_ACTIVE}
+RETURNING attempts, set_config('synchronous_commit', 'off', true)"""
+
+# One statement, so that a run costs one round trip and one commit: it ends one delivery and starts the next.
+_SUCCEED: Final = f"""
+WITH {_FENCE},
+begun AS (SELECT started_at FROM deliveries WHERE id = %(id)s),
+done AS (
+    UPDATE deliveries SET state = 'succeeded', finished_at = clock_timestamp(), started_at = NULL, ready_at = NULL,
+           error_class = NULL, error_frames = NULL, error_sealed = NULL, error_key = NULL
+    WHERE id = %(id)s AND state = 'pending' AND attempts = %(attempt)s AND EXISTS (SELECT FROM fence) RETURNING id),
+told AS (
+    INSERT INTO delivery_attempts (delivery_id, attempt, epoch, worker, started_at, ended_at, outcome)
+    SELECT id, %(attempt)s, %(epoch)s, %(owner)s, coalesce(started_at, now()), clock_timestamp(), 'succeeded'
+    FROM done, begun),
+next AS (
+    UPDATE deliveries SET attempts = attempts + 1, started_at = clock_timestamp(), epoch = %(epoch)s
+    WHERE id = %(next)s AND state = 'pending' AND EXISTS (SELECT FROM done) AND {_ACTIVE} RETURNING attempts)
+SELECT (SELECT count(*) FROM done), (SELECT attempts FROM next),
+       set_config('idle_in_transaction_session_timeout', '{_COMMIT_PATIENCE}', true)"""
+
+_FAIL: Final = f"""
+WITH {_FENCE},
+begun AS (SELECT started_at FROM deliveries WHERE id = %(id)s),
+done AS (
+    UPDATE deliveries SET state = %(state)s, attempts = attempts - %(uncount)s, started_at = NULL,
+           ready_at = now() + make_interval(secs => %(pause)s::float8),
+           deferred_since = CASE WHEN %(deferred)s THEN coalesce(deferred_since, now()) ELSE deferred_since END,
+           error_class = %(error_class)s, error_frames = %(error_frames)s, error_sealed = %(error_sealed)s,
+           error_key = %(error_key)s, finished_at = CASE WHEN %(state)s = 'dead' THEN clock_timestamp() END
+    WHERE id = %(id)s AND state = 'pending' AND attempts = %(attempt)s AND EXISTS (SELECT FROM fence) RETURNING id),
+told AS (
+    INSERT INTO delivery_attempts
+           (delivery_id, attempt, epoch, worker, started_at, ended_at, outcome, error_class, error_frames)
+    SELECT id, %(attempt)s, %(epoch)s, %(owner)s, coalesce(started_at, now()), clock_timestamp(), %(outcome)s,
+           %(error_class)s, %(error_frames)s
+    FROM done, begun),
+lane AS (
+    UPDATE lanes SET state = coalesce(%(lane_state)s, state),
+           ready_at = CASE WHEN %(lane_state)s = 'waiting' THEN now() + make_interval(secs => %(pause)s::float8)
+                           ELSE ready_at END,
+           owner = CASE WHEN NOT %(release)s THEN owner END,
+           lease_until = CASE WHEN NOT %(release)s THEN lease_until END
+    WHERE lane = %(lane)s AND (%(lane_state)s IS NOT NULL OR %(release)s) AND EXISTS (SELECT FROM done))
+SELECT count(*) FROM done"""
+
+
+def claim(connection: Connection, lane: str, owner: str, lease: float, *, inline: bool = False) -> Fence | None:
+    """Take the lane for `lease` seconds; None when it is another's, not ready, empty, or its handler paused."""
+    values = {"lane": lane, "owner": owner, "lease": lease, "inline": inline}
+    epoch = connection.exec_driver_sql(_CLAIM, values).scalar()
+    return None if epoch is None else Fence(lane=lane, epoch=epoch, owner=owner)
+
+
+def renew(connection: Connection, owner: str, held: Mapping[str, int], lease: float) -> set[str]:
+    """Prolong the leases of the lanes held (lane → epoch); those of which that is sure.
+
+    What is locked by an outcome's commit at this moment is not in it: see `renew_one`.
+    """
+    return set(connection.exec_driver_sql(_RENEW, {
+        "owner": owner, "lanes": list(held), "epochs": list(held.values()), "lease": lease}).scalars())
+
+
+def renew_one(connection: Connection, fence: Fence, lease: float) -> bool:
+    """Prolong one lease, waiting a second for its lock. Raises DatabaseError after that."""
+    return connection.exec_driver_sql(_RENEW_ONE, fence._values | {"lease": lease}).scalar() is not None
+
+
+def release(connection: Connection, fence: Fence) -> None:
+    """Give the lane back, if it is still ours."""
+    connection.exec_driver_sql(_RELEASE, fence._values)
+
+
+def batch(connection: Connection, fence: Fence, *, after: int = 0, unordered: bool = False, inline: bool = False,
+          up_to: int = 0) -> list[Waiting]:
+    """The next deliveries of the lane, oldest first, none when the lease is lost or the handler paused.
+
+    `after`: that one and, in an ordered lane, those before it are left out. `up_to`: nor those beyond it. In an
+    unordered lane those whose pause is over come first, and those still pausing not at all.
+    """
+    rows = connection.exec_driver_sql(_BATCH_UNORDERED if unordered else _BATCH, fence._values | {
+        "after": after, "inline": inline, "up_to": up_to})
+    return [Waiting(**row) for row in rows.mappings()]
+
+
+def start(connection: Connection, fence: Fence, delivery: int) -> int | None:
+    """Count an attempt; its number. None: the lease is lost, the handler paused, or the delivery no longer pending."""
+    row = connection.exec_driver_sql(_START, fence._values | {"id": delivery}).first()
+    return None if row is None else int(row[0])
+
+
+def succeed(connection: Connection, fence: Fence, delivery: int, attempt: int, *, following: int | None,
+            ) -> tuple[bool, int | None]:
+    """Record the success, and start the following delivery: (whether it was recorded, the other's attempt or None).
+
+    Not recorded means that the lease is lost: whatever else is in the transaction must be rolled back.
+    """
+    done, started, _ = connection.exec_driver_sql(_SUCCEED, fence._values | {
+        "id": delivery, "attempt": attempt, "next": following}).one()
+    return bool(done), started
+
+
+def fail(connection: Connection, fence: Fence, delivery: int, attempt: int, failure: Failure) -> bool:
+    """Record a failure; False when the lease is lost, or somebody has recorded the end of this attempt already."""
+    return bool(connection.exec_driver_sql(_FAIL, fence._values | {
+        "id": delivery, "attempt": attempt, "outcome": failure.outcome, "state": failure.state,
+        "uncount": 0 if failure.counted else 1, "pause": failure.pause, "deferred": failure.deferred,
+        "error_class": failure.error_class, "error_frames": list(failure.error_frames),
+        "error_sealed": failure.error_sealed, "error_key": failure.error_key, "lane_state": failure.lane_state,
+        "release": failure.release}).scalar())
+
+
+def unordered(lane: str) -> bool:
+    """Whether nothing in this lane waits for what is before it."""
+    return lane.split("/", 2)[2].startswith("any:")
+
+
+# --- operators
+
+_UNHOLD: Final = """
+UPDATE lanes SET state = 'ready', ready_at = NULL
+WHERE lane = %(lane)s AND state IN ('held', 'waiting') RETURNING lane"""
+
+
+def unhold(connection: Connection, lane: str) -> bool:
+    """Let a lane that is held, or that waits, go on at once; whether it was one."""
+    return connection.exec_driver_sql(_UNHOLD, {"lane": lane}).scalar() is not None
+
+
+# --- many dead
+
+_MANY_DEAD: Final = f"""
+SELECT count(*) FROM deliveries d JOIN destinations t ON t.id = d.destination_id AND t.name = %(destination)s
+WHERE d.handler = %(handler)s AND d.state = 'dead' AND d.finished_at > now() - interval '{_RECENT}'
+  AND d.error_class = %(error_class)s"""
+
+
+def recently_dead(connection: Connection, handler: str, destination: str, error_class: str) -> int:
+    """How many of the handler's deliveries died of the same class of error within the last ten minutes."""
+    return int(connection.exec_driver_sql(_MANY_DEAD, {
+        "handler": handler, "destination": destination, "error_class": error_class}).scalar_one())
+
+
+# --- which lanes wait for a worker
+
+# From lane to lane, not from row to row: what is pending in one lane costs one step of the index, be it one row or
+# 100,000.
+_DUE: Final = f"""
+WITH RECURSIVE l(lane, n) AS (
+    (SELECT lane, 1 FROM deliveries WHERE state = 'pending' AND lane > %(after)s ORDER BY lane LIMIT 1)
+    UNION ALL
+    SELECT (SELECT d.lane FROM deliveries d WHERE d.state = 'pending' AND d.lane > l.lane ORDER BY d.lane LIMIT 1),
+           n + 1
+    FROM l WHERE l.lane IS NOT NULL AND n < %(limit)s)
+SELECT l.lane, split_part(l.lane, '/', 1) = ANY(%(handlers)s::text[])
+  AND coalesce((o.owner IS NULL OR o.lease_until < now())
+               AND (o.state = 'ready' OR o.state = 'waiting' AND o.ready_at <= now()), true)
+  AND EXISTS (SELECT FROM subscriptions s JOIN destinations t ON t.id = s.destination_id
+              WHERE s.handler = split_part(l.lane, '/', 1) AND t.name = split_part(l.lane, '/', 2)
+                AND s.enabled AND s.paused_at IS NULL)
+  AND NOT EXISTS (SELECT FROM procrastinate.procrastinate_jobs j WHERE j.status = 'todo' AND j.queueing_lock = l.lane)
+  AND NOT EXISTS (SELECT FROM procrastinate.procrastinate_jobs j WHERE j.status = 'doing' AND j.lock = l.lane)
+  AND CASE WHEN l.lane ~ {_UNORDERED}
+      THEN EXISTS (SELECT FROM deliveries d WHERE d.state = 'pending' AND d.lane = l.lane AND d.lane ~ {_UNORDERED}
+                   AND d.ready_at IS NULL AND NOT d.inline)
+        OR EXISTS (SELECT FROM deliveries d WHERE d.state = 'pending' AND d.lane = l.lane AND d.lane ~ {_UNORDERED}
+                   AND d.ready_at <= now() AND NOT d.inline)
+      ELSE EXISTS (SELECT FROM deliveries d WHERE d.state = 'pending' AND d.lane = l.lane AND NOT d.inline) END
+FROM l LEFT JOIN lanes o USING (lane) WHERE l.lane IS NOT NULL ORDER BY l.n"""
+
+# Procrastinate's own function, and its names first on the path of this one transaction, as the function wants. Asked
+# first, for a job that is there already is an error, which PostgreSQL logs; only a race makes it one.
+_DEFER: Final = """
+SELECT procrastinate.procrastinate_defer_jobs_v1(ARRAY[ROW(
+           split_part(%(lane)s, '/', 1), 'lane', 0, %(lane)s, %(lane)s, jsonb_build_object('lane', %(lane)s::text), NULL
+       )::procrastinate.procrastinate_job_to_defer_v1])
+FROM set_config('search_path', 'procrastinate, ' || current_setting('search_path'), true)
+WHERE NOT EXISTS (
+    SELECT FROM procrastinate.procrastinate_jobs WHERE status = 'todo' AND queueing_lock = %(lane)s)"""
+
+_OTHERS_WAIT: Final = """
+SELECT EXISTS (
+    SELECT FROM procrastinate.procrastinate_jobs j
+    WHERE j.status = 'todo' AND j.queue_name = ANY(%(handlers)s::text[])
+      AND NOT EXISTS (SELECT FROM procrastinate.procrastinate_jobs r WHERE r.status = 'doing' AND r.lock = j.lock))"""
+
+
+def due(connection: Connection, handlers: Sequence[str], *, after: str, limit: int) -> tuple[list[str], str]:
+    """Of the `limit` lanes with something pending that come after the lane `after`: those of `handlers` that could run
+    now and that no job stands for; and the last one looked at, "" when that was the last of all."""
+    rows = connection.exec_driver_sql(_DUE, {"handlers": list(handlers), "after": after, "limit": limit}).all()
+    return [lane for lane, wanted in rows if wanted], rows[-1][0] if len(rows) == limit else ""
+
+
+def defer(connection: Connection, lane: str) -> None:
+    """Have a worker look at the lane, unless one is about to. Not within a transaction that does anything else.
+
+    Raises DatabaseError with SQLSTATE 23505 when another did it at the same moment.
+    """
+    connection.exec_driver_sql(_DEFER, {"lane": lane})
+
+
+def others_wait(connection: Connection, handlers: Sequence[str]) -> bool:
+    """Whether a lane of `handlers` waits for a worker that is free."""
+    return bool(connection.exec_driver_sql(_OTHERS_WAIT, {"handlers": list(handlers)}).scalar())
+
+
+# --- within a request
+
+_INLINE: Final = "SELECT lane, state FROM deliveries WHERE id = %(id)s AND inline"
+_DEMOTE: Final = """
+UPDATE deliveries SET inline = false WHERE lane = %(lane)s AND state = 'pending' AND inline RETURNING id"""
+_BEFORE: Final = """
+SELECT EXISTS (SELECT FROM deliveries WHERE lane = %(lane)s AND state = 'pending' AND NOT inline AND id < %(id)s)"""
+
+
+def inline_delivery(connection: Connection, delivery: int) -> tuple[str, bool] | None:
+    """(lane, whether it is still pending) of a delivery that is to be run within a request; None when it is none."""
+    row = connection.exec_driver_sql(_INLINE, {"id": delivery}).first()
+    return None if row is None else (row.lane, row.state == "pending")
+
+
+def hand_to_workers(connection: Connection, lane: str) -> None:
+    """The handler no longer asks to be run within the request: workers take what is pending."""
+    connection.exec_driver_sql(_DEMOTE, {"lane": lane})
+
+
+def workers_first(connection: Connection, lane: str, delivery: int) -> bool:
+    """Whether something before this delivery in its lane is the workers'."""
+    return bool(connection.exec_driver_sql(_BEFORE, {"lane": lane, "id": delivery}).scalar())
