@@ -10,22 +10,25 @@ import json
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
 from hmac import digest
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from receiver.errors import ConfigurationError, IntegrityError
 
-# What a key is for. `index` keys digests that are looked up (patients' identifiers, verification tokens): never retired,
-# for the digests could not be made again.
+# What a key is for. `index` keys digests that are looked up (patients' identifiers, verification tokens): never
+# retired, for the digests could not be made again.
 PURPOSES: Final = ("payload", "secret", "mac", "index", "token", "session")
+_LENGTH: Final = 32  # bytes of a key
+_VERSION: Final = 1  # of the file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,22 +63,25 @@ class Keyring:
         try:
             return self._current[purpose]
         except KeyError:
-            raise ConfigurationError(f"the keyring holds no key for {purpose}: run `redox-receiver keys new {purpose}`") from None
+            raise ConfigurationError(
+                f"the keyring holds no key for {purpose}: run `redox-receiver keys new {purpose}`") from None
 
     def __getitem__(self, key_id: str) -> Key:
         """The key of that id. Raises IntegrityError naming the id."""
         try:
             return self._by_id[key_id]
         except KeyError:
-            raise IntegrityError(f"the keyring holds no key {key_id}: restore the keyring file that this was written with") from None
+            raise IntegrityError(
+                f"the keyring holds no key {key_id}: restore the keyring file that this was written with") from None
 
     def with_new(self, purpose: str, now: datetime) -> Keyring:
         """This keyring and a new key of `purpose`."""
         if purpose not in PURPOSES:
             raise ConfigurationError(f"no key is for {purpose!r}: choose {', '.join(PURPOSES)}")
         if purpose == "index" and purpose in self._current:
-            raise ConfigurationError("there is one index key for good: its digests could not be made again with another")
-        secret = secrets.token_bytes(32)
+            raise ConfigurationError(
+                "there is one index key for good: its digests could not be made again with another")
+        secret = secrets.token_bytes(_LENGTH)
         key_id = f"{purpose}-{sha256(secret + b'id').hexdigest()[:8]}"
         return Keyring((*self.keys, Key(id=key_id, purpose=purpose, created=now, secret=secret)))
 
@@ -84,16 +90,21 @@ class Keyring:
         entries = [{"id": key.id, "purpose": key.purpose, "created": key.created.isoformat(),
                     "key": base64.b64encode(key.secret).decode()} for key in self.keys]
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # 0600
         try:
             with os.fdopen(descriptor, "w") as file:
-                json.dump({"version": 1, "keys": entries}, file, indent=1)
+                json.dump({"version": _VERSION, "keys": entries}, file, indent=1)
                 file.flush()
                 os.fsync(file.fileno())
-            beside.rename(path)
+            Path(beside).rename(path)
+        except BaseException:
+            Path(beside).unlink()
+            raise
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)  # the new name, too, outlives a power cut
         finally:
-            beside.unlink(missing_ok=True)
+            os.close(directory)
 
 
 def create(now: datetime) -> Keyring:
@@ -107,23 +118,29 @@ def create(now: datetime) -> Keyring:
 def load(path: Path) -> Keyring:
     """The keyring in `path`. Raises ConfigurationError: missing, readable by others, or damaged."""
     try:
-        mode = path.stat().st_mode
-        text = path.read_text()
+        with path.open("rb") as file:
+            mode, text = os.fstat(file.fileno()).st_mode, file.read()
     except FileNotFoundError:
-        raise ConfigurationError(f"there is no keyring at {path}: run `redox-receiver keys init`, or restore it") from None
+        raise ConfigurationError(
+            f"there is no keyring at {path}: run `redox-receiver keys init`, or restore it") from None
     except OSError as exc:
-        raise ConfigurationError(f"the keyring {path} cannot be read ({exc.strerror}); RECEIVER_KEYRING names it") from None
+        raise ConfigurationError(
+            f"the keyring {path} cannot be read ({exc.strerror}); RECEIVER_KEYRING names it") from None
     if stat.S_IMODE(mode) & 0o077:
         raise ConfigurationError(f"the keyring {path} can be read by others: run `chmod 600 {path}`")
     try:
-        return Keyring([Key(id=entry["id"], purpose=entry["purpose"], created=datetime.fromisoformat(entry["created"]),
-                            secret=_secret(entry["key"])) for entry in json.loads(text)["keys"]])
+        return _read(json.loads(text))
     except (KeyError, TypeError, ValueError):
+        # No cause: a JSON error quotes the text.
         raise ConfigurationError(f"the keyring {path} is damaged: restore it from its backup") from None
 
 
-def _secret(text: str) -> bytes:
-    secret = base64.b64decode(text, validate=True)
-    if len(secret) != 32:
-        raise ValueError("a key has 32 bytes")
-    return secret
+def _read(document: Any) -> Keyring:
+    """Raises KeyError, TypeError, ValueError."""
+    if document["version"] != _VERSION:
+        raise ValueError("not of this version")
+    keys = [Key(id=str(entry["id"]), purpose=str(entry["purpose"]), created=datetime.fromisoformat(entry["created"]),
+                secret=base64.b64decode(entry["key"], validate=True)) for entry in document["keys"]]
+    if any(len(key.secret) != _LENGTH for key in keys) or len({key.id for key in keys}) != len(keys):
+        raise ValueError("a key has 32 bytes and an id of its own")
+    return Keyring(keys)

@@ -1,4 +1,4 @@
-"""One typed table of the RECEIVER_* variables (and DATABASE_URL): parsing, help, masking and `.env.example` come from it.
+"""One typed table of the RECEIVER_* variables (and DATABASE_URL): parsing, help and `.env.example` come from it.
 
 Every mistake is reported at once. The environment is the one truth: the command line writes its options there, so that
 every process that it starts reads the same. May not open anything but the named .env file.
@@ -7,23 +7,28 @@ every process that it starts reads the same. May not open anything but the named
 from __future__ import annotations
 
 import os
+import textwrap
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from receiver.errors import ConfigurationError
 
 PREFIX: Final = "RECEIVER_"
+# Read before the table, for it says where more of it is.
+ENV_FILE: Final = f"{PREFIX}ENV_FILE"
 
 MIB: Final = 1024 * 1024
 
 
 def _bind(value: str) -> str:
     host, colon, port = value.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65535:
+    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
         raise ValueError("write HOST:PORT, such as 127.0.0.1:8080")
     return value
 
@@ -38,6 +43,7 @@ def _network(value: str) -> str:
 
 
 Bind = Annotated[str, AfterValidator(_bind)]
+Place = Annotated[Path, AfterValidator(Path.expanduser)]
 CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_list)]
 Networks = Annotated[tuple[Annotated[str, AfterValidator(_network)], ...], NoDecode, BeforeValidator(_comma_list)]
 
@@ -50,47 +56,56 @@ class Settings(BaseSettings):
     """The settings of every process. Each field's description stands in `.env.example` and in `--help`."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, hide_input_in_errors=True,
-                                      populate_by_name=True)
+                                      env_ignore_empty=True, env_file_encoding="utf-8", populate_by_name=True)
 
     database_url: SecretStr | None = Field(
         default=None, validation_alias="DATABASE_URL",
         description="PostgreSQL 14 or later, as postgresql://USER:PASSWORD@HOST/NAME. Unset: PostgreSQL from the "
                     "extra `embedded`, in the data directory.")
-    data_dir: Path = Field(default_factory=_default_data_dir,
-                           description="Where the keyring, the .env file and the embedded database live.")
-    keyring: Path | None = Field(default=None, description="The keyring file (0600). Unset: keyring.json in the data directory.")
+    data_dir: Place = Field(
+        default_factory=_default_data_dir,
+        description="Where the keyring, the .env file and the embedded database live. Unset: redox-receiver in "
+                    "XDG_DATA_HOME, or in ~/.local/share.")
+    keyring: Place | None = Field(
+        default=None, description="The keyring file (0600). Unset: keyring.json in the data directory.")
     bind: Bind = Field(default="127.0.0.1:8080", description="The public listener: destinations, nothing else.")
     admin_bind: Bind = Field(default="127.0.0.1:8081", description="The admin listener: keep it on loopback.")
     receivers: int = Field(default=2, ge=1, le=64, description="Receiver processes (gunicorn workers).")
     threads: int = Field(default=16, ge=2, le=256, description="Request threads of each receiver process.")
     workers: int = Field(default=1, ge=0, le=64, description="Delivery workers that `up` starts.")
     concurrency: int = Field(default=4, ge=1, le=64, description="Handler processes of each delivery worker.")
-    responders: int = Field(default=2, ge=1, le=64,
-                            description="Handler processes of each receiver process, for queries and after_handling; "
-                                        "at most half of its threads wait for them.")
+    responders: int = Field(
+        default=2, ge=1, le=64, validate_default=True,
+        description="Handler processes of each receiver process, for queries and after_handling; at most half of its "
+                    "threads wait for them.")
     max_body: int = Field(default=40 * MIB, ge=1024, le=512 * MIB,
                           description="Bytes of the largest body taken (Redox sends up to 40 MB).")
     quarantine_quota: int = Field(default=1024 * MIB, ge=MIB,
                                   description="Bytes of quarantined bodies a destination may hold; beyond it, 503.")
-    trusted_proxies: Networks = Field(default=(), description="Addresses of proxies whose X-Forwarded-For is believed.")
-    handlers: CommaList = Field(default=(),
-                                description="Modules with handlers while developing; bound to development destinations.")
+    trusted_proxies: Networks = Field(
+        default=(), description="Addresses of proxies whose X-Forwarded-For is believed, separated by commas.")
+    handlers: CommaList = Field(
+        default=(), description="Modules with handlers while developing, separated by commas; bound to development "
+                                "destinations.")
     handler_memory: int = Field(default=2048 * MIB, ge=128 * MIB,
                                 description="Bytes of data a handler process may allocate.")
     lease: float = Field(default=30.0, ge=5, le=600,
                          description="Seconds after which the lanes of a worker that fell silent are taken over.")
-    pause_after_dead: int = Field(default=25, ge=1,
-                                  description="Dead deliveries of one error class within ten minutes that pause a handler.")
+    pause_after_dead: int = Field(
+        default=25, ge=1,
+        description="Dead deliveries of one error class within ten minutes that pause a handler.")
     postgres_account: str | None = Field(
         default=None, description="Account that runs the embedded PostgreSQL when started as root. "
                                   "Unset: postgres if there is one, else nobody.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least severe log line.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe log line: debug, info, warning or error.")
 
-    @model_validator(mode="after")
-    def _responders_fit(self) -> Self:
-        if self.responders > self.threads // 2:
-            raise ValueError(f"{PREFIX}RESPONDERS: at most half of {PREFIX}THREADS")
-        return self
+    @field_validator("responders")
+    @classmethod
+    def _leave_threads(cls, value: int, info: ValidationInfo) -> int:
+        if value > info.data.get("threads", 2 * value) // 2:
+            raise ValueError(f"at most half of {PREFIX}THREADS")
+        return value
 
     @property
     def keyring_path(self) -> Path:
@@ -98,25 +113,35 @@ class Settings(BaseSettings):
         return self.keyring or self.data_dir / "keyring.json"
 
 
-def load(env: dict[str, str] | None = None) -> Settings:
-    """The settings from the environment (or `env`), and below it from the .env file.
+def env_file(environment: Mapping[str, str]) -> Path:
+    """The .env file: RECEIVER_ENV_FILE, or `.env` in the data directory; never one where one happens to stand.
 
-    The file is RECEIVER_ENV_FILE, or `.env` in the data directory; never one in the directory where one happens to
-    stand. Raises ConfigurationError with every mistake, each on a line with its variable.
+    Raises ConfigurationError when the named one is not there.
     """
-    environment = os.environ if env is None else env
-    named = environment.get(f"{PREFIX}ENV_FILE")
-    if named and not Path(named).is_file():
-        raise ConfigurationError(f"{PREFIX}ENV_FILE: there is no file {named}")
-    data_dir = Path(environment.get(f"{PREFIX}DATA_DIR") or _default_data_dir())
+    named = environment.get(ENV_FILE)
+    if named:
+        path = Path(named).expanduser()
+        if not path.is_file():
+            raise ConfigurationError(f"{ENV_FILE}: there is no file {path}")
+        return path
+    data_dir = environment.get(variable("data_dir"))
+    return (Path(data_dir).expanduser() if data_dir else _default_data_dir()) / ".env"
+
+
+def load() -> Settings:
+    """The settings from the environment, and below it from the .env file (`env_file`).
+
+    Raises ConfigurationError with every mistake, each on a line with its variable.
+    """
+    file = env_file(os.environ)
     try:
-        return Settings(_env_file=named or data_dir / ".env", **({} if env is None else _given(env)))
+        return Settings(_env_file=file)
     except ValidationError as exc:
         raise ConfigurationError("\n".join(_mistake(error) for error in exc.errors(include_input=False))) from None
-
-
-def _given(env: dict[str, str]) -> dict[str, Any]:
-    return {name: env[variable(name)] for name in Settings.model_fields if variable(name) in env}
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{file} is no UTF-8 text: write it anew, .env.example shows how") from None
+    except OSError as exc:
+        raise ConfigurationError(f"{file} cannot be read ({exc.strerror})") from None
 
 
 def variable(field: str) -> str:
@@ -125,6 +150,36 @@ def variable(field: str) -> str:
     return alias if isinstance(alias, str) else f"{PREFIX}{field.upper()}"
 
 
+def unread(names: Iterable[str]) -> list[str]:
+    """Which of the variables are named like ours and read by nobody: misspelt, most likely."""
+    read = {variable(field) for field in Settings.model_fields} | {ENV_FILE}
+    return sorted(name for name in names if name.upper().startswith(PREFIX) and name.upper() not in read)
+
+
+def render_example() -> str:
+    """The text of `.env.example`: every variable that is read, with what it says and its default."""
+    head = ("Every variable that redox-receiver reads, with its default. Copy this to .env in the data directory "
+            f"(chmod 600), or anywhere and name it in {ENV_FILE}. What stands in the environment goes before it.")
+    parts = [_comment(head)]
+    for name, field in Settings.model_fields.items():
+        default = field.default
+        value = ",".join(default) if isinstance(default, tuple) else default
+        shown = "" if field.default_factory is not None or value is None else value
+        parts.append(f"{_comment(f'{field.description}{_bounds(field)}')}\n#{variable(name)}={shown}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _comment(text: str) -> str:
+    return textwrap.fill(text, 100, initial_indent="# ", subsequent_indent="# ", break_long_words=False)
+
+
+def _bounds(field: FieldInfo) -> str:
+    words = [f"{word} {getattr(each, name)}" for each in field.metadata
+             for name, word in (("ge", "at least"), ("le", "at most")) if hasattr(each, name)]
+    return f" ({', '.join(words)})" if words else ""
+
+
 def _mistake(error: Any) -> str:
+    named = error["loc"][0]
     text = error["msg"].removeprefix("Value error, ")
-    return f"{variable(error['loc'][0])}: {text}" if error["loc"] else text
+    return f"{variable(named) if named in Settings.model_fields else named}: {text}"

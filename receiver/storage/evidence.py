@@ -18,18 +18,19 @@ from receiver.keyring import Key, Keyring
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
-# The immutable columns of each table that its MAC covers, in this order. Columns that change by themselves (last_used_at,
-# paused_at, state) are not among them.
+# The immutable columns of each table that its MAC covers, in this order. Columns that change by themselves
+# (last_used_at, paused_at, state) are not among them.
 COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     "destinations": ("id", "name", "environment", "enabled", "require", "sources_policy", "on_unknown_source",
                      "test_messages", "reply_with"),
-    "credentials": ("id", "destination_id", "kind", "label", "digest", "secret", "secret_key", "settings", "expires_at",
-                    "revoked_at"),
+    "credentials": ("id", "destination_id", "kind", "label", "digest", "secret", "secret_key", "settings",
+                    "expires_at", "revoked_at"),
     "sources": ("id", "destination_id", "source_id", "name", "enabled"),
     "subscriptions": ("id", "destination_id", "handler", "role", "patterns", "ordering", "patient_key", "acknowledge",
                       "on_failure", "max_attempts", "timeout", "enabled"),
-    "messages": ("uuid", "destination_id", "credential_ids", "source_id", "kind", "query", "test", "log_id", "attempt_id",
-                 "message_id", "transmission_id", "event_time", "received_at", "peer", "sha256", "size"),
+    "messages": ("uuid", "destination_id", "credential_ids", "source_id", "kind", "query", "test", "log_id",
+                 "attempt_id", "message_id", "transmission_id", "facility", "event_time", "received_at", "peer",
+                 "sha256", "size", "content_type"),
     "audit_events": ("writer", "n", "at", "action", "outcome", "reason", "actor", "peer", "destination", "message_uuid",
                      "subject", "count", "detail", "note", "note_key"),
 }
@@ -72,7 +73,7 @@ class PatientDigests:
         self._key = keyring.current("index").derive("patient")
 
     def digest(self, id_type: str, identifier: str) -> bytes:
-        """HMAC-SHA256 of one identifier; equal for equal (type, identifier) in every message and at every destination."""
+        """HMAC-SHA256 of one identifier: equal for equal (type, identifier), whatever the message or destination."""
         return hmac.digest(self._key, f"{id_type}\0{identifier}".encode(), "sha256")
 
 

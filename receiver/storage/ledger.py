@@ -22,6 +22,8 @@ from receiver.storage.recorder import Recorder
 from receiver.storage.sealing import Seals
 from receiver.storage.writer import PATIENCE, Writer
 
+__all__ = ["PATIENCE", "Ledger"]
+
 
 class Ledger:
     """All that the doors write. `start` and `stop` frame its life in one process; safe in threads.

@@ -5,6 +5,7 @@ May not define tables (receiver.storage.schema) or steps (the revisions).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,11 +63,13 @@ def downgrade(engine: Engine, revision: str) -> None:
     _under_lock(engine, command.downgrade, revision)
 
 
-def _under_lock(engine: Engine, step: Any, revision: str) -> None:
+def _under_lock(engine: Engine, step: Callable[[Config, str], None], revision: str) -> None:
     with engine.begin() as connection:
         # Of the transaction, not the session: it works through PgBouncer, and ends with whatever ends the transaction.
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         step(config(connection), revision)
+        if current(connection) is None:
+            connection.execute(text("DROP TABLE IF EXISTS alembic_version"))
 
 
 def include_object(_object: Any, name: str | None, kind: str, _reflected: bool, _other: Any) -> bool:

@@ -14,9 +14,10 @@ from hmac import digest
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, Table, func, insert, select, update
-from sqlalchemy.exc import IntegrityError as UniqueViolation
+from sqlalchemy.dialects.postgresql import insert as insert_new
+from sqlalchemy.exc import IntegrityError as ConstraintViolation
 
-from receiver.errors import ConfigurationError, Conflict, NotFound
+from receiver.errors import ConfigurationError, Conflict, IntegrityError, NotFound
 from receiver.keyring import Keyring
 from receiver.protocol.message import DESTINATION_NAME
 from receiver.protocol.reading import normalise_source
@@ -24,6 +25,7 @@ from receiver.protocol.registry import MIN_TOKEN_LENGTH, HmacCredential
 from receiver.protocol.verification import parse_require
 from receiver.storage import schema
 from receiver.storage.audit import AuditChain, AuditEvent, write
+from receiver.storage.database import sqlstate
 from receiver.storage.evidence import mac_key, row_mac, token_key
 from receiver.storage.registry import credential_binding
 from receiver.storage.sealing import Seals
@@ -61,8 +63,9 @@ class Registration:
 
     # --- destinations
 
-    def add_destination(self, name: str, now: datetime, *, environment: str, require: Sequence[str], sources_policy: str,
-                        on_unknown_source: str, test_messages: str, reply_with: str | None, token: str) -> int:
+    def add_destination(self, name: str, now: datetime, *, environment: str, require: Sequence[str],
+                        sources_policy: str, on_unknown_source: str, test_messages: str, reply_with: str | None,
+                        token: str) -> int:
         """A new destination and its first token; its id. Raises ConfigurationError, Conflict when the name is taken."""
         if not DESTINATION_NAME.fullmatch(name):
             raise ConfigurationError(f"{name!r} is no destination name: use a-z, 0-9 and -, at most 64 characters")
@@ -70,8 +73,9 @@ class Registration:
         with self._change() as connection:
             destination_id = self._insert(connection, schema.destinations, {
                 "name": name, "environment": environment, "enabled": True, "require": list(require),
-                "sources_policy": sources_policy, "on_unknown_source": on_unknown_source, "test_messages": test_messages,
-                "reply_with": reply_with}, taken=f"there is a destination {name} already: see `destination show {name}`")
+                "sources_policy": sources_policy, "on_unknown_source": on_unknown_source,
+                "test_messages": test_messages, "reply_with": reply_with},
+                taken=f"there is a destination {name} already: see `destination show {name}`")
             self._add_token(connection, destination_id, token, label=None, expires_at=None)
             self._tell(connection, now, "destination.add", name, f"destinations:{destination_id}",
                        {"environment": environment, "require": list(require), "sources": sources_policy})
@@ -94,11 +98,12 @@ class Registration:
         with self._change() as connection:
             row = self._destination(connection, destination)
             credential_id = self._add_token(connection, row.id, token, label=label, expires_at=expires_at)
-            self._tell(connection, now, "credential.add", destination, f"credentials:{credential_id}", {"kind": "token"})
+            self._tell(connection, now, "credential.add", destination, f"credentials:{credential_id}",
+                       {"kind": "token"})
         return credential_id
 
-    def add_hmac(self, destination: str, now: datetime, secret: bytes, settings: Mapping[str, Any], *, label: str | None,
-                 expires_at: datetime | None) -> int:
+    def add_hmac(self, destination: str, now: datetime, secret: bytes, settings: Mapping[str, Any], *,
+                 label: str | None, expires_at: datetime | None) -> int:
         """A webhook signing secret with the settings of HmacCredential; its id. Raises ConfigurationError."""
         if len(secret) < MIN_TOKEN_LENGTH:
             raise ConfigurationError(f"a signing secret has at least {MIN_TOKEN_LENGTH} bytes")
@@ -133,11 +138,11 @@ class Registration:
     def add_source(self, destination: str, source_id: str | None, now: datetime, *, name: str | None) -> int:
         """Register a source (None: messages that name none), or enable it again; its id. Raises NotFound."""
         normal = None if source_id is None else normalise_source(source_id)
+        if normal == "":
+            raise ConfigurationError("a source has an id: `--none` registers messages that name no source")
         with self._change() as connection:
             owner = self._destination(connection, destination)
-            found = connection.execute(select(schema.sources).where(
-                schema.sources.c.destination_id == owner.id,
-                schema.sources.c.source_id.is_not_distinct_from(normal))).one_or_none()
+            found = self._source(connection, owner.id, normal)
             if found is None:
                 number = self._insert(connection, schema.sources, {
                     "destination_id": owner.id, "source_id": normal, "name": name, "enabled": True})
@@ -151,10 +156,7 @@ class Registration:
         """Refuse a source from now on. Raises NotFound."""
         normal = None if source_id is None else normalise_source(source_id)
         with self._change() as connection:
-            owner = self._destination(connection, destination)
-            found = connection.execute(select(schema.sources).where(
-                schema.sources.c.destination_id == owner.id,
-                schema.sources.c.source_id.is_not_distinct_from(normal))).one_or_none()
+            found = self._source(connection, self._destination(connection, destination).id, normal)
             if found is None:
                 raise NotFound(f"{destination} has no such source: see `source list {destination}`")
             self._update(connection, schema.sources, found, {"enabled": False})
@@ -174,7 +176,8 @@ class Registration:
             for row in rows:
                 shared = sorted(set(row.patterns) & set(spec.patterns))
                 if spec.role == row.role == "responder" and row.enabled and row.handler != spec.handler and shared:
-                    raise Conflict(f"{shared[0]} is answered by {row.handler} at {destination}: a query has one responder")
+                    raise Conflict(
+                        f"{shared[0]} is answered by {row.handler} at {destination}: a query has one responder")
             found = next((row for row in rows if row.handler == spec.handler), None)
             values = spec.columns() | {"enabled": True}
             if found is None:
@@ -213,11 +216,13 @@ class Registration:
         """Let a paused handler run on; how many bindings that were."""
         return self._set_pause(handler, destination, now, "handler.resume", {"paused_at": None, "pause_reason": None})
 
-    def _set_pause(self, handler: str, destination: str | None, now: datetime, action: str, values: dict[str, Any]) -> int:
+    def _set_pause(self, handler: str, destination: str | None, now: datetime, action: str,
+                   values: dict[str, Any]) -> int:
         table = schema.subscriptions
         with self._change() as connection:
-            query = select(table.c.id, schema.destinations.c.name).join(
-                schema.destinations, schema.destinations.c.id == table.c.destination_id).where(table.c.handler == handler)
+            query = (select(table.c.id, schema.destinations.c.name)
+                     .join(schema.destinations, schema.destinations.c.id == table.c.destination_id)
+                     .where(table.c.handler == handler))
             if destination is not None:
                 query = query.where(schema.destinations.c.name == destination)
             rows = connection.execute(query).all()
@@ -237,7 +242,8 @@ class Registration:
         """One transaction; it takes the version's row first, so that changes come one after another."""
         try:
             with self._engine.begin() as connection:
-                connection.execute(update(schema.registry_version).values(version=schema.registry_version.c.version + 1))
+                version = schema.registry_version.c.version
+                connection.execute(update(schema.registry_version).values(version=version + 1))
                 yield connection
         except BaseException:
             self._audit.restart()
@@ -253,12 +259,18 @@ class Registration:
             with connection.begin_nested():
                 number = int(connection.execute(
                     insert(table).values(**values, mac=b"", mac_key=self._key.id).returning(table.c.id)).scalar_one())
-        except UniqueViolation:
+        except ConstraintViolation as exc:
+            if sqlstate(exc) != "23505":
+                raise
             raise Conflict(taken) from None
         self._sign(connection, table, number)
         return number
 
     def _update(self, connection: Connection, table: Table, row: Row[Any], values: Mapping[str, Any]) -> None:
+        """Change a row and sign it anew; never one that does not prove to be ours, for that would make it so."""
+        if row_mac(mac_key(self._keyring[row.mac_key]), table.name, row._asdict()) != row.mac:
+            raise IntegrityError(f"row {row.id} of {table.name} was changed by something else: run "
+                                 "`redox-receiver audit verify`, and restore the row from a backup")
         connection.execute(update(table).where(table.c.id == row.id).values(**values))
         self._sign(connection, table, row.id)
 
@@ -291,6 +303,11 @@ class Registration:
             raise NotFound(f"there is no destination {name}: see `destination list`")
         return row
 
+    def _source(self, connection: Connection, destination_id: int, source_id: str | None) -> Row[Any] | None:
+        table = schema.sources
+        return connection.execute(select(table).where(
+            table.c.destination_id == destination_id, table.c.source_id.is_not_distinct_from(source_id))).one_or_none()
+
     def _name(self, connection: Connection, destination_id: int) -> str:
         table = schema.destinations
         return str(connection.scalar(select(table.c.name).where(table.c.id == destination_id)))
@@ -312,10 +329,9 @@ def new_token() -> str:
 
 def record_keys(connection: Connection, keyring: Keyring) -> None:
     """Write down the fingerprints of the keys that the database has not seen yet."""
-    known = set(connection.scalars(select(schema.keys.c.id)))
     for key in keyring.keys:
-        if key.id not in known:
-            connection.execute(insert(schema.keys).values(id=key.id, purpose=key.purpose, fingerprint=key.fingerprint))
+        connection.execute(insert_new(schema.keys).on_conflict_do_nothing().values(
+            id=key.id, purpose=key.purpose, fingerprint=key.fingerprint))
 
 
 def check_keys(connection: Connection, keyring: Keyring) -> None:

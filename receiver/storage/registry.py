@@ -1,14 +1,15 @@
 """Loads the registry as one immutable value and follows its changes: every process sees one within a second.
 
-May not change it: receiver.storage.registration does. A row whose MAC does not hold opens nothing: it is left out, and
-said so.
+May not change it: receiver.storage.registration does. A row whose MAC does not hold, or that this version cannot read,
+opens nothing: it is left out, and said so.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import structlog
@@ -44,36 +45,61 @@ def credential_binding(credential_id: int) -> str:
 def load(connection: Connection, keyring: Keyring) -> Registry:
     """The registry as it stands."""
     version = connection.scalar(select(schema.registry_version.c.version))
-    rows = {table.name: _proved(connection, table, keyring) for table in (
-        schema.destinations, schema.credentials, schema.sources, schema.subscriptions)}
+    destinations = _rows(connection, schema.destinations, keyring)
+    of = {table.name: _by_destination(_rows(connection, table, keyring))
+          for table in (schema.credentials, schema.sources, schema.subscriptions)}
     token, seals = token_key(keyring), Seals(keyring)
-    of: dict[str, dict[int, list[Any]]] = {name: defaultdict(list) for name in rows}
-    for name in ("credentials", "sources", "subscriptions"):
-        for row in rows[name]:
-            of[name][row["destination_id"]].append(row)
-    return Registry(version=version or 0, destinations={row["name"]: Destination(
-        id=row["id"], name=row["name"], environment=row["environment"], enabled=row["enabled"],
-        require=parse_require(row["require"]), sources_policy=row["sources_policy"],
-        on_unknown_source=row["on_unknown_source"], test_messages=row["test_messages"],
-        credentials=tuple(_credential(each, token, seals) for each in of["credentials"][row["id"]]),
-        sources={each["source_id"]: each["enabled"] for each in of["sources"][row["id"]]},
-        subscriptions=tuple(_subscription(each) for each in of["subscriptions"][row["id"]] if each["enabled"]),
-    ) for row in rows["destinations"]})
+    found = {}
+    for row in destinations:
+        number = row["id"]
+        if row["proved"]:
+            with _left_out_when_unreadable("destinations", number):
+                found[row["name"]] = Destination(
+                    id=number, name=row["name"], environment=row["environment"], enabled=row["enabled"],
+                    require=parse_require(row["require"]), sources_policy=row["sources_policy"],
+                    on_unknown_source=row["on_unknown_source"], test_messages=row["test_messages"],
+                    credentials=tuple(_credentials(of["credentials"][number], token, seals)),
+                    # One that is not proved is disabled, not unknown: where any source may in, unknown would be open.
+                    sources={each["source_id"]: each["enabled"] and each["proved"] for each in of["sources"][number]},
+                    subscriptions=tuple(_subscription(each) for each in of["subscriptions"][number]
+                                        if each["enabled"] and each["proved"]))
+    return Registry(version=version or 0, destinations=found)
 
 
-def _proved(connection: Connection, table: Table, keyring: Keyring) -> list[dict[str, Any]]:
-    """The rows whose MAC holds."""
-    proved = []
-    for row in map(dict, connection.execute(select(table).order_by(table.c.id)).mappings()):
+def _rows(connection: Connection, table: Table, keyring: Keyring) -> list[dict[str, Any]]:
+    """The rows, each with whether it is `proved`: its MAC holds."""
+    rows = [dict(row) for row in connection.execute(select(table).order_by(table.c.id)).mappings()]
+    for row in rows:
         try:
-            holds = row_mac(mac_key(keyring[row["mac_key"]]), table.name, row) == row["mac"]
+            row["proved"] = row_mac(mac_key(keyring[row["mac_key"]]), table.name, row) == row["mac"]
         except ReceiverError:
-            holds = False
-        if holds:
-            proved.append(row)
-        else:
+            row["proved"] = False
+        if not row["proved"]:
             log.error("registry.row_not_proved", table=table.name, row=row["id"])
-    return proved
+    return rows
+
+
+def _by_destination(rows: Sequence[dict[str, Any]]) -> Mapping[int, list[dict[str, Any]]]:
+    sorted_out: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        sorted_out[row["destination_id"]].append(row)
+    return sorted_out
+
+
+@contextmanager
+def _left_out_when_unreadable(table: str, row: int) -> Iterator[None]:
+    """What a later version of this program has written, or another keyring sealed, must not hide all the rest."""
+    try:
+        yield
+    except (ReceiverError, TypeError, ValueError) as exc:
+        log.error("registry.row_not_read", table=table, row=row, error=type(exc).__name__)
+
+
+def _credentials(rows: Sequence[Mapping[str, Any]], token: bytes, seals: Seals) -> Iterator[Credential]:
+    for row in rows:
+        if row["proved"]:
+            with _left_out_when_unreadable("credentials", row["id"]):
+                yield _credential(row, token, seals)
 
 
 def _credential(row: Mapping[str, Any], token: bytes, seals: Seals) -> Credential:
@@ -86,9 +112,10 @@ def _credential(row: Mapping[str, Any], token: bytes, seals: Seals) -> Credentia
 
 def _subscription(row: Mapping[str, Any]) -> Subscription:
     return Subscription(
-        id=row["id"], handler=row["handler"], role=row["role"], patterns=tuple(row["patterns"]), ordering=row["ordering"],
-        patient_key=row["patient_key"], acknowledge=row["acknowledge"], on_failure=row["on_failure"],
-        max_attempts=row["max_attempts"], timeout=row["timeout"], paused=row["paused_at"] is not None)
+        id=row["id"], handler=row["handler"], role=row["role"], patterns=tuple(row["patterns"]),
+        ordering=row["ordering"], patient_key=row["patient_key"], acknowledge=row["acknowledge"],
+        on_failure=row["on_failure"], max_attempts=row["max_attempts"], timeout=row["timeout"],
+        paused=row["paused_at"] is not None)
 
 
 class RegistryFollower:
@@ -130,3 +157,5 @@ class RegistryFollower:
             log.warning("registry.not_read", error=describe(exc))
         except ReceiverError as exc:
             log.error("registry.not_loaded", error=str(exc))
+        except Exception as exc:  # noqa: BLE001 - a thread that ends would keep this process at an old registry for ever
+            log.error("registry.not_loaded", error=type(exc).__name__)

@@ -38,7 +38,8 @@ class Seals:
         try:
             return self._cipher(key_id).decrypt(sealed[:_NONCE], sealed[_NONCE:], bound_to.encode())
         except (InvalidTag, ValueError) as exc:
-            raise IntegrityError(f"what is sealed as {bound_to} under {key_id} does not open: changed or moved") from exc
+            raise IntegrityError(
+                f"what is sealed as {bound_to} under {key_id} does not open: changed or moved") from exc
 
     def seal_body(self, body: bytes, bound_to: str) -> tuple[str, bytes]:
         """(key id, sealed bytes) of a body, compressed first (zstd level 1: the cheapest that halves JSON)."""

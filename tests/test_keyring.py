@@ -1,0 +1,176 @@
+"""The keyring: a file of keys that only its owner reads, and whose keys are told to nobody."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import json
+import os
+import resource
+import stat
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from receiver.errors import ConfigurationError, IntegrityError
+from receiver.keyring import PURPOSES, Key, Keyring, create, load
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A saved keyring."""
+    create(NOW).save(tmp_path / "keyring.json")
+    return tmp_path / "keyring.json"
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
+    """Every key with its id, purpose and time."""
+    keyring = create(NOW)
+    keyring.save(tmp_path / "new" / "keyring.json")
+    assert load(tmp_path / "new" / "keyring.json").keys == keyring.keys
+    assert {key.purpose for key in keyring.keys} == set(PURPOSES)
+
+
+def test_the_file_is_its_owners_alone(path: Path) -> None:
+    """Whatever the umask; and so is a directory that is made for it."""
+    old = os.umask(0)
+    try:
+        create(NOW).save(path)
+        create(NOW).save(path.parent / "made" / "keyring.json")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE((path.parent / "made").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o660, 0o601])
+def test_a_file_that_others_can_open_is_refused(path: Path, mode: int) -> None:
+    """The error says which command mends it."""
+    path.chmod(mode)
+    with pytest.raises(ConfigurationError, match=f"chmod 600 {path}"):
+        load(path)
+
+
+def test_a_missing_file_names_what_makes_one(tmp_path: Path) -> None:
+    """Nothing is made unasked."""
+    with pytest.raises(ConfigurationError, match="keys init"):
+        load(tmp_path / "nowhere.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_that_is_no_file_names_the_setting(tmp_path: Path) -> None:
+    """A directory, or what the disk does not give back."""
+    with pytest.raises(ConfigurationError, match="RECEIVER_KEYRING"):
+        load(tmp_path)
+
+
+def _entry(**changes: Any) -> dict[str, Any]:
+    secret = base64.b64encode(b"k" * 32).decode()
+    return {"id": "mac-1", "purpose": "mac", "created": "2026-01-01T00:00:00+00:00", "key": secret} | changes
+
+
+@pytest.mark.parametrize("damaged", [
+    b"", b"null", b"[]", b"{}", b"\xff\xfe", b'{"version": 1}', b'{"version": 1, "keys": 5}',
+    b'{"version": 1, "keys": ["canary"]}', b'{"version": 1, "keys": [{}]}',
+    json.dumps({"version": 2, "keys": [_entry()]}).encode(),
+    json.dumps({"version": 1, "keys": [_entry(key="canary")]}).encode(),
+    json.dumps({"version": 1, "keys": [_entry(key=base64.b64encode(b"canary" * 5).decode())]}).encode(),
+    json.dumps({"version": 1, "keys": [_entry(created="yesterday")]}).encode(),
+    json.dumps({"version": 1, "keys": [_entry(key=None)]}).encode(),
+    json.dumps({"version": 1, "keys": [_entry(), _entry(purpose="secret")]}).encode(),
+    json.dumps({"version": 1, "keys": [_entry(), _entry(id="mac-2", created="2026-01-01T00:00:00")]}).encode(),
+])
+def test_a_damaged_file_is_told_without_its_text(path: Path, damaged: bytes) -> None:
+    """Half a file, another version, a key too short, two keys of one id: none is half used, and none is quoted."""
+    path.write_bytes(damaged)
+    with pytest.raises(ConfigurationError, match="is damaged") as caught:
+        load(path)
+    assert "canary" not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+def test_saving_leaves_the_old_file_when_it_fails(path: Path) -> None:
+    """A disk that takes no more in the middle: the keys that were there are still there, and no remains."""
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            create(NOW).save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_file_is_replaced_not_rewritten(path: Path) -> None:
+    """Whoever has it open reads the old one to its end."""
+    with path.open("rb") as old:
+        load(path).with_new("mac", NOW).save(path)
+        assert len(json.load(old)["keys"]) == len(PURPOSES)
+    assert len(load(path).keys) == len(PURPOSES) + 1
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_no_key_is_in_a_repr() -> None:
+    """Neither raw nor as the file writes it."""
+    key = Key(id="mac-1", purpose="mac", created=NOW, secret=b"canary-canary-canary-canary-cana")
+    text = repr(key) + repr(Keyring([key])) + str(vars(Keyring([key])))
+    assert "canary" not in text
+    assert base64.b64encode(key.secret).decode() not in text
+
+
+def test_the_newest_key_of_a_purpose_is_for_what_is_new() -> None:
+    """The old one still opens what is old."""
+    old = create(NOW)
+    new = old.with_new("payload", NOW + timedelta(days=1))
+    assert new.current("payload") not in old.keys
+    assert new[old.current("payload").id] == old.current("payload")
+    assert new.current("mac") == old.current("mac")
+
+
+def test_there_is_one_index_key_for_good() -> None:
+    """With another, no digest that is stored would be found again."""
+    with pytest.raises(ConfigurationError, match="one index key"):
+        create(NOW).with_new("index", NOW)
+
+
+def test_a_key_is_for_a_known_purpose() -> None:
+    """The error lists them."""
+    with pytest.raises(ConfigurationError, match="payload, secret, mac, index, token, session"):
+        create(NOW).with_new("lunch", NOW)
+
+
+def test_what_is_missing_is_named() -> None:
+    """A purpose without a key, and a key that only another host has."""
+    with pytest.raises(ConfigurationError, match="keys new mac"):
+        Keyring(()).current("mac")
+    with pytest.raises(IntegrityError, match="no key mac-1234"):
+        create(NOW)["mac-1234"]
+
+
+def test_ids_and_fingerprints_differ_and_tell_nothing() -> None:
+    """Sixteen keyrings: no two keys share an id or a fingerprint, and neither is a part of the key."""
+    keys = [key for _ in range(16) for key in create(NOW).keys]
+    assert len({key.id for key in keys}) == len({key.fingerprint for key in keys}) == len(keys)
+    assert all(key.fingerprint not in key.secret.hex() and key.id.rpartition("-")[2] not in key.secret.hex()
+               for key in keys)
+
+
+def test_a_key_is_derived_as_rfc_5869_says() -> None:
+    """HKDF-SHA256 without salt, worked out here step by step; another use is another key."""
+    key = Key(id="k", purpose="mac", created=NOW, secret=bytes(range(32)))
+    extracted = hmac.digest(bytes(32), key.secret, "sha256")
+    assert key.derive("row mac") == hmac.digest(extracted, b"redox-receiver row mac\x01", "sha256")
+    assert key.derive("row mac").hex() == (
+        "5c715400d2ec876c17ba874d65d47f6842347a812aca1ccab628b1cfa38aadc1")
+    assert key.derive("seal") != key.derive("row mac")
+
+
+def test_a_fingerprint_never_changes() -> None:
+    """It stands in databases: this one was worked out with openssl."""
+    assert Key(id="k", purpose="mac", created=NOW, secret=bytes(range(32))).fingerprint == "005a274609039d4a02769bf6c066f6a2"
