@@ -11,7 +11,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, Literal
+from hashlib import sha256
+from typing import Any, Final, Literal, Self
 
 Method = Literal["GET", "POST"]
 
@@ -26,7 +27,7 @@ class Head:
     `headers` has lower-case names; the values are latin-1 text, as WSGI gives them (PEP 3333), so that
     `.encode("latin-1")` is what was on the wire. A header sent twice arrives as one value, "a,b". `target` is the raw
     path, `query` the raw query string, both as sent. The query may not be logged: a GET handshake carries the token
-    there.
+    there. `proxied`: whether the connection comes from a proxy that we trust, or over a Unix socket.
     """
 
     destination: str
@@ -36,6 +37,7 @@ class Head:
     query: str = field(repr=False)
     peer: str
     received_at: datetime
+    proxied: bool = False
 
     def header(self, name: str) -> bytes | None:
         """The value of header `name` (lower case) as it was on the wire, or None."""
@@ -52,11 +54,29 @@ class Inbound:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Once:
+    """What may be used once: who lets it in remembers `key`, 32 bytes, until then, and refuses it a second time."""
+
+    key: bytes = field(repr=False)
+    until: datetime
+
+    @classmethod
+    def of(cls, space: str, value: bytes, until: datetime) -> Self:
+        """For `value`, which is unique in `space`."""
+        return cls(key=sha256(space.encode() + b"\0" + value).digest(), until=until)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Verified:
-    """The proof that a request is Redox's: which credentials vouched for it, and of which kinds they are."""
+    """The proof that a request is Redox's: which credentials vouched for it, and of which kinds they are.
+
+    `once` holds a signature that was made for this one request, where it holds within a window of time: the same again
+    is a replay. A notification that comes again is a duplicate and does no harm; a query would be answered again.
+    """
 
     credentials: tuple[int, ...]
     kinds: frozenset[str]
+    once: tuple[Once, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

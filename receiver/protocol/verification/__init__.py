@@ -11,12 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
+from itertools import chain
 from typing import Final, Protocol
 
 from receiver.errors import Unverified
 from receiver.protocol.message import Head, Inbound, Verified
-from receiver.protocol.registry import Destination
+from receiver.protocol.registry import Destination, OAuthCredential, SmartCredential
+from receiver.protocol.verification.google import GoogleKind
 from receiver.protocol.verification.hmac import HmacKind
+from receiver.protocol.verification.jwt import JwtKind
+from receiver.protocol.verification.mtls import MtlsKind
+from receiver.protocol.verification.oauth import OAuthKind
+from receiver.protocol.verification.sigv4 import SigV4Kind
 from receiver.protocol.verification.token import TokenKind
 
 __all__ = ["KINDS", "Kind", "parse_require", "screen", "verify"]
@@ -26,18 +32,20 @@ class Kind(Protocol):
     """One way in which Redox authenticates itself.
 
     `claims`: whether the head presents something in this kind's name. `screen` and `verify` are called when it does,
-    and raise Unverified when it is bad: `screen` as far as the head alone tells, `verify` for good, returning the ids
-    of the credentials that matched.
+    and raise Unverified when it is bad: `screen` as far as the head alone tells, `verify` for good, naming the
+    credentials that matched.
     """
 
     @property
     def name(self) -> str: ...
     def claims(self, head: Head, destination: Destination) -> bool: ...
     def screen(self, head: Head, destination: Destination, now: datetime) -> None: ...
-    def verify(self, inbound: Inbound, destination: Destination, now: datetime) -> Sequence[int]: ...
+    def verify(self, inbound: Inbound, destination: Destination, now: datetime) -> Verified: ...
 
 
-KINDS: Final[dict[str, Kind]] = {kind.name: kind for kind in (TokenKind(), HmacKind())}
+KINDS: Final[dict[str, Kind]] = {kind.name: kind for kind in (
+    TokenKind(), HmacKind(), JwtKind(), OAuthKind("oauth", OAuthCredential), OAuthKind("smart", SmartCredential),
+    SigV4Kind(), GoogleKind(), MtlsKind())}
 
 
 def parse_require(text: Sequence[str]) -> tuple[frozenset[str], ...]:
@@ -62,16 +70,15 @@ def screen(head: Head, destination: Destination, now: datetime) -> bool:
 
 def verify(inbound: Inbound, destination: Destination, now: datetime) -> Verified:
     """The proof. Raises Unverified: `credential_missing`, `credential_insufficient`, or what a kind found."""
-    matched: list[int] = []
-    names = set()
-    for kind in _claimed(inbound.head, destination):
-        matched += kind.verify(inbound, destination, now)
-        names.add(kind.name)
-    if not names:
+    proofs = [kind.verify(inbound, destination, now) for kind in _claimed(inbound.head, destination)]
+    if not proofs:
         raise Unverified("credential_missing")
-    if not _suffices(names, destination):
+    proof = Verified(credentials=tuple(chain.from_iterable(each.credentials for each in proofs)),
+                     kinds=frozenset().union(*(each.kinds for each in proofs)),
+                     once=tuple(chain.from_iterable(each.once for each in proofs)))
+    if not _suffices(proof.kinds, destination):
         raise Unverified("credential_insufficient")
-    return Verified(credentials=tuple(matched), kinds=frozenset(names))
+    return proof
 
 
 def _claimed(head: Head, destination: Destination) -> list[Kind]:

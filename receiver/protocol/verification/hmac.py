@@ -12,11 +12,11 @@ import base64
 import hmac
 import re
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from receiver.errors import Unverified
-from receiver.protocol.message import Head, Inbound
+from receiver.protocol.message import Head, Inbound, Once, Verified
 from receiver.protocol.registry import Destination, HmacCredential, live
 
 # A header may hold several signatures, separated by commas, while the sender rotates. More than a few is an attack on
@@ -43,14 +43,19 @@ class HmacKind:
             if not any(_candidates(head, credential, now) for credential in credentials):
                 raise Unverified(_why(head, credentials, now))
 
-    def verify(self, inbound: Inbound, destination: Destination, now: datetime) -> Sequence[int]:
-        """The credentials that matched, one a header.
+    def verify(self, inbound: Inbound, destination: Destination, now: datetime) -> Verified:
+        """The credentials that matched, one a header; with a time stamp each signature is good once in its window.
 
         Raises Unverified: `signature_wrong`, `_malformed`, `_stale`, `_credential_expired`.
         """
-        return [self._match(inbound, credentials, now) for credentials in _by_header(inbound.head, destination)]
+        found = [self._match(inbound, credentials, now) for credentials in _by_header(inbound.head, destination)]
+        once = [Once.of(f"{self.name} {destination.id}", mac, _end(inbound.head, credential))
+                for credential, mac in found if credential.timestamp_header is not None]
+        return Verified(credentials=tuple(credential.id for credential, _ in found), kinds=frozenset({self.name}),
+                        once=tuple(once))
 
-    def _match(self, inbound: Inbound, credentials: Sequence[HmacCredential], now: datetime) -> int:
+    def _match(self, inbound: Inbound, credentials: Sequence[HmacCredential],
+               now: datetime) -> tuple[HmacCredential, bytes]:
         found = None
         for credential in credentials:
             signatures = _candidates(inbound.head, credential, now)
@@ -63,7 +68,7 @@ class HmacKind:
             expected = mac.digest()
             for signature in signatures:
                 if hmac.compare_digest(signature, expected):
-                    found = credential.id
+                    found = credential, expected
         if found is None:
             raise Unverified(_why(inbound.head, credentials, now))
         return found
@@ -112,6 +117,12 @@ def _timely(head: Head, credential: HmacCredential, now: datetime) -> bool:
         return True
     stamp = head.header(credential.timestamp_header) or b""
     return _SECONDS.fullmatch(stamp) is not None and abs(now.timestamp() - int(stamp)) <= credential.tolerance
+
+
+def _end(head: Head, credential: HmacCredential) -> datetime:
+    """When the time stamp, which is one, is stale for good."""
+    stamp = int(head.header(credential.timestamp_header or "") or b"")
+    return datetime.fromtimestamp(stamp, UTC) + timedelta(seconds=credential.tolerance + 1)
 
 
 def _why(head: Head, credentials: Sequence[HmacCredential], now: datetime) -> str:

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
 from receiver.errors import Unverified
-from receiver.protocol.message import Head, Inbound
+from receiver.protocol.message import Head, Inbound, Verified
 from receiver.protocol.registry import Destination, TokenCredential, live
 
 _HEADER: Final = "verification-token"
@@ -39,9 +38,9 @@ class TokenKind:
         """Judges for good: the head is all there is."""
         self._judge(head, destination, now)
 
-    def verify(self, inbound: Inbound, destination: Destination, now: datetime) -> Sequence[int]:
+    def verify(self, inbound: Inbound, destination: Destination, now: datetime) -> Verified:
         """The one credential that matched. Raises Unverified: see `match`, and `bearer_differs`."""
-        return (self._judge(inbound.head, destination, now),)
+        return Verified(credentials=(self._judge(inbound.head, destination, now),), kinds=frozenset({self.name}))
 
     def _judge(self, head: Head, destination: Destination, now: datetime) -> int:
         token, bearer = head.header(_HEADER), _presented(head)

@@ -1,0 +1,259 @@
+"""JSON Web Tokens: read without belief, then proved by keys that we hold (RFC 7515, 7517, 7518, 7519, 8725).
+
+May not fetch a key, nor take one from a token: keys come in as values, and what a token says of where a key is to be
+had (jku, x5u, jwk, x5c) refuses it. May not look at a clock.
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import urlsafe_b64decode
+from binascii import Error as NotBase64
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, Final
+
+import jwt
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from cryptography.x509 import load_pem_x509_certificate
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+
+from receiver.errors import ConfigurationError, Unreadable, Unverified
+from receiver.protocol.scanning import check_depth
+
+PublicKey = RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey
+
+# RFC 7518 3.3: RSA signatures need a key of 2048 bits or more. An upper bound too: verifying takes time by its square.
+RSA_BITS: Final = range(2048, 8192 + 1)
+_RSA: Final = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"})
+# RFC 7518 3.4: each algorithm has its curve.
+_CURVES: Final = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
+# What a token may be signed with that somebody else made. No HMAC: its key would be no public key, or a public one.
+ALGORITHMS: Final = _RSA | {*_CURVES.values(), "EdDSA"}
+
+# gunicorn takes header fields of 8,190 bytes; a token of more than that comes in no header of ours.
+MAX_TOKEN: Final = 8 * 1024
+# The largest real headers (with an x5t and a long kid) have some 300 characters.
+_MAX_HEADER: Final = 2 * 1024
+# Clocks of two machines that follow NTP differ by less; Redox itself allows 10 s.
+LEEWAY: Final = 30
+# Keys that may bear the same name, or none, and are all tried. More would be work for whoever sends garbage.
+MAX_TRIES: Final = 4
+MAX_KEYS: Final = 100
+
+# Where a header says how the token is to be read otherwise than as a plain signature (crit, b64, enc, zip), or where a
+# key is to be had, nothing good is meant (RFC 8725 3.10; RFC 7515 4.1.11: what is critical and unknown refuses).
+_REFUSED: Final = frozenset({"crit", "b64", "enc", "zip", "jku", "jwk", "x5u", "x5c"})
+_JWT: Final = re.compile(rb"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.[A-Za-z0-9_-]*")
+_LATEST: Final = 253_402_300_800  # the year 10000: no time of ours is later, and a float holds every second before it
+_MENDING: Final = "give RSA of 2048 bits or more, EC on P-256, P-384 or P-521, or Ed25519"
+_decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class VerifyingKey:
+    """A key that proves tokens, and the algorithms it may do that with. `kid` None: under whatever name.
+
+    `key` is a public key; or bytes, for tokens that we sign ourselves (HS256).
+    """
+
+    kid: str | None
+    algorithms: frozenset[str]
+    key: PublicKey | bytes = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Rules:
+    """What a token must be: signed by one of `keys` with one of `algorithms`, from an issuer, for an audience.
+
+    `lifetime`: seconds that exp may lie after iat. `leeway`: seconds that the sender's clock may be wrong.
+    """
+
+    issuers: tuple[str, ...]
+    audiences: tuple[str, ...]
+    algorithms: frozenset[str]
+    keys: tuple[VerifyingKey, ...] = field(repr=False)
+    lifetime: int
+    leeway: int = LEEWAY
+
+    def __post_init__(self) -> None:
+        if not self.issuers or not self.audiences or not self.algorithms:
+            raise ConfigurationError("tokens need an issuer, an audience and an algorithm to be judged by")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unproved:
+    """What a token says of itself. Only to find out who is to judge it."""
+
+    header: Mapping[str, Any] = field(repr=False)
+    claims: Mapping[str, Any] = field(repr=False)
+
+
+def shaped(text: bytes) -> bool:
+    """Whether `text` has the shape of a signed token: three parts of base64url."""
+    return _JWT.fullmatch(text) is not None
+
+
+def peek(token: bytes) -> Unproved:
+    """What the token says of itself. Raises Unverified `jwt_malformed`, whatever the bytes."""
+    parts = _JWT.fullmatch(token) if len(token) <= MAX_TOKEN else None
+    if parts is None or len(parts[1]) > _MAX_HEADER:
+        raise Unverified("jwt_malformed")
+    return Unproved(header=_members(parts[1]), claims=_members(parts[2]))
+
+
+def prove(token: bytes, rules: Rules, now: datetime) -> Mapping[str, Any]:
+    """The claims, proved: exp, iat, iss and aud are among them.
+
+    Raises Unverified: `jwt_malformed`, `_header_refused`, `_algorithm_wrong`, `_key_unknown`, `_signature_wrong`,
+    `_claim_missing`, `_issuer_wrong`, `_audience_wrong`, `_not_yet_valid`, `_expired`, `_lives_too_long`.
+    """
+    header = peek(token).header
+    if _REFUSED & header.keys():
+        raise Unverified("jwt_header_refused")
+    algorithm, kid = header.get("alg"), header.get("kid")
+    if not isinstance(algorithm, str) or algorithm not in rules.algorithms:
+        raise Unverified("jwt_algorithm_wrong")
+    if kid is not None and not isinstance(kid, str):
+        raise Unverified("jwt_malformed")
+    keys = [key for key in rules.keys if algorithm in key.algorithms and (kid is None or key.kid in (kid, None))]
+    if not 0 < len(keys) <= MAX_TRIES:
+        raise Unverified("jwt_key_unknown")
+    claims: Mapping[str, Any] | None = None
+    for key in keys:
+        try:
+            claims = _proved(token, key, rules)
+            break
+        except Unverified as exc:
+            if exc.reason != "jwt_signature_wrong":
+                raise
+    if claims is None:
+        raise Unverified("jwt_signature_wrong")
+    _check_times(claims, rules, now)
+    return claims
+
+
+# A token is judged when its head has come in, and again with the body; the same one may come with many requests. That
+# its signature is right does not change, so it is computed once. Only what was proved is held: garbage displaces
+# nothing. Keys and rules are told apart by identity, so what the registry has loaded anew is proved anew.
+@lru_cache(maxsize=1024)
+def _proved(token: bytes, key: VerifyingKey, rules: Rules) -> Mapping[str, Any]:
+    try:
+        claims = jwt.decode(
+            token, key.key, algorithms=sorted(rules.algorithms & key.algorithms), issuer=rules.issuers,
+            audience=rules.audiences, subject=None, leeway=0, options={
+                "verify_signature": True, "enforce_minimum_key_length": True,
+                "require": ["exp", "iat", "iss", "aud"],
+                "verify_iss": True, "verify_aud": True, "strict_aud": False,
+                "verify_sub": True, "verify_jti": True,  # that they are text, where they are there
+                # PyJWT would look at the clock; and it takes exp = 10**30. See _check_times.
+                "verify_exp": False, "verify_iat": False, "verify_nbf": False})
+    except jwt.InvalidSignatureError:
+        raise Unverified("jwt_signature_wrong") from None
+    except jwt.MissingRequiredClaimError:
+        raise Unverified("jwt_claim_missing") from None
+    except jwt.InvalidIssuerError:
+        raise Unverified("jwt_issuer_wrong") from None
+    except jwt.InvalidAudienceError:
+        raise Unverified("jwt_audience_wrong") from None
+    except jwt.PyJWTError:
+        raise Unverified("jwt_malformed") from None
+    return MappingProxyType(claims)
+
+
+def _check_times(claims: Mapping[str, Any], rules: Rules, now: datetime) -> None:
+    issued, expires, begins = claims["iat"], claims["exp"], claims.get("nbf", claims["iat"])
+    for time in (issued, expires, begins):
+        # NaN is in no range. True is an int to Python.
+        if isinstance(time, bool) or not isinstance(time, int | float) or not 0 <= time < _LATEST:
+            raise Unverified("jwt_malformed")
+    at = now.timestamp()
+    if at >= expires + rules.leeway:
+        raise Unverified("jwt_expired")
+    if max(issued, begins) > at + rules.leeway:
+        raise Unverified("jwt_not_yet_valid")
+    if expires - issued > rules.lifetime:
+        raise Unverified("jwt_lives_too_long")
+
+
+def _members(part: bytes) -> Mapping[str, Any]:
+    try:
+        text = urlsafe_b64decode(part + b"=" * (-len(part) % 4))
+        check_depth(text)
+        members: dict[str, Any] = _decode(text)
+    except (NotBase64, Unreadable, msgspec.DecodeError, UnicodeDecodeError):
+        raise Unverified("jwt_malformed") from None
+    return members
+
+
+def read_keys(text: bytes) -> tuple[VerifyingKey, ...]:
+    """The keys of a JWKS, of one JWK, or of PEM (a public key or certificate; then without a name).
+
+    Of a set, keys that are for something else or of a kind that we do not know are left out (RFC 7517 5). Raises
+    ConfigurationError when no key remains; never quotes the text.
+    """
+    if b"-----BEGIN" in text:
+        return (_of(_from_pem(text), kid=None, algorithm=None),)
+    try:
+        check_depth(text)
+        document = _decode(text)
+    except (Unreadable, msgspec.DecodeError, UnicodeDecodeError):
+        raise ConfigurationError("that is neither PEM nor a JWKS: give a file with the sender's public keys") from None
+    members = document.get("keys", [document])
+    if not isinstance(members, list) or len(members) > MAX_KEYS:
+        raise ConfigurationError(f"a JWKS holds a list of at most {MAX_KEYS} keys")
+    keys = tuple(key for member in members if (key := _from_jwk(member)) is not None)
+    if not keys:
+        raise ConfigurationError(f"none of these keys can prove a signature; {_MENDING}")
+    return keys
+
+
+def _from_pem(text: bytes) -> object:
+    if b"PRIVATE KEY" in text:
+        raise ConfigurationError("that is a private key: give the public half alone (openssl pkey -in KEY -pubout)")
+    try:
+        if b"-----BEGIN CERTIFICATE" in text:
+            return load_pem_x509_certificate(text).public_key()
+        return load_pem_public_key(text)
+    except Exception:  # noqa: BLE001 - its parsers raise several kinds
+        raise ConfigurationError("the public key can't be read as PEM") from None
+
+
+def _from_jwk(member: object) -> VerifyingKey | None:
+    """The key of one member of a set; None when it is of no use here."""
+    if not isinstance(member, dict) or member.get("use", "sig") != "sig" or "d" in member:
+        return None
+    operations, kid = member.get("key_ops", ["verify"]), member.get("kid")
+    if not isinstance(operations, list) or "verify" not in operations or not isinstance(kid, str | None):
+        return None
+    try:
+        return _of(_KINDS[member["kty"]].from_jwk(member), kid=kid, algorithm=member.get("alg"))
+    except Exception:  # noqa: BLE001 - members of any type reach arithmetic here
+        return None
+
+
+_KINDS: Final[Mapping[str, Any]] = {"RSA": RSAAlgorithm, "EC": ECAlgorithm, "OKP": OKPAlgorithm}
+
+
+def _of(key: object, *, kid: str | None, algorithm: object) -> VerifyingKey:
+    """The key with what it may be used for; `algorithm`, where it is not None, is the only one."""
+    if isinstance(key, RSAPublicKey) and key.key_size in RSA_BITS:
+        algorithms = _RSA
+    elif isinstance(key, EllipticCurvePublicKey) and key.curve.name in _CURVES:
+        algorithms = frozenset({_CURVES[key.curve.name]})
+    elif isinstance(key, Ed25519PublicKey):
+        algorithms = frozenset({"EdDSA"})
+    else:
+        raise ConfigurationError(f"that key can prove no signature; {_MENDING}")
+    if algorithm is not None:
+        algorithms &= frozenset({algorithm}) if isinstance(algorithm, str) else frozenset()
+        if not algorithms:
+            raise ConfigurationError("the key's alg is not one that a key of its kind can be used with")
+    return VerifyingKey(kid=kid, algorithms=algorithms, key=key)

@@ -1,0 +1,185 @@
+"""Kind `sigv4`: AWS Signature Version 4 over the request as it arrived.
+
+Redox: the AWS strategy, with the fields accessKey, secretKey, serviceName, awsRegion and sessionToken. What is computed
+here stands in AWS's documentation ("Create a signed AWS API request"), with the path normalised and encoded twice, as
+for every service but S3.
+
+May not look at anything but the raw target, query, headers and body: a proxy that rewrites one of what was signed makes
+the signature wrong. `host` must be signed, so that a request to another receiver is good for nothing here.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from hashlib import sha256
+from typing import Final
+from urllib.parse import quote, unquote_to_bytes
+
+from receiver.errors import Unverified
+from receiver.protocol.message import Head, Inbound, Once, Verified
+from receiver.protocol.registry import Destination, SigV4Credential, live
+from receiver.protocol.verification.bearer import required
+
+ALGORITHM: Final = b"AWS4-HMAC-SHA256"
+UNSIGNED: Final = b"UNSIGNED-PAYLOAD"
+# AWS: a request is refused five minutes after its time stamp, or before it.
+WINDOW: Final = timedelta(minutes=5)
+# Real ones have some 300 bytes and ten names.
+MAX_HEADER: Final = 4 * 1024
+MAX_SIGNED: Final = 64
+
+_SIGNATURE: Final = re.compile(rb"[0-9a-f]{64}")
+_STAMP: Final = re.compile(rb"[0-9]{8}T[0-9]{6}Z")
+_FIELDS: Final = frozenset({b"Credential", b"SignedHeaders", b"Signature"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Claim:
+    """What the request says of its signature. `payload` None: the body's digest is to be computed."""
+
+    access_key: bytes
+    scope: bytes
+    signed: tuple[str, ...]
+    signature: bytes = field(repr=False)
+    at: datetime
+    payload: bytes | None
+
+
+class SigV4Kind:
+    """The verifier of `sigv4`."""
+
+    name = "sigv4"
+
+    def claims(self, head: Head, destination: Destination) -> bool:
+        """An `Authorization` of AWS's, where the destination requires it."""
+        return required(self.name, destination) and (head.header("authorization") or b"").startswith(b"AWS4-")
+
+    def screen(self, head: Head, destination: Destination, now: datetime) -> None:
+        """All but the body; the signature too, where the head names the body's digest."""
+        claim = _read(head)
+        self._match(head, claim, claim.payload, destination, now)
+
+    def verify(self, inbound: Inbound, destination: Destination, now: datetime) -> Verified:
+        """The one credential that matched; its signature is good once in its window.
+
+        Raises Unverified: `sigv4_malformed`, `_stale`, `_header_missing`, `_host_unsigned`, `_credential_missing`,
+        `_credential_expired`, `_scope_wrong`, `_session_token_wrong`, `_payload_unsigned`, `_signature_wrong`,
+        `_payload_differs`.
+        """
+        claim = _read(inbound.head)
+        digest = b"" if claim.payload == UNSIGNED else sha256(inbound.body).hexdigest().encode()
+        matched = self._match(inbound.head, claim, claim.payload or digest, destination, now)
+        if claim.payload not in (None, UNSIGNED, digest):
+            raise Unverified("sigv4_payload_differs")
+        once = Once.of(f"{self.name} {destination.id}", claim.signature, claim.at + WINDOW + timedelta(seconds=1))
+        return Verified(credentials=(matched,), kinds=frozenset({self.name}), once=(once,))
+
+    def _match(self, head: Head, claim: _Claim, payload: bytes | None, destination: Destination, now: datetime) -> int:
+        """The credential whose signature it is; with `payload` None the one whose it may be."""
+        if abs(now - claim.at) > WINDOW:
+            raise Unverified("sigv4_stale")
+        named = [each for each in destination.credentials
+                 if isinstance(each, SigV4Credential) and each.access_key.encode() == claim.access_key]
+        if not named:
+            raise Unverified("sigv4_credential_missing")
+        usable = [each for each in named if live(each, now)]
+        if not usable:
+            raise Unverified("sigv4_credential_expired")
+        usable = [each for each in usable if _scope(each, claim.at) == claim.scope]
+        if not usable:
+            raise Unverified("sigv4_scope_wrong")
+        session = head.header("x-amz-security-token") or b""
+        usable = [each for each in usable if hmac.compare_digest(session, each.session_token or b"")]
+        if not usable:
+            raise Unverified("sigv4_session_token_wrong")
+        if payload == UNSIGNED:
+            usable = [each for each in usable if each.unsigned_payload]
+            if not usable:
+                raise Unverified("sigv4_payload_unsigned")
+        if payload is None:
+            return usable[0].id
+        signed = _string_to_sign(head, claim, payload)
+        found = None
+        for each in usable:
+            if hmac.compare_digest(_sign(each, claim, signed), claim.signature):
+                found = each.id
+        if found is None:
+            raise Unverified("sigv4_signature_wrong")
+        return found
+
+
+def _read(head: Head) -> _Claim:
+    """What the head claims. Raises Unverified, whatever the bytes."""
+    value = head.header("authorization") or b""
+    algorithm, _, rest = value.partition(b" ")
+    parts = rest.split(b",", len(_FIELDS))
+    fields = {name: text for name, _, text in (part.strip(b" \t").partition(b"=") for part in parts)}
+    if len(value) > MAX_HEADER or algorithm != ALGORITHM or len(parts) != len(_FIELDS) or fields.keys() != _FIELDS:
+        raise Unverified("sigv4_malformed")
+    access_key, *scope = fields[b"Credential"].rsplit(b"/", 4)  # KEY/date/region/service/aws4_request
+    names = fields[b"SignedHeaders"].split(b";", MAX_SIGNED)
+    if not access_key or not _SIGNATURE.fullmatch(fields[b"Signature"]) or len(names) > MAX_SIGNED \
+            or names != sorted({name.lower() for name in names}):
+        raise Unverified("sigv4_malformed")
+    signed = tuple(name.decode("latin-1") for name in names)
+    if "host" not in signed:
+        raise Unverified("sigv4_host_unsigned")
+    if any(name not in head.headers for name in signed):
+        raise Unverified("sigv4_header_missing")
+    payload = head.header("x-amz-content-sha256")
+    if payload is not None and payload != UNSIGNED and not _SIGNATURE.fullmatch(payload):
+        raise Unverified("sigv4_malformed")  # a body signed in chunks, or none of AWS's forms
+    return _Claim(access_key=access_key, scope=b"/".join(scope), signed=signed, signature=fields[b"Signature"],
+                  at=_time(head), payload=payload)
+
+
+def _time(head: Head) -> datetime:
+    stamp = head.header("x-amz-date") or b""
+    try:
+        if _STAMP.fullmatch(stamp):
+            return datetime.fromisoformat(stamp.decode())
+    except ValueError:  # the 31st of February
+        pass
+    raise Unverified("sigv4_malformed")
+
+
+def _scope(credential: SigV4Credential, at: datetime) -> bytes:
+    return f"{at:%Y%m%d}/{credential.region}/{credential.service}/aws4_request".encode()
+
+
+def _string_to_sign(head: Head, claim: _Claim, payload: bytes) -> bytes:
+    """What the signature is over: algorithm, time, scope, and the digest of the canonical request."""
+    lines = [head.method.encode(), _path(head.target.encode("latin-1", "replace")),
+             _query(head.query.encode("latin-1", "replace"))]
+    lines += [name.encode("latin-1") + b":" + b" ".join((head.header(name) or b"").split()) for name in claim.signed]
+    lines += [b"", ";".join(claim.signed).encode("latin-1"), payload]
+    digest = sha256(b"\n".join(lines)).hexdigest().encode()
+    return b"\n".join([ALGORITHM, f"{claim.at:%Y%m%dT%H%M%SZ}".encode(), claim.scope, digest])
+
+
+def _path(target: bytes) -> bytes:
+    """The path with dot segments and doubled slashes taken out, each byte that is not unreserved encoded."""
+    kept: list[bytes] = []
+    for segment in target.split(b"/"):
+        if segment == b"..":
+            del kept[-1:]
+        elif segment not in (b"", b"."):
+            kept.append(segment)
+    return b"/" + quote(b"/".join(kept)).encode() + (b"/" if kept and target.endswith(b"/") else b"")
+
+
+def _query(query: bytes) -> bytes:
+    """The parameters, each encoded in the one way, sorted by name and then by value."""
+    pairs = sorted(tuple(quote(unquote_to_bytes(text), safe="") for text in part.partition(b"=")[::2])
+                   for part in query.split(b"&") if part)
+    return "&".join("=".join(pair) for pair in pairs).encode()
+
+
+def _sign(credential: SigV4Credential, claim: _Claim, signed: bytes) -> bytes:
+    key = b"AWS4" + credential.secret
+    for part in claim.scope.split(b"/"):
+        key = hmac.digest(key, part, "sha256")
+    return hmac.digest(key, signed, "sha256").hex().encode()
