@@ -59,6 +59,11 @@ class TestFromBody:
         """A message that names a challenge somewhere is a message, and what is no JSON is no handshake."""
         assert from_body(body) is None
 
+    def test_names_may_be_escaped(self) -> None:
+        """JSON is JSON: a name is what it says, not how it is written; of two of one name the last counts."""
+        body = rb'{"ch\u0061llenge":"x","challenge":"y","verification\u002dtoken":"abc"}'
+        assert from_body(body) == Handshake(challenge="y", token=b"abc")
+
     def test_bad_utf8_is_no_text(self) -> None:
         """Bytes that are no text are no challenge and no token."""
         assert from_body(b'{"challenge":"\xff","verification-token":"\xff"}') == Handshake(challenge=None, token=None)
