@@ -5,7 +5,6 @@ May not keep a verification token but as its digest: it is shown once, when it i
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +12,7 @@ from typing import Any, Final
 import click
 
 from receiver.cli import output
-from receiver.cli.options import SECRET_FILE, example, json_option, new_file, read_secret
+from receiver.cli.options import SECRET_FILE, example, json_option, new_file, options, read_secret
 from receiver.cli.session import opened
 from receiver.protocol.registry import Environment, default_test_policy
 from receiver.storage import reading
@@ -32,25 +31,21 @@ def destination() -> None:
     """The URLs that Redox posts to, each with its credentials, sources, policies and handlers."""
 
 
-def _policies(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that `add` and `set` share; what is not given is None."""
-    for option in reversed((
-        click.option("--environment", type=click.Choice(["development", "staging", "production"]),
-                     help="The environment of Redox's that it belongs to.  [default: development]"),
-        click.option("--require", multiple=True, metavar="KIND[+KIND]",
-                     help="What must prove a request, kinds of credentials joined by +; several times for "
-                          "alternatives.  [default: token]"),
-        click.option("--sources", "sources_policy", type=click.Choice(["registered", "any"]),
-                     help="Whose messages are let in.  [default: registered]"),
-        click.option("--on-unknown-source", type=click.Choice(["reject", "quarantine"]),
-                     help="What becomes of others.  [default: reject, which pauses the feed]"),
-        click.option("--test-messages", type=click.Choice(["accept", "quarantine", "reject"]),
-                     help="What becomes of messages marked as tests.  [default: accept in development, else "
-                          "quarantine]"),
-        click.option("--reply-with", metavar="API_KEY", help="The key that handlers speak to Redox with."),
-    )):
-        command = option(command)
-    return command
+# What `add` and `set` share; what is not given is None.
+_policies = options(
+    click.option("--environment", type=click.Choice(["development", "staging", "production"]),
+                 help="The environment of Redox's that it belongs to.  [default: development]"),
+    click.option("--require", multiple=True, metavar="KIND[+KIND]",
+                 help="What must prove a request, kinds of credentials joined by +; several times for alternatives.  "
+                      "[default: token]"),
+    click.option("--sources", "sources_policy", type=click.Choice(["registered", "any"]),
+                 help="Whose messages are let in.  [default: registered]"),
+    click.option("--on-unknown-source", type=click.Choice(["reject", "quarantine"]),
+                 help="What becomes of others.  [default: reject, which pauses the feed]"),
+    click.option("--test-messages", type=click.Choice(["accept", "quarantine", "reject"]),
+                 help="What becomes of messages marked as tests.  [default: accept in development, else quarantine]"),
+    click.option("--reply-with", metavar="API_KEY", help="The key that handlers speak to Redox with."),
+)
 
 
 @destination.command(epilog=example(

@@ -8,14 +8,16 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import click
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _SPAN: Final = re.compile(r"(\d{1,6})([smhdw])")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -58,6 +60,15 @@ class MessageId(click.ParamType["int | UUID"]):
             self.fail(f"{value!r} is neither the id nor the uuid of a message", param, ctx)
 
 
+def options(*given: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    """Several options as one decorator, in the order in which help lists them."""
+    def put(command: _Command) -> _Command:
+        for option in reversed(given):
+            command = option(command)
+        return command
+    return put
+
+
 def example(*lines: str) -> str:
     """The end of a command's help: how it is used."""
     head = "Example:" if len(lines) == 1 else "Examples:"
@@ -93,9 +104,10 @@ def read_secret(path: Path) -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def page_note(found: int, limit: int, last_id: int) -> str | None:
-    """What to say under a list that was cut."""
-    return f"more: --before {last_id}" if found == limit else None
+def page_note(found: Sequence[Mapping[str, Any]], limit: int) -> None:
+    """Say on stderr how a list goes on that was cut at `limit`."""
+    if len(found) == limit:
+        click.echo(f"more: --before {found[-1]['id']}", err=True)
 
 
 @contextmanager

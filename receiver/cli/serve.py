@@ -76,6 +76,6 @@ def _gunicorn(*arguments: str) -> None:
     """Become gunicorn. It puts the directory it stands in before all others that modules are taken from: in the root
     directory there are none, and nobody but root can put one there.
     """
-    command = [sys.executable, "-P", "-m", "gunicorn", "--config", "python:receiver.web.gunicorn_conf", "--chdir", "/",
-               *arguments]
+    os.chdir("/")
+    command = [sys.executable, "-P", "-m", "gunicorn", "--config", "python:receiver.web.gunicorn_conf", *arguments]
     os.execv(command[0], command)  # noqa: S606 - no shell is wanted

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from ipaddress import ip_address
 from pathlib import Path
@@ -24,6 +24,9 @@ from receiver.cli.options import SECRET_FILE, example, json_option, read_secret
 from receiver.errors import ConfigurationError, ReceiverError
 from receiver.protocol.patterns import matches, normalise_pattern
 from receiver.storage import reading
+from receiver.testing import samples
+from receiver.testing.misbehaviour import Target
+from receiver.testing.simulation import OUTCOMES, Plan, Result, Simulation
 
 # Wrong results that are printed one by one; the rest is counted.
 _SHOWN: Final = 20
@@ -69,7 +72,6 @@ def simulate(*, url: str | None, destination: str, token_file: Path, source: str
     Redox makes them, some of them twice; asks queries; and at the end tells what became of it all. People and messages
     are made up. Exit status 1 when anything was not answered as it should be.
     """
-    Target, Plan, Simulation = _player()  # noqa: N806 - they are classes
     url = url or f"http://{table.load().bind}"
     known = _look_up(url, destination)
     _refuse_production(url, destination, known, production=production)
@@ -83,30 +85,19 @@ def simulate(*, url: str | None, destination: str, token_file: Path, source: str
     simulation = Simulation(target, plan)
     with output.progress("sending", simulation.total) as advance:
         results = simulation.run(lambda _: advance(1))
-    _report([asdict(result) for result in results], seed, as_json=as_json)
+    _report(results, seed, as_json=as_json)
     if any(result.wrong for result in results) or len(results) < simulation.total:
         click.get_current_context().exit(1)
 
 
-def _player() -> tuple[Any, Any, Any]:
-    try:
-        from receiver.testing.misbehaviour import Target
-        from receiver.testing.simulation import Plan, Simulation
-    except ModuleNotFoundError as exc:
-        raise ConfigurationError(f"{exc.name} is not installed: run `pip install 'redox-receiver[testing]'`") from exc
-    return Target, Plan, Simulation
-
-
 def _kinds(patterns: Sequence[str], files: Sequence[Path]) -> list[str]:
     """Every kind that is asked for and that there is a sample of. Raises BadParameter for a pattern that has none."""
-    from receiver.testing.samples import kinds
-
     if not patterns:
-        return [] if files else list(kinds())
+        return [] if files else list(samples.kinds())
     found: dict[str, None] = {}
     for pattern in patterns:
         try:
-            some = [kind for kind in kinds() if matches([normalise_pattern(pattern)], kind)]
+            some = [kind for kind in samples.kinds() if matches([normalise_pattern(pattern)], kind)]
         except ValueError as exc:
             raise click.BadParameter(str(exc)) from None
         if not some:
@@ -154,27 +145,25 @@ def _refuse_production(url: str, destination: str, known: Mapping[str, Any], *, 
 
 # --- what became of it
 
-def _report(results: Sequence[Mapping[str, Any]], seed: int, *, as_json: bool) -> None:
+def _report(results: Sequence[Result], seed: int, *, as_json: bool) -> None:
     summary = [_summed(outcome, seconds) for outcome, seconds in _by_outcome(results).items()]
-    wrong = [result for result in results if result["wrong"]]
+    wrong = [result for result in results if result.wrong is not None]
     if as_json:
-        output.document({"seed": seed, "summary": summary, "wrong": wrong,
-                         "retried": sum(result["attempts"] > 1 for result in results)})
+        output.document({"seed": seed, "summary": summary, "wrong": [asdict(result) for result in wrong],
+                         "retried": sum(result.attempts > 1 for result in results)})
         return
     output.rows(summary, ["outcome", "count", "median_ms", "p95_ms", "max_ms"], as_json=False, nothing="nothing sent")
     for result in wrong[:_SHOWN]:
-        click.echo(f"{output.escaped(result['what'])}: {output.escaped(result['wrong'])}")
+        click.echo(f"{output.escaped(result.what)}: {output.escaped(result.wrong or '')}")
     if len(wrong) > _SHOWN:
         click.echo(f"and {len(wrong) - _SHOWN} more")
     click.echo(f"seed {seed}; " + (f"{len(wrong)} not as it should be" if wrong else "all as it should be"))
 
 
-def _by_outcome(results: Iterable[Mapping[str, Any]]) -> dict[str, list[float]]:
-    from receiver.testing.simulation import OUTCOMES
-
+def _by_outcome(results: Sequence[Result]) -> dict[str, list[float]]:
     found: defaultdict[str, list[float]] = defaultdict(list)
     for result in results:
-        found[result["outcome"]].append(result["seconds"])
+        found[result.outcome].append(result.seconds)
     return {outcome: found[outcome] for outcome in OUTCOMES if outcome in found}
 
 

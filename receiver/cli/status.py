@@ -114,6 +114,7 @@ def _findings(connection: Connection, found: Mapping[str, Any]) -> Iterator[dict
         yield _finding("dead", f"{name}: {each['count']:,} deliveries of {each['handler']} are dead "
                        f"({each['error_class']}).", "deliveries", "list", "--state", "dead", "--handler",
                        shlex.quote(each["handler"]), "--error-class", shlex.quote(each["error_class"] or ""))
-    for each in found["quarantine"]:
-        yield _finding("quarantine", f"{name}: {each['count']:,} messages are in quarantine "
-                       f"({each['quarantine_reason']}).", "messages", "list", "--state", "quarantined", *at)
+    if found["quarantine"]:
+        reasons = ", ".join(f"{each['quarantine_reason']} {each['count']:,}" for each in found["quarantine"])
+        yield _finding("quarantine", f"{name}: {found['quarantined']:,} messages are in quarantine ({reasons}).",
+                       "messages", "list", "--state", "quarantined", *at)

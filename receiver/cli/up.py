@@ -83,6 +83,7 @@ def up(bind: str | None, admin_bind: str | None, receivers: int | None, workers:
         public = stack.enter_context(_listen(settings.bind, "bind", patience))
         admin = stack.enter_context(_listen(settings.admin_bind, "admin_bind", patience))
         _run(settings, public, admin, cluster, orders)
+    log.info("up.stopped")
 
 
 def prepare_own_database(settings: Settings) -> None:
@@ -159,8 +160,10 @@ def _listen(bind: str, field: str, patience: float) -> Iterator[socket.socket]:
             if time.monotonic() < until:
                 time.sleep(GLANCE)
                 continue
+            # Its own text is long-winded; a name that cannot be looked up has a negative number.
+            why = os.strerror(exc.errno) if exc.errno and exc.errno > 0 else exc.strerror
             option = f"--{field.replace('_', '-')}"
-            raise ConfigurationError(f"cannot listen at {bind} ({exc.strerror}): choose another with {option} or "
+            raise ConfigurationError(f"cannot listen at {bind} ({why}): choose another with {option} or "
                                      f"{table.variable(field)}") from exc
         with made:
             yield made
@@ -191,7 +194,6 @@ def _run(settings: Settings, public: socket.socket, admin: socket.socket, cluste
         admin.close()
         for group in ([receiver], others):
             stop(group, hurried=lambda: orders.hurry)
-        log.info("up.stopped")
 
 
 def _part(name: str, command: Sequence[str], listener: socket.socket | None = None) -> Part:

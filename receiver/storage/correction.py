@@ -4,9 +4,10 @@ May not run anything itself, nor decide whether it is wise: whoever asks gives a
 audit row for each delivery, message or lane that is touched.
 
 Work is done in batches, each one transaction: what is interrupted is done as far as it was told, and can be asked for
-again. A dry run does the same and rolls it back, so that it tells exactly what would happen. Locks are taken in the
-order lanes, messages, deliveries, each by its key; where that collides with others all the same, a batch is tried
-again.
+again. A dry run does the same and rolls it back, so that it tells exactly what would happen. Where its locks collide
+with the work that goes on meanwhile, a batch is tried again. What a worker has begun under a lease that lives is left
+alone; what it begins later, it begins after the COMMIT, for starting takes the delivery's row. Workers find what is to
+run by themselves, within a second or two.
 """
 
 from __future__ import annotations
@@ -19,9 +20,22 @@ from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Connection, Engine, Table, func, insert, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Table,
+    and_,
+    func,
+    insert,
+    or_,
+    select,
+    text,
+    tuple_,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert as upsert
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError
 
 from receiver.errors import Conflict, IntegrityError, NotFound, UnknownSource, Unreadable
 from receiver.keyring import Keyring
@@ -33,13 +47,16 @@ from receiver.storage import reading, registry, schema
 from receiver.storage.audit import AuditChain, AuditEvent, write
 from receiver.storage.database import sqlstate
 from receiver.storage.dispatch import NewDelivery, deliveries, unordered
-from receiver.storage.evidence import PatientDigests
+from receiver.storage.entry import UNSTORABLE
+from receiver.storage.evidence import PatientDigests, mac_key, row_mac
 from receiver.storage.reading import DeliveryFilter, MessageFilter
 from receiver.storage.sealing import Seals
 
 # A batch of rows that are only updated, and one of messages whose bodies are opened, one after another.
 ROWS: Final = 500
 BODIES: Final = 50
+
+Chosen = list[ColumnElement[bool]]
 
 _COLLIDED: Final = frozenset({"40001", "40P01"})
 _ATTEMPTS: Final = 5
@@ -71,6 +88,14 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """What was asked for: `total` rows as they are now, and the batches, each done when it is taken."""
+
+    total: int
+    batches: Iterator[Batch]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Change:
     """What a verb makes of a delivery, and of which states it cannot."""
 
@@ -83,11 +108,12 @@ class _Change:
 _RETRY: Final = _Change(
     action="delivery.retry", default=("dead",),
     # Of a delivery that ran in its request (acknowledge="after_handling") nobody waits for the answer any more.
-    values={"state": "pending", "attempts": 0, "ready_at": None, "deferred_since": None, "finished_at": None,
-            "inline": False},
+    values={"state": "pending", "attempts": 0, "started_at": None, "ready_at": None, "deferred_since": None,
+            "finished_at": None, "inline": False},
     refused={"succeeded": "succeeded already: `messages replay` hands its message over anew"})
 _SKIP: Final = _Change(
-    action="delivery.skip", default=("pending", "dead"), values={"state": "skipped", "ready_at": None},
+    action="delivery.skip", default=("pending", "dead"),
+    values={"state": "skipped", "started_at": None, "ready_at": None},
     refused={"succeeded": "succeeded already", "skipped": "skipped already"})
 
 
@@ -110,25 +136,24 @@ _STATES: Final = {"quarantined": "is in quarantine: see `redox-receiver messages
                   "discarded": "was discarded", "accepted": "is not in quarantine", "unhandled": "is not in quarantine"}
 
 
+_UNPROVED: Final = "its destination's row was changed by something else: run `redox-receiver audit verify`"
+
+
 class Correction:
-    """The verbs.
+    """The verbs. `actor` is who the audit names (USER@HOST)."""
 
-    `actor` is who the audit names (USER@HOST); `hint` is told, after each commit, the lanes to look at.
-    """
-
-    def __init__(self, engine: Engine, keyring: Keyring, *, actor: str,
-                 hint: Callable[[Sequence[str]], None] = lambda _lanes: None) -> None:
+    def __init__(self, engine: Engine, keyring: Keyring, *, actor: str) -> None:
         self._engine = engine
         self._keyring = keyring
         self._seals = Seals(keyring)
         self._digests = PatientDigests(keyring)
         self._audit = AuditChain(keyring, self._seals)
         self._actor = actor
-        self._hint = hint
+        self._key = keyring.current("mac")
 
     # --- deliveries and lanes
 
-    def retry(self, where: DeliveryFilter, now: datetime, *, reason: str, dry_run: bool = False) -> Iterator[Batch]:
+    def retry(self, where: DeliveryFilter, now: datetime, *, reason: str, dry_run: bool = False) -> Work:
         """Run deliveries again, at their place in the lane and with their idempotency key, all attempts before them.
 
         Named by id, they may be dead, skipped, or pending (and then wait no longer); else they are dead, unless
@@ -136,12 +161,12 @@ class Correction:
         """
         return self._deliveries(where, _RETRY, now, reason, dry_run)
 
-    def skip(self, where: DeliveryFilter, now: datetime, *, reason: str, dry_run: bool = False) -> Iterator[Batch]:
+    def skip(self, where: DeliveryFilter, now: datetime, *, reason: str, dry_run: bool = False) -> Work:
         """Give up deliveries, pending or dead: their lane goes on, a held one too. Raises NotFound."""
         return self._deliveries(where, _SKIP, now, reason, dry_run)
 
     def release_lane(self, name: str, now: datetime, *, reason: str | None) -> None:
-        """Let a held lane go on. Raises NotFound, and Conflict when it is not held."""
+        """Let a held lane go on: its head runs once more. Raises NotFound, and Conflict when it is not held."""
         table = schema.lanes
         with self._transaction() as connection:
             row = connection.execute(
@@ -156,36 +181,31 @@ class Correction:
             write(connection, self._audit, [AuditEvent(
                 action="lane.release", outcome="ready", at=now, actor=self._actor, destination=row.name,
                 subject=f"lanes:{name}", note=reason)])
-        self._hint([name])
 
-    def _deliveries(self, where: DeliveryFilter, change: _Change, now: datetime, reason: str,
-                    dry_run: bool) -> Iterator[Batch]:
+    def _deliveries(self, where: DeliveryFilter, change: _Change, now: datetime, reason: str, dry_run: bool) -> Work:
         table = schema.deliveries
 
-        def step(connection: Connection, after: int, seen: Collection[str]) -> Batch | None:
-            clauses = [*where.clauses(connection), table.c.id > after]
-            if not where.ids and where.state is None:
-                clauses.append(table.c.state.in_(change.default))
-            ids = connection.scalars(select(table.c.id).where(*clauses).order_by(table.c.id).limit(ROWS)).all()
+        def step(chosen: Chosen, connection: Connection, after: int, seen: Collection[str]) -> Batch | None:
+            ids = connection.scalars(
+                select(table.c.id).where(*chosen, table.c.id > after).order_by(table.c.id).limit(ROWS)).all()
             return self._change_deliveries(connection, ids, change, now, reason, seen) if ids else None
 
-        self._all_there(table, where.ids)
-        return self._batches(step, 0, dry_run)
+        return self._work(table, where, change.default, step, 0, dry_run)
 
     def _change_deliveries(self, connection: Connection, ids: Sequence[int], change: _Change, now: datetime,
                            reason: str, seen: Collection[str]) -> Batch:
         table, lane, came = schema.deliveries, schema.lanes, schema.messages
-        # A lane without a row has never run: nothing in it is running.
-        lanes = {row.lane: row for row in connection.execute(
-            select(lane.c.lane, lane.c.state, lane.c.epoch, reading.leased().label("leased"))
-            .where(lane.c.lane.in_(select(table.c.lane).where(table.c.id.in_(ids))))
-            .order_by(lane.c.lane).with_for_update())}
         rows = connection.execute(
             select(table.c.id, table.c.message_id, table.c.generation, table.c.lane, table.c.state, table.c.epoch,
-                   table.c.error_class, came.c.uuid, schema.destinations.c.name.label("destination"))
+                   table.c.started_at, table.c.error_class, came.c.uuid,
+                   schema.destinations.c.name.label("destination"))
             .join(came, came.c.id == table.c.message_id)
             .join(schema.destinations, schema.destinations.c.id == table.c.destination_id)
             .where(table.c.id.in_(ids)).order_by(table.c.id).with_for_update(of=table)).all()
+        # Read after the rows are locked: whatever was begun before is seen. A lane without a row has never run.
+        lanes = {row.lane: row for row in connection.execute(
+            select(lane.c.lane, lane.c.epoch, reading.leased().label("leased"))
+            .where(lane.c.lane.in_({row.lane for row in rows})))}
         left, done = [], []
         for row in rows:
             why = change.refused.get(row.state) or _running(row, lanes.get(row.lane))
@@ -199,7 +219,7 @@ class Correction:
         newer = _newer(connection, oldest, seen)
         values = dict(change.values) | ({"finished_at": now} if change is _SKIP else {})
         connection.execute(update(table).where(table.c.id.in_([row.id for row in done])).values(values))
-        _go_on(connection, {row.lane for row in done if _stood_for(row, lanes.get(row.lane))})
+        _go_on(connection, done)
         write(connection, self._audit, [AuditEvent(
             action=change.action, outcome=change.values["state"], at=now, actor=self._actor,
             destination=row.destination, message_uuid=row.uuid, subject=f"deliveries:{row.id}", note=reason,
@@ -210,7 +230,7 @@ class Correction:
     # --- messages
 
     def replay(self, where: MessageFilter, now: datetime, *, handler: str | None = None, reason: str,
-               dry_run: bool = False, after: int = 0) -> Iterator[Batch]:
+               dry_run: bool = False, after: int = 0) -> Work:
         """Hand messages over anew, in the order of their arrival, to the handlers (or `handler`) that are enabled now.
 
         New deliveries at the end of their lanes, of a new generation and so with another idempotency key. One whose
@@ -228,7 +248,7 @@ class Correction:
 
         return self._messages(where, ("accepted", "unhandled"), judge, carry_out, dry_run, after)
 
-    def release(self, where: MessageFilter, now: datetime, *, reason: str, dry_run: bool = False) -> Iterator[Batch]:
+    def release(self, where: MessageFilter, now: datetime, *, reason: str, dry_run: bool = False) -> Work:
         """Judge quarantined messages again, by what is registered now, and hand over those that are good.
 
         The others stay, with what is wrong with them now. Raises NotFound.
@@ -243,7 +263,7 @@ class Correction:
 
         return self._messages(where, ("quarantined",), self._judge_release, carry_out, dry_run)
 
-    def discard(self, where: MessageFilter, now: datetime, *, reason: str, dry_run: bool = False) -> Iterator[Batch]:
+    def discard(self, where: MessageFilter, now: datetime, *, reason: str, dry_run: bool = False) -> Work:
         """Give quarantined messages up. Their bytes stay until they are purged with the others. Raises NotFound."""
         def judge(_connection: Connection, row: Mapping[str, Any], destination: Destination) -> _Verdict:
             why = None if row["state"] == "quarantined" else _STATES[row["state"]]
@@ -259,23 +279,20 @@ class Correction:
 
     def _messages(self, where: MessageFilter, states: Sequence[str],
                   judge: Callable[[Connection, Mapping[str, Any], Destination], _Verdict],
-                  carry_out: Callable[[Connection, _Verdict], AuditEvent], dry_run: bool,
-                  after: int = 0) -> Iterator[Batch]:
+                  carry_out: Callable[[Connection, _Verdict], AuditEvent], dry_run: bool, after: int = 0) -> Work:
         table = schema.messages
 
-        def step(connection: Connection, after: int, seen: Collection[str]) -> Batch | None:
-            clauses = [*where.clauses(connection), table.c.id > after]
-            if not where.ids and where.state is None:
-                clauses.append(table.c.state.in_(states))
+        def step(chosen: Chosen, connection: Connection, after: int, seen: Collection[str]) -> Batch | None:
             found = connection.execute(
                 select(table.c.id, table.c.uuid, table.c.destination_id, table.c.state, table.c.quarantine_reason,
-                       table.c.query, table.c.received_at, table.c.sha256)
-                .where(*clauses).order_by(table.c.id).limit(BODIES).with_for_update()).mappings().all()
+                       table.c.kind, table.c.query, table.c.received_at, table.c.sha256)
+                .where(*chosen, table.c.id > after).order_by(table.c.id).limit(BODIES).with_for_update()).mappings()
             rows = [dict(row) for row in found]
             if not rows:
                 return None
             known = {each.id: each for each in registry.load(connection, self._keyring).destinations.values()}
-            verdicts = [judge(connection, row, known[row["destination_id"]]) for row in rows]
+            verdicts = [judge(connection, row, known[row["destination_id"]]) if row["destination_id"] in known
+                        else _Verdict(row=row, destination="", why=_UNPROVED) for row in rows]
             oldest: dict[str, int] = {}
             for verdict in verdicts:
                 for new in verdict.new:
@@ -291,8 +308,7 @@ class Correction:
                          left=tuple(Left(id=each.row["id"], why=each.why) for each in verdicts if each.why),
                          made=sum(len(each.new) for each in done), lanes=tuple(oldest), newer=newer)
 
-        self._all_there(table, where.ids)
-        return self._batches(step, after, dry_run)
+        return self._work(table, where, states, step, after, dry_run)
 
     def _judge_replay(self, connection: Connection, row: Mapping[str, Any], destination: Destination,
                       handler: str | None) -> _Verdict:
@@ -328,13 +344,14 @@ class Correction:
         try:
             message = self._read(connection, row)
             reason = sources.admit(message, destination)
+            if reason is None and not self._claim_key(connection, row, message):
+                return left(why="came again since, as another message: discard this one")
+            if reason is None and row["kind"] is None and not self._fill(connection, row["id"], message):
+                reason = UNSTORABLE
         except (Conflict, IntegrityError) as exc:
             return left(why=str(exc))
         except (Unreadable, UnknownSource) as exc:
-            reason = exc.reason
-        else:
-            if reason is None and not self._claim_key(connection, row, message):
-                return left(why="came again since, as another message: discard this one")
+            return left(why=f"stays in quarantine: {exc.reason}", reason=exc.reason)
         if reason is not None:
             return left(why=f"stays in quarantine: {reason}", reason=reason)
         return left(kind=message.kind, new=tuple(deliveries(message, destination, self._digests)))
@@ -358,6 +375,22 @@ class Correction:
         connection.execute(upsert(table).values(**key, message_id=row["id"]).on_conflict_do_nothing())
         return bool(connection.scalar(select(table.c.message_id).filter_by(**key)) == row["id"])
 
+    def _fill(self, connection: Connection, number: int, message: Message) -> bool:
+        """Fill the columns of a message that could not be read when it came, for handlers are told them, and sign its
+        row anew. False when the database does not take them. Raises IntegrityError when the row is not ours."""
+        table = schema.messages
+        row = dict(connection.execute(select(table).where(table.c.id == number)).mappings().one())
+        if row_mac(mac_key(self._keyring[row["mac_key"]]), table.name, row) != row["mac"]:
+            raise IntegrityError("its row was changed by something else: run `redox-receiver audit verify`")
+        told = {name: getattr(message, name) for name in Message.__dataclass_fields__ if name in table.c}
+        try:
+            with connection.begin_nested():
+                connection.execute(update(table).where(table.c.id == number).values(
+                    **told, mac=row_mac(mac_key(self._key), table.name, row | told), mac_key=self._key.id))
+        except DataError:
+            return False
+        return True
+
     def _dispatch(self, connection: Connection, verdict: _Verdict) -> list[int]:
         """Make the new deliveries, one after another: the order of their ids is the order of running. Their ids."""
         table, message_id = schema.deliveries, verdict.row["id"]
@@ -379,27 +412,25 @@ class Correction:
 
     # --- how batches are done
 
-    def _all_there(self, table: Table, ids: Collection[int | UUID]) -> None:
-        """Raise NotFound when one of the ids or uuids is of no row."""
+    def _work(self, table: Table, where: DeliveryFilter | MessageFilter, states: Sequence[str],
+              step: Callable[..., Batch | None], after: int, dry_run: bool) -> Work:
+        """The rows of `where`; by id whatever their state, else in one of `states` unless it says which."""
         with self._engine.connect() as connection:
-            for column, kind in (("id", int), ("uuid", UUID)):
-                asked = {each for each in ids if isinstance(each, kind)}
-                if asked:
-                    asked -= set(connection.scalars(select(table.c[column]).where(table.c[column].in_(asked))))
-                if asked:
-                    raise NotFound(f"there is no row {min(asked)} in {table.name}: see "
-                                   f"`redox-receiver {table.name} list`")
+            _all_there(connection, table, where.ids)
+            chosen = where.clauses(connection)
+            if not where.ids and where.state is None:
+                chosen.append(table.c.state.in_(states))
+            total = connection.scalar(select(func.count()).select_from(table).where(*chosen, table.c.id > after))
+        return Work(total=total or 0, batches=self._batches(partial(step, chosen), after, dry_run))
 
     def _batches(self, step: Callable[..., Batch | None], after: int, dry_run: bool) -> Iterator[Batch]:
         seen: set[str] = set()
         while (batch := self._tried(partial(step, after=after, seen=seen), dry_run)) is not None:
-            if batch.lanes and not dry_run:
-                self._hint(batch.lanes)
             yield batch
             seen.update(batch.lanes)
             after = batch.last
 
-    def _tried(self, step: Callable[[Connection], Batch | None], dry_run: bool) -> Batch | None:
+    def _tried(self, step: Callable[..., Batch | None], dry_run: bool) -> Batch | None:
         for attempt in range(_ATTEMPTS):
             try:
                 with self._transaction(dry_run) as connection:
@@ -422,21 +453,32 @@ class Correction:
             raise
 
 
+def _all_there(connection: Connection, table: Table, ids: Collection[int | UUID]) -> None:
+    """Raise NotFound when one of the ids or uuids is of no row."""
+    for column, kind in (("id", int), ("uuid", UUID)):
+        asked = {each for each in ids if isinstance(each, kind)}
+        if asked:
+            asked -= set(connection.scalars(select(table.c[column]).where(table.c[column].in_(asked))))
+        if asked:
+            raise NotFound(f"there is no {min(asked)} in {table.name}: see `redox-receiver {table.name} list`")
+
+
 def _running(row: Any, lane: Any) -> str | None:
     """Why the delivery cannot be touched: a worker is at it, under the lease of this epoch."""
-    if row.state == "pending" and lane is not None and lane.leased and lane.epoch == row.epoch:
+    if row.state == "pending" and row.started_at is not None and lane and lane.leased and lane.epoch == row.epoch:
         return f"is running now, in lane {lane.lane}: ask again when it has ended"
     return None
 
 
-def _stood_for(row: Any, lane: Any) -> bool:
-    """Whether the lane stands because of this delivery: held since it died, or waiting for its next attempt."""
-    return lane is not None and (lane.state == "waiting" or (lane.state == "held" and lane.epoch == row.epoch))
-
-
-def _go_on(connection: Connection, lanes: Collection[str]) -> None:
+def _go_on(connection: Connection, rows: Sequence[Any]) -> None:
+    """Wake the lanes that stand because of these deliveries: held under the epoch of one, or waiting for a time."""
     table = schema.lanes
-    connection.execute(update(table).where(table.c.lane.in_(lanes)).values(state="ready", ready_at=None))
+    connection.execute(update(table).where(
+        ~reading.leased(), or_(
+            and_(table.c.state == "waiting", table.c.lane.in_({row.lane for row in rows})),
+            and_(table.c.state == "held", tuple_(table.c.lane, table.c.epoch).in_(
+                {(row.lane, row.epoch) for row in rows if row.epoch is not None}))),
+    ).values(state="ready", ready_at=None))
 
 
 def _newer(connection: Connection, oldest: Mapping[str, int], seen: Collection[str]) -> int:

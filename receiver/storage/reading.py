@@ -182,6 +182,11 @@ def subscriptions(connection: Connection, *, destination: str | None = None) -> 
     return _mappings(connection, _owned(connection, table, destination, _loaded(table.c.handler).label("loaded")))
 
 
+def keys(connection: Connection) -> Mappings:
+    """The keys that the database was written with: id, purpose, fingerprint, created_at."""
+    return _mappings(connection, select(schema.keys).order_by(schema.keys.c.created_at, schema.keys.c.id))
+
+
 def _owned(connection: Connection, table: Table, owner: str | None, *more: ColumnElement[Any]) -> Select[Any]:
     """The rows of a table of the registry with their destination's name; those of `owner` alone, if named."""
     query = select(_owner.c.name.label("destination"), *_shown(table), *more).join(
@@ -308,7 +313,9 @@ def leased() -> ColumnElement[bool]:
 
 def _running() -> ColumnElement[bool]:
     """Whether a worker is at the delivery (a row of `deliveries` joined with its lane's)."""
-    return and_(schema.deliveries.c.state == "pending", leased(), schema.deliveries.c.epoch == schema.lanes.c.epoch)
+    table = schema.deliveries
+    return and_(table.c.state == "pending", table.c.started_at.is_not(None), leased(),
+                table.c.epoch == schema.lanes.c.epoch)
 
 
 def lanes(connection: Connection, *, handler: str | None = None, destination: str | None = None,
