@@ -1,0 +1,140 @@
+"""A machine with `redox-receiver up` on it, as an operator would have it: real processes, the embedded PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from receiver.errors import ConfigurationError
+from receiver.storage.embedded import Cluster
+from tests.postgres import open_directory
+
+SOURCE = "5f3c1d9e-0000-4000-8000-000000000001"
+
+
+def until(holds: Callable[[], object], seconds: float = 60.0) -> None:
+    """Wait for a condition; that much waiting is a failure."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, f"did not come about within {seconds:g} s"
+        time.sleep(0.02)
+
+
+class Machine:
+    """A data directory, commands on it, and an `up` that may run on it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.data_dir = root / "data"
+        self.environment = {"RECEIVER_DATA_DIR": str(self.data_dir)}
+        self.log = root / "up.log"
+        self.process: subprocess.Popen[str] | None = None
+        self.url = ""
+
+    @property
+    def cluster(self) -> Cluster:
+        """The embedded PostgreSQL of this machine."""
+        return Cluster(self.data_dir)
+
+    def up(self, *options: str, bind: str = "127.0.0.1:0") -> None:
+        """Start `up` and wait until it says that it is ready."""
+        self.start("--bind", bind, "--admin-bind", "127.0.0.1:0", "--receivers", "1", *options)
+        assert self.process is not None
+        assert self.process.stdout is not None
+        said = self.process.stdout.readline()
+        assert said.startswith("ready http://127.0.0.1:"), f"{said!r} {self.log.read_text()}"
+        self.url = said.split()[1]
+
+    def start(self, *options: str) -> None:
+        """Start `up`, in a process group of its own as a shell does, without waiting for anything."""
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "receiver", "up", *options], cwd=self.root, env=self._environment(),
+                stdout=subprocess.PIPE, stderr=log, text=True, process_group=0)
+
+    def ended(self) -> tuple[int, str]:
+        """Wait until `up` has ended: its exit status, and what it said on stdout and has not been read."""
+        assert self.process is not None
+        said, _ = self.process.communicate(timeout=120)
+        return self.process.returncode, said
+
+    def run(self, *arguments: str, stdin: str | None = None, fails: bool = False) -> str:
+        """Run a command: what it says on stdout, or on stderr where it `fails` (exit status 1)."""
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "receiver", *arguments], cwd=self.root, env=self._environment(),
+            input=stdin, capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == (1 if fails else 0), done.stdout + done.stderr
+        return done.stderr if fails else done.stdout
+
+    def json(self, *arguments: str, stdin: str | None = None) -> Any:
+        """Run a command with `--json`."""
+        return json.loads(self.run(*arguments, "--json", stdin=stdin))
+
+    def register(self, destination: str, *options: str) -> Path:
+        """A destination with a source; returns the file that its token is in."""
+        token = self.root / f"{destination}.token"
+        self.run("destination", "add", destination, "--token-out", str(token), *options)
+        self.run("source", "add", destination, SOURCE)
+        return token
+
+    def family(self) -> list[psutil.Process]:
+        """Everything that `up` has started, and the database."""
+        assert self.process is not None
+        postmaster = self.cluster.pid()
+        return [*psutil.Process(self.process.pid).children(recursive=True),
+                *([] if postmaster is None else [psutil.Process(postmaster)])]
+
+    def part(self, name: str) -> psutil.Process:
+        """The child of that name (`receiver`, `admin`, `worker-1`), as the log last told it."""
+        told = [line for line in self.lines() if line.get("event") == "up.child_started" and line["part"] == name]
+        return psutil.Process(told[-1]["child"])
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The log so far."""
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+    def _environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("RECEIVER_", "PG"))
+                and name != "DATABASE_URL"}
+        return kept | self.environment
+
+    def clear(self) -> None:
+        """End whatever is left, and remove the directory."""
+        if self.process is not None and self.process.poll() is None:
+            left = psutil.Process(self.process.pid).children(recursive=True)
+            for each in (self.process, *left):
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
+            self.process.communicate()
+            psutil.wait_procs(left, 30)
+        with suppress(ConfigurationError):
+            self.cluster.stop()
+        shutil.rmtree(self.root)
+
+
+@contextmanager
+def machine() -> Iterator[Machine]:
+    """A machine; nothing of it is left at the end."""
+    made = Machine(open_directory())
+    try:
+        yield made
+    finally:
+        made.clear()
+
+
+def gone(process: psutil.Process) -> bool:
+    """Whether it has ended."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

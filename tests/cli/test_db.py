@@ -1,0 +1,173 @@
+"""`db`: the schema is moved, looked at, backed up and restored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from click.testing import CliRunner
+from sqlalchemy import Engine, make_url
+
+from receiver import keyring as keyrings
+from receiver.cli import main
+from receiver.keyring import Keyring
+from receiver.storage import backups, migrations
+from receiver.storage.registration import Registration
+from tests.postgres import drop_database, new_database
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def run(database_url: str, keyring_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a command on the fresh database; returns its JSON, or with `fails` the line that says why not."""
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("RECEIVER_KEYRING", str(keyring_path))
+
+    def command(*arguments: str, fails: bool = False, as_json: bool = True) -> Any:
+        done = CliRunner().invoke(main, [*arguments, *(["--json"] if as_json and not fails else [])])
+        assert done.exit_code == (1 if fails else 0), done.output
+        return done.stderr if fails else json.loads(done.stdout) if as_json else done.stdout
+
+    return command
+
+
+@pytest.fixture
+def empty() -> Iterator[str]:
+    """The URL of an empty database."""
+    url = new_database()
+    yield url
+    drop_database(url)
+
+
+def test_upgrade_makes_the_tables(run: Run, empty: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`db upgrade` brings an empty database to the revision that is wanted, and a second one finds it there."""
+    monkeypatch.setenv("DATABASE_URL", empty)
+    head = migrations.head()
+    assert run("db", "current") == {"revision": None, "wanted": head}
+    assert run("db", "upgrade") == {"before": None, "revision": head}
+    assert run("db", "current") == {"revision": head, "wanted": head}
+    assert run("db", "upgrade", as_json=False) == f"the schema is at {head} already\n"
+
+
+def test_check(run: Run) -> None:
+    """`db check` tells of each thing whether it is well, and fails when one is not: the tests' database is not safe."""
+    done = CliRunner().invoke(main, ["db", "check", "--json"])
+    assert done.exit_code == 1
+    assert {each["name"]: each["state"] for each in json.loads(done.stdout)} == {
+        "database": "ok", "writable": "ok", "durability": "bad", "clock": "ok", "migrations": "ok", "keys": "ok"}
+    done = CliRunner().invoke(main, ["db", "check"])
+    assert "OK    database    PostgreSQL 18" in done.stdout
+    assert "BAD   durability  fsync, full_page_writes, synchronous_commit off" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+@pytest.fixture
+def backup(run: Run, registration: Registration, tmp_path: Path) -> Path:
+    """A backup of a database that holds a destination."""
+    registration.add_destination(
+        "lab", datetime.now(UTC), environment="development", require=["token"], sources_policy="registered",
+        on_unknown_source="reject", test_messages="accept", reply_with=None, token="a-token-of-thirty-two-characters")
+    run("db", "backup", str(tmp_path / "backup"))
+    return tmp_path / "backup"
+
+
+def test_there_and_back(run: Run, backup: Path, empty: str, keyring: Keyring, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was backed up is restored into an empty database, and the audit of both tells it."""
+    assert [each["action"] for each in run("audit", "list", "--limit", "1")] == ["database.backup"]
+    monkeypatch.setenv("DATABASE_URL", empty)
+    told = run("db", "restore", str(backup))
+    assert told["pending"] == 0
+    assert [each["name"] for each in run("destination", "list")] == ["lab"]
+    restored, *_ = run("audit", "list")
+    assert (restored["action"], restored["outcome"]) == ("database.restore", "done")
+    assert restored["detail"]["sha256"] == told["sha256"]
+
+
+def test_a_backup_is_for_its_owner_alone(backup: Path) -> None:
+    """Neither the directory nor what is in it can be read by others; nothing but dump and manifest is left."""
+    assert backup.stat().st_mode & 0o777 == 0o700
+    assert {path.name: path.stat().st_mode & 0o777 for path in backup.iterdir()} == {
+        backups.DUMP: 0o600, backups.MANIFEST: 0o600}
+
+
+def test_the_keyring_is_not_in_a_backup(backup: Path, keyring: Keyring) -> None:
+    """A backup names the keys that it needs, and holds none of them."""
+    manifest = json.loads((backup / backups.MANIFEST).read_text())
+    assert {each["id"]: each["fingerprint"] for each in manifest["keys"]} == {
+        key.id: key.fingerprint for key in keyring.keys}
+    everything = b"".join(path.read_bytes() for path in backup.iterdir())
+    assert not any(key.secret in everything or key.secret.hex().encode() in everything for key in keyring.keys)
+
+
+def test_a_directory_in_use(run: Run, tmp_path: Path) -> None:
+    """A backup never goes into a directory that holds something."""
+    (tmp_path / "letter.txt").write_text("mine")
+    assert "is not empty: name a new directory" in run("db", "backup", str(tmp_path), fails=True)
+
+
+def test_only_into_an_empty_database(run: Run, backup: Path) -> None:
+    """A database that holds anything is not restored into, and stays as it is."""
+    told = run("db", "restore", str(backup), fails=True)
+    assert "the database is not empty (it holds " in told
+    assert [each["name"] for each in run("destination", "list")] == ["lab"]
+
+
+def test_without_its_keyring(
+        run: Run, backup: Path, empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the keys that it was written with a backup is not restored: they are named, and nothing is changed."""
+    monkeypatch.setenv("DATABASE_URL", empty)
+    monkeypatch.setenv("RECEIVER_KEYRING", str(tmp_path / "nowhere.json"))
+    assert "put the keyring that belongs to this backup at" in run("db", "restore", str(backup), fails=True)
+    other = tmp_path / "other.json"
+    keyrings.create(datetime.now(UTC)).save(other)
+    monkeypatch.setenv("RECEIVER_KEYRING", str(other))
+    assert "lacks, or has other, keys of this backup (" in run("db", "restore", str(backup), fails=True)
+    assert run("db", "current")["revision"] is None
+
+
+@pytest.mark.parametrize(("damage", "told"), [
+    (lambda at: (at / backups.DUMP).write_bytes(b"PGDMP"), "is not what was backed up"),
+    (lambda at: (at / backups.DUMP).unlink(), "holds no backup that can be read"),
+    (lambda at: (at / backups.MANIFEST).write_text("{}"), "is damaged: take another backup"),
+    (lambda at: (at / backups.MANIFEST).write_text(
+        (at / backups.MANIFEST).read_text().replace(migrations.head(), "9999")), "which redox-receiver"),
+])
+def test_a_damaged_backup(run: Run, backup: Path, empty: str, monkeypatch: pytest.MonkeyPatch,
+                          damage: Callable[[Path], object], told: str) -> None:
+    """A backup that is not whole, or of a version that is not known, is refused before anything is changed."""
+    monkeypatch.setenv("DATABASE_URL", empty)
+    damage(backup)
+    assert told in run("db", "restore", str(backup), fails=True)
+    assert run("db", "current")["revision"] is None
+
+
+def test_a_failed_restore_changes_nothing(
+        run: Run, backup: Path, empty: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A restore that fails half-way leaves the database empty; what pg_restore said is in a file, and nowhere else."""
+    monkeypatch.setenv("DATABASE_URL", empty)
+    address = make_url(empty)
+    with psycopg.connect(host=str(address.query["host"]), user=address.username, dbname=address.database) as connection:
+        # Not a table, so not in the way at the beginning, but of a name that the backup needs.
+        connection.execute("CREATE TYPE destinations AS ENUM ('in the way')")
+    told = run("db", "restore", str(backup), fails=True)
+    assert f"pg_restore failed (exit status 1): {backup / 'pg_restore.log'} says why" in told
+    assert "in the way" not in told
+    assert (backup / "pg_restore.log").stat().st_mode & 0o777 == 0o600
+    assert run("db", "current")["revision"] is None
+
+
+def test_a_password_stays_out_of_the_process_list(engine: Engine, tmp_path: Path) -> None:
+    """pg_dump gets the password by its environment: its arguments, which everybody can read, have none."""
+    spy = tmp_path / "spy"
+    spy.write_text('#!/bin/sh\necho "$@" > "$0.args"\necho "$PGPASSWORD" > "$0.password"\n')
+    spy.chmod(0o700)
+    with_password = Engine(engine.pool, engine.dialect, engine.url.set(password="canary-password"))
+    backups._run([spy], with_password, tmp_path / "log")
+    assert "canary-password" not in (tmp_path / "spy.args").read_text()
+    assert (tmp_path / "spy.password").read_text() == "canary-password\n"

@@ -1,0 +1,193 @@
+"""`up` runs everything, keeps it running, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from urllib.request import urlopen
+
+import psutil
+import pytest
+
+from receiver.testing.sender import FakeRedox
+from tests.cli.machine import SOURCE, Machine, gone, machine, until
+from tests.postgres import drop_database, new_database
+
+
+@pytest.fixture
+def made() -> Iterator[Machine]:
+    """A machine on which nothing runs yet."""
+    with machine() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Machine]:
+    """One on which `up` runs, with a worker; whoever takes it leaves it running."""
+    with machine() as found:
+        found.up("--workers", "1")
+        yield found
+
+
+def send(at: Machine, token: str, seed: int) -> int | None:
+    """Send a message; the status."""
+    redox = FakeRedox(at.url, "lab", token, source_id=SOURCE)
+    return redox.send(redox.body("PatientAdmin.Arrival", seed=seed)).status
+
+
+def live(at: Machine) -> bool:
+    """Whether the public listener answers."""
+    with urlopen(f"{at.url}/livez", timeout=30) as answer:
+        return bool(answer.status == 200)
+
+
+def test_first_and_last(made: Machine) -> None:
+    """The first `up` makes database and keyring, says that it is ready and nothing more on stdout; SIGTERM ends all of
+    it, with exit status 0; the second finds what the first has kept."""
+    made.up("--workers", "1")
+    assert (made.data_dir / "keyring.json").stat().st_mode & 0o777 == 0o600
+    token = made.register("lab").read_text().strip()
+    assert send(made, token, 1) == 200
+    keyring = (made.data_dir / "keyring.json").read_bytes()
+    family = made.family()
+    assert len(family) >= 5
+
+    assert made.process is not None
+    made.process.terminate()
+    assert made.ended() == (0, "")
+    assert [process for process in family if not gone(process)] == []
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", int(made.url.rpartition(":")[2])))
+
+    made.up("--workers", "0")
+    assert (made.data_dir / "keyring.json").read_bytes() == keyring
+    assert send(made, token, 2) == 200
+    assert [each["kind"] for each in made.json("messages", "list")] == ["PatientAdmin.Arrival"] * 2
+    # Ctrl-C: the terminal signals the whole process group, in which nobody but `up` is.
+    os.killpg(made.process.pid, signal.SIGINT)
+    assert made.ended() == (0, "")
+    events = [line["event"] for line in made.lines()]
+    assert events.count("up.keyring_made") == 1
+    assert "up.child_ended" not in events
+    assert events[-1] == "up.stopped"
+
+
+@pytest.mark.parametrize("part", ["receiver", "admin", "worker-1"])
+def test_a_part_that_dies_is_started_again(running: Machine, part: str) -> None:
+    """A part that is killed comes back, while connections wait for it instead of being refused."""
+    killed = running.part(part)
+    family = killed.children(recursive=True)
+    killed.kill()
+    assert live(running)
+    until(lambda: running.part(part) != killed)
+    until(lambda: all(map(gone, family)))
+    ended = [line for line in running.lines() if line["event"] == "up.child_ended" and line["part"] == part]
+    assert [line["status"] for line in ended] == [-signal.SIGKILL]
+
+
+def test_the_database_is_started_again(running: Machine) -> None:
+    """When the postmaster is killed, another one takes its place, and messages are recorded again."""
+    token = running.register("lab").read_text().strip()
+    killed = running.cluster.pid()
+    assert killed is not None
+    os.kill(killed, signal.SIGKILL)
+    until(lambda: running.cluster.pid() not in (None, killed))
+    until(lambda: send(running, token, 3) == 200)
+
+
+def test_a_second_up_is_refused(running: Machine) -> None:
+    """Another `up` on the same data directory is told who runs there, and the first goes on."""
+    assert running.process is not None
+    told = running.run("up", "--bind", "127.0.0.1:0", "--admin-bind", "127.0.0.1:0", fails=True)
+    assert f"another `redox-receiver up` runs on this data directory (pid {running.process.pid})" in told
+    assert live(running)
+
+
+def test_killed_and_adopted(made: Machine) -> None:
+    """When `up` itself is killed its parts end; the next `up` takes over the database and the port."""
+    made.up("--workers", "1")
+    postmaster = made.cluster.pid()
+    family = [process for process in made.family() if process.pid != postmaster]
+    assert made.process is not None
+    made.process.kill()
+    made.ended()
+    made.up("--workers", "0", bind=made.url.removeprefix("http://"))
+    assert made.cluster.pid() == postmaster
+    until(lambda: all(map(gone, family)))
+    assert live(made)
+
+
+def test_told_twice(made: Machine) -> None:
+    """A part that is frozen would hold up the end; told a second time `up` kills it, and still ends in order."""
+    made.up("--workers", "1")
+    family = made.family()
+    made.part("worker-1").suspend()
+    assert made.process is not None
+    made.process.terminate()
+    until(lambda: "up.stopping" in [line["event"] for line in made.lines()])
+    until(lambda: gone(made.part("receiver")))
+    made.process.terminate()
+    assert made.ended() == (0, "")
+    assert [process for process in family if not gone(process)] == []
+    assert "up.child_killed" in [line["event"] for line in made.lines()]
+
+
+def test_a_port_in_use(made: Machine) -> None:
+    """A port that somebody else has is named, with the option that chooses another; the database is stopped again.
+
+    It was made, all the same: when its keyring is lost, it is not given another one.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        made.start("--bind", f"127.0.0.1:{port}", "--admin-bind", "127.0.0.1:0")
+        assert made.ended() == (1, "")
+    assert f"cannot listen at 127.0.0.1:{port} (Address already in use): choose another with --bind or " in (
+        made.log.read_text())
+    assert not made.cluster.running()
+
+    (made.data_dir / "keyring.json").rename(made.root / "elsewhere.json")
+    made.start()
+    assert made.ended() == (1, "")
+    assert f"there is no keyring at {made.data_dir / 'keyring.json'}" in made.log.read_text()
+
+
+def test_nothing_is_made_beside_a_database_of_the_operators(made: Machine) -> None:
+    """With DATABASE_URL, `up` makes neither a keyring nor tables: it names the commands that do."""
+    url = new_database()
+    try:
+        made.environment["DATABASE_URL"] = url
+        made.start()
+        assert made.ended() == (1, "")
+        assert "redox-receiver keys init" in made.log.read_text()
+        assert not made.data_dir.exists()
+    finally:
+        drop_database(url)
+
+
+def test_a_part_that_cannot_start(made: Machine) -> None:
+    """Before it was ready, a part that ends is not started again and again: `up` ends, and names it."""
+    made.environment["RECEIVER_HANDLERS"] = "no.such.plugin"
+    made.start("--bind", "127.0.0.1:0", "--admin-bind", "127.0.0.1:0", "--workers", "1")
+    status, said = made.ended()
+    assert (status, said) == (1, "")
+    assert "no.such.plugin" in made.log.read_text()
+    assert "did not start (exit status " in made.log.read_text()
+    assert not made.cluster.running()
+
+
+def test_modules_that_lie_about_are_not_imported(made: Machine) -> None:
+    """Nothing is imported from the directory that `up` was started in: anybody may have put it there."""
+    for name in ("structlog", "gunicorn", "sitecustomize"):
+        (made.root / f"{name}.py").write_text(f"from pathlib import Path\nPath({str(made.root)!r}, 'bitten').touch()\n")
+    made.up("--workers", "0")
+    assert not (made.root / "bitten").exists()
+
+
+def test_a_log_line_is_json(running: Machine) -> None:
+    """All that is on stderr is JSON, a line each, whoever wrote it."""
+    for line in running.log.read_text().splitlines():
+        assert isinstance(json.loads(line), dict)
+    assert psutil.pid_exists(running.part("receiver").pid)
