@@ -1,0 +1,143 @@
+"""Log lines: JSON, one object a line, whoever writes them: we, gunicorn, SQLAlchemy, Alembic or Procrastinate.
+
+May not print what it was not told to. Event names are fixed words; fields come from an allow-list, and a field that is
+not on it is counted, not printed. An exception is its class and our own frames, never its text: PostgreSQL quotes the
+row, and a parser the patient. A library's line is where it was written and, for the few that speak of processes alone,
+its text.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import threading
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Final, TextIO
+
+import structlog
+
+# What a line may hold beside time, level, logger and event: words and ids of ours, numbers, and our own frames.
+FIELDS: Final = frozenset({
+    "action", "again_in", "attempt", "attempts", "bind", "cause", "child", "code", "count", "credential", "delivery",
+    "deliveries", "destination", "epoch", "error", "error_class", "frames", "generation", "handler", "handlers", "host",
+    "id", "kind", "lane", "lanes", "limit", "message_id", "method", "ms", "name", "option", "outcome", "part",
+    "path", "peer", "pid", "plugin", "port", "purpose", "reason", "responder", "revision", "role", "row", "seconds",
+    "signal", "size", "slot", "sqlstate", "status", "table", "task", "timeout", "uuid", "version", "worker", "workers",
+})
+
+# subject.what_happened, as in the code: whatever else is given as an event was put together from data.
+_EVENT: Final = re.compile(r"[a-z_]+(?:\.[a-z_]+)+")
+# An error of ours names settings and commands in a sentence or two; longer is somebody's data.
+_LONGEST: Final = 500
+_LIST: Final = 50
+
+# Loggers and modules of libraries whose lines tell of processes and revisions alone, from level info up. Anything else
+# may quote a request line, a job's arguments or a row: of that only the place is printed.
+_SPEAK_OF_PROCESSES: Final = frozenset({("gunicorn.error", "arbiter"), ("alembic.runtime.migration", "migration")})
+
+
+def configure(level: str, stream: TextIO | None = None) -> None:
+    """Write every line of level `level` and above to `stream` (standard error), from now on, in this process.
+
+    Takes over the handlers that libraries have made for themselves, and what Python prints of exceptions that nobody
+    catches.
+    """
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(_Formatter())
+    logging.raiseExceptions = False  # else a line that cannot be made is printed with all that was to go into it
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for name in ("gunicorn.error", "gunicorn.access"):
+        library = logging.getLogger(name)
+        library.handlers.clear()
+        library.propagate = True
+    logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)  # seven lines at each import
+    logging.captureWarnings(capture=True)
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(), wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False)
+    sys.excepthook = _uncaught
+    sys.unraisablehook = lambda hint: _uncaught(hint.exc_type, hint.exc_value, hint.exc_traceback)
+    threading.excepthook = lambda hint: _uncaught(hint.exc_type, hint.exc_value, hint.exc_traceback)
+
+
+def frames(traceback: TracebackType | None) -> list[str]:
+    """Our own frames of a traceback, outermost first, as module:line:function."""
+    found = []
+    while traceback is not None:
+        module = str(traceback.tb_frame.f_globals.get("__name__", ""))
+        if module.partition(".")[0] in ("receiver", "wsgi"):
+            found.append(f"{module}:{traceback.tb_lineno}:{traceback.tb_frame.f_code.co_name}")
+        traceback = traceback.tb_next
+    return found[-_LIST:]
+
+
+def _uncaught(kind: type[BaseException], exc: BaseException | None, traceback: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        return
+    structlog.get_logger(__name__).error("process.uncaught", exc_info=(kind, exc, traceback))
+
+
+class _Formatter(logging.Formatter):
+    """A record, ours (through structlog) or a library's, as one line of ASCII.
+
+    Nothing but ASCII: control characters, line separators and direction marks cannot reach a terminal.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(), "logger": record.name}
+        if isinstance(record.msg, dict) and hasattr(record, "_logger"):
+            line |= _ours(record.msg)
+            raised = record.msg.get("exc_info")
+        else:
+            line |= _theirs(record)
+            raised = record.exc_info
+        return json.dumps(line | _exception(raised, line.get("error"))).replace("\x7f", "\\u007f")
+
+
+def _ours(given: dict[str, Any]) -> dict[str, Any]:
+    event = given["event"]
+    fields = given.keys() - {"event", "exc_info"}
+    line = {"event": event if isinstance(event, str) and _EVENT.fullmatch(event) else "log.unnamed"}
+    line |= {field: _value(given[field]) for field in given if field in fields & FIELDS}
+    return line | ({"dropped": len(fields - FIELDS)} if fields - FIELDS else {})
+
+
+def _theirs(record: logging.LogRecord) -> dict[str, Any]:
+    line: dict[str, Any] = {"event": "library.line", "place": f"{record.module}:{record.lineno}:{record.funcName}"}
+    if record.levelno >= logging.INFO and (record.name, record.module) in _SPEAK_OF_PROCESSES:
+        line["message"] = _value(record.getMessage())
+    return line
+
+
+def _exception(raised: Any, told: object) -> dict[str, Any]:
+    """Class, causes and our frames; `told` is what the line says already of the error."""
+    if raised is True:
+        raised = sys.exc_info()
+    elif isinstance(raised, BaseException):
+        raised = (type(raised), raised, raised.__traceback__)
+    if not isinstance(raised, tuple) or raised[0] is None:
+        return {}
+    kind, exc, traceback = raised
+    causes: list[str] = []
+    while exc is not None and len(causes) < _LIST and (exc := exc.__cause__ or exc.__context__) is not None:
+        causes.append(type(exc).__qualname__)
+    return {"error": told or kind.__qualname__, "frames": frames(traceback)} | ({"cause": causes} if causes else {})
+
+
+def _value(value: object) -> Any:
+    """A value as it may be printed: plain, short, or the name of its type."""
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, str):
+        return value if len(value) <= _LONGEST else f"{value[:_LONGEST]}…"
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_value(each) for each in list(value)[:_LIST]]
+    return type(value).__name__

@@ -1,0 +1,51 @@
+"""Who is at the other end: the connection's address, or what a trusted proxy says of it.
+
+X-Forwarded-For is written by anybody; only what trusted proxies have appended to it, at its right end, is worth
+something. May not believe a word of it when the connection does not come from a trusted proxy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+# RFC 7239 section 6: an address with a port, an IPv6 address in brackets; proxies write both into X-Forwarded-For too.
+_NODE = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?|([0-9.]+):[0-9]+")
+
+
+class Peers:
+    """Tells peers apart. `trusted`: addresses and networks of proxies. Raises ValueError on what is none."""
+
+    def __init__(self, trusted: Iterable[str]) -> None:
+        self._trusted: tuple[IPv4Network | IPv6Network, ...] = tuple(ip_network(each, strict=False) for each in trusted)
+
+    def trusted(self, remote: str) -> bool:
+        """Whether a connection comes from a trusted proxy, or over a Unix socket, which has no address."""
+        peer = _address(remote)
+        return not remote if peer is None else self._trusts(peer)
+
+    def name(self, remote: str, forwarded: str | None) -> str:
+        """The peer's address: `remote`, or the rightmost of X-Forwarded-For that is no trusted proxy itself."""
+        peer = _address(remote)
+        for hop in reversed((forwarded or "").split(",")):
+            if not (self.trusted(remote) if peer is None else self._trusts(peer)):
+                break
+            before = _address(hop.strip(" \t"))
+            if before is None:
+                break
+            peer = before
+        return "unknown" if peer is None else str(peer)
+
+    def _trusts(self, peer: IPv4Address | IPv6Address) -> bool:
+        return any(peer in network for network in self._trusted)
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    node = _NODE.fullmatch(text)
+    try:
+        address = ip_address((node[1] or node[2]) if node else text.partition("%")[0])
+    except ValueError:
+        return None
+    # A listener on :: sees IPv4 peers as ::ffff:a.b.c.d.
+    return getattr(address, "ipv4_mapped", None) or address

@@ -1,0 +1,132 @@
+"""The public listener in Flask: `/redox/<destination>` and `/livez`, and nothing else.
+
+A path is compared as segments: slashes that are doubled or trail change nothing, so no spelling of a path reaches
+anything by another way. May not answer with a page, a word or a header that is not written here: no cookies, no
+sessions, no redirects, no forms.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from receiver.errors import BadTransfer
+from receiver.protocol.message import Head, Reply
+from receiver.web.door import UNAVAILABLE, Door
+from receiver.web.peers import Peers
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+log: Final = structlog.get_logger(__name__)
+
+METHODS: Final = ("GET", "POST")
+_AUTHORITY: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?]*")
+_DIGITS: Final = re.compile(r"[0-9]{1,15}")
+
+
+class PublicApp(Flask):
+    """A Flask application that finds its routes whatever slashes are in the path."""
+
+    def wsgi_app(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve, with PATH_INFO brought to one spelling."""
+        environ["PATH_INFO"] = "/" + "/".join(filter(None, environ.get("PATH_INFO", "").split("/")))
+        return super().wsgi_app(environ, start_response)
+
+
+def public_app(door: Door, *, trusted_proxies: Iterable[str]) -> PublicApp:
+    """The application. `trusted_proxies`: addresses and networks whose X-Forwarded-For is believed."""
+    app = PublicApp(__name__, static_folder=None)
+    peers = Peers(trusted_proxies)
+
+    @app.route("/redox/<name>", methods=METHODS, provide_automatic_options=False)
+    def destination(name: str) -> Response:
+        environ = request.environ
+        if environ["REQUEST_METHOD"] not in METHODS:  # werkzeug lets HEAD in where GET is
+            raise MethodNotAllowed
+        return respond(door.serve(_head(environ, name, peers), WsgiTransfer(environ)))
+
+    @app.route("/livez", methods=["GET"], provide_automatic_options=False)
+    def livez() -> Response:
+        return respond(Reply(status=200, body=b"ok\n"))
+
+    @app.errorhandler(Exception)
+    def fault(exc: Exception) -> Response:
+        status = exc.code or 400 if isinstance(exc, HTTPException) else 500
+        if status >= 500:
+            log.error("request.failed", exc_info=exc)
+            return respond(UNAVAILABLE, close=True)
+        reply = Reply(status=status, body=_FAULTS.get(status, b"bad request\n"))
+        response = respond(reply, close=WsgiTransfer(request.environ).length != 0)
+        if status == MethodNotAllowed.code:
+            response.headers["Allow"] = ", ".join(METHODS)
+        return response
+
+    return app
+
+
+_FAULTS: Final = {404: b"not found\n", 405: b"method not allowed\n"}
+
+
+def respond(reply: Reply, *, close: bool = False) -> Response:
+    """The response that says `reply`, and lets nobody keep it or guess what it is."""
+    response = Response(reply.body, status=reply.status, content_type=reply.media)
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Cache-Control"] = "no-store"
+    if reply.retry_after is not None:
+        response.headers["Retry-After"] = str(reply.retry_after)
+    if reply.status == 401:  # RFC 9110 section 11.6.1
+        response.headers["WWW-Authenticate"] = "Bearer"
+    if reply.close or close:
+        response.headers["Connection"] = "close"
+    return response
+
+
+class WsgiTransfer:
+    """A body out of a WSGI environment (PEP 3333).
+
+    Chunks are read where the server says that it marks their end (`wsgi.input_terminated`), as gunicorn does.
+    """
+
+    def __init__(self, environ: WSGIEnvironment) -> None:
+        announced = environ.get("CONTENT_LENGTH") or ("" if "HTTP_TRANSFER_ENCODING" in environ else "0")
+        self.length: Final = int(announced) if _DIGITS.fullmatch(announced) else None
+        # Servers refuse themselves what is neither a length nor chunks; should one not, nothing of it is read.
+        self._ends = self.length is not None or (not announced and bool(environ.get("wsgi.input_terminated")))
+        self._environ = environ
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes. Raises BadTransfer `body_malformed`."""
+        if not self._ends:
+            raise BadTransfer("body_malformed")
+        try:
+            piece: bytes = self._environ["wsgi.input"].read(size)
+        except Exception as exc:
+            # Servers have errors of their own for chunks that are none and for senders that went away.
+            raise BadTransfer("body_malformed") from exc
+        return piece
+
+
+def _head(environ: WSGIEnvironment, destination: str, peers: Peers) -> Head:
+    headers = {key[5:].replace("_", "-").lower(): value for key, value in environ.items() if key.startswith("HTTP_")}
+    headers |= {key.replace("_", "-").lower(): environ[key] for key in ("CONTENT_TYPE", "CONTENT_LENGTH")
+                if environ.get(key)}
+    target, query = _raw(environ)
+    remote = environ.get("REMOTE_ADDR", "")
+    return Head(destination=destination, method=environ["REQUEST_METHOD"], headers=headers, target=target, query=query,
+                peer=peers.name(remote, headers.get("x-forwarded-for")), proxied=peers.trusted(remote),
+                received_at=datetime.now(UTC))
+
+
+def _raw(environ: dict[str, Any]) -> tuple[str, str]:
+    """Path and query as they were sent: the request target of RFC 9112 section 3.2, without scheme and host."""
+    raw = environ.get("RAW_URI") or environ.get("REQUEST_URI") or ""
+    authority = _AUTHORITY.match(raw)
+    target, _, query = raw[authority.end() if authority else 0:].partition("?")
+    return target, query

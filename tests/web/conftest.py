@@ -1,0 +1,101 @@
+"""A receiver that really serves, once a module, and what stands in its database."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import Engine, text
+
+from receiver.keyring import Keyring
+from receiver.storage.database import open_engine
+from receiver.storage.registration import Registration, new_token, record_keys
+from tests.postgres import drop_database, new_database
+from tests.web.server import Server, post, serving, until
+
+SOURCE = "7ce6f387-c33c-417d-8682-81e83628cbd9"
+
+
+@dataclass(kw_only=True)
+class Site:
+    """A database with destinations, and the environment that a receiver on it wants."""
+
+    engine: Engine
+    registration: Registration
+    environment: dict[str, str]
+    directory: Path
+    tokens: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def add(self, name: str, **policies: Any) -> str:
+        """A destination that knows SOURCE; its token."""
+        values: dict[str, Any] = {"environment": "development", "require": ["token"], "sources_policy": "registered",
+                                  "on_unknown_source": "reject", "test_messages": "accept", "reply_with": None}
+        self.tokens[name] = new_token()
+        now = datetime.now(UTC)
+        self.registration.add_destination(name, now, token=self.tokens[name], **values | policies)
+        self.registration.add_source(name, SOURCE, now, name=None)
+        return self.tokens[name]
+
+    def rows(self, sql: str, **values: Any) -> list[Any]:
+        """The rows of a query."""
+        with self.engine.connect() as connection:
+            return list(connection.execute(text(sql), values))
+
+    def count(self, table: str) -> int:
+        """How many rows a table has."""
+        return int(self.rows(f"SELECT count(*) FROM {table}")[0][0])
+
+    def audit(self, after: int, **columns: Any) -> Any:
+        """The first audit row after the id `after` with these values, as soon as it is there."""
+        where = "".join(f" AND {name} = :{name}" for name in columns)
+        return until(lambda: self.rows(f"SELECT * FROM audit_events WHERE id > :after{where} ORDER BY id", after=after,
+                                       **columns))[0]
+
+    def last(self) -> int:
+        """The id of the newest audit row."""
+        return int(self.rows("SELECT coalesce(max(id), 0) FROM audit_events")[0][0])
+
+
+@pytest.fixture(scope="module")
+def site(migrated_database: str, keyring: Keyring, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A fresh database with one destination, `lab`."""
+    directory = tmp_path_factory.mktemp("site")
+    url = new_database(migrated_database)
+    engine = open_engine(url)
+    keyring.save(directory / "keyring.json")
+    with engine.begin() as connection:
+        record_keys(connection, keyring)
+    site = Site(engine=engine, registration=Registration(engine, keyring, actor="tester@test"), directory=directory,
+                environment={"DATABASE_URL": url, "RECEIVER_DATA_DIR": str(directory), "RECEIVER_RECEIVERS": "1"})
+    site.add("lab")
+    yield site
+    engine.dispose()
+    drop_database(url)
+
+
+@pytest.fixture(scope="module")
+def server(site: Site) -> Iterator[Server]:
+    """A receiver at work on `site`."""
+    with serving(site.directory, site.environment) as server:
+        yield server
+
+
+def message(**meta: Any) -> bytes:
+    """A notification of a patient's arrival, from SOURCE and new unless `meta` says otherwise."""
+    return json.dumps({"Meta": {"DataModel": "PatientAdmin", "EventType": "Arrival", "Source": {"ID": SOURCE},
+                                "Logs": [{"ID": str(uuid4()), "AttemptID": str(uuid4())}]} | meta,
+                       "Patient": {"Identifiers": []}}).encode()
+
+
+def sent(site: Site, body: bytes | None = None, headers: Mapping[str, str | None] = MappingProxyType({}), *,
+         to: str = "lab", **named: str | None) -> bytes:
+    """The bytes of a request as Redox sends it: with the right token, unless `headers` or `named` say otherwise."""
+    given = {"verification_token": site.tokens[to], **headers, **named}
+    return post(f"/redox/{to}", message() if body is None else body, **given)

@@ -1,0 +1,183 @@
+"""Real gunicorn processes for tests, and a wire to speak raw HTTP to them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import psutil  # type: ignore[import-untyped]  # psutil ships no types
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+OURS: Final = ("-c", "python:receiver.web.gunicorn_conf")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """An answer as it came. Header names are lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    raw: bytes = field(repr=False)
+
+
+class Wire:
+    """One TCP connection, on which bytes are sent as they are and answers read one after another."""
+
+    def __init__(self, port: int, *, timeout: float = 20.0) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=timeout)
+        self._rest = b""
+
+    def send(self, data: bytes) -> Self:
+        """Send bytes. That the other side has hung up is seen when its answer is read."""
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self.socket.sendall(data)
+        return self
+
+    def finish(self) -> Self:
+        """Send FIN: no more will come."""
+        self.socket.shutdown(socket.SHUT_WR)
+        return self
+
+    def answer(self) -> Answer:
+        """The next answer. Raises EOFError when the connection ends before it."""
+        while b"\r\n\r\n" not in self._rest:
+            self._more()
+        head, _, self._rest = self._rest.partition(b"\r\n\r\n")
+        status, *lines = head.decode("latin-1").split("\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        length = int(headers.get("content-length", "0"))
+        while len(self._rest) < length:
+            self._more()
+        body, self._rest = self._rest[:length], self._rest[length:]
+        return Answer(status=int(status.split()[1]), headers=headers, body=body, raw=head + b"\r\n\r\n" + body)
+
+    def ended(self) -> bool:
+        """Whether the other side closes, with nothing more to say."""
+        try:
+            return not self._rest and self.socket.recv(1) == b""
+        except ConnectionResetError:
+            return True
+
+    def _more(self) -> None:
+        data = self.socket.recv(65536)
+        if not data:
+            raise EOFError("closed")
+        self._rest += data
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.socket.close()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Server:
+    """A gunicorn that serves."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+    output: Path
+
+    def wire(self, *, timeout: float = 20.0) -> Wire:
+        """A new connection."""
+        return Wire(self.port, timeout=timeout)
+
+    def ask(self, data: bytes) -> Answer:
+        """The answer to these bytes, on a connection of their own."""
+        with self.wire() as wire:
+            return wire.send(data).answer()
+
+    def workers(self) -> list[psutil.Process]:
+        """Its worker processes."""
+        return list(psutil.Process(self.process.pid).children())
+
+    def text(self) -> str:
+        """All that it has printed."""
+        return self.output.read_text()
+
+    def lines(self, event: str | None = None) -> list[dict[str, Any]]:
+        """Its log lines, of one event or all. Fails when it has printed anything that is no line of ours."""
+        lines = [json.loads(line) for line in self.text().splitlines()]
+        return [line for line in lines if event in (None, line["event"])]
+
+    def stop(self, order: signal.Signals = signal.SIGTERM) -> int:
+        """Tell it to end, and wait; its exit status."""
+        self.process.send_signal(order)
+        return self.process.wait(60)
+
+
+@contextmanager
+def serving(directory: Path, environment: Mapping[str, str], *, arguments: Sequence[str] = OURS,
+            wait: bool = True) -> Iterator[Server]:
+    """A gunicorn on a random port while the block runs, with `environment` and no other setting of ours."""
+    output = directory / f"gunicorn-{time.monotonic_ns()}.log"
+    foreign = ("RECEIVER_", "DATABASE_URL", "PG", "GUNICORN_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener, output.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gunicorn", *arguments, "--bind", f"fd://{listener.fileno()}"], cwd=ROOT,
+            stdout=file, stderr=file, stdin=subprocess.DEVNULL, pass_fds=[listener.fileno()],
+            env=kept | dict(environment))
+        server = Server(port=listener.getsockname()[1], process=process, output=output)
+    try:
+        if wait:
+            until(lambda: _alive(server) or process.poll() is not None)
+            assert process.poll() is None, server.text()
+        yield server
+    finally:
+        _end(process)
+
+
+def _alive(server: Server) -> bool:
+    try:
+        with server.wire(timeout=1) as wire:
+            return wire.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").answer().status == 200
+    except (OSError, EOFError):
+        return False
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        try:
+            process.wait(45)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        for child in children:
+            if child.is_running():
+                child.kill()
+
+
+def until(holds: Callable[[], Any], seconds: float = 30.0) -> Any:
+    """Wait until `holds` returns something true, and return that. Fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = holds()
+        if found:
+            return found
+        assert time.monotonic() < deadline, "it did not become so in time"
+        time.sleep(0.02)
+
+
+def post(path: str, body: bytes = b"", **headers: str | None) -> bytes:
+    """A request's bytes; `headers` by name, with _ for -. None takes a header away that would be there."""
+    given = {"host": "receiver.test", "content-type": "application/json", "content-length": str(len(body))}
+    named = given | {re.sub("_", "-", name): value for name, value in headers.items()}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in named.items() if value is not None)
+    return f"POST {path} HTTP/1.1\r\n{lines}\r\n".encode("latin-1") + body

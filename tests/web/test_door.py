@@ -1,0 +1,399 @@
+"""The table of what a request gets, row by row, from the socket to PostgreSQL; tokens and media types with it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from receiver.storage.registration import HandlerSpec, new_token
+from tests.web.conftest import SOURCE, Site, message, sent
+from tests.web.server import Server, post, until
+
+NEVER = "4f0f6e3c-0000-4000-8000-000000000000"
+FIXED = b"unauthorized\n"
+
+
+def query(**meta: Any) -> bytes:
+    """A query for a patient."""
+    return message(DataModel="PatientSearch", EventType="Query", **meta)
+
+
+def handshake(token: str | None, challenge: object = "9a7e1c1e-7b0e-4d0c-8a42-0f6a3a2a7f11") -> bytes:
+    body = {"verification-token": token, "challenge": challenge}
+    return json.dumps({name: value for name, value in body.items() if value is not None}).encode()
+
+
+def get(query: str, **headers: str) -> bytes:
+    lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
+    return f"GET /redox/lab?{query} HTTP/1.1\r\nHost: x\r\n{lines}\r\n".encode()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def destinations(site: Site) -> None:
+    """One destination a policy; made before the receiver starts, so that it knows them."""
+    now = datetime.now(UTC)
+    site.add("closed")
+    site.registration.set_destination("closed", now, {"enabled": False})
+    site.add("keeping", on_unknown_source="quarantine")
+    site.add("real", environment="production", test_messages="quarantine")
+    site.add("strict", environment="production", test_messages="reject")
+    site.add("signed", require=["hmac"])
+    site.add("rotating")
+    site.tokens["next"] = new_token()
+    site.registration.add_token("rotating", now, site.tokens["next"], label=None, expires_at=now + timedelta(hours=1))
+    site.tokens["expired"] = new_token()
+    site.registration.add_token("rotating", now, site.tokens["expired"], label=None, expires_at=now)
+    site.tokens["revoked"] = new_token()
+    site.registration.revoke_credential(
+        site.registration.add_token("rotating", now, site.tokens["revoked"], label=None, expires_at=None), now)
+    site.add("inline")
+    site.registration.enable_handler("inline", HandlerSpec(
+        handler="never-loaded", role="handler", patterns=("*",), ordering="source", patient_key=None,
+        acknowledge="after_handling", on_failure="dead", max_attempts=1, timeout=1.0), now)
+    site.add("subscribed")
+    site.registration.enable_handler("subscribed", HandlerSpec(
+        handler="some", role="handler", patterns=("PatientAdmin.*",), ordering="source", patient_key=None,
+        acknowledge="after_commit", on_failure="dead", max_attempts=1, timeout=1.0), now)
+
+
+# --- handshake
+
+def test_handshake(site: Site, server: Server) -> None:
+    """The right token gets the challenge back, alone and as plain text, and an audit row; nothing else is kept."""
+    before, messages = site.last(), site.count("messages")
+    answer = server.ask(post("/redox/lab", handshake(site.tokens["lab"], "a-challenge")))
+    assert (answer.status, answer.body) == (200, b"a-challenge")
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    row = site.audit(before, action="destination.handshake")
+    assert (row.outcome, row.destination) == ("answered", "lab")
+    assert site.count("messages") == messages
+
+
+def test_handshake_by_get(site: Site, server: Server) -> None:
+    """The token may stand in the query or in the header."""
+    token = site.tokens["lab"]
+    assert server.ask(get(f"challenge=abc&verification-token={token}")).body == b"abc"
+    assert server.ask(get("challenge=abc", verification_token=token)).body == b"abc"
+    assert token not in server.text()
+
+
+@pytest.mark.parametrize("request_", [
+    post("/redox/lab", handshake("wrong" * 8, "CANARY")), post("/redox/lab", handshake(None, "CANARY")),
+    get("challenge=CANARY&verification-token=" + "wrong" * 8), get("challenge=CANARY"),
+])
+def test_handshake_with_a_wrong_token(site: Site, server: Server, request_: bytes) -> None:
+    """A wrong token is 401, and its challenge is not echoed."""
+    answer = server.ask(request_)
+    assert (answer.status, answer.body) == (401, FIXED)
+    assert b"CANARY" not in answer.raw
+
+
+@pytest.mark.parametrize("challenge", ["<script>", "a\r\nSet-Cookie: x=y", 1000 * "x", ["a"], {}, 7, "", None])
+def test_handshake_with_a_strange_challenge(site: Site, server: Server, challenge: object) -> None:
+    """A challenge that would be unsafe to echo is not, right token or not."""
+    answer = server.ask(post("/redox/lab", handshake(site.tokens["lab"], challenge)))
+    assert answer.status in (400, 401)
+    assert answer.body in (b"bad request\n", FIXED)
+
+
+# --- 401
+
+@pytest.mark.parametrize(("to", "headers"), [
+    ("nowhere", {}), ("closed", {}), ("lab", {"verification_token": None}), ("lab", {"verification_token": ""}),
+    ("lab", {"verification_token": "wrong" * 8}), ("lab", {"verification_token": "t\xf6ken" * 8}),
+    ("signed", {}), ("LAB", {}), ("lab%00", {}), ("%ff%fe", {}), ("..", {}), (300 * "x", {}),
+])
+def test_unauthorized(site: Site, server: Server, to: str, headers: dict[str, str | None]) -> None:
+    """Whatever is wrong with the credential or the destination, the answer is the same, and nothing is kept."""
+    messages = site.count("messages")
+    given: dict[str, str | None] = {"verification_token": site.tokens.get(to, site.tokens["lab"])}
+    answer = server.ask(post(f"/redox/{to}", message(), **given | headers))
+    assert (answer.status, answer.body) == (401, FIXED)
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert site.count("messages") == messages
+
+
+def test_a_refusal_in_the_audit(site: Site, server: Server) -> None:
+    """The audit tells a refusal's reason and peer, and of a body that was read length and digest; not a byte of it."""
+    before = site.last()
+    server.ask(sent(site, b'{"patient": "CANARY"}', to="keeping", verification_token=None))
+    row = site.audit(before, destination="keeping")
+    assert (row.action, row.outcome, row.reason, row.peer) == (
+        "message.refuse", "refused", "credential_missing", "127.0.0.1")
+    detail = json.loads(row.detail)
+    assert detail["status"] == 401
+    assert detail["length"] == 21
+    assert len(detail["sha256"]) == 64
+
+
+def twisted(token: str) -> dict[str, dict[str, str | None]]:
+    return {
+        "in the other case": {"verification_token": token.swapcase()}, "a prefix": {"verification_token": token[:-1]},
+        "and more": {"verification_token": f"{token}x"}, "in quotes": {"verification_token": f'"{token}"'},
+        "another bearer": {"authorization": "Bearer " + "wrong" * 8},
+        "another bearer alone": {"verification_token": None, "authorization": "Bearer " + "wrong" * 8},
+        "as basic": {"verification_token": None, "authorization": f"Basic {token}"},
+        "under another name": {"verification_token": None, "x_verification_token": token},
+    }
+
+
+@pytest.mark.parametrize("name", twisted("x"))
+def test_twisted_tokens(site: Site, server: Server, name: str) -> None:
+    """A token is the token, in its place, or it is none."""
+    answer = server.ask(sent(site, None, twisted(site.tokens["lab"])[name]))
+    assert (answer.status, answer.body) == (401, FIXED)
+
+
+def test_token_twice(site: Site, server: Server) -> None:
+    """Two tokens are none, in whatever order the right one comes."""
+    right = f"verification-token: {site.tokens['lab']}\r\n".encode()
+    wrong = f"verification-token: {'wrong' * 8}\r\n".encode()
+    for both in (right + wrong, wrong + right, right + right):
+        assert server.ask(sent(site).replace(right, both)).status == 401
+
+
+def test_token_with_an_underscore(site: Site, server: Server) -> None:
+    """A header that only looks like the token's in a WSGI environment is not taken for it."""
+    raw = sent(site).replace(b"verification-token", b"verification_token")
+    assert server.ask(raw).status in (400, 401)
+
+
+def test_token_in_the_query_of_a_post(site: Site, server: Server) -> None:
+    """A token in a POST's query proves nothing, and is written nowhere."""
+    raw = sent(site, verification_token=None).replace(
+        b"/redox/lab", f"/redox/lab?verification-token={site.tokens['lab']}".encode(), 1)
+    assert server.ask(raw).status == 401
+    assert site.tokens["lab"] not in server.text()
+
+
+def test_padded_token(site: Site, server: Server) -> None:
+    """Blanks around a header's value are no part of it (RFC 9110 section 5.5)."""
+    assert server.ask(sent(site, verification_token=f"  {site.tokens['lab']}\t ")).status == 200
+
+
+def test_bearer(site: Site, server: Server) -> None:
+    """The token as a Bearer value, beside its header or alone, opens the door."""
+    bearer = f"Bearer {site.tokens['lab']}"
+    assert server.ask(sent(site, authorization=bearer)).status == 200
+    assert server.ask(sent(site, authorization=bearer, verification_token=None)).status == 200
+
+
+def test_rotation(site: Site, server: Server) -> None:
+    """While a token is replaced both open the door and the audit names which did; expired and revoked ones do not."""
+    used = []
+    for name in ("rotating", "next"):
+        before = site.last()
+        assert server.ask(sent(site, to="rotating", verification_token=site.tokens[name])).status == 200
+        used.append(json.loads(site.audit(before, action="message.receive").detail)["credentials"])
+    assert used[0] != used[1]
+    for name, reason in (("expired", "token_expired"), ("revoked", "token_revoked")):
+        before = site.last()
+        answer = server.ask(sent(site, to="rotating", verification_token=site.tokens[name]))
+        assert (answer.status, answer.body) == (401, FIXED)
+        assert site.audit(before, reason=reason).destination == "rotating"
+
+
+def test_forged_peer(site: Site, server: Server) -> None:
+    """X-Forwarded-For of a peer that is no trusted proxy is ignored."""
+    before = site.last()
+    server.ask(sent(site, to="real", verification_token=None, x_forwarded_for="203.0.113.9",
+                    forwarded="for=203.0.113.9", x_real_ip="203.0.113.9"))
+    assert site.audit(before, destination="real").peer == "127.0.0.1"
+
+
+def test_forged_environment(site: Site, server: Server) -> None:
+    """Headers that gunicorn takes from a trusted proxy are taken from nobody."""
+    raw = sent(site, verification_token=None).replace(
+        b"host: ", b"SCRIPT_NAME: /redox\r\nPATH_INFO: /livez\r\nx-forwarded-proto: https\r\nhost: ")
+    assert server.ask(raw).status == 401
+
+
+# --- 403 and policies
+
+@pytest.mark.parametrize(("source", "reason"), [
+    ({"ID": NEVER}, "source_unknown"), ({"ID": None}, "source_missing"), ({}, "source_missing"),
+    (None, "source_missing")])
+def test_unknown_source(site: Site, server: Server, source: object, reason: str) -> None:
+    """A message from a source that nobody registered, or from none, is 403; nothing of it is kept."""
+    before, messages = site.last(), site.count("messages")
+    answer = server.ask(sent(site, message(Source=source)))
+    assert (answer.status, answer.body) == (403, b"forbidden\n")
+    assert site.audit(before, reason=reason).actor == "redox"
+    assert site.count("messages") == messages
+
+
+def test_unknown_source_in_the_audit(site: Site, server: Server) -> None:
+    """What is claimed as a source is in the audit when it is shaped like an id, else its digest alone."""
+    before = site.last()
+    server.ask(sent(site, message(Source={"ID": NEVER}), to="strict"))
+    assert json.loads(site.audit(before, reason="source_unknown").detail)["source"] == NEVER
+    before = site.last()
+    server.ask(sent(site, message(Source={"ID": "Jane Doe, born 1980"}), to="strict"))
+    detail = site.audit(before, reason="source_unknown").detail
+    assert "Jane" not in detail
+    assert json.loads(detail)["source_sha256"]
+
+
+def test_unknown_source_kept(site: Site, server: Server) -> None:
+    """With policy `quarantine` it is 200, kept and not dispatched."""
+    before = site.last()
+    assert server.ask(sent(site, message(Source={"ID": NEVER}), to="keeping")).status == 200
+    row = site.audit(before, action="message.receive")
+    assert (row.outcome, row.reason) == ("quarantined", "source_unknown")
+
+
+@pytest.mark.parametrize(("to", "status", "outcome"), [
+    ("lab", 200, "unhandled"), ("real", 200, "quarantined"), ("strict", 403, "refused")])
+def test_test_messages(site: Site, server: Server, to: str, status: int, outcome: str) -> None:
+    """A message marked as a test is dispatched, kept back or refused, as the destination has it."""
+    before = site.last()
+    assert server.ask(sent(site, message(Test=True), to=to)).status == status
+    assert site.audit(before, destination=to).outcome == outcome
+
+
+# --- 200
+
+def test_accepted(site: Site, server: Server) -> None:
+    """A message is answered 200 with nothing when message, payload, delivery and audit row are committed."""
+    before, payloads, deliveries = site.last(), site.count("payloads"), site.count("deliveries")
+    answer = server.ask(sent(site, to="subscribed"))
+    assert (answer.status, answer.body) == (200, b"")
+    [row] = site.rows("SELECT * FROM messages ORDER BY id DESC LIMIT 1")
+    assert (row.kind, row.source_id, row.state) == ("PatientAdmin.Arrival", SOURCE, "accepted")
+    assert (site.count("payloads"), site.count("deliveries")) == (payloads + 1, deliveries + 1)
+    assert site.audit(before, action="message.receive").message_uuid == row.uuid
+
+
+def test_seen_before(site: Site, server: Server) -> None:
+    """What comes again is 200 and the same message, whatever its attempt; each arrival is in the audit."""
+    logs = [{"ID": str(uuid4()), "AttemptID": "1"}]
+    assert server.ask(sent(site, message(Logs=logs), to="subscribed")).status == 200
+    before, messages, deliveries = site.last(), site.count("messages"), site.count("deliveries")
+    logs[0]["AttemptID"] = "2"
+    assert server.ask(sent(site, message(Logs=logs), to="subscribed")).status == 200
+    row = site.audit(before, action="message.receive")
+    assert (row.outcome, json.loads(row.detail)["attempt"]) == ("duplicate", "2")
+    assert (site.count("messages"), site.count("deliveries")) == (messages, deliveries)
+
+
+def test_same_key_other_content(site: Site, server: Server) -> None:
+    """The same key with other content outside Meta is a message of its own, and flagged."""
+    body = message()
+    assert server.ask(sent(site, body, to="subscribed")).status == 200
+    other = body.replace(b'"Identifiers": []', b'"Identifiers": [1]')
+    assert server.ask(sent(site, other, to="subscribed")).status == 200
+    assert site.rows("SELECT id_conflict, state FROM messages ORDER BY id DESC LIMIT 2") == [
+        (True, "accepted"), (False, "accepted")]
+
+
+@pytest.mark.parametrize(("body", "reason"), [
+    (b"", "empty"), (b"<html>", "not_json"), (b"{", "not_json"), (b"[]", "top_not_object"), (b"{}", "no_meta"),
+    (b"\xff\xfe{\x00}\x00", "not_utf8"), (b"[" * 100_000, "too_deep"), (message() * 2, "not_json"),
+    (b'{"Meta": [], "Meta": {}}', "top_duplicate_key"), (message(EventType=None), "kind_missing"),
+])
+def test_unreadable(site: Site, server: Server, body: bytes, reason: str) -> None:
+    """What is proved to be Redox's and cannot be read is 200, and kept in quarantine with its reason."""
+    before = site.last()
+    assert server.ask(sent(site, body)).status == 200
+    row = site.audit(before, action="message.receive")
+    assert (row.outcome, row.reason) in (("quarantined", reason), ("duplicate", reason))
+
+
+def test_nobody_subscribes(site: Site, server: Server) -> None:
+    """What no handler asks for is 200 and `unhandled`."""
+    assert server.ask(sent(site, message(DataModel="Brand New", EventType="Thing"))).status == 200
+    assert site.rows("SELECT kind, state FROM messages ORDER BY id DESC LIMIT 1") == [("BrandNew.Thing", "unhandled")]
+
+
+# --- media
+
+@pytest.mark.parametrize("media", [
+    "application/json", "application/fhir+json", "text/xml", "text/plain", None, "x" * 500,
+    "multipart/form-data; boundary=x", "application/x-www-form-urlencoded"])
+def test_media_types(site: Site, server: Server, media: str | None) -> None:
+    """A message is a message, whatever its type is said to be."""
+    assert server.ask(sent(site, content_type=media)).status == 200
+    [(kind, state)] = site.rows("SELECT kind, state FROM messages ORDER BY id DESC LIMIT 1")
+    assert (kind, state) == ("PatientAdmin.Arrival", "unhandled")
+
+
+def test_compressed(site: Site, server: Server) -> None:
+    """A compressed body is never inflated: it is kept in quarantine as it came."""
+    bomb = gzip.compress(bytes(100 * 1024 * 1024), mtime=0)
+    for body in (gzip.compress(message(), mtime=0), bomb):
+        assert server.ask(sent(site, body, content_encoding="gzip")).status == 200
+        [row] = site.rows("SELECT state, size FROM messages ORDER BY id DESC LIMIT 1")
+        assert (row.state, row.size) == ("quarantined", len(body))
+
+
+@pytest.mark.parametrize("media", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+def test_forms(site: Site, server: Server, media: str) -> None:
+    """A form of a million keys is bytes that are no message."""
+    form = b"&".join(b"a%d=b" % n for n in range(1_000_000))
+    assert server.ask(sent(site, form + media.encode(), content_type=media)).status == 200
+    assert site.rows("SELECT state FROM messages ORDER BY id DESC LIMIT 1") == [("quarantined",)]
+
+
+# --- queries
+
+def test_query_without_a_responder(site: Site, server: Server) -> None:
+    """A query that nobody answers is recorded and told 501 in Redox's shape; the audit says so, with what was sent."""
+    before = site.last()
+    answer = server.ask(sent(site, query()))
+    assert (answer.status, answer.headers["content-type"]) == (501, "application/json")
+    meta = json.loads(answer.body)["Meta"]
+    assert (meta["DataModel"], meta["EventType"], len(meta["Errors"])) == ("PatientSearch", "Response", 1)
+    row = site.audit(before, action="query.answer")
+    assert (row.outcome, json.loads(row.detail)["status"]) == ("failed", 501)
+    assert site.rows("SELECT uuid FROM messages ORDER BY id DESC LIMIT 1") == [(row.message_uuid,)]
+
+
+def test_query_is_never_a_duplicate(site: Site, server: Server) -> None:
+    """The same query twice is two messages: each wants its answer."""
+    body, before = query(), site.count("messages")
+    assert [server.ask(sent(site, body)).status for _ in range(2)] == [501, 501]
+    assert site.count("messages") == before + 2
+
+
+def test_query_from_an_unknown_source(site: Site, server: Server) -> None:
+    """A query that may not be asked is told 403 in Redox's shape."""
+    answer = server.ask(sent(site, query(Source={"ID": NEVER})))
+    assert answer.status == 403
+    assert json.loads(answer.body)["Meta"]["Errors"]
+
+
+def test_unreadable_query(site: Site, server: Server) -> None:
+    """A query that cannot be read is kept in quarantine, and told 400 in Redox's shape."""
+    before = site.last()
+    answer = server.ask(sent(site, query().replace(b'"Meta": {', b'"Meta": {}, "Meta": {')))
+    assert answer.status == 400
+    assert json.loads(answer.body)["Meta"]["Errors"]
+    assert site.audit(before, action="message.receive").outcome == "quarantined"
+
+
+# --- after_handling
+
+def test_not_handled_in_the_request(site: Site, server: Server) -> None:
+    """after_handling: what is not handled is 503, so that Redox keeps it; it is recorded once, however often."""
+    body, messages = message(), site.count("messages")
+    for _ in range(2):
+        answer = server.ask(sent(site, body, to="inline"))
+        assert (answer.status, answer.headers["retry-after"]) == (503, "5")
+    assert site.count("messages") == messages + 1
+    assert server.lines("request.unavailable")[-1]["reason"] in ("not_handled_yet", "responders_busy")
+
+
+# --- changes
+
+def test_changes_are_followed(site: Site, server: Server) -> None:
+    """What is changed in the registry holds within a second or two, in a receiver that runs."""
+    token = site.add("later")
+    until(lambda: server.ask(sent(site, to="later")).status == 200)
+    site.registration.set_destination("later", datetime.now(UTC), {"enabled": False})
+    until(lambda: server.ask(sent(site, to="later")).status == 401)
+    assert token not in server.text()

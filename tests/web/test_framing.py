@@ -1,0 +1,300 @@
+"""Raw sockets against a real gunicorn: whatever is done to the framing of HTTP, nothing is taken for what it is not."""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from tests.web.conftest import Site, message, sent
+from tests.web.server import Server, post, until
+
+MIB = 1024 * 1024
+CHUNKED: dict[str, str | None] = {"content_length": None, "transfer_encoding": "chunked"}
+
+
+def chunk(data: bytes) -> bytes:
+    return f"{len(data):x}\r\n".encode() + data + b"\r\n"
+
+
+@pytest.mark.parametrize(("name", "change", "status"), [
+    ("two that differ", lambda raw: raw.replace(b"content-length", b"content-length: 3\r\ncontent-length"), 400),
+    ("two lengths that agree", lambda raw: re.sub(rb"(content-length: \d+\r\n)", rb"\1\1", raw), 400),
+    ("a list of lengths", lambda raw: re.sub(rb"(content-length: )(\d+)", rb"\1\2, \2", raw), 400),
+    ("a negative length", lambda raw: raw.replace(b"content-length: ", b"content-length: -"), 400),
+    ("a length with a sign", lambda raw: raw.replace(b"content-length: ", b"content-length: +"), 400),
+    ("both", lambda raw: raw.replace(b"content-length", b"transfer-encoding: chunked\r\ncontent-length"), 400),
+    ("an unknown coding", lambda raw: raw.replace(b"content-length", b"transfer-encoding: xchunked\r\nx-length"), 501),
+    ("a NUL in a header", lambda raw: raw.replace(b"host: ", b"x-a: b\x00c\r\nhost: "), 400),
+    ("a CR in a header", lambda raw: raw.replace(b"host: ", b"x-a: b\rc\r\nhost: "), 400),
+    ("a folded header", lambda raw: raw.replace(b"host: ", b"x-a: b\r\n c\r\nhost: "), 400),
+    ("a bare LF", lambda raw: raw.replace(b"host: receiver.test\r\n", b"host: receiver.test\n"), 400),
+    ("a header without a name", lambda raw: raw.replace(b"host: ", b": x\r\nhost: "), 400),
+    ("a space before the colon", lambda raw: raw.replace(b"host: ", b"host : "), 400),
+    ("110 headers", lambda raw: raw.replace(b"host: ", b"".join(b"x-%d: y\r\n" % n for n in range(110)) + b"host: "),
+     431),
+    ("a header of 9 KB", lambda raw: raw.replace(b"host: ", b"x-a: " + 9 * 1024 * b"y" + b"\r\nhost: "), 431),
+    ("a target of 9 KB", lambda raw: raw.replace(b" HTTP/1.1", b"?" + 9 * 1024 * b"y" + b" HTTP/1.1", 1), 414),
+    ("an expectation", lambda raw: raw.replace(b"host: ", b"expect: foo\r\nhost: "), 417),
+    ("HTTP/3", lambda raw: raw.replace(b"HTTP/1.1", b"HTTP/3.0", 1), 400),
+    ("a method in lower case", lambda raw: raw.replace(b"POST", b"post", 1), 400),
+])
+def test_malformed(site: Site, server: Server, name: str, change: Callable[[bytes], bytes], status: int) -> None:
+    """What is no HTTP is answered by a few words of ours, and closed; it reaches nothing and is quoted nowhere."""
+    before = site.count("messages")
+    whole = sent(site)
+    assert change(whole) != whole, name
+    with server.wire() as wire:
+        answer = wire.send(change(whole)).answer()
+        assert wire.ended()
+    assert answer.status == status
+    assert len(answer.body) < 40
+    assert "server" not in answer.headers
+    assert site.count("messages") == before
+    assert site.tokens["lab"] not in server.text()
+
+
+def test_an_escape_in_a_header_is_data(site: Site, server: Server) -> None:
+    """A control character that gunicorn lets through is kept away from log and terminal."""
+    answer = server.ask(sent(site).replace(b"host: ", b"x-a: \x1b[31mred\r\nhost: "))
+    assert answer.status in (200, 400)
+    assert "\x1b" not in server.text()
+
+
+def test_announced_beyond_the_cap(site: Site, server: Server) -> None:
+    """A body announced beyond the cap is answered 413 before it is sent; the connection closes, the audit says why."""
+    before = site.last()
+    with server.wire() as wire:
+        answer = wire.send(sent(site, b"", content_length=str(40 * MIB + 1))).answer()
+        assert wire.ended()
+    assert (answer.status, answer.headers["connection"]) == (413, "close")
+    assert site.audit(before, reason="body_too_large").peer == "127.0.0.1"
+
+
+def test_announced_beyond_the_cap_without_a_token(site: Site, server: Server) -> None:
+    """Without a credential it is 413 too: the cap is no secret."""
+    answer = server.ask(sent(site, b"", content_length=str(40 * MIB + 1), verification_token=None))
+    assert answer.status == 413
+
+
+def test_chunks_beyond_the_cap(site: Site, server: Server) -> None:
+    """A body in chunks is answered 413 as soon as it is larger than the cap, never cut and taken."""
+    before, messages = site.last(), site.count("messages")
+    with server.wire() as wire:
+        wire.send(sent(site, b"", CHUNKED))
+        piece = chunk(MIB * b"x")
+        for _ in range(41):
+            wire.send(piece)
+        assert wire.answer().status == 413
+    assert site.audit(before, reason="body_too_large").destination == "lab"
+    assert site.count("messages") == messages
+
+
+def test_chunks(site: Site, server: Server) -> None:
+    """A body in chunks is the same message as one with a length, to the byte."""
+    body = message()
+    with server.wire() as wire:
+        wire.send(sent(site, b"", CHUNKED) + chunk(body[:7]) + chunk(body[7:]) + b"0\r\n\r\n")
+        assert wire.answer().status == 200
+        assert wire.send(sent(site, body)).answer().status == 200
+    [again, first] = site.rows(
+        "SELECT outcome, message_uuid FROM audit_events WHERE action = 'message.receive' ORDER BY id DESC LIMIT 2")
+    assert (first.outcome, again.outcome) == ("unhandled", "duplicate")
+    assert first.message_uuid == again.message_uuid
+
+
+def test_short_body(site: Site, server: Server) -> None:
+    """A body that ends before its announced length is 400, whatever was in it."""
+    before, messages = site.last(), site.count("messages")
+    with server.wire() as wire:
+        answer = wire.send(sent(site, b"{}", content_length="10")).finish().answer()
+    assert answer.status == 400
+    assert site.audit(before, reason="body_incomplete").outcome == "refused"
+    assert site.count("messages") == messages
+
+
+@pytest.mark.parametrize("rest", [b"zz\r\n{}\r\n0\r\n\r\n", b"-2\r\n{}\r\n0\r\n\r\n", b"0x2\r\n{}\r\n0\r\n\r\n",
+                                  b"2\r\n{}xx0\r\n\r\n", b"\r\n"])
+def test_bad_chunks(site: Site, server: Server, rest: bytes) -> None:
+    """Chunks that are none are 400, not a fault of ours."""
+    messages = site.count("messages")
+    with server.wire() as wire:
+        answer = wire.send(sent(site, b"", CHUNKED) + rest).answer()
+        assert wire.ended()
+    assert answer.status == 400
+    assert site.count("messages") == messages
+
+
+@pytest.mark.parametrize("rest", [b"", b"5", b"5\r\n{", b"2\r\n{}\r\n", b"2\r\n{}\r\n0\r\n"])
+def test_unfinished_chunks(site: Site, server: Server, rest: bytes) -> None:
+    """Chunks that end without their end are 400."""
+    messages = site.count("messages")
+    with server.wire() as wire:
+        answer = wire.send(sent(site, b"", CHUNKED) + rest).finish().answer()
+    assert answer.status == 400
+    assert site.count("messages") == messages
+
+
+def test_bad_chunks_in_the_audit(site: Site, server: Server) -> None:
+    """The audit tells chunks that were none."""
+    before = site.last()
+    with server.wire() as wire:
+        wire.send(sent(site, b"", CHUNKED) + b"zz\r\n{}\r\n0\r\n\r\n").answer()
+    row = site.audit(before, reason="body_malformed")
+    assert (row.action, row.outcome, row.destination) == ("message.refuse", "refused", "lab")
+
+
+def test_pipelined(site: Site, server: Server) -> None:
+    """A second request on the same connection is judged for itself, in one packet with the first or not."""
+    with server.wire() as wire:
+        wire.send(sent(site) + sent(site, verification_token="wrong" * 8))
+        assert [wire.answer().status, wire.answer().status] == [200, 401]
+
+
+def test_smuggled(site: Site, server: Server) -> None:
+    """What stands behind a refused request on its connection is not read as a request."""
+    messages = site.count("messages")
+    with server.wire() as wire:
+        inner = sent(site)
+        assert wire.send(sent(site, inner, verification_token="wrong" * 8)).answer().status == 401
+        assert wire.ended()
+    assert site.count("messages") == messages
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "HEAD", "PROPFIND"])
+def test_other_methods(site: Site, server: Server, method: str) -> None:
+    """Nothing but POST and GET is understood, whatever comes with it."""
+    with server.wire() as wire:
+        answer = wire.send(sent(site).replace(b"POST", method.encode(), 1) if method != "HEAD" else
+                           b"HEAD /redox/lab HTTP/1.1\r\nHost: x\r\n\r\n")
+        head = until(lambda: answer.socket.recv(4096))
+    assert head.startswith(b"HTTP/1.1 405 ")
+    assert b"Allow: GET, POST" in head
+
+
+@pytest.mark.parametrize("target", ["/redox/lab/", "//redox/lab", "/redox//lab", "///redox///lab///", "/redox/%6cab",
+                                    "http://elsewhere.test/redox/lab", "https://elsewhere.test//redox/lab?x=y"])
+def test_spellings_of_the_path(site: Site, server: Server, target: str) -> None:
+    """However the path is spelt, it leads to the same authentication."""
+    with server.wire() as wire:
+        assert wire.send(sent(site).replace(b"/redox/lab", target.encode(), 1)).answer().status == 200
+        wrong = sent(site, verification_token=None).replace(b"/redox/lab", target.encode(), 1)
+        assert wire.send(wrong).answer().status == 401
+
+
+@pytest.mark.parametrize("target", [
+    "/", "/redox", "/redox/", "/redox/lab/x", "/readyz", "/metrics", "/redox/../redox/lab", "/favicon.ico", "/static/x",
+    "/%2e%2e/etc/passwd", "/redox/lab%2fx", "/" + 900 * "a/"])
+def test_other_paths(site: Site, server: Server, target: str) -> None:
+    """There is nothing else on this listener, right token or not."""
+    answer = server.ask(sent(site).replace(b"/redox/lab", target.encode(), 1))
+    assert (answer.status, answer.body) == (404, b"not found\n")
+
+
+@pytest.mark.parametrize("hello", [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+                                   b"\x80\x2e\x01\x00\x02", b"PROXY TCP4 1.2.3.4 5.6.7.8 1 2\r\n", b"\x00" * 100,
+                                   b"\r\n\r\n"])
+def test_other_protocols(server: Server, hello: bytes) -> None:
+    """Who speaks another protocol is answered a refusal, or nothing, and the connection closes."""
+    with server.wire() as wire:
+        wire.send(hello)
+        head = b""
+        while data := _received(wire.socket):
+            head += data
+    assert not head or head.startswith(b"HTTP/1.1 400 ")
+
+
+def _received(connection: socket.socket) -> bytes:
+    try:
+        return connection.recv(4096)
+    except ConnectionResetError:
+        return b""
+
+
+def test_no_page_of_anybody_elses(site: Site, server: Server) -> None:
+    """Every answer is ours: nobody may keep it or guess its kind, and it names no software with a version."""
+    for raw in (sent(site), sent(site, verification_token=None), sent(site).replace(b"/redox/lab", b"/x", 1)):
+        answer = server.ask(raw)
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["server"] == "redox-receiver"
+        assert "set-cookie" not in answer.headers
+
+
+def test_continue(site: Site, server: Server) -> None:
+    """A client that asks first is told to go on when its head is right, and is spared the body when it is not."""
+    body = message()
+    head, _, _ = sent(site, body, expect="100-continue").partition(b"{")
+    with server.wire() as wire:
+        assert wire.send(head).answer().status == 100
+        assert wire.send(body).answer().status == 200
+    with server.wire() as wire:
+        refused = head.replace(site.tokens["lab"].encode(), b"wrong" * 8)
+        assert wire.send(refused).answer().status == 401
+
+
+def test_whole_connection_is_used_again(site: Site, server: Server) -> None:
+    """A connection serves one message after another."""
+    with server.wire() as wire:
+        assert [wire.send(sent(site)).answer().status for _ in range(5)] == 5 * [200]
+        assert wire.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").answer().body == b"ok\n"
+
+
+def test_large_body(site: Site, server: Server) -> None:
+    """The largest message that Redox sends is accepted byte for byte, in bounded memory."""
+    body = message()
+    body = body[:-1] + b', "Data": "' + (40 * MIB - len(body) - 12) * b"x" + b'"}'
+    assert len(body) == 40 * MIB
+    [worker] = server.workers()
+    assert server.ask(sent(site)).status == 200
+    resident = worker.memory_info().rss
+    highest = [resident]
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.005):
+            highest.append(worker.memory_info().rss)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    assert server.ask(sent(site, body)).status == 200
+    done.set()
+    watching.join()
+    [(size,)] = site.rows("SELECT size FROM messages ORDER BY id DESC LIMIT 1")
+    assert size == len(body)
+    assert max(highest) - resident < 4 * len(body)
+
+
+def test_large_bodies_with_a_wrong_token(site: Site, server: Server) -> None:
+    """Four bodies of 30 MB with a wrong token take neither memory nor anybody's turn."""
+    [worker] = server.workers()
+    resident = worker.memory_info().rss
+    wires = [server.wire() for _ in range(4)]
+    flood = [threading.Thread(target=wire.send, args=(sent(site, 30 * MIB * b"x", verification_token="wrong" * 8),))
+             for wire in wires]
+    for thread in flood:
+        thread.start()
+    assert [server.ask(sent(site)).status for _ in range(10)] == 10 * [200]
+    for thread in flood:
+        thread.join()
+    for wire in wires:
+        wire.socket.close()
+    assert worker.memory_info().rss - resident < 30 * MIB
+
+
+def test_unproved_body(site: Site, server: Server) -> None:
+    """Of a body that nothing in the head vouches for, no more is read than a handshake has."""
+    before = site.last()
+    with server.wire() as wire:
+        answer = wire.send(sent(site, b"", verification_token=None, content_length=str(30 * MIB))).answer()
+        assert wire.ended()
+    assert answer.status == 401
+    with server.wire() as wire:
+        wire.send(post("/redox/lab", b"", **CHUNKED) + chunk(8 * 1024 * b"x") + chunk(b"x"))
+        assert wire.answer().status == 401
+    assert until(lambda: site.rows("SELECT reason FROM audit_events WHERE id > :before", before=before)[1:])
+    assert set(site.rows("SELECT reason FROM audit_events WHERE id > :before", before=before)) == {
+        ("credential_missing",)}
