@@ -159,6 +159,44 @@ subscriptions = Table(
     _one_of("on_failure", "dead", "hold"),
 )
 
+signing_keys = Table(
+    "signing_keys", metadata,               # what our client assertions are signed with; the public halves are served
+    _id(),
+    _text("kid", unique=True),              # RFC 7638: the thumbprint of the public half
+    _text("algorithm"),
+    Column("public_jwk", JSONB, nullable=False),
+    _text("state"),                         # published: found by Redox, and signs nothing (not yet, or no longer)
+    Column("secret", LargeBinary),          # sealed: the private key, PKCS #8
+    _text("secret_key", nullable=True),
+    _created(),
+    _time("activated_at"),
+    _time("retired_at"),
+    *_mac(),
+    _one_of("algorithm", "RS384", "ES384"),
+    _one_of("state", "published", "active", "retired"),
+    Index("uq_signing_keys_active", "state", unique=True, postgresql_where=text("state = 'active'")),
+)
+
+api_keys = Table(
+    "api_keys", metadata,                   # what we speak to Redox with
+    _id(),
+    _text("name", unique=True),
+    _text("environment"),
+    _text("kind"),
+    _text("base_url"),
+    _text("source_id", nullable=True),
+    _text("client_id", nullable=True),
+    _text("kid", nullable=True),            # of a private key of its own; null: the signing key that is active
+    _text("scope", nullable=True),
+    _text("query_path"),
+    Column("secret", LargeBinary),          # sealed: that private key, or a legacy key with its secret
+    _text("secret_key", nullable=True),
+    _created(),
+    *_mac(),
+    _one_of("environment", "development", "staging", "production"),
+    _one_of("kind", "oauth", "legacy"),
+)
+
 keys = Table(
     "keys", metadata,                       # fingerprints only; the keys are in the keyring file
     Column("id", Text, primary_key=True),
@@ -294,6 +332,39 @@ workers = Table(
     Column("handlers", ARRAY(Text), nullable=False),
     _time("started_at", nullable=False, server_default=func.now()),
     _time("seen_at", nullable=False, server_default=func.now()),
+)
+
+# --- what goes out
+
+outbound_requests = Table(
+    "outbound_requests", metadata,          # in one lane, the order of ids is the order of sending
+    _id(),
+    Column("uuid", UUID, nullable=False, unique=True),
+    _text("api_key"),
+    _text("lane", nullable=True),           # null: a call that was made at once, and is on record here
+    _text("call"),
+    _text("kind"),                          # PatientAdmin.NewPatient, FHIR.Patient/$patient-update
+    Column("message_uuid", UUID, index=True),  # of the message that it answers
+    Column("destination_id", BigInteger),   # of ours, where it came in
+    _text("state"),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    _time("ready_at"),                      # null: at once; else not before
+    Column("status", Integer),              # HTTP, of the last answer
+    _text("error_class", nullable=True),
+    Column("log_ids", ARRAY(Text), nullable=False, server_default=text("'{}'::text[]")),  # Redox's
+    Column("request", LargeBinary),         # sealed; null: purged
+    _text("request_key", nullable=True),
+    Column("answer", LargeBinary),          # sealed: what Redox answered, or of a refusal its errors
+    _text("answer_key", nullable=True),
+    Column("epoch", BigInteger),            # of the lease that last sent it
+    _text("created_by"),
+    _created(),
+    _time("started_at"),                    # of the attempt that runs, or that was lost with the process that made it
+    _time("finished_at"),
+    _one_of("call", "send", "query", "fhir", "upload"),
+    _one_of("state", "pending", "sent", "dead", "held"),
+    Index("ix_outbound_requests_pending", "lane", "id", postgresql_where=text("state = 'pending'")),
+    Index("ix_outbound_requests_unsent", "state", "id", postgresql_where=text("state IN ('dead', 'held')")),
 )
 
 # --- evidence
