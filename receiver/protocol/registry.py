@@ -232,10 +232,14 @@ class Destination:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Registry:
-    """Every destination by name, at one version of the registry."""
+    """Every destination by name, at one version of the registry.
+
+    `public_keys`: those that Redox proves our client assertions by, as JWKs.
+    """
 
     version: int
     destinations: Mapping[str, Destination]
+    public_keys: tuple[Mapping[str, str], ...] = ()
 
 
 def default_test_policy(environment: Environment) -> TestPolicy:

@@ -63,20 +63,30 @@ def load(connection: Connection, keyring: Keyring) -> Registry:
                     sources={each["source_id"]: each["enabled"] and each["proved"] for each in of["sources"][number]},
                     subscriptions=tuple(_subscription(each) for each in of["subscriptions"][number]
                                         if each["enabled"] and each["proved"]))
-    return Registry(version=version or 0, destinations=found)
+    # The one that signs first, then the newest.
+    public = sorted((row for row in _rows(connection, schema.signing_keys, keyring)
+                     if row["proved"] and row["state"] != "retired"),
+                    key=lambda row: (row["state"] != "active", -row["id"]))
+    return Registry(version=version or 0, destinations=found, public_keys=tuple(row["public_jwk"] for row in public))
 
 
 def _rows(connection: Connection, table: Table, keyring: Keyring) -> list[dict[str, Any]]:
     """The rows, each with whether it is `proved`: its MAC holds."""
     rows = [dict(row) for row in connection.execute(select(table).order_by(table.c.id)).mappings()]
     for row in rows:
-        try:
-            row["proved"] = row_mac(mac_key(keyring[row["mac_key"]]), table.name, row) == row["mac"]
-        except ReceiverError:
-            row["proved"] = False
-        if not row["proved"]:
-            log.error("registry.row_not_proved", table=table.name, row=row["id"])
+        row["proved"] = proved(table, row, keyring)
     return rows
+
+
+def proved(table: Table, row: Mapping[str, Any], keyring: Keyring) -> bool:
+    """Whether a row of the registry is as we have written it."""
+    try:
+        holds = bool(row_mac(mac_key(keyring[row["mac_key"]]), table.name, row) == row["mac"])
+    except ReceiverError:
+        holds = False
+    if not holds:
+        log.error("registry.row_not_proved", table=table.name, row=row["id"])
+    return holds
 
 
 def _by_destination(rows: Sequence[dict[str, Any]]) -> Mapping[int, list[dict[str, Any]]]:
