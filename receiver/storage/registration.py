@@ -71,6 +71,7 @@ class Registration:
             raise ConfigurationError(f"{name!r} is no destination name: use a-z, 0-9 and -, at most 64 characters")
         _check_require(require)
         with self._change() as connection:
+            _check_reply_with(connection, reply_with, environment)
             destination_id = self._insert(connection, schema.destinations, {
                 "name": name, "environment": environment, "enabled": True, "require": list(require),
                 "sources_policy": sources_policy, "on_unknown_source": on_unknown_source,
@@ -82,11 +83,16 @@ class Registration:
         return destination_id
 
     def set_destination(self, name: str, now: datetime, values: Mapping[str, Any]) -> None:
-        """Change columns of a destination (environment, enabled, require, policies). Raises NotFound."""
+        """Change columns of a destination (environment, enabled, require, policies, reply_with).
+
+        Raises NotFound; ConfigurationError for an API key of another environment.
+        """
         if "require" in values:
             _check_require(values["require"])
         with self._change() as connection:
             row = self._destination(connection, name)
+            _check_reply_with(connection, values.get("reply_with", row.reply_with),
+                              values.get("environment", row.environment))
             self._update(connection, schema.destinations, row, values)
             self._tell(connection, now, "destination.set", name, f"destinations:{row.id}", dict(values))
 
@@ -249,7 +255,7 @@ class Registration:
             self._audit.restart()
             raise
 
-    def _tell(self, connection: Connection, now: datetime, action: str, destination: str, subject: str,
+    def _tell(self, connection: Connection, now: datetime, action: str, destination: str | None, subject: str,
               detail: dict[str, Any]) -> None:
         write(connection, self._audit, [AuditEvent(action=action, outcome="done", at=now, actor=self._actor,
                                                    destination=destination, subject=subject, detail=detail)])
@@ -353,3 +359,13 @@ def _check_require(require: Sequence[str]) -> None:
         raise ConfigurationError(f"--require: {exc}") from None
 
 
+def _check_reply_with(connection: Connection, reply_with: str | None, environment: str) -> None:
+    if reply_with is None:
+        return
+    table = schema.api_keys
+    of = connection.scalar(select(table.c.environment).where(table.c.name == reply_with))
+    if of is None:
+        raise NotFound(f"there is no API key {reply_with}: see `outbound key list`")
+    if of != environment:
+        raise ConfigurationError(f"API key {reply_with} is for {of}, and the destination for {environment}: name a key "
+                                 "of the same environment")
