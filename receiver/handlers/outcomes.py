@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from receiver.errors import GiveUp, RetryLater
+from receiver.storage.lanes import Failure
 
 Kind = Literal["failed", "timed_out", "crashed", "retry_later", "gave_up"]
 
@@ -92,6 +93,16 @@ def judge(outcome: Outcome, policy: Policy, *, attempt: int, deferred_for: float
     if outcome.kind == "gave_up" or attempt >= policy.max_attempts:
         return Verdict(state="pending", hold=True) if policy.on_failure == "hold" else Verdict(state="dead")
     return Verdict(state="pending", pause=pause(attempt))
+
+
+def failure(outcome: Outcome, verdict: Verdict, policy: Policy, *, key: str | None = None,
+            sealed: bytes | None = None, release: bool = False) -> Failure:
+    """What is to be written down. `sealed`: the outcome's text, sealed under `key`. `release`: the lease ends too."""
+    waiting = "waiting" if verdict.pause is not None and not policy.unordered else None
+    return Failure(
+        outcome=outcome.kind, state=verdict.state, error_class=outcome.error_class, error_frames=outcome.frames,
+        error_key=key, error_sealed=sealed, pause=verdict.pause, counted=verdict.counted, deferred=verdict.deferred,
+        lane_state="held" if verdict.hold else waiting, release=release)
 
 
 def pause(attempt: int) -> float:

@@ -15,10 +15,6 @@ from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
-
-# What a database raises, for callers that may not see SQLAlchemy.
-DatabaseError: Final = SQLAlchemyError
 
 # Lanes in which nothing waits for what is before it: `handler/destination/any:N`.
 _UNORDERED: Final = "'^[^/]+/[^/]+/any:'"
@@ -238,7 +234,7 @@ def renew(connection: Connection, owner: str, held: Mapping[str, int], lease: fl
 
 
 def renew_one(connection: Connection, fence: Fence, lease: float) -> bool:
-    """Prolong one lease, waiting a second for its lock. Raises DatabaseError after that."""
+    """Prolong one lease, waiting a second for its lock. Raises SQLAlchemyError after that."""
     return connection.exec_driver_sql(_RENEW_ONE, fence._values | {"lease": lease}).scalar() is not None
 
 
@@ -289,18 +285,6 @@ def fail(connection: Connection, fence: Fence, delivery: int, attempt: int, fail
 def unordered(lane: str) -> bool:
     """Whether nothing in this lane waits for what is before it."""
     return lane.split("/", 2)[2].startswith("any:")
-
-
-# --- operators
-
-_UNHOLD: Final = """
-UPDATE lanes SET state = 'ready', ready_at = NULL
-WHERE lane = %(lane)s AND state IN ('held', 'waiting') RETURNING lane"""
-
-
-def unhold(connection: Connection, lane: str) -> bool:
-    """Let a lane that is held, or that waits, go on at once; whether it was one."""
-    return connection.exec_driver_sql(_UNHOLD, {"lane": lane}).scalar() is not None
 
 
 # --- many dead
@@ -371,7 +355,7 @@ def due(connection: Connection, handlers: Sequence[str], *, after: str, limit: i
 def defer(connection: Connection, lane: str) -> None:
     """Have a worker look at the lane, unless one is about to. Not within a transaction that does anything else.
 
-    Raises DatabaseError with SQLSTATE 23505 when another did it at the same moment.
+    Raises SQLAlchemyError with SQLSTATE 23505 when another did it at the same moment.
     """
     connection.exec_driver_sql(_DEFER, {"lane": lane})
 

@@ -1,0 +1,171 @@
+"""The handler process: `python -m receiver.handlers.child FD`, started by receiver.handlers.runner and by nobody else.
+
+May not outlive whoever started it, nor a lease: then it kills its own process group, with all that handlers have
+started. One thread runs handlers, the other listens and keeps the time.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import queue
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import structlog
+
+from receiver import keyring as keyrings
+from receiver.errors import ReceiverError
+from receiver.handlers import discovery, running
+from receiver.handlers.running import LaneRun, Room
+from receiver.handlers.wire import (
+    Ask,
+    Broken,
+    Channel,
+    Command,
+    Failed,
+    FromChild,
+    Hello,
+    LeaseUntil,
+    Leave,
+    Log,
+    Ready,
+    RunLane,
+    ToChild,
+)
+from receiver.storage.sealing import Seals
+from receiver.storage.work import Records, Work
+
+_LARGEST: Final = (1 << 32) - 1
+# What keeps the time when the listening thread cannot, for a handler holds the interpreter: it ends this process alone,
+# so the thread goes first.
+_BACKSTOP: Final = 2.0
+_LONGEST_FIELD: Final = 200
+
+
+class Listener:
+    """The thread that hears what it is told while a handler runs, and ends everything when the time is over."""
+
+    def __init__(self, channel: Channel, room: Room) -> None:
+        self._channel = channel
+        self._room = room
+        self._until: float | None = None
+        self._setting = threading.Lock()
+        self._null = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process
+        self.commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+
+    def start(self) -> None:
+        """Listen from now on."""
+        threading.Thread(target=self._run, name="listener", daemon=True).start()
+
+    def idle(self) -> None:
+        """Nothing is run: there is no time to keep."""
+        with self._setting:
+            self._until = None
+            faulthandler.cancel_dump_traceback_later()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                said = self._channel.receive(ToChild, self._until)
+                if said is not None:
+                    self._hear(said)
+                elif self._until is not None and time.monotonic() >= self._until:
+                    end()
+        except BaseException:  # noqa: BLE001 - whoever started us is gone, or this thread cannot go on: no handler may
+            end()
+
+    def _hear(self, said: Any) -> None:
+        if isinstance(said, Leave):
+            self._room.leave = True
+        elif isinstance(said, LeaseUntil):
+            self._keep(said.until, running=True)
+        elif isinstance(said, RunLane | Ask):
+            self._room.leave = False
+            self._keep(said.until, running=False)
+            self.commands.put(said)
+        else:
+            raise Broken
+
+    def _keep(self, until: float, *, running: bool) -> None:
+        """Set the time; `running`: only where something runs, for the news may cross with its end."""
+        with self._setting:
+            if running and self._until is None:
+                return
+            self._until = until
+            patience = max(0.1, until + _BACKSTOP - time.monotonic())
+            faulthandler.dump_traceback_later(patience, exit=True, file=self._null)
+
+
+def end() -> NoReturn:
+    """End this process, and all of its group."""
+    os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
+def main(descriptor: int) -> None:
+    """Do what is said on the control channel until it is closed."""
+    channel = Channel(socket.socket(fileno=descriptor), _LARGEST)
+    try:
+        hello = channel.receive(ToChild, None)
+        if not isinstance(hello, Hello):
+            raise Broken
+        _serve(channel, hello)
+    except ReceiverError as exc:
+        channel.send(Failed(error=str(exc)))
+    except (EOFError, OSError, Broken):
+        pass
+    end()
+
+
+def _serve(channel: Channel, hello: Hello) -> None:
+    sys.path[:] = hello.path
+    resource.setrlimit(resource.RLIMIT_DATA, (hello.memory, hello.memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold patients' data
+    _log_to(channel)
+    room = Room(
+        seals=Seals(keyrings.load(Path(hello.keyring))), records=Records(hello.database_url),
+        work=Work(hello.database_url), modules=hello.modules, tell=channel.send,
+        env_file=None if hello.env_file is None else Path(hello.env_file))
+    room.handlers.update(discovery.load(hello.handlers, hello.modules))
+    listener = Listener(channel, room)
+    listener.start()
+    channel.send(Ready())
+    while True:
+        command = listener.commands.get()
+        result = _do(room, command)
+        listener.idle()
+        channel.send(result)
+
+
+def _do(room: Room, command: Command) -> FromChild:
+    try:
+        return LaneRun(room, command).run() if isinstance(command, RunLane) else running.answer(room, command)
+    except ReceiverError as exc:
+        return Failed(error=str(exc))
+
+
+def _log_to(channel: Channel) -> None:
+    """Hand structlog's lines over to whoever started us. Stdout, stderr and the logging module go nowhere: what plugins
+    and their libraries say there is anybody's data.
+    """
+
+    def forward(_logger: object, method: str, line: MutableMapping[str, Any]) -> NoReturn:
+        event = str(line.pop("event", ""))[:_LONGEST_FIELD]
+        channel.send(Log(level=method, event=event, fields={
+            name: value if value is None or isinstance(value, bool | int | float) else str(value)[:_LONGEST_FIELD]
+            for name, value in line.items() if name not in ("exc_info", "stack_info", "self")}))
+        raise structlog.DropEvent
+
+    structlog.configure(processors=[forward], cache_logger_on_first_use=False)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

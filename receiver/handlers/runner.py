@@ -1,0 +1,272 @@
+"""Handler processes as whoever starts them sees them: started, told what to run, timed, and killed.
+
+May not touch the database, nor record what became of a run: `Left`, `Cut` or an answer comes out.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+import structlog
+
+from receiver.errors import ConfigurationError, ReceiverError
+from receiver.handlers.wire import (
+    Answered,
+    Ask,
+    Broken,
+    Channel,
+    Ended,
+    Failed,
+    FromChild,
+    Hello,
+    LeaseUntil,
+    Leave,
+    Left,
+    Log,
+    Ready,
+    RunLane,
+    Started,
+    ToChild,
+    Unanswered,
+)
+from receiver.storage.lanes import Fence
+
+plugin_log: Final = structlog.get_logger("receiver.plugin")
+
+# A process has to start, and to import what it runs, within this time; plugins may be slow to import.
+START_PATIENCE: Final = 60.0
+# What follows the handler: its outcome is recorded, by a database that may be slow.
+RECORD_PATIENCE: Final = 30.0
+# A process that does not read what it is told.
+_SEND_PATIENCE: Final = 10.0
+# How long news from other threads (a lease renewed, an order to stop) may wait.
+_GLANCE: Final = 0.5
+# The largest frame: an answer, and what stands around it.
+_LARGEST: Final = 64 * 1024 * 1024
+
+
+Why = Literal["timed_out", "crashed", "stopped", "fenced"]
+
+
+class Gone(ReceiverError):
+    """The handler process ended by itself, or speaks nonsense."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Lease:
+    """A lane that is ours until `until` (monotonic), as long as it is renewed. `leave_by`: when its run must be over,
+    for the process stops.
+    """
+
+    fence: Fence
+    until: float
+    leave_by: float | None = None
+    process: Process | None = field(default=None, repr=False)
+
+    def renewed(self, until: float) -> None:
+        """It is ours for longer."""
+        self.until = until
+        self._tell(LeaseUntil(until=until))
+
+    def leave(self, by: float) -> None:
+        """Its run is to end: after the handler that runs now, and by then."""
+        self.leave_by = by
+        self._tell(Leave())
+
+    def _tell(self, said: LeaseUntil | Leave) -> None:
+        if (process := self.process) is not None:
+            with suppress(OSError):  # the thread that waits for it finds out
+                process.tell(said)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cut:
+    """A run that was ended from outside, or ended the process. `delivery` is 0 when no handler ran.
+
+    `why`: "timed_out" · "crashed" · "stopped": we were told to stop · "fenced": the lease is over.
+    """
+
+    why: Why
+    error_class: str
+    delivery: int = 0
+    attempt: int = 0
+    deferred_for: float = 0.0
+
+
+class Process:
+    """One handler process, in a session of its own. Of one thread, but for `tell`."""
+
+    def __init__(self, hello: Hello) -> None:
+        ours, theirs = socket.socketpair()
+        ours.settimeout(_SEND_PATIENCE)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "receiver.handlers.child", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()], start_new_session=True)
+        self._end = os.pidfd_open(self._process.pid)
+        self._channel = Channel(ours, _LARGEST)
+        self._hello = hello
+
+    @property
+    def pid(self) -> int:
+        """Its process id, which is its group's too."""
+        return self._process.pid
+
+    def start(self) -> None:
+        """Wait until it is ready. Raises ConfigurationError when it cannot load a handler, Gone."""
+        self._say(self._hello)
+        said = self.hear(time.monotonic() + START_PATIENCE)
+        if isinstance(said, Failed):
+            raise ConfigurationError(said.error)
+        if not isinstance(said, Ready):
+            raise Gone("the handler process does not start")
+
+    def tell(self, said: ToChild) -> None:
+        """Say something. Raises OSError when it does not listen."""
+        self._channel.send(said)
+
+    def command(self, said: RunLane | Ask) -> None:
+        """Tell it what to do. Raises Gone."""
+        self._say(said)
+
+    def _say(self, said: ToChild) -> None:
+        try:
+            self._channel.send(said)
+        except OSError as exc:
+            raise Gone("the handler process does not listen") from exc
+
+    def hear(self, deadline: float) -> Any:
+        """What it says next, None at the deadline. Log lines are passed on. Raises Gone."""
+        while True:
+            try:
+                said = self._channel.receive(FromChild, deadline, self._end)
+            except (EOFError, Broken) as exc:
+                raise Gone from exc
+            if isinstance(said, Log):
+                level = said.level if said.level in ("debug", "info", "warning") else "error"
+                getattr(plugin_log, level)(said.event, **said.fields)
+            elif said is not None or time.monotonic() >= deadline:
+                return said
+            else:
+                raise Gone
+
+    def kill(self) -> str:
+        """End it and its group; how it ended, as a word."""
+        # Not reaped yet, so that its number is still its own and its group's.
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        status = self._process.wait()
+        self._channel.close()
+        os.close(self._end)
+        return signal.Signals(-status).name if status < 0 else f"Exit{status}"
+
+    def ended(self) -> bool:
+        """Whether it has ended by itself."""
+        return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+class Slot:
+    """A place for one handler process, kept warm from run to run. Of one thread at a time."""
+
+    def __init__(self, hello: Callable[[], Hello]) -> None:
+        self._hello = hello
+        self._process: Process | None = None
+
+    def warm(self) -> Process:
+        """The process, started when there is none. Raises ConfigurationError, Gone."""
+        if self._process is not None and self._process.ended():
+            self.close()
+        if self._process is None:
+            self._process = Process(self._hello())
+            try:
+                self._process.start()
+            except ReceiverError:
+                self.close()
+                raise
+        return self._process
+
+    def close(self) -> str:
+        """End the process, if there is one; how it ended."""
+        process, self._process = self._process, None
+        return "" if process is None else process.kill()
+
+    def run_lane(self, command: RunLane, lease: Lease) -> Left | Cut:
+        """Run the lane as long as it is ours. Raises ConfigurationError when the handler cannot be loaded, Gone when
+        no process starts.
+        """
+        process = lease.process = self.warm()
+        running = Started()
+        deadline = time.monotonic() + START_PATIENCE
+        try:
+            process.command(command)
+            if lease.leave_by is not None:  # said before there was somebody to hear it
+                lease.leave(lease.leave_by)
+            while (why := _over(lease, deadline)) is None:
+                said = process.hear(min(deadline, lease.until, time.monotonic() + _GLANCE))
+                if isinstance(said, Started):
+                    running, deadline = said, time.monotonic() + command.timeout
+                elif isinstance(said, Ended):
+                    deadline = time.monotonic() + RECORD_PATIENCE
+                elif isinstance(said, Left):
+                    self._replace(said.worn)
+                    return said
+                elif isinstance(said, Failed):
+                    raise ConfigurationError(said.error)
+                elif said is not None:
+                    raise Gone
+        except Gone:
+            # It keeps the time of its lease itself.
+            why = _over(lease, math.inf) or ("crashed" if lease.leave_by is None else "stopped")
+        finally:
+            lease.process = None
+        return self._cut(why, running)
+
+    def ask(self, question: Ask, deadline: float) -> Answered | Unanswered | Cut:
+        """Have a query answered by `deadline` (monotonic). Raises ConfigurationError when the responder cannot be
+        loaded, Gone when no process starts.
+        """
+        process = self.warm()
+        try:
+            process.command(question)
+            while (said := process.hear(deadline)) is not None:
+                if isinstance(said, Started):
+                    deadline = min(deadline, time.monotonic() + question.timeout)
+                elif isinstance(said, Failed):
+                    raise ConfigurationError(said.error)
+                elif isinstance(said, Answered | Unanswered):
+                    self._replace(said.worn)
+                    return said
+        except Gone:
+            return self._cut("crashed", Started())
+        return self._cut("timed_out", Started())
+
+    def _replace(self, worn: bool) -> None:
+        if worn:
+            self.close()
+
+    def _cut(self, why: Why, running: Started) -> Cut:
+        ended = self.close()
+        classes = {"timed_out": "TimedOut", "crashed": ended, "stopped": "WorkerStopped", "fenced": "LeaseLost"}
+        return Cut(why=why, error_class=classes[why], delivery=running.delivery, attempt=running.attempt,
+                   deferred_for=running.deferred_for)
+
+
+def _over(lease: Lease, deadline: float) -> Why | None:
+    """Why the run must end now, if it must."""
+    now = time.monotonic()
+    if now >= lease.until:
+        return "fenced"
+    if now >= deadline:
+        return "timed_out"
+    return "stopped" if lease.leave_by is not None and now >= lease.leave_by else None

@@ -1,0 +1,249 @@
+"""Runs handlers, inside a handler process: the deliveries of a lane one after another, and the answers to queries.
+
+May not watch the time: whoever started the process kills it when a handler overruns. Each delivery costs one round trip
+to the database: the statement that records its success starts the next.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from receiver.errors import GiveUp
+from receiver.handlers import discovery, outcomes
+from receiver.handlers.context import Context
+from receiver.handlers.discovery import Loaded
+from receiver.handlers.message import Message
+from receiver.handlers.outcomes import Outcome, Verdict
+from receiver.handlers.wire import Answered, Ask, Ended, FromChild, Left, RunLane, Started, Unanswered
+from receiver.storage import lanes
+from receiver.storage.lanes import Fence, Waiting, delivery_binding
+from receiver.storage.sealing import Seals, payload_binding
+from receiver.storage.work import Records, Work, lost
+
+# After so many runs the process is replaced, whatever the plugins have leaked.
+_WORN: Final = 10_000
+
+
+@dataclass(kw_only=True, slots=True)
+class Room:
+    """What a handler process has to work with. `tell` speaks to whoever started it; `leave`: told to leave the lane."""
+
+    seals: Seals = field(repr=False)
+    records: Records
+    work: Work
+    modules: Sequence[str]
+    env_file: Path | None
+    tell: Callable[[FromChild], None]
+    handlers: dict[str, Loaded] = field(default_factory=dict)
+    leave: bool = False
+    worn: bool = False
+    runs: int = 0
+
+    def handler(self, name: str) -> Loaded:
+        """The handler of that name, imported when it is first asked for. Raises ConfigurationError."""
+        if name not in self.handlers:
+            self.handlers[name] = discovery.load_one(name, self.modules)
+        return self.handlers[name]
+
+    def call(self, loaded: Loaded, message: Callable[[], Message], context: Context) -> tuple[Any, Outcome | None]:
+        """What the handler returned, and how it ended when not well."""
+        here = os.getpid()
+        self.runs += 1
+        result, outcome = None, None
+        try:
+            result = loaded.function(message(), context)
+        except BaseException as exc:  # noqa: BLE001 - whatever a handler does is an outcome, SystemExit included
+            if os.getpid() == here:
+                outcome = outcomes.of(exc)
+                self.worn |= isinstance(exc, MemoryError)
+        if os.getpid() != here:
+            os._exit(0)  # the handler forked and both have come back: only one of the two is us
+        self.worn |= self.runs >= _WORN
+        self.tell(Ended())
+        return result, outcome
+
+    def context(self, loaded: Loaded, destination: str, *, uuid: str, generation: int, attempt: int, epoch: int,
+                delivery: int | None) -> Context:
+        """What the handler gets beside the message."""
+        name = loaded.declaration.name
+        return Context(
+            handler=name, destination=destination, idempotency_key=f"{uuid}:{name}:{generation}", attempt=attempt,
+            epoch=epoch, replayed=generation > 1, _connect=self.work.connection, _env_file=self.env_file,
+            log=structlog.get_logger("plugin").bind(handler=name, destination=destination, uuid=uuid,
+                                                    delivery=delivery, attempt=attempt))
+
+
+# The delivery to run next, and the number of its attempt when that is counted already.
+_Next = tuple[Waiting, int | None]
+
+
+class LaneRun:
+    """One stay in a lane, under one lease."""
+
+    def __init__(self, room: Room, command: RunLane) -> None:
+        self._room = room
+        self._command = command
+        self._fence = Fence(lane=command.lane, epoch=command.epoch, owner=command.owner)
+        self._policy = command.policy
+        self._ahead: deque[Waiting] = deque()
+
+    def run(self) -> Left:
+        """Run what is there. Raises ConfigurationError when the handler cannot be loaded."""
+        loaded = self._room.handler(self._command.handler)
+        try:
+            return self._run(loaded)
+        except SQLAlchemyError:
+            # Nobody knows what became of the last statement. The next to run the lane finds out.
+            self._room.records.drop()
+            self._room.work.drop()
+            return Left(why="lost")
+
+    def _run(self, loaded: Loaded) -> Left:
+        attempt: int | None = None
+        delivery = self._read(after=0)
+        while delivery is not None:
+            if attempt is None:
+                if delivery.lost and (left := self._give_lost(delivery)) is not None:
+                    return left
+                attempt = lanes.start(self._room.records.connection, self._fence, delivery.id)
+            if attempt is None:
+                # It was skipped meanwhile; or the handler is paused, or the lease another's, and nothing can be read.
+                refused, delivery = delivery, self._read(after=0)
+                if delivery is not None and delivery.id == refused.id:
+                    return Left(why="time")
+                continue
+            outcome = self._call(loaded, delivery, attempt)
+            then = self._succeed(delivery, attempt) if outcome is None else outcome
+            if isinstance(then, Outcome):
+                then = self._fail(delivery, attempt, then)
+            if isinstance(then, Left):
+                return then
+            delivery, attempt = then or (self._read(after=0), None)
+        return Left(why="empty")
+
+    # --- reading
+
+    def _read(self, after: int) -> Waiting | None:
+        """The delivery that comes after `after`; 0 looks at the whole lane anew."""
+        if after == 0:
+            self._ahead.clear()
+        if not self._ahead:
+            self._ahead.extend(lanes.batch(
+                self._room.records.connection, self._fence, after=after, unordered=self._policy.unordered,
+                inline=self._policy.inline, up_to=self._command.up_to))
+        return self._ahead.popleft() if self._ahead else None
+
+    # --- one delivery
+
+    def _call(self, loaded: Loaded, delivery: Waiting, attempt: int) -> Outcome | None:
+        self._room.tell(Started(delivery=delivery.id, attempt=attempt, deferred_for=delivery.deferred_for))
+        context = self._room.context(
+            loaded, self._command.destination, uuid=str(delivery.uuid), generation=delivery.generation,
+            attempt=attempt, epoch=self._fence.epoch, delivery=delivery.id)
+        return self._room.call(loaded, lambda: self._message(delivery), context)[1]
+
+    def _message(self, delivery: Waiting) -> Message:
+        if delivery.sealed is None or delivery.payload_key is None:
+            raise GiveUp("payload_purged")
+        uuid = str(delivery.uuid)
+        return Message(
+            uuid=uuid, kind=delivery.kind, source_id=delivery.source_id, log_id=delivery.log_id,
+            message_id=delivery.message_id, transmission_id=delivery.transmission_id, facility=delivery.facility,
+            event_time=delivery.event_time, received_at=delivery.received_at, test=delivery.test,
+            raw=self._room.seals.open_body(delivery.payload_key, delivery.sealed, payload_binding(uuid)))
+
+    # --- its end
+
+    def _succeed(self, delivery: Waiting, attempt: int) -> Outcome | Left | _Next | None:
+        """An Outcome: the success could not be committed. Otherwise what `_fail` says, or the next, started already."""
+        leaving = self._leaving()
+        following = None if leaving else self._read(after=delivery.id)
+        startable = None if following is None or following.lost else following.id
+        work = self._room.work
+        connection = work.connection() if work.used else self._room.records.connection
+        try:
+            recorded, started = lanes.succeed(connection, self._fence, delivery.id, attempt, following=startable)
+            if work.used and recorded:
+                work.commit()
+        except SQLAlchemyError as exc:
+            if not work.used or lost(exc):
+                raise
+            # The work does not hold: a deferred constraint, a serialization error, a statement that had failed.
+            return outcomes.of(exc)
+        if not recorded:
+            work.rollback()
+            return Left(why="fenced")
+        if leaving:
+            return Left(why="time", worn=self._room.worn)
+        # At its end the lane is looked at from its beginning: what came before may have been put back.
+        return None if following is None else (following, started)
+
+    def _fail(self, delivery: Waiting, attempt: int, outcome: Outcome) -> Left | None:
+        """Why the lane is left; None: the lane is to be looked at anew."""
+        self._room.work.rollback()
+        verdict = outcomes.judge(outcome, self._policy, attempt=attempt, deferred_for=delivery.deferred_for)
+        left = self._record(delivery, attempt, outcome, verdict)
+        if left is None and (self._policy.inline or (verdict.pause is not None and not self._policy.unordered)):
+            left = Left(why="waiting", worn=self._room.worn)
+        if left is None and self._leaving():
+            left = Left(why="time", worn=self._room.worn)
+        return left
+
+    def _give_lost(self, delivery: Waiting) -> Left | None:
+        """An attempt of which the end was never recorded: whatever ran it is gone. It counts; nobody waits for it."""
+        outcome = Outcome(kind="crashed", error_class="WorkerLost")
+        verdict = outcomes.judge(outcome, self._policy, attempt=delivery.attempts, deferred_for=delivery.deferred_for)
+        return self._record(delivery, delivery.attempts, outcome, replace(verdict, pause=None))
+
+    def _record(self, delivery: Waiting, attempt: int, outcome: Outcome, verdict: Verdict) -> Left | None:
+        key, sealed = None, None
+        if outcome.text is not None:
+            key, sealed = self._room.seals.seal(
+                "secret", outcome.text.encode(errors="replace"), delivery_binding(delivery.id))
+        if not lanes.fail(self._room.records.connection, self._fence, delivery.id, attempt,
+                          outcomes.failure(outcome, verdict, self._policy, key=key, sealed=sealed)):
+            return Left(why="fenced")
+        if verdict.state == "dead":
+            return Left(why="dead", error_class=outcome.error_class, worn=self._room.worn)
+        return Left(why="waiting", worn=self._room.worn) if verdict.hold else None
+
+    def _leaving(self) -> bool:
+        return self._room.leave or self._room.worn or time.monotonic() > self._command.leave_at
+
+
+def answer(room: Room, command: Ask) -> Answered | Unanswered:
+    """Have the responder answer. Raises ConfigurationError when it cannot be loaded."""
+    loaded = room.handler(command.handler)
+    message = Message(**{name: getattr(command, name) for name in Message.__dataclass_fields__})
+    context = room.context(loaded, command.destination, uuid=command.uuid, generation=1, attempt=1, epoch=0,
+                           delivery=None)
+    room.tell(Started())
+    body = b""
+
+    def respond(message: Message, context: Context) -> None:
+        nonlocal body
+        given = loaded.function(message, context)
+        if not isinstance(given, dict):
+            raise TypeError(f"a responder returns a dict, not {type(given).__name__}")
+        body = msgspec.json.encode(given)
+        if len(body) > command.largest:
+            raise ValueError(f"the answer has {len(body)} bytes: at most {command.largest}")
+        if room.work.used:
+            room.work.commit()
+
+    _, outcome = room.call(Loaded(declaration=loaded.declaration, function=respond, origin=loaded.origin,
+                                  development=loaded.development), lambda: message, context)
+    room.work.rollback()
+    if outcome is None:
+        return Answered(body=body, worn=room.worn)
+    return Unanswered(error_class=outcome.error_class, frames=outcome.frames, worn=room.worn)

@@ -1,0 +1,341 @@
+"""The delivery worker: takes lanes, has them run by handler processes, and does what has to be done beside.
+
+May not run a handler itself, nor import one but to see what it declares. Any number of workers, on any hosts, share one
+database; each takes lanes of the handlers that it has loaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from receiver import keyring as keyrings
+from receiver.errors import ConfigurationError, Conflict
+from receiver.handlers import discovery
+from receiver.handlers.discovery import Loaded
+from receiver.handlers.engine import Engine
+from receiver.handlers.leases import Leases
+from receiver.handlers.places import Places
+from receiver.handlers.runner import Gone, Slot
+from receiver.handlers.stays import stay
+from receiver.handlers.wire import Hello, Left
+from receiver.protocol.registry import Registry, Subscription
+from receiver.settings import PREFIX, Settings
+from receiver.storage import lanes, partitions, upkeep
+from receiver.storage.database import describe, open_engine, sqlstate
+from receiver.storage.embedded import Cluster
+from receiver.storage.evidence import PatientDigests
+from receiver.storage.registration import Registration
+from receiver.storage.registry import RegistryFollower
+from receiver.storage.sealing import Seals
+
+log: Final = structlog.get_logger(__name__)
+
+# A lane is left after so long when others wait for a process.
+SLICE: Final = 3.0
+# How long a running handler may go on when the worker is told to stop; the rest of its lane waits for another worker.
+GRACE: Final = 30.0
+# Lanes that nobody was told of are looked for so often, by all workers together; so many lanes at a time.
+SWEEP: Final = 1.0
+SWEEP_LANES: Final = 500
+# How often a worker says that it lives, follows the registry, indexes patients when there were none, forgets keys.
+_SEEN: Final = 5.0
+_REGISTRY: Final = 0.5
+_INDEX: Final = 1.0
+_FORGET: Final = 60.0
+_HOURLY: Final = 3600.0
+# How often the main thread looks whether it was told to stop.
+_GLANCE: Final = 0.1
+# After an error of the database, or of a handler process that does not start.
+_PAUSE: Final = 1.0
+_UNLOADED_PAUSE: Final = 10.0
+# A statement beside the handlers': none of ours takes that long.
+_STATEMENT: Final = 10.0
+_DUPLICATE: Final = "23505"
+
+
+def run_worker(settings: Settings) -> int:
+    """Work until SIGTERM or SIGINT: claim nothing more, let handlers end, give the lanes back. A second one hurries.
+
+    Returns the exit status. Raises ConfigurationError at the start: the keyring, a plugin that cannot be imported, two
+    responders for one query.
+    """
+    worker = Worker(settings)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: worker.stop())
+    worker.run()
+    return 0
+
+
+def address(settings: Settings) -> str:
+    """DATABASE_URL, or the URL of the embedded PostgreSQL. Raises ConfigurationError when that does not run."""
+    if settings.database_url is not None:
+        return settings.database_url.get_secret_value()
+    return Cluster(settings.data_dir, account=settings.postgres_account).url
+
+
+def process_name() -> str:
+    """The name of this process as an owner of lanes: no other has it, had it, or will have it."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+
+
+def hello(settings: Settings, url: str, handlers: tuple[str, ...] = ()) -> Hello:
+    """What a handler process is told first; `handlers` are imported before it says that it is ready."""
+    env_file = Path(os.environ.get(f"{PREFIX}ENV_FILE") or settings.data_dir / ".env")
+    return Hello(
+        database_url=url, keyring=str(settings.keyring_path.resolve()), modules=settings.handlers, handlers=handlers,
+        path=tuple(str(Path(entry).resolve()) for entry in sys.path), memory=settings.handler_memory,
+        env_file=str(env_file.resolve()) if env_file.is_file() else None)
+
+
+class Worker:
+    """One worker process. `run` returns after `stop`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.name: Final = process_name()
+        self._settings = settings
+        self._url = address(settings)
+        keyring = keyrings.load(settings.keyring_path)
+        self._seals = Seals(keyring)
+        self._digests = PatientDigests(keyring)
+        # A connection for each lane that is claimed or given back, and one for each of our threads.
+        self._engine = open_engine(self._url, pool_size=settings.concurrency + 8, statement_timeout=_STATEMENT)
+        self._follower = RegistryFollower(self._engine, keyring)
+        self._registration = Registration(self._engine, keyring, actor=f"worker:{self.name}")
+        self._leases = Leases(self._engine, self.name)
+        self._places = Places(settings.concurrency, self._run_lane, lambda: hello(settings, self._url, self._handlers))
+        self._handlers: tuple[str, ...] = ()  # loaded here, by name
+        self._version: int | None = None      # of the registry that they were loaded for
+        self._others = 0                      # live workers that have loaded some of what we have
+        self._swept = ""                      # the lane that the sweep has come to
+        self._closed: set[int] = set()        # messages whose payload does not open here
+        self._refreshed: set[str] = set()     # handlers of which the registry was told what they declare
+        self._orders = 0                      # how often we were told to stop
+        self._stopping = threading.Event()
+
+    # --- its life
+
+    def stop(self) -> None:
+        """End in order; told twice, at once. For signals: it does nothing but count."""
+        self._orders += 1
+
+    def run(self) -> None:
+        """Work until `stop`. Raises ConfigurationError."""
+        self._follower.start()
+        while self._follower.current is None and not self._orders:
+            time.sleep(_GLANCE)
+        if self._follower.current is not None:
+            self._load(self._follower.current)
+        log.info("worker.started", worker=self.name, handlers=list(self._handlers))
+        self._places.start()
+        taking = threading.Thread(target=lambda: asyncio.run(self._take_lanes()), name="lanes", daemon=True)
+        taking.start()
+        for interval, work in (
+                (self._settings.lease / 3, self._renew), (_PAUSE, self._leases.release), (_SEEN, self._say_seen),
+                (SWEEP, self._sweep), (_REGISTRY, self._follow), (_INDEX, self._index), (_FORGET, self._forget),
+                (_HOURLY, self._make_partitions)):
+            threading.Thread(target=self._repeat, args=(interval, work), name=work.__name__, daemon=True).start()
+        while not self._orders:
+            time.sleep(_GLANCE)
+        self._end(taking)
+
+    def _end(self, taking: threading.Thread) -> None:
+        log.info("worker.stopping", worker=self.name)
+        self._stopping.set()
+        by = time.monotonic() + GRACE
+        self._leases.leave(by)
+        self._places.close()
+        while time.monotonic() < by + _PAUSE and (taking.is_alive() or not self._places.closed()):
+            self._leases.renew(self._settings.lease)
+            if self._orders > 1 and by > time.monotonic():
+                by = time.monotonic()
+                self._leases.leave(by)
+            time.sleep(_GLANCE)
+        self._follower.stop()
+        try:
+            self._leases.release()
+            with self._leases.connection() as connection:
+                upkeep.gone(connection, self.name)
+        except SQLAlchemyError as exc:
+            log.warning("worker.left_without_word", error=describe(exc))
+        log.info("worker.stopped", worker=self.name)
+
+    def _repeat(self, interval: float, work: Callable[[], float | None]) -> None:
+        """Do it again and again; it may say how long to wait. The database's errors are told and waited out."""
+        while not self._stopping.is_set():
+            pause: float | None = None
+            try:
+                pause = work()
+            except SQLAlchemyError as exc:
+                log.warning("worker.database_error", part=work.__name__, error=describe(exc))
+                pause = max(_PAUSE, min(interval, _UNLOADED_PAUSE))
+            except Exception:
+                log.exception("worker.failed", part=work.__name__)  # and goes on
+            self._stopping.wait(interval if pause is None else pause)
+
+    # --- handlers
+
+    def _load(self, registry: Registry) -> None:
+        """Load what is enabled, and see that the registry says what it declares. Raises ConfigurationError."""
+        importlib.invalidate_caches()
+        enabled = {each.handler for destination in registry.destinations.values() for each in destination.subscriptions}
+        loaded = discovery.load(enabled, self._settings.handlers)
+        for name in sorted(enabled - loaded.keys()):
+            log.warning("handler.not_installed", handler=name)
+        self._bind_developed([each for each in loaded.values() if each.development])
+        # Once, not whenever it is changed: two workers with two versions of a plugin would never come to an end.
+        news = [each.spec for name, each in loaded.items() if name not in self._refreshed]
+        self._registration.refresh_handlers(news, datetime.now(UTC))
+        self._refreshed.update(loaded)
+        discovery.check_responders({
+            destination.name: [loaded[each.handler].spec for each in destination.subscriptions
+                               if each.handler in loaded] for destination in registry.destinations.values()})
+        self._version = registry.version
+        self._handlers = tuple(sorted(name for name, each in loaded.items() if each.declaration.role == "handler"))
+
+    def _bind_developed(self, developed: list[Loaded]) -> None:
+        """Modules of RECEIVER_HANDLERS are bound to development destinations by themselves, once."""
+        if not developed:
+            return
+        with self._engine.connect() as connection:
+            bound = upkeep.development_bindings(connection)
+        for destination, names in bound.items():
+            for each in developed:
+                if each.declaration.name not in names:
+                    try:
+                        self._registration.enable_handler(destination, each.spec, datetime.now(UTC))
+                    except Conflict as exc:
+                        raise ConfigurationError(f"{each.origin}: {exc}") from exc
+
+    def _follow(self) -> None:
+        """Load what was enabled since. What is wrong with it is told, and changes nothing for the others."""
+        registry = self._follower.current
+        if registry is None or registry.version == self._version:
+            return
+        try:
+            self._load(registry)
+        except ConfigurationError as exc:
+            self._version = registry.version
+            log.error("handlers.not_loaded", error=str(exc))
+
+    # --- lanes
+
+    async def _take_lanes(self) -> None:
+        """Procrastinate on the handlers that are loaded; on others as soon as others are."""
+        taking: asyncio.Task[None] | None = None
+        taken: tuple[str, ...] = ()
+        while not self._stopping.is_set():
+            if taken != self._handlers:
+                if taking is not None:
+                    taking.cancel()
+                taken = self._handlers
+                taking = asyncio.create_task(Engine(
+                    self._url, taken, self._run, concurrency=self._settings.concurrency, name=self.name).serve())
+            await asyncio.sleep(0.1)
+        if taking is not None:
+            taking.cancel()
+            await asyncio.wait([taking])
+
+    async def _run(self, lane: str) -> None:
+        await asyncio.wrap_future(self._places.give(lane))
+
+    def _run_lane(self, slot: Slot, lane: str) -> None:
+        """In one of the places: run the lane until it is empty or waits, or others wait for the place."""
+        try:
+            while not self._stopping.is_set() and self._stay(slot, lane):
+                with self._leases.connection() as connection:
+                    if lanes.others_wait(connection, self._handlers):
+                        self._defer(lane)
+                        return
+        except SQLAlchemyError as exc:
+            log.warning("lane.not_run", lane=lane, error=describe(exc))
+        except ConfigurationError as exc:
+            log.error("lane.handler_not_loaded", lane=lane, error=str(exc))
+            self._stopping.wait(_UNLOADED_PAUSE)
+        except Gone as exc:
+            log.error("lane.process_not_started", lane=lane, error=str(exc))
+            self._stopping.wait(_PAUSE)
+
+    def _stay(self, slot: Slot, lane: str) -> bool:
+        """Whether there may be more to run at once."""
+        subscription = self._subscription(lane)
+        if subscription is None:
+            return False
+        left = stay(slot, self._leases, lane, subscription, lease=self._settings.lease, leave_after=SLICE)
+        if left is not None and left.why == "dead":
+            self._perhaps_pause(lane, left)
+        return left is not None and left.why in ("time", "dead")
+
+    def _subscription(self, lane: str) -> Subscription | None:
+        handler, name, _ = lane.split("/", 2)
+        registry = self._follower.current
+        destination = None if registry is None else registry.destinations.get(name)
+        if destination is None or handler not in self._handlers:
+            return None
+        return next((each for each in destination.subscriptions if each.handler == handler), None)
+
+    def _perhaps_pause(self, lane: str, left: Left) -> None:
+        """Many dead of one error are not the messages' fault: what is left stays pending, until somebody has looked."""
+        handler, destination, _ = lane.split("/", 2)
+        with self._leases.connection() as connection:
+            count = lanes.recently_dead(connection, handler, destination, left.error_class)
+        if count >= self._settings.pause_after_dead:
+            log.error("handler.paused", handler=handler, destination=destination, error_class=left.error_class,
+                      count=count)
+            self._registration.pause_handler(
+                handler, datetime.now(UTC), destination=destination, reason=f"many_dead:{left.error_class}")
+
+    # --- what is done beside, again and again
+
+    def _renew(self) -> None:
+        self._leases.renew(self._settings.lease)
+
+    def _say_seen(self) -> None:
+        with self._leases.connection() as connection:
+            self._others = upkeep.seen(connection, self.name, socket.gethostname(), os.getpid(), self._handlers)
+
+    def _sweep(self) -> float | None:
+        """Look for lanes that nobody was told of; seldomer the more workers do."""
+        with self._leases.connection() as connection:
+            found, self._swept = lanes.due(connection, self._handlers, after=self._swept, limit=SWEEP_LANES)
+        for lane in found:
+            self._defer(lane)
+        return SWEEP * (1 + self._others)
+
+    def _defer(self, lane: str) -> None:
+        try:
+            with self._leases.connection() as connection:
+                lanes.defer(connection, lane)
+        except SQLAlchemyError as exc:
+            if sqlstate(exc) != _DUPLICATE:
+                raise
+
+    def _index(self) -> float | None:
+        with self._engine.begin() as connection:
+            looked_at, closed = upkeep.index_patients(connection, self._seals, self._digests, without=self._closed)
+        self._closed.update(closed)
+        return 0.0 if looked_at else None
+
+    def _forget(self) -> float | None:
+        with self._leases.connection() as connection:
+            return 0.0 if upkeep.forget_keys(connection) else None
+
+    def _make_partitions(self) -> None:
+        with self._engine.begin() as connection:
+            made = partitions.ensure(connection, datetime.now(UTC))
+        if made:
+            log.info("partitions.made", count=len(made))

@@ -1,0 +1,114 @@
+"""The two connections of a handler process: one for the records of runs, one in which a plugin does its work.
+
+May not hold queries of ours (receiver.storage.lanes). Both are opened when they are first needed, and again after they
+were lost.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from psycopg import Error as PsycopgError
+from sqlalchemy import Connection, event
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from receiver.errors import ReceiverError
+from receiver.storage.database import open_engine
+
+# A process that was killed while its statement runs does not keep its locks: the server looks whether the client
+# lives. Where the server's system cannot tell, it refuses the setting. A handler may think as long as its time-out lets
+# it.
+_SESSION: Final = ("SET client_connection_check_interval = '2s'", "SET idle_in_transaction_session_timeout = '2h'")
+
+
+class NotYours(ReceiverError):
+    """context.connection is committed with the delivery's success: return, or use begin_nested() for a savepoint."""
+
+
+class Records:
+    """The connection on which each statement is a transaction of its own."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = open_engine(url, pooled=False)
+        self._connection: Connection | None = None
+
+    @property
+    def connection(self) -> Connection:
+        """Raises SQLAlchemyError when it cannot be opened."""
+        if self._connection is None:
+            self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        return self._connection
+
+    def drop(self) -> None:
+        """Give the connection up: after an error nobody knows how it stands."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.invalidate()
+            connection.close()
+
+
+class Work:
+    """The connection of a plugin, in one transaction a run: begun when it is first asked for, ended by us alone."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = open_engine(url, pooled=False)
+        self._connection: Connection | None = None
+        self._ours = False
+        self.used = False
+        event.listen(self._engine, "connect", _prepare)
+        event.listen(self._engine, "commit", self._committing)
+
+    def connection(self) -> Connection:
+        """The connection of this run. Raises SQLAlchemyError when it cannot be opened."""
+        if self._connection is None or self._connection.closed:
+            self._connection = self._engine.connect()
+        self.used = True
+        if not self._connection.in_transaction():
+            # Begun, so that an ORM session that is bound to it joins in and leaves the commit to us.
+            self._connection.begin()
+        return self._connection
+
+    def commit(self) -> None:
+        """Commit the run's work, and what was recorded on the same connection. Raises SQLAlchemyError."""
+        assert self._connection is not None
+        self._ours = True
+        try:
+            self._connection.commit()
+        finally:
+            self._ours, self.used = False, False
+
+    def rollback(self) -> None:
+        """Undo the run's work; a connection that cannot is given up."""
+        self.used = False
+        if self._connection is None:
+            return
+        try:
+            self._connection.rollback()
+        except SQLAlchemyError:
+            self.drop()
+
+    def drop(self) -> None:
+        """Give the connection up."""
+        connection, self._connection = self._connection, None
+        self.used = False
+        if connection is not None and not connection.closed:
+            connection.invalidate()
+            connection.close()
+
+    def _committing(self, _connection: Connection) -> None:
+        if not self._ours:
+            raise NotYours
+
+
+def lost(exc: SQLAlchemyError) -> bool:
+    """Whether the connection is gone, and with it the knowledge of what was committed last."""
+    return isinstance(exc, DBAPIError) and exc.connection_invalidated
+
+
+def _prepare(driver: Any, _record: object) -> None:
+    for setting in _SESSION:
+        try:
+            driver.execute(setting)
+            driver.commit()
+        except PsycopgError:
+            driver.rollback()
