@@ -1,0 +1,201 @@
+"""The tour of ./deploy/quickstart: starts `up`, plays Redox against it, shows what came of it, serves until stopped.
+
+May not do anything that an operator could not type: every step is a command that is shown, but for two requests of
+somebody who is not Redox. Changes nothing outside of the data directory and the log beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from receiver.testing.misbehaviour import Target, trespasses
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+COMMAND: Final = Path(sys.executable).parent / "redox-receiver"
+DESTINATION: Final = "quickstart"
+SOURCE: Final = "7ce6f387-c33c-417d-8682-81e83628cbd9"
+KINDS: Final = ("PatientAdmin.NewPatient", "PatientAdmin.Arrival", "PatientAdmin.Discharge", "FHIR.PatientAdminCreated",
+                "PatientSearch.Query")
+REFUSED: Final = ("wrong token", "unknown source")
+
+# A first start makes a database; a slow machine needs its time.
+READY_SECONDS: Final = 180.0
+DONE_SECONDS: Final = 60.0
+
+
+class Failed(Exception):
+    """Something was not as it should be."""
+
+
+class Tour:
+    """The steps, on one data directory."""
+
+    def __init__(self, data_dir: Path, *, once: bool) -> None:
+        self.data_dir, self.once = data_dir, once
+        self.log = data_dir.with_name(f"{data_dir.name}.log")
+        self.token_file = data_dir / f"{DESTINATION}.token"
+        self.url = ""
+        kept = {name: value for name, value in os.environ.items()
+                if not name.startswith(("RECEIVER_", "PLUGIN_", "PG")) and name != "DATABASE_URL"}
+        self.environment = kept | {"RECEIVER_DATA_DIR": str(data_dir), "RECEIVER_HANDLERS": "receiver.testing.example"}
+
+    @contextmanager
+    def up(self) -> Iterator[subprocess.Popen[str]]:
+        """`up`, ready; stopped at the end. Raises Failed with the end of its log when it does not come up."""
+        binds = [f"127.0.0.1:{0 if self.once or not _free(port) else port}" for port in (8080, 8081)]
+        self.data_dir.parent.mkdir(parents=True, exist_ok=True)
+        arguments = ["up", "--bind", binds[0], "--admin-bind", binds[1]]
+        _say_command(arguments)
+        with self.log.open("w") as log:
+            process = subprocess.Popen([COMMAND, *arguments], stdout=subprocess.PIPE, stderr=log, text=True,
+                                       env=self.environment)
+        told = False
+
+        def stop(*_: object) -> None:
+            nonlocal told
+            if not told:  # told twice, it would kill what does not end at once
+                told = True
+                process.terminate()
+
+        signal.signal(signal.SIGTERM, stop)
+        try:
+            assert process.stdout is not None
+            said = process.stdout.readline()
+            if not said.startswith("ready "):
+                raise Failed("\n".join(["it did not start:", *self.log.read_text().splitlines()[-5:]]))
+            self.url = said.split()[1]
+            click.echo(said.rstrip())
+            yield process
+        except KeyboardInterrupt:  # which the whole terminal has had, `up` too
+            told = True
+        finally:
+            stop()
+            process.wait()
+
+    def command(self, *arguments: str) -> None:
+        """Run a command as an operator would. Raises Failed."""
+        _say_command(arguments)
+        if subprocess.run([COMMAND, *arguments], env=self.environment, check=False).returncode != 0:
+            raise Failed(f"redox-receiver {arguments[0]} failed")
+
+    def ask(self, *arguments: str) -> Any:
+        """What a command says with --json. Raises Failed."""
+        done = subprocess.run(
+            [COMMAND, *arguments, "--json"], env=self.environment, stdout=subprocess.PIPE, check=False)
+        if done.returncode != 0:
+            raise Failed(f"redox-receiver {shlex.join(arguments)} failed")
+        return json.loads(done.stdout)
+
+    def register(self) -> None:
+        """A destination with a token, a source, and the example's handlers, as a development destination has them."""
+        if not self.token_file.exists():
+            self.command("destination", "add", DESTINATION, "--environment", "development", "--token-out",
+                         str(self.token_file))
+        self.command("source", "add", DESTINATION, SOURCE, "--name", "Example Hospital")
+
+    def refuse(self) -> None:
+        """Two who must be refused. Raises Failed when they are not."""
+        target = Target(base_url=self.url, destination=DESTINATION, token=self.token_file.read_text().strip(),
+                        source_id=SOURCE)
+        click.echo("\nSomebody who is not Redox, and a source that nobody has registered:")
+        for each in trespasses():
+            if each.name in REFUSED:
+                answer = each.send(target, random.randrange(1_000_000_000))  # noqa: S311 - no secret
+                click.echo(f"  {each.name}: answered {answer.status}")
+                if (wrong := each.judge(answer)) is not None:
+                    raise Failed(f"{each.name}: {wrong}")
+
+    def play(self) -> None:
+        """Redox: the handshake, messages, duplicates, a query."""
+        kinds = [part for kind in KINDS for part in ("--kind", kind)]
+        self.command("simulate", "--url", self.url, "--destination", DESTINATION, "--token-file", str(self.token_file),
+                     "--count", "2", *kinds)
+
+    def show(self) -> None:
+        """What came of it, and the proof. Raises Failed when deliveries do not succeed, or something is missing."""
+        until = time.monotonic() + DONE_SECONDS
+        while self.ask("deliveries", "list", "--state", "pending"):
+            if time.monotonic() > until:
+                raise Failed(f"deliveries are pending after {DONE_SECONDS:g} s; the log is {self.log}")
+        self.command("audit", "list", "--limit", "16")
+        self.command("deliveries", "list", "--limit", "12")
+        self.command("status")
+        self.command("audit", "verify")
+        delivered = {each["state"] for each in self.ask("deliveries", "list", "--since", "10m")}
+        seen = {(each["action"], each["outcome"]) for each in self.ask("audit", "list", "--since", "10m")}
+        if delivered != {"succeeded"}:
+            raise Failed(f"deliveries have not all succeeded, but: {', '.join(sorted(delivered)) or 'none was made'}")
+        if missing := {("query.answer", "answered"), ("message.receive", "accepted")} - seen:
+            raise Failed(f"the audit lacks {missing}")
+
+    def next_steps(self) -> None:
+        """What to type next."""
+        data_dir, receiver, token = (shlex.quote(str(path)) for path in (self.data_dir, COMMAND, self.token_file))
+        for line in (
+            "", f"It serves at {self.url}/redox/{DESTINATION} until you stop it (Ctrl-C). In another terminal:", "",
+            f"  export RECEIVER_DATA_DIR={data_dir} RECEIVER_HANDLERS=receiver.testing.example",
+            f"  {receiver} status",
+            f"  {receiver} simulate --url {self.url} --destination {DESTINATION} --token-file {token}",
+            f"  {receiver} messages list",
+            f"  {receiver} --help", "",
+            f"The log: {self.log}",
+            "A handler of your own begins as a copy of receiver/testing/example.py; README.md goes on from here.",
+        ):
+            click.echo(line)
+
+
+def _say_command(arguments: Sequence[str]) -> None:
+    click.echo()
+    click.secho(f"$ redox-receiver {shlex.join(arguments)}", bold=True)
+
+
+def _free(port: int) -> bool:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
+
+
+def main() -> int:
+    """The exit status: 0 when all was as it should be."""
+    parser = argparse.ArgumentParser(prog="deploy/quickstart", description="Show what redox-receiver does.")
+    parser.add_argument("--once", action="store_true", help="stop when the tour is over")
+    parser.add_argument("--data-dir", type=Path, default=ROOT / ".data" / "quickstart", metavar="DIR",
+                        help="where the database and the keyring live (default: .data/quickstart in the tree)")
+    options = parser.parse_args()
+    tour = Tour(options.data_dir.resolve(), once=options.once)
+    try:
+        with tour.up() as process:
+            tour.register()
+            tour.refuse()
+            tour.play()
+            tour.show()
+            if not options.once:
+                tour.next_steps()
+                if process.wait() != 0:
+                    raise Failed(f"it has ended by itself; the log is {tour.log}")
+    except Failed as exc:
+        click.secho(f"\nNot as it should be: {exc}", fg="red", err=True)
+        return 1
+    click.echo("\nstopped")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
