@@ -1,0 +1,80 @@
+"""Does a worker's part in a lane by hand, so that deliveries die, run and succeed when a test wants it.
+
+Not for the rules of running: those have tests of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from sqlalchemy import Engine
+
+from receiver.pipeline import Admitted, Receipt
+from receiver.storage import lanes
+from receiver.storage.lanes import Failure, Fence, Waiting
+from tests.storage.door import SOURCE, Door
+
+LANE = f"register/clinic/source:{SOURCE}"
+FRAMES = ["clinic.register:12:register", "clinic.people:7:find"]
+
+
+class Hand:
+    """Holds one lane. Each step is a transaction, as a worker's are."""
+
+    def __init__(self, engine: Engine, lane: str = LANE) -> None:
+        self._engine = engine
+        self._lane = lane
+        self._attempt = 0
+
+    def _do(self, verb: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        with self._engine.begin() as connection:
+            return verb(connection, *arguments, **options)
+
+    def take(self, lease: float = 30.0) -> Hand:
+        """Claim the lane."""
+        fence = self._do(lanes.claim, self._lane, "hand-1", lease)
+        assert isinstance(fence, Fence), "the lane is not to be had"
+        self.fence = fence
+        return self
+
+    def next(self) -> Waiting | None:
+        """The delivery that is next, not started."""
+        found = self._do(lanes.batch, self.fence)
+        return found[0] if found else None
+
+    def begin(self) -> int:
+        """Start the next delivery; its id."""
+        delivery = self.next()
+        assert delivery is not None, "nothing is next"
+        self._attempt = self._do(lanes.start, self.fence, delivery.id)
+        return delivery.id
+
+    def succeed(self, count: int = 1) -> None:
+        """Run so many deliveries well."""
+        for _ in range(count):
+            assert self._do(lanes.succeed, self.fence, self.begin(), self._attempt, following=None)[0]
+
+    def fail(self, state: str = "dead", *, error_class: str = "KeyError", lane_state: str | None = None,
+             pause: float | None = None) -> int:
+        """Run the next delivery badly; its id. The lane is given back with it."""
+        delivery = self.begin()
+        failure = Failure(outcome="failed", state=state, error_class=error_class, error_frames=FRAMES, pause=pause,
+                          lane_state=lane_state, release=True)
+        assert self._do(lanes.fail, self.fence, delivery, self._attempt, failure)
+        return delivery
+
+    def leave(self) -> None:
+        """Give the lane back."""
+        self._do(lanes.release, self.fence)
+
+
+def arrive(door: Door, ledger: Any, *contents: bytes) -> list[int]:
+    """Let bodies in, one after another, and wait for their COMMIT; their messages' ids."""
+    waiting: list[Future[Receipt]] = [ledger.accept(_admitted(door, content)) for content in contents]
+    return [each.result(30).message_id for each in waiting]
+
+
+def _admitted(door: Door, content: bytes) -> Admitted:
+    return door.admit(content)
