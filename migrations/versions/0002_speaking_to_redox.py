@@ -66,6 +66,7 @@ def upgrade() -> None:
     sa.Column('destination_id', sa.BigInteger(), nullable=True),
     sa.Column('state', sa.Text(), nullable=False),
     sa.Column('attempts', sa.Integer(), server_default=sa.text('0'), nullable=False),
+    sa.Column('unanswered', sa.Integer(), server_default=sa.text('0'), nullable=False),
     sa.Column('ready_at', sa.DateTime(timezone=True), nullable=True),
     sa.Column('status', sa.Integer(), nullable=True),
     sa.Column('error_class', sa.Text(), nullable=True),

@@ -348,6 +348,7 @@ outbound_requests = Table(
     Column("destination_id", BigInteger),   # of ours, where it came in
     _text("state"),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("unanswered", Integer, nullable=False, server_default=text("0")),  # of them, where Redox may have acted
     _time("ready_at"),                      # null: at once; else not before
     Column("status", Integer),              # HTTP, of the last answer
     _text("error_class", nullable=True),
