@@ -152,7 +152,7 @@ class Entries:
         row = _asked(message) | _key(admitted, digest) | {
             "id": None, "uuid": uuid, "destination_id": admitted.destination.id,
             "credential_ids": list(admitted.verified.credentials), "query": admitted.query is not None,
-            "received_at": inbound.head.received_at, "peer": inbound.head.peer,
+            "received_at": inbound.head.received_at, "peer": _clean(inbound.head.peer),
             "sha256": digest, "size": len(inbound.body),
             "content_type": _clean(inbound.head.headers.get("content-type")),
             "state": _state(admitted, new), "quarantine_reason": admitted.quarantine, "id_conflict": False,

@@ -85,7 +85,7 @@ class Recorder:
                 # The short way takes every key for new. It is nearly always right, and one round trip.
                 return self._longer(entries, events) if attempt else self._short(entries, events)
             except SQLAlchemyError as exc:
-                self._judge(exc, repeats=attempt == 0)
+                self._judge(exc, attempt)
             except Exception as exc:
                 # What cannot even be sent, such as text that is no UTF-8, is a bad row like any other.
                 log.error("ledger.unsendable", error=type(exc).__name__)
@@ -181,20 +181,19 @@ class Recorder:
         if held is not None:
             held.close()
 
-    def _judge(self, exc: SQLAlchemyError, *, repeats: bool) -> None:
-        """Return when the batch is to be written again; `repeats`: a key that is there already is a reason to.
-
-        Raises what `record` raises.
-        """
+    def _judge(self, exc: SQLAlchemyError, attempt: int) -> None:
+        """Return when the batch is to be written again. Raises what `record` raises."""
         # psycopg's own, before anything was sent: a NUL in a text.
         code = sqlstate(exc) or ("22000" if isinstance(exc, DataError) else "")
         if not code.startswith((*_DATA, *_RETRY)) or not self._rolled_back(exc):
             raise self._given_up(exc) from exc
-        if code in _RETRY or (code == _DUPLICATE and repeats):
+        if code == _DUPLICATE and attempt:
+            # The longer way knows what to do with keys. If it is a number of the chain that is taken, every later
+            # batch would clash too.
+            self._chain.restart()
+        if code in _RETRY or (code == _DUPLICATE and attempt < _ATTEMPTS - 1):
             return
         log.error("ledger.bad_row", error=describe(exc))
-        # Were it the chain's own numbers that clash, every later batch would too.
-        self._chain.restart()
         raise BadRow from exc
 
     def _rolled_back(self, exc: SQLAlchemyError) -> bool:

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Engine, Row, text
+from sqlalchemy import Engine, text
 
 from receiver.keyring import Keyring
 from receiver.pipeline import Admitted, Challenged, Refused, Verdict, judge
 from receiver.protocol.message import Head, Inbound
 from receiver.protocol.registry import Destination
+from receiver.storage.ledger import Ledger
 from receiver.storage.registration import HandlerSpec, Registration
 from receiver.storage.registry import load
 
@@ -101,7 +103,7 @@ class Door:
         assert isinstance(verdict, Challenged), verdict
         return verdict
 
-    def rows(self, query: str, **values: Any) -> list[Row[Any]]:
+    def rows(self, query: str, **values: Any) -> list[Any]:
         """What the database says, or does."""
         with self.engine.begin() as connection:
             result = connection.execute(text(query), values)
@@ -110,6 +112,27 @@ class Door:
     def value(self, query: str, **values: Any) -> Any:
         """The first column of the first row."""
         return self.rows(query, **values)[0][0]
+
+
+@contextmanager
+def stalled(door: Door, *ledgers: Ledger) -> Iterator[None]:
+    """Keep the ledgers' writers waiting while the block runs: what each accepts meanwhile is its next batch.
+
+    For less than the three seconds after which a statement is given up.
+    """
+    with door.engine.connect() as connection:
+        connection.execute(text("LOCK TABLE payloads"))
+        plugs = [ledger.accept(door.admit(body(f"plug {time.monotonic()}"))) for ledger in ledgers]
+        until(lambda: waiting(door) == len(ledgers), "the writers to wait")
+        yield
+    for plug in plugs:
+        plug.result(10)
+
+
+def waiting(door: Door) -> int:
+    """How many sessions wait for somebody else's lock."""
+    return int(door.value("SELECT count(*) FROM pg_stat_activity "
+                          "WHERE datname = current_database() AND wait_event_type = 'Lock'"))
 
 
 def until(holds: Callable[[], Any], what: str, *, seconds: float = 30.0) -> None:

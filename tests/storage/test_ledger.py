@@ -1,20 +1,366 @@
-"""What the verbs of the ledger write."""
+"""What the verbs of the ledger write, and what a repeat takes up again."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from hashlib import sha256
 
-from receiver.storage.ledger import Ledger
-from tests.storage.door import Door, body
+import pytest
 
+from receiver.errors import Unavailable
+from receiver.keyring import Keyring
+from receiver.storage.audit import AuditEvent
+from receiver.storage.ledger import Ledger
+from receiver.storage.proof import verify
+from receiver.storage.sealing import Seals, payload_binding
+from tests.storage.door import DESTINATION, Door, body, handler, until
+
+
+def proved(door: Door) -> None:
+    """Everything written so far proves to be what was written."""
+    with door.engine.connect() as connection:
+        assert verify(connection, door.keyring, payloads=True).first_bad is None
+
+
+# --- accepted
 
 def test_an_accepted_message_is_there_whole_when_the_receipt_comes(door: Door, ledger: Ledger) -> None:
-    """Message, payload, delivery and audit row are committed before the future is done."""
+    """Message, sealed payload, delivery and audit row are committed before the future is done."""
     door.enable()
-    content = body()
+    content = body(FacilityCode="F1", Transmission={"ID": 7}, Message={"ID": "m"})
     receipt = ledger.accept(door.admit(content)).result(10)
-    assert receipt.outcome == "accepted"
+    assert (receipt.outcome, receipt.inline) == ("accepted", ())
     row = door.rows("SELECT * FROM messages")[0]
     assert (row.id, str(row.uuid)) == (receipt.message_id, receipt.uuid)
     assert (row.sha256, row.size, row.kind, row.state) == (
         sha256(content).digest(), len(content), "PatientAdmin.Arrival", "accepted")
+    assert (row.log_id, row.attempt_id, row.facility, row.transmission_id, row.message_id) == (
+        "log-1", "log-1-attempt", "F1", "7", "m")
+    assert (row.content_type, row.peer, row.query, row.test, row.id_conflict) == (
+        "application/json", "192.0.2.1", False, False, False)
+    assert row.credential_ids == [door.value("SELECT id FROM credentials")]
+    payload = door.rows("SELECT * FROM payloads")[0]
+    assert Seals(door.keyring).open_body(payload.payload_key, payload.sealed, payload_binding(receipt.uuid)) == content
+    assert b"Ada" not in payload.sealed
+    delivery = door.rows("SELECT * FROM deliveries")[0]
+    assert (delivery.message_id, delivery.handler, delivery.generation, delivery.state, delivery.inline) == (
+        row.id, "register", 1, "pending", False)
+    event = door.rows("SELECT * FROM audit_events WHERE action = 'message.receive'")[0]
+    assert (event.outcome, event.message_uuid, event.destination, event.peer, event.actor, event.n) == (
+        "accepted", row.uuid, DESTINATION, "192.0.2.1", "redox", 1)
+    assert json.loads(event.detail) == {"attempt": "log-1-attempt", "credentials": row.credential_ids}
+    proved(door)
+
+
+def test_a_message_that_nobody_subscribes_to_is_kept(door: Door, ledger: Ledger) -> None:
+    """Unhandled, with its bytes."""
+    assert ledger.accept(door.admit(body())).result(10).outcome == "unhandled"
+    assert door.value("SELECT count(*) FROM payloads") == 1
+    assert door.value("SELECT count(*) FROM deliveries") == 0
+
+
+def test_what_cannot_be_read_is_kept_with_a_reason(door: Door, ledger: Ledger) -> None:
+    """In quarantine, its columns empty, its bytes exact; a repeat of the bytes is a duplicate."""
+    content = b'{"Meta": "\xff'
+    receipt = ledger.accept(door.admit(content)).result(10)
+    assert receipt.outcome == "quarantined"
+    row = door.rows("SELECT * FROM messages")[0]
+    assert (row.state, row.quarantine_reason, row.kind, row.log_id, row.sha256) == (
+        "quarantined", "not_utf8", None, None, sha256(content).digest())
+    assert ledger.accept(door.admit(content)).result(10).outcome == "duplicate"
+    proved(door)
+
+
+def test_a_handler_that_acknowledges_after_handling_is_named_in_the_receipt(door: Door, ledger: Ledger) -> None:
+    """Its delivery is run in the request: the receipt says which; so does that of a repeat while it is pending."""
+    door.enable(handler("now", acknowledge="after_handling"))
+    door.enable(handler("later"))
+    first = ledger.accept(door.admit(body())).result(10)
+    inline = door.value("SELECT id FROM deliveries WHERE inline")
+    assert first.inline == (inline,)
+    assert ledger.accept(door.admit(body())).result(10).inline == (inline,)
+    door.rows("UPDATE deliveries SET state = 'succeeded' WHERE inline")
+    assert ledger.accept(door.admit(body())).result(10).inline == ()
+
+
+def test_the_lanes_that_have_something_new_are_told_after_the_commit(
+        door: Door, open_ledger: Callable[..., Ledger]) -> None:
+    """The hint names each lane that a worker has to look at, and none of what the request runs itself."""
+    told: list[str] = []
+    door.enable(handler("now", acknowledge="after_handling"))
+    door.enable(handler("later"))
+    ledger = open_ledger(on_commit=told.extend)
+    ledger.accept(door.admit(body())).result(10)
+    until(lambda: told, "a hint")
+    assert told == [door.value("SELECT lane FROM deliveries WHERE NOT inline")]
+
+
+def test_a_hint_that_fails_fails_nothing(door: Door, open_ledger: Callable[..., Ledger]) -> None:
+    """What is committed is answered, and the next as well. Guards `Writer._hint`."""
+    def fail(_lanes: object) -> None:
+        raise RuntimeError("no hint")
+
+    door.enable()
+    ledger = open_ledger(on_commit=fail)
+    receipts = [ledger.accept(door.admit(body(f"log-{n}"))).result(10) for n in range(3)]
+    assert [receipt.outcome for receipt in receipts] == ["accepted"] * 3
+
+
+# --- seen before
+
+def test_a_repeat_is_a_duplicate_and_audited_with_its_attempt(door: Door, ledger: Ledger) -> None:
+    """200, no second message, no second delivery, whatever Meta says of the attempt."""
+    door.enable()
+    first = ledger.accept(door.admit(body())).result(10)
+    again = body(Logs=[{"ID": "log-1", "AttemptID": "second"}], log=None)
+    receipt = ledger.accept(door.admit(again)).result(10)
+    assert (receipt.outcome, receipt.message_id, receipt.uuid) == ("duplicate", first.message_id, first.uuid)
+    assert door.value("SELECT count(*) FROM messages") == 1
+    assert door.value("SELECT count(*) FROM deliveries") == 1
+    event = door.rows("SELECT * FROM audit_events WHERE outcome = 'duplicate'")[0]
+    assert (str(event.message_uuid), json.loads(event.detail)["attempt"]) == (first.uuid, "second")
+    assert "taken_up" not in event.detail
+    proved(door)
+
+
+def test_a_repeat_revives_what_is_dead(door: Door, ledger: Ledger) -> None:
+    """In its place and with all its attempts again; what succeeded stays so."""
+    door.enable(handler("dies"))
+    door.enable(handler("lives"))
+    ledger.accept(door.admit(body())).result(10)
+    door.rows("UPDATE deliveries SET state = 'dead', attempts = 10, finished_at = now() WHERE handler = 'dies'")
+    door.rows("UPDATE deliveries SET state = 'succeeded' WHERE handler = 'lives'")
+    before = door.rows("SELECT id FROM deliveries ORDER BY id")
+    assert ledger.accept(door.admit(body())).result(10).outcome == "duplicate"
+    assert door.rows("SELECT id FROM deliveries ORDER BY id") == before
+    rows = door.rows("SELECT handler, state, attempts, finished_at FROM deliveries ORDER BY handler")
+    assert [tuple(row) for row in rows] == [("dies", "pending", 0, None), ("lives", "succeeded", 0, None)]
+    assert json.loads(door.value("SELECT detail FROM audit_events WHERE outcome = 'duplicate'"))["taken_up"] == ["dead"]
+
+
+def test_a_repeat_takes_up_what_nobody_handled(door: Door, ledger: Ledger) -> None:
+    """A handler is enabled by now: the message is accepted after all, once."""
+    ledger.accept(door.admit(body())).result(10)
+    door.enable()
+    for _ in range(2):
+        assert ledger.accept(door.admit(body())).result(10).outcome == "duplicate"
+    assert door.value("SELECT state FROM messages") == "accepted"
+    assert door.value("SELECT count(*) FROM deliveries") == 1
+
+
+def test_a_repeat_releases_what_its_source_kept_back(door: Door, ledger: Ledger) -> None:
+    """The source is registered by now: out of quarantine, dispatched; without a handler, unhandled."""
+    door.registration.set_destination(DESTINATION, door.now, {"on_unknown_source": "quarantine"})
+    contents = [body(f"log-{n}", source="somebody") for n in range(2)]
+    for content in contents:
+        assert ledger.accept(door.admit(content)).result(10).outcome == "quarantined"
+    door.registration.add_source(DESTINATION, "somebody", door.now, name=None)
+    ledger.accept(door.admit(contents[0])).result(10)
+    door.enable()
+    ledger.accept(door.admit(contents[1])).result(10)
+    rows = door.rows("SELECT state, quarantine_reason FROM messages ORDER BY id")
+    assert [tuple(row) for row in rows] == [("unhandled", None), ("accepted", None)]
+    assert door.value("SELECT count(*) FROM deliveries") == 1
+    taken = door.rows("SELECT detail FROM audit_events WHERE outcome = 'duplicate'")
+    assert [json.loads(row.detail)["taken_up"] for row in taken] == [["quarantined"]] * 2
+    proved(door)
+
+
+def test_a_repeat_brings_nothing_back_that_was_discarded(door: Door, ledger: Ledger) -> None:
+    """An operator has decided. Guards the states in `TAKE_UP`."""
+    ledger.accept(door.admit(body())).result(10)
+    door.rows("UPDATE messages SET state = 'discarded'")
+    door.enable()
+    assert ledger.accept(door.admit(body())).result(10).outcome == "duplicate"
+    assert door.value("SELECT state FROM messages") == "discarded"
+    assert door.value("SELECT count(*) FROM deliveries") == 0
+
+
+def test_the_same_key_with_other_content_is_a_message_of_its_own(door: Door, ledger: Ledger) -> None:
+    """Flagged and dispatched; only the later one is flagged, and each has its own repeats."""
+    door.enable()
+    first = ledger.accept(door.admit(body(outside="Ada"))).result(10)
+    second = ledger.accept(door.admit(body(outside="Bea"))).result(10)
+    assert second.outcome == "accepted"
+    rows = door.rows("SELECT id, id_conflict FROM messages ORDER BY id")
+    assert [tuple(row) for row in rows] == [(first.message_id, False), (second.message_id, True)]
+    assert door.value("SELECT count(*) FROM deliveries") == 2
+    assert ledger.accept(door.admit(body(outside="Ada"))).result(10).message_id == first.message_id
+    assert ledger.accept(door.admit(body(outside="Bea"))).result(10).message_id == second.message_id
+
+
+def test_an_identical_body_without_any_id_is_a_repeat_for_a_day(door: Door, ledger: Ledger) -> None:
+    """After 24 hours it may be meant: its key has expired, it is new, and known from then on again."""
+    content = body(log=None)
+    first = ledger.accept(door.admit(content)).result(10)
+    assert ledger.accept(door.admit(content)).result(10).outcome == "duplicate"
+    lifetime = door.value("SELECT k.expires_at - m.received_at FROM message_keys k, messages m")
+    assert lifetime.total_seconds() == 24 * 3600
+    door.rows("UPDATE message_keys SET expires_at = now() - interval '1 second'")
+    second = ledger.accept(door.admit(content)).result(10)
+    assert (second.outcome, second.message_id > first.message_id) == ("unhandled", True)
+    again = ledger.accept(door.admit(content)).result(10)
+    assert (again.outcome, again.message_id) == ("duplicate", second.message_id)
+
+
+def test_a_message_with_an_id_is_a_repeat_for_ever(door: Door, ledger: Ledger) -> None:
+    """Its key does not expire."""
+    ledger.accept(door.admit(body())).result(10)
+    assert door.value("SELECT expires_at FROM message_keys") is None
+
+
+def test_a_query_is_nobodys_repeat(door: Door, ledger: Ledger) -> None:
+    """Its asker waits for an answer each time; it is recorded each time, and waits for no handler."""
+    door.enable()
+    content = body(kind="PatientSearch.Query")
+    receipts = [ledger.accept(door.admit(content)).result(10) for _ in range(2)]
+    assert [receipt.outcome for receipt in receipts] == ["accepted", "accepted"]
+    assert door.value("SELECT count(*) FROM messages WHERE query") == 2
+    assert door.value("SELECT count(*) FROM message_keys") == door.value("SELECT count(*) FROM deliveries") == 0
+
+
+def test_two_destinations_do_not_share_keys(door: Door, ledger: Ledger) -> None:
+    """Two feeds may number alike."""
+    first = door.admit(body())
+    door.rows("UPDATE message_keys SET destination_id = destination_id")
+    ledger.accept(first).result(10)
+    door.rows("UPDATE message_keys SET destination_id = destination_id + 1")
+    assert ledger.accept(door.admit(body())).result(10).outcome == "unhandled"
+
+
+# --- quarantine's quota
+
+def test_quarantine_holds_so_many_bytes_and_then_redox_must_keep_them(
+        door: Door, open_ledger: Callable[..., Ledger]) -> None:
+    """Unavailable, not lost; what is fit to be dispatched goes on, and so does another destination."""
+    ledger = open_ledger(quarantine_quota=1000)
+    assert ledger.accept(door.admit(b"x" * 600)).result(10).outcome == "quarantined"
+    with pytest.raises(Unavailable, match="quarantine_full"):
+        ledger.accept(door.admit(b"y" * 600)).result(10)
+    assert ledger.accept(door.admit(b"z" * 300)).result(10).outcome == "quarantined"
+    assert ledger.accept(door.admit(body())).result(10).outcome == "unhandled"
+    assert door.value("SELECT sum(size) FROM messages WHERE state = 'quarantined'") == 900
+
+
+def test_what_an_operator_releases_makes_room(door: Door, open_ledger: Callable[..., Ledger]) -> None:
+    """The sum is asked again after a few seconds. Guards the age in `Quota`."""
+    ledger = open_ledger(quarantine_quota=1000)
+    ledger.accept(door.admit(b"x" * 900)).result(10)
+    door.rows("UPDATE messages SET state = 'discarded'")
+    content = door.admit(b"y" * 900)
+
+    def taken() -> bool:
+        return ledger.accept(content).exception(10) is None
+
+    assert not taken()
+    until(taken, "room")
+
+
+# --- refusals and handshakes
+
+def test_a_refusal_is_in_the_audit_within_a_second(door: Door, ledger: Ledger) -> None:
+    """Who, why, how long and which digest; never the body, the token or a header's value."""
+    content = b"a body with a canary"
+    ledger.refuse(door.refuse(content, token="a token that is the canary", authorization="Bearer canary"))
+    until(lambda: door.value("SELECT count(*) FROM audit_events WHERE action = 'message.refuse'"), "the refusal",
+          seconds=1)
+    event = door.rows("SELECT * FROM audit_events WHERE action = 'message.refuse'")[0]
+    assert (event.outcome, event.reason, event.actor, event.peer, event.destination, event._mapping["count"]) == (
+        "refused", "token_wrong", "unverified", "192.0.2.1", DESTINATION, 1)
+    assert json.loads(event.detail) == {"status": 401, "length": len(content), "sha256": sha256(content).hexdigest()}
+    assert "canary" not in str(event._asdict())
+
+
+def test_an_unknown_source_is_named_when_it_is_shaped_like_an_id(door: Door, ledger: Ledger) -> None:
+    """Anything else that is claimed may be anybody's data: a digest of it is kept."""
+    ledger.refuse(door.refuse(body("1", source="somebody-else")))
+    ledger.refuse(door.refuse(body("2", source="Ada Lovelace, born 1815")))
+    until(lambda: door.value("SELECT count(*) FROM audit_events WHERE action = 'message.refuse'") == 2, "two refusals")
+    details = [json.loads(row.detail) for row in door.rows(
+        "SELECT detail FROM audit_events WHERE action = 'message.refuse' ORDER BY n")]
+    assert (details[0]["source"], details[0]["source_sha256"]) == ("somebody-else", None)
+    assert (details[1]["source"], details[1]["source_sha256"]) == (
+        None, sha256(b"Ada Lovelace, born 1815").hexdigest())
+
+
+def test_a_handshake_is_in_the_audit_with_the_credential_that_vouched(door: Door, ledger: Ledger) -> None:
+    """Neither the challenge nor the token is."""
+    ledger.challenged(door.challenge())
+    until(lambda: door.value("SELECT count(*) FROM audit_events WHERE action = 'destination.handshake'"), "a handshake")
+    event = door.rows("SELECT * FROM audit_events WHERE action = 'destination.handshake'")[0]
+    credential = door.value("SELECT id FROM credentials")
+    assert (event.outcome, event.subject, event.detail) == ("answered", f"credentials:{credential}", None)
+
+
+def test_a_flood_is_counted_exactly_and_not_a_row_each(door: Door, ledger: Ledger) -> None:
+    """10,000 wrong tokens: some rows as they are, the rest summed up, all told when the process ends."""
+    refusals = [door.refuse(b"", token="wrong " * 5, peer=f"198.51.100.{n}") for n in range(20)]
+    for n in range(10_000):
+        ledger.refuse(refusals[n % 20])
+    ledger.stop()
+    told = door.rows("SELECT count(*), sum(count) FROM audit_events WHERE action = 'message.refuse'")[0]
+    assert told[1] == 10_000
+    assert told[0] <= 320
+    proved(door)
+
+
+def test_the_true_feed_is_recorded_during_a_flood(door: Door, ledger: Ledger) -> None:
+    """And a flood of made-up sources is bounded like one of wrong tokens."""
+    refused = [door.refuse(body(source=f"made-up-{n}")) for n in range(5)]
+    for n in range(2_000):
+        ledger.refuse(refused[n % 5])
+        if n % 500 == 0:
+            assert ledger.accept(door.admit(body(f"log-{n}"))).result(10).outcome == "unhandled"
+    ledger.stop()
+    told = door.rows("SELECT count(*), sum(count) FROM audit_events WHERE action = 'message.refuse'")[0]
+    assert told[1] == 2_000
+    assert told[0] <= 20
+
+
+# --- one audit row that somebody waits for
+
+def test_an_audit_row_is_committed_when_its_future_is_done(door: Door, ledger: Ledger) -> None:
+    """As the disclosure that goes before an answer; its note is sealed."""
+    ledger.record(AuditEvent(action="message.disclose", outcome="answered", at=door.now, actor="redox",
+                             note="for Ada")).result(10)
+    event = door.rows("SELECT * FROM audit_events WHERE action = 'message.disclose'")[0]
+    assert b"Ada" not in event.note
+    assert Seals(door.keyring).open(event.note_key, event.note, f"audit:{event.writer}:{event.n}") == b"for Ada"
+    proved(door)
+
+
+# --- last used
+
+def test_when_a_credential_was_last_used_is_written_at_the_latest_when_the_process_ends(
+        door: Door, ledger: Ledger) -> None:
+    """The newest time; an older one, of another process, does not overwrite it."""
+    admitted = door.admit(body())
+    ledger.accept(admitted).result(10)
+    ledger.stop()
+    assert door.value("SELECT last_used_at FROM credentials") == admitted.inbound.head.received_at
+
+
+def test_a_last_use_never_goes_back(door: Door, open_ledger: Callable[..., Ledger]) -> None:
+    """Two processes write in any order."""
+    ledgers = [open_ledger(), open_ledger()]
+    older, newer = door.admit(body("1")), door.admit(body("2"))
+    ledgers[0].accept(newer).result(10)
+    ledgers[1].accept(older).result(10)
+    for ledger in ledgers:
+        ledger.stop()
+    assert door.value("SELECT last_used_at FROM credentials") == newer.inbound.head.received_at
+
+
+# --- the end
+
+def test_what_waits_is_written_before_the_end(door: Door, ledger: Ledger, keyring: Keyring) -> None:
+    """SIGTERM under load loses nothing that was accepted; whoever comes later is told."""
+    futures = [ledger.accept(door.admit(body(f"log-{n}"))) for n in range(150)]
+    ledger.stop()
+    assert [future.result(0).outcome for future in futures] == ["unhandled"] * 150
+    with pytest.raises(Unavailable, match="shutting_down"):
+        ledger.accept(door.admit(body("late"))).result(0)
+    with pytest.raises(Unavailable, match="shutting_down"):
+        ledger.record(AuditEvent(action="a.b", outcome="c", at=door.now, actor="d")).result(0)
+    assert door.value("SELECT count(*) FROM messages") == 150
