@@ -66,10 +66,10 @@ def registry(*destinations: Destination) -> Registry:
 
 
 def head(headers: Mapping[str, str] | None = None, *, method: Method = "POST", query: str = "",
-         name: str = "main") -> Head:
-    """A request's head, as a door makes it."""
+         name: str = "main", proxied: bool = True) -> Head:
+    """A request's head, as a door makes it; by a trusted proxy, unless told otherwise."""
     return Head(destination=name, method=method, headers=headers or {}, target=f"/redox/{name}", query=query,
-                peer="192.0.2.1", received_at=NOW)
+                peer="192.0.2.1", received_at=NOW, proxied=proxied)
 
 
 def inbound(body: bytes = BODY, headers: Mapping[str, str] | None = None, *, method: Method = "POST", query: str = "",

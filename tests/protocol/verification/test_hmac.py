@@ -262,3 +262,18 @@ class TestRfc4231:
         # printf 'Test With Truncation' | openssl dgst -sha256 -mac HMAC -macopt hexkey:0c0c…
         whole = f"{cut}fa6f7c0a6a8aef8b93f860aab0cd20c5"
         assert verify(_signed(whole), at, body=b"Test With Truncation", now=NOW).credentials == (1,)
+
+
+class TestOnce:
+    """A signature over a time stamp was made for one request."""
+
+    def test_it_is_named(self) -> None:
+        """The proof names it until its stamp is stale, whatever else stands in the header."""
+        headers = {**_signed(_STAMPED), "x-time": "1767225600"}
+        (once,) = verify(headers, _stamped()).once
+        assert refusal(headers, _stamped(), now=once.until) == "signature_stale"
+        assert verify({**headers, **_signed(f"{_NOBODY}, {_STAMPED}")}, _stamped()).once == (once,)
+
+    def test_without_a_stamp_there_is_no_window(self) -> None:
+        """What is signed without a time may be meant to come again."""
+        assert verify(_signed(_FIRST), destination(signing(), require=("hmac",))).once == ()

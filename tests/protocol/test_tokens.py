@@ -1,0 +1,349 @@
+"""The token endpoint, as values: who gets a token, and what everybody else is told."""
+
+from __future__ import annotations
+
+import hmac
+import json
+from base64 import b64encode
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, Final
+from urllib.parse import quote_plus, urlencode
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from receiver.errors import ConfigurationError
+from receiver.protocol.jose import Rules, VerifyingKey, read_keys
+from receiver.protocol.message import Head, Inbound
+from receiver.protocol.registry import Client, Destination, OAuthCredential, SmartCredential
+from receiver.protocol.tokens import ASSERTION_ALGORITHMS, ASSERTION_TYPE, MAX_REQUEST, Denied, Granted, decide
+from tests.protocol.made_up import NOW, destination, signing
+from tests.protocol.verification.cases import verify
+from tests.protocol.verification.issuers import P384, RSA_FIRST, RSA_SECOND, Issuer, b64, jwks, pem
+
+_SECRET: Final = "a made-up client secret, + % and all"
+_KEY: Final = b"a made-up key for digests, 32 b."
+_TOKEN_KEYS: Final = (VerifyingKey(kid="token-1", algorithms=frozenset({"HS256"}), key=b"k" * 32),)
+_URL: Final = "https://receiver.example/oauth/main/token"
+_AT: Final = int(NOW.timestamp())
+
+
+def _client(**values: Any) -> Client:
+    return Client(**{"client_id": "redox", **values})
+
+
+def _oauth(secret: str = _SECRET, *, id: int = 1, client: Client | None = None,  # noqa: A002 - the field's name
+           **values: Any) -> OAuthCredential:
+    return OAuthCredential(id=id, client=client or _client(), key=_KEY, token_keys=_TOKEN_KEYS,
+                           digest=hmac.digest(_KEY, secret.encode(), "sha256"), **values)
+
+
+def _smart(*, id: int = 2, client: Client | None = None, lifetime: int = 300,  # noqa: A002 - the field's name
+           keys: tuple[VerifyingKey, ...] | None = None, **values: Any) -> SmartCredential:
+    client = client or _client(client_id="engine")
+    rules = Rules(issuers=(client.client_id,), audiences=(_URL,), algorithms=frozenset(ASSERTION_ALGORITHMS),
+                  keys=keys or jwks(r=RSA_FIRST, e=P384), lifetime=lifetime)
+    return SmartCredential(id=id, client=client, rules=rules, token_keys=_TOKEN_KEYS, **values)
+
+
+def _at(*credentials: OAuthCredential | SmartCredential) -> Destination:
+    return destination(*(credentials or (_oauth(), _smart())), signing(id=9), require=("oauth", "smart"))
+
+
+def _ask(parameters: Mapping[str, Any] | bytes, *, at: Destination | None = None, basic: str | bytes | None = None,
+         media: str = "application/x-www-form-urlencoded", now: Any = NOW) -> Granted | Denied:
+    headers = {"content-type": media}
+    if basic is not None:
+        raw = basic if isinstance(basic, bytes) else basic.encode()
+        headers["authorization"] = f"Basic {b64encode(raw).decode()}"
+    if isinstance(parameters, bytes):
+        body = parameters
+    else:
+        body = (json.dumps(parameters) if media == "application/json" else urlencode(parameters)).encode()
+    head = Head(destination="main", method="POST", headers=headers, target="/oauth/main/token", query="",
+                peer="192.0.2.1", received_at=now)
+    return decide(Inbound(head=head, body=body), at or _at(), now, jti="made-up-jti")
+
+
+def _granted(*arguments: Any, **values: Any) -> Granted:
+    answer = _ask(*arguments, **values)
+    assert isinstance(answer, Granted), answer
+    return answer
+
+
+def _denied(*arguments: Any, **values: Any) -> tuple[str, str]:
+    answer = _ask(*arguments, **values)
+    assert isinstance(answer, Denied)
+    assert answer.status == (401 if answer.error == "invalid_client" else 400)
+    return answer.error, answer.reason
+
+
+_GRANT: Final = {"grant_type": "client_credentials"}
+_RIGHT: Final = {**_GRANT, "client_id": "redox", "client_secret": _SECRET}
+
+
+class TestSecret:
+    """A client that has a secret."""
+
+    @pytest.mark.parametrize("media", ["application/x-www-form-urlencoded", "application/json",
+                                       "Application/JSON; charset=utf-8"])
+    def test_in_the_body(self, media: str) -> None:
+        """In a form or in JSON: the answer is RFC 6749 5.1's, and the token opens the destination."""
+        at = _at()
+        body = json.dumps(_RIGHT).encode() if "json" in media.lower() else urlencode(_RIGHT).encode()
+        granted = _granted(body, at=at, media=media)
+        assert granted.body() == {"access_token": granted.access_token, "token_type": "Bearer", "expires_in": 300}
+        assert granted.once is None
+        verified = verify({"authorization": f"Bearer {granted.access_token}"}, at)
+        assert verified.credentials == (1,)
+        assert verified.kinds == {"oauth"}
+
+    @pytest.mark.parametrize("text", [f"redox:{_SECRET}", f"redox:{quote_plus(_SECRET)}"])
+    def test_by_basic(self, text: str) -> None:
+        """Encoded as RFC 6749 2.3.1 says, or as it is."""
+        assert _granted(_GRANT, basic=text).credential == 1
+        assert _granted({**_GRANT, "client_id": "redox"}, basic=text).credential == 1
+
+    @pytest.mark.parametrize(("parameters", "basic"), [
+        ({**_RIGHT, "client_secret": _SECRET + "x"}, None), ({**_RIGHT, "client_secret": _SECRET[:-1]}, None),
+        ({**_RIGHT, "client_secret": _SECRET.upper()}, None), ({**_RIGHT, "client_id": "redo"}, None),
+        ({**_RIGHT, "client_id": "engine"}, None), ({**_RIGHT, "client_id": "é"}, None),
+        ({**_RIGHT, "client_secret": "\u20ac"}, None), ({**_GRANT, "client_secret": _SECRET}, None),
+        (_GRANT, "redox:wrong"), (_GRANT, f"other:{_SECRET}"), (_GRANT, "redox:"), (_GRANT, f":{_SECRET}"),
+        ({**_GRANT, "client_id": "other"}, f"redox:{_SECRET}")])
+    def test_wrong(self, parameters: Mapping[str, str], basic: str | None) -> None:
+        """One answer for every way to be wrong; whoever tried Basic is told that it is Basic (RFC 6749 5.2)."""
+        assert _denied(parameters, basic=basic) == ("invalid_client", "token_secret_wrong")
+        answer = _ask(parameters, basic=basic)
+        assert isinstance(answer, Denied)
+        assert answer.basic is (basic is not None)
+        assert answer.guess
+
+    @pytest.mark.parametrize("parameters", [
+        _GRANT, {**_GRANT, "client_id": "redox"}, {**_RIGHT, "client_secret": ""}, {}])
+    def test_no_proof(self, parameters: Mapping[str, str]) -> None:
+        """A name alone proves nothing; a parameter that is empty is none (RFC 6749 3.2)."""
+        assert _denied(parameters) == ("invalid_client", "token_client_unproved")
+
+    @pytest.mark.parametrize("basic", [b"\xff\xfe:x", b"nocolon", b"redox:%ff"])
+    def test_malformed_basic(self, basic: bytes) -> None:
+        """What is no id and secret is refused, and nothing is raised over it."""
+        assert _denied(_GRANT, basic=basic) == ("invalid_client", "token_basic_malformed")
+
+    @pytest.mark.parametrize("value", ["Basic", "Basic ", "Basic !!!!", "Basic AA", "basic \xe9", "Digest x"])
+    def test_other_headers(self, value: str) -> None:
+        """Rubbish in Authorization proves nothing; another scheme is not looked at."""
+        head = Head(destination="main", method="POST", target="", query="", peer="", received_at=NOW,
+                    headers={"authorization": value, "content-type": "application/x-www-form-urlencoded"})
+        answer = decide(Inbound(head=head, body=urlencode(_GRANT).encode()), _at(), NOW, jti="x")
+        assert isinstance(answer, Denied)
+        assert answer.error == "invalid_client"
+
+    def test_two_methods(self) -> None:
+        """RFC 6749 2.3: one way to prove oneself in a request."""
+        assert _denied(_RIGHT, basic=f"redox:{_SECRET}") == ("invalid_request", "token_two_methods")
+        both = {**_RIGHT, "client_assertion_type": ASSERTION_TYPE, "client_assertion": "x"}
+        assert _denied(both) == ("invalid_request", "token_two_methods")
+
+    def test_not_live(self) -> None:
+        """An expired or revoked secret gets no token; a live one of the same client does, in whichever order."""
+        dead, gone = _oauth(expires_at=NOW), _oauth(id=3, revoked=True)
+        assert _denied(_RIGHT, at=_at(dead, gone)) == ("invalid_client", "token_credential_expired")
+        assert _granted(_RIGHT, at=_at(dead), now=NOW - timedelta(seconds=1)).credential == 1
+        for order in ((dead, _oauth(id=4), gone), (gone, dead, _oauth(id=4)), (_oauth(id=4), gone)):
+            assert _granted(_RIGHT, at=_at(*order)).credential == 4
+
+    def test_two_secrets_of_one_client(self) -> None:
+        """While a secret rotates both are good, and each token is the row's that asked for it."""
+        at = _at(_oauth(), _oauth("the next secret, made up", id=5))
+        assert _granted(_RIGHT, at=at).credential == 1
+        assert _granted({**_RIGHT, "client_secret": "the next secret, made up"}, at=at).credential == 5
+
+    def test_nobody_is_a_client(self) -> None:
+        """A destination without clients gives nobody a token."""
+        assert _denied(_RIGHT, at=destination(signing())) == ("invalid_client", "token_client_unproved")
+
+
+class TestSettings:
+    """What the fields of Redox's dashboard change."""
+
+    def test_renamed_parameters(self) -> None:
+        """Parameters may come under other names: then under those alone."""
+        client = _client(names={"grant_type": "grantType", "client_id": "clientId", "client_secret": "clientSecret",
+                                "scope": "scopes"}, scopes=("read",))
+        at = _at(_oauth(client=client))
+        renamed = {"grantType": "client_credentials", "clientId": "redox", "clientSecret": _SECRET, "scopes": "read"}
+        assert _granted(renamed, at=at, media="application/json").scope == "read"
+        assert _denied(_RIGHT, at=at)[0] == "invalid_client"
+
+    def test_grant_type(self) -> None:
+        """client_credentials, or what the field says; nothing else, and not none."""
+        for grant in ("password", "", "Client_Credentials"):
+            assert _denied({**_RIGHT, "grant_type": grant}) == ("unsupported_grant_type", "token_grant_type_wrong")
+        at = _at(_oauth(client=_client(grant_type="custom")))
+        assert _granted({**_RIGHT, "grant_type": "custom"}, at=at).credential == 1
+        assert _denied(_RIGHT, at=at)[0] == "unsupported_grant_type"
+
+    def test_audience(self) -> None:
+        """Where the credential names an audience it must be asked for; elsewhere whatever is asked for is well."""
+        at = _at(_oauth(client=_client(audience="https://receiver.example")))
+        assert _granted({**_RIGHT, "audience": "https://receiver.example"}, at=at).credential == 1
+        for wrong in ({}, {"audience": "https://other.example"}):
+            assert _denied({**_RIGHT, **wrong}, at=at) == ("invalid_target", "token_audience_wrong")
+        assert _granted({**_RIGHT, "audience": "anything"}).credential == 1
+
+    def test_scopes(self) -> None:
+        """Those that are allowed, in part or all; all where none is asked for; no others."""
+        at = _at(_oauth(client=_client(scopes=("a", "b"))))
+        assert _granted(_RIGHT, at=at).body()["scope"] == "a b"
+        assert _granted({**_RIGHT, "scope": "b"}, at=at).scope == "b"
+        for wrong in ("c", "a c", "a  b", " a", "A"):
+            assert _denied({**_RIGHT, "scope": wrong}, at=at) == ("invalid_scope", "token_scope_wrong")
+        assert _denied({**_RIGHT, "scope": "a"}) == ("invalid_scope", "token_scope_wrong")
+
+    def test_lifetime(self) -> None:
+        """The token lives as long as the credential says, an hour at most."""
+        assert _granted(_RIGHT, at=_at(_oauth(client=_client(lifetime=60)))).expires_in == 60
+        for lifetime in (0, 3601, -1):
+            with pytest.raises(ConfigurationError):
+                _client(lifetime=lifetime)
+
+    def test_a_client_has_a_name(self) -> None:
+        """A client without an id cannot be made: nothing at all would be its name."""
+        with pytest.raises(ConfigurationError):
+            _client(client_id="")
+
+
+class TestRequest:
+    """What is no token request."""
+
+    @pytest.mark.parametrize(("body", "media", "reason"), [
+        (urlencode(_RIGHT).encode(), "text/plain", "token_media_type_wrong"),
+        (urlencode(_RIGHT).encode(), "", "token_media_type_wrong"),
+        (b"{}", "application/fhir+json", "token_media_type_wrong"),
+        (b"grant_type=a&grant_type=a", "application/x-www-form-urlencoded", "token_parameter_twice"),
+        (b"a=%ff", "application/x-www-form-urlencoded", "token_request_malformed"),
+        (b"a=\xff", "application/x-www-form-urlencoded", "token_request_malformed"),
+        (b"&".join(b"p%d=1" % n for n in range(51)), "application/x-www-form-urlencoded", "token_request_malformed"),
+        (b"a=" + b"x" * MAX_REQUEST, "application/x-www-form-urlencoded", "token_request_too_large"),
+        (b'{"grant_type":"a","grant_type":"a"}', "application/json", "token_request_malformed"),
+        (b'{"grant_type":"a","grant_\\u0074ype":"a"}', "application/json", "token_request_malformed"),
+        (b"[]", "application/json", "token_request_malformed"), (b"7", "application/json", "token_request_malformed"),
+        (b"", "application/json", "token_request_malformed"), (b"{", "application/json", "token_request_malformed"),
+        (b'{"a":"\xff"}', "application/json", "token_request_malformed"),
+        (b'{"a":' + b"[" * 5_000 + b"]" * 5_000 + b"}", "application/json", "token_request_malformed"),
+        (json.dumps(_RIGHT).encode("utf-16"), "application/json", "token_request_malformed")])
+    def test_malformed(self, body: bytes, media: str, reason: str) -> None:
+        """invalid_request, and nothing is raised over it."""
+        assert _denied(body, media=media) == ("invalid_request", reason)
+
+    @pytest.mark.parametrize("value", [None, 7, True, [_SECRET], {"a": _SECRET}])
+    def test_what_is_no_text_is_missing(self, value: Any) -> None:
+        """A JSON member that is no text is as good as none."""
+        assert _denied({**_RIGHT, "client_secret": value}, media="application/json") \
+            == ("invalid_client", "token_client_unproved")
+
+    @given(st.binary(max_size=200), st.sampled_from(["application/json", "application/x-www-form-urlencoded"]),
+           st.none() | st.binary(max_size=60))
+    def test_anything(self, body: bytes, media: str, basic: bytes | None) -> None:
+        """Whatever bytes come: denied."""
+        assert isinstance(_ask(body, media=media, basic=basic), Denied)
+
+
+_RS384, _ES384 = Issuer(key=RSA_FIRST, algorithm="RS384", kid="r"), Issuer(key=P384, algorithm="ES384", kid="e")
+
+
+def _assertion(issuer: Issuer = _RS384, header: Mapping[str, Any] | None = None, **changes: Any) -> dict[str, str]:
+    claims = {"iss": "engine", "sub": "engine", "aud": _URL, "iat": _AT, "exp": _AT + 300, "jti": "1", **changes}
+    token = issuer.token({name: value for name, value in claims.items() if value is not None}, header)
+    return {**_GRANT, "client_assertion_type": ASSERTION_TYPE, "client_assertion": token}
+
+
+class TestAssertion:
+    """A client that signs (RFC 7523)."""
+
+    @pytest.mark.parametrize("issuer", [_RS384, _ES384])
+    def test_right(self, issuer: Issuer) -> None:
+        """Either algorithm, the client named again or not: a token, and what is good once."""
+        at = _at()
+        granted = _granted(_assertion(issuer), at=at)
+        assert granted.credential == 2
+        assert granted.once is not None
+        assert granted.once.until > NOW + timedelta(seconds=300)
+        assert _granted({**_assertion(issuer), "client_id": "engine"}, at=at).credential == 2
+        assert verify({"authorization": f"Bearer {granted.access_token}"}, at).kinds == {"smart"}
+
+    def test_once(self) -> None:
+        """The same jti of the same client is the same thing, whatever else differs; another is another."""
+        (first, again, other) = (_granted(_assertion(**changes)).once for changes in (
+            {}, {"iat": _AT - 5, "exp": _AT + 200}, {"jti": "2"}))
+        assert first is not None
+        assert again is not None
+        assert other is not None
+        assert first.key == again.key != other.key
+        elsewhere = _smart(client=_client(client_id="another"))
+        third = _granted(_assertion(iss="another", sub="another"), at=_at(elsewhere)).once
+        assert third is not None
+        assert third.key != first.key
+        # It is remembered until no assertion of that life can be good any more.
+        assert _denied(_assertion(), now=first.until) == ("invalid_client", "jwt_expired")
+
+    @pytest.mark.parametrize(("changes", "reason"), [
+        ({"iss": "other"}, "jwt_issuer_wrong"), ({"sub": "other"}, "token_client_differs"),
+        ({"sub": None}, "token_client_differs"), ({"aud": "https://receiver.example/redox/main"}, "jwt_audience_wrong"),
+        ({"aud": None}, "jwt_claim_missing"), ({"jti": None}, "token_jti_missing"), ({"jti": ""}, "token_jti_missing"),
+        ({"jti": 7}, "jwt_malformed"), ({"exp": None}, "jwt_claim_missing"), ({"iat": None}, "jwt_claim_missing"),
+        ({"exp": _AT + 301}, "jwt_lives_too_long"), ({"exp": 10**30}, "jwt_malformed"),
+        ({"iat": _AT - 400, "exp": _AT - 100}, "jwt_expired"), ({"nbf": _AT + 60}, "jwt_not_yet_valid"),
+        ({"header": {"kid": "unknown"}}, "jwt_key_unknown"),
+        ({"header": {"jku": "http://127.0.0.1:1"}}, "jwt_header_refused"),
+        ({"header": {"crit": ["x"]}}, "jwt_header_refused"),
+        ({"issuer": Issuer(key=RSA_SECOND, algorithm="RS384", kid="r")}, "jwt_signature_wrong"),
+        ({"issuer": Issuer(key=RSA_FIRST, algorithm="RS256", kid="r")}, "jwt_algorithm_wrong")])
+    def test_wrong(self, changes: dict[str, Any], reason: str) -> None:
+        """Every claim counts."""
+        assert _denied(_assertion(**changes)) == ("invalid_client", reason)
+
+    @pytest.mark.parametrize(("changes", "reason"), [
+        ({"client_id": "redox"}, "token_client_differs"),
+        ({"client_assertion_type": "x"}, "token_assertion_type_wrong"),
+        ({"client_assertion_type": ""}, "token_assertion_type_wrong"), ({"client_assertion": "x"}, "jwt_malformed"),
+        ({"client_assertion": "\xe9\u20ac"}, "jwt_malformed")])
+    def test_wrong_parameters(self, changes: dict[str, str], reason: str) -> None:
+        """And every parameter."""
+        assert _denied({**_assertion(), **changes}) == ("invalid_client", reason)
+
+    def test_by_the_client_s_secret_or_public_key(self) -> None:
+        """HS256 (client_secret_jwt), whether over a secret or over the public key, is no way in."""
+        claims = json.dumps({"iss": "engine", "sub": "engine", "aud": _URL, "iat": _AT, "exp": _AT + 9, "jti": "1"})
+        for key in (_SECRET.encode(), pem(RSA_FIRST), b""):
+            signed = f"{b64(json.dumps({'alg': 'HS256'}).encode())}.{b64(claims.encode())}"
+            token = f"{signed}.{b64(hmac.digest(key, signed.encode(), 'sha256'))}"
+            assert _denied({**_assertion(), "client_assertion": token}) == ("invalid_client", "jwt_algorithm_wrong")
+
+    def test_not_live(self) -> None:
+        """A revoked client gets no token; while keys rotate, either row's key is good."""
+        assert _denied(_assertion(), at=_at(_smart(revoked=True))) == ("invalid_client", "token_credential_expired")
+        at = _at(_smart(id=7, keys=read_keys(pem(RSA_SECOND))), _smart(id=8))
+        assert _granted(_assertion(), at=at).credential == 8
+
+    def test_an_access_token_is_no_assertion(self) -> None:
+        """Nor the other way round: each is good in its own place."""
+        granted = _granted(_assertion())
+        assert _denied({**_assertion(), "client_assertion": granted.access_token}) \
+            == ("invalid_client", "jwt_algorithm_wrong")
+
+    def test_nobody_is_such_a_client(self) -> None:
+        """At a destination whose clients have secrets an assertion proves nothing."""
+        assert _denied(_assertion(), at=_at(_oauth())) == ("invalid_client", "token_client_unknown")
+
+
+def test_secrets_are_not_shown() -> None:
+    """No repr shows a token, a secret or a digest."""
+    granted = _granted(_RIGHT)
+    shown = repr((granted, _denied(_RIGHT, at=_at(_oauth(revoked=True))), _oauth(), _smart()))
+    assert granted.access_token not in shown
+    assert _SECRET not in shown
+    assert _KEY.decode() not in shown
