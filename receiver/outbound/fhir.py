@@ -8,17 +8,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, get_args
+from typing import Final, Generic, Literal, TypeVar, get_args
 from urllib.parse import urlencode
 
-import httpx2
-
-from receiver.outbound.answers import Answer
+from receiver.outbound.calls import Call
 from receiver.outbound.errors import Unsendable
 from receiver.outbound.messages import Model, Outgoing, as_dict, encode
 
 Environment = Literal["Development", "Staging", "Production"]
-Call = Callable[[Literal["GET", "POST"], httpx2.URL, Mapping[str, str], bytes | None], Answer]
+Result = TypeVar("Result")
 
 _MEDIA: Final = "application/fhir+json"
 # What stands in a path is held to its grammar, so that no value can lead anywhere else.
@@ -29,14 +27,13 @@ _OPERATION: Final = re.compile(r"\$[A-Za-z][A-Za-z0-9-]{0,63}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FhirDestination:
-    """One destination's FHIR resources; RedoxClient.fhir makes it.
+class FhirDestination(Generic[Result]):
+    """One destination's FHIR resources. A client's methods return the Answer, an outbox's what it is kept under.
 
-    The methods raise the errors of receiver.outbound.errors.
+    They raise the errors of receiver.outbound.errors.
     """
 
-    call: Call = field(repr=False)
-    base_url: str
+    carry_out: Callable[[Call], Result] = field(repr=False)
     slug: str
     environment: Environment
 
@@ -45,26 +42,25 @@ class FhirDestination:
         if self.environment not in get_args(Environment):
             raise Unsendable(f"the environment is one of {', '.join(get_args(Environment))}")
 
-    def read(self, resource: str, resource_id: str) -> Answer:
+    def read(self, resource: str, resource_id: str) -> Result:
         """Read one resource."""
         _check(_ID, resource_id, "a FHIR id")
         if not resource_id.strip("."):
             raise Unsendable("a FHIR id of dots alone would lead elsewhere")
-        return self.call("GET", self._url(resource, resource_id), {"Accept": _MEDIA}, None)
+        return self._call("GET", resource, resource_id, {"Accept": _MEDIA}, None)
 
-    def search(self, resource: str, parameters: Mapping[str, str | Sequence[str]]) -> Answer:
+    def search(self, resource: str, parameters: Mapping[str, str | Sequence[str]]) -> Result:
         """Search by POST, so that what is asked for stands in no URL; `answer.data` is a Bundle."""
-        return self.call("POST", self._url(resource, "_search"),
-                         {"Accept": _MEDIA, "Content-Type": "application/x-www-form-urlencoded"},
-                         urlencode(parameters, doseq=True).encode())
+        return self._call("POST", resource, "_search",
+                          {"Accept": _MEDIA, "Content-Type": "application/x-www-form-urlencoded"},
+                          urlencode(parameters, doseq=True).encode())
 
-    def operation(self, resource: str, operation: str, body: Outgoing) -> Answer:
+    def operation(self, resource: str, operation: str, body: Outgoing) -> Result:
         """Call an operation, such as `$patient-update`, with a FHIR resource."""
         _check(_OPERATION, operation, "an operation's name, such as $patient-update")
-        return self.call("POST", self._url(resource, operation), {"Accept": _MEDIA, "Content-Type": _MEDIA},
-                         _fhir_bytes(body))
+        return self._call("POST", resource, operation, {"Accept": _MEDIA, "Content-Type": _MEDIA}, _fhir_bytes(body))
 
-    def message(self, resource: str, operation: str, bundle: Mapping[str, object] | Model) -> Answer:
+    def message(self, resource: str, operation: str, bundle: Mapping[str, object] | Model) -> Result:
         """Write back: call an operation with a message Bundle, whose first entry is a MessageHeader."""
         whole = as_dict(bundle)
         entries = whole.get("entry")
@@ -75,9 +71,13 @@ class FhirDestination:
             raise Unsendable("a message is a Bundle of type message whose first entry is a MessageHeader")
         return self.operation(resource, operation, whole)
 
-    def _url(self, resource: str, rest: str) -> httpx2.URL:
+    def _call(self, method: Literal["GET", "POST"], resource: str, rest: str, headers: Mapping[str, str],
+              body: bytes | None) -> Result:
         _check(_RESOURCE, resource, "a resource type, such as Patient")
-        return httpx2.URL(f"{self.base_url}/fhir/R4/{self.slug}/{self.environment}/{resource}/{rest}")
+        kind = f"FHIR.{resource}" if method == "GET" else f"FHIR.{resource}/{rest}"
+        return self.carry_out(Call(
+            name="fhir", kind=kind, to=(f"{self.slug}/{self.environment}",), method=method, headers=headers, body=body,
+            path=f"/fhir/R4/{self.slug}/{self.environment}/{resource}/{rest}"))
 
 
 def _fhir_bytes(body: Outgoing) -> bytes:

@@ -6,6 +6,7 @@ May not send anything, nor change what the caller passed in; bytes stay the byte
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol, runtime_checkable
@@ -16,6 +17,8 @@ from receiver.outbound.errors import Unsendable
 from receiver.protocol.message import QUERIES
 
 SOURCE_HEADER: Final = "Redox-Source-Id"
+# The names of Redox's models and events; anything else may be anybody's data.
+_KIND: Final = re.compile(r"[A-Za-z]{1,40}\.[A-Za-z-]{1,60}")
 
 
 @runtime_checkable
@@ -54,9 +57,14 @@ class NetworkOnramp:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
-    """A message that can be sent: its bytes, and the header that names its source where the bytes do not."""
+    """A message that can be sent: its bytes, and the header that names its source where the bytes do not.
+
+    `kind`: model and event, or "unknown" for what may not be shown. `destinations`: their ids at Redox.
+    """
 
     body: bytes = field(repr=False)
+    kind: str
+    destinations: tuple[str, ...]
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -73,7 +81,7 @@ def prepare(message: Outgoing, *, query: bool, source: str | None, source_requir
     whole, meta = _open(message)
     if not isinstance(meta, Mapping):
         raise Unsendable("the message has no Meta object; Redox routes by Meta.DataModel, EventType and Destinations")
-    _check_routing(meta, query)
+    kind, destinations = _check_routing(meta, query)
     named = meta.get("Source")
     missing = not (isinstance(named, Mapping) and named.get("ID"))
     if missing and source is None and source_required:
@@ -82,14 +90,15 @@ def prepare(message: Outgoing, *, query: bool, source: str | None, source_requir
     if isinstance(message, bytes):
         if onramp is not None:
             raise Unsendable("network-onramp extensions can't be put into bytes; pass the message as a dict or a model")
-        return Prepared(body=message, headers={SOURCE_HEADER: source} if missing and source else {})
+        return Prepared(body=message, kind=kind, destinations=destinations,
+                        headers={SOURCE_HEADER: source} if missing and source else {})
     filled: dict[str, Any] = dict(meta)
     if missing and source is not None:
         filled["Source"] = {**(named if isinstance(named, Mapping) else {}), "ID": source}
     if onramp is not None:
         present = meta.get("Extensions")
         filled["Extensions"] = {**(present if isinstance(present, Mapping) else {}), **onramp.extensions()}
-    return Prepared(body=encode({**whole, "Meta": filled}))
+    return Prepared(body=encode({**whole, "Meta": filled}), kind=kind, destinations=destinations)
 
 
 def as_dict(message: Mapping[str, Any] | Model) -> Mapping[str, Any]:
@@ -122,7 +131,7 @@ def _open(message: Outgoing) -> tuple[Mapping[str, Any], Any]:
         raise Unsendable("the bytes are no JSON object in UTF-8") from None
 
 
-def _check_routing(meta: Mapping[str, Any], query: bool) -> None:
+def _check_routing(meta: Mapping[str, Any], query: bool) -> tuple[str, tuple[str, ...]]:
     for name in ("DataModel", "EventType"):
         if not isinstance(meta.get(name), str) or not meta[name]:
             raise Unsendable(f"the message has no Meta.{name}")
@@ -135,6 +144,7 @@ def _check_routing(meta: Mapping[str, Any], query: bool) -> None:
     kind = f"{meta['DataModel']}.{meta['EventType']}".replace(" ", "")
     if (query or kind in QUERIES) and len(destinations) != 1:
         raise Unsendable("a query goes to exactly one destination, and this one names several")
+    return kind if _KIND.fullmatch(kind) else "unknown", tuple(destination["ID"] for destination in destinations)
 
 
 def _extension(name: str, **value: Any) -> dict[str, Any]:

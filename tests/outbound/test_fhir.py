@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from receiver.outbound import FhirDestination, Rejected, Unsendable
+from receiver.outbound import Answer, FhirDestination, Rejected, Unsendable
 from receiver.testing.api import FakeRedoxApi, Received
 from tests.outbound.conftest import LEGACY, Connect
 
@@ -17,7 +17,7 @@ BUNDLE = {"resourceType": "Bundle", "type": "message", "entry": [{"resource": {"
 
 
 @pytest.fixture
-def fhir(connect: Connect) -> FhirDestination:
+def fhir(connect: Connect) -> FhirDestination[Answer]:
     return connect(source="source-1").fhir("our-ehr", "Development")
 
 
@@ -25,7 +25,7 @@ def last(api: FakeRedoxApi) -> Received:
     return api.received("/fhir/")[-1]
 
 
-def test_read(api: FakeRedoxApi, fhir: FhirDestination) -> None:
+def test_read(api: FakeRedoxApi, fhir: FhirDestination[Answer]) -> None:
     """A read is a GET beneath the destination's slug and environment, with the source in its header."""
     api.resources["Patient", "p-1"] = PATIENT
 
@@ -35,7 +35,7 @@ def test_read(api: FakeRedoxApi, fhir: FhirDestination) -> None:
     assert last(api).headers["accept"] == "application/fhir+json"
 
 
-def test_what_is_not_there_is_rejected(fhir: FhirDestination) -> None:
+def test_what_is_not_there_is_rejected(fhir: FhirDestination[Answer]) -> None:
     """An unknown resource is an error with the code of the OperationOutcome."""
     with pytest.raises(Rejected) as caught:
         fhir.read("Patient", "p-2")
@@ -43,7 +43,7 @@ def test_what_is_not_there_is_rejected(fhir: FhirDestination) -> None:
     assert (caught.value.status, caught.value.details[0].type) == (404, "not-found")
 
 
-def test_search_is_a_form(api: FakeRedoxApi, fhir: FhirDestination) -> None:
+def test_search_is_a_form(api: FakeRedoxApi, fhir: FhirDestination[Answer]) -> None:
     """What is searched for goes into the body, never into the URL."""
     api.resources["Patient", "p-1"] = PATIENT
     answer = fhir.search("Patient", {"family": "Grö&ße", "given": ["A", "B"]})
@@ -54,7 +54,7 @@ def test_search_is_a_form(api: FakeRedoxApi, fhir: FhirDestination) -> None:
 
 
 @pytest.mark.parametrize("body", [BUNDLE, json.dumps(BUNDLE).encode()], ids=["dict", "bytes"])
-def test_an_operation_posts_a_resource(api: FakeRedoxApi, fhir: FhirDestination, body: Any) -> None:
+def test_an_operation_posts_a_resource(api: FakeRedoxApi, fhir: FhirDestination[Answer], body: Any) -> None:
     """An operation carries a resource as application/fhir+json."""
     assert fhir.operation("Patient", "$patient-update", body).data["type"] == "message"
     assert last(api).path == "/fhir/R4/our-ehr/Development/Patient/$patient-update"
@@ -62,7 +62,7 @@ def test_an_operation_posts_a_resource(api: FakeRedoxApi, fhir: FhirDestination,
     assert last(api).json() == BUNDLE
 
 
-def test_a_message_bundle_is_posted(api: FakeRedoxApi, fhir: FhirDestination) -> None:
+def test_a_message_bundle_is_posted(api: FakeRedoxApi, fhir: FhirDestination[Answer]) -> None:
     """A message Bundle is written back through its operation."""
     assert fhir.message("Patient", "$patient-update", BUNDLE).status == 200
     assert last(api).json() == BUNDLE
@@ -71,7 +71,7 @@ def test_a_message_bundle_is_posted(api: FakeRedoxApi, fhir: FhirDestination) ->
 @pytest.mark.parametrize("bundle", [
     {}, PATIENT, {**BUNDLE, "type": "transaction"}, {**BUNDLE, "entry": []}, {**BUNDLE, "entry": None},
     {**BUNDLE, "entry": [{"resource": PATIENT}]}, {**BUNDLE, "entry": [7]}], ids=str)
-def test_what_is_no_message_bundle_is_not_sent(api: FakeRedoxApi, fhir: FhirDestination,
+def test_what_is_no_message_bundle_is_not_sent(api: FakeRedoxApi, fhir: FhirDestination[Answer],
                                                bundle: dict[str, Any]) -> None:
     """A Bundle of another type, or without a MessageHeader in front, is refused before it is sent."""
     with pytest.raises(Unsendable, match="MessageHeader"):
@@ -80,7 +80,7 @@ def test_what_is_no_message_bundle_is_not_sent(api: FakeRedoxApi, fhir: FhirDest
 
 
 @pytest.mark.parametrize("bad", ["", "patient", "Patient/..", "Patient?x=", "../Patient", "Pätient", "$x"])
-def test_a_path_can_not_be_led_astray(api: FakeRedoxApi, fhir: FhirDestination, bad: str) -> None:
+def test_a_path_can_not_be_led_astray(api: FakeRedoxApi, fhir: FhirDestination[Answer], bad: str) -> None:
     """Resource types, ids and operations are held to their grammar, so none can name another path."""
     with pytest.raises(Unsendable, match="not a"):
         fhir.read(bad, "p-1")
@@ -90,7 +90,7 @@ def test_a_path_can_not_be_led_astray(api: FakeRedoxApi, fhir: FhirDestination, 
 
 
 @pytest.mark.parametrize("bad", ["", ".", "..", "a/b", "a b", "a?b", "%2e", "a" * 65])
-def test_a_fhir_id_is_one(api: FakeRedoxApi, fhir: FhirDestination, bad: str) -> None:
+def test_a_fhir_id_is_one(api: FakeRedoxApi, fhir: FhirDestination[Answer], bad: str) -> None:
     """An id that is none, or that would climb the path, is refused."""
     with pytest.raises(Unsendable, match="FHIR id"):
         fhir.read("Patient", bad)
@@ -106,7 +106,7 @@ def test_a_destination_is_checked(connect: Connect) -> None:
         client.fhir("our-ehr", "development")
 
 
-def test_a_body_without_a_type_is_not_sent(fhir: FhirDestination) -> None:
+def test_a_body_without_a_type_is_not_sent(fhir: FhirDestination[Answer]) -> None:
     """What is no resource is refused."""
     with pytest.raises(Unsendable, match="resourceType"):
         fhir.operation("Patient", "$patient-update", {"id": "p-1"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -55,10 +56,20 @@ def test_bytes_stay_as_they_are() -> None:
     """Bytes are sent as they came, and their source goes into the header that Redox takes instead."""
     body = json.dumps(message(), indent=3).encode()
 
-    assert prepared(body, source="mine") == Prepared(body=body, headers={"Redox-Source-Id": "mine"})
-    assert prepared(body) == Prepared(body=body)
+    known = partial(Prepared, kind="PatientAdmin.Arrival", destinations=("destination-1",))
+
+    assert prepared(body, source="mine") == known(body=body, headers={"Redox-Source-Id": "mine"})
+    assert prepared(body) == known(body=body)
     named = json.dumps(message(Source={"ID": "another"})).encode()
-    assert prepared(named, source="mine", required=True) == Prepared(body=named)
+    assert prepared(named, source="mine", required=True) == known(body=named)
+
+
+@pytest.mark.parametrize(("model", "event", "kind"), [
+    ("Clinical Summary", "PatientQuery", "ClinicalSummary.PatientQuery"), ("SSO", "Sign-on", "SSO.Sign-on"),
+    ("PatientAdmin", "Ada Byron 1815", "unknown"), ("x" * 100, "New", "unknown")])
+def test_the_kind_may_be_shown(model: str, event: str, kind: str) -> None:
+    """A kind is made of the words of Redox's names; what is not of that shape is not repeated."""
+    assert prepared(message(event, model)).kind == kind
 
 
 def test_models_of_the_redox_package_are_taken() -> None:
