@@ -27,8 +27,7 @@ _MENDS: Final = {
 }
 _ANY_MEND: Final = "credential list {0}"
 
-_COLUMNS: Final = ("destination", "feed", "last_200", "last_refusal", "refused_for", "backlog", "oldest", "dead",
-                   "quarantined")
+_COLUMNS: Final = ("destination", "feed", "last_200", "refused", "reason", "backlog", "oldest", "dead", "quarantine")
 
 
 @click.command(epilog=example("status", "status --json"))
@@ -65,9 +64,9 @@ def _feed(found: Mapping[str, Any]) -> str:
 
 def _line(found: Mapping[str, Any], now: datetime) -> dict[str, Any]:
     return {"destination": found["destination"], "feed": _feed(found), "last_200": _ago(found["last_200_at"], now),
-            "last_refusal": _ago(found["last_refusal_at"], now), "refused_for": found["last_refusal_reason"],
+            "refused": _ago(found["last_refusal_at"], now), "reason": found["last_refusal_reason"],
             "backlog": found["backlog"], "oldest": _ago(found["oldest_pending_at"], now),
-            "dead": sum(row["count"] for row in found["dead"]), "quarantined": found["quarantined"]}
+            "dead": sum(row["count"] for row in found["dead"]), "quarantine": found["quarantined"]}
 
 
 def _ago(at: datetime | None, now: datetime) -> str | None:

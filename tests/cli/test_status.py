@@ -1,0 +1,145 @@
+"""`status` tells whether the feeds flow, and for what does not, the command that mends it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from sqlalchemy import Engine, insert, update
+
+from receiver.cli import main
+from receiver.cli.status import _ago
+from receiver.keyring import Keyring
+from receiver.storage import schema
+from receiver.storage.audit import AuditChain, AuditEvent, write
+from receiver.storage.registration import HandlerSpec, Registration
+from receiver.storage.sealing import Seals
+
+Status = Callable[[], dict[str, Any]]
+SOURCE = "7ce6f387-c33c-417d-8682-81e83628cbd9"
+
+
+@pytest.fixture
+def lab(database_url: str, keyring_path: Path, registration: Registration, monkeypatch: pytest.MonkeyPatch) -> int:
+    """A destination `lab`; its id. Commands find its database."""
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("RECEIVER_KEYRING", str(keyring_path))
+    return registration.add_destination(
+        "lab", datetime.now(UTC), environment="production", require=["token"], sources_policy="registered",
+        on_unknown_source="reject", test_messages="quarantine", reply_with=None,
+        token="a-token-of-thirty-two-characters")
+
+
+@pytest.fixture
+def status() -> Status:
+    """What `status --json` says."""
+    def run() -> dict[str, Any]:
+        done = CliRunner().invoke(main, ["status", "--json"])
+        assert done.exit_code == 0, done.output
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+    return run
+
+
+@pytest.fixture
+def happened(engine: Engine, keyring: Keyring) -> Callable[..., None]:
+    """Writes an audit row of a request to `lab`."""
+    def tell(action: str, outcome: str, **more: Any) -> None:
+        event = AuditEvent(
+            action=action, outcome=outcome, at=datetime.now(UTC), actor="redox", destination="lab", **more)
+        with engine.begin() as connection:
+            write(connection, AuditChain(keyring, Seals(keyring)), [event])
+    return tell
+
+
+def mends(found: dict[str, Any]) -> dict[str, str]:
+    """The mending command of each finding of the only destination."""
+    only, = found["destinations"]
+    return {each["finding"]: each["mend"] for each in only["findings"]}
+
+
+def line() -> list[str]:
+    """The first words of the destination's line in the table."""
+    told = CliRunner().invoke(main, ["status"]).stdout
+    only, = (each.split()[:2] for each in told.splitlines() if each.startswith("lab "))
+    return only
+
+
+def delivery(engine: Engine, lab: int, **more: Any) -> None:
+    """A delivery of the handler `register`."""
+    row = {"message_id": 1, "destination_id": lab, "handler": "register", "inline": False,
+           "lane": "register/lab/source:none", **more}
+    with engine.begin() as connection:
+        connection.execute(insert(schema.deliveries).values(row))
+
+
+@pytest.mark.usefixtures("lab")
+def test_nothing_needs_anybody() -> None:
+    """A feed that flows has a line, and no finding."""
+    assert line() == ["lab", "silent"]
+    done = CliRunner().invoke(main, ["status"])
+    assert done.exit_code == 0
+    assert done.stdout.endswith("\nNothing needs you.\n")
+
+
+@pytest.mark.usefixtures("lab")
+def test_a_feed_that_redox_has_paused(status: Status, happened: Callable[..., None]) -> None:
+    """An authentic refusal after the last 200 means a pause; the next 200 ends it."""
+    happened("message.receive", "accepted")
+    happened("message.refuse", "refused", reason="source_unknown", detail={"status": 403, "source": SOURCE})
+    assert mends(status()) == {"probably_paused": "redox-receiver source list lab --refused"}
+    assert line() == ["lab", "paused?"]
+    happened("message.receive", "accepted")
+    assert mends(status()) == {"sources_refused": "redox-receiver source list lab --refused"}
+
+
+@pytest.mark.usefixtures("lab")
+def test_a_pause_for_another_reason(status: Status, happened: Callable[..., None]) -> None:
+    """The command fits the reason: here Redox presents an expired token."""
+    happened("message.refuse", "refused", reason="token_expired", detail={"status": 401})
+    assert mends(status()) == {"probably_paused": "redox-receiver credential list lab"}
+
+
+def test_work_that_stands(
+        status: Status, engine: Engine, lab: int, registration: Registration) -> None:
+    """Held lanes, paused handlers, handlers that nobody has loaded and dead deliveries each have their command."""
+    registration.enable_handler("lab", HandlerSpec(
+        handler="register", role="handler", patterns=("*",), ordering="source", patient_key=None,
+        acknowledge="after_commit", on_failure="hold", max_attempts=3, timeout=60.0), datetime.now(UTC))
+    registration.pause_handler("register", datetime.now(UTC), destination=None, reason="many_dead")
+    delivery(engine, lab)
+    delivery(engine, lab, generation=2, state="dead", error_class="billing.Bug; rm -rf", finished_at=datetime.now(UTC))
+    with engine.begin() as connection:
+        connection.execute(insert(schema.lanes).values(
+            lane="register/lab/source:none", handler="register", destination_id=lab, state="held"))
+    found = status()
+    assert [each["finding"] for each in found["findings"]] == ["no_worker"]
+    assert mends(found) == {
+        "lane_held": "redox-receiver lanes release register/lab/source:none --reason …",
+        "handler_paused": "redox-receiver handlers resume register --destination lab",
+        "handler_not_loaded": "redox-receiver handlers list",
+        "dead": "redox-receiver deliveries list --state dead --handler register --error-class 'billing.Bug; rm -rf'"}
+    told = CliRunner().invoke(main, ["status"]).stdout
+    assert "lab: register is paused (many_dead).\n  redox-receiver handlers resume register" in told
+    assert max(map(len, told.splitlines()[:3])) <= 100
+
+
+def test_a_disabled_destination(engine: Engine, lab: int) -> None:
+    """A destination that is disabled is shown as such."""
+    with engine.begin() as connection:
+        connection.execute(update(schema.destinations).where(schema.destinations.c.id == lab).values(enabled=False))
+    assert line() == ["lab", "disabled"]
+
+
+@pytest.mark.parametrize(("ago", "told"), [
+    (timedelta(seconds=-3), "0 s ago"), (timedelta(seconds=59), "59 s ago"), (timedelta(seconds=61), "1 min ago"),
+    (timedelta(hours=3, minutes=59), "3 h ago"), (timedelta(days=40), "40 d ago")])
+def test_ages(ago: timedelta, told: str) -> None:
+    """Ages are told in their largest unit; a clock that is a little behind does no harm."""
+    now = datetime.now(UTC)
+    assert _ago(now - ago, now) == told
