@@ -140,7 +140,7 @@ class Door:
 
     def __init__(self, *, registry: Callable[[], Registry | None], ledger: Recorder, responders: Responders,
                  max_body: int, places: int) -> None:
-        self._registry = registry
+        self.registry: Final = registry
         self._ledger = ledger
         self._responders = responders
         self._max_body = max_body
@@ -159,7 +159,7 @@ class Door:
             return _closing(UNAVAILABLE)
 
     def _serve(self, head: Head, transfer: Transfer) -> Reply:
-        registry = self._registry()
+        registry = self.registry()
         if registry is None:
             raise Unavailable("registry_never_loaded")
         screened = pipeline.screen(head, registry, head.received_at)

@@ -1,4 +1,4 @@
-"""The public listener in Flask: `/redox/<destination>` and `/livez`, and nothing else.
+"""The public listener in Flask: `/redox/<destination>`, `/.well-known/jwks.json`, `/livez`, and nothing else.
 
 A path is compared as segments: slashes that are doubled or trail change nothing, so no spelling of a path reaches
 anything by another way. May not answer with a page, a word or a header that is not written here: no cookies, no
@@ -18,6 +18,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from receiver.errors import BadTransfer
 from receiver.protocol.message import Head, Reply
+from receiver.web import jwks
 from receiver.web.door import UNAVAILABLE, Door
 from receiver.web.peers import Peers
 
@@ -55,6 +56,8 @@ def public_app(door: Door, *, trusted_proxies: Iterable[str]) -> PublicApp:
     @app.route("/livez", methods=["GET"], provide_automatic_options=False)
     def livez() -> Response:
         return respond(Reply(status=200, body=b"ok\n"))
+
+    jwks.publish(app, door.registry, lambda: respond(UNAVAILABLE))
 
     @app.errorhandler(Exception)
     def fault(exc: Exception) -> Response:
