@@ -7,7 +7,9 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
+import jwt
 import pytest
+import time_machine
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -16,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from receiver.errors import ConfigurationError, Unverified
-from receiver.protocol.jose import ALGORITHMS, MAX_KEYS, Rules, VerifyingKey, peek, prove, read_keys
+from receiver.protocol.jose import ALGORITHMS, LEEWAY, MAX_KEYS, Rules, VerifyingKey, peek, prove, read_keys
 from tests.protocol.made_up import NOW
 from tests.protocol.verification.issuers import (
     ED25519,
@@ -123,6 +125,34 @@ def test_any_claim(value: Any) -> None:
 
 
 _KEYS = jwks(k=ED25519)
+
+
+@given(st.dictionaries(st.sampled_from(["iss", "aud", "iat", "exp", "nbf", "sub", "jti"]), _ANYTHING, max_size=2),
+       st.sampled_from([None, {"alg": "none"}, {"alg": "HS256"}, {"alg": "RS256"}, {"kid": 7}, {"kid": None}]),
+       st.integers(0, 9))
+def test_pyjwt_agrees(changes: dict[str, Any], header: dict[str, Any] | None, spoil: int) -> None:
+    """What is proved here PyJWT's decode proves too, with every option written out; and it proves no more."""
+    token = Issuer(key=ED25519, algorithm="EdDSA", kid="k").token(
+        json.dumps({**_CLAIMS, **changes}).encode(), header)
+    if spoil == 0:
+        token = token[:-2] + ("A" if token[-2] != "A" else "Q") + token[-1]
+    try:
+        proved: object = dict(prove(token.encode(), _rules(*_KEYS), NOW))
+    except Unverified as exc:
+        proved = exc.reason
+    try:
+        with time_machine.travel(NOW, tick=False):
+            expected: object = jwt.decode(
+                token, _KEYS[0].key, algorithms=["EdDSA"], audience=["a"], issuer=["i"], subject=None, leeway=LEEWAY,
+                options={"verify_signature": True, "require": ["exp", "iat", "iss", "aud"], "verify_exp": True,
+                         "verify_nbf": True, "verify_iat": True, "verify_aud": True, "verify_iss": True,
+                         "verify_sub": True, "verify_jti": True, "strict_aud": False,
+                         "enforce_minimum_key_length": True})
+    except jwt.PyJWTError:
+        assert isinstance(proved, str)
+    else:
+        # It takes times as text, and any length of life; msgspec reads no NaN.
+        assert proved == expected or proved in {"jwt_malformed", "jwt_lives_too_long"}
 
 
 def test_a_proof_is_remembered_and_its_end_is_not() -> None:

@@ -10,8 +10,8 @@ May not believe a token: it is read only to find out who judges it.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
-from typing import Any, Final
+from functools import lru_cache
+from typing import Final
 
 from receiver.errors import Unverified
 from receiver.protocol import jose
@@ -21,15 +21,23 @@ from receiver.protocol.registry import Destination, GoogleCredential, JwtCredent
 # The issuer of our own access tokens. No URL, and no name that another issuer has.
 OURS: Final = "redox-receiver"
 OWN_KINDS: Final = ("oauth", "smart")
-_BEARER: Final = re.compile(rb"bearer +(.*)", re.IGNORECASE | re.DOTALL)
-_FOREIGN: Final = {"jwt": JwtCredential, "google": GoogleCredential}
+_BEARER: Final = re.compile(r"bearer +(.*)", re.IGNORECASE | re.ASCII | re.DOTALL)
+_FOREIGN: Final[dict[str, type[JwtCredential | GoogleCredential]]] = {
+    "jwt": JwtCredential, "google": GoogleCredential}
 
 
 def presented(head: Head) -> bytes | None:
     """The token, when one that has the shape of a JWT is presented."""
-    authorization = head.header("authorization")
-    bearer = None if authorization is None else _BEARER.fullmatch(authorization)
-    return bearer[1] if bearer is not None and jose.shaped(bearer[1]) else None
+    authorization = head.headers.get("authorization")
+    return None if authorization is None else _token(authorization)
+
+
+# Asked several times for each request, by each kind: as `jose.peek`, it is looked at once.
+@lru_cache(maxsize=256)
+def _token(authorization: str) -> bytes | None:
+    bearer = _BEARER.fullmatch(authorization)
+    token = None if bearer is None else bearer[1].encode("latin-1", "replace")
+    return token if token is not None and jose.shaped(token) else None
 
 
 def required(kind: str, destination: Destination) -> bool:
@@ -44,22 +52,20 @@ def claims(kind: str, head: Head, destination: Destination) -> bool:
     token = presented(head)
     if token is None:
         return False
-    owners = _owners(token, destination)
-    return kind in owners or not owners
-
-
-def _owners(token: bytes, destination: Destination) -> Collection[str]:
-    """The kinds that the token is for; none when nobody knows its issuer, or it can't be read."""
     try:
         said = jose.peek(token).claims
     except Unverified:
-        return ()
+        return True
     issuer = said.get("iss")
     if issuer == OURS:
-        kind, _, _ = str(said.get("sub")).partition(":")
-        return (kind,) if kind in OWN_KINDS else ()
-    return [kind for kind in _FOREIGN if any(issuer in each.rules.issuers for each in _of(kind, destination))]
+        named, _, _ = str(said.get("sub")).partition(":")
+        return kind == named if named in OWN_KINDS else True
+    return _knows(kind, issuer, destination) or not any(_knows(each, issuer, destination) for each in _FOREIGN)
 
 
-def _of(kind: str, destination: Destination) -> Iterator[Any]:
-    return (each for each in destination.credentials if isinstance(each, _FOREIGN[kind]))
+def _knows(kind: str, issuer: object, destination: Destination) -> bool:
+    """Whether a credential of that kind names the issuer."""
+    foreign = _FOREIGN.get(kind)
+    if foreign is None:
+        return False
+    return any(isinstance(each, foreign) and issuer in each.rules.issuers for each in destination.credentials)
