@@ -25,11 +25,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from receiver import keyring as keyrings
 from receiver import settings as table
-from receiver.errors import ConfigurationError, NotFound, ReceiverError
+from receiver.errors import ConfigurationError, ReceiverError
+from receiver.handlers.hints import Hints
+from receiver.handlers.inline import Responders
 from receiver.keyring import Keyring
-from receiver.pipeline import Receipt
-from receiver.protocol.message import Message
-from receiver.protocol.registry import Destination, Registry, Subscription
+from receiver.protocol.registry import Registry
 from receiver.settings import Settings
 from receiver.storage import migrations, registry, schema
 from receiver.storage.audit import AuditEvent
@@ -70,18 +70,22 @@ def public_app() -> Flask:
     """
     settings = table.load()
     keyring = keyrings.load(settings.keyring_path)
-    engine = open_engine(database_url(settings), pool_size=3, statement_timeout=_PATIENCE)
-    ledger = Recorder(engine, keyring, quarantine_quota=settings.quarantine_quota)
+    url = database_url(settings)
+    places = settings.threads // 2
+    # One for each who waits for a handler; the others follow the registry, keep leases, tell lanes, and compare keys.
+    engine = open_engine(url, pool_size=places + 4, statement_timeout=_PATIENCE)
+    hints = Hints(engine)
+    ledger = Recorder(engine, keyring, quarantine_quota=settings.quarantine_quota, on_commit=hints.hint)
     follower = RegistryFollower(engine, keyring)
-    current = ProvedRegistry(engine, keyring, lambda: follower.current)
-    door = Door(registry=current, ledger=ledger, responders=NoResponders(), max_body=settings.max_body,
-                places=settings.threads // 2)
-    ledger.start()
-    follower.start()
+    responders = Responders(settings, url, engine)
+    registered = ProvedRegistry(engine, keyring, lambda: follower.current)
+    door = Door(registry=registered, ledger=ledger, responders=responders, max_body=settings.max_body, places=places)
+    for part in (ledger, follower, hints, responders):
+        part.start()
 
     def stop() -> None:
-        follower.stop()
-        ledger.stop()
+        for part in (follower, responders, ledger, hints):
+            part.stop()
         engine.dispose()
 
     # Last of all, when the request threads have ended: what they have handed over is written.
@@ -110,18 +114,6 @@ class Recorder(Ledger):
             action="query.answer", outcome="answered" if disclosed else "failed", at=datetime.now(UTC), actor="redox",
             peer=answered.head.peer, destination=answered.destination.name, message_uuid=UUID(answered.receipt.uuid),
             detail=detail))
-
-
-class NoResponders:
-    """No handler process in this receiver: nobody answers a query, and nothing is handled within a request."""
-
-    def answer(self, _message: Message, _by: Subscription, _at: Destination, _receipt: Receipt, /) -> bytes:
-        """Raises NotFound."""
-        raise NotFound
-
-    def run_inline(self, _at: Destination, _receipt: Receipt, /) -> bool:
-        """False: Redox keeps the message."""
-        return False
 
 
 class ProvedRegistry:

@@ -15,17 +15,15 @@ import sys
 import threading
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 import structlog
 
 # What a line may hold beside time, level, logger and event: words and ids of ours, numbers, and our own frames.
 FIELDS: Final = frozenset({
-    "action", "again_in", "attempt", "attempts", "bind", "cause", "child", "code", "count", "credential", "delivery",
-    "deliveries", "destination", "epoch", "error", "error_class", "frames", "generation", "handler", "handlers", "host",
-    "id", "kind", "lane", "lanes", "limit", "message_id", "method", "ms", "name", "option", "outcome", "part",
-    "path", "peer", "pid", "plugin", "port", "purpose", "reason", "responder", "revision", "role", "row", "seconds",
-    "signal", "size", "slot", "sqlstate", "status", "table", "task", "timeout", "uuid", "version", "worker", "workers",
+    "action", "again_in", "attempt", "bind", "child", "count", "delivery", "destination", "error", "error_class",
+    "frames", "handler", "handlers", "id", "kind", "lane", "lanes", "method", "ms", "part", "path", "peer", "pid",
+    "reason", "responder", "row", "seconds", "status", "table", "uuid", "version", "worker",
 })
 
 # subject.what_happened, as in the code: whatever else is given as an event was put together from data.
@@ -39,13 +37,13 @@ _LIST: Final = 50
 _SPEAK_OF_PROCESSES: Final = frozenset({("gunicorn.error", "arbiter"), ("alembic.runtime.migration", "migration")})
 
 
-def configure(level: str, stream: TextIO | None = None) -> None:
-    """Write every line of level `level` and above to `stream` (standard error), from now on, in this process.
+def configure(level: str) -> None:
+    """Write every line of level `level` and above to standard error, from now on, in this process.
 
     Takes over the handlers that libraries have made for themselves, and what Python prints of exceptions that nobody
     catches.
     """
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter())
     logging.raiseExceptions = False  # else a line that cannot be made is printed with all that was to go into it
     root = logging.getLogger()
@@ -66,7 +64,7 @@ def configure(level: str, stream: TextIO | None = None) -> None:
     threading.excepthook = lambda hint: _uncaught(hint.exc_type, hint.exc_value, hint.exc_traceback)
 
 
-def frames(traceback: TracebackType | None) -> list[str]:
+def _frames(traceback: TracebackType | None) -> list[str]:
     """Our own frames of a traceback, outermost first, as module:line:function."""
     found = []
     while traceback is not None:
@@ -129,7 +127,7 @@ def _exception(raised: Any, told: object) -> dict[str, Any]:
     causes: list[str] = []
     while exc is not None and len(causes) < _LIST and (exc := exc.__cause__ or exc.__context__) is not None:
         causes.append(type(exc).__qualname__)
-    return {"error": told or kind.__qualname__, "frames": frames(traceback)} | ({"cause": causes} if causes else {})
+    return {"error": told or kind.__qualname__, "frames": _frames(traceback)} | ({"cause": causes} if causes else {})
 
 
 def _value(value: object) -> Any:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-import psutil  # type: ignore[import-untyped]  # psutil ships no types
+import psutil
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 OURS: Final = ("-c", "python:receiver.web.gunicorn_conf")
@@ -164,7 +164,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
                 child.kill()
 
 
-def until(holds: Callable[[], Any], seconds: float = 30.0) -> Any:
+def until(holds: Callable[[], Any], seconds: float = 60.0) -> Any:
     """Wait until `holds` returns something true, and return that. Fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:

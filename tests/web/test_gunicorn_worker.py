@@ -6,10 +6,9 @@ import itertools
 import signal
 import threading
 import time
-from collections.abc import Callable
 from hashlib import sha256
 
-import psutil  # type: ignore[import-untyped]  # psutil ships no types
+import psutil
 import pytest
 
 from tests.web.conftest import Site, message, sent
@@ -133,7 +132,7 @@ def test_stopped_under_load(site: Site, order: signal.Signals) -> None:
             thread.join()
         assert status == 0
         assert not any(child.is_running() for child in children)
-        assert "ledger" not in {line["logger"].rpartition(".")[2] for line in server.lines() if line["level"] == "error"}
+        assert [line for line in server.lines() if line["level"] == "error"] == []
     recorded = {bytes(row[0]) for row in site.rows("SELECT sha256 FROM messages")}
     assert set(accepted) <= recorded
     assert set(answered) <= {200, 503}
@@ -157,14 +156,12 @@ def _answers(server: Server, site: Site) -> bool:
         return False
 
 
-@pytest.mark.parametrize(("arguments", "sees"), [
-    (("-k", "gthread", "--no-control-socket", "wsgi:application"), lambda answer: answer.status == 200),
-    (("-k", "sync", "--no-control-socket", "--access-logfile", "-", "wsgi:application"), lambda answer: answer.status == 200),
-])
-def test_plain_gunicorn(site: Site, arguments: tuple[str, ...], sees: Callable[[object], bool]) -> None:
+@pytest.mark.parametrize("arguments", [("-k", "gthread"), ("-k", "sync", "--access-logfile", "-")])
+def test_plain_gunicorn(site: Site, arguments: tuple[str, ...]) -> None:
     """`gunicorn wsgi:application` works without our configuration, and prints no query string either."""
+    arguments = (*arguments, "--no-control-socket", "wsgi:application")
     with serving(site.directory, site.environment, arguments=arguments) as server:
-        assert sees(server.ask(sent(site)))
+        assert server.ask(sent(site)).status == 200
         assert server.ask(sent(site, verification_token=None)).status == 401
         with server.wire() as wire:
             chunked = sent(site, b"", {"content_length": None, "transfer_encoding": "chunked"})

@@ -1,0 +1,100 @@
+"""Queries and after_handling: handlers that run within a request, in processes that really run."""
+
+from __future__ import annotations
+
+import json
+import threading
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from receiver.handlers import discovery
+from tests.web import answering
+from tests.web.conftest import Site, message, sent
+from tests.web.server import ROOT, Answer, Server, until
+
+
+def query(model: str, event: str = "Query") -> bytes:
+    return message(DataModel=model, EventType=event)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def enabled(site: Site) -> None:
+    """All of the plugin at `lab`, its handler at `inline`."""
+    site.add("inline")
+    site.add("other")
+    for each in discovery.load([], [answering.__name__]).values():
+        for name in ("lab", "other") if each.declaration.role == "responder" else ("inline",):
+            site.registration.enable_handler(name, each.spec, datetime.now(UTC))
+    site.environment |= {"RECEIVER_HANDLERS": answering.__name__, "PYTHONPATH": str(ROOT), "RECEIVER_THREADS": "8"}
+
+
+def answered(site: Site, before: int) -> tuple[str, dict[str, Any]]:
+    row = site.audit(before, action="query.answer")
+    return row.outcome, json.loads(row.detail)
+
+
+def test_answered(site: Site, server: Server) -> None:
+    """A query is answered by its responder, and its answer is in the audit when it leaves."""
+    before = site.last()
+    answer = server.ask(sent(site, query("PatientSearch")))
+    rows = site.rows("SELECT * FROM audit_events WHERE id > :before AND action = 'query.answer'", before=before)
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+    [(uuid, kind)] = site.rows("SELECT uuid, kind FROM messages ORDER BY id DESC LIMIT 1")
+    assert json.loads(answer.body)["Patient"] == {"Asked": str(uuid)}
+    assert kind == "PatientSearch.Query"
+    [row] = rows
+    detail = json.loads(row.detail)
+    assert (row.outcome, row.message_uuid, row.destination, row.peer) == ("answered", uuid, "lab", "127.0.0.1")
+    assert (detail["status"], detail["responder"], detail["length"]) == (200, "found", len(answer.body))
+    assert len(detail["sha256"]) == 64
+
+
+@pytest.mark.parametrize(("model", "status", "responder"), [
+    ("Results", 500, "raises"), ("Media", 500, "ends"), ("Order", 504, "endless"), ("Referral", 501, None)])
+def test_not_answered(site: Site, server: Server, model: str, status: int, responder: str | None) -> None:
+    """Each way not to answer has its status, says so as Redox does, quotes nothing, and is in the audit."""
+    before = site.last()
+    answer = server.ask(sent(site, query(model)))
+    assert answer.status == status
+    meta = json.loads(answer.body)["Meta"]
+    assert (meta["DataModel"], meta["EventType"]) == (model, "QueryResponse")
+    assert meta["Errors"][0]["Text"]
+    assert answered(site, before) == ("failed", {"status": status, "responder": responder})
+    assert "CANARY" not in server.text() + answer.raw.decode()
+    assert server.ask(sent(site, query("PatientSearch"))).status == 200
+
+
+def test_places_are_bounded(site: Site, server: Server) -> None:
+    """Slow responders take half of the request threads at most, and half of those for one destination: feeds go on."""
+    answers: list[Answer] = []
+    askers = [threading.Thread(target=lambda: answers.append(server.ask(sent(site, query("Notes"))))) for _ in range(8)]
+    for asker in askers:
+        asker.start()
+    until(lambda: len(answers) >= 6)  # no place for them: told so at once, while two wait
+    assert [answer.status for answer in answers] == 6 * [503]
+    assert answers[0].headers["retry-after"] == "5"
+    assert json.loads(answers[0].body)["Meta"]["Errors"]
+    with server.wire(timeout=3) as wire:
+        assert wire.send(sent(site)).answer().status == 200
+    for asker in askers:
+        asker.join()
+    assert sorted(answer.status for answer in answers)[:2] == [200, 200]
+
+
+def test_handled_within_the_request(site: Site, server: Server) -> None:
+    """after_handling: 200 when the handler has succeeded, which then is on record."""
+    assert server.ask(sent(site, to="inline")).status == 200
+    [(state, attempts)] = site.rows("SELECT state, attempts FROM deliveries ORDER BY id DESC LIMIT 1")
+    assert (state, attempts) == ("succeeded", 1)
+
+
+def test_handled_at_last(site: Site, server: Server) -> None:
+    """after_handling: a failure is 503, and the same message sent again runs it again, until it succeeds."""
+    body = message(FacilityCode="fails once")
+    assert server.ask(sent(site, body, to="inline")).status == 503
+    until(lambda: server.ask(sent(site, body, to="inline")).status == 200)
+    [(state, attempts)] = site.rows("SELECT state, attempts FROM deliveries ORDER BY id DESC LIMIT 1")
+    assert (state, attempts) == ("succeeded", 2)
+    assert "CANARY" not in server.text()
