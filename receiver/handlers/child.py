@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -23,7 +24,7 @@ import structlog
 
 from receiver import keyring as keyrings
 from receiver.errors import ReceiverError
-from receiver.handlers import discovery, running
+from receiver.handlers import running
 from receiver.handlers.running import LaneRun, Room
 from receiver.handlers.wire import (
     Ask,
@@ -134,7 +135,9 @@ def _serve(channel: Channel, hello: Hello) -> None:
         seals=Seals(keyrings.load(Path(hello.keyring))), records=Records(hello.database_url),
         work=Work(hello.database_url), modules=hello.modules, tell=channel.send,
         env_file=None if hello.env_file is None else Path(hello.env_file))
-    room.handlers.update(discovery.load(hello.handlers, hello.modules))
+    for name in hello.handlers:
+        with suppress(ReceiverError):  # told when it is to be run: the others are not to suffer
+            room.handler(name)
     listener = Listener(channel, room)
     listener.start()
     channel.send(Ready())

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from receiver.errors import ConfigurationError
 from receiver.handlers.declaration import Declaration, declared
-from receiver.storage.registration import HandlerSpec
+
+if TYPE_CHECKING:
+    from receiver.storage.registration import HandlerSpec
 
 GROUP: Final = "redox_receiver.handlers"
 
@@ -38,6 +40,9 @@ class Loaded:
     @property
     def spec(self) -> HandlerSpec:
         """What it declares, as it stands in the registry."""
+        # Here, for handler processes load handlers too, and have no use for the registry.
+        from receiver.storage.registration import HandlerSpec
+
         said = self.declaration
         return HandlerSpec(
             handler=said.name, role=said.role, patterns=said.patterns, ordering=said.ordering,

@@ -1,6 +1,6 @@
 """The places of a worker: as many threads as handlers may run at once, each with a handler process kept warm.
 
-May not know what is run. The threads are daemons: one that waits for a database that is frozen keeps nobody from ending.
+May not know what is run. The threads are daemons: one that waits for a frozen database keeps nobody from ending.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ class Places:
     def __init__(self, count: int, run: Callable[[Slot, str], None], hello: Callable[[], Hello]) -> None:
         self._run = run
         self._waiting: queue.SimpleQueue[tuple[str, Future[None]] | None] = queue.SimpleQueue()
-        self._slots = [Slot(hello) for _ in range(count)]
-        self._threads = [threading.Thread(target=self._work, args=(slot,), name=f"place-{number}", daemon=True)
-                         for number, slot in enumerate(self._slots)]
+        # The last one used is used next: its process is warm, and the others need none as long as nothing waits.
+        self._free = [Slot(hello) for _ in range(count)]
+        self._threads = [threading.Thread(target=self._work, name=f"place-{number}", daemon=True)
+                         for number in range(count)]
 
     def start(self) -> None:
         """Begin to work."""
@@ -49,13 +50,15 @@ class Places:
         """Whether all have."""
         return not any(thread.is_alive() for thread in self._threads)
 
-    def _work(self, slot: Slot) -> None:
+    def _work(self) -> None:
         while (given := self._waiting.get()) is not None:
             lane, done = given
             if done.set_running_or_notify_cancel():
+                slot = self._free.pop()
                 try:
                     self._run(slot, lane)
                 except Exception:
                     log.exception("lane.failed", lane=lane)  # and the place outlives it
+                self._free.append(slot)
                 done.set_result(None)
-        slot.close()
+        self._free.pop().close()

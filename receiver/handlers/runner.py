@@ -237,6 +237,8 @@ class Slot:
         loaded, Gone when no process starts.
         """
         process = self.warm()
+        if time.monotonic() >= deadline:  # the process was late, not the responder
+            return Cut(why="timed_out", error_class="TimedOut")
         try:
             process.command(question)
             while (said := process.hear(deadline)) is not None:

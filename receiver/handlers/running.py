@@ -26,6 +26,7 @@ from receiver.handlers.message import Message
 from receiver.handlers.outcomes import Outcome, Verdict
 from receiver.handlers.wire import Answered, Ask, Ended, FromChild, Left, RunLane, Started, Unanswered
 from receiver.storage import lanes
+from receiver.storage.database import describe
 from receiver.storage.lanes import Fence, Waiting, delivery_binding
 from receiver.storage.sealing import Seals, payload_binding
 from receiver.storage.work import Records, Work, lost
@@ -102,11 +103,11 @@ class LaneRun:
         loaded = self._room.handler(self._command.handler)
         try:
             return self._run(loaded)
-        except SQLAlchemyError:
+        except SQLAlchemyError as exc:
             # Nobody knows what became of the last statement. The next to run the lane finds out.
             self._room.records.drop()
             self._room.work.drop()
-            return Left(why="lost")
+            return Left(why="lost", error_class=describe(exc))
 
     def _run(self, loaded: Loaded) -> Left:
         attempt: int | None = None

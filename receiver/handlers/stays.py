@@ -35,6 +35,7 @@ def stay(slot: Slot, leases: Leases, lane: str, subscription: Subscription, *, l
     is not known. Raises ConfigurationError when the handler cannot be loaded, Gone when no process starts,
     SQLAlchemyError when nothing could be claimed.
     """
+    slot.warm()  # first: a lease does not wait for a process
     held = leases.claim(lane, lease, inline=up_to is not None)
     if held is None:
         return None
@@ -47,6 +48,8 @@ def stay(slot: Slot, leases: Leases, lane: str, subscription: Subscription, *, l
             destination=lane.split("/", 2)[1], policy=policy, timeout=subscription.timeout, until=held.until,
             leave_at=time.monotonic() + leave_after, up_to=up_to or 0), held)
         if isinstance(ended, Left):
+            if ended.why == "lost":
+                log.warning("lane.lost", lane=lane, error=ended.error_class)
             released = ended.why == "fenced"
             return ended
         log.warning("handler.ended", handler=subscription.handler, lane=lane, delivery=ended.delivery,

@@ -120,7 +120,7 @@ class Left(_Said, frozen=True, kw_only=True):
 
     "empty": nothing there that may run now · "time": there may be more · "dead": the last one run is dead, of
     `error_class` · "waiting": the last one failed, and what comes after it waits · "fenced": the lease is another's ·
-    "lost": the database does not answer. `worn`: the process had better be replaced.
+    "lost": the database failed, with the error of `error_class`. `worn`: the process had better be replaced.
     """
 
     why: Literal["empty", "time", "dead", "waiting", "fenced", "lost"]

@@ -9,15 +9,12 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
-import secrets
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Final
 
 import structlog
@@ -30,11 +27,12 @@ from receiver.handlers.discovery import Loaded
 from receiver.handlers.engine import Engine
 from receiver.handlers.leases import Leases
 from receiver.handlers.places import Places
+from receiver.handlers.process import hello, process_name
 from receiver.handlers.runner import Gone, Slot
 from receiver.handlers.stays import stay
-from receiver.handlers.wire import Hello, Left
+from receiver.handlers.wire import Left
 from receiver.protocol.registry import Registry, Subscription
-from receiver.settings import PREFIX, Settings
+from receiver.settings import Settings
 from receiver.storage import lanes, partitions, upkeep
 from receiver.storage.database import describe, open_engine, sqlstate
 from receiver.storage.embedded import Cluster
@@ -86,20 +84,6 @@ def address(settings: Settings) -> str:
     if settings.database_url is not None:
         return settings.database_url.get_secret_value()
     return Cluster(settings.data_dir, account=settings.postgres_account).url
-
-
-def process_name() -> str:
-    """The name of this process as an owner of lanes: no other has it, had it, or will have it."""
-    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-
-
-def hello(settings: Settings, url: str, handlers: tuple[str, ...] = ()) -> Hello:
-    """What a handler process is told first; `handlers` are imported before it says that it is ready."""
-    env_file = Path(os.environ.get(f"{PREFIX}ENV_FILE") or settings.data_dir / ".env")
-    return Hello(
-        database_url=url, keyring=str(settings.keyring_path.resolve()), modules=settings.handlers, handlers=handlers,
-        path=tuple(str(Path(entry).resolve()) for entry in sys.path), memory=settings.handler_memory,
-        env_file=str(env_file.resolve()) if env_file.is_file() else None)
 
 
 class Worker:
@@ -159,8 +143,11 @@ class Worker:
         by = time.monotonic() + GRACE
         self._leases.leave(by)
         self._places.close()
+        renew_at = 0.0
         while time.monotonic() < by + _PAUSE and (taking.is_alive() or not self._places.closed()):
-            self._leases.renew(self._settings.lease)
+            if time.monotonic() >= renew_at:
+                renew_at = time.monotonic() + self._settings.lease / 3
+                self._renew()
             if self._orders > 1 and by > time.monotonic():
                 by = time.monotonic()
                 self._leases.leave(by)

@@ -195,25 +195,27 @@ _FAIL: Final = f"""
 WITH {_FENCE},
 begun AS (SELECT started_at FROM deliveries WHERE id = %(id)s),
 done AS (
-    UPDATE deliveries SET state = %(state)s, attempts = attempts - %(uncount)s, started_at = NULL,
+    UPDATE deliveries SET state = %(state)s::text, attempts = attempts - %(uncount)s, started_at = NULL,
            ready_at = now() + make_interval(secs => %(pause)s::float8),
-           deferred_since = CASE WHEN %(deferred)s THEN coalesce(deferred_since, now()) ELSE deferred_since END,
-           error_class = %(error_class)s, error_frames = %(error_frames)s, error_sealed = %(error_sealed)s,
-           error_key = %(error_key)s, finished_at = CASE WHEN %(state)s = 'dead' THEN clock_timestamp() END
+           deferred_since = CASE WHEN %(deferred)s::boolean THEN coalesce(deferred_since, now())
+                                 ELSE deferred_since END,
+           error_class = %(error_class)s::text, error_frames = %(error_frames)s::text[],
+           error_sealed = %(error_sealed)s::bytea, error_key = %(error_key)s::text,
+           finished_at = CASE WHEN %(state)s::text = 'dead' THEN clock_timestamp() END
     WHERE id = %(id)s AND state = 'pending' AND attempts = %(attempt)s AND EXISTS (SELECT FROM fence) RETURNING id),
 told AS (
     INSERT INTO delivery_attempts
            (delivery_id, attempt, epoch, worker, started_at, ended_at, outcome, error_class, error_frames)
-    SELECT id, %(attempt)s, %(epoch)s, %(owner)s, coalesce(started_at, now()), clock_timestamp(), %(outcome)s,
-           %(error_class)s, %(error_frames)s
+    SELECT id, %(attempt)s, %(epoch)s, %(owner)s, coalesce(started_at, now()), clock_timestamp(), %(outcome)s::text,
+           %(error_class)s::text, %(error_frames)s::text[]
     FROM done, begun),
 lane AS (
-    UPDATE lanes SET state = coalesce(%(lane_state)s, state),
-           ready_at = CASE WHEN %(lane_state)s = 'waiting' THEN now() + make_interval(secs => %(pause)s::float8)
+    UPDATE lanes SET state = coalesce(%(lane_state)s::text, state),
+           ready_at = CASE WHEN %(lane_state)s::text = 'waiting' THEN now() + make_interval(secs => %(pause)s::float8)
                            ELSE ready_at END,
-           owner = CASE WHEN NOT %(release)s THEN owner END,
-           lease_until = CASE WHEN NOT %(release)s THEN lease_until END
-    WHERE lane = %(lane)s AND (%(lane_state)s IS NOT NULL OR %(release)s) AND EXISTS (SELECT FROM done))
+           owner = CASE WHEN NOT %(release)s::boolean THEN owner END,
+           lease_until = CASE WHEN NOT %(release)s::boolean THEN lease_until END
+    WHERE lane = %(lane)s AND (%(lane_state)s::text IS NOT NULL OR %(release)s::boolean) AND EXISTS (SELECT FROM done))
 SELECT count(*) FROM done"""
 
 

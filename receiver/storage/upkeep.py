@@ -35,14 +35,14 @@ SELECT count(*) FROM workers
 WHERE name <> %(name)s AND seen_at > now() - interval '{_ALIVE}' AND handlers && %(handlers)s::text[]"""
 
 _UNINDEXED: Final = f"""
-WITH some AS (
+WITH oldest AS (
     SELECT id, uuid, received_at, kind, size FROM messages
     WHERE patients_indexed_at IS NULL AND id <> ALL(%(without)s::bigint[])
     ORDER BY id LIMIT {_MESSAGES} FOR UPDATE SKIP LOCKED),
-few AS (SELECT *, sum(size) OVER (ORDER BY id) - size AS before FROM some)
-SELECT few.id, few.uuid, few.kind, p.payload_key, p.sealed
-FROM few LEFT JOIN payloads p ON p.message_id = few.id AND p.received_at = few.received_at
-WHERE before < {_BYTES} ORDER BY few.id"""
+fitting AS (SELECT *, sum(size) OVER (ORDER BY id) - size AS before FROM oldest)
+SELECT f.id, f.uuid, f.kind, p.payload_key, p.sealed
+FROM fitting f LEFT JOIN payloads p ON p.message_id = f.id AND p.received_at = f.received_at
+WHERE f.before < {_BYTES} ORDER BY f.id"""
 _DIGESTS: Final = """
 INSERT INTO patient_digests (digest, message_id)
 SELECT digest, message_id FROM unnest(%(digests)s::bytea[], %(messages)s::bigint[]) AS u(digest, message_id)
