@@ -210,7 +210,8 @@ class Recorder:
 
     def _given_up(self, exc: SQLAlchemyError) -> Unavailable:
         """Drop the connection, for the address may lead to a better server by now; the error for who waits."""
-        refused = sqlstate(exc) is not None
+        lost = isinstance(exc, DBAPIError) and exc.connection_invalidated
+        refused = sqlstate(exc) is not None and not lost
         log.error("ledger.refused" if refused else "ledger.connection_lost", error=describe(exc))
         self.close()
         return Unavailable("database_refuses" if refused else "database_away")
