@@ -1,4 +1,4 @@
-"""Proves what is stored: the writers' audit chains, the MACs of messages and of the registry, and the payloads.
+"""Proves what is stored: the writers' audit chains, the MACs of the registry and of messages, and the payloads.
 
 Reads only, a row at a time, in the caller's transaction. Finds what was edited, inserted, reordered, or deleted before
 the end of a chain. May not claim more: the last rows of a chain, and a whole writer, can be taken away without a trace
@@ -18,13 +18,14 @@ from sqlalchemy import Connection, RowMapping, Select, Table, func, select
 from receiver.errors import IntegrityError
 from receiver.keyring import Keyring
 from receiver.storage import schema
-from receiver.storage.evidence import mac_key, row_mac
+from receiver.storage.evidence import COLUMNS, mac_key, row_mac
 from receiver.storage.sealing import Seals, payload_binding
 
 _AT_ONCE: Final = 1_000
 _BODIES_AT_ONCE: Final = 8  # of up to 40 MB each
 
-_REGISTRY: Final = (schema.destinations, schema.credentials, schema.sources, schema.subscriptions)
+# Every table whose rows are signed one by one.
+_SIGNED: Final = [schema.metadata.tables[name] for name in COLUMNS if name != "audit_events"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +53,7 @@ def verify(connection: Connection, keyring: Keyring, *, payloads: bool = False) 
     try:
         examination.chains()
         examination.recorded()
-        for table in (*_REGISTRY, schema.messages):
+        for table in _SIGNED:
             examination.signed(table)
         if payloads:
             examination.bodies()
