@@ -25,6 +25,7 @@ COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
                      "test_messages", "reply_with"),
     "credentials": ("id", "destination_id", "kind", "label", "digest", "secret", "secret_key", "settings",
                     "expires_at", "revoked_at"),
+    "key_sets": ("id", "url", "document"),
     "sources": ("id", "destination_id", "source_id", "name", "enabled"),
     "subscriptions": ("id", "destination_id", "handler", "role", "patterns", "ordering", "patient_key", "acknowledge",
                       "on_failure", "max_attempts", "timeout", "enabled"),

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from hmac import digest
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, Table, func, insert, select, update
@@ -19,15 +18,16 @@ from sqlalchemy.exc import IntegrityError as ConstraintViolation
 
 from receiver.errors import ConfigurationError, Conflict, IntegrityError, NotFound
 from receiver.keyring import Keyring
+from receiver.protocol.jose import read_keys
 from receiver.protocol.message import DESTINATION_NAME
 from receiver.protocol.reading import normalise_source
-from receiver.protocol.registry import MIN_TOKEN_LENGTH, HmacCredential
+from receiver.protocol.registry import MIN_TOKEN_LENGTH
 from receiver.protocol.verification import parse_require
 from receiver.storage import schema
 from receiver.storage.audit import AuditChain, AuditEvent, write
+from receiver.storage.credentials import DIGESTED, Makings, credential_binding
 from receiver.storage.database import sqlstate
-from receiver.storage.evidence import mac_key, row_mac, token_key
-from receiver.storage.registry import credential_binding
+from receiver.storage.evidence import mac_key, row_mac
 from receiver.storage.sealing import Seals
 
 
@@ -57,6 +57,7 @@ class Registration:
         self._engine = engine
         self._keyring = keyring
         self._seals = Seals(keyring)
+        self._makings = Makings(keyring)
         self._audit = AuditChain(keyring, self._seals)
         self._actor = actor
         self._key = keyring.current("mac")
@@ -111,23 +112,91 @@ class Registration:
     def add_hmac(self, destination: str, now: datetime, secret: bytes, settings: Mapping[str, Any], *,
                  label: str | None, expires_at: datetime | None) -> int:
         """A webhook signing secret with the settings of HmacCredential; its id. Raises ConfigurationError."""
-        if len(secret) < MIN_TOKEN_LENGTH:
-            raise ConfigurationError(f"a signing secret has at least {MIN_TOKEN_LENGTH} bytes")
-        try:
-            HmacCredential(id=0, secret=secret, **settings)
-        except TypeError:
-            raise ConfigurationError("unknown setting of kind hmac: see `credential add --help`") from None
+        return self.add_credential(destination, now, "hmac", settings, secret, label=label, expires_at=expires_at)
+
+    def add_credential(self, destination: str, now: datetime, kind: str, settings: Mapping[str, Any],
+                       secret: bytes | None, *, label: str | None, expires_at: datetime | None,
+                       fetched: bytes | None = None) -> int:
+        """A credential of any kind but token, with the settings of receiver.storage.credentials; its id.
+
+        `fetched`: what its jwks_url holds now, needed where that URL is not known yet. Raises ConfigurationError,
+        NotFound.
+        """
+        normal = self._makings.settle(kind, settings, secret)
         with self._change() as connection:
             row = self._destination(connection, destination)
+            if kind == "mtls":
+                self._check_proxies(connection, row.id, normal, secret or b"")
+            if "jwks_url" in normal:
+                self._need_key_set(connection, normal["jwks_url"], fetched, now)
             credential_id = self._insert(connection, schema.credentials, {
-                "destination_id": row.id, "kind": "hmac", "label": label, "settings": dict(settings),
-                "expires_at": expires_at, "digest": None, "secret": None, "secret_key": None, "revoked_at": None})
-            # Sealed to its own id, which is known only now.
-            key_id, sealed = self._seals.seal("secret", secret, credential_binding(credential_id))
-            self._update(connection, schema.credentials, self._row(connection, schema.credentials, credential_id),
-                         {"secret": sealed, "secret_key": key_id})
-            self._tell(connection, now, "credential.add", destination, f"credentials:{credential_id}", {"kind": "hmac"})
+                "destination_id": row.id, "kind": kind, "label": label, "settings": normal, "expires_at": expires_at,
+                "digest": None, "secret": None, "secret_key": None, "revoked_at": None})
+            if secret is not None:
+                # Sealed to its own id, which is known only now.
+                kept = self._kept(kind, secret, credential_id)
+                added = self._row(connection, schema.credentials, credential_id)
+                self._update(connection, schema.credentials, added, kept)
+            self._tell(connection, now, "credential.add", destination, f"credentials:{credential_id}", {"kind": kind})
         return credential_id
+
+    def _kept(self, kind: str, secret: bytes, credential_id: int) -> dict[str, Any]:
+        """The columns of a secret."""
+        if kind in DIGESTED:
+            return {"digest": self._makings.digest(kind, secret), "secret_key": self._keyring.current("index").id}
+        key_id, sealed = self._seals.seal("secret", secret, credential_binding(credential_id))
+        return {"secret": sealed, "secret_key": key_id}
+
+    def _check_proxies(self, connection: Connection, destination_id: int, settings: Mapping[str, Any],
+                       secret: bytes) -> None:
+        """Each proxy overwrites its own headers alone: with one secret for two, either would vouch for the other's."""
+        table = schema.credentials
+        for row in connection.execute(select(table).where(
+                table.c.destination_id == destination_id, table.c.kind == "mtls", table.c.revoked_at.is_(None))):
+            if row.settings["proxy"] != settings["proxy"] and secret == self._seals.open(
+                    row.secret_key, row.secret, credential_binding(row.id)):
+                raise ConfigurationError(f"credential {row.id} trusts another kind of proxy by this very secret: give "
+                                         "each proxy a secret of its own")
+
+    # --- key sets
+
+    def keys_fetched(self, url: str, document: bytes, now: datetime) -> bool:
+        """What the URL of a key set holds now; whether that is another than before. Raises ConfigurationError."""
+        read_keys(document)
+        with self._engine.begin() as connection:
+            row = connection.execute(select(schema.key_sets).where(schema.key_sets.c.url == url)).one_or_none()
+            if row is not None and row.document == document:
+                connection.execute(update(schema.key_sets).where(schema.key_sets.c.id == row.id).values(
+                    fetched_at=now, failure=None))
+                return False
+        with self._change() as connection:
+            self._put_key_set(connection, url, document, now)
+        return True
+
+    def keys_not_fetched(self, url: str, failure: str) -> None:
+        """Fetching failed: the keys stay as they are, and `failure` says why."""
+        with self._engine.begin() as connection:
+            connection.execute(update(schema.key_sets).where(schema.key_sets.c.url == url).values(failure=failure))
+
+    def _need_key_set(self, connection: Connection, url: str, fetched: bytes | None, now: datetime) -> None:
+        known = connection.scalar(select(schema.key_sets.c.id).where(schema.key_sets.c.url == url))
+        if fetched is not None:
+            read_keys(fetched)
+            self._put_key_set(connection, url, fetched, now)
+        elif known is None:
+            raise ConfigurationError(f"the keys at {url} were never fetched")
+
+    def _put_key_set(self, connection: Connection, url: str, document: bytes, now: datetime) -> None:
+        table = schema.key_sets
+        times = {"changed_at": now, "fetched_at": now, "tried_at": now, "failure": None}
+        row = connection.execute(select(table).where(table.c.url == url)).one_or_none()
+        if row is None:
+            number = self._insert(connection, table, {"url": url, "document": document} | times)
+        else:
+            number = row.id
+            self._update(connection, table, row, {"document": document} | times)
+        self._tell(connection, now, "key_set.change", None, f"key_sets:{number}",
+                   {"url": url, "keys": [key.kid for key in read_keys(document)]})
 
     def revoke_credential(self, credential_id: int, now: datetime) -> None:
         """Close a credential for good. Raises NotFound, and Conflict when it is revoked already."""
@@ -293,7 +362,7 @@ class Registration:
                                      "and no space around it: leave --token-file away and one is made")
         return self._insert(connection, schema.credentials, {
             "destination_id": destination_id, "kind": "token", "label": label, "expires_at": expires_at,
-            "digest": digest(token_key(self._keyring), token.encode(), "sha256"), "secret": None,
+            "digest": self._makings.digest("token", token.encode()), "secret": None,
             "secret_key": self._keyring.current("index").id, "settings": {}, "revoked_at": None})
 
     def _row(self, connection: Connection, table: Table, number: int) -> Row[Any]:

@@ -18,28 +18,17 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from receiver.errors import ReceiverError
 from receiver.keyring import Keyring
-from receiver.protocol.registry import (
-    Credential,
-    Destination,
-    HmacCredential,
-    Registry,
-    Subscription,
-    TokenCredential,
-)
+from receiver.protocol.jose import read_keys
+from receiver.protocol.registry import Credential, Destination, Registry, Subscription
 from receiver.protocol.verification import parse_require
 from receiver.storage import schema
+from receiver.storage.credentials import KeySets, Makings
 from receiver.storage.database import describe
-from receiver.storage.evidence import mac_key, row_mac, token_key
-from receiver.storage.sealing import Seals
+from receiver.storage.evidence import mac_key, row_mac
 
 log: Final = structlog.get_logger(__name__)
 
 POLL: Final = 0.5
-
-
-def credential_binding(credential_id: int) -> str:
-    """What a credential's sealed secret is bound to."""
-    return f"credential:{credential_id}"
 
 
 def load(connection: Connection, keyring: Keyring) -> Registry:
@@ -48,7 +37,7 @@ def load(connection: Connection, keyring: Keyring) -> Registry:
     destinations = _rows(connection, schema.destinations, keyring)
     of = {table.name: _by_destination(_rows(connection, table, keyring))
           for table in (schema.credentials, schema.sources, schema.subscriptions)}
-    token, seals = token_key(keyring), Seals(keyring)
+    makings, sets = Makings(keyring), _key_sets(connection, keyring)
     found = {}
     for row in destinations:
         number = row["id"]
@@ -58,7 +47,7 @@ def load(connection: Connection, keyring: Keyring) -> Registry:
                     id=number, name=row["name"], environment=row["environment"], enabled=row["enabled"],
                     require=parse_require(row["require"]), sources_policy=row["sources_policy"],
                     on_unknown_source=row["on_unknown_source"], test_messages=row["test_messages"],
-                    credentials=tuple(_credentials(of["credentials"][number], token, seals)),
+                    credentials=tuple(_credentials(of["credentials"][number], makings, sets)),
                     # One that is not proved is disabled, not unknown: where any source may in, unknown would be open.
                     sources={each["source_id"]: each["enabled"] and each["proved"] for each in of["sources"][number]},
                     subscriptions=tuple(_subscription(each) for each in of["subscriptions"][number]
@@ -105,19 +94,20 @@ def _left_out_when_unreadable(table: str, row: int) -> Iterator[None]:
         log.error("registry.row_not_read", table=table, row=row, error=type(exc).__name__)
 
 
-def _credentials(rows: Sequence[Mapping[str, Any]], token: bytes, seals: Seals) -> Iterator[Credential]:
+def _key_sets(connection: Connection, keyring: Keyring) -> KeySets:
+    sets = {}
+    for row in _rows(connection, schema.key_sets, keyring):
+        if row["proved"]:
+            with _left_out_when_unreadable("key_sets", row["id"]):
+                sets[row["url"]] = read_keys(row["document"])
+    return sets
+
+
+def _credentials(rows: Sequence[Mapping[str, Any]], makings: Makings, sets: KeySets) -> Iterator[Credential]:
     for row in rows:
         if row["proved"]:
             with _left_out_when_unreadable("credentials", row["id"]):
-                yield _credential(row, token, seals)
-
-
-def _credential(row: Mapping[str, Any], token: bytes, seals: Seals) -> Credential:
-    common = {"id": row["id"], "expires_at": row["expires_at"], "revoked": row["revoked_at"] is not None}
-    if row["kind"] == "token":
-        return TokenCredential(digest=row["digest"], key=token, **common)
-    secret = seals.open(row["secret_key"], row["secret"], credential_binding(row["id"]))
-    return HmacCredential(secret=secret, **common, **row["settings"])
+                yield makings.credential(row, sets)
 
 
 def _subscription(row: Mapping[str, Any]) -> Subscription:

@@ -122,6 +122,25 @@ credentials = Table(
     *_mac(),
 )
 
+key_sets = Table(
+    "key_sets", metadata,                   # public keys of who signs for Redox, as fetched last, for every host
+    _id(),
+    _text("url", unique=True),
+    Column("document", LargeBinary, nullable=False),
+    _created(),
+    _time("changed_at", nullable=False),
+    _time("fetched_at", nullable=False),    # these three are not under the MAC
+    _time("tried_at", nullable=False),
+    _text("failure", nullable=True),        # why the last try failed; null when it did not
+    *_mac(),
+)
+
+seen_once = Table(
+    "seen_once", metadata,                  # what may be used once: assertions, and the signatures of queries
+    Column("key", LargeBinary, primary_key=True),
+    _time("until", nullable=False, index=True),  # after that it opens nothing by itself
+)
+
 sources = Table(
     "sources", metadata,
     _id(),

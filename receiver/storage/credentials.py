@@ -1,0 +1,298 @@
+"""Credentials as rows: what each kind keeps in `settings`, how its secret is kept, and the value that a row makes.
+
+May not read or write rows (receiver.storage.registry, receiver.storage.registration), nor verify.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from hmac import compare_digest, digest
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from receiver.errors import ConfigurationError
+from receiver.keyring import Keyring
+from receiver.protocol import tokens
+from receiver.protocol.jose import ALGORITHMS, LEEWAY, Rules, VerifyingKey, read_keys
+from receiver.protocol.registry import (
+    MIN_TOKEN_LENGTH,
+    Client,
+    Credential,
+    GoogleCredential,
+    HmacCredential,
+    JwtCredential,
+    MtlsCredential,
+    OAuthCredential,
+    SigV4Credential,
+    SmartCredential,
+    TokenCredential,
+)
+from receiver.protocol.verification import bearer, google, mtls, oauth
+from receiver.storage.evidence import token_key
+from receiver.storage.sealing import Seals
+
+# Keys by URL, as they were fetched last.
+KeySets = Mapping[str, tuple[VerifyingKey, ...]]
+
+_HOUR: Final = 3600
+_Seconds = Annotated[int, msgspec.Meta(ge=1, le=24 * _HOUR)]
+_Leeway = Annotated[int, msgspec.Meta(ge=0, le=300)]
+
+
+class _Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What stands in the column; what is left out has its default."""
+
+
+class Token(_Settings, kw_only=True):
+    """A verification token has none."""
+
+
+class Hmac(_Settings, kw_only=True):
+    """Those of HmacCredential."""
+
+    header: str = "redox-signature"
+    hash: Literal["sha256", "sha384", "sha512"] = "sha256"
+    encoding: Literal["hex", "base64", "base64url"] = "base64"
+    prefix: str = ""
+    timestamp_header: str | None = None
+    tolerance: _Seconds = 300
+
+
+class _Keys(_Settings, kw_only=True):
+    """Whose keys: of a URL, fetched on a timer, or `keys`, the text of a JWKS or PEM."""
+
+    jwks_url: str | None = None
+    keys: str | None = None
+    leeway: _Leeway = LEEWAY
+
+
+class Jwt(_Keys, kw_only=True):
+    """Those of JwtCredential and of Rules."""
+
+    issuers: list[str]
+    audiences: list[str]
+    algorithms: list[str] = msgspec.field(default_factory=lambda: ["RS256", "RS384", "ES256", "ES384"])
+    lifetime: _Seconds = _HOUR
+    subject: str | None = None
+
+
+class Google(_Keys, kw_only=True):
+    """Those of GoogleCredential and of Rules."""
+
+    audiences: list[str]
+    issuers: list[str] = msgspec.field(default_factory=lambda: list(google.ISSUERS))
+    algorithms: list[str] = msgspec.field(default_factory=lambda: list(google.ALGORITHMS))
+    lifetime: _Seconds = _HOUR
+    email: str | None = None
+    subject: str | None = None
+
+
+class OAuth(_Settings, kw_only=True):
+    """Those of Client."""
+
+    client_id: str
+    names: dict[str, str] = {}
+    grant_type: str = "client_credentials"
+    audience: str | None = None
+    scopes: list[str] = []
+    lifetime: _Seconds = 300
+
+
+class Smart(OAuth, kw_only=True):
+    """Those of Client, and what an assertion must be: for `audiences`, which are our token URL. Keys as of `_Keys`."""
+
+    audiences: list[str]
+    jwks_url: str | None = None
+    keys: str | None = None
+    leeway: _Leeway = LEEWAY
+    algorithms: list[str] = msgspec.field(default_factory=lambda: list(tokens.ASSERTION_ALGORITHMS))
+    assertion_lifetime: _Seconds = tokens.ASSERTION_LIFETIME
+
+
+class SigV4(_Settings, kw_only=True):
+    """Those of SigV4Credential. The sealed secret has the session token, if there is one, on a second line."""
+
+    access_key: str
+    region: str
+    service: str
+    unsigned_payload: bool = False
+
+
+class Mtls(_Settings, kw_only=True):
+    """Those of MtlsCredential, the fingerprint in hexadecimal."""
+
+    proxy: Literal["nginx", "envoy", "aws-alb"]
+    secret_header: str = "x-proxy-secret"  # noqa: S105 - a header's name
+    subject: str | None = None
+    san: str | None = None
+    fingerprint: str | None = None
+
+
+KINDS: Final[Mapping[str, type[_Settings]]] = {
+    "token": Token, "hmac": Hmac, "jwt": Jwt, "oauth": OAuth, "smart": Smart, "sigv4": SigV4, "google": Google,
+    "mtls": Mtls}
+# How a kind's secret is kept: as a digest, where it is only compared; sealed, where it is used. Others have none.
+DIGESTED: Final = frozenset({"token", "oauth"})
+SEALED: Final = frozenset({"hmac", "sigv4", "mtls"})
+# Fewer characters could be guessed. AWS's own secret keys have 40.
+LEAST: Final = MIN_TOKEN_LENGTH
+
+_FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}")
+_HEADER: Final = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110 5.1, in lower case
+
+
+def credential_binding(credential_id: int) -> str:
+    """What a credential's sealed secret is bound to."""
+    return f"credential:{credential_id}"
+
+
+class Makings:
+    """What rows are made into values with, under one keyring."""
+
+    def __init__(self, keyring: Keyring) -> None:
+        self._seals = Seals(keyring)
+        self._digest_keys = {"token": token_key(keyring), "oauth": client_secret_key(keyring)}
+        newest = sorted((key for key in keyring.keys if key.purpose == "token"), key=lambda key: key.created)
+        self._token_keys = tuple(
+            VerifyingKey(kid=key.id, algorithms=frozenset({oauth.ALGORITHM}), key=key.derive("access token"))
+            for key in reversed(newest))
+
+    def credential(self, row: Mapping[str, Any], sets: KeySets) -> Credential:
+        """The value of a row. Raises ConfigurationError or IntegrityError when it makes none."""
+        common = {"id": row["id"], "expires_at": row["expires_at"], "revoked": row["revoked_at"] is not None}
+        secret = b""
+        if row["kind"] in SEALED:
+            secret = self._seals.open(row["secret_key"], row["secret"], credential_binding(row["id"]))
+        return self._value(row["kind"], row["settings"], common, secret, row["digest"] or b"", sets)
+
+    def settle(self, kind: str, settings: Mapping[str, Any], secret: bytes | None) -> dict[str, Any]:
+        """The settings as they are to be stored. Raises ConfigurationError saying what is wrong with them."""
+        if (secret is not None) != (kind in DIGESTED | SEALED):
+            raise ConfigurationError(f"kind {kind} has {'no' if secret is not None else 'a'} secret")
+        if secret is not None and len(secret.partition(b"\n")[0]) < LEAST:
+            raise ConfigurationError(f"a secret of kind {kind} has at least {LEAST} characters: a shorter one could be "
+                                     "guessed")
+        try:
+            read = msgspec.convert(dict(settings), KINDS[kind])
+        except msgspec.ValidationError as exc:
+            raise ConfigurationError(f"kind {kind}: {exc}; see `credential add --help`") from None
+        normal: dict[str, Any] = msgspec.to_builtins(_normal(read))
+        # Keys of a URL are fetched later: these here only stand for some.
+        self._value(kind, normal, {"id": 0}, secret or b"", b"", {})
+        return normal
+
+    def same(self, row: Mapping[str, Any], kind: str, settings: Mapping[str, Any], secret: bytes | None) -> bool:
+        """Whether a row is a credential of that kind, with that secret and settings (as `settle` returns them)."""
+        if row["kind"] != kind or dict(row["settings"]) != settings:
+            return False
+        if kind in DIGESTED:
+            return compare_digest(self.digest(kind, secret or b""), row["digest"])
+        if kind in SEALED:
+            return compare_digest(
+                self._seals.open(row["secret_key"], row["secret"], credential_binding(row["id"])), secret or b"")
+        return True
+
+    def digest(self, kind: str, secret: bytes) -> bytes:
+        """What is kept of a secret that is only compared."""
+        return digest(self._digest_keys[kind], secret, "sha256")
+
+    def _value(self, kind: str, settings: Mapping[str, Any], common: dict[str, Any], secret: bytes, digest: bytes,
+               sets: KeySets) -> Credential:
+        try:
+            read = msgspec.convert(dict(settings), KINDS[kind])
+            return _MAKERS[type(read)](self, read, common, secret, digest, sets)
+        except (KeyError, msgspec.ValidationError) as exc:
+            raise ConfigurationError(f"this version cannot read a credential of kind {kind}") from exc
+
+    # --- kind by kind
+
+    def _token(self, _: Token, common: dict[str, Any], __: bytes, digest: bytes, ___: KeySets) -> Credential:
+        return TokenCredential(digest=digest, key=self._digest_keys["token"], **common)
+
+    def _hmac(self, read: Hmac, common: dict[str, Any], secret: bytes, _: bytes, __: KeySets) -> Credential:
+        return HmacCredential(secret=secret, **common, **msgspec.structs.asdict(read))
+
+    def _jwt(self, read: Jwt, common: dict[str, Any], _: bytes, __: bytes, sets: KeySets) -> Credential:
+        if bearer.OURS in read.issuers:
+            raise ConfigurationError(f"{bearer.OURS} is the issuer of our own access tokens")
+        return JwtCredential(rules=_rules(read, sets), subject=read.subject, **common)
+
+    def _google(self, read: Google, common: dict[str, Any], _: bytes, __: bytes, sets: KeySets) -> Credential:
+        return GoogleCredential(rules=_rules(read, sets), email=read.email, subject=read.subject, **common)
+
+    def _oauth(self, read: OAuth, common: dict[str, Any], _: bytes, digest: bytes, __: KeySets) -> Credential:
+        return OAuthCredential(client=_client(read), digest=digest, key=self._digest_keys["oauth"],
+                               token_keys=self._token_keys, **common)
+
+    def _smart(self, read: Smart, common: dict[str, Any], _: bytes, __: bytes, sets: KeySets) -> Credential:
+        rules = Rules(issuers=(read.client_id,), audiences=tuple(read.audiences), keys=_found(read, sets),
+                      algorithms=_algorithms(read.algorithms), lifetime=read.assertion_lifetime, leeway=read.leeway)
+        return SmartCredential(client=_client(read), rules=rules, token_keys=self._token_keys, **common)
+
+    def _sigv4(self, read: SigV4, common: dict[str, Any], secret: bytes, _: bytes, __: KeySets) -> Credential:
+        key, newline, session = secret.partition(b"\n")
+        return SigV4Credential(secret=key, session_token=session if newline else None, **common,
+                               **msgspec.structs.asdict(read))
+
+    def _mtls(self, read: Mtls, common: dict[str, Any], secret: bytes, _: bytes, __: KeySets) -> Credential:
+        fingerprint = None if read.fingerprint is None else bytes.fromhex(read.fingerprint)
+        return MtlsCredential(proxy=read.proxy, secret=secret, secret_header=read.secret_header, subject=read.subject,
+                              san=read.san, fingerprint=fingerprint, **common)
+
+
+_MAKERS: Final[Mapping[type[_Settings], Callable[..., Credential]]] = {
+    Token: Makings._token, Hmac: Makings._hmac, Jwt: Makings._jwt, Google: Makings._google, OAuth: Makings._oauth,
+    Smart: Makings._smart, SigV4: Makings._sigv4, Mtls: Makings._mtls}
+
+
+def client_secret_key(keyring: Keyring) -> bytes:
+    """What the secrets of our token endpoint's clients are digested under."""
+    return keyring.current("index").derive("client secret")
+
+
+def _rules(read: Jwt | Google, sets: KeySets) -> Rules:
+    return Rules(issuers=tuple(read.issuers), audiences=tuple(read.audiences), keys=_found(read, sets),
+                 algorithms=_algorithms(read.algorithms), lifetime=read.lifetime, leeway=read.leeway)
+
+
+def _found(read: _Keys | Smart, sets: KeySets) -> tuple[VerifyingKey, ...]:
+    """The keys; none as long as they were never fetched."""
+    if (read.keys is None) == (read.jwks_url is None):
+        raise ConfigurationError("public keys come from a file or from a URL: give one of --keys and --jwks-url")
+    return sets.get(read.jwks_url or "", ()) if read.keys is None else read_keys(read.keys.encode())
+
+
+def _client(read: OAuth) -> Client:
+    return Client(client_id=read.client_id, names=read.names, grant_type=read.grant_type, audience=read.audience,
+                  scopes=tuple(read.scopes), lifetime=read.lifetime)
+
+
+def _algorithms(named: list[str]) -> frozenset[str]:
+    if unknown := sorted(set(named) - ALGORITHMS):
+        raise ConfigurationError(f"{', '.join(unknown)}: choose algorithms of {', '.join(sorted(ALGORITHMS))}")
+    return frozenset(named)
+
+
+def _normal(read: _Settings) -> _Settings:
+    """The settings as they are compared with requests. Raises ConfigurationError."""
+    changes: dict[str, Any] = {}
+    for name in ("header", "timestamp_header", "secret_header"):
+        value = getattr(read, name, None)
+        if value is not None:
+            changes[name] = value.lower()
+            if not _HEADER.fullmatch(changes[name]):
+                raise ConfigurationError("a header's name has letters, digits and hyphens")
+    if isinstance(read, OAuth) and (unknown := sorted(read.names.keys() - set(tokens.PARAMETERS))):
+        raise ConfigurationError(f"{', '.join(unknown)}: the parameters that may be renamed are "
+                                 f"{', '.join(tokens.PARAMETERS)}")
+    if isinstance(read, Mtls):
+        if read.subject is not None:
+            changes["subject"] = mtls.normalise_subject(read.subject)
+        if read.fingerprint is not None:
+            changes["fingerprint"] = read.fingerprint.replace(":", "").lower()
+            if not _FINGERPRINT.fullmatch(changes["fingerprint"]):
+                raise ConfigurationError("a fingerprint is SHA-256: 64 hexadecimal digits, as `openssl x509 "
+                                         "-fingerprint -sha256` prints them")
+    return msgspec.structs.replace(read, **changes)

@@ -1,0 +1,86 @@
+"""Renews the public keys that are fetched from a URL, on a timer; kept in the database, so that every host has them.
+
+Nothing in a request makes anybody fetch: a token of a key that is not here is refused, and that is all. When a fetch
+fails the keys stay as they are. May not fetch by itself: how is given to it. Started after fork, by whoever composes
+the process; any number of processes may do this at once, and one of them fetches.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final
+
+import structlog
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from receiver.errors import ReceiverError
+from receiver.keyring import Keyring
+from receiver.storage.database import describe
+from receiver.storage.registration import Registration
+
+log: Final = structlog.get_logger(__name__)
+
+# How often it is looked whether one is due.
+GLANCE: Final = 5.0
+
+# Only what a live credential names. Taken by one process: for the others it is not due any more.
+_TAKE: Final = """
+UPDATE key_sets SET tried_at = now() WHERE id = (
+    SELECT k.id FROM key_sets k WHERE k.tried_at < now() - make_interval(secs => %(every)s)
+    AND EXISTS (SELECT FROM credentials c WHERE c.settings ->> 'jwks_url' = k.url AND c.revoked_at IS NULL
+                AND (c.expires_at IS NULL OR c.expires_at > now()))
+    ORDER BY k.tried_at LIMIT 1 FOR UPDATE SKIP LOCKED)
+RETURNING url"""
+
+
+class KeyFetcher:
+    """Keeps key sets fresh in one process, each `every` seconds.
+
+    `fetch` gives what a URL holds, and raises an error of ours, whose text may be shown.
+    """
+
+    def __init__(self, engine: Engine, keyring: Keyring, fetch: Callable[[str], bytes], *, every: float) -> None:
+        self._engine = engine
+        self._registration = Registration(engine, keyring, actor="redox-receiver")
+        self._fetch = fetch
+        self._every = every
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="keys-fetcher", daemon=True)
+
+    def start(self) -> None:
+        """Begin. Only after fork."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Fetch nothing more."""
+        self._stopping.set()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(min(GLANCE, self._every)):
+            try:
+                while not self._stopping.is_set() and self.renew_one():
+                    pass
+            except SQLAlchemyError as exc:
+                log.warning("key_set.not_asked", error=describe(exc))
+            except Exception as exc:  # noqa: BLE001 - a thread that ends would keep old keys for ever
+                log.error("key_set.failed", error=type(exc).__name__)
+
+    def renew_one(self) -> bool:
+        """Renew a key set that is due; whether there was one."""
+        with self._engine.begin() as connection:
+            url = connection.exec_driver_sql(_TAKE, {"every": self._every}).scalar_one_or_none()
+        if url is None:
+            return False
+        try:
+            document = self._fetch(url)
+            changed = self._registration.keys_fetched(url, document, datetime.now(UTC))
+        except ReceiverError as exc:
+            log.error("key_set.not_fetched", url=url, error=str(exc))
+            self._registration.keys_not_fetched(url, str(exc))
+        else:
+            if changed:
+                log.info("key_set.changed", url=url)
+        return True
