@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, Final, TypeVar
 
 from receiver.errors import ConfigurationError
 from receiver.outbound.answers import Answer
@@ -84,8 +84,8 @@ class RedoxApi(ABC):
     """The calls. All raise the errors of receiver.outbound.errors; `carry_out` says how they are made."""
 
     def __init__(self, speaker: Speaker, limits: Limits) -> None:
-        self._speaker = speaker
-        self._limits = limits
+        self.speaker: Final = speaker
+        self.limits: Final = limits
 
     @abstractmethod
     def carry_out(self, call: Call, file: FilePart | None = None) -> Answer:
@@ -93,18 +93,18 @@ class RedoxApi(ABC):
 
     def send(self, message: Outgoing, *, onramp: NetworkOnramp | None = None) -> Answer:
         """Send a Data Model message; the answer says that Redox accepted it, not that it was delivered."""
-        return self.carry_out(self._speaker.message(message, query=False, onramp=onramp))
+        return self.carry_out(self.speaker.message(message, query=False, onramp=onramp))
 
     def query(self, message: Outgoing, *, onramp: NetworkOnramp | None = None) -> Answer:
         """Ask one destination; `answer.data` is the response message, a dict."""
-        answer = self.carry_out(self._speaker.message(message, query=True, onramp=onramp))
+        answer = self.carry_out(self.speaker.message(message, query=True, onramp=onramp))
         if not isinstance(answer.data, dict):
             raise AnswerLost("the query was answered with no message in it", status=answer.status)
         return answer
 
     def fhir(self, destination: str, environment: Environment) -> FhirDestination[Answer]:
         """The FHIR R4 resources of a destination, by its slug. Raises Unsendable with a legacy key."""
-        return self._speaker.fhir(destination, environment, self.carry_out)
+        return self.speaker.fhir(destination, environment, self.carry_out)
 
     def upload(self, file: bytes | str | os.PathLike[str] | BinaryIO, *, filename: str | None = None,
                media_type: str | None = None) -> str:
@@ -116,10 +116,10 @@ class RedoxApi(ABC):
             with Path(file).open("rb") as opened:
                 return self.upload(opened, filename=filename, media_type=media_type)
         size = len(file) if isinstance(file, bytes) else _size_of(file)
-        if size > self._limits.upload_bytes:
-            raise Unsendable(f"the file has {size} bytes; Redox takes uploads of {self._limits.upload_bytes} at most")
+        if size > self.limits.upload_bytes:
+            raise Unsendable(f"the file has {size} bytes; Redox takes uploads of {self.limits.upload_bytes} at most")
         name = filename or Path(str(getattr(file, "name", "upload"))).name
-        answer = self.carry_out(self._speaker.upload(), (name, file, media_type))
+        answer = self.carry_out(self.speaker.upload(), (name, file, media_type))
         uri = answer.data.get("URI") if isinstance(answer.data, dict) else None
         if not isinstance(uri, str) or not uri:
             raise AnswerLost("the upload was answered without a URI", status=answer.status)

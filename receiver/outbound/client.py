@@ -69,8 +69,8 @@ class RedoxClient(RedoxApi):
 
     def carry_out(self, call: Call, file: FilePart | None = None) -> Answer:
         """Send a call that was made ready; `file` goes with an upload."""
-        if call.body is not None and len(call.body) > self._limits.request_bytes:
-            raise Unsendable(f"the message has {len(call.body)} bytes, and Redox takes {self._limits.request_bytes} at "
+        if call.body is not None and len(call.body) > self.limits.request_bytes:
+            raise Unsendable(f"the message has {len(call.body)} bytes, and Redox takes {self.limits.request_bytes} at "
                              "most")
         try:
             request = httpx2.Request(call.method, f"{self._base_url}{call.path}", headers={**_HEADERS, **call.headers},
@@ -78,14 +78,14 @@ class RedoxClient(RedoxApi):
         except ValueError as exc:
             raise Unsendable("the file's name or media type can't be written into a request") from exc
         attempt = 1
-        with deadline(self._limits.total):
+        with deadline(self.limits.total):
             while True:
                 try:
                     return judge(self._exchange(request))
                 except OutboundError as exc:
                     pause = self._pause(attempt, exc)
                     sure = exc.retryable and exc.not_processed
-                    if not sure or attempt >= self._limits.attempts or pause >= remaining():
+                    if not sure or attempt >= self.limits.attempts or pause >= remaining():
                         raise
                 time.sleep(pause)
                 attempt += 1
@@ -96,7 +96,7 @@ class RedoxClient(RedoxApi):
         try:
             outgoing = next(flow)
             while True:
-                response = self._wire.exchange(outgoing, most=self._limits.response_bytes)
+                response = self._wire.exchange(outgoing, most=self.limits.response_bytes)
                 try:
                     outgoing = flow.send(response)
                 except StopIteration:
@@ -105,5 +105,5 @@ class RedoxClient(RedoxApi):
             flow.close()
 
     def _pause(self, attempt: int, exc: OutboundError) -> float:
-        backoff = self._limits.pause * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.0)  # noqa: S311 — jitter, no secret
+        backoff = self.limits.pause * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.0)  # noqa: S311 — jitter, no secret
         return max(backoff, exc.retry_after or 0.0)

@@ -1,0 +1,48 @@
+"""What is kept of a call, sealed: the request as it goes out, and what came back.
+
+May not be used on what somebody else sealed, but to find that out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+from uuid import UUID
+
+import msgspec
+
+from receiver.outbound.calls import Call
+from receiver.outbound.errors import ErrorDetail
+from receiver.storage.outbox import answer_binding, request_binding
+from receiver.storage.sealing import Seals
+
+_calls: Final = msgspec.msgpack.Decoder(Call)
+
+
+class Bodies:
+    """Seals and opens. Safe in threads."""
+
+    def __init__(self, seals: Seals) -> None:
+        self._seals = seals
+
+    def seal_call(self, call: Call, uuid: UUID, api_key: str) -> tuple[str, bytes]:
+        """(key id, sealed)."""
+        return self._seals.seal_body(msgspec.msgpack.encode(call), request_binding(uuid, api_key))
+
+    def open_call(self, key_id: str, sealed: bytes, uuid: UUID, api_key: str) -> Call:
+        """The call, to the byte. Raises IntegrityError."""
+        return _calls.decode(self._seals.open_body(key_id, sealed, request_binding(uuid, api_key)))
+
+    def seal_answer(self, body: bytes, uuid: UUID) -> tuple[str, bytes]:
+        """(key id, sealed)."""
+        return self._seals.seal_body(body, answer_binding(uuid))
+
+    def seal_errors(self, details: Sequence[ErrorDetail], uuid: UUID) -> tuple[str, bytes] | tuple[None, None]:
+        """(key id, sealed) of what Redox said of a refusal: its words may name a patient."""
+        if not details:
+            return None, None
+        return self.seal_answer(msgspec.json.encode({"Errors": details}), uuid)
+
+    def open_answer(self, key_id: str, sealed: bytes, uuid: UUID) -> bytes:
+        """What was answered. Raises IntegrityError."""
+        return self._seals.open_body(key_id, sealed, answer_binding(uuid))

@@ -1,0 +1,168 @@
+"""Calls that are made at once, and are on record: an audit row before and after each, and the bodies, sealed.
+
+May not make a call that could not be written down first: what may have left here is in the audit, whatever comes after.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any, Final
+from uuid import UUID
+
+import structlog
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from receiver.errors import ReceiverError
+from receiver.keyring import Keyring
+from receiver.outbound.answers import Answer
+from receiver.outbound.api import FilePart, RedoxApi
+from receiver.outbound.calls import Call
+from receiver.outbound.client import RedoxClient
+from receiver.outbound.errors import OutboundError
+from receiver.outbound.outbox.bodies import Bodies
+from receiver.outbound.outbox.clients import Clients
+from receiver.storage import outbox
+from receiver.storage.audit import AuditChain, AuditEvent, write
+from receiver.storage.database import describe
+from receiver.storage.identifiers import uuid7
+from receiver.storage.outbox import End, New
+from receiver.storage.sealing import Seals
+
+log: Final = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Caller:
+    """Who calls: a `name` for the audit (USER@HOST, or handler:NAME), and the message that is answered, if one is.
+
+    `destination`: the one of ours that the message came to. `reason`: a person's words, for the audit, sealed there.
+    """
+
+    name: str
+    destination: str | None = None
+    message_uuid: UUID | None = None
+    reason: str | None = None
+
+
+class Recorder:
+    """Writes down what is called, one process's in one chain. Safe in threads."""
+
+    def __init__(self, engine: Engine, keyring: Keyring) -> None:
+        self._engine = engine
+        seals = Seals(keyring)
+        self.bodies: Final = Bodies(seals)
+        self._audit = AuditChain(keyring, seals)
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def transaction(self) -> Iterator[tuple[Connection, list[AuditEvent]]]:
+        """A transaction that commits with the audit rows of the events put into the list; none when it is rolled back.
+
+        Raises SQLAlchemyError.
+        """
+        with self._lock:
+            try:
+                with self._engine.begin() as connection:
+                    events: list[AuditEvent] = []
+                    yield connection, events
+                    write(connection, self._audit, events)
+            except BaseException:
+                self._audit.restart()
+                raise
+
+
+def begun(call: Call, subject: str, caller: Caller, api_key: str, attempt: int) -> AuditEvent:
+    """That a call is about to be made: what leaves here, by its length and digest."""
+    detail: dict[str, Any] = {"api_key": api_key, "kind": call.kind, "to": list(call.to), "attempt": attempt}
+    if call.body is not None:
+        detail |= {"length": len(call.body), "sha256": sha256(call.body).hexdigest()}
+    return _event(call.name, "begun", subject, caller, detail)
+
+
+def ended(call: str, outcome: str, subject: str, caller: Caller, end: End, attempt: int) -> AuditEvent:
+    """How it ended: `outcome` is sent, failed, or of what the outbox gives up, dead."""
+    return _event(call, outcome, subject, replace(caller, reason=None), {
+        "attempt": attempt, "status": end.status, "error": end.error_class, "log_ids": list(end.log_ids)})
+
+
+def _event(call: str, outcome: str, subject: str, caller: Caller, detail: dict[str, Any]) -> AuditEvent:
+    return AuditEvent(action=f"outbound.{call}", outcome=outcome, at=datetime.now(UTC), actor=caller.name,
+                      destination=caller.destination, message_uuid=caller.message_uuid, subject=subject,
+                      detail=detail, note=caller.reason)
+
+
+def sent(answer: Answer, uuid: UUID, bodies: Bodies) -> End:
+    """The end of an attempt that Redox has answered."""
+    key_id, sealed = bodies.seal_answer(answer.body, uuid)
+    return End(state="sent", status=answer.status, log_ids=answer.log_ids, answer_key=key_id, answer=sealed)
+
+
+def refused(exc: BaseException, uuid: UUID, bodies: Bodies) -> End:
+    """The end of an attempt that failed; dead, unless whoever asks knows better."""
+    if not isinstance(exc, OutboundError):
+        return End(state="dead", error_class=type(exc).__name__)
+    key_id, sealed = bodies.seal_errors(exc.details, uuid)
+    return End(state="dead", status=exc.status, error_class=type(exc).__name__, log_ids=exc.log_ids, answer_key=key_id,
+               answer=sealed)
+
+
+class RecordedClient(RedoxApi):
+    """A RedoxClient whose calls are on record, made in the name of one caller."""
+
+    def __init__(self, clients: Clients, recorder: Recorder, api_key: str, caller: Caller) -> None:
+        self._client: RedoxClient = clients.client(api_key)
+        self._recorder = recorder
+        self._api_key = api_key
+        self._caller = caller
+        super().__init__(self._client.speaker, self._client.limits)
+
+    def carry_out(self, call: Call, file: FilePart | None = None) -> Answer:
+        """Make the call. Raises as RedoxClient does, and SQLAlchemyError when it cannot be written down first."""
+        uuid, number = self._begin(call, file)
+        try:
+            answer = self._client.carry_out(call, file)
+        except BaseException as exc:
+            self._end(call, number, refused(exc, uuid, self._recorder.bodies))
+            raise
+        self._end(call, number, sent(answer, uuid, self._recorder.bodies))
+        return answer
+
+    def _begin(self, call: Call, file: FilePart | None) -> tuple[UUID, int]:
+        kept = call if file is None else replace(call, body=_content(file))
+        uuid, caller = uuid7(), self._caller
+        key_id, sealed = self._recorder.bodies.seal_call(kept, uuid, self._api_key)
+        with self._recorder.transaction() as (connection, events):
+            number = outbox.put(connection, New(
+                uuid=uuid, api_key=self._api_key, lane=None, call=call.name, kind=call.kind, created_by=caller.name,
+                message_uuid=caller.message_uuid, destination=caller.destination, request_key=key_id, request=sealed))
+            events.append(begun(kept, _subject(number), caller, self._api_key, 1))
+        return uuid, number
+
+    def _end(self, call: Call, number: int, end: End) -> None:
+        try:
+            with self._recorder.transaction() as (connection, events):
+                outbox.end_direct(connection, number, end)
+                outcome = "sent" if end.state == "sent" else "failed"
+                events.append(ended(call.name, outcome, _subject(number), self._caller, end, 1))
+        except (SQLAlchemyError, ReceiverError) as exc:
+            # Redox has acted, and the caller is not to do it again because of us: the row says that no end is known.
+            log.error("outbound.end_not_recorded", subject=_subject(number),
+                      error=describe(exc) if isinstance(exc, SQLAlchemyError) else type(exc).__name__)
+
+
+def _subject(number: int) -> str:
+    return f"outbound_requests:{number}"
+
+
+def _content(file: FilePart) -> bytes:
+    content = file[1]
+    if isinstance(content, bytes):
+        return content
+    content.seek(0)
+    return content.read()

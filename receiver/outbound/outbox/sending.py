@@ -1,0 +1,115 @@
+"""Sends what the outbox keeps, one lane at a time: in order, at least once, and the same bytes each time.
+
+May not take a lane: whoever calls has its lease, and nothing is written when that is over. A request whose answer was
+lost is sent again, for Redox may not have had it; whoever receives it knows a repeat by its content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+import structlog
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from receiver.errors import IntegrityError, ReceiverError
+from receiver.handlers.outcomes import pause
+from receiver.outbound.calls import Call
+from receiver.outbound.errors import AuthenticationFailed, OutboundError, Rejected, Unsendable, Untrusted
+from receiver.outbound.outbox.clients import Clients
+from receiver.outbound.outbox.recording import Caller, Recorder, begun, ended, refused, sent
+from receiver.storage import outbox
+from receiver.storage.lanes import Fence
+from receiver.storage.outbox import MOST_UNANSWERED, End, Queued
+
+log: Final = structlog.get_logger(__name__)
+
+
+class LaneSender:
+    """Sends in the name of one worker. Safe in threads; one for each process."""
+
+    def __init__(self, engine: Engine, clients: Clients, recorder: Recorder, *, name: str) -> None:
+        self._engine = engine
+        self._clients = clients
+        self._recorder = recorder
+        self._name = name
+
+    def run(self, fence: Fence, go_on: Callable[[], bool]) -> bool:
+        """Send what is in the lane, as long as `go_on`; whether there may be more to send at once.
+
+        Raises SQLAlchemyError: what was sent last is sent again then, unless its end is recorded.
+        """
+        while (queued := self._head(fence)) is not None:
+            if not self._one(fence, queued):
+                return False
+            if not go_on():
+                return True
+        return False
+
+    def _head(self, fence: Fence) -> Queued | None:
+        with self._engine.connect() as connection:
+            return outbox.head(connection, fence)
+
+    def _one(self, fence: Fence, queued: Queued) -> bool:
+        """One request; whether the lane may go on."""
+        if queued.lost and queued.unanswered + 1 >= MOST_UNANSWERED:
+            return self._end(fence, queued, queued.attempts, End(state="dead", error_class="WorkerLost"))
+        try:
+            call = self._recorder.bodies.open_call(queued.request_key, queued.request, queued.uuid, queued.api_key)
+        except IntegrityError as exc:
+            return self._end(fence, queued, queued.attempts, refused(exc, queued.uuid, self._recorder.bodies))
+        with self._recorder.transaction() as (connection, events):
+            attempt = outbox.start(connection, fence, queued.id)
+            if attempt is None:
+                return False
+            events.append(begun(call, _subject(queued), self._caller(queued), queued.api_key, attempt))
+        return self._end(fence, queued, attempt, self._send(call, queued, attempt))
+
+    def _send(self, call: Call, queued: Queued, attempt: int) -> End:
+        try:
+            answer = self._clients.client(queued.api_key).carry_out(call)
+        except SQLAlchemyError:
+            raise
+        except Exception as exc:
+            if not isinstance(exc, ReceiverError):
+                log.exception("outbox.attempt_failed", uuid=str(queued.uuid))
+            return judge(exc, refused(exc, queued.uuid, self._recorder.bodies), attempt=attempt,
+                         unanswered=queued.unanswered + queued.lost)
+        return sent(answer, queued.uuid, self._recorder.bodies)
+
+    def _end(self, fence: Fence, queued: Queued, attempt: int, end: End) -> bool:
+        outcome = "failed" if end.state == "pending" else end.state
+        with self._recorder.transaction() as (connection, events):
+            if not outbox.end(connection, fence, queued.id, attempt, end):
+                return False
+            events.append(ended(queued.call, outcome, _subject(queued), self._caller(queued), end, attempt))
+        said = log.info if end.state == "sent" else log.error if end.state == "dead" else log.warning
+        said(f"outbox.{outcome}", uuid=str(queued.uuid), lane=fence.lane, attempt=attempt, status=end.status,
+             error=end.error_class, pause=end.pause)
+        return end.state != "pending"
+
+    def _caller(self, queued: Queued) -> Caller:
+        return Caller(name=f"worker:{self._name}", destination=queued.destination, message_uuid=queued.message_uuid)
+
+
+def judge(exc: Exception, end: End, *, attempt: int, unanswered: int) -> End:
+    """What becomes of a request whose attempt failed: dead, or again after a pause.
+
+    Dead at once where Redox refuses it; dead after MOST_UNANSWERED attempts that Redox may have acted on. What did not
+    get so far (no connection, too many requests, a key or a certificate that is refused) uses up none of them.
+    """
+    if isinstance(exc, Rejected | Unsendable):
+        return end
+    ours = isinstance(exc, AuthenticationFailed | Untrusted) or (
+        isinstance(exc, ReceiverError) and not isinstance(exc, OutboundError))
+    acted_on = not ours and not (isinstance(exc, OutboundError) and exc.not_processed)
+    if acted_on and unanswered + 1 >= MOST_UNANSWERED:
+        return replace(end, unanswered=True)
+    asked = exc.retry_after if isinstance(exc, OutboundError) else None
+    return replace(end, state="pending", unanswered=acted_on, pause=max(pause(attempt), asked or 0.0))
+
+
+def _subject(queued: Queued) -> str:
+    return f"outbound_requests:{queued.id}"

@@ -1,0 +1,101 @@
+"""An API key that is registered, the fake API that knows it, and an outbox that is sent from in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from sqlalchemy import Engine, text
+
+from receiver.keyring import Keyring
+from receiver.outbound.limits import Limits
+from receiver.outbound.outbox import Caller, Clients, Outbox, Recorder
+from receiver.outbound.outbox.sending import LaneSender
+from receiver.storage import outbox as stored
+from receiver.storage.api_keys import ApiKeys, OAuthKeySpec, Where
+from receiver.testing.api import FakeRedoxApi
+from tests.outbound.conftest import KEY, LEGACY, PRIVATE
+
+PEM = PRIVATE.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+CALLER = Caller(name="tester@test")
+
+
+@dataclass
+class Desk:
+    """Everything between an application that sends and the fake API, without a worker."""
+
+    engine: Engine
+    keyring: Keyring
+    api: FakeRedoxApi
+    clients: Clients
+    recorder: Recorder = field(init=False)
+    owner: str = "worker-1"
+
+    def __post_init__(self) -> None:
+        self.recorder = Recorder(self.engine, self.keyring)
+
+    def add_key(self, name: str, *, legacy: bool = False, source: str | None = "source-1",
+                environment: str = "development", replace: bool = False, base_url: str | None = None) -> None:
+        """Register an API key that the fake knows."""
+        key = LEGACY if legacy else OAuthKeySpec(client_id=KEY.client_id, private_key=PEM, kid=KEY.kid)
+        ApiKeys(self.engine, self.keyring, actor="tester@test").add_api_key(
+            name, Where(environment=environment, base_url=base_url or self.api.base_url, source_id=source), key,
+            datetime.now(UTC), replace=replace)
+
+    def outbox(self, caller: Caller = CALLER, **options: Any) -> Outbox:
+        """The outbox."""
+        return Outbox(self.engine, self.keyring, caller=caller, **options)
+
+    def send(self, lane: str = "@outbox/lab/destination-1", *, lease: float = 60, most: int = 1_000) -> bool | None:
+        """Send from a lane as a worker does, `most` requests at most; None when the lane was not to be had."""
+        with self.engine.begin() as connection:
+            fence = stored.claim(connection, lane, self.owner, lease)
+        if fence is None:
+            return None
+        left = iter(range(most - 1))
+        sender = LaneSender(self.engine, self.clients, self.recorder, name=self.owner)
+        try:
+            return sender.run(fence, lambda: next(left, None) is not None)
+        finally:
+            self.execute("UPDATE lanes SET owner = NULL, lease_until = NULL WHERE epoch = :epoch AND owner = :owner",
+                         epoch=fence.epoch, owner=fence.owner)
+
+    def hurry(self) -> None:
+        """Let the time of all pauses be over."""
+        self.execute("UPDATE outbound_requests SET ready_at = NULL")
+
+    def rows(self, query: str = "SELECT * FROM outbound_requests ORDER BY id", **values: Any) -> list[Any]:
+        """The rows of a query."""
+        with self.engine.connect() as connection:
+            return list(connection.execute(text(query), values))
+
+    def row(self, uuid: UUID) -> Any:
+        """One request."""
+        return self.rows("SELECT * FROM outbound_requests WHERE uuid = :uuid", uuid=uuid)[0]
+
+    def states(self) -> list[str]:
+        """The state of each, oldest first."""
+        return [row.state for row in self.rows()]
+
+    def audit(self) -> list[Any]:
+        """What the audit says of calls."""
+        return self.rows("SELECT *, detail::jsonb AS told FROM audit_events WHERE action LIKE 'outbound.%' ORDER BY id")
+
+    def execute(self, statement: str, **values: Any) -> None:
+        """Change something."""
+        with self.engine.begin() as connection:
+            connection.execute(text(statement), values)
+
+
+@pytest.fixture
+def desk(engine: Engine, keyring: Keyring, api: FakeRedoxApi) -> Iterator[Desk]:
+    """A desk with the API key `lab`."""
+    with Clients(engine, keyring, limits=Limits(attempts=1)) as clients:
+        made = Desk(engine, keyring, api, clients)
+        made.add_key("lab")
+        yield made

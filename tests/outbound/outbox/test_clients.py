@@ -1,0 +1,72 @@
+"""Facts about the clients of registered keys."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from receiver.errors import NotFound
+from receiver.storage.api_keys import ApiKeys, OAuthKeySpec, Where
+from receiver.storage.registry import load
+from receiver.storage.signing_keys import SigningKeys
+from tests.outbound.conftest import message
+from tests.outbound.outbox.conftest import Desk
+
+
+def test_a_key_keeps_its_client(desk: Desk) -> None:
+    """One client for a key, with one token, until the key is replaced."""
+    first = desk.clients.client("lab")
+    first.send(message())
+    assert desk.clients.client("lab") is first
+    first.send(message())
+    assert len(desk.api.received("/v2/auth/token")) == 1
+    desk.add_key("lab", legacy=True, replace=True)
+    second = desk.clients.client("lab")
+
+    assert second is not first
+    second.send(message())
+    assert len(desk.api.received("/auth/authenticate")) == 1
+    first.send(message())  # a call that another thread is in the midst of
+
+
+def test_another_key_of_the_environment_asks_for_sources(desk: Desk) -> None:
+    """As soon as a second OAuth key is there, the client of the first wants each message's source."""
+    assert not desk.clients.client("lab").speaker.several_keys
+    desk.add_key("more")
+
+    assert desk.clients.client("lab").speaker.several_keys
+
+
+def test_a_key_that_is_not_there(desk: Desk) -> None:
+    """It is told with the command that lists them."""
+    with pytest.raises(NotFound, match="outbound key list"):
+        desk.clients.client("unheard-of")
+
+
+def test_a_signing_key_is_rotated_while_it_runs(desk: Desk) -> None:
+    """Redox looks the keys up where we publish them: what is rotated is taken up with the next token, and a key that
+    was retired is not missed."""
+    now = datetime.now(UTC)
+    signing = SigningKeys(desk.engine, desk.keyring, actor="tester@test")
+    first = signing.new(now, "ES384")["kid"]
+    ApiKeys(desk.engine, desk.keyring, actor="tester@test").add_api_key(
+        "ours", Where(environment="production", base_url=desk.api.base_url, source_id=None),
+        OAuthKeySpec(client_id="client-2"), now)
+
+    def published() -> dict[str, object]:
+        with desk.engine.connect() as connection:
+            return {"keys": [dict(key) for key in load(connection, desk.keyring).public_keys]}
+
+    desk.api.register_oauth("client-2", published)
+    client = desk.clients.client("ours")
+    client.send(message(Source={"ID": "s"}))
+    signing.rotate(now, "RS384")
+    client.send(message(Source={"ID": "s"}))  # with the token that it has
+    signing.retire(first, now)
+    desk.api.refuse_tokens()
+    client.send(message(Source={"ID": "s"}))
+
+    assert len(desk.api.processed) == 3
+    assert len(desk.api.received("/v2/auth/token")) == 2
+    assert desk.clients.client("ours") is client

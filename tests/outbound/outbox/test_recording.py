@@ -1,0 +1,127 @@
+"""Facts about calls that are made at once and are on record."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from receiver.outbound import Rejected, Unavailable
+from receiver.outbound.calls import Call
+from receiver.outbound.outbox import Caller, RecordedClient
+from receiver.outbound.outbox.recording import Recorder
+from receiver.testing.api import Fault
+from tests.outbound.conftest import message, query
+from tests.outbound.outbox.conftest import Desk
+
+MESSAGE = UUID("0198c0de-0000-7000-8000-000000000001")
+
+
+@pytest.fixture
+def redox(desk: Desk) -> RecordedClient:
+    return RecordedClient(desk.clients, desk.recorder, "lab", Caller(name="handler:x", message_uuid=MESSAGE))
+
+
+def opened(desk: Desk, row: Any) -> Call:
+    return desk.recorder.bodies.open_call(row.request_key, row.request, row.uuid, row.api_key)
+
+
+def test_a_call_is_on_record(desk: Desk, redox: RecordedClient) -> None:
+    """Its row has what was called and how it ended, its audit rows who, what and when; the bodies are sealed."""
+    desk.api.respond("PatientSearch.Query", lambda asked: {"Patient": {"LastName": "Canary"}})
+    answer = redox.query(query())
+    [row] = desk.rows()
+    begun, ended = desk.audit()
+
+    assert answer.data["Patient"] == {"LastName": "Canary"}
+    assert (row.state, row.call, row.kind, row.lane, row.status) == ("sent", "query", "PatientSearch.Query", None, 200)
+    assert (row.message_uuid, row.created_by) == (MESSAGE, "handler:x")
+    assert opened(desk, row).body == desk.api.received("/endpoint")[0].body
+    assert desk.recorder.bodies.open_answer(row.answer_key, row.answer, row.uuid) == answer.body
+    assert [(each.action, each.outcome, each.actor) for each in (begun, ended)] == [
+        ("outbound.query", "begun", "handler:x"), ("outbound.query", "sent", "handler:x")]
+    assert begun.told["to"] == ["destination-1"]
+    assert "Canary" not in str((row.lane, begun, ended))
+
+
+def test_a_call_that_fails_is_on_record(desk: Desk, redox: RecordedClient) -> None:
+    """The error comes through to the caller, and stands in the row; it is no business of the outbox."""
+    desk.api.refuse_next({"ID": 1, "Text": "no Canary", "Type": "client", "Module": "Router"})
+    with pytest.raises(Rejected):
+        redox.send(message())
+    desk.api.fail("/endpoint", Fault.SERVER_ERROR)
+    with pytest.raises(Unavailable):
+        redox.send(message())
+    rows = desk.rows()
+
+    assert [(row.state, row.error_class, row.status) for row in rows] == [
+        ("dead", "Rejected", 200), ("dead", "Unavailable", 500)]
+    assert [each.outcome for each in desk.audit()] == ["begun", "failed", "begun", "failed"]
+    assert "Canary" not in str([each.told for each in desk.audit()])
+
+
+def test_fhir_and_files_are_on_record(desk: Desk, redox: RecordedClient) -> None:
+    """A read is told by its resource, its id sealed; a file is kept with what was said of it."""
+    desk.api.resources["Patient", "canary-id"] = {"resourceType": "Patient"}
+    redox.fhir("our-ehr", "Production").read("Patient", "canary-id")
+    uri = redox.upload(io.BytesIO(b"content"), filename="canary.txt")
+    read, file = desk.rows()
+
+    assert (read.kind, read.call) == ("FHIR.Patient", "fhir")
+    assert "canary" not in str([each.told for each in desk.audit()]) + str((read.kind, file.kind))
+    assert opened(desk, read).path.endswith("/Patient/canary-id")
+    assert (file.call, opened(desk, file).body) == ("upload", b"content")
+    assert desk.api.uploads[uri] == b"content"
+
+
+def test_what_cannot_be_written_down_is_not_called(desk: Desk, redox: RecordedClient) -> None:
+    """Without a record there is no call."""
+    desk.execute("ALTER TABLE audit_events RENAME TO elsewhere")
+    with pytest.raises(SQLAlchemyError):
+        redox.send(message())
+
+    assert desk.api.requests == []
+    assert desk.rows() == []
+
+
+def test_a_call_whose_end_was_not_written_down_says_so(desk: Desk, redox: RecordedClient,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer reaches the caller all the same, who must not call again; the row reads as unfinished."""
+    def break_it(asked: dict[str, Any]) -> dict[str, Any]:
+        with desk.engine.begin() as connection:
+            connection.execute(text("ALTER TABLE audit_events RENAME TO elsewhere"))
+        return {"Patient": None}
+
+    desk.api.respond("PatientSearch.Query", break_it)
+    assert redox.query(query()).data["Patient"] is None
+    [row] = desk.rows()
+    assert (row.state, row.error_class) == ("dead", "Unfinished")
+
+
+def test_the_chain_of_calls_holds(desk: Desk, redox: RecordedClient) -> None:
+    """After a transaction that failed another chain begins, so that the audit proves what is there."""
+    redox.send(message())
+    with pytest.raises(ZeroDivisionError), desk.recorder.transaction():
+        raise ZeroDivisionError
+    redox.send(message())
+    numbers = desk.rows("SELECT writer, array_agg(n ORDER BY id) AS n FROM audit_events WHERE action LIKE 'outbound.%' "
+                        "GROUP BY writer")
+
+    assert sorted(row.n for row in numbers) == [[1, 2], [1, 2]]
+
+
+def test_a_reason_is_sealed_in_the_audit(desk: Desk) -> None:
+    """What a person says of a call stands once, sealed, with the row that says that it begins."""
+    RecordedClient(desk.clients, Recorder(desk.engine, desk.keyring), "lab",
+                   Caller(name="ada@host", reason="canary reason")).send(message())
+    begun, ended = desk.audit()
+
+    assert begun.note is not None
+    assert ended.note is None
+    assert b"canary" not in begun.note
+    assert json.loads(begun.detail)["api_key"] == "lab"
