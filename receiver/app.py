@@ -145,13 +145,16 @@ class ProvedRegistry:
         return True
 
     def _try_again(self) -> None:
-        try:
-            while not self._proved:
-                time.sleep(_AGAIN)
+        told = None
+        while not self._proved:
+            time.sleep(_AGAIN)
+            try:
                 self._proved = self._prove()
-        except ConfigurationError as exc:
-            # Everything is answered 503 from here on: another keyring takes another start.
-            log.error("keys.not_proved", error=str(exc))
+            except ConfigurationError as exc:
+                # Too late to refuse to start: everything is answered 503, until the database is the right one.
+                if str(exc) != told:
+                    told = str(exc)
+                    log.error("keys.not_proved", error=told)
 
 
 def readiness(engine: Engine, keyring: Keyring) -> list[Check]:

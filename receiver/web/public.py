@@ -50,7 +50,7 @@ def public_app(door: Door, *, trusted_proxies: Iterable[str]) -> PublicApp:
     def destination(name: str) -> Response:
         environ = request.environ
         if environ["REQUEST_METHOD"] not in METHODS:  # werkzeug lets HEAD in where GET is
-            raise MethodNotAllowed
+            raise MethodNotAllowed(METHODS)
         return respond(door.serve(_head(environ, name, peers), WsgiTransfer(environ)))
 
     @app.route("/livez", methods=["GET"], provide_automatic_options=False)
@@ -67,8 +67,8 @@ def public_app(door: Door, *, trusted_proxies: Iterable[str]) -> PublicApp:
             return respond(UNAVAILABLE, close=True)
         reply = Reply(status=status, body=_FAULTS.get(status, b"bad request\n"))
         response = respond(reply, close=WsgiTransfer(request.environ).length != 0)
-        if status == MethodNotAllowed.code:
-            response.headers["Allow"] = ", ".join(METHODS)
+        if isinstance(exc, MethodNotAllowed):
+            response.headers["Allow"] = ", ".join(sorted(set(exc.valid_methods or ()) & set(METHODS)))
         return response
 
     return app

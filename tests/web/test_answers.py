@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from receiver.handlers import discovery
 from tests.web import answering
@@ -49,6 +50,27 @@ def test_answered(site: Site, server: Server) -> None:
     assert (row.outcome, row.message_uuid, row.destination, row.peer) == ("answered", uuid, "lab", "127.0.0.1")
     assert (detail["status"], detail["responder"], detail["length"]) == (200, "found", len(answer.body))
     assert len(detail["sha256"]) == 64
+
+
+def test_an_answer_that_cannot_be_recorded(site: Site, server: Server) -> None:
+    """What an answer discloses is on record, or it does not leave."""
+    with site.engine.begin() as connection:
+        connection.execute(text("""
+            CREATE FUNCTION no_answers() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                IF NEW.action = 'query.answer' THEN RAISE EXCEPTION 'no' USING ERRCODE = '22000'; END IF;
+                RETURN NEW; END $$"""))
+        connection.execute(text("CREATE TRIGGER no_answers BEFORE INSERT ON audit_events FOR EACH ROW "
+                                "EXECUTE FUNCTION no_answers()"))
+    try:
+        answer = server.ask(sent(site, query("PatientSearch")))
+        assert server.ask(sent(site, query("Referral"))).status == 501
+    finally:
+        with site.engine.begin() as connection:
+            connection.execute(text("DROP TRIGGER no_answers ON audit_events"))
+            connection.execute(text("DROP FUNCTION no_answers"))
+    assert answer.status == 503
+    assert "Asked" not in answer.body.decode()
+    assert json.loads(answer.body)["Meta"]["Errors"]
 
 
 @pytest.mark.parametrize(("model", "status", "responder"), [

@@ -21,7 +21,7 @@ SOON = 5.0
 @pytest.fixture(scope="module", autouse=True)
 def few_threads(site: Site) -> None:
     """Four request threads."""
-    site.environment |= {"RECEIVER_THREADS": "4", "RECEIVER_LOG_LEVEL": "debug"}
+    site.environment |= {"RECEIVER_THREADS": "4", "RECEIVER_LOG_LEVEL": "debug", "XDG_RUNTIME_DIR": str(site.directory)}
 
 
 def test_slow_clients(site: Site, server: Server) -> None:
@@ -97,6 +97,12 @@ def test_nothing_is_printed_of_a_request(site: Site, server: Server) -> None:
     [line] = [line for line in server.lines("request.served") if line["method"] == "GET" and line["status"] == 200
               and line["path"] == "/redox/lab"]
     assert (line["peer"], line["level"]) == ("127.0.0.1", "debug")
+
+
+def test_no_control_socket(site: Site, server: Server) -> None:
+    """gunicorn opens no socket by which it could be told anything."""
+    assert server.ask(sent(site)).status == 200
+    assert [path for path in site.directory.rglob("*") if path.is_socket()] == []
 
 
 @pytest.mark.parametrize("order", [signal.SIGTERM, signal.SIGINT])

@@ -1,0 +1,254 @@
+"""The processes as a whole: how they start, and what they do when the database is not as it should be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+from sqlalchemy import Engine, make_url, text
+
+from receiver import app, keyring, settings
+from receiver.errors import ConfigurationError
+from receiver.keyring import Keyring
+from receiver.storage import migrations
+from receiver.storage.database import open_engine
+from receiver.storage.registration import Registration, record_keys
+from tests.postgres import drop_database, new_database, open_directory, session_cluster
+from tests.web.conftest import Site, sent
+from tests.web.server import OURS, Answer, Server, serving, until
+
+ADMIN = (*OURS, "--workers", "1", "receiver.app:admin_app()")
+
+
+@pytest.fixture
+def site(engine: Engine, database_url: str, registration: Registration, keyring_path: Path, tmp_path: Path) -> Site:
+    """A database of this test's own, with one destination, `lab`."""
+    site = Site(engine=engine, registration=registration, directory=tmp_path, environment={
+        "DATABASE_URL": database_url, "RECEIVER_DATA_DIR": str(tmp_path), "RECEIVER_RECEIVERS": "1"})
+    site.add("lab")
+    return site
+
+
+def administer(statement: str, *names: str) -> None:
+    """Run a statement on the server itself; {} are names."""
+    address = make_url(session_cluster().url)
+    with psycopg.connect(host=str(address.query["host"]), port=str(address.query["port"]), user=address.username,
+                         dbname="postgres", autocommit=True) as connection:
+        connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
+
+
+@contextmanager
+def away(site: Site) -> Iterator[Callable[[], None]]:
+    """The site's database is not there while the block runs, or until what it yields is called."""
+    name = str(make_url(site.environment["DATABASE_URL"]).database)
+    gone = True
+
+    def back() -> None:
+        nonlocal gone
+        if gone:
+            administer("ALTER DATABASE {} RENAME TO {}", f"{name}_away", name)
+            administer("ALTER DATABASE {} ALLOW_CONNECTIONS true", name)
+            gone = False
+
+    site.engine.dispose()
+    administer("ALTER DATABASE {} ALLOW_CONNECTIONS false", name)
+    disconnect(name)
+    administer("ALTER DATABASE {} RENAME TO {}", name, f"{name}_away")
+    try:
+        yield back
+    finally:
+        back()
+
+
+def disconnect(name: str) -> None:
+    """End every connection to a database."""
+    administer(f"SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '{name}'")
+
+
+def ready(server: Server) -> tuple[int, dict[str, Any]]:
+    """What /readyz says: its status, and the checks by name."""
+    answer = server.ask(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+    said = json.loads(answer.body)
+    assert said["ready"] is (answer.status == 200)
+    return answer.status, {check["name"]: check for check in said["checks"]}
+
+
+def unavailable(answer: Answer) -> bool:
+    """Whether it is a 503 that says when to come again."""
+    return answer.status == 503 and answer.headers["retry-after"] == "5" and answer.body == b"try again later\n"
+
+
+# --- where the database is
+
+def test_database_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DATABASE_URL goes first."""
+    monkeypatch.setenv("DATABASE_URL", "postgres://u:p@h/n")
+    assert app.database_url(settings.load()) == "postgres://u:p@h/n"
+
+
+def test_database_url_of_the_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it, it is the embedded PostgreSQL that runs; when none does, the error says what starts it."""
+    monkeypatch.setenv("RECEIVER_DATA_DIR", str(open_directory()))
+    with pytest.raises(ConfigurationError, match="redox-receiver up"):
+        app.database_url(settings.load())
+
+
+# --- starting
+
+def refuses_to_start(site: Site, **environment: str) -> str:
+    """What is printed by a receiver that does not start."""
+    with serving(site.directory, site.environment | environment, wait=False) as server:
+        assert server.process.wait(60) != 0
+        return server.text()
+
+
+def test_other_keys(site: Site, tmp_path: Path) -> None:
+    """A host whose keyring is not the database's does not start, and says which setting names it."""
+    keyring.create(datetime.now(UTC)).save(tmp_path / "other.json")
+    assert "RECEIVER_KEYRING" in refuses_to_start(site, RECEIVER_KEYRING=str(tmp_path / "other.json"))
+
+
+def test_no_keyring(site: Site, tmp_path: Path) -> None:
+    """A host without a keyring does not start, and says what makes one."""
+    assert "redox-receiver keys init" in refuses_to_start(site, RECEIVER_KEYRING=str(tmp_path / "none.json"))
+
+
+def test_wrong_setting(site: Site) -> None:
+    """A wrong setting is named."""
+    assert "RECEIVER_THREADS" in refuses_to_start(site, RECEIVER_THREADS="none")
+
+
+def test_started_before_the_database(site: Site) -> None:
+    """A receiver starts without its database and answers 503, lives, and is well by itself when the database comes."""
+    with away(site) as back, serving(site.directory, site.environment) as server:
+        assert unavailable(server.ask(sent(site)))
+        assert server.lines("request.unavailable")[0]["reason"] == "registry_never_loaded"
+        back()
+        until(lambda: server.ask(sent(site)).status == 200)
+
+
+def test_other_keys_found_late(site: Site, tmp_path: Path) -> None:
+    """A host that could not compare its keys at first answers 503, never 401, once it finds that they are others."""
+    keyring.create(datetime.now(UTC)).save(tmp_path / "other.json")
+    environment = site.environment | {"RECEIVER_KEYRING": str(tmp_path / "other.json")}
+    with away(site) as back, serving(site.directory, environment) as server:
+        back()
+        until(lambda: server.lines("keys.not_proved"))
+        assert unavailable(server.ask(sent(site)))
+
+
+def test_started_before_the_migrations(keyring: Keyring, tmp_path: Path) -> None:
+    """A receiver on an empty database answers 503, and is well by itself when that is migrated and has its keys."""
+    url = new_database()
+    keyring.save(tmp_path / "keyring.json")
+    engine = open_engine(url)
+    site = Site(engine=engine, registration=Registration(engine, keyring, actor="tester@test"), directory=tmp_path,
+                environment={"DATABASE_URL": url, "RECEIVER_DATA_DIR": str(tmp_path), "RECEIVER_RECEIVERS": "1"})
+    site.tokens["lab"] = "x" * 32
+    with serving(tmp_path, site.environment) as server:
+        assert unavailable(server.ask(sent(site)))
+        migrations.upgrade(engine)
+        until(lambda: server.lines("keys.not_proved"))
+        with engine.begin() as connection:
+            record_keys(connection, keyring)
+        site.add("lab")
+        until(lambda: server.ask(sent(site)).status == 200)
+    engine.dispose()
+    drop_database(url)
+
+
+# --- running
+
+def test_locked(site: Site) -> None:
+    """A database that does not get on is a 503 in time; what was not recorded is taken when it comes again."""
+    with serving(site.directory, site.environment) as server:
+        raw = sent(site)
+        with site.engine.begin() as connection:
+            connection.execute(text("LOCK TABLE messages IN ACCESS EXCLUSIVE MODE"))
+            with server.wire(timeout=8) as wire:
+                assert unavailable(wire.send(raw).answer())
+        until(lambda: server.ask(raw).status == 200)
+        assert site.count("messages") == 1
+
+
+def test_away_and_back(site: Site) -> None:
+    """A database that goes away is a 503, with no 200 that is not on disk; when it is back, so are we."""
+    with serving(site.directory, site.environment) as server:
+        assert server.ask(sent(site)).status == 200
+        with away(site):
+            with server.wire(timeout=8) as wire:
+                assert unavailable(wire.send(sent(site)).answer())
+            assert server.ask(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").status == 200
+        raw = sent(site)
+        until(lambda: server.ask(raw).status == 200)
+        assert site.count("messages") == 2
+
+
+# --- the admin listener
+
+def test_admin(site: Site) -> None:
+    """It says what is well and what is not, as JSON, and serves nothing else."""
+    with serving(site.directory, site.environment, arguments=ADMIN) as server:
+        status, checks = ready(server)
+        assert status == 200
+        assert list(checks) == ["database", "schema", "keys", "registry", "worker"]
+        assert all(check["ok"] for check in checks.values())
+        assert "start `redox-receiver worker`" in checks["worker"]["detail"]
+        with site.engine.begin() as connection:
+            connection.execute(text("INSERT INTO workers (name, host, pid, handlers) VALUES ('w', 'h', 1, '{}')"))
+        assert "seen" in ready(server)[1]["worker"]["detail"]
+        for start, expected in ((b"GET /redox/lab", 404), (b"GET /", 404), (b"GET /x", 404), (b"POST /readyz", 405)):
+            answer = server.ask(start + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+            assert (answer.status, answer.headers["content-type"]) == (expected, "application/json")
+
+
+def test_not_ready(site: Site, keyring: Keyring) -> None:
+    """Read-only, behind, other keys, away: each is a 503 that says what mends it. Ahead of us is none."""
+    name = str(make_url(site.environment["DATABASE_URL"]).database)
+    with serving(site.directory, site.environment, arguments=ADMIN) as server:
+        with site.engine.begin() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+        status, checks = ready(server)
+        assert (status, checks["schema"]["ok"]) == (503, False)
+        assert "redox-receiver db upgrade" in checks["schema"]["detail"]
+
+        with site.engine.begin() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = 'of_tomorrow'"))
+        status, checks = ready(server)
+        assert (status, checks["schema"]["ok"]) == (200, True)
+        assert "ahead" in checks["schema"]["detail"]
+
+        with site.engine.begin() as connection:
+            connection.execute(text("UPDATE keys SET fingerprint = 'other'"))
+        status, checks = ready(server)
+        assert (status, checks["keys"]["ok"]) == (503, False)
+        assert "RECEIVER_KEYRING" in checks["keys"]["detail"]
+
+        administer("ALTER DATABASE {} SET default_transaction_read_only = on", name)
+        disconnect(name)
+        status, checks = ready(server)
+        assert (status, checks["database"]["ok"]) == (503, False)
+        administer("ALTER DATABASE {} RESET default_transaction_read_only", name)
+
+        with away(site):
+            status, checks = ready(server)
+            assert (status, list(checks)) == (503, ["database"])
+            assert "DATABASE_URL" in checks["database"]["detail"]
+
+
+def test_ready_in_time(site: Site) -> None:
+    """A database that does not answer is a 503 soon, for whoever asks and however many do."""
+    with serving(site.directory, site.environment, arguments=ADMIN) as server:
+        with site.engine.begin() as connection:
+            connection.execute(text("LOCK TABLE alembic_version IN ACCESS EXCLUSIVE MODE"))
+            for _ in range(3):
+                with server.wire(timeout=8) as wire:
+                    assert wire.send(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n").answer().status == 503
+        until(lambda: ready(server)[0] == 200)

@@ -1,0 +1,139 @@
+"""The adapter between Flask and the door: what it makes of a WSGI environment, and of faults."""
+
+from __future__ import annotations
+
+import io
+from concurrent.futures import Future
+from datetime import UTC
+from typing import Any
+
+import pytest
+
+from receiver.errors import BadTransfer
+from receiver.pipeline import Admitted, Challenged, Receipt, Refused
+from receiver.protocol.message import Head, Message, Reply
+from receiver.protocol.registry import Destination, Registry, Subscription
+from receiver.web import door as door_module
+from receiver.web import public
+from receiver.web.door import Answered, Door
+from receiver.web.public import WsgiTransfer
+from receiver.web.transfer import Transfer
+from tests.protocol import made_up
+
+
+class Nobody:
+    """A ledger and responders that are never reached."""
+
+    def accept(self, admitted: Admitted) -> Future[Receipt]:
+        raise AssertionError
+
+    def refuse(self, refused: Refused) -> None:
+        raise AssertionError
+
+    def challenged(self, challenged: Challenged) -> None:
+        raise AssertionError
+
+    def answered(self, answered: Answered) -> Future[None]:
+        raise AssertionError
+
+    def answer(self, message: Message, responder: Subscription, destination: Destination, receipt: Receipt) -> bytes:
+        raise AssertionError
+
+    def run_inline(self, destination: Destination, receipt: Receipt) -> bool:
+        raise AssertionError
+
+
+class Silent(Nobody):
+    """A ledger that never says what became of anything."""
+
+    def accept(self, admitted: Admitted) -> Future[Receipt]:
+        return Future()
+
+
+class Listening(Door):
+    """A door that remembers what it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__(registry=lambda: None, ledger=Nobody(), responders=Nobody(), max_body=100, places=1)
+        self.heads: list[Head] = []
+
+    def serve(self, head: Head, transfer: Transfer) -> Reply:
+        self.heads.append(head)
+        return Reply(status=200)
+
+
+def head_of(**environ: Any) -> Head:
+    door = Listening()
+    app = public.public_app(door, trusted_proxies=["10.0.0.0/8"])
+    app.test_client().post("/redox/lab", environ_overrides=environ)
+    [head] = door.heads
+    return head
+
+
+@pytest.mark.parametrize(("raw", "target", "query"), [
+    ("/redox/lab", "/redox/lab", ""), ("/redox/lab?", "/redox/lab", ""),
+    ("//redox/%6cab?a=%20b&a", "//redox/%6cab", "a=%20b&a"), ("http://u@h:8/redox/lab?x?y", "/redox/lab", "x?y"),
+    ("HTTPS://h?x", "", "x"), ("/redox/lab?u=http://h/", "/redox/lab", "u=http://h/"),
+])
+def test_target(raw: str, target: str, query: str) -> None:
+    """Path and query are what was on the wire, whatever else the server made of it."""
+    head = head_of(RAW_URI=raw)
+    assert (head.target, head.query) == (target, query)
+
+
+def test_head() -> None:
+    """Headers have lower-case names and the values of the wire; the time is aware."""
+    head = head_of(HTTP_X_A="\xe9", CONTENT_TYPE="text/x", REMOTE_ADDR="10.0.0.1", HTTP_X_FORWARDED_FOR="192.0.2.1")
+    assert head.header("x-a") == b"\xe9"
+    assert head.header("content-type") == b"text/x"
+    assert (head.destination, head.method, head.peer, head.proxied) == ("lab", "POST", "192.0.2.1", True)
+    assert head.received_at.tzinfo is UTC
+    assert head_of(REMOTE_ADDR="192.0.2.2", HTTP_X_FORWARDED_FOR="192.0.2.1").proxied is False
+
+
+@pytest.mark.parametrize(("environ", "length", "read"), [
+    ({}, 0, b"body"), ({"CONTENT_LENGTH": ""}, 0, b"body"), ({"CONTENT_LENGTH": "4"}, 4, b"body"),
+    ({"HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input_terminated": True}, None, b"body"),
+    ({"HTTP_TRANSFER_ENCODING": "chunked"}, None, None), ({"CONTENT_LENGTH": "-4"}, None, None),
+    ({"CONTENT_LENGTH": "4", "HTTP_TRANSFER_ENCODING": "chunked"}, 4, b"body"),
+    ({"CONTENT_LENGTH": "\xb2"}, None, None),
+    ({"CONTENT_LENGTH": "4, 4", "wsgi.input_terminated": True}, None, None), ({"CONTENT_LENGTH": "9" * 20}, None, None),
+])
+def test_transfer(environ: dict[str, Any], length: int | None, read: bytes | None) -> None:
+    """A body has a length, or chunks whose end the server marks; of anything else not a byte is read."""
+    transfer = WsgiTransfer({"wsgi.input": io.BytesIO(b"body"), **environ})
+    assert transfer.length == length
+    if read is None:
+        with pytest.raises(BadTransfer, match="body_malformed"):
+            transfer.read(10)
+    else:
+        assert transfer.read(10) == read
+
+
+def test_faults_are_not_the_messages() -> None:
+    """Whatever goes wrong in the door or before it is a 503, which Redox takes for what it is; it quotes nothing."""
+    def fails() -> Registry | None:
+        raise ValueError("CANARY")
+
+    door = Door(registry=fails, ledger=Nobody(), responders=Nobody(), max_body=100, places=1)
+    client = public.public_app(door, trusted_proxies=[]).test_client()
+    answer = client.post("/redox/lab", data=b"{}")
+    assert (answer.status_code, answer.data) == (503, b"try again later\n")
+
+    class Failing(Listening):
+        def serve(self, head: Head, transfer: Transfer) -> Reply:
+            raise ValueError("CANARY")
+
+    answer = public.public_app(Failing(), trusted_proxies=[]).test_client().post("/redox/lab", data=b"{}")
+    assert (answer.status_code, answer.data) == (503, b"try again later\n")
+    assert answer.headers["Connection"] == "close"
+
+
+def test_a_silent_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Should the ledger ever not answer, the sender is answered all the same: 503, never 200."""
+    monkeypatch.setattr(door_module, "PATIENCE", 0.05)
+    registry = made_up.registry(made_up.destination(made_up.token()))
+    door = Door(registry=lambda: registry, ledger=Silent(), responders=Nobody(), max_body=1000, places=1)
+    client = public.public_app(door, trusted_proxies=[]).test_client()
+    answer = client.post("/redox/main", data=made_up.BODY, headers={"verification-token": made_up.TOKENS["first"]})
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
