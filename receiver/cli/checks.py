@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
@@ -98,7 +97,7 @@ def of_database(settings: Settings) -> list[Finding]:
 def _settings() -> Finding:
     """Variables of ours that nothing reads are misspelt."""
     known = {table.variable(field) for field in Settings.model_fields} | {f"{table.PREFIX}ENV_FILE"}
-    file = _env_file()
+    file = table.env_file(os.environ)
     given = set(os.environ) | set(_ASSIGNED.findall(file.read_text() if file.is_file() else ""))
     unread = sorted(name for name in given - known if name.startswith(table.PREFIX))
     if not unread:
@@ -109,12 +108,8 @@ def _settings() -> Finding:
                    mend="correct the name; .env.example lists them all")
 
 
-def _env_file() -> Path:
-    return Path(os.environ.get(f"{table.PREFIX}ENV_FILE") or table.load().data_dir / ".env")
-
-
 def _files(settings: Settings) -> Iterator[Finding]:
-    directory, env_file = settings.data_dir, _env_file()
+    directory, env_file = settings.data_dir, table.env_file(os.environ)
     if not directory.is_dir():
         yield Finding(name="data_directory", state="warn", told=f"{directory} is not there yet",
                       mend="`redox-receiver up` makes it")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import click
 
@@ -54,10 +55,11 @@ def worker(concurrency: int | None) -> None:
 
 def settle_paths(settings: Settings) -> None:
     """Make the paths in the environment absolute, for processes that stand elsewhere."""
-    os.environ[table.variable("data_dir")] = str(settings.data_dir.resolve())
-    for name in (table.variable("keyring"), f"{table.PREFIX}ENV_FILE"):
-        if os.environ.get(name):
-            os.environ[name] = os.path.abspath(os.environ[name])  # noqa: PTH100 - as it is named, links and all
+    os.environ[table.variable("data_dir")] = str(settings.data_dir.absolute())
+    if settings.keyring is not None:
+        os.environ[table.variable("keyring")] = str(settings.keyring.absolute())
+    if named := os.environ.get(f"{table.PREFIX}ENV_FILE"):
+        os.environ[f"{table.PREFIX}ENV_FILE"] = str(Path(named).expanduser().absolute())
 
 
 def _settings(**given: object) -> Settings:

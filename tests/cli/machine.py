@@ -94,10 +94,10 @@ class Machine:
         return [*psutil.Process(self.process.pid).children(recursive=True),
                 *([] if postmaster is None else [psutil.Process(postmaster)])]
 
-    def part(self, name: str) -> psutil.Process:
-        """The child of that name (`receiver`, `admin`, `worker-1`), as the log last told it."""
+    def part(self, name: str) -> int:
+        """The process id of that child (`receiver`, `admin`, `worker-1`), as the log last told it."""
         told = [line for line in self.lines() if line.get("event") == "up.child_started" and line["part"] == name]
-        return psutil.Process(told[-1]["child"])
+        return int(told[-1]["child"])
 
     def lines(self) -> list[dict[str, Any]]:
         """The log so far."""
@@ -133,7 +133,7 @@ def machine() -> Iterator[Machine]:
 
 
 def gone(process: psutil.Process) -> bool:
-    """Whether it has ended."""
+    """Whether it has ended; one that only waits to be reaped has."""
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -79,13 +79,18 @@ def test_first_and_last(made: Machine) -> None:
 def test_a_part_that_dies_is_started_again(running: Machine, part: str) -> None:
     """A part that is killed comes back, while connections wait for it instead of being refused."""
     killed = running.part(part)
-    family = killed.children(recursive=True)
-    killed.kill()
+    family = psutil.Process(killed).children(recursive=True)
+    os.kill(killed, signal.SIGKILL)
+
+    def ended() -> list[int]:
+        return [line["status"] for line in running.lines()
+                if line["event"] == "up.child_ended" and line["part"] == part]
+
+    until(ended)
     assert live(running)
     until(lambda: running.part(part) != killed)
     until(lambda: all(map(gone, family)))
-    ended = [line for line in running.lines() if line["event"] == "up.child_ended" and line["part"] == part]
-    assert [line["status"] for line in ended] == [-signal.SIGKILL]
+    assert ended() == [-signal.SIGKILL]
 
 
 def test_the_database_is_started_again(running: Machine) -> None:
@@ -124,11 +129,11 @@ def test_told_twice(made: Machine) -> None:
     """A part that is frozen would hold up the end; told a second time `up` kills it, and still ends in order."""
     made.up("--workers", "1")
     family = made.family()
-    made.part("worker-1").suspend()
+    psutil.Process(made.part("worker-1")).suspend()
     assert made.process is not None
     made.process.terminate()
     until(lambda: "up.stopping" in [line["event"] for line in made.lines()])
-    until(lambda: gone(made.part("receiver")))
+    until(lambda: not psutil.pid_exists(made.part("receiver")))
     made.process.terminate()
     assert made.ended() == (0, "")
     assert [process for process in family if not gone(process)] == []
@@ -190,4 +195,4 @@ def test_a_log_line_is_json(running: Machine) -> None:
     """All that is on stderr is JSON, a line each, whoever wrote it."""
     for line in running.log.read_text().splitlines():
         assert isinstance(json.loads(line), dict)
-    assert psutil.pid_exists(running.part("receiver").pid)
+    assert psutil.pid_exists(running.part("receiver"))
