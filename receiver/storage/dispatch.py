@@ -15,6 +15,7 @@ from receiver.protocol.message import Message
 from receiver.protocol.patients import identifiers
 from receiver.protocol.patterns import matches
 from receiver.protocol.registry import Destination, Subscription
+from receiver.protocol.sources import ID_SHAPE
 from receiver.storage.evidence import PatientDigests
 
 # Deliveries of a handler without order are spread over this many lanes, in which nothing waits for what is before it:
@@ -65,7 +66,7 @@ def _patient(found: Sequence[tuple[str, str]], patient_key: str, digests: Patien
 
 
 def _short(source_id: str | None) -> str:
-    """The source as a lane's name can hold it: an id that is longer than a UUID is named by its digest."""
-    if source_id is None or len(source_id) <= 64:
-        return source_id or "none"
-    return sha256(source_id.encode()).hexdigest()[:32]
+    """The source as a lane's name can hold it: what is not shaped like an id is named by its digest."""
+    if source_id is None:
+        return "none"
+    return source_id if ID_SHAPE.fullmatch(source_id) else sha256(source_id.encode()).hexdigest()[:32]
