@@ -98,8 +98,8 @@ class _Body:
     def __init__(self, body: Any, places: threading.Semaphore, begin: Callable[[], object]) -> None:
         self._body, self._places, self._begin = body, places, begin
 
-    def read(self, size: int) -> bytes:
-        """At most `size` bytes."""
+    def read(self, size: int = -1) -> bytes:
+        """At most `size` bytes; all that comes where it is negative (PEP 3333)."""
         self._places.release()
         try:
             self._begin()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from concurrent.futures import Future
 from datetime import UTC
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from receiver.errors import BadTransfer
 from receiver.pipeline import Admitted, Challenged, Receipt, Refused
-from receiver.protocol.message import Head, Message, Reply
+from receiver.protocol.message import Head, Message, Once, Reply
 from receiver.protocol.registry import Destination, Registry, Subscription
 from receiver.web import door as door_module
 from receiver.web import public
@@ -34,6 +35,9 @@ class Nobody:
         raise AssertionError
 
     def answered(self, answered: Answered) -> Future[None]:
+        raise AssertionError
+
+    def first(self, once: Sequence[Once]) -> bool:
         raise AssertionError
 
     def answer(self, message: Message, responder: Subscription, destination: Destination, receipt: Receipt) -> bytes:
