@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -29,18 +29,23 @@ from receiver.errors import ConfigurationError, ReceiverError
 from receiver.handlers.hints import Hints
 from receiver.handlers.inline import Responders
 from receiver.keyring import Keyring
+from receiver.outbound.jwks import fetch
+from receiver.protocol.message import Once
 from receiver.protocol.registry import Registry
 from receiver.settings import Settings
 from receiver.storage import migrations, registry, schema
-from receiver.storage.audit import AuditEvent
+from receiver.storage.audit import AuditEvent, network
 from receiver.storage.database import describe, open_engine
 from receiver.storage.embedded import Cluster
+from receiver.storage.key_sets import KeyFetcher
 from receiver.storage.ledger import Ledger
+from receiver.storage.once import SeenOnce
 from receiver.storage.registration import check_keys
 from receiver.storage.registry import RegistryFollower
 from receiver.web import admin, public
 from receiver.web.admin import Check
 from receiver.web.door import Answered, Door
+from receiver.web.tokens import Issue, Refusal, TokenDoor
 
 log: Final = structlog.get_logger(__name__)
 
@@ -72,25 +77,28 @@ def public_app() -> Flask:
     keyring = keyrings.load(settings.keyring_path)
     url = database_url(settings)
     places = settings.threads // 2
-    # One for each who waits for a handler; the others follow the registry, keep leases, tell lanes, and compare keys.
-    engine = open_engine(url, pool_size=places + 4, statement_timeout=_PATIENCE)
+    # One for each who waits for a handler; the others follow the registry, keep leases, tell lanes, compare keys, fetch
+    # those of others, and remember what may be used once.
+    engine = open_engine(url, pool_size=places + 6, statement_timeout=_PATIENCE)
     hints = Hints(engine)
     ledger = Recorder(engine, keyring, quarantine_quota=settings.quarantine_quota, on_commit=hints.hint)
     follower = RegistryFollower(engine, keyring)
     responders = Responders(settings, url, engine)
     registered = ProvedRegistry(engine, keyring, lambda: follower.current)
     door = Door(registry=registered, ledger=ledger, responders=responders, max_body=settings.max_body, places=places)
-    for part in (ledger, follower, hints, responders):
+    tokens = TokenDoor(registry=registered, records=ledger, network=network)
+    fetcher = KeyFetcher(engine, keyring, fetch, every=settings.key_set_refresh)
+    for part in (ledger, follower, hints, responders, fetcher):
         part.start()
 
     def stop() -> None:
-        for part in (follower, responders, ledger, hints):
+        for part in (follower, fetcher, responders, ledger, hints):
             part.stop()
         engine.dispose()
 
     # Last of all, when the request threads have ended: what they have handed over is written.
     atexit.register(stop)
-    return public.public_app(door, trusted_proxies=settings.trusted_proxies)
+    return public.public_app(door, trusted_proxies=settings.trusted_proxies, tokens=tokens)
 
 
 def admin_app() -> Flask:
@@ -102,7 +110,33 @@ def admin_app() -> Flask:
 
 
 class Recorder(Ledger):
-    """The ledger, with the row that tells of a query's answer."""
+    """The ledger, with the rows that tell of a query's answer and of tokens, and with what may be used once."""
+
+    def __init__(self, engine: Engine, keyring: Keyring, *, quarantine_quota: int,
+                 on_commit: Callable[[Sequence[str]], None]) -> None:
+        super().__init__(engine, keyring, quarantine_quota=quarantine_quota, on_commit=on_commit)
+        self._seen = SeenOnce(engine)
+
+    def first(self, once: Sequence[Once]) -> bool:
+        """Whether none of it was ever seen; from now on all of it was. Raises Unavailable."""
+        return self._seen.first(once)
+
+    def issued(self, issue: Issue) -> Future[None]:
+        """Write it in the audit; the future is done after the COMMIT, or raises Unavailable."""
+        granted = issue.granted
+        return self.record(AuditEvent(
+            action="token.issue", outcome="issued", at=issue.head.received_at, actor="redox", peer=issue.head.peer,
+            destination=issue.destination.name, subject=f"credentials:{granted.credential}",
+            detail={"kind": granted.kind, "seconds": granted.expires_in}))
+
+    def not_issued(self, refusal: Refusal) -> None:
+        """Note it in the audit; does not wait."""
+        denied, known = refusal.denied, refusal.denied.credential
+        self.note(AuditEvent(
+            action="token.refuse", outcome="refused", at=refusal.head.received_at,
+            actor="unverified" if known is None else "redox", reason=denied.reason, peer=refusal.head.peer,
+            destination=None if refusal.destination is None else refusal.destination.name,
+            subject=None if known is None else f"credentials:{known}", detail={"status": denied.status}))
 
     def answered(self, answered: Answered) -> Future[None]:
         """Write it in the audit; the future is done after the COMMIT, or raises Unavailable."""

@@ -158,6 +158,12 @@ def transfer_refused(exc: BadTransfer, head: Head, registry: Registry) -> Refuse
     return _refused(exc, head, registry.destinations.get(head.destination))
 
 
+def replayed(admitted: Admitted) -> Refused:
+    """The verdict on a query whose signature was seen before: its first sender has the answer, and who is this?"""
+    return Refused(reason="signature_replayed", status=Unverified.status_hint, head=admitted.inbound.head,
+                   destination=admitted.destination, body=admitted.inbound.body)
+
+
 def _handshake(handshake: challenge.Handshake, head: Head, destination: Destination, now: datetime) -> Challenged:
     """Judged by the token alone, whatever `require` says: the dashboard sends nothing else.
 

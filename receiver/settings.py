@@ -84,6 +84,8 @@ class Settings(BaseSettings):
                                   description="Bytes of quarantined bodies a destination may hold; beyond it, 503.")
     trusted_proxies: Networks = Field(
         default=(), description="Addresses of proxies whose X-Forwarded-For is believed, separated by commas.")
+    key_set_refresh: int = Field(default=300, ge=1, le=86_400,
+                                 description="Seconds after which the public keys of a --jwks-url are fetched again.")
     handlers: CommaList = Field(
         default=(), description="Modules with handlers while developing, separated by commas; bound to development "
                                 "destinations.")

@@ -61,12 +61,11 @@ class Granted:
 class Denied:
     """No token. `error` is the RFC's word, for the client; `reason` is for the audit alone.
 
-    `basic`: the client tried Basic, and is to be told so (RFC 6749 5.2). `credential`: who proved itself all the same.
+    `credential`: who proved itself all the same.
     """
 
     error: str
     reason: str
-    basic: bool = False
     credential: int | None = None
 
     @property
@@ -106,9 +105,8 @@ def decide(inbound: Inbound, destination: Destination, now: datetime, *, jti: st
     The reasons are `token_*`, and with an assertion also those of `jose.prove`.
     """
     credential: OAuthCredential | SmartCredential | None = None
-    basic = (inbound.head.header("authorization") or b"")[:6].lower() == b"basic "
     try:
-        asked = _Asked(parameters=_parameters(inbound), basic=_basic(inbound.head) if basic else None)
+        asked = _Asked(parameters=_parameters(inbound), basic=_basic(inbound.head))
         credential, once = _authenticate(asked, destination, now)
         client = credential.client
         if asked.value("grant_type", client) != client.grant_type:
@@ -117,8 +115,7 @@ def decide(inbound: Inbound, destination: Destination, now: datetime, *, jti: st
             raise _Refused("invalid_target", "token_audience_wrong")  # RFC 8707 2
         scopes = _scopes(asked.value("scope", client), client)
     except _Refused as exc:
-        return Denied(error=exc.error, reason=exc.reason, basic=basic,
-                      credential=None if credential is None else credential.id)
+        return Denied(error=exc.error, reason=exc.reason, credential=None if credential is None else credential.id)
     return Granted(credential=credential.id, kind="oauth" if isinstance(credential, OAuthCredential) else "smart",
                    access_token=oauth.issue(credential, destination, now, scopes=scopes, jti=jti),
                    expires_in=client.lifetime, scope=" ".join(scopes), once=once)
@@ -239,13 +236,16 @@ def _json(body: bytes) -> dict[str, str]:
     return {name: value for name, value in parameters.items() if isinstance(value, str)}
 
 
-def _basic(head: Head) -> tuple[tuple[str, str], ...]:
-    """Id and secret out of `Authorization: Basic`.
+def _basic(head: Head) -> tuple[tuple[str, str], ...] | None:
+    """Id and secret out of `Authorization: Basic`; None when there is none.
 
     RFC 6749 2.3.1 encodes them as in a form before base64; many clients don't. Both are tried.
     """
+    scheme, _, value = (head.header("authorization") or b"").partition(b" ")
+    if scheme.lower() != b"basic":
+        return None
     try:
-        text = b64decode((head.header("authorization") or b"")[6:].strip(b" "), validate=True).decode()
+        text = b64decode(value.strip(b" "), validate=True).decode()
         name, colon, secret = text.partition(":")
         decoded = unquote_plus(name, errors="strict"), unquote_plus(secret, errors="strict")
     except (binascii.Error, ValueError):

@@ -33,7 +33,7 @@ UPDATE key_sets SET tried_at = now() WHERE id = (
     AND EXISTS (SELECT FROM credentials c WHERE c.settings ->> 'jwks_url' = k.url AND c.revoked_at IS NULL
                 AND (c.expires_at IS NULL OR c.expires_at > now()))
     ORDER BY k.tried_at LIMIT 1 FOR UPDATE SKIP LOCKED)
-RETURNING url"""
+RETURNING id, url"""
 
 
 class KeyFetcher:
@@ -71,16 +71,17 @@ class KeyFetcher:
     def renew_one(self) -> bool:
         """Renew a key set that is due; whether there was one."""
         with self._engine.begin() as connection:
-            url = connection.exec_driver_sql(_TAKE, {"every": self._every}).scalar_one_or_none()
-        if url is None:
+            taken = connection.exec_driver_sql(_TAKE, {"every": self._every}).one_or_none()
+        if taken is None:
             return False
+        number, url = taken
         try:
             document = self._fetch(url)
             changed = self._registration.keys_fetched(url, document, datetime.now(UTC))
         except ReceiverError as exc:
-            log.error("key_set.not_fetched", url=url, error=str(exc))
+            log.error("key_set.not_fetched", id=number, error=str(exc))
             self._registration.keys_not_fetched(url, str(exc))
         else:
             if changed:
-                log.info("key_set.changed", url=url)
+                log.info("key_set.changed", id=number)
         return True

@@ -76,6 +76,10 @@ class Ledger:
             peer=challenged.head.peer, destination=challenged.destination.name,
             subject=f"credentials:{challenged.credential}"))
 
+    def note(self, event: AuditEvent) -> None:
+        """Note one audit row, which nobody waits for: in a flood it is counted."""
+        self._writer.note(event)
+
     def record(self, event: AuditEvent) -> Future[None]:
         """Write one audit row; the future is done after its COMMIT, or raises Unavailable."""
         urgent = Urgent(event)

@@ -6,7 +6,7 @@
 |-------------------------------------------------------------|-------------------------------------|
 | refused by the head                                         | 401, the body unread                |
 | longer than the cap; broken off, or malformed               | 413; 400                            |
-| refused by the body                                         | 400, 401, 403                       |
+| refused by the body; a signed query that was seen before    | 400, 401, 403                       |
 | handshake                                                   | 200, the challenge as text/plain    |
 | recorded                                                    | 200, empty                          |
 | recorded, and handled in the request, or not yet            | 200, 503                            |
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ import structlog
 from receiver import pipeline
 from receiver.errors import BadTransfer, NotFound, Unavailable
 from receiver.pipeline import Admitted, Challenged, Receipt, Refused
-from receiver.protocol.message import Head, Inbound, Message, Reply, error_body
+from receiver.protocol.message import Head, Inbound, Message, Once, Reply, error_body
 from receiver.protocol.patterns import matches
 from receiver.protocol.registry import Destination, Registry, Subscription
 from receiver.web.transfer import Room, Share, Transfer, receive
@@ -87,6 +87,9 @@ class Recorder(pipeline.Ledger, Protocol):
 
     def answered(self, answered: Answered) -> Future[None]:
         """Write how a query ended in the audit; the future is done after the COMMIT, or raises Unavailable."""
+
+    def first(self, once: Sequence[Once]) -> bool:
+        """Whether none of it was ever seen; from now on all of it was. Raises Unavailable."""
 
 
 class Responders(Protocol):
@@ -195,6 +198,8 @@ class Door:
         if isinstance(verdict, Challenged):
             self._ledger.challenged(verdict)
             return Reply(status=200, body=verdict.challenge.encode("ascii"), media="text/plain; charset=utf-8")
+        if verdict.query is not None and verdict.verified.once and not self._ledger.first(verdict.verified.once):
+            return self._refuse(pipeline.replayed(verdict))
         receipt = _outcome(self._ledger.accept(verdict))
         if verdict.query is not None:
             return self._answer(verdict, verdict.query, receipt)

@@ -1,4 +1,5 @@
-"""The public listener in Flask: `/redox/<destination>`, `/.well-known/jwks.json`, `/livez`, and nothing else.
+"""The public listener in Flask: `/redox/<destination>`, `/oauth/<destination>/token`, `/.well-known/jwks.json`,
+`/livez`, and nothing else.
 
 A path is compared as segments: slashes that are doubled or trail change nothing, so no spelling of a path reaches
 anything by another way. May not answer with a page, a word or a header that is not written here: no cookies, no
@@ -21,6 +22,7 @@ from receiver.protocol.message import Head, Reply
 from receiver.web import jwks
 from receiver.web.door import UNAVAILABLE, Door
 from receiver.web.peers import Peers
+from receiver.web.tokens import TokenDoor
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -41,8 +43,11 @@ class PublicApp(Flask):
         return super().wsgi_app(environ, start_response)
 
 
-def public_app(door: Door, *, trusted_proxies: Iterable[str]) -> PublicApp:
-    """The application. `trusted_proxies`: addresses and networks whose X-Forwarded-For is believed."""
+def public_app(door: Door, *, trusted_proxies: Iterable[str], tokens: TokenDoor | None = None) -> PublicApp:
+    """The application. `trusted_proxies`: addresses and networks whose X-Forwarded-For is believed.
+
+    `tokens` None: there is no token endpoint.
+    """
     app = PublicApp(__name__, static_folder=None)
     peers = Peers(trusted_proxies)
 
@@ -56,6 +61,16 @@ def public_app(door: Door, *, trusted_proxies: Iterable[str]) -> PublicApp:
     @app.route("/livez", methods=["GET"], provide_automatic_options=False)
     def livez() -> Response:
         return respond(Reply(status=200, body=b"ok\n"))
+
+    if tokens is not None:
+        @app.route("/oauth/<name>/token", methods=["POST"], provide_automatic_options=False)
+        def token(name: str) -> Response:
+            environ = request.environ
+            response = respond(tokens.serve(_head(environ, name, peers), WsgiTransfer(environ)))
+            response.headers["Pragma"] = "no-cache"  # RFC 6749 5.1
+            if response.status_code == 401:
+                response.headers["WWW-Authenticate"] = 'Basic realm="oauth"'  # RFC 6749 5.2
+            return response
 
     jwks.publish(app, door.registry, lambda: respond(UNAVAILABLE))
 

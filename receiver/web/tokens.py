@@ -1,0 +1,161 @@
+"""The token endpoint: a request comes in, is decided, and the decision is carried out. Knows no framework.
+
+| what happens                                             | answer                                          |
+|----------------------------------------------------------|-------------------------------------------------|
+| granted                                                  | 200, after its audit row has committed          |
+| denied: the client, whatever the cause; the request      | 401; 400                                        |
+| denied to an address that was wrong many times           | 429                                             |
+| an assertion that was used before                        | 401                                             |
+| cannot be recorded; anything unexpected                  | 503                                             |
+
+May not decide (receiver.protocol.tokens does). May not refuse a right secret because others were wrong: strangers who
+share an address with Redox, or say they do, must not be able to stop a feed. So a wrong one is what is slowed, by the
+address it comes from and by nothing else; that the right one can't be guessed is its length's work.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol
+
+import msgspec
+import structlog
+
+from receiver.errors import BadTransfer, Unavailable
+from receiver.protocol import tokens
+from receiver.protocol.message import Head, Inbound, Once, Reply
+from receiver.protocol.registry import Destination, Registry
+from receiver.protocol.tokens import Denied, Granted
+from receiver.web.door import PATIENCE, UNAVAILABLE
+from receiver.web.transfer import Room, Transfer, receive
+
+log: Final = structlog.get_logger(__name__)
+
+# Wrong secrets from one network within a minute, before it is told to wait.
+GUESSES: Final = 10
+_MINUTE: Final = 60.0
+# Networks that are counted at once; in a flood from more, the longest silent are forgotten.
+_NETWORKS: Final = 10_000
+# Token requests in memory at once.
+_ROOM: Final = 64 * tokens.MAX_REQUEST
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """A request for a token that got none, for the audit. `destination` None: there is none of that name."""
+
+    head: Head
+    destination: Destination | None
+    denied: Denied
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Issue:
+    """A token that is to be given out, for the audit."""
+
+    head: Head
+    destination: Destination
+    granted: Granted
+
+
+class Records(Protocol):
+    """What the endpoint needs of the storage."""
+
+    def first(self, once: Sequence[Once]) -> bool:
+        """Whether none of it was ever seen; from now on all of it was. Raises Unavailable."""
+
+    def issued(self, issue: Issue) -> Future[None]:
+        """Write it in the audit; the future is done after the COMMIT, or raises Unavailable."""
+
+    def not_issued(self, refusal: Refusal) -> None:
+        """Note it in the audit; does not wait."""
+
+
+class Guesses:
+    """Counts wrong secrets by network. Safe in threads. Times are seconds of a monotonic clock."""
+
+    def __init__(self) -> None:
+        self._wrong: OrderedDict[str, tuple[float, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def wrong(self, network: str, now: float) -> bool:
+        """One more; whether there were too many within a minute."""
+        with self._lock:
+            began, count = self._wrong.pop(network, (now, 0))
+            began, count = (now, 1) if now - began >= _MINUTE else (began, count + 1)
+            self._wrong[network] = began, count
+            while len(self._wrong) > _NETWORKS:
+                self._wrong.popitem(last=False)
+        return count > GUESSES
+
+
+class TokenDoor:
+    """Serves token requests. Safe in threads. `network` says whom a peer's address is counted under."""
+
+    def __init__(self, *, registry: Callable[[], Registry | None], records: Records,
+                 network: Callable[[str], str]) -> None:
+        self._registry = registry
+        self._records = records
+        self._network = network
+        self._guesses = Guesses()
+        self._room = Room(_ROOM)
+
+    def serve(self, head: Head, transfer: Transfer) -> Reply:
+        """The answer to a POST, whatever it holds. Raises nothing."""
+        try:
+            return self._serve(head, transfer)
+        except Unavailable as exc:
+            log.warning("token.unavailable", reason=str(exc))
+        except Exception:
+            log.exception("token.failed")
+        return _closing(UNAVAILABLE)
+
+    def _serve(self, head: Head, transfer: Transfer) -> Reply:
+        registry = self._registry()
+        if registry is None:
+            raise Unavailable("registry_never_loaded")
+        destination = registry.destinations.get(head.destination)
+        if destination is None or not destination.enabled:
+            denied = Denied(error="invalid_client", reason="destination_unknown" if destination is None else
+                            "destination_disabled")
+            return _closing(self._deny(head, destination, denied))
+        with self._room.share() as share:
+            try:
+                body = receive(transfer, limit=tokens.MAX_REQUEST, share=share)
+            except BadTransfer as exc:
+                return _closing(self._deny(head, destination, Denied(error="invalid_request", reason=exc.reason)))
+            if body is None:
+                denied = Denied(error="invalid_request", reason="token_request_too_large")
+                return _closing(self._deny(head, destination, denied))
+            decision = tokens.decide(Inbound(head=head, body=body), destination, head.received_at,
+                                     jti=secrets.token_urlsafe(16))
+        if isinstance(decision, Granted) and decision.once is not None and not self._records.first((decision.once,)):
+            decision = Denied(error="invalid_client", reason="token_assertion_replayed", credential=decision.credential)
+        if isinstance(decision, Denied):
+            return self._deny(head, destination, decision)
+        try:
+            self._records.issued(Issue(head=head, destination=destination, granted=decision)).result(PATIENCE)
+        except TimeoutError as exc:
+            raise Unavailable("ledger_silent") from exc
+        return _json(200, decision.body())
+
+    def _deny(self, head: Head, destination: Destination | None, denied: Denied) -> Reply:
+        self._records.not_issued(Refusal(head=head, destination=destination, denied=denied))
+        if denied.guess and self._guesses.wrong(self._network(head.peer), time.monotonic()):
+            return _json(429, {"error": "slow_down"}, retry_after=int(_MINUTE))
+        return _json(denied.status, {"error": denied.error})
+
+
+def _json(status: int, body: dict[str, Any], *, retry_after: int | None = None) -> Reply:
+    return Reply(status=status, body=msgspec.json.encode(body), media="application/json", retry_after=retry_after)
+
+
+def _closing(reply: Reply) -> Reply:
+    """The answer to a request of which something may be unread: what follows it on the connection is no request."""
+    return replace(reply, close=True)
