@@ -41,7 +41,6 @@ from receiver.handlers.wire import (
     RunLane,
     ToChild,
 )
-from receiver.storage.sealing import Seals
 from receiver.storage.work import Records, Work
 
 _LARGEST: Final = (1 << 32) - 1
@@ -132,7 +131,7 @@ def _serve(channel: Channel, hello: Hello) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold patients' data
     _log_to(channel)
     room = Room(
-        seals=Seals(keyrings.load(Path(hello.keyring))), records=Records(hello.database_url),
+        keyring=keyrings.load(Path(hello.keyring)), url=hello.database_url, records=Records(hello.database_url),
         work=Work(hello.database_url), modules=hello.modules, tell=channel.send,
         env_file=None if hello.env_file is None else Path(hello.env_file))
     for name in hello.handlers:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
     from structlog.typing import FilteringBoundLogger
 
+    from receiver.outbound.api import RedoxApi
+    from receiver.outbound.outbox import Outbox
+
     Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -37,6 +40,8 @@ class Context:
     replayed: bool
     log: FilteringBoundLogger = field(repr=False)
     _connect: Callable[[], Connection] = field(repr=False)
+    _redox: Callable[[], RedoxApi] = field(repr=False)
+    _outbox: Callable[[], Outbox] = field(repr=False)
     _env_file: Path | None = field(default=None, repr=False)
 
     @property
@@ -48,6 +53,26 @@ class Context:
         """
         return self._connect()
 
+    @property
+    def outbox(self) -> Outbox:
+        """Messages to Redox, kept in the transaction of `connection` and sent by a worker after its commit.
+
+        So what is sent is sent if the handler succeeds, and not otherwise; in order for each destination at Redox, and
+        at least once. It speaks with the key that the destination replies with (`destination set --reply-with`).
+        Raises ConfigurationError when that has none.
+        """
+        return self._outbox()
+
+    @property
+    def redox(self) -> RedoxApi:
+        """Redox's API, called at once, with the key that the destination replies with: for what an answer is needed of.
+
+        A call that was made stays made, whatever becomes of this run, and is made again when the handler runs again: a
+        message belongs in `outbox`. Every call is on record, its body sealed. Raises ConfigurationError when the
+        destination has no key; the calls raise the errors of receiver.outbound.
+        """
+        return self._redox()
+
     def settings(self, model: type[Model]) -> Model:
         """The plugin's settings: an instance of a pydantic model, filled from PLUGIN_<NAME>_* variables.
 
@@ -56,5 +81,3 @@ class Context:
         from receiver.handlers.plugin_settings import load
 
         return load(model, self.handler, self._env_file)
-
-

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -40,12 +40,15 @@ class Leases:
         with self._engine.connect() as connection:
             yield connection.execution_options(isolation_level="AUTOCOMMIT")
 
-    def claim(self, lane: str, seconds: float, *, inline: bool = False) -> Lease | None:
-        """Take the lane, if it is to be had. Raises SQLAlchemyError."""
+    def claim(self, lane: str, seconds: float, *, inline: bool = False,
+              take: Callable[[Connection, str, str, float], Fence | None] | None = None) -> Lease | None:
+        """Take the lane, if it is to be had; `take` says how, of a lane that is no handler's. Raises SQLAlchemyError.
+        """
         # Counted from before the question, so that it ends here no later than in the database.
         began = time.monotonic()
         with self.connection() as connection:
-            fence = lanes.claim(connection, lane, self.owner, seconds, inline=inline)
+            fence = (lanes.claim(connection, lane, self.owner, seconds, inline=inline) if take is None
+                     else take(connection, lane, self.owner, seconds))
         if fence is None:
             return None
         lease = Lease(fence=fence, until=began + seconds, leave_by=self._leave_by)

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import structlog
@@ -25,11 +25,15 @@ from receiver.handlers.discovery import Loaded
 from receiver.handlers.message import Message
 from receiver.handlers.outcomes import Outcome, Verdict
 from receiver.handlers.wire import Answered, Ask, Ended, FromChild, Left, RunLane, Started, Unanswered
+from receiver.keyring import Keyring
 from receiver.storage import lanes
 from receiver.storage.database import describe
 from receiver.storage.lanes import Fence, Waiting, delivery_binding
 from receiver.storage.sealing import Seals, payload_binding
 from receiver.storage.work import Records, Work, lost
+
+if TYPE_CHECKING:
+    from receiver.handlers.speaking import Speaking
 
 # After so many runs the process is replaced, whatever the plugins have leaked.
 _WORN: Final = 10_000
@@ -39,16 +43,22 @@ _WORN: Final = 10_000
 class Room:
     """What a handler process has to work with. `tell` speaks to whoever started it; `leave`: told to leave the lane."""
 
-    seals: Seals = field(repr=False)
+    keyring: Keyring = field(repr=False)
+    url: str = field(repr=False)  # of the database
     records: Records
     work: Work
     modules: Sequence[str]
     env_file: Path | None
     tell: Callable[[FromChild], None]
+    seals: Seals = field(init=False, repr=False)
     handlers: dict[str, Loaded] = field(default_factory=dict)
     leave: bool = False
     worn: bool = False
     runs: int = 0
+    _speaking: Speaking | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.seals = Seals(self.keyring)
 
     def handler(self, name: str) -> Loaded:
         """The handler of that name, imported when it is first asked for. Raises ConfigurationError."""
@@ -80,8 +90,17 @@ class Room:
         return Context(
             handler=name, destination=destination, idempotency_key=f"{uuid}:{name}:{generation}", attempt=attempt,
             epoch=epoch, replayed=generation > 1, _connect=self.work.connection, _env_file=self.env_file,
+            _redox=lambda: self._speaker().redox(name, destination, uuid),
+            _outbox=lambda: self._speaker().outbox(name, destination, uuid, self.work.connection),
             log=structlog.get_logger("plugin").bind(handler=name, destination=destination, uuid=uuid,
                                                     delivery=delivery, attempt=attempt))
+
+    def _speaker(self) -> Speaking:
+        if self._speaking is None:
+            from receiver.handlers.speaking import Speaking
+
+            self._speaking = Speaking(self.url, self.keyring)
+        return self._speaking
 
 
 # The delivery to run next, and the number of its attempt when that is counted already.

@@ -26,6 +26,7 @@ from receiver.handlers import discovery
 from receiver.handlers.discovery import Loaded
 from receiver.handlers.engine import Engine
 from receiver.handlers.leases import Leases
+from receiver.handlers.outgoing import SENDERS, Outgoing
 from receiver.handlers.places import Places
 from receiver.handlers.process import hello, process_name
 from receiver.handlers.runner import Gone, Slot
@@ -97,10 +98,12 @@ class Worker:
         self._seals = Seals(keyring)
         self._digests = PatientDigests(keyring)
         # A connection for each lane that is claimed or given back, and one for each of our threads.
-        self._engine = open_engine(self._url, pool_size=settings.concurrency + 8, statement_timeout=_STATEMENT)
+        self._engine = open_engine(self._url, pool_size=settings.concurrency + SENDERS + 9,
+                                   statement_timeout=_STATEMENT)
         self._follower = RegistryFollower(self._engine, keyring)
         self._registration = Registration(self._engine, keyring, actor=f"worker:{self.name}")
         self._leases = Leases(self._engine, self.name)
+        self._outgoing = Outgoing(self._url, keyring, self._leases, lease=settings.lease)
         self._places = Places(settings.concurrency, self._run_lane, lambda: hello(settings, self._url, self._handlers))
         self._handlers: tuple[str, ...] = ()  # loaded here, by name
         self._version: int | None = None      # of the registry that they were loaded for
@@ -126,12 +129,13 @@ class Worker:
             self._load(self._follower.current)
         log.info("worker.started", worker=self.name, handlers=list(self._handlers))
         self._places.start()
+        self._outgoing.start()
         taking = threading.Thread(target=lambda: asyncio.run(self._take_lanes()), name="lanes", daemon=True)
         taking.start()
         for interval, work in (
                 (self._settings.lease / 3, self._renew), (_PAUSE, self._leases.release), (_SEEN, self._say_seen),
-                (SWEEP, self._sweep), (_REGISTRY, self._follow), (_INDEX, self._index), (_FORGET, self._forget),
-                (_HOURLY, self._make_partitions)):
+                (SWEEP, self._sweep), (SWEEP, self._outgoing.sweep), (_REGISTRY, self._follow), (_INDEX, self._index),
+                (_FORGET, self._forget), (_HOURLY, self._make_partitions)):
             threading.Thread(target=self._repeat, args=(interval, work), name=work.__name__, daemon=True).start()
         while not self._orders:
             time.sleep(_GLANCE)
@@ -143,8 +147,10 @@ class Worker:
         by = time.monotonic() + GRACE
         self._leases.leave(by)
         self._places.close()
+        self._outgoing.stop()
         renew_at = 0.0
-        while time.monotonic() < by + _PAUSE and (taking.is_alive() or not self._places.closed()):
+        while time.monotonic() < by + _PAUSE and not (
+                self._places.closed() and self._outgoing.ended() and not taking.is_alive()):
             if time.monotonic() >= renew_at:
                 renew_at = time.monotonic() + self._settings.lease / 3
                 self._renew()

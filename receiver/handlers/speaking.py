@@ -1,0 +1,54 @@
+"""What a handler speaks to Redox with: a client whose calls are on record, and the outbox.
+
+May not be imported before a handler asks for either: an HTTP client is much to import for those that never do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import Connection
+
+from receiver.keyring import Keyring
+from receiver.outbound.api import RedoxApi
+from receiver.outbound.outbox import Caller, Clients, Outbox, RecordedClient, Recorder
+from receiver.storage import api_keys
+from receiver.storage.database import open_engine
+
+# A statement beside the handler's own: none takes that long.
+_STATEMENT: Final = 10.0
+
+
+class Speaking:
+    """One handler process's, with connections of its own to the database: what a call was stands, whatever becomes of
+    the handler's transaction. Safe in threads.
+    """
+
+    def __init__(self, url: str, keyring: Keyring) -> None:
+        self._keyring = keyring
+        self._engine = open_engine(url, pool_size=2, statement_timeout=_STATEMENT)
+        self._clients = Clients(self._engine, keyring)
+        self._recorder = Recorder(self._engine, keyring)
+
+    def redox(self, handler: str, destination: str, message: str) -> RedoxApi:
+        """A client with the key that the destination replies with; `message` (a uuid) is what its calls answer.
+
+        Raises ConfigurationError when the destination has no key.
+        """
+        return RecordedClient(self._clients, self._recorder, self._key(destination),
+                              _caller(handler, destination, message))
+
+    def outbox(self, handler: str, destination: str, message: str, connect: Callable[[], Connection]) -> Outbox:
+        """The outbox, which writes on what `connect` gives, and sends with that key unless told otherwise."""
+        return Outbox(self._engine, self._keyring, caller=_caller(handler, destination, message),
+                      key=lambda: self._key(destination), connect=connect)
+
+    def _key(self, destination: str) -> str:
+        with self._engine.connect() as connection:
+            return api_keys.of_destination(connection, self._keyring, destination)
+
+
+def _caller(handler: str, destination: str, message: str) -> Caller:
+    return Caller(name=f"handler:{handler}", destination=destination, message_uuid=UUID(message))
