@@ -79,7 +79,8 @@ def test_partitions_are_alike(engine: Engine) -> None:
         ensure(connection, LATER)
         shapes = connection.execute(text(
             "SELECT i.inhrelid::regclass::text, "
-            "(SELECT array_agg((attname, atttypid, attnotnull)::text ORDER BY attnum) FROM pg_attribute WHERE attrelid = i.inhrelid AND attnum > 0), "
+            "(SELECT array_agg((attname, atttypid, attnotnull)::text ORDER BY attnum) FROM pg_attribute "
+            " WHERE attrelid = i.inhrelid AND attnum > 0), "
             "(SELECT array_agg(pg_get_constraintdef(oid)) FROM pg_constraint "
             " WHERE conrelid = i.inhrelid AND contype = 'p'), "
             "(SELECT count(*) FROM pg_index WHERE indrelid = i.inhrelid) "
