@@ -132,7 +132,7 @@ class Tour:
         while self.ask("deliveries", "list", "--state", "pending"):
             if time.monotonic() > until:
                 raise Failed(f"deliveries are pending after {DONE_SECONDS:g} s; the log is {self.log}")
-        self.command("audit", "list", "--limit", "16")
+        self.command("audit", "list", "--limit", "20")
         self.command("deliveries", "list", "--limit", "12")
         self.command("status")
         self.command("audit", "verify")

@@ -33,8 +33,9 @@ def until(holds: Callable[[], object], seconds: float = 60.0) -> None:
 class Machine:
     """A data directory, commands on it, and an `up` that may run on it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, python: str) -> None:
         self.root = root
+        self.python = python
         self.data_dir = root / "data"
         self.environment = {"RECEIVER_DATA_DIR": str(self.data_dir)}
         self.log = root / "up.log"
@@ -59,7 +60,7 @@ class Machine:
         """Start `up`, in a process group of its own as a shell does, without waiting for anything."""
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "receiver", "up", *options], cwd=self.root, env=self._environment(),
+                [self.python, "-P", "-m", "receiver", "up", *options], cwd=self.root, env=self._environment(),
                 stdout=subprocess.PIPE, stderr=log, text=True, process_group=0)
 
     def ended(self) -> tuple[int, str]:
@@ -71,7 +72,7 @@ class Machine:
     def run(self, *arguments: str, stdin: str | None = None, fails: bool = False) -> str:
         """Run a command: what it says on stdout, or on stderr where it `fails` (exit status 1)."""
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "receiver", *arguments], cwd=self.root, env=self._environment(),
+            [self.python, "-P", "-m", "receiver", *arguments], cwd=self.root, env=self._environment(),
             input=stdin, capture_output=True, text=True, check=False, timeout=120)
         assert done.returncode == (1 if fails else 0), done.stdout + done.stderr
         return done.stderr if fails else done.stdout
@@ -123,9 +124,9 @@ class Machine:
 
 
 @contextmanager
-def machine() -> Iterator[Machine]:
-    """A machine; nothing of it is left at the end."""
-    made = Machine(open_directory())
+def machine(python: str = sys.executable) -> Iterator[Machine]:
+    """A machine on which that interpreter runs; nothing of it is left at the end."""
+    made = Machine(open_directory(), python)
     try:
         yield made
     finally:
