@@ -23,7 +23,7 @@ import structlog
 FIELDS: Final = frozenset({
     "action", "again_in", "attempt", "bind", "child", "count", "delivery", "destination", "error", "error_class",
     "frames", "handler", "handlers", "id", "kind", "lane", "lanes", "method", "ms", "part", "path", "peer", "pid",
-    "reason", "responder", "row", "seconds", "status", "table", "uuid", "version", "worker",
+    "reason", "responder", "row", "seconds", "status", "subject", "table", "uuid", "version", "worker",
 })
 
 # subject.what_happened, as in the code: whatever else is given as an event was put together from data.
