@@ -18,7 +18,7 @@ from receiver import logs
 log: Final = structlog.get_logger("receiver.access")
 _access: Final = logging.getLogger("receiver.access")
 
-_PATHS: Final = re.compile(r"/(?:redox/[a-z0-9-]{1,64}|livez|readyz|\.well-known/jwks\.json)/?")
+_PATHS: Final = re.compile(r"/(?:redox/[a-z0-9-]{1,64}|oauth/[a-z0-9-]{1,64}/token|livez|readyz|\.well-known/jwks\.json)/?")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
 
 
