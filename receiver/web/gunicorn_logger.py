@@ -18,7 +18,8 @@ from receiver import logs
 log: Final = structlog.get_logger("receiver.access")
 _access: Final = logging.getLogger("receiver.access")
 
-_PATHS: Final = re.compile(r"/(?:redox/[a-z0-9-]{1,64}|oauth/[a-z0-9-]{1,64}/token|livez|readyz|\.well-known/jwks\.json)/?")
+_NAME: Final = "[a-z0-9-]{1,64}"
+_PATHS: Final = re.compile(rf"/(?:redox/{_NAME}|oauth/{_NAME}/token|livez|readyz|\.well-known/jwks\.json)/?")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
 
 
