@@ -33,6 +33,9 @@ COMMANDS: Final = {
     "messages": ("messages", "What came in: list, show, replay, release, discard."),
     "deliveries": ("deliveries", "What became of it: list, show, retry, skip."),
     "lanes": ("lanes", "The sequences that deliveries run in."),
+    "signing-key": ("signing_key", "The keys that we sign with when we speak to Redox."),
+    "outbound": ("outbound", "Speak to Redox: API keys, tokens, single calls."),
+    "outbox": ("outbox", "What is on its way to Redox."),
     "audit": ("audit", "What happened, and the proof that it is whole."),
     "keys": ("keys", "The keyring."),
     "db": ("db", "The database: migrate, check, back up, restore."),
@@ -121,7 +124,10 @@ Examples:
   redox-receiver destination add lab --environment production
   redox-receiver status
 
-Shell completion: eval "$(_REDOX_RECEIVER_COMPLETE=bash_source redox-receiver)" (or zsh_source, fish_source).""")
+\b
+Shell completion (bash_source, zsh_source or fish_source):
+  eval "$(_REDOX_RECEIVER_COMPLETE=bash_source redox-receiver)"
+""")
 @click.version_option(__version__, prog_name="redox-receiver")
 def main() -> None:
     """A webhook receiver for Redox destinations: verifies, records, orders and hands over every message.

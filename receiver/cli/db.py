@@ -20,7 +20,7 @@ from receiver.cli.options import example, json_option
 from receiver.errors import ConfigurationError
 from receiver.keyring import Keyring
 from receiver.settings import Settings
-from receiver.storage import backups, migrations, schema
+from receiver.storage import backups, migrations, outbox, schema
 from receiver.storage.audit import AuditChain, AuditEvent, write
 from receiver.storage.backups import Backup
 from receiver.storage.embedded import Cluster
@@ -104,17 +104,21 @@ def restore(directory: Path, as_json: bool) -> None:
     with _alone(settings) as engine:
         backups.restore(engine, directory, found)
         migrations.upgrade(engine)
-        with engine.connect() as connection:
+        with engine.begin() as connection:
             check_keys(connection, keyring)
+            held = outbox.hold(connection)
             pending = connection.scalar(select(func.count()).select_from(schema.deliveries).where(
                 schema.deliveries.c.state == "pending"))
         _tell(engine, keyring, "database.restore", found, now)
     if as_json:
-        output.document({"directory": str(directory), "pending": pending, **_shown(found)})
+        output.document({"directory": str(directory), "pending": pending, "held": held, **_shown(found)})
         return
     click.echo(f"restored as it was at {found.made_at:%Y-%m-%d %H:%M:%S} UTC, and brought to {migrations.head()}")
     click.echo(f"{pending:,} deliveries are pending: the workers will run them, also those that were done since the "
                "backup was made. What came in since is not here: Redox has been answered 200 for it.")
+    if held:
+        click.echo(f"{held:,} requests to Redox are held, for some may have been sent since the backup was made: see "
+                   "`redox-receiver outbox list --state held`, and send again with `outbox retry`")
 
 
 def _keyring_for(backup: Backup, settings: Settings) -> Keyring:

@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from receiver.cli import output, session
 from receiver.cli.options import example, json_option
-from receiver.storage import reading
+from receiver.storage import outbound_records, reading
 
 # Why Redox was refused → the command that lets it in again; {0} is the destination's name.
 _MENDS: Final = {
@@ -87,6 +87,13 @@ def _findings_of_all(connection: Connection, workers: list[dict[str, Any]]) -> I
     bound = any(each["enabled"] and each["role"] == "handler" for each in reading.subscriptions(connection))
     if bound and not any(each["alive"] for each in workers):
         yield _finding("no_worker", "No delivery worker is alive: what comes in waits.", "worker")
+    for each in outbound_records.troubles(connection):
+        name, error = each["api_key"], each["error_class"]
+        what = {"pending": f"do not get out ({error})", "held": "are held since a restore",
+                "dead": f"are dead ({error})"}
+        yield _finding(f"outbox_{each['state']}", f"To Redox with {name}: {each['count']:,} requests "
+                       f"{what[each['state']]}.", "outbox", "list", "--key", shlex.quote(name), "--state",
+                       each["state"])
 
 
 def _findings(connection: Connection, found: Mapping[str, Any]) -> Iterator[dict[str, str]]:

@@ -16,7 +16,11 @@ from sqlalchemy import Engine, make_url
 from receiver import keyring as keyrings
 from receiver.cli import main
 from receiver.keyring import Keyring
-from receiver.storage import backups, migrations
+from receiver.outbound.outbox import Caller, Outbox
+from receiver.protocol.credentials import LegacyKey
+from receiver.storage import backups, migrations, outbox
+from receiver.storage.api_keys import ApiKeys, Where
+from receiver.storage.database import open_engine
 from receiver.storage.registration import Registration
 from tests.postgres import drop_database, new_database
 
@@ -87,6 +91,31 @@ def test_there_and_back(run: Run, backup: Path, empty: str, keyring: Keyring, mo
     restored, *_ = run("audit", "list")
     assert (restored["action"], restored["outcome"]) == ("database.restore", "done")
     assert restored["detail"]["sha256"] == told["sha256"]
+
+
+def test_what_waits_for_redox_is_held(
+        run: Run, empty: str, engine: Engine, keyring: Keyring, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    """A restored database does not know what was sent since: its requests wait for an operator's word, and no worker
+    takes them."""
+    ApiKeys(engine, keyring, actor="tester@test").add_api_key(
+        "lab", Where(environment="development", base_url="http://127.0.0.1:9", source_id=None),
+        LegacyKey(api_key="k", secret="s"), datetime.now(UTC))
+    Outbox(engine, keyring, caller=Caller(name="tester@test")).send(
+        {"Meta": {"DataModel": "Notes", "EventType": "New", "Destinations": [{"ID": "d"}]}})
+    run("db", "backup", str(tmp_path / "backup"))
+    monkeypatch.setenv("DATABASE_URL", empty)
+    assert run("db", "restore", str(tmp_path / "backup"))["held"] == 1
+    restored = open_engine(empty)
+    with restored.connect() as connection:
+        assert outbox.due(connection) == []
+    [held] = run("outbox", "list", "--state", "held")
+    assert {each["finding"] for each in run("status")["findings"]} == {"outbox_held"}
+    run("outbox", "retry", "--state", "held", "--reason", "not sent before, says the other side")
+    assert run("outbox", "show", str(held["id"]))["state"] == "pending"
+    with restored.connect() as connection:
+        assert outbox.due(connection) == ["@outbox/lab/d"]
+    restored.dispose()
 
 
 def test_a_backup_is_for_its_owner_alone(backup: Path) -> None:

@@ -31,7 +31,7 @@ class Bodies:
 
     def open_call(self, key_id: str, sealed: bytes, uuid: UUID, api_key: str) -> Call:
         """The call, to the byte. Raises IntegrityError."""
-        return _calls.decode(self._seals.open_body(key_id, sealed, request_binding(uuid, api_key)))
+        return read_call(self._seals.open_body(key_id, sealed, request_binding(uuid, api_key)))
 
     def seal_answer(self, body: bytes, uuid: UUID) -> tuple[str, bytes]:
         """(key id, sealed)."""
@@ -46,3 +46,8 @@ class Bodies:
     def open_answer(self, key_id: str, sealed: bytes, uuid: UUID) -> bytes:
         """What was answered. Raises IntegrityError."""
         return self._seals.open_body(key_id, sealed, answer_binding(uuid))
+
+
+def read_call(opened: bytes) -> Call:
+    """The call in what was sealed."""
+    return _calls.decode(opened)
