@@ -30,7 +30,7 @@ COMMAND: Final = Path(sys.executable).parent / "redox-receiver"
 DESTINATION: Final = "quickstart"
 SOURCE: Final = "7ce6f387-c33c-417d-8682-81e83628cbd9"
 KINDS: Final = ("PatientAdmin.NewPatient", "PatientAdmin.Arrival", "PatientAdmin.Discharge", "FHIR.PatientAdminCreated",
-                "PatientSearch.Query")
+                "Order.New", "PatientSearch.Query")
 REFUSED: Final = ("wrong token", "unknown source")
 
 # A first start makes a database; a slow machine needs its time.
@@ -50,6 +50,7 @@ class Tour:
         self.log = data_dir.with_name(f"{data_dir.name}.log")
         self.token_file = data_dir / f"{DESTINATION}.token"
         self.url = ""
+        self.api = f"127.0.0.1:{8090 if _free(8090) else _free_port()}"
         kept = {name: value for name, value in os.environ.items()
                 if not name.startswith(("RECEIVER_", "PLUGIN_", "PG")) and name != "DATABASE_URL"}
         self.environment = kept | {"RECEIVER_DATA_DIR": str(data_dir), "RECEIVER_HANDLERS": "receiver.testing.example"}
@@ -108,6 +109,15 @@ class Tour:
                          str(self.token_file))
         self.command("source", "add", DESTINATION, SOURCE, "--name", "Example Hospital")
 
+    def speak(self) -> None:
+        """A key to speak to Redox with, signed by a key of our own, and the destination that replies with it."""
+        known = bool(self.ask("outbound", "key", "list"))
+        if not known:
+            self.command("signing-key", "new")
+        self.command("outbound", "key", "add", DESTINATION, "--environment", "development", "--client-id", DESTINATION,
+                     "--source", SOURCE, "--base-url", f"http://{self.api}", *(["--replace"] if known else []))
+        self.command("destination", "set", DESTINATION, "--reply-with", DESTINATION)
+
     def refuse(self) -> None:
         """Two who must be refused. Raises Failed when they are not."""
         target = Target(base_url=self.url, destination=DESTINATION, token=self.token_file.read_text().strip(),
@@ -121,10 +131,10 @@ class Tour:
                     raise Failed(f"{each.name}: {wrong}")
 
     def play(self) -> None:
-        """Redox: the handshake, messages, duplicates, a query."""
+        """Redox: the handshake, messages, duplicates, a query; and its API, to which a handler answers."""
         kinds = [part for kind in KINDS for part in ("--kind", kind)]
         self.command("simulate", "--url", self.url, "--destination", DESTINATION, "--token-file", str(self.token_file),
-                     "--count", "2", *kinds)
+                     "--count", "2", "--api", self.api, *kinds)
 
     def show(self) -> None:
         """What came of it, and the proof. Raises Failed when deliveries do not succeed, or something is missing."""
@@ -134,12 +144,15 @@ class Tour:
                 raise Failed(f"deliveries are pending after {DONE_SECONDS:g} s; the log is {self.log}")
         self.command("audit", "list", "--limit", "20")
         self.command("deliveries", "list", "--limit", "12")
+        self.command("outbox", "list", "--limit", "5")
         self.command("status")
         self.command("audit", "verify")
         delivered = {each["state"] for each in self.ask("deliveries", "list", "--since", "10m")}
         seen = {(each["action"], each["outcome"]) for each in self.ask("audit", "list", "--since", "10m")}
         if delivered != {"succeeded"}:
             raise Failed(f"deliveries have not all succeeded, but: {', '.join(sorted(delivered)) or 'none was made'}")
+        if {each["state"] for each in self.ask("outbox", "list", "--since", "10m")} != {"sent"}:
+            raise Failed("what the handlers have sent has not all arrived: redox-receiver outbox list")
         if missing := {("query.answer", "answered"), ("message.receive", "accepted")} - seen:
             raise Failed(f"the audit lacks {missing}")
 
@@ -172,6 +185,11 @@ def _free(port: int) -> bool:
     return True
 
 
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
 def main() -> int:
     """The exit status: 0 when all was as it should be."""
     parser = argparse.ArgumentParser(prog="deploy/quickstart", description="Show what redox-receiver does.")
@@ -183,6 +201,7 @@ def main() -> int:
     try:
         with tour.up() as process:
             tour.register()
+            tour.speak()
             tour.refuse()
             tour.play()
             tour.show()

@@ -1,7 +1,7 @@
 """`simulate`: plays Redox against a running receiver, and judges its answers.
 
 May not look into the receiver but for what keeps it from harm: where the local database tells, the destination's
-environment, its policy and a registered source.
+environment, its policy and a registered source; and with --api the keys that handlers speak with.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import click
 from receiver import settings as table
 from receiver.cli import output, session
 from receiver.cli.options import SECRET_FILE, example, json_option, read_secret
+from receiver.cli.played_api import loopback, played
 from receiver.errors import ConfigurationError, ReceiverError
 from receiver.protocol.patterns import matches, normalise_pattern
 from receiver.storage import reading
@@ -35,7 +36,8 @@ _SHOWN: Final = 20
 @click.command(epilog=example(
     "simulate --destination lab --token-file lab.token",
     "simulate --destination lab --token-file lab.token --kind 'PatientAdmin.*' --count 100 --feeds 8",
-    "simulate --url http://127.0.0.1:8080 --destination lab --token-file - --source UUID --misbehave < lab.token"))
+    "simulate --url http://127.0.0.1:8080 --destination lab --token-file - --source UUID --misbehave < lab.token",
+    "simulate --destination lab --token-file lab.token --api 127.0.0.1:8090"))
 @click.option("--url", metavar="URL", help="Where the receiver listens.  [default: http://RECEIVER_BIND]")
 @click.option("--destination", required=True, metavar="NAME", help="The destination to post to.")
 @click.option("--token-file", required=True, type=SECRET_FILE, metavar="FILE",
@@ -61,11 +63,13 @@ _SHOWN: Final = 20
 @click.option("--live", is_flag=True, help="Meta.Test false.  [default: true]")
 @click.option("--misbehave", is_flag=True, help="Also send what must be refused: wrong tokens, unknown sources, bodies "
                                                 "that are no messages.")
+@click.option("--api", metavar="HOST:PORT", callback=loopback,
+              help="Play Redox's API there too, for what handlers send: to API keys with that base URL, on this host.")
 @click.option("--production", is_flag=True, help="Yes, send made-up messages to a production destination.")
 @json_option
 def simulate(*, url: str | None, destination: str, token_file: Path, source: str | None, kinds: Sequence[str],
-             files: Sequence[Path], production: bool, misbehave: bool, live: bool, seed: int | None, as_json: bool,
-             **how: Any) -> None:
+             files: Sequence[Path], api: tuple[str, int] | None, production: bool, misbehave: bool, live: bool,
+             seed: int | None, as_json: bool, **how: Any) -> None:
     """Play Redox against a running receiver.
 
     Makes the handshake, then sends messages, first in first out in each feed, one at a time, with pauses and retries as
@@ -83,9 +87,11 @@ def simulate(*, url: str | None, destination: str, token_file: Path, source: str
     plan = Plan(kinds=_kinds(kinds, files), bodies=[file.read_bytes() for file in files], seed=seed, test=not live,
                 misbehave=misbehave, unknown_source=known.get("unknown_source", 403), **how)
     simulation = Simulation(target, plan)
-    with output.progress("sending", simulation.total) as advance:
-        results = simulation.run(lambda _: advance(1))
-    _report(results, seed, as_json=as_json)
+    with played(api, url, destination, plan.patience) as came:
+        with output.progress("sending", simulation.total) as advance:
+            results = simulation.run(lambda _: advance(1))
+        sent = came()
+    _report(results, seed, sent, as_json=as_json)
     if any(result.wrong for result in results) or len(results) < simulation.total:
         click.get_current_context().exit(1)
 
@@ -145,18 +151,23 @@ def _refuse_production(url: str, destination: str, known: Mapping[str, Any], *, 
 
 # --- what became of it
 
-def _report(results: Sequence[Result], seed: int, *, as_json: bool) -> None:
+def _report(results: Sequence[Result], seed: int, came: Mapping[str, int] | None, *, as_json: bool) -> None:
+    """`came`: what handlers have sent, by its kind; None where no API was played."""
     summary = [_summed(outcome, seconds) for outcome, seconds in _by_outcome(results).items()]
     wrong = [result for result in results if result.wrong is not None]
     if as_json:
         output.document({"seed": seed, "summary": summary, "wrong": [asdict(result) for result in wrong],
-                         "retried": sum(result.attempts > 1 for result in results)})
+                         "retried": sum(result.attempts > 1 for result in results),
+                         **({} if came is None else {"came": came})})
         return
     output.rows(summary, ["outcome", "count", "median_ms", "p95_ms", "max_ms"], as_json=False, nothing="nothing sent")
     for result in wrong[:_SHOWN]:
         click.echo(f"{output.escaped(result.what)}: {output.escaped(result.wrong or '')}")
     if len(wrong) > _SHOWN:
         click.echo(f"and {len(wrong) - _SHOWN} more")
+    if came is not None:
+        told = ", ".join(f"{output.escaped(kind)} {count}" for kind, count in came.items())
+        click.echo(f"handlers have sent to Redox: {told or 'nothing'}")
     click.echo(f"seed {seed}; " + (f"{len(wrong)} not as it should be" if wrong else "all as it should be"))
 
 

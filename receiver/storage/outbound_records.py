@@ -5,7 +5,7 @@ May not send. Bodies are patients' data: they are opened for a reason, which is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -189,3 +189,14 @@ def troubles(connection: Connection) -> list[dict[str, Any]]:
     return [dict(row) for row in connection.execute(
         select(*what, func.count().label("count"), func.min(_table.c.created_at).label("oldest_at"))
         .where(stuck).group_by(*what).order_by(*what)).mappings()]
+
+
+def waiting(connection: Connection, destination: str, keys: Sequence[str]) -> int:
+    """How many deliveries of a destination of ours wait, and requests with these keys, together."""
+    delivery = schema.deliveries
+    deliveries = connection.scalar(
+        select(func.count()).select_from(delivery).join(_owner, _owner.c.id == delivery.c.destination_id)
+        .where(delivery.c.state == "pending", _owner.c.name == destination))
+    sends = connection.scalar(select(func.count()).select_from(_table).where(
+        _table.c.state == "pending", _table.c.api_key.in_(keys)))
+    return (deliveries or 0) + (sends or 0)

@@ -108,14 +108,14 @@ Responder = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class FakeRedoxApi:
-    """Runs on a loopback port between `with` and its end: `base_url` is what a client is given.
+    """Runs on a loopback port (0: any that is free) between `with` and its end: `base_url` is what a client is given.
 
     `requests` holds what came in, `processed` the Data Model messages that were accepted, `resources` the FHIR
     resources by (type, id), `uploads` the files by URI. `now` is this side's clock, and `token_seconds` how long tokens
     live; both may be set anew while it runs.
     """
 
-    def __init__(self, *, ssl_context: ssl.SSLContext | None = None, host: str = "127.0.0.1",
+    def __init__(self, *, ssl_context: ssl.SSLContext | None = None, host: str = "127.0.0.1", port: int = 0,
                  token_seconds: float = 300, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.token_seconds = token_seconds
         self.now = now
@@ -133,7 +133,7 @@ class FakeRedoxApi:
         self._faults: dict[str, deque[Fault | Answered]] = {}
         self._responders: dict[str, Responder] = {}
         self._meta_errors: deque[list[dict[str, Any]]] = deque()
-        self._server = _Server((host, 0), self, ssl_context)
+        self._server = _Server((host, port), self, ssl_context)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="fake-redox-api")
         self.base_url = f"{'https' if ssl_context else 'http'}://{host}:{self._server.server_address[1]}"
 

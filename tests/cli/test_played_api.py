@@ -1,0 +1,50 @@
+"""`simulate --api` plays both sides of Redox, against everything that `up` starts."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Commands
+from tests.cli.machine import SOURCE, machine
+
+
+def free_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_a_handler_answers_a_message_by_sending_one() -> None:
+    """The example's handler answers orders; what it sends arrives, signed by a key that is looked up at the receiver,
+    and its request is linked with the message that it answers."""
+    api = free_address()
+    with machine() as made:
+        made.environment["RECEIVER_HANDLERS"] = "receiver.testing.example"
+        made.up("--workers", "1")
+        token = made.register("lab")
+        made.run("signing-key", "new", "--algorithm", "ES384")
+        made.run("outbound", "key", "add", "ours", "--environment", "development", "--client-id", "client-1",
+                 "--source", SOURCE, "--base-url", f"http://{api}")
+        made.run("destination", "set", "lab", "--reply-with", "ours")
+        told = made.json("simulate", "--url", made.url, "--destination", "lab", "--token-file", str(token),
+                         "--source", SOURCE, "--kind", "Order.New", "--count", "3", "--api", api)
+
+        assert (told["wrong"], told["came"]) == ([], {"Results.New": 3})
+        sent = made.json("outbox", "list")
+        assert [each["state"] for each in sent] == ["sent"] * 3
+        received = {each["uuid"] for each in made.json("messages", "list") if each["kind"] == "Order.New"}
+        assert {each["message_uuid"] for each in sent} == received
+        assert made.json("status")["findings"] == []
+
+
+@pytest.mark.parametrize(("api", "status", "says"), [
+    ("0.0.0.0:8090", 2, "not on loopback"), ("8090", 2, "HOST:PORT"), ("127.0.0.1:x", 2, "HOST:PORT"),
+    (None, 1, "outbound key add")])
+def test_what_cannot_be_played(run: Commands, tmp_path: Path, api: str | None, status: int, says: str) -> None:
+    """It stays on this host, and wants a key that speaks to it."""
+    run("destination", "add", "lab", "--token-out", str(tmp_path / "token"))
+    assert says in run.fails("simulate", "--url", "http://127.0.0.1:9", "--destination", "lab", "--token-file",
+                             str(tmp_path / "token"), "--source", SOURCE, "--api", api or free_address(),
+                             status=status)
