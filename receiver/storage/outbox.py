@@ -158,7 +158,8 @@ CROSS JOIN LATERAL (SELECT ready_at FROM outbound_requests r WHERE r.lane = l.la
                     ORDER BY id LIMIT 1) head
 WHERE coalesce(head.ready_at <= now(), true) AND coalesce(o.owner IS NULL OR o.lease_until < now(), true)
   AND NOT EXISTS (SELECT FROM procrastinate.procrastinate_jobs j WHERE j.status = 'todo' AND j.queueing_lock = l.lane)
-  AND NOT EXISTS (SELECT FROM procrastinate.procrastinate_jobs j WHERE j.status = 'doing' AND j.lock = l.lane)"""
+  AND NOT EXISTS (SELECT FROM procrastinate.procrastinate_jobs j WHERE j.status = 'doing' AND j.lock = l.lane)
+ORDER BY l.lane"""
 
 _HOLD: Final = """
 UPDATE outbound_requests SET state = 'held', ready_at = NULL, started_at = NULL, error_class = 'Restored'
