@@ -34,6 +34,9 @@ A handler is a plain synchronous function. It runs in a process of its own, whic
 that it has started; what it prints goes nowhere. It may be run again after it has succeeded, when a machine failed
 before that could be recorded: work on `context.connection` happens exactly once all the same; another system is to be
 given `context.idempotency_key`.
+
+To answer by a message of its own it says `context.outbox.send({"Meta": …})`: sent once it has succeeded, in order, at
+least once. What it must know now it asks Redox by `context.redox.query(…)`.
 """
 
 from __future__ import annotations

@@ -6,9 +6,12 @@ import socket
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from receiver.cli.played_api import played
 from tests.cli.conftest import Commands
 from tests.cli.machine import SOURCE, machine
+from tests.outbound.conftest import PRIVATE
 
 
 def free_address() -> str:
@@ -37,6 +40,34 @@ def test_a_handler_answers_a_message_by_sending_one() -> None:
         received = {each["uuid"] for each in made.json("messages", "list") if each["kind"] == "Order.New"}
         assert {each["message_uuid"] for each in sent} == received
         assert made.json("status")["findings"] == []
+
+
+def test_it_knows_the_keys_that_are_for_its_address(run: Commands, tmp_path: Path) -> None:
+    """A private key of its own and a legacy key are good there as they are registered; one for elsewhere is not."""
+    address = free_address()
+    host, _, port = address.rpartition(":")
+    (tmp_path / "key.pem").write_bytes(PRIVATE.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    common = ("--environment", "development", "--base-url", f"http://{address}")
+    run("outbound", "key", "add", "own", *common, "--client-id", "c", "--private-key", str(tmp_path / "key.pem"),
+        "--kid", "k")
+    run("outbound", "key", "add", "old", *common, "--legacy-file", "-", stdin='{"apiKey": "a", "secret": "s"}')
+    run("outbound", "key", "add", "else", *common[:2], "--legacy-file", "-", stdin='{"apiKey": "b", "secret": "s"}')
+    with played((host, int(port)), "http://127.0.0.1:9", "lab", 1.0) as came:
+        assert {run.json("outbound", "token", "--key", name)["api_key"] for name in ("own", "old")} == {"own", "old"}
+        run("outbound", "key", "add", "else", *common, "--legacy-file", "-", "--replace",
+            stdin='{"apiKey": "b", "secret": "s"}')
+        assert "legacy" in run.fails("outbound", "token", "--key", "else")
+        assert came() == {}
+
+
+def test_the_port_may_be_in_use(run: Commands, tmp_path: Path) -> None:
+    """Then another is to be chosen."""
+    run("destination", "add", "lab", "--token-out", str(tmp_path / "token"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        said = run.fails("simulate", "--url", "http://127.0.0.1:9", "--destination", "lab", "--token-file",
+                         str(tmp_path / "token"), "--source", SOURCE, "--api",
+                         f"127.0.0.1:{listener.getsockname()[1]}")
+    assert "choose another with --api" in said
 
 
 @pytest.mark.parametrize(("api", "status", "says"), [
