@@ -34,8 +34,8 @@ _WINDOW: Final = 60.0
 class AuditEvent:
     """One thing that happened. `action` is subject.verb; `reason` a fixed word; `detail` fixed keys with ids in them.
 
-    `actor`: "redox", "worker:NAME", "handler:NAME", or "USER@HOST" of a command. `subject`: another row, as "table:id". `note`: a
-    person's words, sealed.
+    `actor`: "redox", "worker:NAME", "handler:NAME", or "USER@HOST" of a command. `subject`: another row, as "table:id".
+    `note`: a person's words, sealed.
     """
 
     action: str
