@@ -37,12 +37,13 @@ def keys(answer: Answer) -> list[dict[str, Any]]:
 
 def test_a_key_is_served_as_long_as_it_is_not_retired(server: Server, signing_keys: SigningKeys) -> None:
     """A new key is there without a restart; after a rotation both are, the one that signs first; a retired one not."""
-    old = signing_keys.new(datetime.now(UTC), "ES384")["kid"]
-    until(lambda: kids(server) == [old])
+    old = signing_keys.rotate(datetime.now(UTC), "ES384")["kid"]
+    until(lambda: kids(server)[:1] == [old])
     new = signing_keys.rotate(datetime.now(UTC), "RS384")["kid"]
-    until(lambda: kids(server) == [new, old])
+    until(lambda: kids(server)[:2] == [new, old])
     signing_keys.retire(old, datetime.now(UTC))
-    until(lambda: kids(server) == [new])
+    until(lambda: old not in kids(server))
+    assert kids(server)[0] == new
 
 
 def test_only_public_parts_are_served(server: Server, signing_keys: SigningKeys) -> None:
