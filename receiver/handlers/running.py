@@ -189,14 +189,14 @@ class LaneRun:
         leaving = self._leaving()
         following = None if leaving else self._read(after=delivery.id)
         startable = None if following is None or following.lost else following.id
-        work = self._room.work
-        connection = work.connection() if work.used else self._room.records.connection
+        work, used = self._room.work, self._room.work.used
+        connection = work.connection() if used else self._room.records.connection
         try:
             recorded, started = lanes.succeed(connection, self._fence, delivery.id, attempt, following=startable)
-            if work.used and recorded:
+            if used and recorded:
                 work.commit()
         except SQLAlchemyError as exc:
-            if not work.used or lost(exc):
+            if not used or lost(exc):
                 raise
             # The work does not hold: a deferred constraint, a serialization error, a statement that had failed.
             return outcomes.of(exc)

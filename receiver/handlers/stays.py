@@ -20,6 +20,7 @@ from receiver.handlers.wire import Left, RunLane
 from receiver.protocol.registry import Subscription
 from receiver.storage import lanes
 from receiver.storage.database import describe
+from receiver.storage.dispatch import unordered
 
 log: Final = structlog.get_logger(__name__)
 
@@ -40,7 +41,7 @@ def stay(slot: Slot, leases: Leases, lane: str, subscription: Subscription, *, l
     if held is None:
         return None
     policy = Policy(max_attempts=subscription.max_attempts, on_failure=subscription.on_failure,
-                    unordered=lanes.unordered(lane), inline=up_to is not None)
+                    unordered=unordered(lane), inline=up_to is not None)
     released = False
     try:
         ended = slot.run_lane(RunLane(

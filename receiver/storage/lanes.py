@@ -284,11 +284,6 @@ def fail(connection: Connection, fence: Fence, delivery: int, attempt: int, fail
         "release": failure.release}).scalar())
 
 
-def unordered(lane: str) -> bool:
-    """Whether nothing in this lane waits for what is before it."""
-    return lane.split("/", 2)[2].startswith("any:")
-
-
 # --- many dead
 
 _MANY_DEAD: Final = f"""

@@ -9,21 +9,27 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
+from pydantic import SecretStr
 from sqlalchemy import Engine, text
 
 from receiver.handlers import discovery
+from receiver.handlers.leases import Leases
+from receiver.handlers.runner import Slot
+from receiver.handlers.stays import stay
+from receiver.handlers.wire import Left
 from receiver.keyring import Keyring
 from receiver.pipeline import Admitted, Receipt
 from receiver.protocol.message import Head, Inbound, Verified
 from receiver.protocol.reading import read
 from receiver.protocol.registry import Destination
+from receiver.settings import Settings
 from receiver.storage import registry
 from receiver.storage.ledger import Ledger
 from receiver.storage.registration import Registration
@@ -70,7 +76,8 @@ class World:
         """A destination that takes anything."""
         self.registration.add_destination(
             name, datetime.now(UTC), environment=environment, require=["token"], sources_policy="any",
-            on_unknown_source="reject", test_messages="accept", reply_with=None, token="a token of twenty-four characters")
+            on_unknown_source="reject", test_messages="accept", reply_with=None,
+            token="a token of twenty-four characters")
 
     def enable(self, handler: str, destination: str = "lab") -> None:
         """Bind a handler of the test plugin."""
@@ -121,6 +128,25 @@ class World:
         with self.ledger() as ledger:
             return [ledger.accept(self.admitted(do, **more)).result(30) for do in deeds]
 
+    def hand(self, *deeds: str, **more: Any) -> Sent:
+        """Record messages, and look at what becomes of these alone."""
+        first = self.count + 1
+        return Sent(world=self, receipts=self.send(*deeds, **more), first=first)
+
+    def settings(self, **more: Any) -> Settings:
+        """The settings of a process of this world."""
+        given = {"database_url": SecretStr(self.url), "data_dir": self.directory, "keyring": self.keyring_path,
+                 "handlers": (PLUGIN,), "lease": 5.0, **more}
+        return Settings(**given)
+
+    def stay(self, slot: Slot, lane: str, *, leave_after: float = 30.0, lease: float = 30.0,
+             up_to: int | None = None) -> Left | None:
+        """Run a lane in a handler process, as a worker or a request does."""
+        handler, destination, _ = lane.split("/", 2)
+        subscription = next(each for each in self.destination(destination).subscriptions if each.handler == handler)
+        return stay(slot, Leases(self.engine, "tester"), lane, subscription, lease=lease, leave_after=leave_after,
+                    up_to=up_to)
+
     def start_worker(self, **more: str) -> subprocess.Popen[bytes]:
         """A worker process; it ends with the test."""
         with self.log_path.open("ab") as log:
@@ -152,6 +178,11 @@ class World:
         """Change something."""
         with self.engine.begin() as connection:
             connection.execute(text(statement), values)
+
+    def let_time_pass(self) -> None:
+        """What waits for its time waits no longer."""
+        self.execute("UPDATE lanes SET ready_at = now() WHERE ready_at > now()")
+        self.execute("UPDATE deliveries SET ready_at = now() WHERE ready_at > now()")
 
     def deliveries(self) -> list[dict[str, Any]]:
         """All of them, oldest first."""
@@ -192,8 +223,80 @@ class World:
         return self.directory / name
 
 
-def _kill(pid: int) -> None:
+@dataclass
+class Sent:
+    """Messages, the first of which has number `first`, and what became of them."""
+
+    world: World
+    receipts: list[Receipt]
+    first: int
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers that the journal knows them by."""
+        return list(range(self.first, self.first + len(self.receipts)))
+
+    def deliveries(self) -> list[dict[str, Any]]:
+        """Theirs, oldest first."""
+        return self.world.rows("SELECT * FROM deliveries WHERE message_id = ANY(:ids) ORDER BY id",
+                               ids=[receipt.message_id for receipt in self.receipts])
+
+    @property
+    def lane(self) -> str:
+        """The lane of the first."""
+        return str(self.deliveries()[0]["lane"])
+
+    def states(self) -> list[str]:
+        """The state of each."""
+        return [each["state"] for each in self.deliveries()]
+
+    def until_states(self, *states: str, patience: float = PATIENCE) -> None:
+        """Wait until they are in these states."""
+        until(lambda: self.states() == list(states), f"{states}, have {self.states()}", patience)
+
+    def until_done(self, patience: float = PATIENCE) -> None:
+        """Wait until none is pending."""
+        until(lambda: "pending" not in self.states(), f"done, have {self.states()}", patience)
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """Theirs, in the order in which they ended."""
+        return self.world.rows(
+            "SELECT a.* FROM delivery_attempts a JOIN deliveries d ON d.id = a.delivery_id "
+            "WHERE d.message_id = ANY(:ids) ORDER BY a.id", ids=[receipt.message_id for receipt in self.receipts])
+
+    def outcomes(self) -> list[str]:
+        """How each attempt ended."""
+        return [each["outcome"] for each in self.attempts()]
+
+    def journal(self, phase: str | None = None) -> list[dict[str, Any]]:
+        """What was written down of them."""
+        return [line for line in self.world.journal(phase) if line["n"] in self.numbers]
+
+    def ran(self) -> list[int]:
+        """The numbers of those that began, in that order, counted from 1."""
+        return [line["n"] - self.first + 1 for line in self.journal("begin")]
+
+    def until_begun(self, which: int = 1, times: int = 1) -> dict[str, Any]:
+        """Wait until the handler of the message `which` (counted from 1) has begun that often; that line."""
+        return self.world.until_begun(self.first + which - 1, times)
+
+
+def alive(pid: int) -> bool:
+    """Whether the process lives; one that is dead and not reaped does not."""
     try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def handler_processes(pid: int) -> list[psutil.Process]:
+    """The handler processes of a worker, and whatever they have started."""
+    try:
+        return list(psutil.Process(pid).children(recursive=True))
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
