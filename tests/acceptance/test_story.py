@@ -1,0 +1,136 @@
+"""The whole, from outside: all that Redox sends, to two hosts that are killed at the worst moments, and nothing lost.
+
+Two hosts reach one PostgreSQL over TCP and share no directory; the sender's own ledger is the judge.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+
+from receiver.testing import samples
+from receiver.testing.simulation import Plan, Simulation
+from tests.cli.machine import gone, until
+from tests.faults.site import Site, receiver_workers, site
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Site]:
+    """A site at work: a receiver and a worker on one host, a worker alone on another, two destinations."""
+    with site() as made:
+        made.first.up("--workers", "1")
+        made.second.work()
+        for destination in ("lab", "ward"):
+            made.open(destination)
+        yield made
+
+
+def log_id(body: bytes) -> str:
+    """The message's name in the ledger."""
+    return str(json.loads(body)["Meta"]["Logs"][0]["ID"])
+
+
+def test_all_that_redox_sends(running: Site) -> None:
+    """Every kind from several feeds at once, some twice, queries, and what must be refused: each is answered as it
+    should be, and all of it is recorded, handed over in order, and proved."""
+    runs = {
+        "lab": Simulation(running.target("lab"), Plan(kinds=samples.kinds(), feeds=6, seed=1, misbehave=True,
+                                                       time_scale=0.02)),
+        "ward": Simulation(running.target("ward"), Plan(
+            kinds=[kind for kind in samples.kinds() if kind.startswith(("PatientAdmin.", "FHIR.", "Inventory."))],
+            feeds=3, seed=1, count=2, time_scale=0.02))}
+    with ThreadPoolExecutor(2) as threads:
+        results = {name: threads.submit(run.run) for name, run in runs.items()}
+    for name, run in runs.items():
+        assert [result for result in results[name].result() if result.wrong] == []
+        assert len(results[name].result()) == run.total
+        running.note(name, run.ledger)
+    until(lambda: not running.rows("SELECT FROM deliveries WHERE state = 'pending' LIMIT 1"))
+    assert running.violations() == []
+
+    kept = {row["state"]: row["n"] for row in running.rows("SELECT state, count(*) AS n FROM messages GROUP BY 1")}
+    assert kept["accepted"] >= 200
+    assert kept["quarantined"] >= 10
+    outcomes = {row["outcome"] for row in running.rows("SELECT DISTINCT outcome FROM delivery_attempts")}
+    assert outcomes == {"succeeded", "failed", "crashed", "retry_later", "gave_up"}
+    refused = {row["reason"] for row in running.rows("SELECT reason FROM audit_events WHERE outcome = 'refused'")}
+    assert {"token_wrong", "bearer_differs", "credential_missing", "destination_unknown"} < refused
+    # Nothing but one handler's failures is dead.
+    assert {row["handler"] for row in running.rows("SELECT handler FROM deliveries WHERE state <> 'succeeded'")} == {
+        "shaky"}
+
+
+def test_a_worker_is_killed_inside_a_handler(running: Site) -> None:
+    """What ran has not happened, and runs again elsewhere; what comes after it has waited, and other lanes have not; of
+    the killed worker no process is left."""
+    redox = running.target("lab").redox()
+    bodies = [redox.body("PatientAdmin.Transfer", seed=2_000 + number) for number in range(4)]
+    gate = running.gate("book", log_id(bodies[1]))
+    with running.feed("lab", "killed") as feed:
+        assert feed.run(bodies)
+
+    def inside() -> list[dict[str, int]]:
+        return [line for line in running.journal() if line["phase"] == "inside"
+                and line["message"] == log_id(bodies[1])]
+
+    until(inside)
+    process, worker = (psutil.Process(inside()[-1][which]) for which in ("pid", "worker"))
+    worker.kill()
+    until(lambda: gone(process))
+    gate.unlink()
+    if worker.pid in [each.pid for each in running.second.workers]:  # nobody else starts it again
+        running.second.workers[-1].wait(30)
+        running.second.work()
+    assert running.violations() == []
+    tried = running.rows(
+        "SELECT a.outcome FROM delivery_attempts a JOIN deliveries d ON d.id = a.delivery_id "
+        "JOIN messages m ON m.id = d.message_id WHERE d.handler = 'book' AND m.log_id = :log ORDER BY a.id",
+        log=log_id(bodies[1]))
+    assert [row["outcome"] for row in tried] == ["crashed", "succeeded"]
+
+
+def test_a_receiver_is_killed_between_commit_and_answer(running: Site) -> None:
+    """What is committed and was never answered comes again, and is known: one message, handled once, a repeat in the
+    audit; what waited behind it follows."""
+    redox = running.target("ward").redox()
+    first, second = (redox.body("PatientAdmin.Arrival", seed=seed) for seed in (3_000, 3_001))
+    held = running.first.proxy.hold_answer(log_id(first).encode())
+    with running.feed("ward", "unanswered") as feed, ThreadPoolExecutor(1) as threads:
+        sending = threads.submit(feed.run, [first, second])
+        assert held.committed.wait(60)
+        there = running.rows("SELECT uuid, state FROM messages WHERE log_id = :log", log=log_id(first))
+        assert [row["state"] for row in there] == ["accepted"]
+        assert running.sent["ward"].of(log_id(first)) == ()
+        (receiver,) = receiver_workers(running.first)
+        os.kill(receiver, signal.SIGKILL)
+        held.let_go()
+        assert sending.result(120)
+    lost, repeated = running.sent["ward"].of(log_id(first))
+    assert (lost.status, repeated.status) == (None, 200)
+    told = running.rows("SELECT outcome FROM audit_events WHERE message_uuid = :uuid AND action = 'message.receive' "
+                        "ORDER BY id", uuid=there[0]["uuid"])
+    assert [row["outcome"] for row in told] == ["accepted", "duplicate"]
+    assert running.violations() == []
+
+
+def test_a_replay(running: Site) -> None:
+    """A message that is replayed is handed over once more, under another key, and the handler is told so."""
+    body = running.target("lab").redox().body("PatientAdmin.Discharge", seed=4_000)
+    with running.feed("lab", "replayed") as feed:
+        assert feed.run([body])
+    assert running.violations() == []
+    (message,) = running.rows("SELECT id, uuid::text FROM messages WHERE log_id = :log", log=log_id(body))
+    said = running.first.json("messages", "replay", str(message["id"]), "--handler", "outside", "--reason", "a test")
+    assert said["made"] == 1
+    assert running.violations() == []
+    done = [line for line in running.journal() if line["message"] == log_id(body) and line["phase"] == "done"
+            and line["handler"] == "outside"]
+    assert [(line["key"], line["replayed"]) for line in done] == [
+        (f"{message['uuid']}:outside:1", False), (f"{message['uuid']}:outside:2", True)]
+    assert running.second.json("audit", "verify", "--payloads")["first_bad"] is None

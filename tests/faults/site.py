@@ -1,0 +1,222 @@
+"""A site as a hospital would have it: one PostgreSQL, hosts that reach it over TCP, and the sender's own ledgers.
+
+Every host has its own directory and its own proxy before the database, and shares nothing with the others but a copy of
+the keyring. Everything is a real process, listens on loopback, and is ended by its number.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import psutil
+from sqlalchemy import Engine, make_url, text
+
+from receiver import keyring as keyrings
+from receiver.errors import ConfigurationError
+from receiver.keyring import Keyring
+from receiver.storage.database import open_engine
+from receiver.storage.embedded import DATABASE, ROLE, Cluster
+from receiver.testing.feed import Feed
+from receiver.testing.ledger import Ledger
+from receiver.testing.misbehaviour import Target
+from tests.cli.machine import SOURCE, Machine, until
+from tests.faults import checker, effects
+from tests.faults.proxy import Proxy
+from tests.postgres import open_directory
+
+ROOT = Path(__file__).parents[2]
+# As short as it may be: what a killed worker held is another's after so long.
+LEASE = "5"
+
+
+class Host(Machine):
+    """A machine of the site. Its commands, its `up` and its workers see the database through its own proxy."""
+
+    def __init__(self, root: Path, proxy: Proxy, environment: dict[str, str]) -> None:
+        super().__init__(root, sys.executable)
+        self.proxy = proxy
+        self.environment |= environment | {
+            "DATABASE_URL": f"postgresql://{ROLE}@127.0.0.1:{proxy.port}/{DATABASE}", "PYTHONPATH": str(ROOT),
+            "RECEIVER_LEASE": LEASE, "TMPDIR": str(root), "HOME": str(root)}
+        self.workers: list[subprocess.Popen[bytes]] = []
+
+    def work(self) -> subprocess.Popen[bytes]:
+        """Start a worker alone, as on a host for workers."""
+        with self.log.open("a") as log:
+            self.workers.append(subprocess.Popen(
+                [self.python, "-P", "-m", "receiver", "worker"], cwd=self.root, env=self._environment(),
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True))
+        return self.workers[-1]
+
+    def clear(self) -> None:
+        """End whatever is left; the directory is the site's."""
+        for worker in self.workers:
+            if worker.poll() is None:
+                _kill(psutil.Process(worker.pid).children(recursive=True))
+                worker.kill()
+            worker.wait(30)
+        if self.process is not None and self.process.poll() is None:
+            left = psutil.Process(self.process.pid).children(recursive=True)
+            _kill([psutil.Process(self.process.pid), *left])
+            self.process.communicate()
+            psutil.wait_procs(left, 30)
+
+
+class Site:
+    """The whole. `first` runs `up`; `second` has workers alone."""
+
+    def __init__(self, root: Path, *, handlers: str) -> None:
+        self.root = root
+        self.cluster = Cluster(root / "postgres", options={"max_connections": "200"})
+        self.effects = root / "effects"
+        self.effects.mkdir()
+        self._handlers = handlers
+        self._stack = ExitStack()
+        # What was sent to each destination, whoever sent it.
+        self.sent: defaultdict[str, Ledger] = defaultdict(Ledger)
+        self.first, self.second = self._host("first"), self._host("second")
+
+    def _host(self, name: str) -> Host:
+        directory = self.root / name
+        directory.mkdir()
+        proxy = Proxy(self._connect)
+        self._stack.callback(proxy.close)
+        host = Host(directory, proxy, {"RECEIVER_HANDLERS": self._handlers, "EFFECTS": str(self.effects)})
+        self._stack.callback(host.clear)
+        return host
+
+    def _connect(self) -> socket.socket:
+        made = socket.socket(socket.AF_UNIX)
+        try:
+            address = make_url(self.cluster.url)
+            made.connect(str(Path(str(address.query["host"])) / f".s.PGSQL.{address.query['port']}"))
+        except (OSError, ConfigurationError) as exc:
+            made.close()
+            raise ConnectionRefusedError from exc
+        return made
+
+    def start(self) -> None:
+        """Make the database, the tables and the keyring, and give each host a copy of it."""
+        self.cluster.start()
+        self._stack.callback(self.engine.dispose)
+        self.first.run("db", "upgrade")
+        self.first.run("keys", "init")
+        self.second.data_dir.mkdir(mode=0o700)
+        shutil.copy(self.first.data_dir / "keyring.json", self.second.data_dir)
+        with self.engine.begin() as connection:
+            connection.execute(text(effects.TABLE))
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Straight to the database, past every proxy."""
+        return open_engine(self.cluster.url)
+
+    @cached_property
+    def keyring(self) -> Keyring:
+        """What opens the payloads."""
+        return keyrings.load(self.first.data_dir / "keyring.json")
+
+    def target(self, destination: str) -> Target:
+        """The destination as Redox knows it."""
+        return Target(base_url=self.first.url, destination=destination, source_id=SOURCE,
+                      token=(self.first.root / f"{destination}.token").read_text().strip())
+
+    def feed(self, destination: str, name: str) -> Feed:
+        """A feed of that destination, which gives up after two minutes; Redox never does."""
+        return Feed(self.target(destination).redox(), name=name, time_scale=0.02, deadline=120,
+                    ledger=self.sent[destination])
+
+    def note(self, destination: str, sent: Ledger) -> None:
+        """Add what somebody else has sent to the destination."""
+        for attempt in sent.attempts:
+            self.sent[destination].record(attempt)
+
+    def open(self, destination: str) -> None:
+        """Register a destination, and wait until what comes in is handed to the handlers."""
+        self.first.register(destination)
+        with self.feed(destination, "opening") as feed:
+            seeds = itertools.count(900_000)
+
+            def handed_over() -> bool:
+                feed.deliver(self.target(destination).redox().body("Results.New", seed=next(seeds)))
+                return bool(self.rows(
+                    "SELECT FROM messages m JOIN destinations t ON t.id = m.destination_id WHERE t.name = :name "
+                    "AND m.state = 'accepted'", name=destination))
+
+            until(handed_over)
+
+    def violations(self, seconds: float = 90.0) -> list[str]:
+        """Wait until all that can be done is done, and judge: see tests.faults.checker."""
+        with self.engine.connect() as connection:
+            def finished() -> bool:
+                connection.rollback()
+                return not checker.unfinished(connection)
+
+            with suppress(AssertionError):  # what is left is told as what it is
+                until(finished, seconds)
+            connection.rollback()
+            return checker.violations(checker.Evidence(
+                connection=connection, keyring=self.keyring, ledgers=self.sent, journal=self.journal()))
+
+    def gate(self, handler: str, message: str) -> Path:
+        """Put a gate before that handler for that message; it stands until it is unlinked."""
+        gate = self.effects / f"{handler}.{message}"
+        gate.touch()
+        return gate
+
+    def journal(self) -> list[dict[str, Any]]:
+        """What the other system was told, in order."""
+        with suppress(FileNotFoundError):
+            return [json.loads(line) for line in (self.effects / "journal").read_text().splitlines()]
+        return []
+
+    def rows(self, query: str, **values: Any) -> list[dict[str, Any]]:
+        """The rows of a query."""
+        with self.engine.connect() as connection:
+            return [dict(row) for row in connection.execute(text(query), values).mappings()]
+
+    def clear(self) -> None:
+        """End everything, and remove it."""
+        self._stack.close()
+        self.cluster.stop()
+        shutil.rmtree(self.root)
+
+
+@contextmanager
+def site(*, handlers: str = effects.__name__) -> Iterator[Site]:
+    """A site on which the database runs and nothing else."""
+    made = Site(open_directory(), handlers=handlers)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.clear()
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def receiver_workers(host: Host) -> list[int]:
+    """The process ids of gunicorn's workers on that host."""
+    return [each.pid for each in psutil.Process(host.part("receiver")).children()
+            if "gunicorn" in " ".join(each.cmdline())]
+
+
+def kill(pid: int) -> None:
+    """As the kernel does when memory runs out."""
+    os.kill(pid, 9)
