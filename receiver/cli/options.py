@@ -19,6 +19,7 @@ import click
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
+_FOLD: Final = 92
 _SPAN: Final = re.compile(r"(\d{1,6})([smhdw])")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -70,9 +71,21 @@ def options(*given: Callable[[_Command], _Command]) -> Callable[[_Command], _Com
 
 
 def example(*lines: str) -> str:
-    """The end of a command's help: how it is used."""
+    """The end of a command's help: how it is used. Long lines are continued as a shell takes them."""
     head = "Example:" if len(lines) == 1 else "Examples:"
-    return "\n".join(["\b", head, *(f"  redox-receiver {line}" for line in lines)])
+    return "\n".join(["\b", head, *(_folded(f"  redox-receiver {line}") for line in lines)])
+
+
+def _folded(line: str) -> str:
+    first, *others = line.split(" --")
+    lines = [first]
+    for each in others:
+        if len(lines[-1]) + len(each) > _FOLD:
+            lines[-1] += " \\"
+            lines.append(f"     --{each}")
+        else:
+            lines[-1] += f" --{each}"
+    return "\n".join(lines)
 
 
 def _said(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:

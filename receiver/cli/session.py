@@ -6,10 +6,10 @@ quote a row.
 
 from __future__ import annotations
 
+import logging
 import os
 import pwd
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -66,8 +66,8 @@ def database(settings: Settings) -> Iterator[Engine]:
     Raises Unavailable instead of a database error.
     """
     if not structlog.is_configured():
-        # Stdout is for the command's result alone. Looked up for each line, for tests put another stderr there.
-        structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
+        # Stdout is for the command's result alone, and stderr for one line that says what could not be done.
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     with _address(settings) as url:
         engine = open_engine(url, pool_size=2)
         try:

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from receiver import __version__
+from receiver.cli import COMMANDS, main
+from tests.cli.conftest import Commands
+
+
+def spawn(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RECEIVER_")}
+    return subprocess.run([sys.executable, "-P", "-m", "receiver", *arguments], capture_output=True, text=True,
+                          check=False, timeout=120, env=kept | (environment or {}))
+
+
+def leaves(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command, with the words that name it."""
+    if isinstance(command, click.Group):
+        ctx = click.Context(command)
+        for name in command.list_commands(ctx):
+            found = command.get_command(ctx, name)
+            assert found is not None
+            yield from leaves(found, (*path, name))
+    else:
+        yield path, command
+
+
+EVERY = dict(leaves(main))
+
+
+class TestStart:
+    def test_help_and_version_import_no_command(self) -> None:
+        """What a shell asks for at each TAB must not load the database's library."""
+        code = ("import sys; from receiver.cli import main; main(['--help'], standalone_mode=False); "
+                "print([name for name in sys.modules if name.split('.')[0] in ('sqlalchemy', 'rich', 'alembic')])")
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+        assert done.stdout.splitlines()[-1] == "[]"
+
+    def test_the_module_is_the_script(self) -> None:
+        """`python -m receiver` is `redox-receiver`."""
+        done = spawn("--version")
+        assert (done.returncode, done.stdout) == (0, f"redox-receiver, version {__version__}\n")
+        assert spawn("--help").stdout.startswith("Usage: redox-receiver ")
+
+    def test_every_command_whose_module_is_there_is_listed(self) -> None:
+        """The list of commands is COMMANDS, and each has the one line that COMMANDS says of it."""
+        said = spawn("--help").stdout
+        for name in main.list_commands(click.Context(main)):
+            assert COMMANDS[name][1] in said
+
+    def test_a_command_that_is_not_there(self) -> None:
+        """Wrong usage ends with 2, and says where help is."""
+        done = spawn("nonsense")
+        assert done.returncode == 2
+        assert "--help" in done.stderr
+        assert "Traceback" not in done.stderr
+
+    def test_shells_complete_it(self) -> None:
+        """Commands are completed by their names, and their own commands and options by theirs."""
+        def completed(*words: str) -> str:
+            return spawn(environment={"_REDOX_RECEIVER_COMPLETE": "bash_complete",
+                                      "COMP_WORDS": " ".join(("redox-receiver", *words)),
+                                      "COMP_CWORD": str(len(words))}).stdout
+        assert "plain,deliveries" in completed("del")
+        assert "plain,retry" in completed("deliveries", "re")
+        assert "plain,--dry-run" in completed("deliveries", "retry", "--dry")
+
+
+class TestHelp:
+    @pytest.mark.parametrize("path", EVERY, ids=" ".join)
+    def test_every_command_has_an_example(self, path: tuple[str, ...]) -> None:
+        """Help says what a command does and shows how it is used, by its own name."""
+        command = EVERY[path]
+        assert command.help
+        assert command.epilog is not None
+        assert f"redox-receiver {' '.join(path)}" in command.epilog
+
+    @pytest.mark.parametrize("path", EVERY, ids=" ".join)
+    def test_it_fits_100_columns(self, path: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+        """No line of any help is wider than a terminal."""
+        monkeypatch.setenv("COLUMNS", "200")
+        assert max(map(len, Commands()(*path, "--help").stdout.splitlines())) <= 100
+
+    @pytest.mark.parametrize("path", [path for path in EVERY if path[-1] in ("list", "show", "add")], ids=" ".join)
+    def test_what_lists_shows_or_adds_takes_json(self, path: tuple[str, ...]) -> None:
+        """Scripts can read it."""
+        assert "--json" in {option for each in EVERY[path].params for option in each.opts}
+
+
+class TestWhere:
+    def test_options_say_where_things_are_on_either_side(self, tmp_path: Path) -> None:
+        """--data-dir and --env-file are taken before a command's name and after it."""
+        (tmp_path / "bad.env").write_text("RECEIVER_THREADS=none\n")
+        for arguments in (("--env-file", "bad.env", "destination", "list"),
+                          ("destination", "list", "--env-file", "bad.env")):
+            done = subprocess.run([sys.executable, "-P", "-m", "receiver", *arguments], cwd=tmp_path, text=True,
+                                  capture_output=True, check=False, timeout=60)
+            assert done.returncode == 1
+            assert "RECEIVER_THREADS" in done.stderr
+
+    def test_the_keyring_is_looked_for_in_the_data_directory(self, tmp_path: Path) -> None:
+        """Without a keyring a command ends with 1, in one line that says what makes one, and starts no database."""
+        done = spawn("destination", "list", "--data-dir", str(tmp_path / "data"))
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == 1
+        assert "keys init" in done.stderr
+        assert str(tmp_path / "data") in done.stderr
+        assert not (tmp_path / "data").exists()
+
+
+class TestErrors:
+    def test_all_mistakes_of_the_settings_in_one_line(self, run: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each variable that is wrong is named at once."""
+        monkeypatch.setenv("RECEIVER_THREADS", "none")
+        monkeypatch.setenv("RECEIVER_BIND", "nowhere")
+        said = run.fails("destination", "list")
+        assert "RECEIVER_THREADS" in said
+        assert "RECEIVER_BIND" in said
+
+    def test_what_is_said_is_all_on_stderr(self, run: Commands) -> None:
+        """An error leaves stdout empty, with --json as well."""
+        run.fails("destination", "show", "nowhere", "--json")
+
+    def test_one_document(self, run: Commands) -> None:
+        """A list with nothing in it is a document, too."""
+        assert json.loads(run("destination", "list", "--json").stdout) == []

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from receiver import keyring as keyrings
+from receiver import settings
+from receiver.cli import session
+from receiver.errors import ConfigurationError, Unavailable
+from receiver.storage import migrations
+from receiver.storage.database import open_engine
+from receiver.storage.embedded import Cluster
+from tests.cli.conftest import ACTOR, Commands
+from tests.postgres import drop_database, new_database, open_directory
+
+
+def test_it_says_who_acts() -> None:
+    """The operating system's user, at this host, whatever the environment claims."""
+    assert session.actor() == ACTOR
+    assert session.actor().endswith(socket.gethostname())
+
+
+def test_the_environment_names_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LOGNAME and USER are anybody's to set, and so are not believed."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "mallory")
+    assert session.actor() == ACTOR
+
+
+def test_an_unmigrated_database(run: Commands, keyring_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The schema must be the one that this code wants; what brings it there is named."""
+    url = new_database()
+    monkeypatch.setenv("DATABASE_URL", url)
+    try:
+        with pytest.raises(ConfigurationError, match="redox-receiver db upgrade"), session.opened():
+            pass
+    finally:
+        drop_database(url)
+
+
+def test_another_keyring(run: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With keys that are not the database's no command works: what it wrote nobody could prove."""
+    keyrings.create(datetime.now(UTC)).save(tmp_path / "other.json")
+    monkeypatch.setenv("RECEIVER_KEYRING", str(tmp_path / "other.json"))
+    with pytest.raises(ConfigurationError, match="RECEIVER_KEYRING"), session.opened():
+        pass
+
+
+def test_no_server(run: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that does not answer is one of our errors, and names the setting, not the password."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("DATABASE_URL", f"postgresql://me:hush@127.0.0.1:{taken.getsockname()[1]}/db")
+        said = run.fails("destination", "list")
+    assert "DATABASE_URL" in said
+    assert "hush" not in said
+
+
+def test_a_database_error_tells_nothing_of_the_row(run: Commands, engine: Engine) -> None:
+    """What PostgreSQL quotes of a row does not come out: a class and a code do."""
+    with pytest.raises(Unavailable) as caught, session.opened() as work, work.engine.begin() as connection:
+        connection.execute(text("SELECT CAST('Ada Lovelace' AS integer)"))
+    assert "22P02" in str(caught.value)
+    assert "Ada" not in str(caught.value)
+    assert isinstance(caught.value.__cause__, SQLAlchemyError)
+
+
+@pytest.fixture
+def root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where a data directory is to be."""
+    made = open_directory()
+    monkeypatch.setenv("RECEIVER_DATA_DIR", str(made / "data"))
+    yield made
+    shutil.rmtree(made)
+
+
+def test_the_embedded_database_is_started_and_stopped(root: Path) -> None:
+    """Without DATABASE_URL a command starts the embedded PostgreSQL where nobody has, and leaves none behind."""
+    given = settings.load()
+    with session.database(given) as engine:
+        migrations.upgrade(engine)
+        cluster = Cluster(given.data_dir)
+        assert cluster.running()
+    assert not cluster.running()
+    Commands()("keys", "init")
+    assert Commands().json("destination", "list") == []
+    assert not cluster.running()
+    assert [each.name for each in root.iterdir()] == ["data"]
+
+
+def test_one_that_runs_is_joined(root: Path) -> None:
+    """A cluster that somebody else uses is still there when the command has ended."""
+    given = settings.load()
+    cluster = Cluster(given.data_dir)
+    with cluster.joined() as url:
+        migrations.upgrade(open_engine(url, pooled=False))
+        Commands()("keys", "init")
+        assert cluster.running()
