@@ -8,12 +8,14 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import Engine
 
-from receiver.errors import IntegrityError, NotFound
+from receiver.errors import BadTransfer, IntegrityError, NotFound
 from receiver.keyring import Keyring
+from receiver.pipeline import transfer_refused
 from receiver.storage import reading
 from receiver.storage.ledger import Ledger
 from receiver.storage.reading import AuditFilter, DeliveryFilter, MessageFilter
 from receiver.storage.registration import Registration
+from receiver.storage.registry import load
 from receiver.storage.sealing import Seals
 from tests.storage.door import DESTINATION, SOURCE, TOKEN, Door, body, handler, until
 from tests.storage.hand import FRAMES, LANE, Hand, arrive
@@ -384,6 +386,19 @@ class TestFeedStatus:
         told = status()
         assert told["last_refusal_reason"] == "token_revoked"
         assert told["probably_paused"] is True
+
+    @pytest.mark.parametrize(("reason", "status_hint", "paused"), [
+        ("body_too_large", 413, True), ("body_incomplete", 400, False)])
+    def test_a_body_that_is_too_large_is_redox(self, door: Door, ledger: Ledger, engine: Engine, keyring: Keyring,
+                                               status: Callable[[], dict[str, Any]], reason: str, status_hint: int,
+                                               paused: bool) -> None:
+        """A body is read so far only behind a head that could suffice; one that broke off can be anybody's."""
+        head = door.admit(body()).inbound.head
+        with engine.connect() as connection:
+            known = load(connection, keyring)
+        ledger.refuse(transfer_refused(BadTransfer(reason, status_hint=status_hint), head, known))
+        until(lambda: status()["last_refusal_reason"] == reason, "audited")
+        assert status()["probably_paused"] is paused
 
     def test_what_waits_and_what_died(self, door: Door, ledger: Ledger, engine: Engine,
                                       status: Callable[[], dict[str, Any]]) -> None:
