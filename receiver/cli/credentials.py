@@ -1,6 +1,6 @@
 """`credential`: what proves that a request is Redox's.
 
-May not show a secret but a verification token that was made here, once.
+May not show a secret but one that was made here, once.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ from typing import Any, Final
 
 import click
 
-from receiver.cli import output
+from receiver.cli import credential_kinds, output
 from receiver.cli.options import SECRET_FILE, When, example, json_option, new_file, read_secret
 from receiver.cli.session import opened
+from receiver.outbound.jwks import fetch
+from receiver.protocol.verification.bearer import OWN_KINDS
 from receiver.storage import reading
+from receiver.storage.credentials import Makings
 from receiver.storage.registration import new_token
 
 COLUMNS: Final = ("id", "destination", "kind", "label", "live", "expires_at", "last_used_at", "revoked_at")
@@ -28,58 +31,75 @@ def credential() -> None:
 
 @credential.command(epilog=example(
     "credential add lab --kind token --label 2026 --expires 90d",
-    "credential add lab --kind hmac --secret-file - --header x-redox-signature --encoding hex --prefix sha256="))
+    "credential add lab --kind hmac --secret-file - --header x-redox-signature --encoding hex --prefix sha256=",
+    "credential add lab --kind oauth --client-id redox",
+    "credential add lab --kind smart --client-id redox --token-url https://HOST/oauth/lab/token --keys jwks.json",
+    "credential add lab --kind jwt --issuer ISSUER --audience https://HOST/redox/lab --jwks-url https://KEYS",
+    "credential add lab --kind google --audience https://HOST/redox/lab --email NAME@PROJECT.iam.gserviceaccount.com",
+    "credential add lab --kind sigv4 --access-key KEY --region us-east-1 --service execute-api --secret-file -",
+    "credential add lab --kind mtls --proxy nginx --fingerprint HEX"))
 @click.argument("destination")
-@click.option("--kind", type=click.Choice(["token", "hmac"]), required=True,
-              help="token: the verification token; hmac: the webhook signing secret.")
 @click.option("--secret-file", type=SECRET_FILE, metavar="FILE",
-              help="The secret is in FILE (-: stdin). Without it a token is made, and a signing secret is asked for.")
-@click.option("--token-out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Write the new verification token to FILE (0600) instead of printing it.")
+              help="The secret is in FILE (-: stdin). Without it one is made, if that is for us to do, or asked for.")
+@click.option("--token-out", "--secret-out", "secret_out", type=click.Path(dir_okay=False, path_type=Path),
+              metavar="FILE", help="Write the secret that is made here to FILE (0600) instead of printing it.")
 @click.option("--label", metavar="TEXT", help="What people call it.")
 @click.option("--expires", "expires_at", type=When(ahead=True), metavar="TIME",
               help="From when on it opens nothing: an ISO 8601 time, or 90d from now.")
-@click.option("--header", help="hmac: the header with the signature.  [default: redox-signature]")
-@click.option("--hash", "hash_", type=click.Choice(["sha256", "sha384", "sha512"]), help="hmac.  [default: sha256]")
-@click.option("--encoding", type=click.Choice(["hex", "base64", "base64url"]), help="hmac.  [default: base64]")
-@click.option("--prefix", help="hmac: what stands before the signature, such as sha256=")
-@click.option("--timestamp-header", help="hmac: a header with Unix seconds; signed before the body, with a full stop.")
-@click.option("--tolerance", type=click.IntRange(1, 86_400), help="hmac: seconds that it may differ.  [default: 300]")
+@credential_kinds.kind_options
 @json_option
-def add(destination: str, *, kind: str, secret_file: Path | None, token_out: Path | None, label: str | None,
-        expires_at: datetime | None, hash_: str | None, as_json: bool, **settings: Any) -> None:
-    """Add a credential to DESTINATION.
+def add(destination: str, *, kind: str, secret_file: Path | None, secret_out: Path | None, label: str | None,
+        expires_at: datetime | None, as_json: bool, **given: Any) -> None:
+    """Add a credential to DESTINATION. `destination set --require` says what a request must prove.
 
-    Redox publishes no wire form of its signatures: look at what arrives, and set the options of hmac by it.
+    Redox publishes no wire form of its signatures, and no claims of its tokens: look at what arrives, and set the
+    options by it.
     """
-    settings = {name: value for name, value in (settings | {"hash": hash_}).items() if value is not None}
-    if kind == "hmac":
-        if token_out is not None:
-            raise click.UsageError("--token-out is of --kind token: Redox makes the signing secret")
-        settings |= {name: settings[name].lower() for name in ("header", "timestamp_header") if name in settings}
-        token, made = _signing_secret(secret_file), False
-    else:
-        if settings:
-            raise click.UsageError(f"--{min(settings).replace('_', '-')} is of --kind hmac")
-        if secret_file is not None and token_out is not None:
-            raise click.UsageError("--secret-file takes a token that there is, --token-out writes a new one: choose")
-        token, made = (new_token(), True) if secret_file is None else (read_secret(secret_file), False)
+    settings = credential_kinds.settings(kind, given)
+    secret, made = _secret(kind, secret_file, secret_out)
+    session_token = given["session_token_file"]
+    content = secret if session_token is None else f"{secret}\n{read_secret(session_token)}"
     now = datetime.now(UTC)
-    with opened() as session, new_file(token_out, token.encode()):
-        if kind == "hmac":
-            number = session.registration.add_hmac(destination, now, token.encode(), settings, label=label,
-                                                   expires_at=expires_at)
+    with opened() as session, new_file(secret_out, (secret or "").encode()):
+        if kind == "token":
+            number = session.registration.add_token(destination, now, secret or "", label=label, expires_at=expires_at)
         else:
-            number = session.registration.add_token(destination, now, token, label=label, expires_at=expires_at)
-    output.row({"id": number, "destination": destination, "kind": kind, "label": label, "expires_at": expires_at,
-                "settings": settings, "verification_token": token if made and token_out is None else None},
-               as_json=as_json)
+            kept = None if content is None else content.encode()
+            settings = Makings(session.keyring).settle(kind, settings, kept)
+            fetched = fetch(settings["jwks_url"]) if "jwks_url" in settings else None
+            number = session.registration.add_credential(destination, now, kind, settings, kept, label=label,
+                                                         expires_at=expires_at, fetched=fetched)
+        with session.engine.connect() as connection:
+            added = next(each for each in reading.credentials(connection, destination=destination)
+                         if each["id"] == number)
+            require = reading.destination_named(connection, destination)["require"]
+    shown = credential_kinds.KINDS[kind].shown
+    row = {name: added[name] for name in ("id", "destination", "kind", "label", "expires_at", "settings")}
+    if kind in OWN_KINDS:
+        row["token_path"] = f"/oauth/{destination}/token"
+    if shown is not None:
+        row[shown] = secret if made and secret_out is None else None
+    output.row(row, as_json=as_json)
+    if not any(kind in alternative.split("+") for alternative in require):
+        output.say(f"{destination} does not require {kind} yet ({', '.join(require)}): see `destination set --help`")
 
 
-def _signing_secret(file: Path | None) -> str:
+def _secret(kind: str, file: Path | None, out: Path | None) -> tuple[str | None, bool]:
+    """The credential's secret, None where it has none, and whether it was made here."""
+    of = credential_kinds.KINDS[kind]
+    if not of.secret and file is not None:
+        raise click.UsageError(f"--kind {kind} has no secret: --secret-file is of those that have one")
+    if of.shown is None and out is not None:
+        raise click.UsageError(f"--secret-out writes a secret that is made here, and that of --kind {kind} is not")
+    if file is not None and out is not None:
+        raise click.UsageError("--secret-file takes a secret that there is, --secret-out writes a new one: choose one")
+    if not of.secret:
+        return None, False
+    if of.shown is not None and file is None:
+        return new_token(), True
     if file is None and sys.stdin.isatty():
-        return str(click.prompt("Signing secret", hide_input=True, err=True))
-    return read_secret(file or Path("-"))
+        return str(click.prompt(f"Secret of {of.says}", hide_input=True, err=True)), False
+    return read_secret(file or Path("-")), False
 
 
 @credential.command("list", epilog=example("credential list lab"))

@@ -5,7 +5,6 @@ May not change anything: each change is carried out by whoever asked for the pla
 
 from __future__ import annotations
 
-import hmac
 import math
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,38 +20,32 @@ from sqlalchemy import Connection
 from receiver.cli.session import Session
 from receiver.errors import ConfigurationError
 from receiver.handlers import discovery
+from receiver.outbound.jwks import fetch
 from receiver.protocol.reading import normalise_source
 from receiver.protocol.registry import (
-    Credential,
     Destination,
     Environment,
-    HmacCredential,
     SourcesPolicy,
     TestPolicy,
-    TokenCredential,
     UnknownSourcePolicy,
     default_test_policy,
-    live,
 )
 from receiver.storage import reading, registry
+from receiver.storage.credentials import Makings
 from receiver.storage.registration import Registration
 
 
-class WantedCredential(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A credential; its secret is in `file`, a path from the registry file's folder. All else as in `credential add`; a
-    time without an offset is UTC.
+class WantedCredential(msgspec.Struct, kw_only=True, frozen=True):
+    """A credential; its secret is in `file`, its public keys in `keys_file`: paths from the registry file's folder. A
+    time without an offset is UTC. All else are the settings of its kind, as `credential list --json` shows them.
     """
 
-    kind: Literal["token", "hmac"]
-    file: str
+    kind: Literal["token", "hmac", "jwt", "oauth", "smart", "sigv4", "google", "mtls"]
+    file: str | None = None
+    keys_file: str | None = None
+    session_token_file: str | None = None
     label: str | None = None
     expires_at: datetime | None = None
-    header: str | None = None
-    hash: Literal["sha256", "sha384", "sha512"] | None = None
-    encoding: Literal["hex", "base64", "base64url"] | None = None
-    prefix: str | None = None
-    timestamp_header: str | None = None
-    tolerance: int | None = None
 
     @property
     def ends(self) -> datetime | None:
@@ -60,11 +53,14 @@ class WantedCredential(msgspec.Struct, kw_only=True, forbid_unknown_fields=True,
         time = self.expires_at
         return time if time is None or time.tzinfo is not None else time.replace(tzinfo=UTC)
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Those of kind hmac that are given."""
-        given = {name: getattr(self, name) for name in _HMAC if getattr(self, name) is not None}
-        return given | {name: given[name].lower() for name in ("header", "timestamp_header") if name in given}
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settled:
+    """A credential as it would be stored."""
+
+    wanted: WantedCredential
+    settings: Mapping[str, Any]
+    secret: bytes | None = field(repr=False)
 
 
 class WantedSource(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -84,7 +80,7 @@ class WantedDestination(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     on_unknown_source: UnknownSourcePolicy = "reject"
     test_messages: TestPolicy | None = None
     reply_with: str | None = None
-    credentials: list[WantedCredential] = []
+    credentials: list[dict[str, Any]] = []
     sources: list[WantedSource] = []
     handlers: list[str] = []
 
@@ -101,7 +97,6 @@ class Wanted(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     destinations: dict[str, WantedDestination]
 
 
-_HMAC: Final = ("header", "hash", "encoding", "prefix", "timestamp_header", "tolerance")
 _COLUMNS: Final = ("environment", "enabled", "require", "sources_policy", "on_unknown_source", "test_messages",
                    "reply_with")
 
@@ -135,6 +130,8 @@ class Plan:
         self._folder = folder
         self._now = now
         self._known = registry.load(connection, session.keyring).destinations
+        self._makings = Makings(session.keyring)
+        self._credential_rows = registry.credential_rows(connection, session.keyring)
         self._rows = {each["name"]: each for each in reading.destinations(connection)}
         self._names = {(each["destination"], each["source_id"]): each["name"] for each in reading.sources(connection)}
         self._bound = {(each["destination"], each["handler"]): each for each in reading.subscriptions(connection)}
@@ -150,16 +147,17 @@ class Plan:
 
     def _destination(self, name: str, wanted: WantedDestination, *, prune: bool) -> Iterator[Change]:
         columns, row, known = wanted.columns, self._rows.get(name), self._known.get(name)
-        secrets = [(each, self._secret(each)) for each in wanted.credentials]
+        credentials = [self._settled(name, each) for each in wanted.credentials]
         if row is None:
-            first = next((pair for pair in secrets if pair[0].kind == "token" and pair[0].expires_at is None), None)
+            first = next((each for each in credentials
+                          if each.wanted.kind == "token" and each.wanted.expires_at is None), None)
             if first is None:
                 raise ConfigurationError(f"destination {name}: give it a credential of kind token without expires_at, "
                                          "which the dashboard's verification needs")
-            secrets.remove(first)
+            credentials.remove(first)
             values = {column: value for column, value in columns.items() if column != "enabled"}
             yield Change(sign="+", what="destination", destination=name, name=name, becomes=values,
-                         carry_out=partial(Registration.add_destination, name=name, token=_text(first[1]), **values))
+                         carry_out=partial(Registration.add_destination, name=name, token=_text(first), **values))
             row = values | {"enabled": True}
         elif known is None:
             raise ConfigurationError(f"destination {name}: its row was changed by something else: run "
@@ -167,23 +165,43 @@ class Plan:
         for column, value in columns.items():
             if row[column] != value:
                 yield _setting(name, column, row[column], value)
-        yield from self._credentials(name, secrets, known, prune)
+        yield from self._credentials(name, credentials, known, prune)
         yield from self._sources(name, wanted.sources, known, prune)
         yield from self._handlers(name, wanted.handlers, prune)
 
-    def _credentials(self, destination: str, wanted: Sequence[tuple[WantedCredential, bytes]],
-                     known: Destination | None, prune: bool) -> Iterator[Change]:
-        alive = [] if known is None else [each for each in known.credentials if live(each, self._now)]
+    def _credentials(self, destination: str, wanted: Sequence[Settled], known: Destination | None,
+                     prune: bool) -> Iterator[Change]:
+        alive = [] if known is None else [row for row in self._credential_rows
+                                          if row["destination_id"] == known.id and self._live(row)]
         kept: set[int] = set()
-        for each, secret in wanted:
-            same = next((one for one in alive if _same(one, each, secret)), None)
-            kept |= set() if same is None else {same.id}
-            if same is None or same.expires_at != each.ends:
-                yield _adding_credential(destination, each, secret)
-            if same is not None and same.expires_at != each.ends:
-                yield _revoking(destination, same)
+        for each in wanted:
+            same = next((row for row in alive if self._makings.same(
+                row, each.wanted.kind, each.settings, each.secret)), None)
+            kept |= set() if same is None else {same["id"]}
+            if same is None or same["expires_at"] != each.wanted.ends:
+                yield _adding_credential(destination, each)
+            if same is not None and same["expires_at"] != each.wanted.ends:
+                yield _revoking(destination, same["id"])
         if prune:
-            yield from (_revoking(destination, each) for each in alive if each.id not in kept)
+            yield from (_revoking(destination, row["id"]) for row in alive if row["id"] not in kept)
+
+    def _live(self, row: Mapping[str, Any]) -> bool:
+        return row["revoked_at"] is None and (row["expires_at"] is None or self._now < row["expires_at"])
+
+    def _settled(self, destination: str, said: Mapping[str, Any]) -> Settled:
+        """A credential of the file with its secret and keys. Raises ConfigurationError."""
+        try:
+            wanted = msgspec.convert(said, WantedCredential)
+            settings = {name: value for name, value in said.items() if name not in WantedCredential.__struct_fields__}
+            if wanted.keys_file is not None:
+                settings["keys"] = self._read(wanted.keys_file).decode("utf-8", "replace")
+            secret = None if wanted.file is None else _line(self._read(wanted.file))
+            settled = self._makings.settle(wanted.kind, settings, secret)
+            if secret is not None and wanted.session_token_file is not None:
+                secret += b"\n" + _line(self._read(wanted.session_token_file))
+        except (ConfigurationError, msgspec.ValidationError) as exc:
+            raise ConfigurationError(f"destination {destination}, credentials: {exc}") from exc
+        return Settled(wanted=wanted, settings=settled, secret=secret)
 
     def _sources(self, destination: str, wanted: Sequence[WantedSource], known: Destination | None,
                  prune: bool) -> Iterator[Change]:
@@ -215,23 +233,16 @@ class Plan:
                     yield Change(sign="-", what="handler", destination=destination, name=name,
                                  carry_out=partial(Registration.disable_handler, destination=destination, handler=name))
 
-    def _secret(self, wanted: WantedCredential) -> bytes:
-        path = self._folder / wanted.file
+    def _read(self, file: str) -> bytes:
+        path = self._folder / file
         try:
-            text = path.read_bytes()
+            return path.read_bytes()
         except OSError as exc:
-            raise ConfigurationError(f"the secret in {path} cannot be read: {exc.strerror}") from exc
-        return text.removesuffix(b"\n").removesuffix(b"\r")
+            raise ConfigurationError(f"{path} cannot be read: {exc.strerror}") from exc
 
 
-def _same(known: Credential, wanted: WantedCredential, secret: bytes) -> bool:
-    """Whether it is the same credential: its kind, its secret, and how it is used. A label is only a name."""
-    if isinstance(known, TokenCredential):
-        return wanted.kind == "token" and hmac.compare_digest(hmac.digest(known.key, secret, "sha256"), known.digest)
-    if not isinstance(known, HmacCredential) or wanted.kind != "hmac":
-        return False
-    as_wanted = HmacCredential(id=0, secret=secret, **wanted.settings)
-    return all(getattr(known, name) == getattr(as_wanted, name) for name in ("secret", *_HMAC))
+def _line(text: bytes) -> bytes:
+    return text.removesuffix(b"\n").removesuffix(b"\r")
 
 
 def _declared(row: Mapping[str, Any], columns: Mapping[str, Any]) -> bool:
@@ -246,20 +257,28 @@ def _setting(destination: str, column: str, was: Any, becomes: Any) -> Change:
                   carry_out=partial(Registration.set_destination, name=destination, values={column: becomes}))
 
 
-def _adding_credential(destination: str, wanted: WantedCredential, secret: bytes) -> Change:
-    add: Callable[..., object] = partial(Registration.add_hmac, secret=secret, settings=wanted.settings)
+def _adding_credential(destination: str, settled: Settled) -> Change:
+    wanted = settled.wanted
+    add: Callable[..., object] = partial(_add, kind=wanted.kind, settings=settled.settings, secret=settled.secret)
     if wanted.kind == "token":
-        add = partial(Registration.add_token, token=_text(secret))
+        add = partial(Registration.add_token, token=_text(settled))
+    shown = {name: value for name, value in settled.settings.items() if name != "keys"}
     return Change(sign="+", what="credential", destination=destination, name=wanted.label or wanted.kind,
-                  becomes={"kind": wanted.kind, "expires_at": wanted.ends, **wanted.settings},
+                  becomes={"kind": wanted.kind, "expires_at": wanted.ends, **shown},
                   carry_out=partial(add, destination=destination, label=wanted.label, expires_at=wanted.ends))
 
 
-def _revoking(destination: str, known: Credential) -> Change:
-    return Change(sign="-", what="credential", destination=destination, name=str(known.id),
-                  carry_out=partial(Registration.revoke_credential, credential_id=known.id))
+def _add(registration: Registration, *, settings: Mapping[str, Any], **how: Any) -> None:
+    """Register it, with what its URL of keys holds now."""
+    fetched = fetch(settings["jwks_url"]) if "jwks_url" in settings else None
+    registration.add_credential(settings=settings, fetched=fetched, **how)
 
 
-def _text(token: bytes) -> str:
+def _revoking(destination: str, credential_id: int) -> Change:
+    return Change(sign="-", what="credential", destination=destination, name=str(credential_id),
+                  carry_out=partial(Registration.revoke_credential, credential_id=credential_id))
+
+
+def _text(token: Settled) -> str:
     # What is not ASCII is refused where it is registered; here it only must not fail.
-    return token.decode("latin-1")
+    return (token.secret or b"").decode("latin-1")

@@ -34,7 +34,7 @@ from receiver.handlers.stays import stay
 from receiver.handlers.wire import Left
 from receiver.protocol.registry import Registry, Subscription
 from receiver.settings import Settings
-from receiver.storage import lanes, partitions, upkeep
+from receiver.storage import lanes, once, partitions, upkeep
 from receiver.storage.database import describe, open_engine, sqlstate
 from receiver.storage.embedded import Cluster
 from receiver.storage.evidence import PatientDigests
@@ -325,7 +325,8 @@ class Worker:
 
     def _forget(self) -> float | None:
         with self._leases.connection() as connection:
-            return 0.0 if upkeep.forget_keys(connection) else None
+            forgotten = upkeep.forget_keys(connection) + once.forget(connection)
+        return 0.0 if forgotten else None
 
     def _make_partitions(self) -> None:
         with self._engine.begin() as connection:

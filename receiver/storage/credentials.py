@@ -287,6 +287,8 @@ def _normal(read: _Settings) -> _Settings:
     if isinstance(read, OAuth) and (unknown := sorted(read.names.keys() - set(tokens.PARAMETERS))):
         raise ConfigurationError(f"{', '.join(unknown)}: the parameters that may be renamed are "
                                  f"{', '.join(tokens.PARAMETERS)}")
+    if isinstance(read, Google) and read.keys is None and read.jwks_url is None:
+        changes["jwks_url"] = google.JWKS_URL
     if isinstance(read, Mtls):
         if read.subject is not None:
             changes["subject"] = mtls.normalise_subject(read.subject)

@@ -67,6 +67,11 @@ def _rows(connection: Connection, table: Table, keyring: Keyring) -> list[dict[s
     return rows
 
 
+def credential_rows(connection: Connection, keyring: Keyring) -> list[dict[str, Any]]:
+    """The rows of credentials that are as we have written them, with what is kept of their secrets."""
+    return [row for row in _rows(connection, schema.credentials, keyring) if row["proved"]]
+
+
 def proved(table: Table, row: Mapping[str, Any], keyring: Keyring) -> bool:
     """Whether a row of the registry is as we have written it."""
     try:
