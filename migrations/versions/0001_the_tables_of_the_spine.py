@@ -3,6 +3,7 @@
 Revision: 0001.
 """
 
+from contextlib import closing
 from datetime import UTC, datetime
 
 import sqlalchemy as sa
@@ -287,7 +288,7 @@ def upgrade() -> None:
     op.execute("CREATE SCHEMA procrastinate")
     op.execute("SET LOCAL search_path = procrastinate")
     # The driver's own cursor, without parameters: it sends the text as it is, several statements and no % special.
-    with op.get_bind().connection.cursor() as cursor:
+    with closing(op.get_bind().connection.cursor()) as cursor:
         cursor.execute(procrastinate_sql("3.10.0"))
     op.execute("SET LOCAL search_path = DEFAULT")
 
