@@ -29,10 +29,11 @@ from receiver import keyring as keyrings
 from receiver import settings as table
 from receiver.cli import output, session
 from receiver.errors import ReceiverError
+from receiver.handlers import discovery
 from receiver.keyring import Keyring
 from receiver.settings import Settings
 from receiver.storage import backups, migrations, reading
-from receiver.storage.registration import check_keys
+from receiver.storage.registration import HandlerSpec, check_keys
 
 State = Literal["ok", "warn", "bad"]
 
@@ -300,7 +301,22 @@ def _workers(connection: Connection, _: Keyring | None) -> Finding:
     return Finding(name="workers", state="ok", told=f"{len(alive)} alive")
 
 
-_WORK: Final = (_credentials, _workers)
+def _plugins(connection: Connection, _: Keyring | None) -> Finding:
+    """What is enabled and installed here, imported as a worker imports it."""
+    bound = [each for each in reading.subscriptions(connection) if each["enabled"]]
+    specs: dict[str, list[HandlerSpec]] = {}
+    try:
+        loaded = discovery.load({each["handler"] for each in bound}, table.load().handlers)
+        for each in bound:
+            if each["handler"] in loaded:
+                specs.setdefault(each["destination"], []).append(loaded[each["handler"]].spec)
+        discovery.check_responders(specs)
+    except ReceiverError as exc:
+        return Finding(name="plugins", state="bad", told=str(exc), mend="redox-receiver handlers check")
+    return Finding(name="plugins", state="ok", told=f"{len(loaded)} handlers can be imported here")
+
+
+_WORK: Final = (_credentials, _plugins, _workers)
 
 
 # --- from outside

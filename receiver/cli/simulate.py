@@ -27,6 +27,7 @@ from receiver.protocol.patterns import matches, normalise_pattern
 from receiver.storage import reading
 from receiver.testing import samples
 from receiver.testing.misbehaviour import Target
+from receiver.testing.signer import Signer
 from receiver.testing.simulation import OUTCOMES, Plan, Result, Simulation
 
 # Wrong results that are printed one by one; the rest is counted.
@@ -42,6 +43,8 @@ _SHOWN: Final = 20
 @click.option("--destination", required=True, metavar="NAME", help="The destination to post to.")
 @click.option("--token-file", required=True, type=SECRET_FILE, metavar="FILE",
               help="Its verification token; - reads it from stdin.")
+@click.option("--signing-secret-file", type=SECRET_FILE, metavar="FILE",
+              help="Sign with the webhook signing secret in FILE, as `credential add --kind hmac` expects by default.")
 @click.option("--source", metavar="UUID", help="The source to name.  [default: one that is registered, if the database "
                                                "can be asked]")
 @click.option("--kind", "kinds", multiple=True, metavar="KIND",
@@ -62,14 +65,14 @@ _SHOWN: Final = 20
               help="The same seed sends the same messages; a second time they are duplicates.  [default: a new one]")
 @click.option("--live", is_flag=True, help="Meta.Test false.  [default: true]")
 @click.option("--misbehave", is_flag=True, help="Also send what must be refused: wrong tokens, unknown sources, bodies "
-                                                "that are no messages.")
+                                                "that are no messages; and lose answers.")
 @click.option("--api", metavar="HOST:PORT", callback=loopback,
               help="Play Redox's API there too, for what handlers send: to API keys with that base URL, on this host.")
 @click.option("--production", is_flag=True, help="Yes, send made-up messages to a production destination.")
 @json_option
-def simulate(*, url: str | None, destination: str, token_file: Path, source: str | None, kinds: Sequence[str],
-             files: Sequence[Path], api: tuple[str, int] | None, production: bool, misbehave: bool, live: bool,
-             seed: int | None, as_json: bool, **how: Any) -> None:
+def simulate(*, url: str | None, destination: str, token_file: Path, signing_secret_file: Path | None,
+             source: str | None, kinds: Sequence[str], files: Sequence[Path], api: tuple[str, int] | None,
+             production: bool, misbehave: bool, live: bool, seed: int | None, as_json: bool, **how: Any) -> None:
     """Play Redox against a running receiver.
 
     Makes the handshake, then sends messages, first in first out in each feed, one at a time, with pauses and retries as
@@ -82,7 +85,9 @@ def simulate(*, url: str | None, destination: str, token_file: Path, source: str
     source = source or known.get("source_id")
     if source is None:
         raise click.UsageError("name a registered source with --source: the database cannot be asked for one")
-    target = Target(base_url=url, destination=destination, token=read_secret(token_file), source_id=source)
+    signer = None if signing_secret_file is None else Signer(secret=read_secret(signing_secret_file).encode())
+    target = Target(base_url=url, destination=destination, token=read_secret(token_file), source_id=source,
+                    signer=signer)
     seed = random.randrange(1_000_000_000) if seed is None else seed  # noqa: S311 - no secret
     plan = Plan(kinds=_kinds(kinds, files), bodies=[file.read_bytes() for file in files], seed=seed, test=not live,
                 misbehave=misbehave, unknown_source=known.get("unknown_source", 403), **how)

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 from receiver.testing.line import Answer, Line
 from receiver.testing.sender import FakeRedox, Handshake
+from receiver.testing.signer import Signer
 
 _KIND: Final = "PatientAdmin.Arrival"
 
@@ -27,12 +28,13 @@ class Target:
     destination: str
     token: str = field(repr=False)
     source_id: str
+    signer: Signer | None = None
 
     def redox(self, *, destination: str | None = None, token: str | None = None,
               source_id: str | None = None) -> FakeRedox:
         """Redox; or somebody who differs from it in what is given."""
         return FakeRedox(self.base_url, destination or self.destination, token or self.token,
-                         source_id=source_id or self.source_id)
+                         source_id=source_id or self.source_id, signer=self.signer)
 
     def body(self, seed: int) -> bytes:
         """A message with which nothing is wrong."""

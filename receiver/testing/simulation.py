@@ -25,6 +25,8 @@ from receiver.testing.sender import Handshake
 
 # Every so many notifications of a feed, one is sent once more, as an at-least-once sender may.
 DUPLICATE_EVERY: Final = 5
+# Where it misbehaves, so many a time the answer is lost on the way, and Redox tries again.
+LOSE_EVERY: Final = 3
 
 # What may become of what is sent, in the order of the summary.
 OUTCOMES: Final = ("handshake", "accepted", "accepted again", "answered", "no responder", "misbehaviour met", "wrong")
@@ -160,7 +162,8 @@ class Simulation:
             for number, item in enumerate(queue, 1):
                 if not self._my_turn():
                     return
-                sent = feed.deliver(item.make())
+                lost = plan.misbehave and number % LOSE_EVERY == 0
+                sent = feed.deliver(item.make(), lose_answers=int(lost))
                 if self._stopped.is_set():
                     return
                 if not sent.answer.accepted:

@@ -64,7 +64,7 @@ def test_a_sound_host(check: Check, registration: Registration) -> None:
     assert amiss(found) == {}
     assert list(found) == [
         "settings", "data_directory", "listener", "admin_listener", "disk", "keyring", "database", "writable",
-        "durability", "clock", "migrations", "keys", "credentials", "workers"]
+        "durability", "clock", "migrations", "keys", "credentials", "plugins", "workers"]
     assert found["durability"]["state"] == "bad"
     assert {tuple(each) for each in found.values()} == {("name", "state", "told", "mend")}
 
@@ -202,6 +202,17 @@ def test_workers(check: Check, engine: Engine, registration: Registration) -> No
     with engine.begin() as connection:
         connection.execute(schema.workers.update().values(handlers=["register"]))
     assert amiss(check()) == {}
+
+
+def test_plugins(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin that cannot be imported is found, and named."""
+    monkeypatch.setenv("RECEIVER_HANDLERS", "receiver.testing.example")
+    assert check()["plugins"] == {
+        "name": "plugins", "state": "ok", "told": "3 handlers can be imported here", "mend": None}
+    monkeypatch.setenv("RECEIVER_HANDLERS", "no.such.plugin")
+    found = check()
+    assert amiss(found) == {"plugins": "bad"}
+    assert "no.such.plugin" in found["plugins"]["told"]
 
 
 # --- from outside

@@ -15,7 +15,7 @@ from receiver.protocol.registry import Environment
 from receiver.storage.registration import Registration
 from receiver.testing.misbehaviour import Target
 from receiver.testing.samples import kinds
-from tests.protocol.made_up import SOURCE, TOKENS
+from tests.protocol.made_up import SECRETS, SOURCE, TOKENS, signing, token
 from tests.testing.model_receiver import TEXT, model_receiver
 
 Simulate = Callable[..., Result]
@@ -102,6 +102,18 @@ def test_a_file(simulate: Simulate, tmp_path: Path) -> None:
     (tmp_path / "body.json").write_text(json.dumps(body))
     told = json.loads(simulate("--source", SOURCE, "--file", str(tmp_path / "body.json"), "--json").stdout)
     assert [(each["outcome"], each["count"]) for each in told["summary"]] == [("handshake", 2), ("accepted", 1)]
+
+
+def test_signed(tmp_path: Path) -> None:
+    """--signing-secret-file signs every message, for a destination that wants that; without it none passes."""
+    (tmp_path / "token").write_text(TOKENS["first"])
+    (tmp_path / "secret").write_text(SECRETS["first"])
+    with model_receiver(credentials=(token(), signing(id=2)), require=("hmac+token",)) as target:
+        arguments = ["simulate", "--url", target.base_url, "--destination", "main", "--token-file",
+                     str(tmp_path / "token"), "--source", SOURCE, "--kind", "Device.New", "--patience", "0"]
+        signed = CliRunner().invoke(main, [*arguments, "--signing-secret-file", str(tmp_path / "secret")])
+        assert signed.exit_code == 0, signed.output
+        assert "Device.New: answered 401, not 200" in CliRunner().invoke(main, arguments).stdout
 
 
 @pytest.mark.parametrize(("arguments", "told"), [

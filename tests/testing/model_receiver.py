@@ -6,7 +6,7 @@ It answers as the table of answers says; with a `spoil`, not quite.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from receiver.pipeline import UNPROVED_BODY, Challenged, Refused, Verdict, judge, screen, unproved
 from receiver.protocol.message import Head, Inbound, error_body, response_event
-from receiver.protocol.registry import Destination
+from receiver.protocol.registry import Credential, Destination
 from receiver.testing.misbehaviour import Target
 from tests.protocol.made_up import SOURCE, TOKENS, destination, registry, token
 
@@ -56,9 +56,10 @@ def answered(body: bytes) -> Answer:
 
 
 @contextmanager
-def model_receiver(spoil: Spoil = lambda _body, _count, answer: answer, **policies: Any) -> Iterator[Target]:
+def model_receiver(spoil: Spoil = lambda _body, _count, answer: answer,
+                   credentials: Sequence[Credential] = (token(),), **policies: Any) -> Iterator[Target]:
     """Serves on a random port of 127.0.0.1 while the block runs; yields how to reach it."""
-    at = destination(token(), **policies)
+    at = destination(*credentials, **policies)
     lock, count = Lock(), 0
 
     class Handler(BaseHTTPRequestHandler):

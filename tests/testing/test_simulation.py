@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from receiver.testing.misbehaviour import Target, trespasses
-from receiver.testing.simulation import DUPLICATE_EVERY, Plan, Result, Simulation
+from receiver.testing.simulation import DUPLICATE_EVERY, LOSE_EVERY, Plan, Result, Simulation
 from tests.testing.model_receiver import JSON, TEXT, Answer, Spoil, answered, model_receiver
 
 NOTIFICATIONS = ("PatientAdmin.Arrival", "Scheduling.New", "FHIR.PatientAdminCreated")
@@ -56,6 +56,13 @@ def test_total_is_what_there_will_be() -> None:
     assert outcomes(results)["accepted again"] == 3 * 2
     assert outcomes(results)["misbehaviour met"] == len(trespasses())
     assert {result.wrong for result in results} == {None}
+
+
+def test_lost_answers() -> None:
+    """Where it misbehaves, some answers are lost on the way: Redox tries again, and the receiver knows it."""
+    plan = Plan(kinds=("PatientAdmin.Arrival",), count=2 * LOSE_EVERY, seed=7, misbehave=True)
+    attempts = [result.attempts for result in run(plan=plan) if result.outcome == "accepted"]
+    assert attempts == [1, 1, 2, 1, 1, 2]
 
 
 def test_each_feed_is_in_order_and_a_data_model_in_one() -> None:
