@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import structlog
 from sqlalchemy import Engine
 
 from receiver import keyring as keyrings
@@ -20,7 +21,8 @@ from tests.postgres import drop_database, new_database, session_cluster
 
 @pytest.fixture(autouse=True)
 def _scrubbed(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No setting of the machine's reaches a test, and no test the settings of the machine."""
+    """No setting of the machine's reaches a test, no test the settings of the machine, and none another's logging."""
+    structlog.reset_defaults()
     for name in os.environ:
         if name.startswith(("RECEIVER_", "PLUGIN_", "PG")) or name == "DATABASE_URL":
             monkeypatch.delenv(name)

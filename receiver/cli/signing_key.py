@@ -77,7 +77,7 @@ def list_(*, as_json: bool) -> None:
 
 
 @signing_key.command(epilog=example("signing-key jwks > jwks.json"))
-@click.option("--json", is_flag=True, expose_value=False, help="It is JSON in any case.")
+@click.option("--json", is_flag=True, expose_value=False, help="Nothing but JSON is printed in any case.")
 def jwks() -> None:
     """Print what the public listener serves: the public halves of all keys that are not retired."""
     with opened() as session, session.engine.connect() as connection:
