@@ -22,8 +22,6 @@ from receiver.errors import NotFound
 if TYPE_CHECKING:
     from redox.abstract_base import EventTypeAbstractModel
 
-# In the `redox` package beside the models: what is not one of them.
-_NO_MODELS: Final = frozenset({"generic"})
 # Python refuses to read a longer integer (its guard against quadratic time).
 _LONGEST_INT: Final = 4300
 
@@ -72,18 +70,23 @@ class Message:
 
 def _model_class(kind: str) -> type[EventTypeAbstractModel]:
     model, _, event = kind.partition(".")
-    package, cls = model.lower(), "".join(part[:1].upper() + part[1:] for part in event.split("-"))
-    # A kind is the sender's word: only names that are there are imported, and of them only the one package.
-    if package not in _modules("redox") - _NO_MODELS or cls.lower() not in _modules(f"redox.{package}"):
-        if model == "FHIR":
-            raise NotFound(f"{kind}: the `redox` package has no class for FHIR: use message.data, or fhir.resources")
-        raise NotFound(f"{kind}: the `redox` package has no class for it: use message.data")
-    found: type[EventTypeAbstractModel] = getattr(import_module(f"redox.{package}"), cls)
-    return found
+    package, name = model.lower(), "".join(part[:1].upper() + part[1:] for part in event.split("-"))
+    # A kind is the sender's word: nothing but a package of models that is there is imported, and of them only that one.
+    found = None
+    if package in _packages():
+        found = getattr(import_module(f"redox.{package}"), name, None)
+    if isinstance(found, type):
+        cls: type[EventTypeAbstractModel] = found
+        return cls
+    if model == "FHIR":
+        raise NotFound(f"{kind}: the `redox` package has no class for FHIR: use message.data, or fhir.resources")
+    raise NotFound(f"{kind}: the `redox` package has no class for it: use message.data")
 
 
-def _modules(package: str) -> frozenset[str]:
-    return frozenset(module.name for module in iter_modules(import_module(package).__path__))
+def _packages() -> frozenset[str]:
+    """One for each Data Model; `redox` itself imports none of them."""
+    return frozenset(module.name for module in iter_modules(import_module("redox").__path__) if module.ispkg) - {
+        "generic"}
 
 
 def _float(text: str) -> float | Decimal:

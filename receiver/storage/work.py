@@ -80,11 +80,13 @@ class Work:
     def rollback(self) -> None:
         """Undo the run's work; a connection that cannot is given up."""
         self.used = False
-        if self._connection is None:
+        if self._connection is None or self._connection.closed:
             return
         try:
             self._connection.rollback()
-        except SQLAlchemyError:
+            # Of a transaction that a plugin has tried to end SQLAlchemy knows no more; the server does.
+            self._connection.connection.rollback()
+        except (SQLAlchemyError, PsycopgError):
             self.drop()
 
     def drop(self) -> None:

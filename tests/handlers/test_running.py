@@ -81,7 +81,8 @@ def test_a_failure_holds_back_its_lane_alone(shared: World, warm: Slot, place: s
     [lane] = shared.rows("SELECT state, owner, ready_at - now() AS pause FROM lanes WHERE lane = :lane", lane=sent.lane)
     assert (lane["state"], lane["owner"]) == ("waiting", None)
     assert 0 < lane["pause"].total_seconds() <= outcomes.FIRST_PAUSE * (1 + outcomes.SPREAD)
-    assert shared.stay(warm, sent.lane) is None  # its time has not come
+    shared.hold_time()
+    assert shared.stay(warm, sent.lane) is None
     assert shared.stay(warm, other.lane) == Left(why="empty")
 
     shared.let_time_pass()

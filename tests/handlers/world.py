@@ -179,6 +179,10 @@ class World:
         with self.engine.begin() as connection:
             connection.execute(text(statement), values)
 
+    def hold_time(self) -> None:
+        """What waits for its time goes on waiting, however slow this machine is."""
+        self.execute("UPDATE lanes SET ready_at = now() + interval '1 day' WHERE state = 'waiting'")
+
     def let_time_pass(self) -> None:
         """What waits for its time waits no longer."""
         self.execute("UPDATE lanes SET ready_at = now() WHERE ready_at > now()")
@@ -281,12 +285,12 @@ class Sent:
         return self.world.until_begun(self.first + which - 1, times)
 
 
-def alive(pid: int) -> bool:
-    """Whether the process lives; one that is dead and not reaped does not."""
+def gone(pid: int) -> bool:
+    """Whether the process has ended, reaped or not."""
     try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
-        return False
+        return True
 
 
 def handler_processes(pid: int) -> list[psutil.Process]:

@@ -68,6 +68,10 @@ def _loop(message: Message, context: Context) -> None:
         pass
 
 
+def _hold_interpreter(message: Message, context: Context) -> None:
+    ctypes.PyDLL(None).sleep(3600)  # unlike CDLL it keeps the lock that Python's threads share
+
+
 def _sleep(message: Message, context: Context, seconds: str = "1e9") -> None:
     time.sleep(float(seconds))
 
@@ -170,6 +174,7 @@ def _facts(message: Message, context: Context) -> None:
 
 DEEDS: dict[str, Callable[..., None]] = {
     "nothing": lambda *_: None, "raise": _raise, "retry_later": _retry_later, "give_up": _give_up, "loop": _loop,
+    "hold_interpreter": _hold_interpreter,
     "sleep": _sleep, "exit": _exit, "system_exit": _system_exit, "segfault": _segfault, "memory": _memory,
     "close_fds": _close_fds, "print": _print, "log": _log, "fork": _fork, "fork_return": _fork_return,
     "wait_for": _wait_for, "insert": _insert, "insert_raise": _insert_raise, "insert_wait": _insert_wait,
@@ -200,6 +205,12 @@ def holding(message: Message, context: Context) -> None:
 @handler("*", name="fragile", max_attempts=1, timeout=3)
 def fragile(message: Message, context: Context) -> None:
     """One attempt."""
+    act(message, context)
+
+
+@handler("*", name="brief", max_attempts=1, timeout=1)
+def brief(message: Message, context: Context) -> None:
+    """One attempt, one second."""
     act(message, context)
 
 

@@ -1,0 +1,60 @@
+"""Facts about a plugin's own settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel, SecretStr
+from pydantic_settings import BaseSettings
+
+from receiver.errors import ConfigurationError
+from receiver.handlers.plugin_settings import load
+
+
+class Beds(BaseModel):
+    """A model of a plugin that knows nothing of environments."""
+
+    url: str
+    limit: int = 3
+    key: SecretStr | None = None
+
+
+class Wards(BaseSettings):
+    """One that does."""
+
+    url: str
+
+
+def test_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PLUGIN_<NAME>_* fill the model, the handler's name in capitals with _ for -; what it has defaults for may be
+    left out."""
+    monkeypatch.setenv("PLUGIN_BED_BOARD_URL", "http://beds")
+    monkeypatch.setenv("PLUGIN_BED_BOARD_KEY", "k")
+    monkeypatch.setenv("URL", "of somebody else")
+    filled = load(Beds, "bed-board", None)
+
+    assert isinstance(filled, Beds)
+    assert (filled.url, filled.limit, filled.key) == ("http://beds", 3, SecretStr("k"))
+    assert load(Wards, "bed-board", None).url == "http://beds"
+
+
+def test_below_it_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What the environment does not say the .env file may."""
+    (tmp_path / ".env").write_text("PLUGIN_BEDS_URL=http://file\nPLUGIN_BEDS_LIMIT=5\nRECEIVER_BIND=x:1\n")
+    monkeypatch.setenv("PLUGIN_BEDS_URL", "http://environment")
+
+    assert load(Beds, "beds", tmp_path / ".env") == load(Beds, "beds", tmp_path / ".env")
+    assert (load(Beds, "beds", tmp_path / ".env").url, load(Beds, "beds", tmp_path / ".env").limit) == (
+        "http://environment", 5)
+
+
+def test_mistakes_name_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every variable that is missing or wrong is named, and no value is told."""
+    monkeypatch.setenv("PLUGIN_BEDS_LIMIT", "hunter2")
+    with pytest.raises(ConfigurationError) as caught:
+        load(Beds, "beds", None)
+
+    assert sorted(line.partition(":")[0] for line in str(caught.value).splitlines()) == [
+        "PLUGIN_BEDS_LIMIT", "PLUGIN_BEDS_URL"]
+    assert "hunter2" not in str(caught.value)
