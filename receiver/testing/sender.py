@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from urllib.parse import quote, urlencode, urlsplit
 from uuid import uuid4
 
 from receiver.testing.line import Answer, Line
+from receiver.testing.presenting import Hmac, Outgoing, Presenter
 from receiver.testing.samples import Person, encode, sample
 from receiver.testing.signer import Signer
 
@@ -45,17 +46,19 @@ class FakeRedox:
 
     `base_url`: where the receiver listens; `destination`: its name there; `token`: the verification token. `source_id`:
     the source that its sample bodies name. `bearer`: send the token as `authorization: Bearer` too, as Redox has since
-    about 2021. `timeout`: seconds for each read; how long Redox waits is not published.
+    about 2021. `presenters`: auth credentials that are linked to the destination; theirs is `authorization` then.
+    `timeout`: seconds for each read; how long Redox waits is not published.
     """
 
     def __init__(self, base_url: str, destination: str, token: str, *, source_id: str,
-                 bearer: bool = True, signer: Signer | None = None, timeout: float = 30.0,
-                 tls: ssl.SSLContext | None = None) -> None:
+                 bearer: bool = True, signer: Signer | None = None, presenters: Sequence[Presenter] = (),
+                 timeout: float = 30.0, tls: ssl.SSLContext | None = None) -> None:
         self.source_id = source_id
         self.destination = destination
         self._base_url, self._timeout, self._tls = base_url, timeout, tls
         self._target = f"{urlsplit(base_url).path.rstrip('/')}/redox/{quote(destination)}"
-        self._token, self._bearer, self._signer = token, bearer, signer
+        self._token, self._bearer = token, bearer
+        self._presenters = presenters if signer is None else (Hmac(signer=signer), *presenters)
 
     def line(self) -> Line:
         """A new connection. Raises ConfigurationError when the base URL is none."""
@@ -91,11 +94,12 @@ class FakeRedox:
         return Handshake(challenge=challenge, answer=self._request("GET", target, None, headers))
 
     def _headers(self, body: bytes, changes: Mapping[str, str | None]) -> dict[str, str]:
-        headers: dict[str, str | None] = {"content-type": "application/json", "verification-token": self._token}
+        headers = {"content-type": "application/json", "verification-token": self._token}
         if self._bearer:
             headers["authorization"] = f"Bearer {self._token}"
-        if self._signer is not None:
-            headers |= _lower(self._signer.headers(body, now=time.time()))
+        for presenter in self._presenters:
+            headers |= presenter.headers(Outgoing(method="POST", host=urlsplit(self._base_url).netloc,
+                                                  target=self._target, headers=headers, body=body), now=time.time())
         return {name: value for name, value in (headers | _lower(changes)).items() if value is not None}
 
     def _request(self, method: str, target: str, body: bytes | None, headers: Mapping[str, str],
@@ -104,6 +108,6 @@ class FakeRedox:
             return used.request(method, target, body=body, headers=headers, lose_answer=lose_answer)
 
 
-def _lower(headers: Mapping[str, str | None] | Mapping[str, str]) -> dict[str, str | None]:
+def _lower(headers: Mapping[str, str | None]) -> dict[str, str | None]:
     """Names in lower case, so that "Redox-Signature" replaces "redox-signature"."""
     return {name.lower(): value for name, value in headers.items()}

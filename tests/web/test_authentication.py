@@ -1,0 +1,349 @@
+"""Every way in which Redox authenticates itself, against a receiver that really serves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from receiver.errors import ConfigurationError
+from receiver.storage.registration import HandlerSpec
+from receiver.testing.line import Answer, Line
+from receiver.testing.presenting import (
+    AccessToken,
+    Certificate,
+    Hmac,
+    Outgoing,
+    Presenter,
+    SignedToken,
+    SigV4,
+)
+from receiver.testing.sender import FakeRedox
+from receiver.testing.signer import Signer
+from tests.protocol.verification.issuers import P256, P384, RSA_FIRST, PrivateKey, jwk, pem
+from tests.web.conftest import SOURCE, Site
+from tests.web.server import Server, serving, until
+
+SECRET = "a made-up secret of some length"
+ISSUER = "https://issuer.example"
+ACCOUNT = "redox@project.iam.example"
+_SEEDS = count(100)  # the same message again would be a duplicate
+
+
+@pytest.fixture(scope="module")
+def server(site: Site) -> Iterator[Server]:
+    """A receiver that trusts a proxy on this machine."""
+    with serving(site.directory, site.environment | {"RECEIVER_TRUSTED_PROXIES": "127.0.0.1"}) as server:
+        yield server
+
+
+def private(key: PrivateKey) -> str:
+    """PEM of a private key."""
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+
+
+def certificate(name: str) -> x509.Certificate:
+    """A client certificate that its own key has signed: who checks it is the proxy."""
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    return (x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(P256.public_key())
+            .serial_number(7).not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False).sign(P256, SHA256()))
+
+
+class Place:
+    """A destination that requires one kind, and Redox with what proves that kind."""
+
+    def __init__(self, site: Site, server: Server, kind: str, *, secret: str | None = None, **settings: Any) -> None:
+        self.site, self.kind = site, kind
+        self.name = f"{kind}-{site.count('destinations')}"
+        self.url = f"http://127.0.0.1:{server.port}"
+        self.token = site.add(self.name, require=[kind])
+        self.credential = self.add(secret, **settings)
+
+    def add(self, secret: str | None = None, **settings: Any) -> int:
+        """Another credential of the kind; its id."""
+        return self.site.registration.add_credential(
+            self.name, datetime.now(UTC), self.kind, settings, None if secret is None else secret.encode(), label=None,
+            expires_at=None)
+
+    def revoke(self) -> None:
+        """End the credential."""
+        self.site.registration.revoke_credential(self.credential, datetime.now(UTC))
+
+    def redox(self, *presenters: Presenter) -> FakeRedox:
+        """Redox with these."""
+        return FakeRedox(self.url, self.name, self.token, source_id=SOURCE, presenters=presenters)
+
+    def send(self, *presenters: Presenter, seed: int = 0, kind: str = "PatientAdmin.Arrival", **more: Any) -> Answer:
+        """Send a sample message."""
+        redox = self.redox(*presenters)
+        return redox.send(redox.body(kind, seed=seed), **more)
+
+    @property
+    def token_url(self) -> str:
+        """The token endpoint."""
+        return f"{self.url}/oauth/{self.name}/token"
+
+    def accepted(self, *presenters: Presenter) -> None:
+        """A message of these is let in, as soon as the receiver has read the registry, and it is told by what."""
+        until(lambda: self.send(*presenters, seed=next(_SEEDS)).status == 200)
+        rows = self.site.rows("SELECT m.credential_ids FROM messages m JOIN destinations d ON d.id = m.destination_id "
+                              "WHERE d.name = :name ORDER BY m.id DESC LIMIT 1", name=self.name)
+        assert self.credential in rows[0][0]
+
+    def refused(self, *presenters: Presenter, reason: str, **more: Any) -> None:
+        """One of these is refused, and the audit says why."""
+        after = self.site.last()
+        assert self.send(*presenters, seed=5, **more).status == 401
+        assert self.site.audit(after, destination=self.name, action="message.refuse").reason == reason
+
+    def ends(self, *presenters: Presenter, reason: str) -> None:
+        """After revoking, the same is refused within moments."""
+        self.revoke()
+        until(lambda: self.send(*presenters).status == 401, 10)
+        self.refused(*presenters, reason=reason)
+
+
+def _rsa_keys() -> str:
+    return json.dumps({"keys": [jwk(RSA_FIRST, kid="a"), jwk(P384, kid="e")]})
+
+
+def test_jwt(site: Site, server: Server) -> None:
+    """A signed token with each request; nothing less, and not after the credential ends."""
+    at = Place(site, server, "jwt", issuers=[ISSUER], audiences=["us"], keys=_rsa_keys())
+    right = SignedToken(key=private(RSA_FIRST), algorithm="RS256", kid="a", issuer=ISSUER, audience="us")
+    at.accepted(right)
+    at.accepted(SignedToken(key=private(P384), algorithm="ES384", kid="e", issuer=ISSUER, audience="us"))
+    at.refused(reason="credential_insufficient")  # the verification token alone
+    at.refused(SignedToken(key=private(RSA_FIRST), algorithm="RS256", kid="x", issuer=ISSUER, audience="us"),
+               reason="jwt_key_unknown")
+    at.refused(SignedToken(key=private(RSA_FIRST), algorithm="RS256", kid="a", issuer=ISSUER, audience="them"),
+               reason="jwt_audience_wrong")
+    at.ends(right, reason="jwt_credential_expired")
+
+
+def test_google(site: Site, server: Server) -> None:
+    """A token that Google signed for one account."""
+    at = Place(site, server, "google", audiences=["us"], email=ACCOUNT, keys=pem(RSA_FIRST).decode())
+    right = SignedToken(key=private(RSA_FIRST), algorithm="RS256", issuer="https://accounts.google.com", audience="us",
+                        email=ACCOUNT)
+    at.accepted(right)
+    at.refused(SignedToken(key=private(RSA_FIRST), algorithm="RS256", issuer="https://accounts.google.com",
+                           audience="us", email="stranger@example.com"), reason="jwt_email_wrong")
+    at.ends(right, reason="jwt_credential_expired")
+
+
+@pytest.mark.parametrize("send", ["basic", "form", "json"])
+def test_oauth(site: Site, server: Server, send: Any) -> None:
+    """A client with a secret gets a token, which opens until the credential ends; the audit tells of each token."""
+    at = Place(site, server, "oauth", client_id="redox", secret=SECRET, scopes=["write"])
+    after = site.last()
+    right = AccessToken(at.token_url, "redox", secret=SECRET, send=send)
+    until(lambda: _granted(right))
+    at.accepted(right)
+    issued = site.audit(after, action="token.issue", destination=at.name)
+    assert issued.subject == f"credentials:{at.credential}"
+    at.refused(reason="credential_insufficient")
+    at.ends(right, reason="jwt_credential_expired")
+
+
+def _granted(presenter: AccessToken) -> bool:
+    try:
+        return bool(presenter.ask(now=datetime.now(UTC).timestamp()))
+    except ConfigurationError:
+        return False
+
+
+def test_oauth_under_other_names(site: Site, server: Server) -> None:
+    """The parameters come under the names that the dashboard's fields say."""
+    names = {"grant_type": "grantType", "client_id": "clientId", "client_secret": "clientSecret"}
+    at = Place(site, server, "oauth", client_id="redox", secret=SECRET, names=names, audience="us")
+    right = AccessToken(at.token_url, "redox", secret=SECRET, send="json", names=names, audience="us")
+    until(lambda: _granted(right))
+    at.accepted(right)
+    assert not _granted(AccessToken(at.token_url, "redox", secret=SECRET, send="json", audience="us"))
+
+
+def test_a_secret_is_changed_without_a_refused_message(site: Site, server: Server) -> None:
+    """The new secret is live before the old one ends, and each token is good for its own."""
+    at = Place(site, server, "oauth", client_id="redox", secret=SECRET)
+    old = AccessToken(at.token_url, "redox", secret=SECRET)
+    until(lambda: _granted(old))
+    at.accepted(old)
+    number = at.add(SECRET[::-1], client_id="redox")
+    new = AccessToken(at.token_url, "redox", secret=SECRET[::-1])
+    until(lambda: _granted(new))
+    assert {at.send(old).status, at.send(new).status} == {200}
+    at.revoke()
+    until(lambda: at.send(old).status == 401, 10)
+    at.credential = number
+    at.accepted(new)
+
+
+def test_smart(site: Site, server: Server) -> None:
+    """A client that signs gets a token; its assertion is good once, on this host and on every other."""
+    name = f"smart-{site.count('destinations')}"
+    url = f"http://127.0.0.1:{server.port}/oauth/{name}/token"
+    at = Place(site, server, "smart", client_id="engine", audiences=[url], keys=_rsa_keys())
+    assert at.token_url == url
+    assertion = SignedToken(key=private(P384), algorithm="ES384", kid="e", issuer="engine", subject="engine",
+                            audience=url)
+    right = AccessToken(url, "engine", assertion=assertion)
+    until(lambda: _granted(right))
+    at.accepted(right)
+    form = {"grant_type": "client_credentials", "client_assertion": assertion.token(now=datetime.now(UTC).timestamp()),
+            "client_assertion_type": "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"}
+    after = site.last()
+    assert _ask(at, json.dumps(form).encode(), "application/json").status == 200
+    with serving(site.directory, site.environment) as other:
+        again = _ask(at, json.dumps(form).encode(), "application/json", port=other.port)
+    assert again.status == 401
+    assert again.json() == {"error": "invalid_client"}
+    assert site.audit(after, action="token.refuse").reason == "token_assertion_replayed"
+    at.ends(right, reason="jwt_credential_expired")
+
+
+def _ask(at: Place, body: bytes, media: str = "application/x-www-form-urlencoded", *, port: int | None = None,
+         method: str = "POST", peer: str = "192.0.2.1") -> Answer:
+    base = at.url if port is None else f"http://127.0.0.1:{port}"
+    with Line(base, timeout=20) as line:
+        return line.request(method, urlsplit(at.token_url).path, body=body,
+                            headers={"content-type": media, "x-forwarded-for": peer})
+
+
+def test_the_endpoint_speaks_rfc_6749(site: Site, server: Server) -> None:
+    """Answers and errors as in sections 5.1 and 5.2: JSON, never kept by anybody."""
+    at = Place(site, server, "oauth", client_id="redox", secret=SECRET)
+    until(lambda: _granted(AccessToken(at.token_url, "redox", secret=SECRET)))
+    good = b"grant_type=client_credentials&client_id=redox&client_secret=" + SECRET.replace(" ", "+").encode()
+    for body, status, error in ((good, 200, None), (good + b"x", 401, "invalid_client"), (b"", 401, "invalid_client"),
+                                (good.replace(b"client_credentials", b"password"), 400, "unsupported_grant_type"),
+                                (good + b"&scope=x", 400, "invalid_scope"), (good + b"&scope=", 200, None),
+                                (good + b"&client_id=redox", 400, "invalid_request"),
+                                (b"a=" + b"x" * 20_000, 400, "invalid_request")):
+        answer = _ask(at, body)
+        assert answer.status == status
+        assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["pragma"] == "no-cache"
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.json().get("error") == error
+        assert ("www-authenticate" in answer.headers) is (status == 401)
+        if status == 401:
+            assert answer.headers["www-authenticate"].startswith("Basic ")
+    assert answer.headers["connection"] == "close"
+    assert _ask(at, b"", method="GET").status == 405
+    assert _ask(at, b"", method="PUT").status == 405
+
+
+def test_guesses_are_told_to_wait_and_the_right_secret_is_not(site: Site, server: Server) -> None:
+    """Many wrong secrets from one address are answered 429; from the same address the right one still passes."""
+    at = Place(site, server, "oauth", client_id="redox", secret=SECRET)
+    right = AccessToken(at.token_url, "redox", secret=SECRET)
+    until(lambda: _granted(right))
+    wrong = {_ask(at, b"grant_type=client_credentials&client_id=redox&client_secret=guess%d" % n,
+                  peer="198.51.100.7").status for n in range(30)}
+    assert wrong == {401, 429}
+    answer = _ask(at, b"", peer="198.51.100.7")
+    assert answer.status == 429
+    assert int(answer.headers["retry-after"]) > 0
+    good = b"grant_type=client_credentials&client_id=redox&client_secret=" + SECRET.replace(" ", "+").encode()
+    assert _ask(at, good, peer="198.51.100.7").status == 200
+    assert _ask(at, b"", peer="203.0.113.9").status == 401
+
+
+def test_no_endpoint_of_an_unknown_destination(site: Site, server: Server) -> None:
+    """A name that nobody registered is told nothing that a wrong secret is not."""
+    at = Place(site, server, "oauth", client_id="redox", secret=SECRET)
+    name, at.name = at.name, "nobody"
+    unknown = _ask(at, b"grant_type=client_credentials", peer="192.0.2.2")
+    at.name = name
+    until(lambda: _granted(AccessToken(at.token_url, "redox", secret=SECRET)))
+    wrong = _ask(at, b"grant_type=client_credentials", peer="192.0.2.2")
+    assert (unknown.status, unknown.body) == (wrong.status, wrong.body)
+
+
+def test_sigv4(site: Site, server: Server) -> None:
+    """A signature over the request as it arrived."""
+    at = Place(site, server, "sigv4", secret=SECRET, access_key="AKID", region="us-east-1", service="execute-api")
+    right = SigV4(access_key="AKID", secret=SECRET, region="us-east-1", service="execute-api")
+    at.accepted(right)
+    at.refused(SigV4(access_key="AKID", secret=SECRET + "x", region="us-east-1", service="execute-api"),
+               reason="sigv4_signature_wrong")
+    at.refused(SigV4(access_key="AKID", secret=SECRET, region="us-east-1", service="execute-api",
+                     unsigned_payload=True), reason="sigv4_payload_unsigned")
+    at.refused(right, reason="sigv4_signature_wrong", headers={"content-type": "application/fhir+json"})
+    at.ends(right, reason="sigv4_credential_expired")
+
+
+@pytest.mark.parametrize("proxy", ["nginx", "envoy", "aws-alb"])
+def test_mtls(site: Site, server: Server, proxy: Any) -> None:
+    """A certificate that a trusted proxy reports, with its secret."""
+    known = certificate("client.redox.example")
+    at = Place(site, server, "mtls", secret=SECRET, proxy=proxy, san="client.redox.example",
+               fingerprint=known.fingerprint(SHA256()).hex())
+    text = known.public_bytes(Encoding.PEM).decode()
+    right = Certificate(proxy=proxy, pem=text, secret=SECRET)
+    at.accepted(right)
+    at.refused(Certificate(proxy=proxy, pem=text, secret=SECRET + "x"), reason="mtls_proxy_secret_wrong")
+    other = certificate("client.redox.example").public_bytes(Encoding.PEM).decode()
+    at.refused(Certificate(proxy=proxy, pem=other, secret=SECRET), reason="mtls_pin_differs")
+    with serving(site.directory, site.environment) as trusting_nobody:
+        redox = FakeRedox(f"http://127.0.0.1:{trusting_nobody.port}", at.name, at.token, source_id=SOURCE,
+                          presenters=[right])
+        after = site.last()
+        assert redox.send(redox.body("PatientAdmin.Arrival")).status == 401
+        assert site.audit(after, destination=at.name).reason == "mtls_not_from_proxy"
+    at.ends(right, reason="mtls_credential_expired")
+
+
+class Recorded:
+    """Presents again and again what was presented first: what somebody has who listened."""
+
+    def __init__(self, presenter: Presenter) -> None:
+        self._presenter = presenter
+        self._headers: dict[str, str] | None = None
+
+    def headers(self, request: Outgoing, *, now: float) -> dict[str, str]:
+        """The first request's headers."""
+        if self._headers is None:
+            self._headers = self._presenter.headers(request, now=now)
+        return self._headers
+
+
+def _replayable(kind: str) -> tuple[dict[str, Any], Presenter]:
+    if kind == "sigv4":
+        return ({"access_key": "AKID", "region": "us-east-1", "service": "execute-api"},
+                SigV4(access_key="AKID", secret=SECRET, region="us-east-1", service="execute-api"))
+    return ({"timestamp_header": "x-time"}, Hmac(signer=Signer(secret=SECRET.encode(), timestamp_header="x-time")))
+
+
+@pytest.mark.parametrize("kind", ["sigv4", "hmac"])
+def test_a_signed_query_is_answered_once(site: Site, server: Server, kind: str) -> None:
+    """The same signature of a query a second time is refused, on every host; of a notification it is a duplicate."""
+    settings, presenter = _replayable(kind)
+    at = Place(site, server, kind, secret=SECRET, **settings)
+    at.accepted(presenter)
+    site.registration.enable_handler(at.name, HandlerSpec(
+        handler="nobody-answers", role="handler", patterns=("*",), ordering="source", patient_key=None,
+        acknowledge="after_commit", on_failure="dead", max_attempts=1, timeout=5.0), datetime.now(UTC))
+    listened = Recorded(presenter)
+    assert at.send(listened, kind="PatientSearch.Query").status == 501
+    after = site.last()
+    assert at.send(listened, kind="PatientSearch.Query").status == 401
+    assert site.audit(after, destination=at.name, action="message.refuse").reason == "signature_replayed"
+    with serving(site.directory, site.environment) as other:
+        redox = FakeRedox(f"http://127.0.0.1:{other.port}", at.name, at.token, source_id=SOURCE, presenters=[listened])
+        host = {"host": urlsplit(at.url).netloc}
+        assert redox.send(redox.body("PatientSearch.Query"), headers=host).status == 401
+    assert at.send(presenter, kind="PatientSearch.Query", seed=8).status == 501
+    notified = Recorded(presenter)
+    assert [at.send(notified, seed=9).status for _ in range(2)] == [200, 200]
