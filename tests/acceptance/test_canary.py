@@ -1,0 +1,382 @@
+"""Nothing secret and nothing of a patient's leaves the places that are made for it, on any path.
+
+A token, a signing secret, the keys and a patient are driven through all that can go well or wrong; then everything that
+can be read is searched: tables, files (PostgreSQL's own among them), logs, processes, answers, and what commands print.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+import sys
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import psycopg
+import pytest
+from sqlalchemy import make_url
+
+from receiver import keyring as keyrings
+from receiver.testing import samples
+from receiver.testing.line import Answer
+from receiver.testing.sender import FakeRedox
+from receiver.testing.signer import Signer
+from tests.cli.machine import SOURCE, Machine, until
+from tests.faults import leaky
+from tests.faults.canary import Canaries
+from tests.faults.site import ROOT
+from tests.postgres import open_directory
+
+FAMILY = "Quibbleworthington"
+SIGNING_SECRET = "a-signing-secret-that-nobody-else-has"
+STRANGER = "what-a-stranger-presents-instead-of-it"
+
+
+# To begin a process takes longer than most commands do.
+CLERK = """
+import json, sys
+from receiver.cli import main
+for arguments in json.load(sys.stdin):
+    print("$", *arguments[:2], flush=True)
+    try:
+        main(arguments)
+    except SystemExit as exc:
+        print("exit status", exc.code, flush=True)
+"""
+
+
+class Clerk(Machine):
+    """A machine where somebody gives one command after another."""
+
+    def commands(self, *several: Sequence[str]) -> list[tuple[str, str]]:
+        """Run commands one after another in one process: what each was, and all that it printed."""
+        done = subprocess.run(
+            [self.python, "-P", "-c", CLERK], cwd=self.root, env=self._environment(), input=json.dumps(several),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True, timeout=120)
+        parts = re.split(r"^\$ ", done.stdout, flags=re.MULTILINE)[1:]
+        printed = [(f"`{part.splitlines()[0]}`", part) for part in parts]
+        assert len(printed) == len(several)
+        return printed
+
+
+@dataclass
+class Driven:
+    """A machine on which all of it has happened."""
+
+    machine: Clerk
+    token: str
+    said: list[tuple[str, str | bytes]] = field(default_factory=list)
+    statuses: dict[str, int | None] = field(default_factory=dict)
+    admin: str = ""
+
+    def answered(self, what: str, answer: Answer, *, discloses: bool = False) -> None:
+        """Keep an answer; one that discloses was given to whoever had asked for just that."""
+        self.statuses[what] = answer.status
+        if not discloses:
+            self.said.append((f"the answer to {what}", answer.body + repr(dict(answer.headers)).encode()))
+
+    def ran(self, *several: Sequence[str]) -> None:
+        """Run commands, which all succeed, and keep what they print."""
+        printed = self.machine.commands(*several)
+        assert all(said.endswith("exit status 0\n") for _, said in printed), printed
+        self.said += printed
+
+    @property
+    def url(self) -> str:
+        """The database, for psycopg."""
+        return make_url(self.machine.cluster.url).set(drivername="postgresql").render_as_string()
+
+
+PATIENT = replace(samples.person(7, family=FAMILY), mrn="QW-MR-77310044", ssn="QW-SSN-990011")
+
+
+@pytest.fixture(scope="module")
+def driven() -> Iterator[Driven]:
+    """Everything happens once; what is found afterwards is the tests'."""
+    made = Clerk(open_directory(), sys.executable)
+    try:
+        made.environment |= {
+            "RECEIVER_HANDLERS": leaky.__name__, "PYTHONPATH": str(ROOT), "RECEIVER_MAX_BODY": "200000",
+            "RECEIVER_LOG_LEVEL": "debug", "TMPDIR": str(made.root), "HOME": str(made.root)}
+        made.up("--workers", "1")
+        token = made.register("lab").read_text().strip()
+        made.register("ward", "--require", "hmac+token")
+        secret = made.root / "signing.secret"
+        secret.write_text(SIGNING_SECRET)
+        made.run("credential", "add", "ward", "--kind", "hmac", "--secret-file", str(secret))
+        found = Driven(machine=made, token=token)
+        found.admin = next(line["bind"] for line in made.lines()
+                           if line["event"] == "up.ready" and line["part"] == "admin")
+        drive(found)
+        yield found
+    finally:
+        made.clear()
+
+
+def drive(at: Driven) -> None:
+    """All paths."""
+    with psycopg.connect(at.url, autocommit=True) as connection:
+        connection.execute(leaky.TABLE)
+        redox = FakeRedox(at.machine.url, "lab", at.token, source_id=SOURCE)
+        wait_for_handlers(at, redox)
+        accepted(at, redox)
+        refused(at, redox)
+        malformed(at)
+        kept_apart(at, redox)
+        queries(at, redox)
+        database_errors(at, redox, connection)
+    until(lambda: not rows(at, "SELECT FROM deliveries WHERE state = 'pending' AND NOT inline LIMIT 1"))
+    until(lambda: not rows(at, "SELECT FROM messages WHERE patients_indexed_at IS NULL AND kind IS NOT NULL LIMIT 1"))
+    commands(at)
+
+
+def rows(at: Driven, query: str) -> list[Any]:
+    """The rows of a query."""
+    with psycopg.connect(at.url) as connection:
+        return connection.execute(query).fetchall()
+
+
+def body(redox: FakeRedox, kind: str, seed: int) -> bytes:
+    """A message about the patient."""
+    return redox.body(kind, seed=seed, patient=PATIENT)
+
+
+def wait_for_handlers(at: Driven, redox: FakeRedox) -> None:
+    """Until what comes in is handed to the handlers, and queries are answered."""
+    bound = len([name for name in vars(leaky).values() if hasattr(name, "__redox_receiver__")])
+    until(lambda: len(rows(at, "SELECT FROM subscriptions")) == 2 * bound)
+    until(lambda: redox.send(redox.body("PatientSearch.LocationQuery")).status == 200)
+
+
+def accepted(at: Driven, redox: FakeRedox) -> None:
+    """What is let in, and what the handlers make of it: dead, most of it."""
+    arrival = body(redox, "PatientAdmin.Arrival", 1)
+    at.answered("a message", redox.send(arrival))
+    at.answered("the same again", redox.send(arrival))
+    at.answered("a notification", redox.send(body(redox, "FHIR.PatientAdminArrived", 1)))
+    at.answered("a kind that nobody asked for", redox.send(body(redox, "Results.New", 1)))
+    at.answered("a handler that fails within the request", redox.send(body(redox, "PatientAdmin.Transfer", 1)))
+    ward = FakeRedox(at.machine.url, "ward", (at.machine.root / "ward.token").read_text().strip(), source_id=SOURCE,
+                     signer=Signer(secret=SIGNING_SECRET.encode()))
+    at.answered("a signed message", ward.send(body(redox, "PatientAdmin.Arrival", 2)))
+    at.answered("a handshake", redox.handshake_post().answer)
+    at.answered("a handshake by GET", redox.handshake_get().answer)
+
+
+def refused(at: Driven, redox: FakeRedox) -> None:
+    """What is not let in, each time with the patient in it and a secret on it."""
+    arrival = body(redox, "PatientAdmin.Arrival", 3)
+    stranger = FakeRedox(at.machine.url, "lab", STRANGER, source_id=SOURCE)
+    at.answered("a wrong token", stranger.send(arrival))
+    at.answered("a wrong token's handshake", stranger.handshake_post().answer)
+    at.answered("a wrong token's handshake by GET", stranger.handshake_get().answer)
+    at.answered("a wrong Bearer", redox.send(arrival, headers={"authorization": f"Bearer {STRANGER}"}))
+    at.answered("two tokens", redox.send(arrival, headers={"verification-token": f"{at.token},{STRANGER}"}))
+    at.answered("no signature", FakeRedox(at.machine.url, "ward", at.token, source_id=SOURCE).send(arrival))
+    at.answered("a token in the place of a name", FakeRedox(
+        at.machine.url, at.token, at.token, source_id=SOURCE).send(arrival))
+    at.answered("a patient in the place of a name", FakeRedox(
+        at.machine.url, FAMILY, at.token, source_id=SOURCE).send(arrival))
+    for what, source in (("an unknown source", f"{PATIENT.given} {FAMILY}"), ("no source", None)):
+        message = json.loads(arrival)
+        message["Meta"]["Source"] = {"ID": source, "Name": FAMILY}
+        at.answered(what, redox.send(message))
+    at.answered("a body that is too large", redox.send(arrival + b" " * 300_000))
+
+
+def malformed(at: Driven) -> None:
+    """What is no request, or not all of one."""
+    name = f"{PATIENT.given}%20{FAMILY}"
+    host, port = at.machine.url.removeprefix("http://").split(":")
+    head = f"Host: x\r\nVerification-Token: {at.token}\r\nContent-Type: application/json\r\n"
+    for what, request in {
+        "a token in a query": f"POST /redox/lab?verification-token={at.token}&patient={name} HTTP/1.1\r\nHost: x\r\n"
+                              "Content-Length: 0\r\n\r\n",
+        "a path that is none": f"GET /{name}/{at.token} HTTP/1.1\r\nHost: x\r\n\r\n",
+        "a method that is none": f"{FAMILY} /redox/lab HTTP/1.1\r\nHost: x\r\n\r\n",
+        "a version that is none": f"GET /redox/lab?verification-token={at.token} HTTP/{FAMILY}\r\nHost: x\r\n\r\n",
+        "a header that is none": f"GET /redox/lab HTTP/1.1\r\nHost: x\r\n{FAMILY} {at.token}\r\n\r\n",
+        "a header with a NUL": f"GET /redox/lab HTTP/1.1\r\nHost: x\r\nVerification-Token: {at.token}\0\r\n\r\n",
+        "a header that is too large": f"GET /redox/lab HTTP/1.1\r\nHost: x\r\nX: {FAMILY}{at.token * 400}\r\n\r\n",
+        "two lengths": f"POST /redox/lab HTTP/1.1\r\n{head}Content-Length: 5\r\nContent-Length: {FAMILY}\r\n\r\n",
+        "a chunk that is none": f"POST /redox/lab HTTP/1.1\r\n{head}Transfer-Encoding: chunked\r\n\r\n"
+                                f"{FAMILY}\r\n{at.token}\r\n",
+        "a body that ends early": f"POST /redox/lab HTTP/1.1\r\n{head}Content-Length: 1000\r\n\r\n"
+                                  f"{{\"Patient\": \"{FAMILY}\"",
+    }.items():
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            connection.sendall(request.encode())
+            connection.shutdown(socket.SHUT_WR)
+            answer = b""
+            while piece := connection.recv(65536):
+                answer += piece
+        status = re.match(rb"HTTP/1.1 (\d+)", answer)
+        at.statuses[what] = int(status[1]) if status else None
+        at.said.append((f"the answer to {what}", answer))
+
+
+def kept_apart(at: Driven, redox: FakeRedox) -> None:
+    """What is Redox's and no message."""
+    arrival = body(redox, "PatientAdmin.Arrival", 4)
+    other = json.loads(arrival)
+    other["Meta"]["DataModel"] = f"{PATIENT.given}, {FAMILY}"
+    for what, content in {
+        "half a message": arrival[:len(arrival) // 2], "text": f"no bed for {FAMILY}".encode(),
+        "a name twice": arrival[:-1] + f',"Meta":"{FAMILY}"}}'.encode(),
+        "a kind that is none": json.dumps(other).encode(),
+        "bad UTF-8": arrival[:-1] + b',"X":"' + FAMILY.encode() + b'\xff"}',
+    }.items():
+        at.answered(what, redox.send(content))
+
+
+def queries(at: Driven, redox: FakeRedox) -> None:
+    """What is answered, and what should have been."""
+    at.answered("a query that fails", redox.send(body(redox, "PatientSearch.Query", 5)))
+    at.answered("a query whose answer is none", redox.send(body(redox, "PatientAdmin.VisitQuery", 5)))
+    at.answered("a query", redox.send(body(redox, "PatientSearch.LocationQuery", 5)), discloses=True)
+    at.answered("nobody's query", redox.send(body(redox, "Results.Query", 5)))
+
+
+def database_errors(at: Driven, redox: FakeRedox, connection: psycopg.Connection) -> None:
+    """A row that the database refuses with the patient in its error, and one that it does not take in time."""
+    half = len(FAMILY) // 2  # whole, it would stand in the catalogue
+    connection.execute(f"""
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN RAISE EXCEPTION '%', '{FAMILY[:half]}' || '{FAMILY[half:]}' USING ERRCODE = '22023',
+              DETAIL = '{FAMILY[:half]}' || '{FAMILY[half:]}'; END $$""")
+    connection.execute("CREATE TRIGGER refuse BEFORE INSERT ON messages FOR EACH ROW WHEN (NEW.facility = 'POISON') "
+                       "EXECUTE FUNCTION refuse()")
+    message = json.loads(body(redox, "PatientAdmin.Arrival", 6))
+    message["Meta"]["FacilityCode"] = "POISON"
+    at.answered("a row that is refused", redox.send(message))
+    connection.execute("DROP TRIGGER refuse ON messages")
+    with connection.transaction():
+        connection.execute("LOCK TABLE payloads")
+        at.answered("a row that is not taken", redox.send(body(redox, "PatientAdmin.Arrival", 7)))
+    at.answered("the same, later", redox.send(body(redox, "PatientAdmin.Arrival", 7)))
+
+
+def commands(at: Driven) -> None:
+    """All that lists and shows, for people and as JSON; and what puts right, with the patient in its reason."""
+    (dead,) = rows(at, "SELECT min(id) FROM deliveries WHERE state = 'dead'")[0]
+    (message,) = rows(at, "SELECT min(message_id) FROM deliveries WHERE state = 'dead'")[0]
+    (quarantined,) = rows(at, "SELECT min(id) FROM messages WHERE state = 'quarantined'")[0]
+    shown = [("messages", "show", str(message)), ("messages", "show", str(quarantined)),
+             ("deliveries", "show", str(dead)), ("audit", "list"), ("status",)]
+    listed = [*shown, ("messages", "list"), ("deliveries", "list"), ("lanes", "list"), ("audit", "verify"),
+              ("destination", "list"), ("destination", "show", "lab"), ("credential", "list"), ("source", "list"),
+              ("source", "list", "--refused"), ("handlers", "list"), ("keys", "list")]
+    at.ran(*shown, *([*arguments, "--json"] for arguments in listed))
+    reason = ("--reason", f"for {PATIENT.given} {FAMILY}")
+    at.ran(("deliveries", "retry", str(dead), *reason))
+    until(lambda: rows(at, f"SELECT state FROM deliveries WHERE id = {dead}") == [("dead",)])
+    at.ran(("messages", "replay", str(message), "--handler", "talking", *reason),
+           ("messages", "discard", str(quarantined), *reason), ("audit", "list", "--action", "message"),
+           ("simulate", "--url", at.machine.url, "--destination", "lab", "--token-file", "lab.token", "--kind",
+            "Flowsheet.New", "--seed", "1"))
+    # What they find amiss, and where, is not the question here.
+    at.said += at.machine.commands(
+        ("check",), ("check", "--json"), ("messages", "show", "99999999"), ("messages", "list", "--since", FAMILY[:5]))
+    # Asked for, and audited, it is told.
+    for _, told in at.machine.commands(("audit", "list", "--action", "message.discard", "--notes", "--json"),
+                                       ("messages", "show", str(message), "--payload", *reason)):
+        assert FAMILY in told
+    for path in ("livez", "readyz", "metrics"):
+        at.said.append((f"/{path}", _get(f"http://{at.admin}/{path}")))
+
+
+def _get(url: str) -> bytes:
+    try:
+        with urlopen(url, timeout=30) as answer:
+            return bytes(answer.read())
+    except OSError as exc:
+        return str(exc).encode()
+
+
+@pytest.fixture(scope="module")
+def canaries(driven: Driven) -> Canaries:
+    """Everything that may be nowhere but in its own file, or sealed."""
+    keys = keyrings.load(driven.machine.data_dir / "keyring.json").keys
+    return Canaries({
+        "the token": driven.token, "the other token": (driven.machine.root / "ward.token").read_text().strip(),
+        "the signing secret": SIGNING_SECRET, "what a stranger presented": STRANGER,
+        "the patient's name": FAMILY, "the patient's number": PATIENT.mrn, "the patient's other number": PATIENT.ssn,
+        **{f"the key {key.id}": key.secret for key in keys}})
+
+
+def test_each_path_was_taken(driven: Driven) -> None:
+    """Else nothing is shown by what is not found."""
+    assert driven.statuses == {
+        "a message": 200, "the same again": 200, "a notification": 200, "a kind that nobody asked for": 200,
+        "a handler that fails within the request": 503, "a signed message": 200, "a handshake": 200,
+        "a handshake by GET": 200,
+        "a wrong token": 401, "a wrong token's handshake": 401, "a wrong token's handshake by GET": 401,
+        "a wrong Bearer": 401, "two tokens": 401, "no signature": 401, "a token in the place of a name": 401,
+        "a patient in the place of a name": 401, "an unknown source": 403, "no source": 403,
+        "a body that is too large": 413,
+        "a token in a query": 401, "a path that is none": 404, "a method that is none": 400,
+        "a version that is none": 400, "a header that is none": 400, "a header with a NUL": 400,
+        "a header that is too large": 431, "two lengths": 400, "a chunk that is none": 400,
+        "a body that ends early": 400,
+        "half a message": 200, "text": 200, "a name twice": 200, "a kind that is none": 200, "bad UTF-8": 200,
+        "a query that fails": 500, "a query whose answer is none": 500, "a query": 200, "nobody's query": 501,
+        "a row that is refused": 200, "a row that is not taken": 503, "the same, later": 200}
+    ends = dict(rows(driven, "SELECT handler, array_agg(DISTINCT state) FROM deliveries WHERE generation = 1 GROUP BY 1"
+                     ))
+    assert ends == {"raising": ["dead"], "giving-up": ["dead"], "exiting": ["dead"], "storing": ["dead"],
+                    "asking": ["dead"], "talking": ["succeeded"], "within": ["pending"]}
+    assert rows(driven, "SELECT quarantine_reason FROM messages WHERE facility IS NULL AND kind IS NULL "
+                        "AND quarantine_reason = 'unstorable_columns'") == [("unstorable_columns",)]
+
+
+def test_not_in_the_tables(driven: Driven, canaries: Canaries) -> None:
+    """Error columns, audit rows, jobs: all columns of all tables. Where a plugin's error quotes, it is sealed."""
+    assert list(canaries.in_tables(driven.url)) == []
+    assert rows(driven, "SELECT count(*) > 0 FROM deliveries WHERE error_sealed IS NOT NULL") == [(True,)]
+
+
+def test_not_in_the_logs(driven: Driven, canaries: Canaries) -> None:
+    """Those of every process, at level debug."""
+    assert canaries.within(driven.machine.log.read_bytes(), "the log") == []
+    assert {"request.served", "handler.ended", "ledger.unstorable"} & {line["event"] for line in driven.machine.lines()}
+
+
+def test_not_in_what_is_said(driven: Driven, canaries: Canaries) -> None:
+    """What the receiver answers, what commands print, what monitoring reads."""
+    assert [found for what, text in driven.said for found in canaries.within(text, what)] == []
+
+
+def test_not_in_files(driven: Driven, canaries: Canaries) -> None:
+    """All that lies about, PostgreSQL's tables, write-ahead log and server log among it."""
+    root, home = driven.machine.root, driven.machine.data_dir
+    secrets = [home / "keyring.json", *(root / name for name in ("lab.token", "ward.token", "signing.secret"))]
+    with psycopg.connect(driven.url, autocommit=True) as connection:
+        connection.execute("CHECKPOINT")
+    assert list(canaries.in_files(root, but=secrets)) == []
+    cluster = driven.machine.cluster.directory
+    assert (cluster / "pg_wal").is_dir()
+    if not cluster.is_relative_to(root):
+        assert list(canaries.in_files(cluster)) == []
+
+
+def test_not_in_processes(driven: Driven, canaries: Canaries) -> None:
+    """Nobody who lists processes reads a secret."""
+    family = driven.machine.family()
+    assert len(family) > 5
+    assert list(canaries.in_processes(family)) == []
+
+
+def test_what_is_looked_for_is_found(tmp_path: Path, canaries: Canaries) -> None:
+    """In whatever form it was written."""
+    (tmp_path / "plain").write_text(f"x{FAMILY}y")
+    (tmp_path / "hex").write_text(PATIENT.mrn.encode().hex().upper())
+    (tmp_path / "lower").write_text(f"{FAMILY}@example.com".lower())
+    for before in range(3):
+        (tmp_path / f"base64-{before}").write_bytes(b64encode(b"x" * before + SIGNING_SECRET.encode() + b"yyyy"))
+    assert len(list(canaries.in_files(tmp_path))) == 6
