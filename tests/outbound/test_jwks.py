@@ -1,0 +1,69 @@
+"""Fetching public keys: https or this machine, no redirects, bounded in size and time."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from contextlib import closing
+
+import pytest
+
+from receiver.errors import ConfigurationError
+from receiver.outbound import OutboundError, Unavailable, Untrusted, UnusableAnswer
+from receiver.outbound import jwks as module
+from receiver.outbound.jwks import MOST, fetch
+from tests.outbound.conftest import serving
+from tests.testing.door import Door, answer
+
+
+@pytest.mark.parametrize("url", [
+    "http://issuer.example/keys", "http://10.0.0.1/keys", "ftp://127.0.0.1/keys", "file:///etc/passwd", "keys", "",
+    "https://user:pw@issuer.example/keys", "https://issuer.example/keys#x", "https://issuer.example:port/keys"])
+def test_what_is_not_fetched(url: str) -> None:
+    """Clear text to another machine, a file, or a URL with a password in it."""
+    with pytest.raises(ConfigurationError, match="https://"):
+        fetch(url)
+
+
+def test_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes as they are, the query kept, and no proxy of the environment's asked."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    with Door(answer(200, b'{"keys": []}')) as door:
+        assert fetch(f"{door.url}/a/b?c=d") == b'{"keys": []}'
+        (request,) = door.received
+    assert (request.method, request.target) == ("GET", "/a/b?c=d")
+    assert "authorization" not in request.headers
+
+
+def test_over_tls(authority: object, trusting: ssl.SSLContext) -> None:
+    """A certificate that is trusted, or nothing."""
+    with Door(answer(200, b"keys")) as door:
+        door.wrap(serving(authority.issue_cert("127.0.0.1")))  # type: ignore[attr-defined] # trustme's
+        url = door.url.replace("http:", "https:")
+        assert fetch(url, ssl_context=trusting) == b"keys"
+        with pytest.raises(Untrusted):
+            fetch(url)
+
+
+@pytest.mark.parametrize(("status", "body"), [(301, b""), (302, b""), (404, b""), (500, b""), (204, b""),
+                                              (200, b"x" * (MOST + 1))])
+def test_what_is_no_answer(status: int, body: bytes) -> None:
+    """A redirect is not followed, an error is one, and too much is not read."""
+    with Door(answer(status, body)) as door, pytest.raises(UnusableAnswer):
+        fetch(door.url)
+    assert len(door.received) == 1
+
+
+def test_nobody_there() -> None:
+    """A refused connection is an error of ours."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with pytest.raises(Unavailable):
+        fetch(url)
+
+
+def test_a_server_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is waited for, and not for ever."""
+    monkeypatch.setattr(module, "PATIENCE", 0.2)
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener, pytest.raises(OutboundError):
+        fetch(f"http://127.0.0.1:{listener.getsockname()[1]}")

@@ -1,0 +1,143 @@
+"""The token endpoint's door: what it counts, and what it answers when nothing can be recorded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import Future
+from io import BytesIO
+from urllib.parse import urlencode
+
+import pytest
+
+from receiver.errors import BadTransfer, Unavailable
+from receiver.protocol.message import Once
+from receiver.protocol.registry import Registry
+from receiver.storage.audit import network
+from receiver.web.tokens import GUESSES, Guesses, Issue, Refusal, TokenDoor
+from tests.protocol.made_up import destination, head, registry
+from tests.protocol.test_tokens import _RIGHT, _assertion, _oauth, _smart
+
+
+def test_guesses_are_counted_by_network_within_a_minute() -> None:
+    """Ten a minute are answered as they are; then that network is told to wait, and no other, for a minute."""
+    guesses = Guesses()
+    assert [guesses.wrong("192.0.2.1", 5.0 + n) for n in range(GUESSES)] == [False] * GUESSES
+    assert guesses.wrong("192.0.2.1", 20.0)
+    assert not guesses.wrong("192.0.2.2", 20.0)
+    assert guesses.wrong("192.0.2.1", 64.9)
+    assert not guesses.wrong("192.0.2.1", 65.0)
+
+
+def test_a_flood_of_addresses_does_not_fill_the_memory() -> None:
+    """However many networks guess, a bounded number is remembered; the one that guesses most is among them."""
+    guesses = Guesses()
+    for n in range(30_000):
+        guesses.wrong(f"network {n}", 1.0)
+        if n % 1_000 == 0:
+            guesses.wrong("192.0.2.1", 1.0)
+    assert len(guesses._wrong) == 10_000
+    assert guesses.wrong("192.0.2.1", 1.0)
+
+
+class Records:
+    """A storage that writes nothing, or says that it can't."""
+
+    def __init__(self, *, away: str = "") -> None:
+        self.away = away
+        self.refusals: list[Refusal] = []
+
+    def first(self, once: Sequence[Once]) -> bool:
+        """Everything is new."""
+        if self.away == "once":
+            raise Unavailable("database_away")
+        return bool(once)
+
+    def issued(self, issue: Issue) -> Future[None]:
+        """Written, or not."""
+        future: Future[None] = Future()
+        if self.away == "audit":
+            future.set_exception(Unavailable("database_away"))
+        elif self.away != "silent":
+            future.set_result(None)
+        return future
+
+    def not_issued(self, refusal: Refusal) -> None:
+        """Kept for the test."""
+        self.refusals.append(refusal)
+
+
+class Body:
+    """A body of which all is there, or half."""
+
+    def __init__(self, content: bytes, *, length: int | None = None) -> None:
+        self.length = len(content) if length is None else length
+        self._rest = BytesIO(content)
+
+    def read(self, size: int) -> bytes:
+        """What is left."""
+        return self._rest.read(size)
+
+
+class Broken(Body):
+    """A body whose chunks are none."""
+
+    def read(self, size: int) -> bytes:
+        """Fails."""
+        raise BadTransfer("body_malformed")
+
+
+def _door(records: Records, known: Registry | None) -> TokenDoor:
+    return TokenDoor(registry=lambda: known, records=records, network=network)
+
+
+_KNOWN = registry(destination(_oauth(), _smart(), require=("oauth",)))
+_HEAD = head({"content-type": "application/x-www-form-urlencoded"})
+_GOOD = urlencode(_RIGHT).encode()
+
+
+def test_granted() -> None:
+    """A right secret gets a token."""
+    reply = _door(Records(), _KNOWN).serve(_HEAD, Body(_GOOD))
+    assert (reply.status, reply.close) == (200, False)
+    assert json.loads(reply.body)["token_type"] == "Bearer"
+
+
+@pytest.mark.parametrize(("away", "form"), [
+    ("audit", _GOOD), ("silent", _GOOD), ("once", urlencode(_assertion()).encode())])
+def test_no_token_that_is_not_recorded(away: str, form: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be written down, or remembered as used, is not given: Redox is to come again."""
+    monkeypatch.setattr("receiver.web.tokens.PATIENCE", 0.05)
+    reply = _door(Records(away=away), _KNOWN).serve(_HEAD, Body(form))
+    assert (reply.status, reply.close) == (503, True)
+    assert b"access_token" not in reply.body
+
+
+def test_without_a_registry() -> None:
+    """As long as nobody knows who may come in, nobody is told that he may not."""
+    assert _door(Records(), None).serve(_HEAD, Body(_GOOD)).status == 503
+
+
+@pytest.mark.parametrize(("body", "reason"), [
+    (Body(_GOOD, length=len(_GOOD) + 5), "body_incomplete"), (Broken(_GOOD), "body_malformed"),
+    (Body(b"", length=10**9), "token_request_too_large")])
+def test_what_did_not_arrive(body: Body, reason: str) -> None:
+    """A request that broke off, or is too large to be one: 400, and the connection ends with it."""
+    records = Records()
+    reply = _door(records, _KNOWN).serve(_HEAD, body)
+    assert (reply.status, reply.close) == (400, True)
+    assert json.loads(reply.body) == {"error": "invalid_request"}
+    assert [each.denied.reason for each in records.refusals] == [reason]
+
+
+@pytest.mark.parametrize(("known", "reason"), [
+    (registry(), "destination_unknown"),
+    (registry(destination(_oauth(), require=("oauth",), enabled=False)), "destination_disabled")])
+def test_nobody_s_destination(known: Registry, reason: str) -> None:
+    """Unknown or disabled: invalid_client, the body unread."""
+    records = Records()
+    body = Body(_GOOD)
+    reply = _door(records, known).serve(_HEAD, body)
+    assert (reply.status, json.loads(reply.body)) == (401, {"error": "invalid_client"})
+    assert [each.denied.reason for each in records.refusals] == [reason]
+    assert body.read(-1) == _GOOD
