@@ -54,7 +54,9 @@ def list_(*, before: int | None, limit: int, notes: bool, as_json: bool, **filte
         if notes:
             seals = Seals(session.keyring)
             found = [each | {"note": reading.note(connection, seals, each["id"])} for each in found]
-    output.rows(found, (*COLUMNS, "note") if notes else COLUMNS, as_json=as_json, nothing="no such audit row")
+    summed = any(each["count"] > 1 for each in found)
+    shown = [name for name in COLUMNS if summed or name != "count"]
+    output.rows(found, [*shown, "note"] if notes else shown, as_json=as_json, nothing="no such audit row")
     page_note(found, limit)
 
 

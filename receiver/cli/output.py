@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -16,6 +16,7 @@ from uuid import UUID
 
 import click
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -31,19 +32,42 @@ def document(value: Any) -> None:
 
 
 def rows(found: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool, nothing: str) -> None:
-    """Print rows: all of their columns as a JSON array, or `columns` of them as a table; `nothing` for none."""
+    """Print rows: all of their columns as a JSON array, or `columns` of them, those that say anything, as a table.
+
+    `nothing` is said where there are none.
+    """
     if as_json:
         document(found)
         return
     if not found:
         click.echo(nothing)
         return
-    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for name in columns:
-        shown.add_column(name, overflow="fold")
-    for row in found:
-        shown.add_row(*(Text(cell(row[name]), style=_STYLES.get(str(row[name]), "")) for name in columns))
-    _console().print(shown)
+    console = _console()
+    cells = {name: [cell(row[name]) for row in found] for name in columns}
+    told = [name for name in columns if any(cells[name])]
+    rigid = {name for name in told if any(isinstance(row[name], datetime | int) for row in found)}
+    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for name, width in _widths({name: [name, *cells[name]] for name in told}, rigid, console.width).items():
+        shown.add_column(name, overflow="fold", width=width)
+    for place, row in enumerate(found):
+        shown.add_row(*(Text(cells[name][place], style=_STYLES.get(str(row[name]), "")) for name in told))
+    console.print(shown)
+
+
+def _widths(texts: Mapping[str, Sequence[str]], rigid: Collection[str], room: int) -> dict[str, int]:
+    """The width of each column: as its longest text wants, but where there is no room for all the widest give way.
+
+    Numbers and times, `rigid`, do not: folded they cannot be read.
+    """
+    widths = {name: max(map(cell_len, each)) for name, each in texts.items()}
+    room -= len(widths) * 2 - 2  # what stands between columns
+    flexible = [name for name in widths if name not in rigid] or list(widths)
+    while sum(widths.values()) > room:
+        widest = max(flexible, key=lambda name: widths[name])
+        if widths[widest] == 1:
+            break
+        widths[widest] -= 1
+    return widths
 
 
 def row(found: Mapping[str, Any], *, as_json: bool) -> None:
