@@ -185,7 +185,7 @@ class Recorder:
         """Return when the batch is to be written again. Raises what `record` raises."""
         # psycopg's own, before anything was sent: a NUL in a text.
         code = sqlstate(exc) or ("22000" if isinstance(exc, DataError) else "")
-        if not code.startswith((*_DATA, *_RETRY)) or not self._rolled_back(exc):
+        if not code.startswith((*_DATA, *_RETRY)) or not self._rolled_back():
             raise self._given_up(exc) from exc
         if code == _DUPLICATE and attempt:
             # The longer way knows what to do with keys. If it is a number of the chain that is taken, every later
@@ -196,14 +196,13 @@ class Recorder:
         log.error("ledger.bad_row", error=describe(exc))
         raise BadRow from exc
 
-    def _rolled_back(self, exc: SQLAlchemyError) -> bool:
+    def _rolled_back(self) -> bool:
         """Whether the connection lives, with nothing of the batch in it."""
-        if self._connection is None or (isinstance(exc, DBAPIError) and exc.connection_invalidated):
-            return False
         try:
-            driver = self._connection.connection.driver_connection
-            if driver is not None and driver.info.transaction_status != TransactionStatus.IDLE:
-                self._connection.exec_driver_sql("ROLLBACK")
+            connection = self._connected()
+            driver = connection.connection.driver_connection
+            if driver is None or driver.info.transaction_status != TransactionStatus.IDLE:
+                connection.exec_driver_sql("ROLLBACK")
         except SQLAlchemyError:
             return False
         return True

@@ -144,8 +144,10 @@ class RegistryFollower:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop following."""
+        """Stop following; what is being asked right now is waited for a little."""
         self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(2 * POLL)
 
     def _follow(self) -> None:
         while not self._stop.wait(POLL):

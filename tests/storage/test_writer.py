@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from hashlib import sha256
@@ -14,11 +15,15 @@ from sqlalchemy import text
 from receiver.errors import Unavailable
 from receiver.pipeline import Admitted, Receipt
 from receiver.protocol.reading import read
+from receiver.storage import writer as writer_module
 from receiver.storage.audit import AuditEvent
 from receiver.storage.database import normalise
+from receiver.storage.entry import Entries, Entry
 from receiver.storage.ledger import Ledger
 from receiver.storage.proof import verify
-from receiver.storage.writer import BATCH_ROWS, QUEUE_ROWS
+from receiver.storage.recorder import Recorded, Recorder
+from receiver.storage.sealing import Seals
+from receiver.storage.writer import BATCH_ROWS, QUEUE_ROWS, Writer
 from tests.storage.door import Door, body, stalled, until, waiting
 
 
@@ -271,25 +276,55 @@ def test_a_row_that_cannot_even_be_sent_is_kept_bare(door: Door, ledger: Ledger)
     proved(door)
 
 
-def test_a_row_that_upsets_the_driver_hurts_itself_alone(door: Door, ledger: Ledger) -> None:
-    """It is no error of the database's, here a number that no column holds. Guards the catch-all in `record`."""
-    poor = replace(door.admit(body("bad")), destination=replace(door.destination, id=2**70))
+def test_a_row_that_no_code_foresaw_hurts_itself_alone(door: Door, ledger: Ledger) -> None:
+    """Here a key whose message somebody deleted by hand. Guards the catch-all in `Recorder.record`."""
+    ledger.accept(door.admit(body("bad"))).result(10)
+    door.rows("DELETE FROM messages")
     with stalled(door, ledger):
-        futures = [ledger.accept(door.admit(body("1"))), ledger.accept(poor), ledger.accept(door.admit(body("2")))]
+        futures = [ledger.accept(door.admit(body(log))) for log in ("1", "bad", "2")]
     with pytest.raises(Unavailable, match="row_refused"):
         futures[1].result(10)
     assert outcomes([futures[0], futures[2]]) == ["unhandled", "unhandled"]
-    proved(door)
+
+
+class Stumbling(Recorder):
+    """A recorder that fails once as no recorder should."""
+
+    stumbled = False
+
+    def record(self, entries: Sequence[Entry], events: Sequence[AuditEvent]) -> Recorded:
+        if not self.stumbled:
+            self.stumbled = True
+            raise ZeroDivisionError
+        return super().record(entries, events)
+
+
+def test_the_writer_outlives_what_nobody_thought_of(door: Door) -> None:
+    """A fault of ours is told to who waits, and the next batch is written. Guards the catch-all in `Writer._run`."""
+    seals = Seals(door.keyring)
+    entries = Entries(door.keyring, seals)
+    writer = Writer(Stumbling(door.engine, door.keyring, seals, patience=3), entries, quarantine_quota=1 << 20,
+                    on_commit=lambda _lanes: None)
+    writer.start()
+    first, second = (entries.make(door.admit(body(log))) for log in "12")
+    writer.put(first)
+    with pytest.raises(Unavailable, match="ledger_failed"):
+        first.future.result(10)
+    writer.put(second)
+    assert second.future.result(10).outcome == "unhandled"
+    writer.stop()
 
 
 def test_a_row_that_cannot_be_kept_at_all_is_told(door: Door, ledger: Ledger) -> None:
     """503, alone; so is an audit row that somebody waits for. A refusal that cannot be written is given up."""
     trigger(door, "messages", "BEFORE", "IF NEW.size > 1000 THEN RAISE EXCEPTION USING ERRCODE = '23514'; END IF")
     with stalled(door, ledger):
+        began = time.monotonic()
         large, small = (ledger.accept(door.admit(body(log, outside="x" * n))) for log, n in (("1", 2000), ("2", 1)))
         bad, good = (ledger.record(AuditEvent(action="a.b", outcome="c", at=door.now, actor=actor))
                      for actor in ("a\0b", "ab"))
         ledger.refuse(door.refuse(b"", token="wrong", peer="\0"))
+        until(lambda: time.monotonic() > began + 0.6, "the refusal to be due for the same batch")
     for future in (large, bad):
         with pytest.raises(Unavailable, match="row_refused"):
             future.result(10)
@@ -319,6 +354,27 @@ def test_a_full_queue_says_so_at_once(door: Door, ledger: Ledger) -> None:
             ledger.accept(admitted).result(0)
     assert outcomes(futures) == ["unhandled"] + ["duplicate"] * (QUEUE_ROWS - 1)
     assert ledger.accept(admitted).result(10).outcome == "duplicate"
+
+
+def test_refusals_that_cannot_be_written_are_bounded_and_counted(
+        door: Door, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the database takes none, so many wait as they are, the rest as numbers; nothing is lost in the end.
+
+    Guards `EVENTS` and the room in `Flood.take`.
+    """
+    monkeypatch.setattr(writer_module, "EVENTS", 50)
+    refused = [door.refuse(b"", token="wrong", peer=f"198.51.100.{n}") for n in range(100)]
+    door.rows("ALTER TABLE audit_events RENAME TO elsewhere")
+    for n in range(1000):
+        ledger.refuse(refused[n % 100])
+    began = time.monotonic()
+    until(lambda: time.monotonic() > began + 1.2, "the writer to have tried")
+    door.rows("ALTER TABLE elsewhere RENAME TO audit_events")
+    ledger.stop()
+    told = door.rows("SELECT count(*), sum(count) FROM audit_events WHERE action = 'message.refuse'")[0]
+    assert told[1] == 1000
+    assert told[0] <= 50 + 100
+    proved(door)
 
 
 def test_a_queue_is_full_of_bytes_too(door: Door, open_ledger: Callable[..., Ledger]) -> None:

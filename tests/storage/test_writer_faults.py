@@ -187,7 +187,8 @@ def test_a_server_that_is_away_is_told_and_comes_back(
         cluster: Cluster, door: Door, ledger: Ledger, order: signal.Signals) -> None:
     """Stopped, stopped hard, killed: fails at once, keeps the refusals, and is well again when the server is."""
     ledger.accept(door.admit(body("before"))).result(10)
-    admitted, refused = door.admit(body("during")), door.refuse(b"", token="wrong")
+    admitted, unreadable = door.admit(body("during")), door.admit(b"unreadable")
+    refused = door.refuse(b"", token="wrong")
     processes = frozen(cluster)
     processes[0].send_signal(order)
     psutil.wait_procs(processes if order == signal.SIGKILL else processes[:1], 30)
@@ -195,6 +196,7 @@ def test_a_server_that_is_away_is_told_and_comes_back(
         assert fails(ledger.accept(admitted)) == "database_away"
     ledger.refuse(refused)
     assert fails(ledger.record(AuditEvent(action="a.b", outcome="c", at=door.now, actor="d"))) == "database_away"
+    assert fails(ledger.accept(unreadable)) == "database_away"  # and not that quarantine is full
     cluster.start()
     well_again(door, ledger)
     until(lambda: door.value("SELECT count(*) FROM audit_events WHERE action = 'message.refuse'") == 1, "the refusal")
