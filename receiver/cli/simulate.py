@@ -27,6 +27,7 @@ from receiver.protocol.patterns import matches, normalise_pattern
 from receiver.storage import reading
 from receiver.testing import samples
 from receiver.testing.misbehaviour import Target
+from receiver.testing.presenting import read_presenter
 from receiver.testing.signer import Signer
 from receiver.testing.simulation import OUTCOMES, Plan, Result, Simulation
 
@@ -45,6 +46,8 @@ _SHOWN: Final = 20
               help="Its verification token; - reads it from stdin.")
 @click.option("--signing-secret-file", type=SECRET_FILE, metavar="FILE",
               help="Sign with the webhook signing secret in FILE, as `credential add --kind hmac` expects by default.")
+@click.option("--present", "presenting", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              metavar="FILE", help="Also prove it as FILE (TOML) says, by a credential of any kind; may be repeated.")
 @click.option("--source", metavar="UUID", help="The source to name.  [default: one that is registered, if the database "
                                                "can be asked]")
 @click.option("--kind", "kinds", multiple=True, metavar="KIND",
@@ -71,13 +74,20 @@ _SHOWN: Final = 20
 @click.option("--production", is_flag=True, help="Yes, send made-up messages to a production destination.")
 @json_option
 def simulate(*, url: str | None, destination: str, token_file: Path, signing_secret_file: Path | None,
-             source: str | None, kinds: Sequence[str], files: Sequence[Path], api: tuple[str, int] | None,
-             production: bool, misbehave: bool, live: bool, seed: int | None, as_json: bool, **how: Any) -> None:
+             presenting: Sequence[Path], source: str | None, kinds: Sequence[str], files: Sequence[Path],
+             api: tuple[str, int] | None, production: bool, misbehave: bool, live: bool, seed: int | None,
+             as_json: bool, **how: Any) -> None:
     """Play Redox against a running receiver.
 
     Makes the handshake, then sends messages, first in first out in each feed, one at a time, with pauses and retries as
     Redox makes them, some of them twice; asks queries; and at the end tells what became of it all. People and messages
     are made up. Exit status 1 when anything was not answered as it should be.
+
+    \b
+    A FILE for --present, paths being from its folder (kinds: hmac, jwt, google, oauth, smart, sigv4, mtls):
+      kind = "oauth"
+      client_id = "redox"
+      secret_file = "lab.secret"
     """
     url = url or f"http://{table.load().bind}"
     known = _look_up(url, destination)
@@ -87,7 +97,8 @@ def simulate(*, url: str | None, destination: str, token_file: Path, signing_sec
         raise click.UsageError("name a registered source with --source: the database cannot be asked for one")
     signer = None if signing_secret_file is None else Signer(secret=read_secret(signing_secret_file).encode())
     target = Target(base_url=url, destination=destination, token=read_secret(token_file), source_id=source,
-                    signer=signer)
+                    signer=signer, presenters=tuple(
+                        read_presenter(path, base_url=url, destination=destination) for path in presenting))
     seed = random.randrange(1_000_000_000) if seed is None else seed  # noqa: S311 - no secret
     plan = Plan(kinds=_kinds(kinds, files), bodies=[file.read_bytes() for file in files], seed=seed, test=not live,
                 misbehave=misbehave, unknown_source=known.get("unknown_source", 403), **how)

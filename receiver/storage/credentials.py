@@ -280,7 +280,7 @@ def _normal(read: _Settings) -> _Settings:
     changes: dict[str, Any] = {}
     for name in ("header", "timestamp_header", "secret_header"):
         value = getattr(read, name, None)
-        if value is not None:
+        if value is not None and not _HEADER.fullmatch(value):
             changes[name] = value.lower()
             if not _HEADER.fullmatch(changes[name]):
                 raise ConfigurationError("a header's name has letters, digits and hyphens")

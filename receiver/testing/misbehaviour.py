@@ -14,6 +14,7 @@ from urllib.parse import quote, urlsplit
 from uuid import uuid4
 
 from receiver.testing.line import Answer, Line
+from receiver.testing.presenting import Presenter
 from receiver.testing.sender import FakeRedox, Handshake
 from receiver.testing.signer import Signer
 
@@ -29,12 +30,17 @@ class Target:
     token: str = field(repr=False)
     source_id: str
     signer: Signer | None = None
+    presenters: tuple[Presenter, ...] = ()
 
     def redox(self, *, destination: str | None = None, token: str | None = None,
               source_id: str | None = None) -> FakeRedox:
         """Redox; or somebody who differs from it in what is given."""
         return FakeRedox(self.base_url, destination or self.destination, token or self.token,
-                         source_id=source_id or self.source_id, signer=self.signer)
+                         source_id=source_id or self.source_id, signer=self.signer, presenters=self.presenters)
+
+    def stranger(self) -> FakeRedox:
+        """Somebody who has nothing but the token."""
+        return FakeRedox(self.base_url, self.destination, self.token, source_id=self.source_id)
 
     def body(self, seed: int) -> bytes:
         """A message with which nothing is wrong."""
@@ -70,7 +76,7 @@ def _strangers() -> list[Trespass]:
 
     def headers(**values: str | None) -> Callable[[Target, int], Answer]:
         changes = {name.replace("_", "-"): value for name, value in values.items()}
-        return lambda at, seed: at.redox().send(at.body(seed), headers=changes)
+        return lambda at, seed: at.stranger().send(at.body(seed), headers=changes)
 
     def put(at: Target, seed: int) -> Answer:
         path = f"{urlsplit(at.base_url).path.rstrip('/')}/redox/{quote(at.destination)}"

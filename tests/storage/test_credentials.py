@@ -118,7 +118,8 @@ def test_the_newest_token_key_signs(door: Door, keyring: Keyring) -> None:
     ("sigv4", {"region": 7}, "region"),
     ("mtls", {"san": None}, "fingerprint"), ("mtls", {"fingerprint": "AA"}, "64 hexadecimal"),
     ("mtls", {"subject": "nonsense"}, "openssl"), ("mtls", {"proxy": "apache"}, "apache"),
-    ("mtls", {"secret_header": "x y"}, "header"), ("hmac", {"secret": b"short"}, "24"), ("hmac", {"hash": "md5"}, "md5")])
+    ("mtls", {"secret_header": "x y"}, "header"),
+    ("hmac", {"secret": b"short"}, "24"), ("hmac", {"hash": "md5"}, "md5")])
 def test_what_cannot_be_registered(door: Door, kind: str, changes: dict[str, Any], said: str) -> None:
     """A credential that would open to anybody, or to nobody, is refused with what is wrong; nothing is written."""
     before = door.rows("SELECT id FROM credentials")
