@@ -25,11 +25,12 @@ log: Final = structlog.get_logger(__name__)
 # Procrastinate looks for jobs when it is notified of one, and every so often: a job that waits for another of its lane
 # is not notified again when that ends.
 _POLL: Final = 0.25
-# A worker that did not say for so long that it lives is gone. Below a lease, so that the lane is free when that ends.
-_HEARTBEAT: Final = 5.0
-_SILENT: Final = 20.0
+# How often a worker says that it lives, and after how long without a word it is gone, in leases: below one, so that a
+# lane is free when its lease ends.
+_HEARTBEAT: Final = 1 / 6
+_SILENT: Final = 2 / 3
 # How often stalled jobs are looked for.
-_MEND: Final = 3.0
+_MEND: Final = 1 / 10
 # After the engine has ended by itself: it does whenever the database does not answer.
 _PAUSE: Final = 1.0
 _CONNECT_PATIENCE: Final = 5.0
@@ -40,14 +41,19 @@ Run = Callable[[str], Awaitable[None]]
 
 
 class Engine:
-    """Takes lanes of `handlers` and has `run` run them, `concurrency` at a time; begun again when it ends by itself."""
+    """Takes lanes of `handlers` and has `run` run them, `concurrency` at a time; begun again when it ends by itself.
 
-    def __init__(self, url: str, handlers: Sequence[str], run: Run, *, concurrency: int, name: str) -> None:
+    `lease`: seconds that a lane stays with a worker that has fallen silent.
+    """
+
+    def __init__(self, url: str, handlers: Sequence[str], run: Run, *, concurrency: int, name: str,
+                 lease: float) -> None:
         self._url = url
         self._handlers = list(handlers)
         self._run = run
         self._concurrency = concurrency
         self._name = name
+        self._lease = lease
         self._running: set[int] = set()   # jobs that this process runs
         self._workers: set[int] = set()   # Procrastinate's numbers for this process, the last one and those before
         self._suspects: set[int] = set()  # jobs that this process should be running, and does not
@@ -82,7 +88,8 @@ class Engine:
                     queues=self._handlers, concurrency=self._concurrency, name=self._name, delete_jobs="always",
                     install_signal_handlers=False, fetch_job_polling_interval=_POLL,
                     abort_job_polling_interval=3600.0, shutdown_graceful_timeout=_SHUTDOWN,
-                    update_heartbeat_interval=_HEARTBEAT, stalled_worker_timeout=_SILENT)
+                    update_heartbeat_interval=self._lease * _HEARTBEAT,
+                    stalled_worker_timeout=self._lease * _SILENT)
             finally:
                 mending.cancel()
 
@@ -108,11 +115,12 @@ class Engine:
                     await _end(app, job)
             except (ConnectorException, psycopg.Error) as exc:
                 log.debug("engine.not_mended", error=type(exc).__name__)
-            await asyncio.sleep(_MEND)
+            await asyncio.sleep(self._lease * _MEND)
 
     async def _stalled(self, app: App) -> list[Job]:
         """Those of workers that are gone; and ours that ended while the database was away, so that it was not told."""
-        stalled = list(await app.job_manager.get_stalled_jobs(seconds_since_heartbeat=_SILENT))
+        stalled = list(await app.job_manager.get_stalled_jobs(
+            seconds_since_heartbeat=self._lease * _SILENT))
         ours = [job for worker in self._workers
                 for job in await app.job_manager.list_jobs_async(status=Status.DOING.value, worker_id=worker)
                 if job.id not in self._running]

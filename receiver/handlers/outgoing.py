@@ -71,7 +71,8 @@ class Outgoing:
             self._defer(lane)
 
     async def _take(self) -> None:
-        engine = Engine(self._url, [outbox.QUEUE], self._run, concurrency=SENDERS, name=f"{self._leases.owner}:outbox")
+        engine = Engine(self._url, [outbox.QUEUE], self._run, concurrency=SENDERS, name=f"{self._leases.owner}:outbox",
+                        lease=self._lease)
         taking = asyncio.create_task(engine.serve())
         while not self._stopping.is_set():  # noqa: ASYNC110 - another thread sets it
             await asyncio.sleep(_GLANCE)

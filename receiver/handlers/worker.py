@@ -13,7 +13,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Final
 
@@ -189,14 +190,15 @@ class Worker:
         loaded = discovery.load(enabled, self._settings.handlers)
         for name in sorted(enabled - loaded.keys()):
             log.warning("handler.not_installed", handler=name)
-        self._bind_developed([each for each in loaded.values() if each.development])
-        # Once, not whenever it is changed: two workers with two versions of a plugin would never come to an end.
-        news = [each.spec for name, each in loaded.items() if name not in self._refreshed]
-        self._registration.refresh_handlers(news, datetime.now(UTC))
-        self._refreshed.update(loaded)
         discovery.check_responders({
             destination.name: [loaded[each.handler].spec for each in destination.subscriptions
                                if each.handler in loaded] for destination in registry.destinations.values()})
+        self._bind_developed([each for each in loaded.values() if each.development])
+        # Once, not whenever it is changed: two workers with two versions of a plugin would never come to an end.
+        for name in loaded.keys() - self._refreshed:
+            with _naming(loaded[name]):
+                self._registration.refresh_handlers([loaded[name].spec], datetime.now(UTC))
+        self._refreshed.update(loaded)
         self._version = registry.version
         self._handlers = tuple(sorted(name for name, each in loaded.items() if each.declaration.role == "handler"))
 
@@ -209,10 +211,8 @@ class Worker:
         for destination, names in bound.items():
             for each in developed:
                 if each.declaration.name not in names:
-                    try:
+                    with _naming(each):
                         self._registration.enable_handler(destination, each.spec, datetime.now(UTC))
-                    except Conflict as exc:
-                        raise ConfigurationError(f"{each.origin}: {exc}") from exc
 
     def _follow(self) -> None:
         """Load what was enabled since. What is wrong with it is told, and changes nothing for the others."""
@@ -237,7 +237,8 @@ class Worker:
                     taking.cancel()
                 taken = self._handlers
                 taking = asyncio.create_task(Engine(
-                    self._url, taken, self._run, concurrency=self._settings.concurrency, name=self.name).serve())
+                    self._url, taken, self._run, concurrency=self._settings.concurrency, name=self.name,
+                    lease=self._settings.lease).serve())
             await asyncio.sleep(0.1)
         if taking is not None:
             taking.cancel()
@@ -333,3 +334,12 @@ class Worker:
             made = partitions.ensure(connection, datetime.now(UTC))
         if made:
             log.info("partitions.made", count=len(made))
+
+
+@contextmanager
+def _naming(loaded: Loaded) -> Iterator[None]:
+    """What is in conflict with what is registered is a mistake of the configuration: which handler's it is."""
+    try:
+        yield
+    except Conflict as exc:
+        raise ConfigurationError(f"{loaded.declaration.name} ({loaded.origin}): {exc}") from exc
