@@ -73,12 +73,16 @@ def verify(inbound: Inbound, destination: Destination, now: datetime) -> Verifie
     proofs = [kind.verify(inbound, destination, now) for kind in _claimed(inbound.head, destination)]
     if not proofs:
         raise Unverified("credential_missing")
-    proof = Verified(credentials=tuple(chain.from_iterable(each.credentials for each in proofs)),
-                     kinds=frozenset().union(*(each.kinds for each in proofs)),
-                     once=tuple(chain.from_iterable(each.once for each in proofs)))
+    proof = proofs[0] if len(proofs) == 1 else _together(proofs)
     if not _suffices(proof.kinds, destination):
         raise Unverified("credential_insufficient")
     return proof
+
+
+def _together(proofs: Sequence[Verified]) -> Verified:
+    return Verified(credentials=tuple(chain.from_iterable(each.credentials for each in proofs)),
+                    kinds=frozenset().union(*(each.kinds for each in proofs)),
+                    once=tuple(chain.from_iterable(each.once for each in proofs)))
 
 
 def _claimed(head: Head, destination: Destination) -> list[Kind]:

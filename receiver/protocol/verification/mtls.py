@@ -33,7 +33,6 @@ from cryptography.x509.oid import NameOID
 from receiver.errors import ConfigurationError, Unverified
 from receiver.protocol.message import Head, Inbound, Verified
 from receiver.protocol.registry import Destination, MtlsCredential, live
-from receiver.protocol.verification.bearer import required
 
 # A certificate in PEM has some 2 KB, and gunicorn takes headers of 8.
 MAX_HEADER: Final = 8 * 1024
@@ -55,7 +54,7 @@ class MtlsKind:
 
     def claims(self, head: Head, destination: Destination) -> bool:
         """A certificate's header of a proxy that the destination's credentials name, where it requires one."""
-        return required(self.name, destination) and any(
+        return self.name in destination.kinds and any(
             _reported(head, each.proxy) for each in _credentials(destination))
 
     def screen(self, head: Head, destination: Destination, now: datetime) -> None:

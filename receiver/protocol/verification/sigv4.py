@@ -21,7 +21,6 @@ from urllib.parse import quote, unquote_to_bytes
 from receiver.errors import Unverified
 from receiver.protocol.message import Head, Inbound, Once, Verified
 from receiver.protocol.registry import Destination, SigV4Credential, live
-from receiver.protocol.verification.bearer import required
 
 ALGORITHM: Final = b"AWS4-HMAC-SHA256"
 UNSIGNED: Final = b"UNSIGNED-PAYLOAD"
@@ -55,7 +54,7 @@ class SigV4Kind:
 
     def claims(self, head: Head, destination: Destination) -> bool:
         """An `Authorization` of AWS's, where the destination requires it."""
-        return required(self.name, destination) and (head.header("authorization") or b"").startswith(b"AWS4-")
+        return self.name in destination.kinds and (head.header("authorization") or b"").startswith(b"AWS4-")
 
     def screen(self, head: Head, destination: Destination, now: datetime) -> None:
         """All but the body; the signature too, where the head names the body's digest."""

@@ -30,7 +30,7 @@ class TokenKind:
 
     def claims(self, head: Head, destination: Destination) -> bool:
         """A token header, or an opaque Bearer value, at a destination that has or had a token."""
-        if not (_tokens(destination) or any("token" in alternative for alternative in destination.require)):
+        if not ("token" in destination.kinds or _tokens(destination)):
             return False
         return _HEADER in head.headers or _presented(head) is not None
 
