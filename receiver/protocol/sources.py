@@ -12,8 +12,9 @@ from receiver.errors import UnknownSource
 from receiver.protocol.message import Message
 from receiver.protocol.registry import Destination
 
-# What an id looks like. Anything else that is claimed as a source is kept as a digest only: it may be anybody's data.
-ID_SHAPE: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+# What an id looks like: without a digit it may be a name. Anything else that is claimed as a source is kept as a
+# digest only: it may be anybody's data.
+ID_SHAPE: Final = re.compile(r"(?=[^0-9]*[0-9])[A-Za-z0-9._:-]{1,64}")
 
 
 def admit(message: Message, destination: Destination) -> str | None:

@@ -57,13 +57,13 @@ def test_refused_ones_with_the_line_that_adds_them(door: Door, ledger: Ledger, r
 
 
 def test_an_id_that_reads_as_an_option_stays_an_id(door: Door, ledger: Ledger, run: Commands) -> None:
-    """A message that claims the source `--none` does not make its operator let in every nameless one."""
-    refuse(door, ledger, body(source="--none"))
+    """A message that claims the source `-n7` is an id when its operator registers it, not an option."""
+    refuse(door, ledger, body(source="-n7"))
     found, = run.json("source", "list", "--refused")
     words = subprocess.run(["/bin/sh", "-c", f'printf "%s\\n" {found["add"]}'], capture_output=True, text=True,
                            check=True).stdout.splitlines()
     run(*words[1:])
-    assert [each["source_id"] for each in run.json("source", "list")] == [SOURCE, "--none"]
+    assert [each["source_id"] for each in run.json("source", "list")] == [SOURCE, "-n7"]
 
 
 def test_what_is_no_id_is_not_shown(door: Door, ledger: Ledger, run: Commands) -> None:

@@ -274,12 +274,12 @@ def test_a_refusal_is_in_the_audit_within_a_second(door: Door, ledger: Ledger) -
 
 def test_an_unknown_source_is_named_when_it_is_shaped_like_an_id(door: Door, ledger: Ledger) -> None:
     """Anything else that is claimed may be anybody's data: a digest of it is kept."""
-    ledger.refuse(door.refuse(body("1", source="somebody-else")))
+    ledger.refuse(door.refuse(body("1", source="somebody-2")))
     ledger.refuse(door.refuse(body("2", source="Ada Lovelace, born 1815")))
     until(lambda: door.value("SELECT count(*) FROM audit_events WHERE action = 'message.refuse'") == 2, "two refusals")
     details = [json.loads(row.detail) for row in door.rows(
         "SELECT detail FROM audit_events WHERE action = 'message.refuse' ORDER BY n")]
-    assert (details[0]["source"], details[0]["source_sha256"]) == ("somebody-else", None)
+    assert (details[0]["source"], details[0]["source_sha256"]) == ("somebody-2", None)
     assert (details[1]["source"], details[1]["source_sha256"]) == (
         None, sha256(b"Ada Lovelace, born 1815").hexdigest())
 

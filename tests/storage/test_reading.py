@@ -110,7 +110,7 @@ class TestRefusedSources:
         assert [each["source_id"] for each in ask(reading.refused_sources, limit=10)] == [STRANGER]
 
     @pytest.mark.parametrize(("claimed", "add"), [
-        ("--none", "clinic -- --none"), ("x; rm -rf /", None), ("$(id)", None), ("a b", None)])
+        ("-n7", "clinic -- -n7"), ("x; rm -rf /", None), ("$(id)", None), ("a b", None)])
     def test_nothing_to_paste_but_an_id(self, door: Door, ledger: Ledger, ask: Callable[..., Any], claimed: str,
                                         add: str | None) -> None:
         """What a message claims as its source cannot become an option or a command of whoever pastes the line."""
