@@ -38,6 +38,8 @@ log: Final = structlog.get_logger(__name__)
 LONGEST: Final = 100.0
 # Bytes of an answer; Redox publishes no limit, and takes messages of 10 MB everywhere.
 LARGEST_ANSWER: Final = 10 * 1024 * 1024
+# What may pass before a responder's own time begins: until a process is free, or has started.
+_BEFOREHAND: Final = 15.0
 # How long a request waits for a lane that another request holds.
 _BUSY: Final = 5.0
 _LOOK: Final = 0.1
@@ -84,7 +86,7 @@ class Responders:
         """
         if responder.paused:
             raise NotFound("the responder is paused: run `redox-receiver handlers resume`")
-        deadline = time.monotonic() + min(responder.timeout, LONGEST)
+        deadline = time.monotonic() + min(responder.timeout + _BEFOREHAND, LONGEST)
         question = Ask(
             handler=responder.handler, destination=destination.name, timeout=responder.timeout,
             until=deadline + _MARGIN, largest=LARGEST_ANSWER, uuid=receipt.uuid, kind=message.kind,
