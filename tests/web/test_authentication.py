@@ -28,7 +28,8 @@ from receiver.testing.presenting import (
 )
 from receiver.testing.sender import FakeRedox
 from receiver.testing.signer import Signer
-from tests.protocol.verification.issuers import P256, P384, RSA_FIRST, PrivateKey, jwk, pem
+from tests.protocol.verification.issuers import P256, P384, RSA_FIRST, Issuer, PrivateKey, jwk, pem
+from tests.testing.door import Door, answer
 from tests.web.conftest import SOURCE, Site
 from tests.web.server import Server, serving, until
 
@@ -347,3 +348,24 @@ def test_a_signed_query_is_answered_once(site: Site, server: Server, kind: str) 
     assert at.send(presenter, kind="PatientSearch.Query", seed=8).status == 501
     notified = Recorded(presenter)
     assert [at.send(notified, seed=9).status for _ in range(2)] == [200, 200]
+
+
+def test_no_request_makes_anything_be_fetched(site: Site, server: Server) -> None:
+    """A key that is unknown, and a token that says where its key is to be had: refused, and nobody is asked."""
+    with Door(answer(200, _rsa_keys().encode())) as door:
+        url = f"{door.url}/keys"
+        at = Place(site, server, "jwt", issuers=[ISSUER], audiences=["us"], keys=_rsa_keys())
+        site.registration.add_credential(
+            at.name, datetime.now(UTC), "jwt",
+            {"issuers": ["https://other.example"], "audiences": ["us"], "jwks_url": url}, None, label=None,
+            expires_at=None, fetched=_rsa_keys().encode())
+        at.accepted(SignedToken(key=private(RSA_FIRST), algorithm="RS256", kid="a", issuer=ISSUER, audience="us"))
+        unknown = SignedToken(key=private(RSA_FIRST), algorithm="RS256", kid="x", issuer="https://other.example",
+                              audience="us")
+        at.refused(unknown, reason="jwt_key_unknown")
+        for where in ("jku", "x5u"):
+            header = {where: url, "kid": "a"}
+            pointed = Issuer(key=P384, algorithm="ES384").token(
+                {"iss": ISSUER, "aud": "us", "iat": 0, "exp": 1}, header)
+            at.refused(reason="jwt_header_refused", headers={"authorization": f"Bearer {pointed}"})
+        assert door.received == []
