@@ -301,14 +301,16 @@ def recently_dead(connection: Connection, handler: str, destination: str, error_
 # --- which lanes wait for a worker
 
 # From lane to lane, not from row to row: what is pending in one lane costs one step of the index, be it one row or
-# 100,000.
+# 100,000. The first of each lane nearly always tells that a worker may run it, so that the rest is not asked for: of
+# that the planner might read the whole table.
 _DUE: Final = f"""
-WITH RECURSIVE l(lane, n) AS (
-    (SELECT lane, 1 FROM deliveries WHERE state = 'pending' AND lane > %(after)s ORDER BY lane LIMIT 1)
+WITH RECURSIVE l(lane, inline, n) AS (
+    (SELECT lane, inline, 1 FROM deliveries WHERE state = 'pending' AND lane > %(after)s ORDER BY lane, id LIMIT 1)
     UNION ALL
-    SELECT (SELECT d.lane FROM deliveries d WHERE d.state = 'pending' AND d.lane > l.lane ORDER BY d.lane LIMIT 1),
-           n + 1
-    FROM l WHERE l.lane IS NOT NULL AND n < %(limit)s)
+    SELECT next.lane, next.inline, n + 1
+    FROM l CROSS JOIN LATERAL (SELECT d.lane, d.inline FROM deliveries d WHERE d.state = 'pending' AND d.lane > l.lane
+                               ORDER BY d.lane, d.id LIMIT 1) next
+    WHERE n < %(limit)s)
 SELECT l.lane, split_part(l.lane, '/', 1) = ANY(%(handlers)s::text[])
   AND coalesce((o.owner IS NULL OR o.lease_until < now())
                AND (o.state = 'ready' OR o.state = 'waiting' AND o.ready_at <= now()), true)
@@ -322,8 +324,9 @@ SELECT l.lane, split_part(l.lane, '/', 1) = ANY(%(handlers)s::text[])
                    AND d.ready_at IS NULL AND NOT d.inline)
         OR EXISTS (SELECT FROM deliveries d WHERE d.state = 'pending' AND d.lane = l.lane AND d.lane ~ {_UNORDERED}
                    AND d.ready_at <= now() AND NOT d.inline)
-      ELSE EXISTS (SELECT FROM deliveries d WHERE d.state = 'pending' AND d.lane = l.lane AND NOT d.inline) END
-FROM l LEFT JOIN lanes o USING (lane) WHERE l.lane IS NOT NULL ORDER BY l.n"""
+      ELSE NOT l.inline
+        OR EXISTS (SELECT FROM deliveries d WHERE d.state = 'pending' AND d.lane = l.lane AND NOT d.inline) END
+FROM l LEFT JOIN lanes o USING (lane) ORDER BY l.n"""
 
 # Procrastinate's own function, and its names first on the path of this one transaction, as the function wants. Asked
 # first, for a job that is there already is an error, which PostgreSQL logs; only a race makes it one.
