@@ -5,7 +5,6 @@ Two hosts reach one PostgreSQL over TCP and share no directory; the sender's own
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import pytest
 from receiver.testing import samples
 from receiver.testing.simulation import Plan, Simulation
 from tests.cli.machine import gone, until
+from tests.faults.load import name_of
 from tests.faults.site import Site, receiver_workers, site
 
 
@@ -29,11 +29,6 @@ def running() -> Iterator[Site]:
         for destination in ("lab", "ward"):
             made.open(destination)
         yield made
-
-
-def log_id(body: bytes) -> str:
-    """The message's name in the ledger."""
-    return str(json.loads(body)["Meta"]["Logs"][0]["ID"])
 
 
 def test_all_that_redox_sends(running: Site) -> None:
@@ -71,13 +66,13 @@ def test_a_worker_is_killed_inside_a_handler(running: Site) -> None:
     the killed worker no process is left."""
     redox = running.target("lab").redox()
     bodies = [redox.body("PatientAdmin.Transfer", seed=2_000 + number) for number in range(4)]
-    gate = running.gate("book", log_id(bodies[1]))
+    gate = running.gate("book", name_of(bodies[1]))
     with running.feed("lab", "killed") as feed:
         assert feed.run(bodies)
 
     def inside() -> list[dict[str, int]]:
         return [line for line in running.journal() if line["phase"] == "inside"
-                and line["message"] == log_id(bodies[1])]
+                and line["message"] == name_of(bodies[1])]
 
     until(inside)
     process, worker = (psutil.Process(inside()[-1][which]) for which in ("pid", "worker"))
@@ -91,7 +86,7 @@ def test_a_worker_is_killed_inside_a_handler(running: Site) -> None:
     tried = running.rows(
         "SELECT a.outcome FROM delivery_attempts a JOIN deliveries d ON d.id = a.delivery_id "
         "JOIN messages m ON m.id = d.message_id WHERE d.handler = 'book' AND m.log_id = :log ORDER BY a.id",
-        log=log_id(bodies[1]))
+        log=name_of(bodies[1]))
     assert [row["outcome"] for row in tried] == ["crashed", "succeeded"]
 
 
@@ -100,18 +95,18 @@ def test_a_receiver_is_killed_between_commit_and_answer(running: Site) -> None:
     audit; what waited behind it follows."""
     redox = running.target("ward").redox()
     first, second = (redox.body("PatientAdmin.Arrival", seed=seed) for seed in (3_000, 3_001))
-    held = running.first.proxy.hold_answer(log_id(first).encode())
+    held = running.first.proxy.hold_answer(name_of(first).encode())
     with running.feed("ward", "unanswered") as feed, ThreadPoolExecutor(1) as threads:
         sending = threads.submit(feed.run, [first, second])
         assert held.committed.wait(60)
-        there = running.rows("SELECT uuid, state FROM messages WHERE log_id = :log", log=log_id(first))
+        there = running.rows("SELECT uuid, state FROM messages WHERE log_id = :log", log=name_of(first))
         assert [row["state"] for row in there] == ["accepted"]
-        assert running.sent["ward"].of(log_id(first)) == ()
+        assert running.sent["ward"].of(name_of(first)) == ()
         (receiver,) = receiver_workers(running.first)
         os.kill(receiver, signal.SIGKILL)
         held.let_go()
         assert sending.result(120)
-    lost, repeated = running.sent["ward"].of(log_id(first))
+    lost, repeated = running.sent["ward"].of(name_of(first))
     assert (lost.status, repeated.status) == (None, 200)
     told = running.rows("SELECT outcome FROM audit_events WHERE message_uuid = :uuid AND action = 'message.receive' "
                         "ORDER BY id", uuid=there[0]["uuid"])
@@ -125,11 +120,11 @@ def test_a_replay(running: Site) -> None:
     with running.feed("lab", "replayed") as feed:
         assert feed.run([body])
     assert running.violations() == []
-    (message,) = running.rows("SELECT id, uuid::text FROM messages WHERE log_id = :log", log=log_id(body))
+    (message,) = running.rows("SELECT id, uuid::text FROM messages WHERE log_id = :log", log=name_of(body))
     said = running.first.json("messages", "replay", str(message["id"]), "--handler", "outside", "--reason", "a test")
     assert said["made"] == 1
     assert running.violations() == []
-    done = [line for line in running.journal() if line["message"] == log_id(body) and line["phase"] == "done"
+    done = [line for line in running.journal() if line["message"] == name_of(body) and line["phase"] == "done"
             and line["handler"] == "outside"]
     assert [(line["key"], line["replayed"]) for line in done] == [
         (f"{message['uuid']}:outside:1", False), (f"{message['uuid']}:outside:2", True)]

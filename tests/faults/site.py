@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -59,6 +58,12 @@ class Host(Machine):
                 [self.python, "-P", "-m", "receiver", "worker"], cwd=self.root, env=self._environment(),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True))
         return self.workers[-1]
+
+    def revive(self) -> None:
+        """Start again each worker that has ended, as a process manager does."""
+        for worker in [each for each in self.workers if each.poll() is not None]:
+            self.workers.remove(worker)
+            self.work()
 
     def clear(self) -> None:
         """End whatever is left; the directory is the site's."""
@@ -215,8 +220,3 @@ def receiver_workers(host: Host) -> list[int]:
     """The process ids of gunicorn's workers on that host."""
     return [each.pid for each in psutil.Process(host.part("receiver")).children()
             if "gunicorn" in " ".join(each.cmdline())]
-
-
-def kill(pid: int) -> None:
-    """As the kernel does when memory runs out."""
-    os.kill(pid, 9)
