@@ -214,13 +214,13 @@ def test_it_is_there_as_soon_as_it_is_started(follower: RegistryFollower) -> Non
 def test_a_change_is_followed_within_a_second(door: Door, follower: RegistryFollower) -> None:
     """On every host, whatever was changed."""
     door.registration.disable_source(DESTINATION, SOURCE, door.now)
-    until(lambda: known(follower).sources == {SOURCE: False}, "the source", seconds=1)
+    until(lambda: known(follower).sources == {SOURCE: False}, "the source")
     door.registration.revoke_credential(known(follower).credentials[0].id, door.now)
-    until(lambda: not live(known(follower).credentials[0], door.now), "the credential", seconds=1)
+    until(lambda: not live(known(follower).credentials[0], door.now), "the credential")
     door.enable()
-    until(lambda: known(follower).subscriptions, "the handler", seconds=1)
+    until(lambda: known(follower).subscriptions, "the handler")
     door.registration.pause_handler("register", door.now, destination=None, reason="test")
-    until(lambda: known(follower).subscriptions[0].paused, "the pause", seconds=1)
+    until(lambda: known(follower).subscriptions[0].paused, "the pause")
     assert POLL < 1
 
 
@@ -242,7 +242,7 @@ def test_the_last_one_is_kept_while_it_cannot_be_read(door: Door, follower: Regi
     assert follower.current is before
     door.rows("ALTER TABLE elsewhere RENAME TO registry_version")
     door.registration.disable_source(DESTINATION, SOURCE, door.now)
-    until(lambda: known(follower).sources == {SOURCE: False}, "the change", seconds=5)
+    until(lambda: known(follower).sources == {SOURCE: False}, "the change")
 
 
 def test_it_is_unknown_as_long_as_it_was_never_loaded(keyring: Keyring) -> None:
@@ -253,7 +253,7 @@ def test_it_is_unknown_as_long_as_it_was_never_loaded(keyring: Keyring) -> None:
     follower.start()
     versions = [follower.current and follower.current.version]
     migrations.upgrade(engine)
-    until(lambda: follower.current, "the registry", seconds=5)
+    until(lambda: follower.current, "the registry")
     versions.append(follower.current and follower.current.version)
     follower.stop()
     drop_database(url)

@@ -31,6 +31,7 @@ from receiver.storage.embedded import Cluster
 from receiver.storage.ledger import Ledger
 from receiver.storage.partitions import name_of, week_of
 from receiver.storage.proof import verify
+from receiver.storage.writer import _WATCH, PATIENCE
 from tests.postgres import QUICK, open_directory
 from tests.storage.door import Door, body, handler, stalled, until, waiting
 from tests.storage.test_writer import trigger
@@ -69,20 +70,21 @@ def engine(cluster: Cluster) -> Iterator[Engine]:
 
 
 def fails(future: Future[Any]) -> str:
-    """The word with which it fails; within five seconds, as Redox is promised an answer."""
+    """The word with which it fails. Redox is promised an answer within five seconds; a busy machine may take longer."""
+    assert PATIENCE + _WATCH < 5
     with pytest.raises(Unavailable) as caught:
-        future.result(5)
+        future.result(10)
     return str(caught.value)
 
 
-def well_again(door: Door, ledger: Ledger, *, seconds: float = 5.0) -> None:
+def well_again(door: Door, ledger: Ledger) -> None:
     """The ledger records again by itself."""
     content = secrets.token_hex(8)
 
     def recorded() -> bool:
         return ledger.accept(door.admit(body(content))).exception(10) is None
 
-    until(recorded, "well again", seconds=seconds)
+    until(recorded, "well again")
 
 
 def proved(door: Door) -> None:
@@ -174,7 +176,7 @@ def test_a_lock_that_somebody_holds_is_the_servers_to_give_up(door: Door, ledger
         connection.execute(text("LOCK TABLE payloads"))
         for n in range(2):
             assert fails(ledger.accept(door.admit(body(f"log-{n}")))) in ("database_refuses", "timed_out")
-        until(lambda: not waiting(door), "the sessions to give up", seconds=5)
+        until(lambda: not waiting(door), "the sessions to give up")
     well_again(door, ledger)
     assert door.value("SELECT count(*) FROM messages WHERE log_id LIKE 'log-%'") == 0
     proved(door)
@@ -294,7 +296,7 @@ def test_a_full_disk_is_told_and_well_again_when_there_is_room(
 
         def full() -> bool:
             future = ledger.accept(door.admit(body(f"log-{len(accepted)}", outside=secrets.token_hex(100_000))))
-            if future.exception(5) is None:
+            if future.exception(10) is None:
                 accepted.append(future.result())
                 return False
             return fails(future) == "database_refuses"
@@ -361,7 +363,7 @@ def test_an_answer_that_is_lost_after_the_commit_makes_the_repeat_a_duplicate(
         repeat.extend([future.result()] if future.exception(10) is None else [])
         return bool(repeat)
 
-    until(again, "well again", seconds=5)
+    until(again, "well again")
     assert repeat[0].outcome == "duplicate"
     assert door.value("SELECT count(*) FROM deliveries") == 2
     assert wired.accept(door.admit(body("after"))).result(10).outcome == "accepted"
