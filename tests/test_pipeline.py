@@ -23,6 +23,7 @@ from receiver.pipeline import (
     Refused,
     Verdict,
     judge,
+    replayed,
     screen,
     transfer_refused,
     unproved,
@@ -534,6 +535,13 @@ class TestQuery:
     """Somebody waits for the answer."""
 
     body = BODY.replace(b"PatientAdmin", b"PatientSearch").replace(b"Arrival", b"Query")
+
+    def test_a_replay(self) -> None:
+        """A signed query that was seen before is refused; its body is only told by its digest."""
+        admitted = receive(inbound(self.body, TOKEN))
+        assert isinstance(admitted, Admitted)
+        refused = replayed(admitted)
+        assert (refused.reason, refused.status, refused.body) == ("signature_replayed", 401, self.body)
 
     def test_admitted(self) -> None:
         """An admitted query says so, and nothing else does."""

@@ -77,6 +77,7 @@ def _denied(*arguments: Any, **values: Any) -> tuple[str, str]:
     answer = _ask(*arguments, **values)
     assert isinstance(answer, Denied)
     assert answer.status == (401 if answer.error == "invalid_client" else 400)
+    assert answer.guess == (answer.error == "invalid_client")
     return answer.error, answer.reason
 
 

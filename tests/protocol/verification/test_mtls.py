@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Final
@@ -239,3 +240,13 @@ def test_each_proxy_has_its_headers() -> None:
     at = destination(MtlsCredential(id=1, proxy="envoy", secret=_SECRET.encode(), san="client.redox.example"),
                      require=("mtls",))
     assert refusal(_nginx(_FIRST), at) == "credential_missing"
+
+
+def test_a_name_that_cannot_be_read() -> None:
+    """A certificate is read in parts, when they are asked for; one whose names are no text pins nothing."""
+    whole = _CERTIFICATES["first"].public_bytes(Encoding.DER)
+    damaged = whole.replace(b"Client.redox.example", b"Client.redox.\xff" + b"xample")
+    assert damaged != whole
+    pinned = MtlsCredential(id=1, proxy="nginx", secret=_SECRET.encode(), san="client.redox.example")
+    text = f"-----BEGIN CERTIFICATE-----\n{b64encode(damaged).decode()}\n-----END CERTIFICATE-----\n"
+    assert refusal(_nginx(quote(text)), destination(pinned, require=("mtls",))) == "mtls_malformed"

@@ -66,6 +66,11 @@ class _OwnCases(VerificationCases):
         assert verified.credentials == (1,)
         assert verified.kinds == {self.kind}
 
+    def test_another_issuer(self) -> None:
+        """A token of somebody whom nobody has registered is judged here, and refused."""
+        presented = _bearer(_token("oauth:1", iss="https://somebody.example"))
+        assert refusal(presented, self.door(self.credential())).startswith("jwt_")
+
     def test_the_same_secret_twice(self) -> None:
         """A token dies with the row that it was issued for: the same client entered again has to ask again."""
         for pair in ((self.credential(id=1, revoked=True), self.credential(id=2)),
