@@ -1,0 +1,126 @@
+"""The README's chapters for operators, word by word: every command that they name is run, on a live machine.
+
+A phrase that is new in the README, or gone from it, fails here first.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from receiver.testing.sender import FakeRedox
+from tests.cli.machine import SOURCE, Machine, machine, until
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+PLUGIN = '''
+from receiver.handlers import handler
+
+@handler("PatientAdmin.*", name="register", max_attempts=1)
+def register(message, context):
+    message.data["Nothing of this name"]
+'''
+RETRY = "redox-receiver deliveries retry --handler register --error-class KeyError --reason 'fixed in 1.4.2'"
+# As the README has it → what is run for it. Words in capitals and numbers stand for something of this machine's.
+COMMANDS = {
+    "redox-receiver destination add lab --environment development --token-out lab.token": None,
+    "redox-receiver source add lab 7ce6f387-c33c-417d-8682-81e83628cbd9 --name 'North Clinic'": None,
+    "redox-receiver simulate --destination lab --token-file lab.token":
+        "redox-receiver simulate --destination lab --token-file lab.token --url {url} --kind PatientAdmin.Arrival "
+        f"--source {SOURCE}",
+    "redox-receiver status": None,
+    "redox-receiver check": None,
+    "redox-receiver source list --refused": None,
+    "redox-receiver audit list --action message.refuse": None,
+    "redox-receiver deliveries list --state dead": None,
+    "redox-receiver deliveries show 1205": "redox-receiver deliveries show {dead}",
+    f"{RETRY} --dry-run": None,
+    RETRY: None,
+    "redox-receiver messages list --state quarantined": None,
+    "redox-receiver outbox list --state pending": None,
+    "redox-receiver credential add lab --kind token": None,
+    "redox-receiver db backup DIR": "redox-receiver db backup {root}/backup",
+    "redox-receiver audit verify": None,
+    "redox-receiver db upgrade": None,
+}
+# What cannot be run on a machine that serves, or needs what is not there: that it exists is shown by its help.
+NAMED = {"redox-receiver up --data-dir /srv/redox", "redox-receiver keys init", "redox-receiver serve",
+         "redox-receiver worker"}
+# In running text the program's name is left away.
+SHORT = {"messages replay": "", "messages release": "", "messages discard": "", "outbox retry": "", "outbox show ID": "",
+         "outbox retry --state held": "run", "db restore": "", "db restore DIR": "",
+         "credential revoke ID": ""}
+
+
+def chapters() -> str:
+    """Installing and operating."""
+    found = re.findall(r"^## (?:Install|Operating it)$.*?(?=^## )", README, re.DOTALL | re.MULTILINE)
+    assert len(found) == 2
+    return "\n".join(found)
+
+
+def phrases() -> tuple[list[str], list[str]]:
+    """(commands, mentions without the program's name) in the chapters, in their order, each once."""
+    text = chapters()
+    console = [line[2:].partition("     #")[0].strip() for line in text.splitlines() if line.startswith("$ ")]
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    quoted = [re.sub(r"\s+", " ", each) for each in re.findall(r"`([^`]+)`", prose)]
+    commands = [each for each in [*console, *quoted] if each.startswith("redox-receiver ")]
+    short = [re.sub(r" --[a-z-]+ (?:FILE|…).*", "", each) for each in quoted
+             if re.match(r"(?:messages|outbox|db|credential|deliveries|keys) [a-z]+", each)]
+    return list(dict.fromkeys(commands)), list(dict.fromkeys(short))
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Machine]:
+    """A machine whose operator has a handler that fails."""
+    with machine() as made:
+        (made.root / "broken.py").write_text(PLUGIN)
+        made.environment |= {"RECEIVER_HANDLERS": "broken", "PYTHONPATH": str(made.root)}
+        made.up("--workers", "1")
+        yield made
+
+
+def killed(at: Machine) -> list[dict[str, object]]:
+    """Send a message that the handler fails on; its delivery, once that is dead."""
+    redox = FakeRedox(at.url, "lab", (at.root / "lab.token").read_text().strip(),
+                      source_id="7ce6f387-c33c-417d-8682-81e83628cbd9")
+    until(lambda: redox.send(redox.body("PatientAdmin.Arrival", seed=7)).status == 200)
+    until(lambda: bool(at.json("deliveries", "list", "--state", "dead")))
+    dead: list[dict[str, object]] = at.json("deliveries", "list", "--state", "dead")
+    return dead
+
+
+def test_every_command_is_here() -> None:
+    """What the README names and what is run below are the same."""
+    commands, short = phrases()
+    assert set(commands) == {*COMMANDS, *NAMED}
+    assert set(short) == set(SHORT)
+
+
+def test_every_command_runs(running: Machine) -> None:
+    """From the first destination to the last proof, in the order of the README."""
+    dead: list[dict[str, object]] = []
+    for phrase in phrases()[0]:
+        if phrase in NAMED:
+            running.run(*shlex.split(phrase)[1:3 if "keys" in phrase else 2], "--help")
+            continue
+        if phrase.endswith("--state dead"):
+            dead = killed(running)
+        if phrase.startswith("redox-receiver simulate"):
+            running.run("source", "add", "lab", SOURCE)
+        run = (COMMANDS[phrase] or phrase).format(url=running.url, root=running.root, dead=dead[0]["id"] if dead else 0)
+        running.run(*shlex.split(run)[1:])
+
+
+def test_every_mention_is_a_command(running: Machine) -> None:
+    """What is named in passing is there as well, options included."""
+    for phrase, run in SHORT.items():
+        words = [word for word in phrase.split() if word not in ("ID", "DIR")]
+        if run:
+            running.run(*words, "--reason", "as the README says")
+        else:
+            running.run(*words, "--help")
