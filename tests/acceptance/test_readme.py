@@ -50,7 +50,8 @@ COMMANDS = {
 NAMED = {"redox-receiver up --data-dir /srv/redox", "redox-receiver keys init", "redox-receiver serve",
          "redox-receiver worker"}
 # In running text the program's name is left away.
-SHORT = {"messages replay": "", "messages release": "", "messages discard": "", "outbox retry": "", "outbox show ID": "",
+SHORT = {"messages replay": "", "messages release": "", "messages discard": "", "outbox retry": "",
+         "outbox show ID": "",
          "outbox retry --state held": "run", "db restore": "", "db restore DIR": "",
          "credential revoke ID": ""}
 
