@@ -208,9 +208,9 @@ def _effects(evidence: Evidence) -> Iterator[str]:
     for key, row in deliveries.items():
         succeeded = row["state"] == "succeeded"
         if row["handler"] in EXACTLY_ONCE and written[key] != succeeded:
-            yield f"deliveries {row['id']}: {row['state']}, with {written[key]} rows of its work"
+            yield f"deliveries {row['id']} of {row['handler']}: {row['state']}, with {written[key]} rows of its work"
         if row["handler"] in TELLING and succeeded and key not in done:
-            yield f"deliveries {row['id']}: succeeded, and the other system was never told"
+            yield f"deliveries {row['id']} of {row['handler']}: succeeded, and the other system was never told"
     queries = {f"{row.uuid}" for row in _rows(evidence.connection) if row.query}
     for key in sorted({*written, *(line["key"] for line in evidence.journal)} - deliveries.keys()):
         if key.partition(":")[0] not in queries:

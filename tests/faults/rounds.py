@@ -15,6 +15,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +26,7 @@ from sqlalchemy import make_url
 
 from receiver import keyring as keyrings
 from receiver.testing.ledger import Attempt
+from tests.cli.machine import until
 from tests.faults.canary import Canaries
 from tests.faults.load import FAMILY, STRANGER, Load
 from tests.faults.mishaps import MISHAPS, Mishap, handler_processes
@@ -145,7 +147,11 @@ def _accepting(here: Site, over: float) -> float | None:
 
 def judge(here: Site, load: Load) -> list[str]:
     """Every violation: of the database and the ledgers; of strangers let in; of processes left; of secrets let slip."""
-    wrong = here.violations(_DELIVERING)
+    left = "SELECT id, lane FROM deliveries WHERE state = 'pending' ORDER BY id"
+    with suppress(AssertionError):
+        until(lambda: not here.rows(left), _DELIVERING)
+    wrong = [f"deliveries {row['id']}: still pending in {row['lane']}" for row in here.rows(left)]
+    wrong += here.violations(_ACCEPTING)
     let_in = here.rows("SELECT id FROM messages WHERE log_id = ANY(:names)", names=load.strange)
     wrong += [f"messages {row['id']}: a stranger's" for row in let_in]
     parents = {here.first.part("receiver"), here.first.part("worker-1"), *(each.pid for each in here.second.workers)}
