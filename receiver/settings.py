@@ -86,6 +86,8 @@ class Settings(BaseSettings):
         default=(), description="Addresses of proxies whose X-Forwarded-For is believed, separated by commas.")
     key_set_refresh: int = Field(default=300, ge=1, le=86_400,
                                  description="Seconds after which the public keys of a --jwks-url are fetched again.")
+    redox_rate: int = Field(default=7_500, ge=1,
+                            description="Requests a process sends to Redox in five minutes: Redox counts by address.")
     handlers: CommaList = Field(
         default=(), description="Modules with handlers while developing, separated by commas; bound to development "
                                 "destinations.")

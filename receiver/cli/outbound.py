@@ -23,6 +23,7 @@ from receiver.cli.session import Session, opened
 from receiver.outbound.answers import Answer
 from receiver.outbound.api import RedoxApi, Speaker
 from receiver.outbound.fhir import Environment, FhirDestination
+from receiver.outbound.limits import SlidingWindow
 from receiver.outbound.outbox import Caller, Clients, RecordedClient, Recorder
 from receiver.outbound.outbox.clients import UPLOAD_PATH
 from receiver.outbound.wire import check_base_url
@@ -202,7 +203,8 @@ def _call(make: Callable[[RedoxApi, str], Answer], *, name: str | None, out: Pat
 @contextmanager
 def _speaking(name: str | None) -> Iterator[tuple[Session, Clients, str]]:
     """A session, its clients, and the name of the key that is meant."""
-    with opened() as session, Clients(session.engine, session.keyring) as clients:
+    with opened() as session, Clients(session.engine, session.keyring,
+                                      rate=SlidingWindow(session.settings.redox_rate)) as clients:
         if name is None:
             with session.engine.connect() as connection:
                 name = api_keys.only_one(connection)

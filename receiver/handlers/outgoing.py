@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from receiver.handlers.engine import Engine
 from receiver.handlers.leases import Leases
 from receiver.keyring import Keyring
-from receiver.outbound.limits import Limits
+from receiver.outbound.limits import Limits, SlidingWindow
 from receiver.outbound.outbox import Clients, Recorder
 from receiver.outbound.outbox.sending import LaneSender
 from receiver.storage import lanes, outbox
@@ -39,13 +39,13 @@ _DUPLICATE: Final = "23505"
 class Outgoing:
     """Of one worker, under its leases of `lease` seconds. `start` after fork; `sweep` is called every second or so."""
 
-    def __init__(self, url: str, keyring: Keyring, leases: Leases, *, lease: float) -> None:
+    def __init__(self, url: str, keyring: Keyring, leases: Leases, *, lease: float, rate: int) -> None:
         self._url = url
         self._leases = leases
         self._lease = lease
         self._database = open_engine(url, pool_size=2 * SENDERS, statement_timeout=_STATEMENT)
         # One attempt: what comes after it is the outbox's own pause, in which nobody waits for a thread.
-        self._clients = Clients(self._database, keyring, limits=Limits(attempts=1))
+        self._clients = Clients(self._database, keyring, limits=Limits(attempts=1), rate=SlidingWindow(rate))
         self._sender = LaneSender(self._database, self._clients, Recorder(self._database, keyring), name=leases.owner)
         self._stopping = threading.Event()
         self._taking = threading.Thread(target=lambda: asyncio.run(self._take()), name="outbox", daemon=True)

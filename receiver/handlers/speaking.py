@@ -13,7 +13,9 @@ from sqlalchemy import Connection
 
 from receiver.keyring import Keyring
 from receiver.outbound.api import RedoxApi
+from receiver.outbound.limits import SlidingWindow
 from receiver.outbound.outbox import Caller, Clients, Outbox, RecordedClient, Recorder
+from receiver.settings import load
 from receiver.storage import api_keys
 from receiver.storage.database import open_engine
 
@@ -29,7 +31,7 @@ class Speaking:
     def __init__(self, url: str, keyring: Keyring) -> None:
         self._keyring = keyring
         self._engine = open_engine(url, pool_size=2, statement_timeout=_STATEMENT)
-        self._clients = Clients(self._engine, keyring)
+        self._clients = Clients(self._engine, keyring, rate=SlidingWindow(load().redox_rate))
         self._recorder = Recorder(self._engine, keyring)
 
     def redox(self, handler: str, destination: str, message: str) -> RedoxApi:

@@ -104,7 +104,8 @@ class Worker:
         self._follower = RegistryFollower(self._engine, keyring)
         self._registration = Registration(self._engine, keyring, actor=f"worker:{self.name}")
         self._leases = Leases(self._engine, self.name)
-        self._outgoing = Outgoing(self._url, keyring, self._leases, lease=settings.lease)
+        self._outgoing = Outgoing(self._url, keyring, self._leases, lease=settings.lease,
+                                  rate=settings.redox_rate)
         self._places = Places(settings.concurrency, self._run_lane, lambda: hello(settings, self._url, self._handlers))
         self._handlers: tuple[str, ...] = ()  # loaded here, by name
         self._version: int | None = None      # of the registry that they were loaded for

@@ -28,12 +28,12 @@ class Clients:
     """Safe in threads. All share one rate limiter, for Redox counts by address. Close it when nobody calls any more."""
 
     def __init__(self, engine: Engine, keyring: Keyring, *, limits: Limits | None = None,
-                 ssl_context: ssl.SSLContext | None = None) -> None:
+                 rate: SlidingWindow | None = None, ssl_context: ssl.SSLContext | None = None) -> None:
         self._engine = engine
         self._keyring = keyring
         self._limits = limits or Limits()
         self._ssl_context = ssl_context
-        self._rate = SlidingWindow()
+        self._rate = rate or SlidingWindow()
         self._lock = threading.Lock()
         self._clients: dict[str, tuple[bytes, bool, RedoxClient]] = {}
         self._replaced: list[RedoxClient] = []
