@@ -84,7 +84,7 @@ def simulate(*, url: str | None, destination: str, token_file: Path, signing_sec
     are made up. Exit status 1 when anything was not answered as it should be.
 
     \b
-    A FILE for --present, paths being from its folder (kinds: hmac, jwt, google, oauth, smart, sigv4, mtls):
+    A FILE for --present, paths from its folder (kinds: hmac, jwt, google, oauth, smart, sigv4, mtls):
       kind = "oauth"
       client_id = "redox"
       secret_file = "lab.secret"
