@@ -1,0 +1,186 @@
+"""Every command on a machine that serves: one operator's day, in which none is left out.
+
+What a command does exactly is shown beside its code (tests/cli); here, that it works against what really runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from receiver.testing.api import FakeRedoxApi
+from receiver.testing.sender import FakeRedox
+from tests.cli.machine import SOURCE, Machine, machine, until
+from tests.cli.test_commands import EVERY
+
+PLUGIN = '''
+from receiver.handlers import handler
+
+@handler("PatientAdmin.Arrival", name="fails", max_attempts=1)
+def fails(message, context):
+    message.data["Nothing of this name"]
+
+@handler("PatientAdmin.Discharge", name="holds", max_attempts=1, on_failure="hold")
+def holds(message, context):
+    message.data["Nothing of this name"]
+'''
+# They are what runs: `up` is this machine, and the others are its parts.
+RUNNING = {"up", "serve", "admin", "worker"}
+WHY = ("--reason", "an operator's day")
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Machine]:
+    """A machine whose operator has two handlers that fail."""
+    with machine() as made:
+        (made.root / "broken.py").write_text(PLUGIN)
+        made.environment |= {"RECEIVER_HANDLERS": "broken", "PYTHONPATH": str(made.root)}
+        made.up("--workers", "1")
+        yield made
+
+
+class Day:
+    """Runs commands, and remembers which."""
+
+    def __init__(self, at: Machine) -> None:
+        self.at = at
+        self.done: set[str] = set(RUNNING)
+
+    def __call__(self, *words: str, stdin: str | None = None, fails: bool = False) -> str:
+        """Run one."""
+        self.done.add(" ".join(max((path for path in EVERY if words[:len(path)] == path), key=len)))
+        return self.at.run(*words, stdin=stdin, fails=fails)
+
+    def json(self, *words: str, stdin: str | None = None) -> Any:
+        """Run one with --json."""
+        return json.loads(self(*words, "--json", stdin=stdin))
+
+
+def test_a_day(running: Machine) -> None:
+    """From the first destination to the backup; at its end no command was left out."""
+    run, token = Day(running), running.root / "lab.token"
+    run("status")
+    run("check")
+    registered(run)
+    redox = FakeRedox(running.url, "lab", token.read_text().strip(), source_id=SOURCE)
+    until(lambda: len(bindings(run)) == 2)
+    worked(run, redox)
+    quarantined(run, redox)
+    spoken(run)
+    kept(run)
+    run("simulate", "--destination", "lab", "--token-file", str(token), "--url", running.url, "--source", SOURCE,
+        "--kind", "Results.New")
+    assert {" ".join(path) for path in EVERY} - run.done == set()
+
+
+def registered(run: Day) -> None:
+    """Destinations, credentials and sources, by command and by file."""
+    root = run.at.root
+    run("destination", "add", "lab", "--token-out", str(root / "lab.token"))
+    run("destination", "set", "lab", "--test-messages", "accept")
+    run("destination", "show", "lab")
+    run("destination", "disable", "lab")
+    run("destination", "enable", "lab")
+    run("destination", "list")
+    added = run.json("credential", "add", "lab", "--kind", "token")
+    run("credential", "list")
+    run("credential", "revoke", str(added["id"]))
+    run("source", "add", "lab", SOURCE)
+    run("source", "disable", "lab", SOURCE)
+    run("source", "add", "lab", SOURCE)
+    run("source", "list")
+    (root / "registry.toml").write_text('[destinations.other]\nenvironment = "staging"\n'
+                                        'credentials = [{ kind = "token", file = "lab.token" }]\n')
+    run("registry", "apply", str(root / "registry.toml"))
+
+
+def bindings(run: Day) -> list[Any]:
+    """What the worker has bound at the destination."""
+    return [each for each in run.json("handlers", "list") if each.get("destination") == "lab"]
+
+
+def worked(run: Day, redox: FakeRedox) -> None:
+    """Handlers and what they fail on."""
+    run("handlers", "check")
+    for verb in ("disable", "enable"):
+        run("handlers", verb, "fails", "--destination", "lab")
+    for verb in ("pause", "resume"):
+        run("handlers", verb, "fails")
+    for kind in ("PatientAdmin.Arrival", "PatientAdmin.Discharge"):
+        until(lambda kind=kind: redox.send(redox.body(kind)).status == 200)  # type: ignore[misc] # bound at once
+    until(lambda: run.json("deliveries", "list", "--state", "dead") != [] and held(run) != [])
+    dead, = run.json("deliveries", "list", "--state", "dead")
+    run("deliveries", "show", str(dead["id"]))
+    run("deliveries", "retry", str(dead["id"]), *WHY)
+    run("messages", "show", str(dead["message_id"]))
+    run("messages", "replay", str(dead["message_id"]), *WHY, "--dry-run")
+    lane, = held(run)
+    run("lanes", "release", lane["lane"], *WHY)
+    until(lambda: held(run) != [])  # it has run once more, and failed
+    run("deliveries", "skip", str(lane["head"]), *WHY)
+    assert held(run) == []
+
+
+def held(run: Day) -> list[Any]:
+    """The lanes that wait for an operator."""
+    return [each for each in run.json("lanes", "list") if each["state"] == "held"]
+
+
+def quarantined(run: Day, redox: FakeRedox) -> None:
+    """One that is released and one that is given up."""
+    run("destination", "set", "lab", "--test-messages", "quarantine")
+    seeds = iter(range(100, 200))
+
+    def waiting() -> list[Any]:
+        redox.send(redox.body("Results.New", seed=next(seeds)))
+        return list(run.json("messages", "list", "--state", "quarantined"))
+
+    until(lambda: len(waiting()) >= 2)
+    run("destination", "set", "lab", "--test-messages", "accept")
+    one, other, *_ = run.json("messages", "list", "--state", "quarantined")
+    run("messages", "release", str(one["id"]), *WHY)
+    run("messages", "discard", str(other["id"]), *WHY)
+
+
+def spoken(run: Day) -> None:
+    """Keys, and calls that are made at once; nothing waits to go out."""
+    root = run.at.root
+    first = run.json("signing-key", "new")["kid"]
+    run("signing-key", "rotate")
+    run("signing-key", "retire", first)
+    run("signing-key", "list")
+    with FakeRedoxApi() as api:
+        api.register_oauth("client", json.loads(run("signing-key", "jwks")))
+        run("outbound", "key", "add", "lab", "--environment", "development", "--client-id", "client",
+            "--source", SOURCE, "--base-url", api.base_url)
+        run("outbound", "key", "list")
+        run("outbound", "token")
+        for verb, kind in (("send", "PatientAdmin.Arrival"), ("query", "PatientSearch.Query")):
+            model, event = kind.split(".")
+            asked = root / f"{verb}.json"
+            asked.write_text(json.dumps({"Meta": {"DataModel": model, "EventType": event,
+                                                  "Destinations": [{"ID": SOURCE}]}}))
+            run("outbound", verb, str(asked), "--out", str(root / f"{verb}.answer"), *WHY)
+        search = root / "search.json"
+        search.write_text(json.dumps({"family": "Example"}))
+        run("outbound", "fhir", str(search), "--to", "somewhere", "--resource", "Patient", "--search",
+            "--out", str(root / "fhir.answer"), *WHY)
+    kept = run.json("outbox", "list")
+    run("outbox", "show", str(kept[0]["id"]))
+    run("outbox", "retry", "--state", "held", *WHY)
+
+
+def kept(run: Day) -> None:
+    """Evidence, keys and backups."""
+    run("audit", "list")
+    run("audit", "verify")
+    run("keys", "list")
+    run("keys", "new", "session")
+    assert "keyring" in run("keys", "init", fails=True)
+    for verb in ("current", "check", "upgrade"):
+        run("db", verb)
+    run("db", "backup", str(run.at.root / "backup"))
+    assert "up` runs on this data directory" in run("db", "restore", str(run.at.root / "backup"), fails=True)
