@@ -106,11 +106,17 @@ def _round(here: Site, mishap: Mishap, dice: random.Random) -> Round:
     mishap(here, dice)
     over = time.monotonic()
     here.second.revive()
+    return Round(mishap=mishap.__name__, lasted=over - began, accepting=accepting_again(here, over))
+
+
+def accepting_again(here: Site, over: float) -> float | None:
+    """Seconds from `over` (monotonic) until every feed's messages were accepted again; None when that takes too long.
+    """
     accepting = None
     while accepting is None and time.monotonic() < over + _ACCEPTING:
         time.sleep(0.05)
         accepting = _accepting(here, over)
-    return Round(mishap=mishap.__name__, lasted=over - began, accepting=accepting)
+    return accepting
 
 
 def _accepting(here: Site, over: float) -> float | None:
