@@ -392,7 +392,8 @@ def feed_status(connection: Connection) -> Mappings:
     destination, environment, enabled;
     last_200_at: when a message was last answered 200;
     last_refusal_at, last_refusal_reason, last_refusal_status (null in a summed-up row), last_refusal_authentic;
-    probably_paused: whoever was refused last holds or held a credential of ours, and nothing was answered 200 since;
+    probably_paused: whoever was refused last holds or held a credential of ours, and nothing was answered 200 since (a
+    query's asker does not come again, and pauses nothing);
     backlog, oldest_pending_at: deliveries that wait;
     held_lanes: [lane]; paused_handlers: [{handler, paused_at, pause_reason}];
     unserved: [{handler, pending}] that no live worker has loaded;
@@ -420,14 +421,15 @@ def feed_status(connection: Connection) -> Mappings:
 def _answers(connection: Connection, destination: str) -> dict[str, Any]:
     """The last 200, the last refusal, and whether Redox has probably paused."""
     table = schema.audit_events
-    status = cast(table.c.detail, JSONB)["status"].as_integer()
+    detail = cast(table.c.detail, JSONB)
+    status, query = detail["status"].as_integer(), func.coalesce(detail["query"].as_boolean(), false())
     # A body over the cap is refused only after the head could suffice: that is no stranger's either.
     authentic = or_(table.c.actor == "redox", table.c.reason.in_(AUTHENTIC_REASONS), func.coalesce(status, 0) == 413)
     base = select(table.c.id, table.c.at, table.c.reason, status.label("status"), authentic.label("authentic")).where(
         table.c.destination == destination).order_by(table.c.id.desc()).limit(1)
     refused = base.where(table.c.action == "message.refuse")
     good, bad, ours = (connection.execute(query).one_or_none() for query in (
-        base.where(table.c.action == "message.receive"), refused, refused.where(authentic)))
+        base.where(table.c.action == "message.receive"), refused, refused.where(authentic, ~query)))
     return {"last_200_at": good and good.at, "last_refusal_at": bad and bad.at,
             "last_refusal_reason": bad and bad.reason, "last_refusal_status": bad and bad.status,
             "last_refusal_authentic": bool(bad and bad.authentic),

@@ -288,6 +288,13 @@ def test_an_unknown_source_is_named_when_it_is_shaped_like_an_id(door: Door, led
         None, sha256(b"Ada Lovelace, born 1815").hexdigest())
 
 
+def test_a_refused_query_is_told_from_a_refused_message(door: Door, ledger: Ledger) -> None:
+    """Its asker does not come again: no feed stands still for it."""
+    ledger.refuse(door.refuse(body("1", source="somebody-2", kind="PatientSearch.Query")))
+    until(lambda: door.value("SELECT count(*) FROM audit_events WHERE action = 'message.refuse'"), "the refusal")
+    assert json.loads(door.value("SELECT detail FROM audit_events WHERE action = 'message.refuse'"))["query"] is True
+
+
 def test_a_handshake_is_in_the_audit_with_the_credential_that_vouched(door: Door, ledger: Ledger) -> None:
     """Neither the challenge nor the token is."""
     ledger.challenged(door.challenge())
