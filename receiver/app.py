@@ -33,7 +33,7 @@ from receiver.outbound.jwks import fetch
 from receiver.protocol.message import Once
 from receiver.protocol.registry import Registry
 from receiver.settings import Settings
-from receiver.storage import migrations, registry, schema
+from receiver.storage import arming, migrations, registry, schema
 from receiver.storage.audit import AuditEvent, network
 from receiver.storage.database import describe, open_engine
 from receiver.storage.embedded import Cluster
@@ -76,6 +76,7 @@ def public_app() -> Flask:
     settings = table.load()
     keyring = keyrings.load(settings.keyring_path)
     url = database_url(settings)
+    arming.arm(url)
     places = settings.threads // 2
     # One for each who waits for a handler; the others follow the registry, keep leases, tell lanes, compare keys, fetch
     # those of others, and remember what may be used once.
@@ -105,7 +106,9 @@ def admin_app() -> Flask:
     """The admin application. Raises ConfigurationError as `public_app` does, but for keys: `/readyz` tells of those."""
     settings = table.load()
     keyring = keyrings.load(settings.keyring_path)
-    engine = open_engine(database_url(settings), pool_size=2, statement_timeout=_PATIENCE)
+    url = database_url(settings)
+    arming.arm(url)
+    engine = open_engine(url, pool_size=2, statement_timeout=_PATIENCE)
     return admin.admin_app(partial(readiness, engine, keyring))
 
 

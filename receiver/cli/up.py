@@ -26,10 +26,10 @@ from receiver import settings as table
 from receiver.cli import session
 from receiver.cli.children import GLANCE, Child, Part, stop
 from receiver.cli.options import example
-from receiver.cli.serve import settle_paths
+from receiver.cli.serve import database_url, settle_paths
 from receiver.errors import ConfigurationError, ReceiverError
 from receiver.settings import Settings
-from receiver.storage import migrations, schema
+from receiver.storage import arming, migrations, schema
 from receiver.storage.embedded import Cluster
 from receiver.storage.registration import check_keys, record_keys
 
@@ -80,6 +80,7 @@ def up(bind: str | None, admin_bind: str | None, receivers: int | None, workers:
         else:
             with session.opened():
                 pass  # all that is to be said is an error
+        arming.arm(database_url(settings))
         public = stack.enter_context(_listen(settings.bind, "bind", patience))
         admin = stack.enter_context(_listen(settings.admin_bind, "admin_bind", patience))
         _run(settings, public, admin, cluster, orders)

@@ -41,6 +41,7 @@ from receiver.handlers.wire import (
     RunLane,
     ToChild,
 )
+from receiver.storage import arming
 from receiver.storage.work import Records, Work
 
 _LARGEST: Final = (1 << 32) - 1
@@ -130,6 +131,7 @@ def _serve(channel: Channel, hello: Hello) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (hello.memory, hello.memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold patients' data
     _log_to(channel)
+    arming.arm(hello.database_url)
     room = Room(
         keyring=keyrings.load(Path(hello.keyring)), url=hello.database_url, records=Records(hello.database_url),
         work=Work(hello.database_url), modules=hello.modules, tell=channel.send,

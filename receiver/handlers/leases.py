@@ -15,12 +15,15 @@ import structlog
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from receiver.failpoints import point
 from receiver.handlers.runner import Lease
 from receiver.storage import lanes
 from receiver.storage.database import describe
 from receiver.storage.lanes import Fence
 
 log: Final = structlog.get_logger(__name__)
+
+_claiming, _claimed = point("lane.claiming"), point("lane.claimed")
 
 
 class Leases:
@@ -46,11 +49,13 @@ class Leases:
         """
         # Counted from before the question, so that it ends here no later than in the database.
         began = time.monotonic()
+        _claiming()
         with self.connection() as connection:
             fence = (lanes.claim(connection, lane, self.owner, seconds, inline=inline) if take is None
                      else take(connection, lane, self.owner, seconds))
         if fence is None:
             return None
+        _claimed()
         lease = Lease(fence=fence, until=began + seconds, leave_by=self._leave_by)
         with self._lock:
             self._held[lane] = lease

@@ -20,6 +20,7 @@ from typing import Any, Final, Literal
 import structlog
 
 from receiver.errors import ConfigurationError, ReceiverError
+from receiver.failpoints import point
 from receiver.handlers.wire import (
     Answered,
     Ask,
@@ -42,6 +43,8 @@ from receiver.handlers.wire import (
 from receiver.storage.lanes import Fence
 
 plugin_log: Final = structlog.get_logger("receiver.plugin")
+
+_told = point("lane.told")
 
 # A process has to start, and to import what it runs, within this time; plugins may be slow to import.
 START_PATIENCE: Final = 60.0
@@ -210,6 +213,7 @@ class Slot:
         deadline = time.monotonic() + START_PATIENCE
         try:
             process.command(command)
+            _told()
             if lease.leave_by is not None:  # said before there was somebody to hear it
                 lease.leave(lease.leave_by)
             while (why := _over(lease, deadline)) is None:

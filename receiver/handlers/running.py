@@ -19,6 +19,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from receiver.errors import GiveUp
+from receiver.failpoints import point
 from receiver.handlers import discovery, outcomes
 from receiver.handlers.context import Context
 from receiver.handlers.discovery import Loaded
@@ -34,6 +35,10 @@ from receiver.storage.work import Records, Work, lost
 
 if TYPE_CHECKING:
     from receiver.handlers.speaking import Speaking
+
+_started, _ended, _told = point("delivery.started"), point("handler.ended"), point("handler.told")
+_committing, _succeeded, _failed = (
+    point("delivery.committing"), point("delivery.succeeded"), point("delivery.failed"))
 
 # After so many runs the process is replaced, whatever the plugins have leaked.
 _WORN: Final = 10_000
@@ -80,7 +85,9 @@ class Room:
         if os.getpid() != here:
             os._exit(0)  # the handler forked and both have come back: only one of the two is us
         self.worn |= self.runs >= _WORN
+        _ended()
         self.tell(Ended())
+        _told()
         return result, outcome
 
     def context(self, loaded: Loaded, destination: str, *, uuid: str, generation: int, attempt: int, epoch: int,
@@ -167,6 +174,7 @@ class LaneRun:
 
     def _call(self, loaded: Loaded, delivery: Waiting, attempt: int) -> Outcome | None:
         self._room.tell(Started(delivery=delivery.id, attempt=attempt, deferred_for=delivery.deferred_for))
+        _started()
         context = self._room.context(
             loaded, self._command.destination, uuid=str(delivery.uuid), generation=delivery.generation,
             attempt=attempt, epoch=self._fence.epoch, delivery=delivery.id)
@@ -194,6 +202,7 @@ class LaneRun:
         try:
             recorded, started = lanes.succeed(connection, self._fence, delivery.id, attempt, following=startable)
             if used and recorded:
+                _committing()
                 work.commit()
         except SQLAlchemyError as exc:
             if not used or lost(exc):
@@ -203,6 +212,7 @@ class LaneRun:
         if not recorded:
             work.rollback()
             return Left(why="fenced")
+        _succeeded()
         if leaving:
             return Left(why="time", worn=self._room.worn)
         # At its end the lane is looked at from its beginning: what came before may have been put back.
@@ -233,6 +243,7 @@ class LaneRun:
         if not lanes.fail(self._room.records.connection, self._fence, delivery.id, attempt,
                           outcomes.failure(outcome, verdict, self._policy, key=key, sealed=sealed)):
             return Left(why="fenced")
+        _failed()
         if verdict.state == "dead":
             return Left(why="dead", error_class=outcome.error_class, worn=self._room.worn)
         return Left(why="waiting", worn=self._room.worn) if verdict.hold else None

@@ -12,6 +12,7 @@ from typing import Final
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from receiver.failpoints import point
 from receiver.handlers import outcomes
 from receiver.handlers.leases import Leases
 from receiver.handlers.outcomes import Outcome, Policy, Verdict
@@ -23,6 +24,8 @@ from receiver.storage.database import describe
 from receiver.storage.dispatch import unordered
 
 log: Final = structlog.get_logger(__name__)
+
+_left, _cut = point("lane.left"), point("lane.cut")
 
 # Left by a run that was ended because the process stops: it had no fair chance.
 _STOPPED: Final = Verdict(state="pending", counted=False)
@@ -49,12 +52,14 @@ def stay(slot: Slot, leases: Leases, lane: str, subscription: Subscription, *, l
             destination=lane.split("/", 2)[1], policy=policy, timeout=subscription.timeout, until=held.until,
             leave_at=time.monotonic() + leave_after, up_to=up_to or 0), held)
         if isinstance(ended, Left):
+            _left()
             if ended.why == "lost":
                 log.warning("lane.lost", lane=lane, error=ended.error_class)
             released = ended.why == "fenced"
             return ended
         log.warning("handler.ended", handler=subscription.handler, lane=lane, delivery=ended.delivery,
                     attempt=ended.attempt, reason=ended.why, error_class=ended.error_class)
+        _cut()
         left, released = _record(leases, held, ended, policy)
         return left
     finally:

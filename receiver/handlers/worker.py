@@ -35,7 +35,7 @@ from receiver.handlers.stays import stay
 from receiver.handlers.wire import Left
 from receiver.protocol.registry import Registry, Subscription
 from receiver.settings import Settings
-from receiver.storage import lanes, once, partitions, upkeep
+from receiver.storage import arming, lanes, once, partitions, upkeep
 from receiver.storage.database import describe, open_engine, sqlstate
 from receiver.storage.embedded import Cluster
 from receiver.storage.evidence import PatientDigests
@@ -124,6 +124,7 @@ class Worker:
 
     def run(self) -> None:
         """Work until `stop`. Raises ConfigurationError."""
+        arming.arm(self._url)
         self._follower.start()
         while self._follower.current is None and not self._orders:
             time.sleep(_GLANCE)

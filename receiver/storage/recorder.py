@@ -21,6 +21,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DataError, DBAPIError, SQLAlchemyError
 
 from receiver.errors import Unavailable
+from receiver.failpoints import point
 from receiver.keyring import Keyring
 from receiver.pipeline import Receipt
 from receiver.storage import statements
@@ -30,6 +31,8 @@ from receiver.storage.entry import Entry
 from receiver.storage.sealing import Seals
 
 log: Final = structlog.get_logger(__name__)
+
+_sending, _claimed, _committing = point("ledger.sending"), point("ledger.claimed"), point("ledger.committing")
 
 # Serialization failure, deadlock: the same again succeeds.
 _RETRY: Final = frozenset({"40001", "40P01"})
@@ -136,6 +139,7 @@ class Recorder:
         """Everything in one statement, which is its own transaction. Raises 23505 when a key is there already."""
         connection = self._connected()
         rows = self._chain.rows([*events, *(event for entry in entries for event in entry.events())])
+        _sending()
         written = _write(connection, statements.RECORD, entries, rows)
         self._chain.written(rows)
         return Recorded(receipts=[_receipt(entry, written) for entry in entries], lanes=_lanes(entries))
@@ -145,6 +149,7 @@ class Recorder:
         connection = self._connected()
         connection.exec_driver_sql(statements.BEGIN)
         known = _claim(connection, [entry for entry in entries if entry.identity is not None])
+        _claimed()
         fresh = [entry for entry in entries if entry.identity not in known]
         repeats = [(entry, known[entry.identity]) for entry in entries if entry.identity in known]
         told, lanes = list(events), []
@@ -155,6 +160,7 @@ class Recorder:
         rows = self._chain.rows([*told, *(event for entry in fresh for event in entry.events())])
         written = _write(connection, statements.RECORD_WITHOUT_KEYS, fresh, rows)
         inline = {message.id: _inline(connection, message.id) for _, message in repeats}
+        _committing()
         connection.exec_driver_sql("COMMIT")
         self._chain.written(rows)
         return Recorded(

@@ -16,11 +16,14 @@ from typing import Final
 import structlog
 
 from receiver.errors import Unavailable
+from receiver.failpoints import point
 from receiver.storage.audit import AuditEvent, Flood
 from receiver.storage.entry import UNSTORABLE, Entries, Entry, Urgent, fold, settle
 from receiver.storage.recorder import BadRow, Recorder
 
 log: Final = structlog.get_logger(__name__)
+
+_committed, _answered = point("ledger.committed"), point("ledger.answered")
 
 # A request is answered within five seconds, with 503 if need be.
 PATIENCE: Final = 4.0
@@ -168,10 +171,12 @@ class Writer:
         except BadRow:
             self._write_apart(entries, urgent, events)
         else:
+            _committed()
             for entry, receipt in zip(entries, recorded.receipts, strict=True):
                 entry.answer(receipt)
             for each in urgent:
                 settle(each.future, None)
+            _answered()
             if recorded.lanes:
                 self._hint(recorded.lanes)
 

@@ -33,6 +33,7 @@ import structlog
 
 from receiver import pipeline
 from receiver.errors import BadTransfer, NotFound, Unavailable
+from receiver.failpoints import point
 from receiver.pipeline import Admitted, Challenged, Receipt, Refused
 from receiver.protocol.message import Head, Inbound, Message, Once, Reply, error_body
 from receiver.protocol.patterns import matches
@@ -47,6 +48,11 @@ PATIENCE: Final = 4.9
 RETRY_AFTER: Final = 5
 # Bodies in memory at once, at least this many bytes: a few of the largest beside many of the usual ones.
 BODIES: Final = 256 * 1024 * 1024
+
+_body_read, _judged, _queued, _recorded = (
+    point("door.body_read"), point("door.judged"), point("door.queued"), point("door.recorded"))
+_query_answered, _query_recorded, _inline_handled = (
+    point("query.answered"), point("query.recorded"), point("inline.handled"))
 
 ACCEPTED: Final = Reply(status=200)
 # What the sender of a refused request is told: nothing but that. The audit has the reason.
@@ -172,7 +178,9 @@ class Door:
             body = self._body(head, transfer, registry, share, proved=screened)
             if isinstance(body, Refused):
                 return _closing(self._refuse(body))
+            _body_read()
             verdict = pipeline.judge(Inbound(head=head, body=body), registry, head.received_at)
+            _judged()
             reply = self._carry_out(verdict)
         return _closing(reply) if head.method == "GET" and transfer.length != 0 else reply
 
@@ -200,7 +208,10 @@ class Door:
             return Reply(status=200, body=verdict.challenge.encode("ascii"), media="text/plain; charset=utf-8")
         if verdict.query is not None and verdict.verified.once and not self._ledger.first(verdict.verified.once):
             return self._refuse(pipeline.replayed(verdict))
-        receipt = _outcome(self._ledger.accept(verdict))
+        recording = self._ledger.accept(verdict)
+        _queued()
+        receipt = _outcome(recording)
+        _recorded()
         if verdict.query is not None:
             return self._answer(verdict, verdict.query, receipt)
         if receipt.inline:
@@ -224,11 +235,13 @@ class Door:
         answered = Answered(receipt=receipt, head=admitted.inbound.head, destination=destination,
                             responder=None if responder is None else responder.handler, status=reply.status,
                             length=len(reply.body), sha256=sha256(reply.body).digest())
+        _query_answered()
         try:
             _outcome(self._ledger.answered(answered))
         except Unavailable as exc:
             log.warning("query.not_recorded", reason=str(exc), destination=destination.name, uuid=receipt.uuid)
             return reply if reply.status != ACCEPTED.status else _failure(query, 503)
+        _query_recorded()
         return reply
 
     def _respond(self, message: Message, query: str, responder: Subscription | None, destination: Destination,
@@ -262,6 +275,7 @@ class Door:
             handled = False
         if not handled:
             raise Unavailable("not_handled_yet")
+        _inline_handled()
 
 
 _JSON: Final = "application/json"

@@ -27,10 +27,14 @@ from gunicorn.http import errors  # type: ignore[import-untyped]  # gunicorn shi
 from gunicorn.http.unreader import SocketUnreader  # type: ignore[import-untyped]  # gunicorn ships no types
 from gunicorn.workers.gthread import TConn, ThreadWorker  # type: ignore[import-untyped]  # gunicorn ships no types
 
+from receiver.failpoints import point
+
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 log: Final = structlog.get_logger(__name__)
+
+_answered = point("door.answered")
 
 # A client that is silent for so long is gone. Proxies have 10 to 60 seconds here; behind one, these never count.
 SILENCE: Final = 10.0
@@ -162,7 +166,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
     def handle_request(self, req: Any, conn: _Connection) -> Any:
         """As gunicorn, but the "100 Continue" is left to whoever reads the body."""
         req._expected_100_continue = False
-        return super().handle_request(req, conn)
+        keep = super().handle_request(req, conn)
+        _answered()
+        return keep
 
     def _serve(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         response: Any = start_response.__self__  # type: ignore[attr-defined]  # gunicorn's Response
