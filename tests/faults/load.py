@@ -24,7 +24,7 @@ STRANGER: Final = "what-a-stranger-presents-instead-of-it"
 KINDS: Final = ("PatientAdmin.Arrival", "PatientAdmin.Transfer", "PatientAdmin.Discharge", "Results.New",
                 "FHIR.PatientAdminUpdated", "Scheduling.New", "Inventory.Update")
 # Each goes wrong in its own way, and most hold up their lane for seconds: now and then is enough.
-FAILING: Final = ("Flowsheet.New", "Order.Cancel", "Notes.New", "Media.Delete")
+FAILING: Final = ("Flowsheet.New", "Order.Cancel", "Notes.New", "Media.Delete", "Device.New")
 _FAILING_SHARE: Final = 0.03
 PATIENTS: Final = 6
 # Seconds between two messages of a feed: enough work for two cores, and not too much.

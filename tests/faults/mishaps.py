@@ -19,7 +19,7 @@ import psutil
 import psycopg
 
 from receiver.testing.feed import Feed
-from tests.faults import outages
+from tests.faults import outages, strikes
 from tests.faults.load import name_of
 from tests.faults.site import Host, Site, receiver_workers
 
@@ -183,7 +183,8 @@ MISHAPS: Final[tuple[Mishap, ...]] = (
     receiver_killed, receiver_killed_between_commit_and_answer, receiver_cut_between_commit_and_answer, master_killed,
     receiver_stopped, receiver_reloaded, worker_killed, worker_stopped, handler_killed, worker_frozen, host_cut_off,
     network_stalls, connections_cut, network_slow, database_killed, database_restarted, database_frozen,
-    database_read_only, connections_taken, backends_ended, rows_locked)
+    database_read_only, connections_taken, backends_ended, rows_locked, strikes.receiver_struck,
+    strikes.worker_struck, strikes.transactions_refused, strikes.deadlocked, strikes.plugin_broken, strikes.lane_held)
 
 
 def handler_processes(site: Site) -> list[psutil.Process]:

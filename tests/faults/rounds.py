@@ -26,12 +26,13 @@ from tests.faults.load import FAMILY, STRANGER, Load
 from tests.faults.mishaps import MISHAPS, Mishap, handler_processes
 from tests.faults.report import Section, Tell
 from tests.faults.site import Site, site
+from tests.faults.strikes import struck
 
 DESTINATIONS: Final = ("lab", "ward")
 FEEDS: Final = 2  # to each
 # After a mishap is over: until a 200 is answered, and until all that came in by then has become something.
 _ACCEPTING: Final = 60.0
-_SHOWN: Final = 2.0
+_SHOWN: Final = 1.0
 _DELIVERING: Final = 120.0
 
 
@@ -186,6 +187,7 @@ def _counts(here: Site) -> dict[str, int]:
             "of them cut short by a fault": "SELECT count(*) AS n FROM delivery_attempts WHERE outcome = 'crashed'",
             "audit rows": "SELECT count(*) AS n FROM audit_events"}.items():
         counted[what] = here.rows(query)[0]["n"]
+    counted["strikes at fail-points"] = struck((here.first, here.second))
     return counted
 
 
