@@ -6,11 +6,17 @@ what an operator may choose are the RECEIVER_* variables.
 
 import os
 import resource
+from typing import Any, Final
 
+import structlog
+
+from receiver import keyring
+from receiver.errors import ReceiverError
 from receiver.settings import load
 from receiver.web.gunicorn_logger import JsonLogger
 from receiver.web.gunicorn_worker import Worker
 
+_log: Final = structlog.get_logger(__name__)
 _settings = load()
 
 wsgi_app = "receiver.app:public_app()"
@@ -48,3 +54,21 @@ control_socket_disable = True
 
 logger_class = JsonLogger
 loglevel = _settings.log_level
+
+
+def when_ready(server: Any) -> None:
+    """Have a SIGHUP change nothing where the settings or the keyring do not hold: who serves goes on.
+
+    New workers could not start with them, and gunicorn ends everybody when one cannot.
+    """
+    reload = server.reload
+
+    def reload_what_holds() -> None:
+        try:
+            keyring.load(load().keyring_path)
+        except ReceiverError as exc:
+            _log.error("receiver.not_reloaded", error=str(exc))
+        else:
+            reload()
+
+    server.reload = reload_what_holds

@@ -19,6 +19,7 @@ import psutil
 import psycopg
 
 from receiver.testing.feed import Feed
+from tests.cli.machine import until
 from tests.faults import outages, strikes
 from tests.faults.load import name_of
 from tests.faults.site import Host, Site, receiver_workers
@@ -75,6 +76,19 @@ def receiver_reloaded(site: Site, dice: random.Random) -> None:
     """SIGHUP of the receiver under load."""
     with suppress(ProcessLookupError):
         os.kill(site.first.part("receiver"), signal.SIGHUP)
+
+
+def receiver_reloaded_broken(site: Site, dice: random.Random) -> None:
+    """SIGHUP of the receiver with settings that do not hold."""
+    file = site.first.data_dir / ".env"
+    before = site.first.log.stat().st_size
+    file.write_text("RECEIVER_MAX_BODY=little\n")
+    try:
+        receiver_reloaded(site, dice)
+        with suppress(AssertionError):  # there may be no receiver at the moment
+            until(lambda: site.first.told("receiver.not_reloaded", after=before), 10)
+    finally:
+        file.unlink()
 
 
 def worker_killed(site: Site, dice: random.Random) -> None:
@@ -180,11 +194,12 @@ def rows_locked(site: Site, dice: random.Random) -> None:
 
 
 MISHAPS: Final[tuple[Mishap, ...]] = (
-    receiver_killed, receiver_killed_between_commit_and_answer, receiver_cut_between_commit_and_answer, master_killed,
-    receiver_stopped, receiver_reloaded, worker_killed, worker_stopped, handler_killed, worker_frozen, host_cut_off,
-    network_stalls, connections_cut, network_slow, database_killed, database_restarted, database_frozen,
-    database_read_only, connections_taken, backends_ended, rows_locked, strikes.receiver_struck,
-    strikes.worker_struck, strikes.transactions_refused, strikes.deadlocked, strikes.plugin_broken, strikes.lane_held)
+    receiver_killed, receiver_killed_between_commit_and_answer, receiver_cut_between_commit_and_answer,
+    master_killed, receiver_stopped, receiver_reloaded, receiver_reloaded_broken, worker_killed, worker_stopped,
+    handler_killed, worker_frozen, host_cut_off, network_stalls, connections_cut, network_slow, database_killed,
+    database_restarted, database_frozen, database_read_only, connections_taken, backends_ended, rows_locked,
+    strikes.receiver_struck, strikes.worker_struck, strikes.transactions_refused, strikes.deadlocked,
+    strikes.plugin_broken, strikes.lane_held)
 
 
 def handler_processes(site: Site) -> list[psutil.Process]:

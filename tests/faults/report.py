@@ -50,8 +50,8 @@ An asynchronous standby that is promoted can lose what was acknowledged: the COM
 of the server that failed. Where that may not be, let a standby confirm first: `synchronous_standby_names` names it, and
 `synchronous_commit` stays at `on` or above (`remote_apply` is not needed); the price is the standby's round trip in
 every answer, and that nothing is accepted while no such standby answers. After a failover without it, compare what is
-recorded with Redox's delivery log (`redox-receiver messages list`, by the log's ids), and have Redox send again what is
-missing: what is there already is known as a duplicate.
+recorded with an export of Redox's delivery log (`redox-receiver reconcile --from FILE`), and have Redox send again what
+is missing: what is there already is known as a duplicate.
 """
 
 
