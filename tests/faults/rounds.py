@@ -136,7 +136,8 @@ def _accepting(here: Site, over: float) -> float | None:
             these = feeds[f"{destination}-{number}"]
             if not any(each.accepted and each.sent_at > over + _SHOWN for each in these):
                 return None
-            failed = max((each.sent_at for each in these if not each.accepted), default=None)
+            failed = max((each.sent_at for each in these if not (each.accepted or each.error == "AnswerLost")),
+                         default=None)
             if failed is not None:
                 again = [each.answered_at for each in these if each.answered_at is not None and each.accepted
                          and each.sent_at > failed]
@@ -169,7 +170,7 @@ def judge(here: Site, load: Load) -> list[str]:
                          **{f"the key {key.id}": key.secret for key in keys}})
     for host in (here.first, here.second):
         wrong += canaries.within(host.log.read_bytes(), f"the log of {host.root.name}")
-    wrong += canaries.within((here.root / "postgres" / "postgres.log").read_bytes(), "PostgreSQL's log")
+    wrong += canaries.within(here.cluster.log_path.read_bytes(), "PostgreSQL's log")
     wrong += canaries.in_tables(make_url(here.cluster.url).set(drivername="postgresql").render_as_string())
     return wrong
 
