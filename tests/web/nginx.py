@@ -58,12 +58,17 @@ class Nginx:
         return [json.loads(line) for line in (self.directory / "redox.log").read_text().splitlines()]
 
 
+def found() -> str | None:
+    """nginx's path, where there is one."""
+    return shutil.which("nginx", path=os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin")))
+
+
 def program() -> str:
     """nginx's path. Skips the test where there is none."""
-    found = shutil.which("nginx", path=os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin")))
-    if found is None:
+    path = found()
+    if path is None:
         pytest.skip(MISSING)
-    return found
+    return path
 
 
 def certificates(directory: Path) -> trustme.CA:
