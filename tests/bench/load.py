@@ -12,11 +12,12 @@ import statistics
 import subprocess
 import tempfile
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -105,9 +106,9 @@ async def _open_loop(url: str, body: Body, headers: Mapping[str, str], count: in
              f"Content-Length: {len(body.template)}", *(f"{name}: {value}" for name, value in headers.items())]
     head = "\r\n".join([*lines, "", ""])
     requests = (head.encode() + body.with_id(each) for _, each in zip(range(count), Ids(), strict=False))
-    line = _Line(count)
-    opened = [(await loop.create_connection(lambda: _Connection(line), str(address.hostname), address.port or 80))[1]
-              for _ in range(connections)]
+    line = _Line(count, connections, lambda made: loop.create_connection(
+        made, str(address.hostname), address.port or 80))
+    await line.open()
     began = loop.time() + 0.05
     for number, request in enumerate(requests):
         due = began + number / rate
@@ -120,8 +121,7 @@ async def _open_loop(url: str, body: Body, headers: Mapping[str, str], count: in
     except TimeoutError:
         pass  # what is not answered by now counts as broken
     ended = loop.time()
-    for connection in opened:
-        connection.close()
+    line.close()
     answered = len(line.latencies)
     return Sent(answered=answered, cut=0, wrong=line.wrong, broken=count - answered, seconds=ended - began,
                 p50=quantile(line.latencies, 0.5), p99=quantile(line.latencies, 0.99))
@@ -135,22 +135,55 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 class _Line:
-    """Requests that wait for a connection, connections that wait for a request, and the latencies so far."""
+    """Requests that wait for a connection, connections that wait for a request, and the latencies so far.
 
-    def __init__(self, count: int) -> None:
+    A connection is made when there is none for a request, as clients do: one that never says anything may cost a server
+    a thread. At most `connections`; `connect` makes one.
+    """
+
+    def __init__(self, count: int, connections: int,
+                 connect: Callable[[Callable[[], _Connection]], Coroutine[Any, Any, object]]) -> None:
         self.latencies: list[float] = []
         self.wrong = 0
         self.finished = asyncio.Event()
         self._left = count
+        self._most = connections
+        self._connect = connect
         self._waiting: deque[tuple[float, bytes]] = deque()
+        self._all: list[_Connection] = []
         self._idle: list[_Connection] = []
+        self._opening: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Make a connection. Raises OSError."""
+        await self._connect(lambda: _Connection(self))
+
+    def close(self) -> None:
+        """Hang up."""
+        for task in self._opening:
+            task.cancel()
+        for connection in self._all:
+            connection.close()
 
     def send(self, due: float, request: bytes) -> None:
         """Send it now, or as soon as a connection is free."""
         if self._idle:
             self._idle.pop().send(due, request)
-        else:
-            self._waiting.append((due, request))
+            return
+        self._waiting.append((due, request))
+        if len(self._all) + len(self._opening) < self._most:
+            task = asyncio.create_task(self._open_another())
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
+
+    async def _open_another(self) -> None:
+        with suppress(OSError):  # the request waits for one that is there
+            await self.open()
+
+    def made(self, connection: _Connection) -> None:
+        """A connection is there."""
+        self._all.append(connection)
+        self.free(connection)
 
     def free(self, connection: _Connection) -> None:
         """That connection may send."""
@@ -173,6 +206,7 @@ class _Line:
 
     def lost(self, connection: _Connection) -> None:
         """A connection is gone."""
+        self._all.remove(connection)
         if connection in self._idle:
             self._idle.remove(connection)
 
@@ -188,7 +222,7 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self._line.free(self)
+        self._line.made(self)
 
     def close(self) -> None:
         """Hang up."""
