@@ -165,9 +165,11 @@ class Bench:
         elif name in OURS:
             self._answered += good
             self._cut += sent.cut
-        if good != sent.answered or sent.broken or not good:
+        if good != sent.answered or sent.broken:
             self.results.faults.append(f"{case}: of {sent.answered} answers {sent.answered - good} were wrong, and "
                                        f"{sent.broken} never came")
+        elif not good:
+            self.results.faults.append(f"{case}: no answer within the measurement, which is too short")
         each = max(1, sent.answered)
         sample = Sample(part=part, target=name, body=body.name, load=size, round=number, rate=sent.rate, p50=sent.p50,
                         p99=sent.p99, server_cpu=server / each, database_cpu=database / each)
