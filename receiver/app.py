@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
@@ -17,8 +16,6 @@ from typing import Any, Final
 from uuid import UUID
 
 import structlog
-from alembic.script import ScriptDirectory
-from alembic.util import CommandError
 from flask import Flask
 from sqlalchemy import Connection, Engine, func, select, text
 from sqlalchemy.exc import SQLAlchemyError
@@ -33,7 +30,7 @@ from receiver.outbound.jwks import fetch
 from receiver.protocol.message import Once
 from receiver.protocol.registry import Registry
 from receiver.settings import Settings
-from receiver.storage import arming, migrations, registry, schema
+from receiver.storage import arming, registry, schema, standing
 from receiver.storage.audit import AuditEvent, network
 from receiver.storage.database import describe, open_engine
 from receiver.storage.embedded import Cluster
@@ -42,6 +39,7 @@ from receiver.storage.ledger import Ledger
 from receiver.storage.once import SeenOnce
 from receiver.storage.registration import check_keys
 from receiver.storage.registry import RegistryFollower
+from receiver.storage.standing import Watch
 from receiver.web import admin, public
 from receiver.web.admin import Check
 from receiver.web.door import Answered, Door
@@ -49,8 +47,6 @@ from receiver.web.tokens import Issue, Refusal, TokenDoor
 
 log: Final = structlog.get_logger(__name__)
 
-# Seconds after which a host that could not compare its keys with the database's tries again.
-_AGAIN: Final = 1.0
 # Seconds that a statement beside the ledger's may take.
 _PATIENCE: Final = 4.0
 # Workers say every few seconds that they live.
@@ -78,8 +74,8 @@ def public_app() -> Flask:
     url = database_url(settings)
     arming.arm(url)
     places = settings.threads // 2
-    # One for each who waits for a handler; the others follow the registry, keep leases, tell lanes, compare keys, fetch
-    # those of others, and remember what may be used once.
+    # One for each who waits for a handler; the others follow the registry, keep leases, tell lanes, watch the schema,
+    # fetch the keys of others, and remember what may be used once.
     engine = open_engine(url, pool_size=places + 6, statement_timeout=_PATIENCE)
     hints = Hints(engine)
     ledger = Recorder(engine, keyring, quarantine_quota=settings.quarantine_quota, on_commit=hints.hint)
@@ -89,11 +85,11 @@ def public_app() -> Flask:
     door = Door(registry=registered, ledger=ledger, responders=responders, max_body=settings.max_body, places=places)
     tokens = TokenDoor(registry=registered, records=ledger, network=network)
     fetcher = KeyFetcher(engine, keyring, fetch, every=settings.key_set_refresh)
-    for part in (ledger, follower, hints, responders, fetcher):
+    for part in (ledger, follower, registered, hints, responders, fetcher):
         part.start()
 
     def stop() -> None:
-        for part in (follower, fetcher, responders, ledger, hints):
+        for part in (registered, follower, fetcher, responders, ledger, hints):
             part.stop()
         engine.dispose()
 
@@ -154,7 +150,8 @@ class Recorder(Ledger):
 
 
 class ProvedRegistry:
-    """The registry of the moment; None until this host's keys are known to be those of the database.
+    """The registry of the moment; None as long as the schema is one that this code does not run on, and until this
+    host's keys are known to be those of the database.
 
     With other keys every token would look wrong, and Redox be told 401 for what is a fault of ours. Raises
     ConfigurationError when made on a host whose keys are not the database's.
@@ -164,13 +161,31 @@ class ProvedRegistry:
         self._engine = engine
         self._keyring = keyring
         self._current = current
-        self._proved = self._prove()
-        if not self._proved:
-            threading.Thread(target=self._try_again, name="keys", daemon=True).start()
+        self._schema = Watch(engine)
+        self._proved = self._fits = False
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="schema", daemon=True)
+        self._look()
 
     def __call__(self) -> Registry | None:
         """The registry, or None."""
-        return self._current() if self._proved else None
+        return self._current() if self._proved and self._fits else None
+
+    def start(self) -> None:
+        """Go on looking. Only after fork."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more; what is being asked right now is waited for a little."""
+        self._stopping.set()
+        self._thread.join(standing.GLANCE)
+
+    def _look(self) -> None:
+        found = self._schema.look()
+        if found is not None:  # else it is away, and everything stays as it was last known
+            self._fits = found.fits
+        if found is not None and found.fits and not self._proved:
+            self._proved = self._prove()
 
     def _prove(self) -> bool:
         try:
@@ -181,17 +196,18 @@ class ProvedRegistry:
             return False
         return True
 
-    def _try_again(self) -> None:
+    def _watch(self) -> None:
         told = None
-        while not self._proved:
-            time.sleep(_AGAIN)
+        while not self._stopping.wait(standing.GLANCE):
             try:
-                self._proved = self._prove()
+                self._look()
             except ConfigurationError as exc:
                 # Too late to refuse to start: everything is answered 503, until the database is the right one.
                 if str(exc) != told:
                     told = str(exc)
                     log.error("keys.not_proved", error=told)
+            except Exception as exc:  # noqa: BLE001 - a thread that ends would keep what it knew last for ever
+                log.error("schema.not_watched", error=type(exc).__name__)
 
 
 def readiness(engine: Engine, keyring: Keyring) -> list[Check]:
@@ -217,21 +233,8 @@ def _database(connection: Connection) -> Check:
 
 
 def _schema(connection: Connection) -> Check:
-    current, head = migrations.current(connection), migrations.head()
-    if current == head:
-        return Check(name="schema", ok=True, detail=f"at {head}")
-    if current is None or _known(current):
-        return Check(name="schema", ok=False,
-                     detail=f"at {current or '(none)'}, behind {head}: run `redox-receiver db upgrade`")
-    # A newer release has moved it, and this one runs on until it is replaced: schemas stay readable for one release.
-    return Check(name="schema", ok=True, detail=f"at {current}, ahead of {head}: install the release that moved it")
-
-
-def _known(revision: str) -> bool:
-    try:
-        return ScriptDirectory.from_config(migrations.config()).get_revision(revision) is not None
-    except CommandError:
-        return False
+    found = standing.standing(connection)
+    return Check(name="schema", ok=found.fits, detail=found.told)
 
 
 def _keys(connection: Connection, keyring: Keyring) -> Check:

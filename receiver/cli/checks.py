@@ -33,7 +33,7 @@ from receiver.errors import ReceiverError
 from receiver.handlers import discovery
 from receiver.keyring import Keyring
 from receiver.settings import Settings
-from receiver.storage import backups, migrations, reading
+from receiver.storage import backups, reading, standing
 from receiver.storage.registration import HandlerSpec, check_keys
 
 State = Literal["ok", "warn", "bad"]
@@ -244,11 +244,13 @@ def _pooler(connection: Connection, _: Keyring | None) -> Finding | None:
 
 
 def _migrations(connection: Connection, _: Keyring | None) -> Finding:
-    found, wanted = migrations.current(connection), migrations.head()
-    if found == wanted:
-        return Finding(name="migrations", state="ok", told=f"at revision {found}")
-    return Finding(name="migrations", state="bad", told=f"at revision {found or '(none)'}, {wanted} is wanted",
-                   mend="redox-receiver db upgrade")
+    found = standing.standing(connection)
+    if found.state == "level":
+        return Finding(name="migrations", state="ok", told=f"at revision {found.current}")
+    return Finding(name="migrations", state="warn" if found.fits else "bad",
+                   told=f"at revision {found.current or '(none)'}, {found.wanted} is wanted",
+                   mend="redox-receiver db upgrade" if found.state == "behind" else
+                   "install the release that moved it")
 
 
 def _keys(connection: Connection, keyring: Keyring | None) -> Finding | None:

@@ -42,6 +42,7 @@ from receiver.storage.evidence import PatientDigests
 from receiver.storage.registration import Registration
 from receiver.storage.registry import RegistryFollower
 from receiver.storage.sealing import Seals
+from receiver.storage.standing import GLANCE, Watch
 
 log: Final = structlog.get_logger(__name__)
 
@@ -101,6 +102,7 @@ class Worker:
         # A connection for each lane that is claimed or given back, and one for each of our threads.
         self._engine = open_engine(self._url, pool_size=settings.concurrency + SENDERS + 9,
                                    statement_timeout=_STATEMENT)
+        self._schema = Watch(self._engine)
         self._follower = RegistryFollower(self._engine, keyring)
         self._registration = Registration(self._engine, keyring, actor=f"worker:{self.name}")
         self._leases = Leases(self._engine, self.name)
@@ -125,6 +127,7 @@ class Worker:
     def run(self) -> None:
         """Work until `stop`. Raises ConfigurationError."""
         arming.arm(self._url)
+        self._await_schema()
         self._follower.start()
         while self._follower.current is None and not self._orders:
             time.sleep(_GLANCE)
@@ -138,11 +141,23 @@ class Worker:
         for interval, work in (
                 (self._settings.lease / 3, self._renew), (_PAUSE, self._leases.release), (_SEEN, self._say_seen),
                 (SWEEP, self._sweep), (SWEEP, self._outgoing.sweep), (_REGISTRY, self._follow), (_INDEX, self._index),
-                (_FORGET, self._forget), (_HOURLY, self._make_partitions)):
+                (_FORGET, self._forget), (_HOURLY, self._make_partitions), (GLANCE, self._look_at_schema)):
             threading.Thread(target=self._repeat, args=(interval, work), name=work.__name__, daemon=True).start()
         while not self._orders:
             time.sleep(_GLANCE)
         self._end(taking)
+
+    def _await_schema(self) -> None:
+        """A schema that is behind is waited for; whoever waits for it does nothing else."""
+        while not self._orders and not ((found := self._schema.look()) and found.fits):
+            time.sleep(GLANCE)
+
+    def _look_at_schema(self) -> None:
+        """A schema that has gone where this code cannot follow ends its work, in order; whoever starts it again waits.
+        """
+        found = self._schema.look()
+        if found is not None and not found.fits and not self._orders:
+            self.stop()
 
     def _end(self, taking: threading.Thread) -> None:
         log.info("worker.stopping", worker=self.name)
