@@ -6,17 +6,13 @@ what an operator may choose are the RECEIVER_* variables.
 
 import os
 import resource
-from typing import Any, Final
+from typing import Any
 
-import structlog
-
-from receiver import keyring
-from receiver.errors import ReceiverError
 from receiver.settings import load
 from receiver.web.gunicorn_logger import JsonLogger
+from receiver.web.gunicorn_reload import Reload
 from receiver.web.gunicorn_worker import Worker
 
-_log: Final = structlog.get_logger(__name__)
 _settings = load()
 
 wsgi_app = "receiver.app:public_app()"
@@ -56,19 +52,6 @@ logger_class = JsonLogger
 loglevel = _settings.log_level
 
 
-def when_ready(server: Any) -> None:
-    """Have a SIGHUP change nothing where the settings or the keyring do not hold: who serves goes on.
-
-    New workers could not start with them, and gunicorn ends everybody when one cannot.
-    """
-    reload = server.reload
-
-    def reload_what_holds() -> None:
-        try:
-            keyring.load(load().keyring_path)
-        except ReceiverError as exc:
-            _log.error("receiver.not_reloaded", error=str(exc))
-        else:
-            reload()
-
-    server.reload = reload_what_holds
+def on_starting(server: Any) -> None:
+    """Have a SIGHUP change nothing where what is configured anew does not hold. The signature is gunicorn's."""
+    server.reload = Reload(server)

@@ -11,6 +11,7 @@ May not judge a request: only what is no HTTP is answered here.
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -23,10 +24,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from gunicorn import util  # type: ignore[import-untyped]  # gunicorn ships no types
+from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]  # gunicorn ships no types
 from gunicorn.http import errors  # type: ignore[import-untyped]  # gunicorn ships no types
 from gunicorn.http.unreader import SocketUnreader  # type: ignore[import-untyped]  # gunicorn ships no types
 from gunicorn.workers.gthread import TConn, ThreadWorker  # type: ignore[import-untyped]  # gunicorn ships no types
 
+from receiver.errors import ConfigurationError
 from receiver.failpoints import point
 
 if TYPE_CHECKING:
@@ -138,8 +141,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
         return ThreadPoolExecutor(self.worker_connections, thread_name_prefix="request")
 
     def load_wsgi(self) -> None:
-        """Put ours between the server and the application."""
-        self._application: WSGIApplication = self.app.wsgi()
+        """Put ours between the server and the application. What keeps it from starting is told as any line is."""
+        try:
+            self._application: WSGIApplication = self.app.wsgi()
+        except ConfigurationError as exc:
+            log.error("receiver.not_started", error="; ".join(str(exc).splitlines()))
+            sys.exit(Arbiter.APP_LOAD_ERROR)
         self.wsgi = self._serve
 
     def accept(self, listener: socket.socket) -> None:
