@@ -43,6 +43,10 @@ class Wire:
     def __init__(self, port: int, *, timeout: float = 20.0, tls: ssl.SSLContext | None = None,
                  source: str = "127.0.0.1") -> None:
         made = socket.create_connection(("127.0.0.1", port), timeout=timeout, source_address=(source, 0))
+        if made.getsockname() == made.getpeername():
+            # Nobody listens, and chance gave us the port that we call: that reaches ourselves.
+            made.close()
+            raise ConnectionRefusedError
         self.socket = made if tls is None else tls.wrap_socket(made, server_hostname="127.0.0.1")
         self._rest = b""
 
