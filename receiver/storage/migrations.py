@@ -17,7 +17,6 @@ from typing import Any, Final
 import structlog
 from alembic import command
 from alembic.config import Config
-from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import DBAPIError
@@ -65,9 +64,7 @@ def config(connection: Connection | None = None) -> Config:
 
 def head() -> str:
     """The revision that this code wants."""
-    revision = ScriptDirectory.from_config(config()).get_current_head()
-    assert revision is not None
-    return revision
+    return _revisions(location())[0]
 
 
 def known(revision: str) -> bool:
@@ -76,13 +73,18 @@ def known(revision: str) -> bool:
 
 
 @cache
-def _revisions(_location: Path) -> frozenset[str]:
-    return frozenset(each.revision for each in ScriptDirectory.from_config(config()).walk_revisions())
+def _revisions(_location: Path) -> tuple[str, ...]:
+    """All of them, the newest first. Read once: each reading runs the revisions' modules anew, and leaves some behind.
+    """
+    return tuple(each.revision for each in ScriptDirectory.from_config(config()).walk_revisions())
 
 
 def current(connection: Connection) -> str | None:
     """The revision that the database is at, or None when it was never migrated."""
-    return MigrationContext.configure(connection).get_current_revision()
+    if connection.scalar(text("SELECT to_regclass('alembic_version')")) is None:
+        return None
+    revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    return revision
 
 
 def oldest_code(connection: Connection) -> str | None:

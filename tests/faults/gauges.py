@@ -66,7 +66,7 @@ class Gauges:
             # Its level follows the checkpoints: each makes whole pages be written once more.
             self._add("WAL rate", "KiB/s", 1_000, now, (row["wal"] - position) / (now - then) / 1024)
         self._wal = now, row["wal"]
-        self._add("database connections", "", 3, now, row["connections"])
+        self._add("database connections", "", 6, now, row["connections"])
         self._add("oldest transaction", "s", 5, now, row["oldest"])
         self._add("transactions behind the oldest snapshot", "", 500, now, row["horizon"])
         self._add("replication slots", "", 0, now, row["slots"])
