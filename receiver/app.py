@@ -49,6 +49,8 @@ log: Final = structlog.get_logger(__name__)
 
 # Seconds that a statement beside the ledger's may take.
 _PATIENCE: Final = 4.0
+# Why a query was not answered, in the audit.
+_UNANSWERED: Final = {500: "responder_failed", 501: "responder_missing", 503: "responders_busy", 504: "responder_late"}
 # Workers say every few seconds that they live.
 _RECENTLY: Final = timedelta(seconds=60)
 
@@ -138,15 +140,24 @@ class Recorder(Ledger):
             subject=None if known is None else f"credentials:{known}", detail={"status": denied.status}))
 
     def answered(self, answered: Answered) -> Future[None]:
-        """Write it in the audit; the future is done after the COMMIT, or raises Unavailable."""
+        """Write it in the audit; the future is done after the COMMIT, or raises Unavailable.
+
+        What discloses nothing is noted, and nobody waits.
+        """
         disclosed = answered.status == 200
         detail: dict[str, Any] = {"status": answered.status, "responder": answered.responder}
         if disclosed:
             detail |= {"length": answered.length, "sha256": answered.sha256.hex()}
-        return self.record(AuditEvent(
+        event = AuditEvent(
             action="query.answer", outcome="answered" if disclosed else "failed", at=datetime.now(UTC), actor="redox",
-            peer=answered.head.peer, destination=answered.destination.name, message_uuid=UUID(answered.receipt.uuid),
-            detail=detail))
+            reason=_UNANSWERED.get(answered.status), peer=answered.head.peer, destination=answered.destination.name,
+            message_uuid=UUID(answered.receipt.uuid), detail=detail)
+        if disclosed:
+            return self.record(event)
+        self.note(event)
+        noted: Future[None] = Future()
+        noted.set_result(None)
+        return noted
 
 
 class ProvedRegistry:

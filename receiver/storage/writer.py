@@ -20,6 +20,7 @@ from receiver.failpoints import point
 from receiver.storage.audit import AuditEvent, Flood
 from receiver.storage.entry import UNSTORABLE, Entries, Entry, Urgent, fold, settle
 from receiver.storage.recorder import BadRow, Recorder
+from receiver.storage.statements import LEAST
 
 log: Final = structlog.get_logger(__name__)
 
@@ -176,6 +177,8 @@ class Writer:
                 entry.answer(receipt)
             for each in urgent:
                 settle(each.future, None)
+            for event in recorded.counted:
+                self.note(event)
             _answered()
             if recorded.lanes:
                 self._hint(recorded.lanes)
@@ -283,7 +286,7 @@ class Quota:
                 asked, held = time.monotonic(), self._recorder.quarantined(destination)
             except Unavailable as exc:
                 return str(exc)
-        held += entry.row["size"]
+        held += max(entry.row["size"], LEAST)
         if held > self._limit:
             log.error("quarantine.full", destination=entry.admitted.destination.name)
             return "quarantine_full"

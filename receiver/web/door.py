@@ -23,7 +23,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, Final, Protocol
@@ -48,6 +48,8 @@ PATIENCE: Final = 4.9
 RETRY_AFTER: Final = 5
 # Bodies in memory at once, at least this many bytes: a few of the largest beside many of the usual ones.
 BODIES: Final = 256 * 1024 * 1024
+# Larger bodies are judged and sealed one at a time: that takes up to three times as much memory again.
+LARGE: Final = 1024 * 1024
 
 _body_read, _judged, _queued, _recorded = (
     point("door.body_read"), point("door.judged"), point("door.queued"), point("door.recorded"))
@@ -155,6 +157,7 @@ class Door:
         self._max_body = max_body
         self._room = Room(max(BODIES, 4 * max_body))
         self._places = Places(places)
+        self._one_at_a_time = threading.Lock()
 
     def serve(self, head: Head, transfer: Transfer) -> Reply:
         """The answer to a request, whatever it is. Raises nothing."""
@@ -174,28 +177,32 @@ class Door:
         screened = pipeline.screen(head, registry, head.received_at)
         if isinstance(screened, Refused):
             return _closing(self._refuse(screened))
-        with self._room.share() as share:
-            body = self._body(head, transfer, registry, share, proved=screened)
+        with self._room.share(proved=screened and pipeline.proved(head, registry)) as share:
+            body = self._body(head, transfer, registry, share, whole=screened)
             if isinstance(body, Refused):
                 return _closing(self._refuse(body))
             _body_read()
-            verdict = pipeline.judge(Inbound(head=head, body=body), registry, head.received_at)
+            with self._turn(body):
+                verdict = pipeline.judge(Inbound(head=head, body=body), registry, head.received_at)
+            if isinstance(verdict, Admitted):
+                share.prove()
             _judged()
             reply = self._carry_out(verdict)
         return _closing(reply) if head.method == "GET" and transfer.length != 0 else reply
 
     def _body(self, head: Head, transfer: Transfer, registry: Registry, share: Share, *,
-              proved: bool) -> bytes | Refused:
+              whole: bool) -> bytes | Refused:
         if head.method == "GET":
             return b""  # all that is asked is in its head
         try:
             body = None
             if transfer.length is None or transfer.length <= self._max_body:
-                body = receive(transfer, limit=self._max_body if proved else pipeline.UNPROVED_BODY, share=share)
-                if body is None and not proved:
+                body = receive(transfer, limit=self._max_body if whole else pipeline.UNPROVED_BODY, share=share)
+                if body is None and not whole:
                     return pipeline.unproved(head, registry)
             if body is None:
-                raise BadTransfer("body_too_large", status_hint=413)
+                # A stranger's is told apart: Redox, whose feed pauses at it, has at least a head that could suffice.
+                raise BadTransfer("body_too_large" if whole else "body_too_large_unproved", status_hint=413)
         except BadTransfer as exc:
             return pipeline.transfer_refused(exc, head, registry)
         return body
@@ -208,7 +215,8 @@ class Door:
             return Reply(status=200, body=verdict.challenge.encode("ascii"), media="text/plain; charset=utf-8")
         if verdict.query is not None and verdict.verified.once and not self._ledger.first(verdict.verified.once):
             return self._refuse(pipeline.replayed(verdict))
-        recording = self._ledger.accept(verdict)
+        with self._turn(verdict.inbound.body):
+            recording = self._ledger.accept(verdict)
         _queued()
         receipt = _outcome(recording)
         _recorded()
@@ -217,6 +225,10 @@ class Door:
         if receipt.inline:
             self._handle(verdict, receipt)
         return ACCEPTED
+
+    def _turn(self, body: bytes) -> AbstractContextManager[object]:
+        """What to hold while a body is worked on."""
+        return self._one_at_a_time if len(body) > LARGE else nullcontext()
 
     def _refuse(self, refused: Refused) -> Reply:
         self._ledger.refuse(refused)
