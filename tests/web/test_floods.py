@@ -65,7 +65,8 @@ FLOODS: dict[str, tuple[Callable[[Site], bytes], set[int], str]] = {
     "made-up": (made_up, {403}, "reason = 'source_unknown'"),
     "queries": (query, {501}, "action = 'query.answer'"),
     "guesses": (lambda _: post("/oauth/guesses/token", b"grant_type=client_credentials",
-                               content_type="application/x-www-form-urlencoded"), {401, 429}, "action = 'token.refuse'"),
+                               content_type="application/x-www-form-urlencoded"),
+                {401, 429}, "action = 'token.refuse'"),
 }
 
 
