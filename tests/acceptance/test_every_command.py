@@ -37,8 +37,7 @@ WHY = ("--reason", "an operator's day")
 def running() -> Iterator[Machine]:
     """A machine whose operator has two handlers that fail."""
     with machine() as made:
-        (made.root / "broken.py").write_text(PLUGIN)
-        made.environment |= {"RECEIVER_HANDLERS": "broken", "PYTHONPATH": str(made.root)}
+        made.plug_in("broken", PLUGIN)
         made.up("--workers", "1")
         yield made
 

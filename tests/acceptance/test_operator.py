@@ -48,10 +48,8 @@ FIXED = PLUGIN.replace("WARDS[name]", 'WARDS.get(name, "south")')
 def running() -> Iterator[Machine]:
     """A machine with the plugin, its bug included, on which somebody has just begun."""
     with machine() as made:
-        plugin = made.root / "wards.py"
-        plugin.write_text(PLUGIN)
-        made.environment |= {"RECEIVER_HANDLERS": "wards", "PYTHONPATH": str(made.root),
-                             "ADMITTED": str(made.root / "admitted"), "RECEIVER_PAUSE_AFTER_DEAD": "1000"}
+        made.plug_in("wards", PLUGIN)
+        made.environment |= {"ADMITTED": str(made.root / "admitted"), "RECEIVER_PAUSE_AFTER_DEAD": "1000"}
         made.up("--workers", "1")
         yield made
 

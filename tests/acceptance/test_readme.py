@@ -79,8 +79,7 @@ def phrases() -> tuple[list[str], list[str]]:
 def running() -> Iterator[Machine]:
     """A machine whose operator has a handler that fails."""
     with machine() as made:
-        (made.root / "broken.py").write_text(PLUGIN)
-        made.environment |= {"RECEIVER_HANDLERS": "broken", "PYTHONPATH": str(made.root)}
+        made.plug_in("broken", PLUGIN)
         made.up("--workers", "1")
         yield made
 

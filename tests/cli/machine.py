@@ -47,6 +47,11 @@ class Machine:
         """The embedded PostgreSQL of this machine."""
         return Cluster(self.data_dir)
 
+    def plug_in(self, module: str, code: str) -> None:
+        """Have the handlers of a module, which is in the root, loaded by whatever is started later."""
+        (self.root / f"{module}.py").write_text(code)
+        self.environment |= {"RECEIVER_HANDLERS": module, "PYTHONPATH": str(self.root)}
+
     def up(self, *options: str, bind: str = "127.0.0.1:0") -> None:
         """Start `up` and wait until it says that it is ready."""
         self.start("--bind", bind, "--admin-bind", "127.0.0.1:0", "--receivers", "1", *options)
