@@ -52,15 +52,15 @@ class Site:
         """How many rows a table has."""
         return int(self.rows(f"SELECT count(*) FROM {table}")[0][0])
 
-    def audit(self, after: int, **columns: Any) -> Any:
-        """The first audit row after the id `after` with these values, as soon as it is there."""
+    def audit(self, after: datetime, **columns: Any) -> Any:
+        """The first audit row of what was asked after that moment with these values, as soon as it is there."""
         where = "".join(f" AND {name} = :{name}" for name in columns)
-        return until(lambda: self.rows(f"SELECT * FROM audit_events WHERE id > :after{where} ORDER BY id", after=after,
+        return until(lambda: self.rows(f"SELECT * FROM audit_events WHERE at > :after{where} ORDER BY id", after=after,
                                        **columns))[0]
 
-    def last(self) -> int:
-        """The id of the newest audit row."""
-        return int(self.rows("SELECT coalesce(max(id), 0) FROM audit_events")[0][0])
+    def now(self) -> datetime:
+        """This moment. By ids it could not be told: the rows of earlier refusals may still be on their way."""
+        return datetime.now(UTC)
 
 
 @pytest.fixture(scope="module")

@@ -31,16 +31,16 @@ def enabled(site: Site) -> None:
     site.environment |= {"RECEIVER_HANDLERS": answering.__name__, "PYTHONPATH": str(ROOT), "RECEIVER_THREADS": "8"}
 
 
-def answered(site: Site, before: int) -> tuple[str, dict[str, Any]]:
+def answered(site: Site, before: datetime) -> tuple[str, dict[str, Any]]:
     row = site.audit(before, action="query.answer")
     return row.outcome, json.loads(row.detail)
 
 
 def test_answered(site: Site, server: Server) -> None:
     """A query is answered by its responder, and its answer is in the audit when it leaves."""
-    before = site.last()
+    before = site.now()
     answer = server.ask(sent(site, query("PatientSearch")))
-    rows = site.rows("SELECT * FROM audit_events WHERE id > :before AND action = 'query.answer'", before=before)
+    rows = site.rows("SELECT * FROM audit_events WHERE at > :before AND action = 'query.answer'", before=before)
     assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
     [(uuid, kind)] = site.rows("SELECT uuid, kind FROM messages ORDER BY id DESC LIMIT 1")
     assert json.loads(answer.body)["Patient"] == {"Asked": str(uuid)}
@@ -77,7 +77,7 @@ def test_an_answer_that_cannot_be_recorded(site: Site, server: Server) -> None:
     ("Results", 500, "raises"), ("Media", 500, "ends"), ("Order", 504, "endless"), ("Referral", 501, None)])
 def test_not_answered(site: Site, server: Server, model: str, status: int, responder: str | None) -> None:
     """Each way not to answer has its status, says so as Redox does, quotes nothing, and is in the audit."""
-    before = site.last()
+    before = site.now()
     answer = server.ask(sent(site, query(model)))
     assert answer.status == status
     meta = json.loads(answer.body)["Meta"]

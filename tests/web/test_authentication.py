@@ -103,7 +103,7 @@ class Place:
 
     def refused(self, *presenters: Presenter, reason: str, **more: Any) -> None:
         """One of these is refused, and the audit says why."""
-        after = self.site.last()
+        after = self.site.now()
         assert self.send(*presenters, seed=5, **more).status == 401
         assert self.site.audit(after, destination=self.name, action="message.refuse").reason == reason
 
@@ -147,7 +147,7 @@ def test_google(site: Site, server: Server) -> None:
 def test_oauth(site: Site, server: Server, send: Any) -> None:
     """A client with a secret gets a token, which opens until the credential ends; the audit tells of each token."""
     at = Place(site, server, "oauth", client_id="redox", secret=SECRET, scopes=["write"])
-    after = site.last()
+    after = site.now()
     right = AccessToken(at.token_url, "redox", secret=SECRET, send=send)
     until(lambda: _granted(right))
     at.accepted(right)
@@ -203,7 +203,7 @@ def test_smart(site: Site, server: Server) -> None:
     at.accepted(right)
     form = {"grant_type": "client_credentials", "client_assertion": assertion.token(now=datetime.now(UTC).timestamp()),
             "client_assertion_type": "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"}
-    after = site.last()
+    after = site.now()
     assert _ask(at, json.dumps(form).encode(), "application/json").status == 200
     with serving(site.directory, site.environment) as other:
         again = _ask(at, json.dumps(form).encode(), "application/json", port=other.port)
@@ -300,7 +300,7 @@ def test_mtls(site: Site, server: Server, proxy: Any) -> None:
     with serving(site.directory, site.environment) as trusting_nobody:
         redox = FakeRedox(f"http://127.0.0.1:{trusting_nobody.port}", at.name, at.token, source_id=SOURCE,
                           presenters=[right])
-        after = site.last()
+        after = site.now()
         assert redox.send(redox.body("PatientAdmin.Arrival")).status == 401
         assert site.audit(after, destination=at.name).reason == "mtls_not_from_proxy"
     at.ends(right, reason="mtls_credential_expired")
@@ -338,7 +338,7 @@ def test_a_signed_query_is_answered_once(site: Site, server: Server, kind: str) 
         acknowledge="after_commit", on_failure="dead", max_attempts=1, timeout=5.0), datetime.now(UTC))
     listened = Recorded(presenter)
     assert at.send(listened, kind="PatientSearch.Query").status == 501
-    after = site.last()
+    after = site.now()
     assert at.send(listened, kind="PatientSearch.Query").status == 401
     assert site.audit(after, destination=at.name, action="message.refuse").reason == "signature_replayed"
     with serving(site.directory, site.environment) as other:

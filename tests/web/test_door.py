@@ -65,7 +65,7 @@ def destinations(site: Site) -> None:
 
 def test_handshake(site: Site, server: Server) -> None:
     """The right token gets the challenge back, alone and as plain text, and an audit row; nothing else is kept."""
-    before, messages = site.last(), site.count("messages")
+    before, messages = site.now(), site.count("messages")
     answer = server.ask(post("/redox/lab", handshake(site.tokens["lab"], "a-challenge")))
     assert (answer.status, answer.body) == (200, b"a-challenge")
     assert answer.headers["content-type"] == "text/plain; charset=utf-8"
@@ -120,7 +120,7 @@ def test_unauthorized(site: Site, server: Server, to: str, headers: dict[str, st
 
 def test_a_refusal_in_the_audit(site: Site, server: Server) -> None:
     """The audit tells a refusal's reason and peer, and of a body that was read length and digest; not a byte of it."""
-    before = site.last()
+    before = site.now()
     server.ask(sent(site, b'{"patient": "CANARY"}', to="keeping", verification_token=None))
     row = site.audit(before, destination="keeping")
     assert (row.action, row.outcome, row.reason, row.peer) == (
@@ -187,12 +187,12 @@ def test_rotation(site: Site, server: Server) -> None:
     """While a token is replaced both open the door and the audit names which did; expired and revoked ones do not."""
     used = []
     for name in ("rotating", "next"):
-        before = site.last()
+        before = site.now()
         assert server.ask(sent(site, to="rotating", verification_token=site.tokens[name])).status == 200
         used.append(json.loads(site.audit(before, action="message.receive").detail)["credentials"])
     assert used[0] != used[1]
     for name, reason in (("expired", "token_expired"), ("revoked", "token_revoked")):
-        before = site.last()
+        before = site.now()
         answer = server.ask(sent(site, to="rotating", verification_token=site.tokens[name]))
         assert (answer.status, answer.body) == (401, FIXED)
         assert site.audit(before, reason=reason).destination == "rotating"
@@ -200,7 +200,7 @@ def test_rotation(site: Site, server: Server) -> None:
 
 def test_forged_peer(site: Site, server: Server) -> None:
     """X-Forwarded-For of a peer that is no trusted proxy is ignored."""
-    before = site.last()
+    before = site.now()
     server.ask(sent(site, to="real", verification_token=None, x_forwarded_for="203.0.113.9",
                     forwarded="for=203.0.113.9", x_real_ip="203.0.113.9"))
     assert site.audit(before, destination="real").peer == "127.0.0.1"
@@ -220,7 +220,7 @@ def test_forged_environment(site: Site, server: Server) -> None:
     (None, "source_missing")])
 def test_unknown_source(site: Site, server: Server, source: object, reason: str) -> None:
     """A message from a source that nobody registered, or from none, is 403; nothing of it is kept."""
-    before, messages = site.last(), site.count("messages")
+    before, messages = site.now(), site.count("messages")
     answer = server.ask(sent(site, message(Source=source)))
     assert (answer.status, answer.body) == (403, b"forbidden\n")
     assert site.audit(before, reason=reason).actor == "redox"
@@ -229,10 +229,10 @@ def test_unknown_source(site: Site, server: Server, source: object, reason: str)
 
 def test_unknown_source_in_the_audit(site: Site, server: Server) -> None:
     """What is claimed as a source is in the audit when it is shaped like an id, else its digest alone."""
-    before = site.last()
+    before = site.now()
     server.ask(sent(site, message(Source={"ID": NEVER}), to="strict"))
     assert json.loads(site.audit(before, reason="source_unknown").detail)["source"] == NEVER
-    before = site.last()
+    before = site.now()
     server.ask(sent(site, message(Source={"ID": "Jane Doe, born 1980"}), to="strict"))
     detail = site.audit(before, reason="source_unknown").detail
     assert "Jane" not in detail
@@ -241,7 +241,7 @@ def test_unknown_source_in_the_audit(site: Site, server: Server) -> None:
 
 def test_unknown_source_kept(site: Site, server: Server) -> None:
     """With policy `quarantine` it is 200, kept and not dispatched."""
-    before = site.last()
+    before = site.now()
     assert server.ask(sent(site, message(Source={"ID": NEVER}), to="keeping")).status == 200
     row = site.audit(before, action="message.receive")
     assert (row.outcome, row.reason) == ("quarantined", "source_unknown")
@@ -251,7 +251,7 @@ def test_unknown_source_kept(site: Site, server: Server) -> None:
     ("lab", 200, "unhandled"), ("real", 200, "quarantined"), ("strict", 403, "refused")])
 def test_test_messages(site: Site, server: Server, to: str, status: int, outcome: str) -> None:
     """A message marked as a test is dispatched, kept back or refused, as the destination has it."""
-    before = site.last()
+    before = site.now()
     assert server.ask(sent(site, message(Test=True), to=to)).status == status
     assert site.audit(before, destination=to).outcome == outcome
 
@@ -260,7 +260,7 @@ def test_test_messages(site: Site, server: Server, to: str, status: int, outcome
 
 def test_accepted(site: Site, server: Server) -> None:
     """A message is answered 200 with nothing when message, payload, delivery and audit row are committed."""
-    before, payloads, deliveries = site.last(), site.count("payloads"), site.count("deliveries")
+    before, payloads, deliveries = site.now(), site.count("payloads"), site.count("deliveries")
     answer = server.ask(sent(site, to="subscribed"))
     assert (answer.status, answer.body) == (200, b"")
     [row] = site.rows("SELECT * FROM messages ORDER BY id DESC LIMIT 1")
@@ -273,7 +273,7 @@ def test_seen_before(site: Site, server: Server) -> None:
     """What comes again is 200 and the same message, whatever its attempt; each arrival is in the audit."""
     logs = [{"ID": str(uuid4()), "AttemptID": "1"}]
     assert server.ask(sent(site, message(Logs=logs), to="subscribed")).status == 200
-    before, messages, deliveries = site.last(), site.count("messages"), site.count("deliveries")
+    before, messages, deliveries = site.now(), site.count("messages"), site.count("deliveries")
     logs[0]["AttemptID"] = "2"
     assert server.ask(sent(site, message(Logs=logs), to="subscribed")).status == 200
     row = site.audit(before, action="message.receive")
@@ -298,7 +298,7 @@ def test_same_key_other_content(site: Site, server: Server) -> None:
 ])
 def test_unreadable(site: Site, server: Server, body: bytes, reason: str) -> None:
     """What is proved to be Redox's and cannot be read is 200, and kept in quarantine with its reason."""
-    before = site.last()
+    before = site.now()
     assert server.ask(sent(site, body)).status == 200
     row = site.audit(before, action="message.receive")
     assert (row.outcome, row.reason) in (("quarantined", reason), ("duplicate", reason))
@@ -343,7 +343,7 @@ def test_forms(site: Site, server: Server, media: str) -> None:
 
 def test_query_without_a_responder(site: Site, server: Server) -> None:
     """A query that nobody answers is recorded and told 501 in Redox's shape; the audit says so, with what was sent."""
-    before = site.last()
+    before = site.now()
     answer = server.ask(sent(site, query()))
     assert (answer.status, answer.headers["content-type"]) == (501, "application/json")
     meta = json.loads(answer.body)["Meta"]
@@ -369,7 +369,7 @@ def test_query_from_an_unknown_source(site: Site, server: Server) -> None:
 
 def test_unreadable_query(site: Site, server: Server) -> None:
     """A query that cannot be read is kept in quarantine, and told 400 in Redox's shape."""
-    before = site.last()
+    before = site.now()
     answer = server.ask(sent(site, query().replace(b'"Meta": {', b'"Meta": {}, "Meta": {')))
     assert answer.status == 400
     assert json.loads(answer.body)["Meta"]["Errors"]

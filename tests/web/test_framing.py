@@ -72,7 +72,7 @@ def test_an_escape_in_a_header_is_data(site: Site, server: Server) -> None:
 
 def test_announced_beyond_the_cap(site: Site, server: Server) -> None:
     """A body announced beyond the cap is answered 413 before it is sent; the connection closes, the audit says why."""
-    before = site.last()
+    before = site.now()
     with server.wire() as wire:
         answer = wire.send(sent(site, b"", content_length=str(40 * MIB + 1))).answer()
         assert wire.ended()
@@ -88,7 +88,7 @@ def test_announced_beyond_the_cap_without_a_token(site: Site, server: Server) ->
 
 def test_chunks_beyond_the_cap(site: Site, server: Server) -> None:
     """A body in chunks is answered 413 as soon as it is larger than the cap, never cut and taken."""
-    before, messages = site.last(), site.count("messages")
+    before, messages = site.now(), site.count("messages")
     with server.wire() as wire:
         wire.send(sent(site, b"", CHUNKED))
         piece = chunk(MIB * b"x")
@@ -114,7 +114,7 @@ def test_chunks(site: Site, server: Server) -> None:
 
 def test_short_body(site: Site, server: Server) -> None:
     """A body that ends before its announced length is 400, whatever was in it."""
-    before, messages = site.last(), site.count("messages")
+    before, messages = site.now(), site.count("messages")
     with server.wire() as wire:
         answer = wire.send(sent(site, b"{}", content_length="10")).finish().answer()
     assert answer.status == 400
@@ -146,7 +146,7 @@ def test_unfinished_chunks(site: Site, server: Server, rest: bytes) -> None:
 
 def test_bad_chunks_in_the_audit(site: Site, server: Server) -> None:
     """The audit tells chunks that were none."""
-    before = site.last()
+    before = site.now()
     with server.wire() as wire:
         wire.send(sent(site, b"", CHUNKED) + b"zz\r\n{}\r\n0\r\n\r\n").answer()
     row = site.audit(before, reason="body_malformed")

@@ -130,7 +130,7 @@ def test_stopped_under_load(site: Site, order: signal.Signals) -> None:
         for thread in feeds:
             thread.start()
         until(lambda: len(accepted) > 200)
-        before = site.last()
+        before = site.now()
         assert server.ask(sent(site, verification_token="wrong" * 8)).status == 401
         status = server.stop(order)
         stopping.set()
