@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from receiver.errors import BadTransfer, Unavailable
-from receiver.web.transfer import Room, receive
+from receiver.web.steps import take
+from receiver.web.transfer import Room, Share, receive
 
 
 class Pieces:
@@ -28,7 +29,11 @@ class Pieces:
 
 def taken(transfer: Pieces, limit: int, room: int = 1000) -> bytes | None:
     with Room(room).share() as share:
-        return receive(transfer, limit=limit, share=share)
+        return received(transfer, limit, share)
+
+
+def received(transfer: Pieces, limit: int, share: Share) -> bytes | None:
+    return take(receive(transfer.length, limit=limit, share=share), transfer)
 
 
 @given(body=st.binary(max_size=50), limit=st.integers(0, 60), chunked=st.booleans())
@@ -61,8 +66,8 @@ def test_room() -> None:
     """Bodies that are in memory at once share one room, and give it back."""
     room = Room(100)
     with room.share() as first, room.share() as second:
-        assert receive(Pieces(60, [60 * b"x"]), limit=100, share=first) == 60 * b"x"
+        assert received(Pieces(60, [60 * b"x"]), 100, first) == 60 * b"x"
         with pytest.raises(Unavailable, match="bodies_fill_memory"):
-            receive(Pieces(60, [60 * b"x"]), limit=100, share=second)
+            received(Pieces(60, [60 * b"x"]), 100, second)
     with room.share() as share:
-        assert receive(Pieces(None, [100 * b"x"]), limit=100, share=share) == 100 * b"x"
+        assert received(Pieces(None, [100 * b"x"]), 100, share) == 100 * b"x"
