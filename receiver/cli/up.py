@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from http.client import HTTPConnection, HTTPException
@@ -18,7 +18,8 @@ from typing import Final
 
 import click
 import structlog
-from sqlalchemy import func, select
+from sqlalchemy import Engine, func, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from receiver import keyring as keyrings
 from receiver import logs
@@ -173,13 +174,15 @@ def _listen(bind: str, field: str, patience: float) -> Iterator[socket.socket]:
 def _run(settings: Settings, public: socket.socket, admin: socket.socket, cluster: Cluster | None,
          orders: Orders) -> None:
     receiver = Child(_part("receiver", ["serve", "--fd", str(public.fileno())], public))
-    others = [Child(_part("admin", ["admin", "--fd", str(admin.fileno())], admin))]
-    others += [Child(_part(f"worker-{number}", ["worker"])) for number in range(1, settings.workers + 1)]
+    workers = [Child(_part(f"worker-{number}", ["worker"])) for number in range(1, settings.workers + 1)]
+    others = [Child(_part("admin", ["admin", "--fd", str(admin.fileno())], admin)), *workers]
     everybody = [receiver, *others]
     try:
-        for child in everybody:
-            child.start()
-        _await_ready(everybody, settings, public, admin, orders)
+        with session.database(settings) as engine:
+            began = _now(engine)
+            for child in everybody:
+                child.start()
+            _await_ready(everybody, settings, public, admin, orders, lambda: _at_work(engine, workers, began))
         postgres = _Postgres(cluster)
         while not orders.stop:
             postgres.keep()
@@ -225,8 +228,11 @@ class _Postgres:
 
 
 def _await_ready(everybody: Sequence[Child], settings: Settings, public: socket.socket, admin: socket.socket,
-                 orders: Orders) -> None:
-    """Wait until it serves, and say so. Raises ConfigurationError when a part ends instead."""
+                 orders: Orders, at_work: Callable[[], bool]) -> None:
+    """Wait until it serves and its workers are `at_work`, and say so.
+
+    Raises ConfigurationError when a part ends instead.
+    """
     due = time.monotonic() + _NOT_READY
     while not orders.stop:
         for child in everybody:
@@ -234,7 +240,7 @@ def _await_ready(everybody: Sequence[Child], settings: Settings, public: socket.
             if status is not None:
                 raise ConfigurationError(f"{child.part.name} did not start (exit status {status}): the log above says "
                                          "why, and `redox-receiver check` what mends it")
-        if _answers(public, "/livez") and _answers(admin, "/readyz"):
+        if _answers(public, "/livez") and _answers(admin, "/readyz") and at_work():
             log.info("up.ready", bind=_address(settings.bind, public), part="receiver")
             log.info("up.ready", bind=_address(settings.admin_bind, admin), part="admin")
             click.echo(f"ready http://{_address(settings.bind, public)}")
@@ -243,6 +249,24 @@ def _await_ready(everybody: Sequence[Child], settings: Settings, public: socket.
             log.warning("up.not_ready", seconds=_NOT_READY)
             due += _NOT_READY
         time.sleep(GLANCE)
+
+
+def _now(engine: Engine) -> datetime:
+    """The database's time, by which workers say that they live."""
+    with engine.connect() as connection:
+        return connection.execute(select(func.now())).scalar_one()
+
+
+def _at_work(engine: Engine, workers: Sequence[Child], since: datetime) -> bool:
+    """Whether each has loaded its handlers and said so. One that cannot load them ends, after the others serve."""
+    table = schema.workers
+    try:
+        with engine.connect() as connection:
+            seen = set(connection.scalars(select(table.c.pid).where(
+                table.c.host == socket.gethostname(), table.c.seen_at >= since)))
+    except SQLAlchemyError:
+        return False
+    return all(worker.pid in seen for worker in workers)
 
 
 def _address(bind: str, listener: socket.socket) -> str:
