@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +28,18 @@ def _scrubbed(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
         if name.startswith(("RECEIVER_", "PLUGIN_", "PG")) or name == "DATABASE_URL":
             monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path_factory.getbasetemp() / "nobody's data"))
+
+
+@pytest.fixture(autouse=True)
+def _forgotten() -> Iterator[None]:
+    """No module that a test wrote is still imported in the next, which may write another of that name."""
+    before = set(sys.modules)
+    yield
+    kept = (sys.prefix, sys.base_prefix, str(Path(__file__).parents[1]))
+    for name in sys.modules.keys() - before:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file is not None and not file.startswith(kept):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
 
@@ -19,10 +19,9 @@ Install = Callable[..., None]
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     """Installs a distribution with one module and its entry points, as pip would."""
     monkeypatch.syspath_prepend(tmp_path)
-    before = set(sys.modules)
 
     def put(distribution: str, module: str, source: str, **points: str) -> None:
         (tmp_path / f"{module}.py").write_text(dedent(source))
@@ -33,9 +32,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
             ["[redox_receiver.handlers]", *(f"{name} = {value}" for name, value in points.items())]))
         importlib.invalidate_caches()
 
-    yield put
-    for name in set(sys.modules) - before:
-        del sys.modules[name]
+    return put
 
 
 BEDS = """
