@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from receiver.storage import lanes
-from receiver.storage.database import describe, sqlstate
+from receiver.storage.database import describe
 
 log: Final = structlog.get_logger(__name__)
 
@@ -22,7 +22,6 @@ log: Final = structlog.get_logger(__name__)
 _PAUSE: Final = 1.0
 # More than this wait only where the database does not keep up: the sweep finds the rest.
 _MOST: Final = 10_000
-_DUPLICATE: Final = "23505"
 
 
 class Hints:
@@ -71,9 +70,4 @@ class Hints:
     def _tell(self, told: Sequence[str]) -> None:
         with self._engine.connect() as opened:
             connection = opened.execution_options(isolation_level="AUTOCOMMIT")
-            for lane in told:
-                try:
-                    lanes.defer(connection, lane)
-                except SQLAlchemyError as exc:
-                    if sqlstate(exc) != _DUPLICATE:  # else another told it at this very moment
-                        raise
+            lanes.wake(connection, told)

@@ -89,7 +89,7 @@ def _data_model(body: bytes, start: int, end: int) -> Message:
     outside.update(memoryview(body)[end:])
     # No key is prescribed: the log's id names the message, Message.ID is older; else only equal bytes are a repeat.
     if log_id is not None:
-        key = _key("log", log_id)
+        key = log_key(log_id)
     elif message_id is not None:
         key = _key("message", f"{source_id}\0{message_id}")
     else:
@@ -158,6 +158,11 @@ def _perhaps_query(body: bytes) -> str | None:
     except (msgspec.ValidationError, Unreadable):
         return None
     return kind if kind in QUERIES else None
+
+
+def log_key(log_id: str) -> bytes:
+    """What a message with this `Meta.Logs[].ID` is a duplicate by."""
+    return _key("log", log_id)
 
 
 def _key(what: str, text: str) -> bytes:

@@ -16,6 +16,7 @@ import structlog
 from sqlalchemy import Connection, Engine, Table, select
 from sqlalchemy.exc import SQLAlchemyError
 
+from receiver import failpoints
 from receiver.errors import ReceiverError
 from receiver.keyring import Keyring
 from receiver.protocol.jose import read_keys
@@ -158,7 +159,10 @@ class RegistryFollower:
             with self._engine.connect() as connection:
                 version = connection.scalar(select(schema.registry_version.c.version))
                 if self._current is None or version != self._current.version:
-                    self._current = load(connection, self._keyring)
+                    loaded = load(connection, self._keyring)
+                    failpoints.spare(each.name for each in loaded.destinations.values()
+                                     if each.environment == "production")
+                    self._current = loaded
                     log.info("registry.loaded", version=version)
         except SQLAlchemyError as exc:
             log.warning("registry.not_read", error=describe(exc))

@@ -121,8 +121,10 @@ ON CONFLICT (message_id, handler, generation) DO NOTHING RETURNING lane"""
 INLINE_PENDING: Final = """
 SELECT id FROM deliveries WHERE message_id = %(message_id)s AND inline AND state = 'pending' ORDER BY id"""
 
-QUARANTINED_BYTES: Final = """
-SELECT coalesce(sum(size), 0)::bigint FROM messages
+# What a body in quarantine counts as, however small it is: its rows take that much.
+LEAST: Final = 2048
+QUARANTINED_BYTES: Final = f"""
+SELECT coalesce(sum(greatest(size, {LEAST})), 0)::bigint FROM messages
 WHERE destination_id = %(destination_id)s AND state = 'quarantined'"""
 LAST_USED: Final = """
 UPDATE credentials SET last_used_at = u.at FROM unnest(%(id)s::bigint[], %(at)s::timestamptz[]) AS u(id, at)

@@ -23,7 +23,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, Final, Protocol
@@ -33,6 +33,7 @@ import structlog
 
 from receiver import pipeline
 from receiver.errors import BadTransfer, NotFound, Unavailable
+from receiver.failpoints import point
 from receiver.pipeline import Admitted, Challenged, Receipt, Refused
 from receiver.protocol.message import Head, Inbound, Message, Once, Reply, error_body
 from receiver.protocol.patterns import matches
@@ -47,6 +48,13 @@ PATIENCE: Final = 4.9
 RETRY_AFTER: Final = 5
 # Bodies in memory at once, at least this many bytes: a few of the largest beside many of the usual ones.
 BODIES: Final = 256 * 1024 * 1024
+# Larger bodies are judged and sealed one at a time: that takes up to three times as much memory again.
+LARGE: Final = 1024 * 1024
+
+_body_read, _judged, _queued, _recorded = (
+    point("door.body_read"), point("door.judged"), point("door.queued"), point("door.recorded"))
+_query_answered, _query_recorded, _inline_handled = (
+    point("query.answered"), point("query.recorded"), point("inline.handled"))
 
 ACCEPTED: Final = Reply(status=200)
 # What the sender of a refused request is told: nothing but that. The audit has the reason.
@@ -149,6 +157,7 @@ class Door:
         self._max_body = max_body
         self._room = Room(max(BODIES, 4 * max_body))
         self._places = Places(places)
+        self._one_at_a_time = threading.Lock()
 
     def serve(self, head: Head, transfer: Transfer) -> Reply:
         """The answer to a request, whatever it is. Raises nothing."""
@@ -168,26 +177,32 @@ class Door:
         screened = pipeline.screen(head, registry, head.received_at)
         if isinstance(screened, Refused):
             return _closing(self._refuse(screened))
-        with self._room.share() as share:
-            body = self._body(head, transfer, registry, share, proved=screened)
+        with self._room.share(proved=screened and pipeline.proved(head, registry)) as share:
+            body = self._body(head, transfer, registry, share, whole=screened)
             if isinstance(body, Refused):
                 return _closing(self._refuse(body))
-            verdict = pipeline.judge(Inbound(head=head, body=body), registry, head.received_at)
+            _body_read()
+            with self._turn(body):
+                verdict = pipeline.judge(Inbound(head=head, body=body), registry, head.received_at)
+            if isinstance(verdict, Admitted):
+                share.prove()
+            _judged()
             reply = self._carry_out(verdict)
         return _closing(reply) if head.method == "GET" and transfer.length != 0 else reply
 
     def _body(self, head: Head, transfer: Transfer, registry: Registry, share: Share, *,
-              proved: bool) -> bytes | Refused:
+              whole: bool) -> bytes | Refused:
         if head.method == "GET":
             return b""  # all that is asked is in its head
         try:
             body = None
             if transfer.length is None or transfer.length <= self._max_body:
-                body = receive(transfer, limit=self._max_body if proved else pipeline.UNPROVED_BODY, share=share)
-                if body is None and not proved:
+                body = receive(transfer, limit=self._max_body if whole else pipeline.UNPROVED_BODY, share=share)
+                if body is None and not whole:
                     return pipeline.unproved(head, registry)
             if body is None:
-                raise BadTransfer("body_too_large", status_hint=413)
+                # A stranger's is told apart: Redox, whose feed pauses at it, has at least a head that could suffice.
+                raise BadTransfer("body_too_large" if whole else "body_too_large_unproved", status_hint=413)
         except BadTransfer as exc:
             return pipeline.transfer_refused(exc, head, registry)
         return body
@@ -200,12 +215,20 @@ class Door:
             return Reply(status=200, body=verdict.challenge.encode("ascii"), media="text/plain; charset=utf-8")
         if verdict.query is not None and verdict.verified.once and not self._ledger.first(verdict.verified.once):
             return self._refuse(pipeline.replayed(verdict))
-        receipt = _outcome(self._ledger.accept(verdict))
+        with self._turn(verdict.inbound.body):
+            recording = self._ledger.accept(verdict)
+        _queued()
+        receipt = _outcome(recording)
+        _recorded()
         if verdict.query is not None:
             return self._answer(verdict, verdict.query, receipt)
         if receipt.inline:
             self._handle(verdict, receipt)
         return ACCEPTED
+
+    def _turn(self, body: bytes) -> AbstractContextManager[object]:
+        """What to hold while a body is worked on."""
+        return self._one_at_a_time if len(body) > LARGE else nullcontext()
 
     def _refuse(self, refused: Refused) -> Reply:
         self._ledger.refuse(refused)
@@ -224,11 +247,13 @@ class Door:
         answered = Answered(receipt=receipt, head=admitted.inbound.head, destination=destination,
                             responder=None if responder is None else responder.handler, status=reply.status,
                             length=len(reply.body), sha256=sha256(reply.body).digest())
+        _query_answered()
         try:
             _outcome(self._ledger.answered(answered))
         except Unavailable as exc:
             log.warning("query.not_recorded", reason=str(exc), destination=destination.name, uuid=receipt.uuid)
             return reply if reply.status != ACCEPTED.status else _failure(query, 503)
+        _query_recorded()
         return reply
 
     def _respond(self, message: Message, query: str, responder: Subscription | None, destination: Destination,
@@ -262,6 +287,7 @@ class Door:
             handled = False
         if not handled:
             raise Unavailable("not_handled_yet")
+        _inline_handled()
 
 
 _JSON: Final = "application/json"

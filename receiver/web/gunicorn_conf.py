@@ -6,9 +6,11 @@ what an operator may choose are the RECEIVER_* variables.
 
 import os
 import resource
+from typing import Any
 
 from receiver.settings import load
 from receiver.web.gunicorn_logger import JsonLogger
+from receiver.web.gunicorn_reload import Reload
 from receiver.web.gunicorn_worker import Worker
 
 _settings = load()
@@ -48,3 +50,8 @@ control_socket_disable = True
 
 logger_class = JsonLogger
 loglevel = _settings.log_level
+
+
+def on_starting(server: Any) -> None:
+    """Have a SIGHUP change nothing where what is configured anew does not hold. The signature is gunicorn's."""
+    server.reload = Reload(server)

@@ -11,6 +11,7 @@ May not judge a request: only what is no HTTP is answered here.
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -23,14 +24,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from gunicorn import util  # type: ignore[import-untyped]  # gunicorn ships no types
+from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]  # gunicorn ships no types
 from gunicorn.http import errors  # type: ignore[import-untyped]  # gunicorn ships no types
 from gunicorn.http.unreader import SocketUnreader  # type: ignore[import-untyped]  # gunicorn ships no types
 from gunicorn.workers.gthread import TConn, ThreadWorker  # type: ignore[import-untyped]  # gunicorn ships no types
+
+from receiver.errors import ConfigurationError
+from receiver.failpoints import point
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 log: Final = structlog.get_logger(__name__)
+
+_answered = point("door.answered")
 
 # A client that is silent for so long is gone. Proxies have 10 to 60 seconds here; behind one, these never count.
 SILENCE: Final = 10.0
@@ -134,8 +141,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
         return ThreadPoolExecutor(self.worker_connections, thread_name_prefix="request")
 
     def load_wsgi(self) -> None:
-        """Put ours between the server and the application."""
-        self._application: WSGIApplication = self.app.wsgi()
+        """Put ours between the server and the application. What keeps it from starting is told as any line is."""
+        try:
+            self._application: WSGIApplication = self.app.wsgi()
+        except ConfigurationError as exc:
+            log.error("receiver.not_started", error="; ".join(str(exc).splitlines()))
+            sys.exit(Arbiter.APP_LOAD_ERROR)
         self.wsgi = self._serve
 
     def accept(self, listener: socket.socket) -> None:
@@ -162,7 +173,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
     def handle_request(self, req: Any, conn: _Connection) -> Any:
         """As gunicorn, but the "100 Continue" is left to whoever reads the body."""
         req._expected_100_continue = False
-        return super().handle_request(req, conn)
+        keep = super().handle_request(req, conn)
+        _answered()
+        return keep
 
     def _serve(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         response: Any = start_response.__self__  # type: ignore[attr-defined]  # gunicorn's Response

@@ -33,7 +33,7 @@ from receiver.protocol.message import Head, Inbound, Once, Reply
 from receiver.protocol.registry import Destination, Registry
 from receiver.protocol.tokens import Denied, Granted
 from receiver.web.door import PATIENCE, UNAVAILABLE
-from receiver.web.transfer import Room, Transfer, receive
+from receiver.web.transfer import Transfer, receive
 
 log: Final = structlog.get_logger(__name__)
 
@@ -42,8 +42,6 @@ GUESSES: Final = 10
 _MINUTE: Final = 60.0
 # Networks that are counted at once; in a flood from more, the longest silent are forgotten.
 _NETWORKS: Final = 10_000
-# Token requests in memory at once.
-_ROOM: Final = 64 * tokens.MAX_REQUEST
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +102,6 @@ class TokenDoor:
         self._records = records
         self._network = network
         self._guesses = Guesses()
-        self._room = Room(_ROOM)
 
     def serve(self, head: Head, transfer: Transfer) -> Reply:
         """The answer to a POST, whatever it holds. Raises nothing."""
@@ -125,16 +122,16 @@ class TokenDoor:
             denied = Denied(error="invalid_client", reason="destination_unknown" if destination is None else
                             "destination_disabled")
             return _closing(self._deny(head, destination, denied))
-        with self._room.share() as share:
-            try:
-                body = receive(transfer, limit=tokens.MAX_REQUEST, share=share)
-            except BadTransfer as exc:
-                return _closing(self._deny(head, destination, Denied(error="invalid_request", reason=exc.reason)))
-            if body is None:
-                denied = Denied(error="invalid_request", reason="token_request_too_large")
-                return _closing(self._deny(head, destination, denied))
-            decision = tokens.decide(Inbound(head=head, body=body), destination, head.received_at,
-                                     jti=secrets.token_urlsafe(16))
+        try:
+            # So little that it needs no share of the room: no number of slow strangers keeps a client from its token.
+            body = receive(transfer, limit=tokens.MAX_REQUEST)
+        except BadTransfer as exc:
+            return _closing(self._deny(head, destination, Denied(error="invalid_request", reason=exc.reason)))
+        if body is None:
+            denied = Denied(error="invalid_request", reason="token_request_too_large")
+            return _closing(self._deny(head, destination, denied))
+        decision = tokens.decide(Inbound(head=head, body=body), destination, head.received_at,
+                                 jti=secrets.token_urlsafe(16))
         if isinstance(decision, Granted) and decision.once is not None and not self._records.first((decision.once,)):
             decision = Denied(error="invalid_client", reason="token_assertion_replayed", credential=decision.credential)
         if isinstance(decision, Denied):

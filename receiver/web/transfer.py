@@ -15,6 +15,9 @@ from receiver.errors import BadTransfer, Unavailable
 
 # A body is asked for in pieces of this size: small against a body of 40 MB, large against a system call.
 PIECE: Final = 1024 * 1024
+# What every request may have without asking: most messages are smaller, so that no number of large ones stops a feed.
+# A thousand connections, each with so much, are the price.
+SMALL: Final = 64 * 1024
 
 
 class Transfer(Protocol):
@@ -31,47 +34,71 @@ class Transfer(Protocol):
 
 
 class Room:
-    """How many bytes of bodies may be in memory at once in this process. Safe in threads."""
+    """How many bytes of bodies may be in memory at once in this process. Safe in threads.
+
+    The first SMALL of each body are not counted. Those that nothing vouches for yet take at most half of it: whoever
+    sends them may be anybody.
+    """
 
     def __init__(self, size: int) -> None:
         self._left = size
+        self._left_unproved = size // 2
         self._lock = threading.Lock()
 
     @contextmanager
-    def share(self) -> Iterator[Share]:
-        """A share for one request; given back at the end of the block."""
-        share = Share(self)
+    def share(self, *, proved: bool) -> Iterator[Share]:
+        """A share for one request; given back at the end of the block. `proved`: its head says for good whose it is."""
+        share = Share(self, proved=proved)
         try:
             yield share
         finally:
-            with self._lock:
-                self._left += share.held
+            share.prove()
+            self.take(-share.held, proved=True)
 
-    def take(self, size: int) -> bool:
-        """Take bytes from what is left; False when so many are not."""
+    def take(self, size: int, *, proved: bool) -> bool:
+        """Take bytes from what is left; False when so many are not. Less than none gives them back."""
         with self._lock:
-            if size > self._left:
+            if size > (self._left if proved else min(self._left, self._left_unproved)):
                 return False
             self._left -= size
+            if not proved:
+                self._left_unproved -= size
             return True
+
+    def prove(self, size: int) -> None:
+        """So many bytes that were taken unproved are so no more."""
+        with self._lock:
+            self._left_unproved += size
 
 
 class Share:
-    """What one request holds of the room."""
+    """What one request holds of the room. `held`: bytes beyond the first SMALL, which are everybody's."""
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: Room, *, proved: bool) -> None:
         self._room = room
+        self._proved = proved
+        self._size = 0
         self.held = 0
 
     def grow(self, size: int) -> None:
         """Hold as many bytes more. Raises Unavailable when the room has not got them."""
-        if not self._room.take(size):
+        self._size += size
+        wanted = max(0, self._size - SMALL) - self.held
+        if wanted and not self._room.take(wanted, proved=self._proved):
             raise Unavailable("bodies_fill_memory")
-        self.held += size
+        self.held += wanted
+
+    def prove(self) -> None:
+        """The body is proved: from now on it takes nothing from what strangers may have."""
+        if not self._proved:
+            self._proved = True
+            self._room.prove(self.held)
 
 
-def receive(transfer: Transfer, *, limit: int, share: Share) -> bytes | None:
+def receive(transfer: Transfer, *, limit: int, share: Share | None = None) -> bytes | None:
     """The whole body; None when it is larger than `limit`, without reading where its length is announced.
+
+    Without a `share` no more than SMALL may be asked for.
 
     Raises BadTransfer: `body_incomplete` when it ended early, which a WSGI server does not say; and what the transfer
     raises. Raises Unavailable when too many bodies are in memory.
@@ -89,7 +116,8 @@ def receive(transfer: Transfer, *, limit: int, share: Share) -> bytes | None:
         size += len(piece)
         if size > limit:
             return None
-        share.grow(len(piece))
+        if share is not None:
+            share.grow(len(piece))
         pieces.append(piece)
     if announced is not None and size < announced:
         raise BadTransfer("body_incomplete")

@@ -81,6 +81,15 @@ def test_settings_that_nothing_reads(check: Check, monkeypatch: pytest.MonkeyPat
         "nothing reads RECEIVER_BINDD (RECEIVER_BIND?), RECEIVER_TREADS (RECEIVER_THREADS?)")
 
 
+def test_fail_points(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would be started here would be made to fail: that is told, with where and how."""
+    monkeypatch.setenv("RECEIVER_FAILPOINTS", "ledger.committed=kill@0.02,lane.told=delay:1")
+    found = check()
+    assert amiss(found) == {"failpoints": "bad"}
+    assert found["failpoints"]["told"] == (
+        "what is started here is to fail, at ledger.committed (kill), lane.told (delay)")
+
+
 def test_settings_that_are_wrong(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every variable that does not hold is told, and there is nothing else to look at."""
     monkeypatch.setenv("RECEIVER_BIND", "here")

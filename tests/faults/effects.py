@@ -26,6 +26,8 @@ RAISES_ONCE = "Notes.New"
 EXITS_ONCE = "Order.Cancel"
 GIVES_UP = "Media.Delete"
 COMES_LATER = "Flowsheet.New"
+# What `strict` cannot handle: its lane is held.
+POISON = "Vaccination.New"
 
 
 def place() -> Path:
@@ -104,6 +106,15 @@ def shaky(message: Message, context: Context) -> None:
         if message.kind == EXITS_ONCE:
             os._exit(3)
         raise OSError("the ward is busy")
+    tell("done", message, context)
+
+
+@handler("Vaccination.*", name="strict", on_failure="hold", max_attempts=1, timeout=60)
+def strict(message: Message, context: Context) -> None:
+    """What waits for a person where it goes wrong."""
+    tell("begin", message, context)
+    if message.kind == POISON:
+        raise LookupError("there is no such vaccine")
     tell("done", message, context)
 
 

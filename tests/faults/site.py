@@ -51,13 +51,44 @@ class Host(Machine):
             "RECEIVER_LEASE": LEASE, "TMPDIR": str(root), "HOME": str(root)}
         self.workers: list[subprocess.Popen[bytes]] = []
 
-    def work(self) -> subprocess.Popen[bytes]:
-        """Start a worker alone, as on a host for workers."""
-        with self.log.open("a") as log:
-            self.workers.append(subprocess.Popen(
-                [self.python, "-P", "-m", "receiver", "worker"], cwd=self.root, env=self._environment(),
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True))
+    def work(self, **more: str) -> subprocess.Popen[bytes]:
+        """Start a worker alone, as on a host for workers; `more` stands in its environment."""
+        self.workers.append(self._part("worker", more))
         return self.workers[-1]
+
+    @contextmanager
+    def receiving(self, **more: str) -> Iterator[str]:
+        """The URL of a receiver alone, as on one of several hosts behind a balancer, while the block runs."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            receiver = self._part(f"serve --receivers 1 --fd {listener.fileno()}", more, listener.fileno())
+            try:
+                yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            finally:
+                self.end(receiver)
+
+    def end(self, process: subprocess.Popen[bytes]) -> None:
+        """End it in order; what does not end so is ended all the same."""
+        process.terminate()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            _kill(psutil.Process(process.pid).children(recursive=True))
+            process.kill()
+            process.wait(30)
+        if process in self.workers:
+            self.workers.remove(process)
+
+    def _part(self, command: str, more: dict[str, str], *descriptors: int) -> subprocess.Popen[bytes]:
+        with self.log.open("a") as log:
+            return subprocess.Popen(
+                [self.python, "-P", "-m", "receiver", *command.split()], cwd=self.root, env=self._environment() | more,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=descriptors, start_new_session=True)
+
+    def told(self, event: str, *, after: int = 0) -> list[dict[str, Any]]:
+        """The lines of that event in the log, from the byte `after` on."""
+        lines = self.log.read_bytes()[after:].decode(errors="replace").splitlines()
+        found = [json.loads(line) for line in lines if f'"{event}"' in line and line[0] + line[-1] == "{}"]
+        return [line for line in found if line["event"] == event]
 
     def revive(self) -> None:
         """Start again each worker that has ended, as a process manager does."""
@@ -133,9 +164,9 @@ class Site:
         """What opens the payloads."""
         return keyrings.load(self.first.data_dir / "keyring.json")
 
-    def target(self, destination: str) -> Target:
-        """The destination as Redox knows it."""
-        return Target(base_url=self.first.url, destination=destination, source_id=SOURCE,
+    def target(self, destination: str, url: str | None = None) -> Target:
+        """The destination as Redox knows it: at the first host, or at another's `url`."""
+        return Target(base_url=url or self.first.url, destination=destination, source_id=SOURCE,
                       token=(self.first.root / f"{destination}.token").read_text().strip())
 
     def feed(self, destination: str, name: str) -> Feed:

@@ -6,6 +6,7 @@ import itertools
 import signal
 import threading
 import time
+from functools import partial
 from hashlib import sha256
 
 import psutil
@@ -177,3 +178,30 @@ def test_plain_gunicorn(site: Site, arguments: tuple[str, ...]) -> None:
         server.ask(f"GET /redox/lab?challenge=CANARY&verification-token={site.tokens['lab']} HTTP/1.1\r\n\r\n".encode())
         assert "CANARY" not in server.text()
         assert site.tokens["lab"] not in server.text()
+
+
+def test_reload_with_broken_settings(site: Site) -> None:
+    """SIGHUP with settings that do not hold, or without the keyring, changes nothing: who serves goes on, and the log
+    says what is wrong. Once it is mended a SIGHUP renews the workers."""
+    (site.directory / ".env").write_text("")
+    with serving(site.directory, site.environment) as server:
+        [worker] = server.workers()
+        told: list[str] = []
+        for name, broken in ((".env", "RECEIVER_MAX_BODY=little"), ("keyring.json", "")):
+            path = site.directory / name
+            sound = path.read_text()
+            path.write_text(broken)
+            server.process.send_signal(signal.SIGHUP)
+            told.append(until(partial(_not_reloaded, server, len(told))))
+            path.write_text(sound)
+            assert server.ask(sent(site)).status == 200
+        assert server.workers() == [worker]
+        assert ["RECEIVER_MAX_BODY" in each for each in told] == [True, False]
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: worker not in server.workers() and _answers(server, site))
+
+
+def _not_reloaded(server: Server, before: int) -> str | None:
+    """What the log says of the first SIGHUP that changed nothing after that many others."""
+    lines = server.lines("receiver.not_reloaded")[before:]
+    return lines[0]["error"] if lines else None

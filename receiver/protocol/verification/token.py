@@ -27,6 +27,7 @@ class TokenKind:
     """The verifier of `token`."""
 
     name = "token"
+    by_head = True
 
     def claims(self, head: Head, destination: Destination) -> bool:
         """A token header, or an opaque Bearer value, at a destination that has or had a token."""
