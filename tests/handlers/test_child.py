@@ -89,7 +89,7 @@ def test_a_lease_that_ends(shared: World, process: Process, place: str, deed: st
     """A process whose lease ends kills itself, whatever the handler does, also when its parent is frozen."""
     shared.enable("patient-one", place)
     sent = shared.hand(deed, destination=place)
-    run(shared, process, sent, lease=1.0)
+    run(shared, process, sent, lease=2.0)  # it has to connect first
     begun = sent.until_begun()  # and nobody listens: that is a frozen parent
 
     until(process.ended, "it has ended")

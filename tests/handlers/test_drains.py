@@ -158,7 +158,7 @@ def test_a_lane_that_was_lost(shared: World, warm: Slot, place: str) -> None:
 def test_what_comes_next(shared: World, place: str) -> None:
     """The walk goes on where it stopped, comes to every lane that is due, of one destination at a time, more of them
     where the handler is quick and fewer where it is slow; and ends when none is."""
-    other = f"{place}-two"
+    other = f"{place}z"
     shared.add_destination(other)
     for each in (place, other):
         shared.enable("holding", each)
