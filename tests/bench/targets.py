@@ -230,7 +230,7 @@ class Receiver:
     """This receiver on a database of its own: one destination that asks for the token, one for a signature besides."""
 
     def __init__(self, database: Database, directory: Path) -> None:
-        self._root = directory
+        self.root = directory
         self.database = database
         self.environment = {"DATABASE_URL": database.url, "RECEIVER_DATA_DIR": str(directory),
                             "RECEIVER_HANDLERS": subscribed.__name__}
@@ -241,9 +241,12 @@ class Receiver:
         with self.engine.begin() as connection:
             record_keys(connection, self.keyring)
         self.secret = secrets.token_hex(32).encode()
-        self.tokens = {name: self._add(name, require) for name, require in (("token", "token"), ("hmac", "hmac+token"))}
+        self.tokens: dict[str, str] = {}
+        for name, require in (("token", "token"), ("hmac", "hmac+token")):
+            self.add(name, require)
 
-    def _add(self, name: str, require: str) -> str:
+    def add(self, name: str, require: str = "token") -> None:
+        """A destination."""
         registration = Registration(self.engine, self.keyring, actor="bench@test")
         now, token = datetime.now(UTC), new_token()
         registration.add_destination(name, now, environment="development", require=[require], token=token,
@@ -253,13 +256,13 @@ class Receiver:
         registration.enable_handler(name, discovery.load_one("idle", [subscribed.__name__]).spec, now)
         if "hmac" in require:
             registration.add_hmac(name, now, self.secret, {}, label=None, expires_at=None)
-        return token
+        self.tokens[name] = token
 
     def serve(self, name: str, **settings: str) -> Server:
         """A server of it, to be entered; `settings` are further RECEIVER_* variables, without that."""
         added = {f"RECEIVER_{key.upper()}": value for key, value in settings.items()}
         return Server(lambda fd: [sys.executable, "-P", "-m", "receiver", "serve", "--fd", str(fd)],
-                      self.environment | added, self._root / f"{name}.log")
+                      self.environment | added, self.root / f"{name}.log")
 
     def target(self, name: str, server: Server, destination: str = "token") -> Target:
         """The destination, as it is reached through that server."""
