@@ -216,12 +216,16 @@ UPDATE deliveries SET attempts = attempts + 1, started_at = clock_timestamp(), e
 WHERE id = %(id)s AND state = 'pending' AND EXISTS (SELECT FROM fence) AND {_ACTIVE}
 RETURNING attempts, set_config('synchronous_commit', 'off', true)"""
 
-# One statement, so that a run costs one round trip and one commit: it ends one delivery and starts the next, which may
-# be in another lane of the same owner.
-_SUCCEED: Final = f"""
-WITH {_FENCE},
-beside AS (
-    SELECT 1 FROM lanes WHERE lane = %(next_lane)s AND epoch = %(next_epoch)s AND owner = %(owner)s FOR NO KEY UPDATE),
+# The same of the lane that the next delivery is in, where it is another.
+_BESIDE: Final = """beside AS (
+    SELECT 1 FROM lanes WHERE lane = %(next_lane)s AND epoch = %(next_epoch)s AND owner = %(owner)s FOR NO KEY UPDATE
+    ),"""
+
+
+def _succeed(beside: str = "", held: str = "") -> str:
+    """One statement, so that a run costs one round trip and one commit: it ends one delivery and starts the next."""
+    return f"""
+WITH {_FENCE}, {beside}
 begun AS (SELECT started_at FROM deliveries WHERE id = %(id)s),
 done AS (
     UPDATE deliveries SET state = 'succeeded', finished_at = clock_timestamp(), started_at = NULL, ready_at = NULL,
@@ -233,10 +237,14 @@ told AS (
     FROM done, begun),
 next AS (
     UPDATE deliveries SET attempts = attempts + 1, started_at = clock_timestamp(), epoch = %(next_epoch)s
-    WHERE id = %(next)s AND state = 'pending' AND EXISTS (SELECT FROM done) AND EXISTS (SELECT FROM beside)
+    WHERE id = %(next)s AND state = 'pending' AND EXISTS (SELECT FROM done) {held}
       AND {_ACTIVE} RETURNING attempts)
 SELECT (SELECT count(*) FROM done), (SELECT attempts FROM next),
        set_config('idle_in_transaction_session_timeout', '{_COMMIT_PATIENCE}', true)"""
+
+
+_SUCCEED: Final = _succeed()
+_SUCCEED_BESIDE: Final = _succeed(_BESIDE, "AND EXISTS (SELECT FROM beside)")
 
 _FAIL: Final = f"""
 WITH {_FENCE},
@@ -349,7 +357,7 @@ def succeed(connection: Connection, fence: Fence, delivery: int, attempt: int, *
     means that the lease is lost: whatever else is in the transaction must be rolled back.
     """
     after = beside or fence
-    done, started, _ = connection.exec_driver_sql(_SUCCEED, fence._values | {
+    done, started, _ = connection.exec_driver_sql(_SUCCEED if after == fence else _SUCCEED_BESIDE, fence._values | {
         "id": delivery, "attempt": attempt, "next": following, "next_lane": after.lane,
         "next_epoch": after.epoch}).one()
     return bool(done), started
