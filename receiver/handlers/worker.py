@@ -377,7 +377,7 @@ class Worker:
 
     def _make_partitions(self) -> None:
         with self._engine.begin() as connection:
-            made = partitions.ensure(connection, datetime.now(UTC))
+            made = partitions.ensure(connection, upkeep.now(connection))
         if made:
             log.info("partitions.made", count=len(made))
 

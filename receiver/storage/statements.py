@@ -25,7 +25,9 @@ _AUDIT: Final = {
     "writer": "uuid", "n": "bigint", "at": "timestamptz", "action": "text", "outcome": "text", "reason": "text",
     "actor": "text", "peer": "text", "destination": "text", "message_uuid": "uuid", "subject": "text",
     "count": "integer", "detail": "text", "note": "bytea", "note_key": "text", "mac": "bytea", "mac_key": "text"}
-_KEYS: Final = ("destination_id", "key", "outside", "key_expires_at")
+_KEYS: Final = ("destination_id", "key", "outside", "received_at", "key_expires_at")
+# As long after now as the host that received the message says after its own now: the database's clock judges it.
+_EXPIRES: Final = "now() + (key_expires_at - received_at)"
 _BINARY: Final = frozenset({"sealed"})
 
 
@@ -50,9 +52,9 @@ def _record(*, with_keys: bool) -> str:
     in the order of arrival, for the order of deliveries in a lane is that of their ids. A conflict within the batch is
     flagged by who folded it, and not here: that would flag the first of the two as well.
     """
-    keys = """
+    keys = f"""
 k AS (INSERT INTO message_keys (destination_id, key, outside, message_id, expires_at)
-      SELECT destination_id, key, outside, id, key_expires_at FROM i WHERE key IS NOT NULL
+      SELECT destination_id, key, outside, id, {_EXPIRES} FROM i WHERE key IS NOT NULL
       ORDER BY destination_id, key, outside),""" if with_keys else ""
     return f"""
 WITH i AS MATERIALIZED (
@@ -94,7 +96,7 @@ WITH i AS MATERIALIZED (
       SELECT r.*, nextval('messages_id_seq') AS id
       FROM {_rows({name: _MESSAGE[name] for name in _KEYS}, "r")} ORDER BY place)
 INSERT INTO message_keys AS k (destination_id, key, outside, message_id, expires_at)
-SELECT destination_id, key, outside, id, key_expires_at FROM i ORDER BY destination_id, key, outside
+SELECT destination_id, key, outside, id, {_EXPIRES} FROM i ORDER BY destination_id, key, outside
 ON CONFLICT (destination_id, key, outside)
 DO UPDATE SET message_id = excluded.message_id, expires_at = excluded.expires_at WHERE k.expires_at < now()
 RETURNING destination_id, key, outside, message_id"""
