@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Final
 
-from tests.faults import proxied, rounds, soak
+from tests.faults import proxied, recovery, rounds, soak
 from tests.faults.mishaps import MISHAPS
 from tests.faults.report import REPORT, Section, Tell, report
 
 # Every part of the suite that has a chapter in the report, in its order.
-SECTIONS: Final[tuple[Callable[[Tell], Section], ...]] = (rounds.measure, proxied.measure, soak.measure)
+SECTIONS: Final[tuple[Callable[[Tell], Section], ...]] = (
+    rounds.measure, recovery.measure, proxied.measure, soak.measure)
 
 
 def say(line: str) -> None:
