@@ -112,11 +112,11 @@ def aftermath(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             done = {(front, case.name): pool.submit(one, front, case) for case in CASES.values() for front in FRONTS}
-        last = site.last()
         afterwards: dict[Front, Answer] = {"alone": server.ask(sent(site)), "nginx": nginx.ask(sent(site))}
         # The audit's rows are written in the order in which they came about: behind this one is nothing of a case.
+        before_it = site.now()
         server.ask(sent(site, verification_token="wrong" * 8))
-        site.audit(last, destination="lab", action="message.refuse")
+        site.audit(before_it, destination="lab", action="message.refuse")
         trap.setblocking(False)
         yield Aftermath(told=_told(site, addresses, {key: future.result() for key, future in done.items()}),
                         survivors=(before, [*server.workers(), *nginx.workers()]), afterwards=afterwards,

@@ -69,14 +69,14 @@ def test_the_readme_points_to_it() -> None:
 
 def test_a_feed(site: Site, nginx: Nginx) -> None:
     """Message after message on a connection, with a length or in chunks; the peer is the client, say what it may."""
-    before = site.last()
+    before = site.now()
     body = message()
     chunked = sent(site, b"", {"content_length": None, "transfer_encoding": "chunked"}, to="bank")
     with nginx.wire(source="127.0.0.9") as wire:
         for _ in range(5):
             assert wire.send(sent(site, x_forwarded_for="203.0.113.9", to="bank")).answer().status == 200
         assert wire.send(chunked + f"{len(body):x}\r\n".encode() + body + b"\r\n0\r\n\r\n").answer().status == 200
-    peers = "SELECT DISTINCT peer FROM audit_events WHERE id > :before AND destination = 'bank'"
+    peers = "SELECT DISTINCT peer FROM audit_events WHERE at > :before AND destination = 'bank'"
     assert site.rows(peers, before=before) == [("127.0.0.9",)]
 
 
