@@ -22,7 +22,7 @@ from tests.postgres import open_directory
 SOURCE = "5f3c1d9e-0000-4000-8000-000000000001"
 
 
-def until(holds: Callable[[], object], seconds: float = 60.0) -> None:
+def until(holds: Callable[[], object], seconds: float = 120.0) -> None:
     """Wait for a condition; that much waiting is a failure."""
     end = time.monotonic() + seconds
     while not holds():

@@ -14,7 +14,7 @@ from tests.faults.mishaps import MISHAPS
 from tests.faults.rounds import order, run
 
 # What the short form may take, once everything runs.
-SECONDS = 90.0
+SECONDS = 60.0
 
 
 @pytest.mark.timeout(420)

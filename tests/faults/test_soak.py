@@ -44,7 +44,6 @@ def test_nothing_measured_is_level() -> None:
     assert judge(Series(name="x", unit="", tolerance=0.0), 1.0).word == "level"
 
 
-@pytest.mark.timeout(400)
 def test_a_leak_is_found() -> None:
     """With a handler that keeps a descriptor of each message, the verdict names who has too many."""
     found = soak.measure(lambda _: None, minutes=0.12, rate=12, also=[hoarding.__name__])

@@ -174,7 +174,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
                 child.kill()
 
 
-def until(holds: Callable[[], Any], seconds: float = 60.0) -> Any:
+def until(holds: Callable[[], Any], seconds: float = 120.0) -> Any:
     """Wait until `holds` returns something true, and return that. Fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
