@@ -45,7 +45,7 @@ SILENCE: Final = 10.0
 START: Final = 15.0
 PACE: Final = 64 * 1024
 # What is at once told apart from a request line, such as a TLS handshake: its client would only wait.
-_FIRST: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ\r")
+FIRST: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ\r")
 
 _STATUSES: Final = (
     (errors.LimitRequestLine, 414), (errors.LimitRequestHeaders, 431), (errors.ExpectationFailed, 417),
@@ -73,7 +73,7 @@ class _Unreader(SocketUnreader):  # type: ignore[misc]  # gunicorn ships no type
             data: bytes = super().chunk(size_hint)
         except TimeoutError as exc:
             raise errors.NoMoreData from exc
-        if self._fresh and data and data[0] not in _FIRST:
+        if self._fresh and data and data[0] not in FIRST:
             raise errors.InvalidRequestLine("")
         self._fresh = False
         self._received += len(data)
