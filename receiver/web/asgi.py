@@ -15,6 +15,7 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final
@@ -89,17 +90,26 @@ class _Served:
         self._rest: Any = WsgiToAsgi(listener.flask())  # type: ignore[no-untyped-call]  # asgiref has not typed it
 
     async def serve(self, scope: HTTPScope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        match [part for part in _path(scope).split("/") if part]:
+        """Serve one request. Raises nothing but what sending raises."""
+        path = _without_authority(scope["path"])
+        match [part for part in path.split("/") if part]:
             case ["redox", name] if scope["method"] in METHODS:
-                transfer = AsgiTransfer(scope, receive)
-                reply = await self._take(self._door.steps(head(scope, name, self._peers), transfer.length), transfer)
+                reply = await self._reply(self._door.steps, scope, name, receive)
                 await _answer(send, reply, fields(reply))
             case ["oauth", name, "token"] if scope["method"] == "POST":
-                transfer = AsgiTransfer(scope, receive)
-                reply = await self._take(self._tokens.steps(head(scope, name, self._peers), transfer.length), transfer)
+                reply = await self._reply(self._tokens.steps, scope, name, receive)
                 await _answer(send, reply, token_fields(reply))
             case _:
-                await self._rest(scope | {"path": _path(scope)}, _no_body, partial(_named, send))
+                await self._rest(scope | {"path": path}, _no_body, partial(_named, send))
+
+    async def _reply(self, steps: Callable[[Head, int | None], Steps[Reply]], scope: HTTPScope, name: str,
+                     receive: ASGIReceiveCallable) -> Reply:
+        try:
+            transfer = AsgiTransfer(scope, receive)
+            return await self._take(steps(_head(scope, name, self._peers), transfer.length), transfer)
+        except Exception:
+            log.exception("request.failed")
+            return replace(UNAVAILABLE, close=True)
 
     async def _take(self, steps: Steps[T], transfer: AsgiTransfer) -> T:
         """Take the steps as `receiver.web.steps.take` does, while others are served. Raises what they raise."""
@@ -204,7 +214,7 @@ class AsgiTransfer:
         return piece
 
 
-def head(scope: HTTPScope, destination: str, peers: Peers) -> Head:
+def _head(scope: HTTPScope, destination: str, peers: Peers) -> Head:
     """The head of a request, with the values of the wire."""
     headers: dict[str, str] = {}
     for name, value in scope["headers"]:
@@ -214,13 +224,9 @@ def head(scope: HTTPScope, destination: str, peers: Peers) -> Head:
     remote = client[0] if client else ""  # a Unix socket's has no address
     method: Any = scope["method"]
     return Head(destination=destination, method=method, headers=headers,
-                target=_without_authority(scope["raw_path"].decode("latin-1")),
+                target=_without_authority((scope.get("raw_path") or scope["path"].encode()).decode("latin-1")),
                 query=scope["query_string"].decode("latin-1"), peer=peers.name(remote, headers.get("x-forwarded-for")),
                 proxied=peers.trusted(remote), received_at=datetime.now(UTC))
-
-
-def _path(scope: HTTPScope) -> str:
-    return _without_authority(scope["path"])
 
 
 def _without_authority(target: str) -> str:

@@ -40,9 +40,10 @@ _SEEDS = count(100)  # the same message again would be a duplicate
 
 
 @pytest.fixture(scope="module")
-def server(site: Site) -> Iterator[Server]:
+def server(site: Site, door: str) -> Iterator[Server]:
     """A receiver that trusts a proxy on this machine."""
-    with serving(site.directory, site.environment | {"RECEIVER_TRUSTED_PROXIES": "127.0.0.1"}) as server:
+    trusting = {"RECEIVER_TRUSTED_PROXIES": "127.0.0.1", "RECEIVER_DOOR": door}
+    with serving(site.directory, site.environment | trusting) as server:
         yield server
 
 

@@ -390,10 +390,11 @@ def test_not_handled_in_the_request(site: Site, server: Server) -> None:
 
 # --- changes
 
-def test_changes_are_followed(site: Site, server: Server) -> None:
+def test_changes_are_followed(site: Site, server: Server, door: str) -> None:
     """What is changed in the registry holds within a second or two, in a receiver that runs."""
-    token = site.add("later")
-    until(lambda: server.ask(sent(site, to="later")).status == 200)
-    site.registration.set_destination("later", datetime.now(UTC), {"enabled": False})
-    until(lambda: server.ask(sent(site, to="later")).status == 401)
+    name = f"later-{door}"
+    token = site.add(name)
+    until(lambda: server.ask(sent(site, to=name)).status == 200)
+    site.registration.set_destination(name, datetime.now(UTC), {"enabled": False})
+    until(lambda: server.ask(sent(site, to=name)).status == 401)
     assert token not in server.text()
