@@ -210,7 +210,7 @@ def test_smart(site: Site, server: Server) -> None:
         again = _ask(at, json.dumps(form).encode(), "application/json", port=other.port)
     assert again.status == 401
     assert again.json() == {"error": "invalid_client"}
-    assert site.audit(after, action="token.refuse").reason == "token_assertion_replayed"
+    assert site.audit(after, action="token.refuse", reason="token_assertion_replayed").destination == at.name
     at.ends(right, reason="jwt_credential_expired")
 
 

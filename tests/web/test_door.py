@@ -332,10 +332,10 @@ def test_compressed(site: Site, server: Server) -> None:
 
 
 @pytest.mark.parametrize("media", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
-def test_forms(site: Site, server: Server, media: str) -> None:
+def test_forms(site: Site, server: Server, door: str, media: str) -> None:
     """A form of a million keys is bytes that are no message."""
     form = b"&".join(b"a%d=b" % n for n in range(1_000_000))
-    assert server.ask(sent(site, form + media.encode(), content_type=media)).status == 200
+    assert server.ask(sent(site, form + f"{media} {door}".encode(), content_type=media)).status == 200
     assert site.rows("SELECT state FROM messages ORDER BY id DESC LIMIT 1") == [("quarantined",)]
 
 
