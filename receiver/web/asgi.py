@@ -30,8 +30,9 @@ from receiver.protocol.message import Head, Reply
 from receiver.web.answers import Fields, fields, token_fields
 from receiver.web.door import UNAVAILABLE
 from receiver.web.peers import Peers
-from receiver.web.public import AUTHORITY, DIGITS, METHODS
+from receiver.web.public import AUTHORITY, METHODS
 from receiver.web.steps import Read, Steps, T, Wait
+from receiver.web.transfer import framing
 
 if TYPE_CHECKING:
     from asgiref.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope, Scope
@@ -52,6 +53,8 @@ class Application:
             await self._live(receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000, "reason": None})
+        elif scope["type"] != "http":
+            raise ValueError(f"no such scope is served: {scope['type']}")
         elif self._served is None:
             log.error("request.unavailable", reason="no_lifespan")
             await _answer(send, UNAVAILABLE, fields(UNAVAILABLE))
@@ -62,10 +65,15 @@ class Application:
         await receive()  # lifespan.startup
         try:
             listener = self._open()
+            listener.start()
         except ReceiverError as exc:
             await send({"type": "lifespan.startup.failed", "message": str(exc)})
             return
-        listener.start()
+        except Exception as exc:
+            # Told here: some servers take an error for an application without a lifespan, and go on.
+            log.exception("receiver.not_started")
+            await send({"type": "lifespan.startup.failed", "message": type(exc).__name__})
+            return
         pool = ThreadPoolExecutor(listener.settings.threads, thread_name_prefix="request")
         try:
             self._served = _Served(listener, pool, asyncio.get_running_loop())
@@ -181,32 +189,33 @@ def _give_up(waiter: asyncio.Future[None]) -> None:
 class AsgiTransfer:
     """A body out of ASGI's receive.
 
-    A server that knows that the body was malformed, and not only broken off, says so in `malformed` (ours does).
+    A server that knows that the body was malformed, and not only broken off, says so in `malformed` (ours does). What
+    is no message of a body (ASGI: HTTP) is taken for a malformed one.
     """
 
     def __init__(self, scope: HTTPScope, receive: ASGIReceiveCallable) -> None:
-        announced, chunked = b"", False
-        for name, value in scope["headers"]:
-            if name == b"content-length":
-                announced = value
-            elif name == b"transfer-encoding":
-                chunked = True
-        text = announced.decode("latin-1") or ("" if chunked else "0")
-        self.length: Final = int(text) if DIGITS.fullmatch(text) else None
+        announced = b",".join(value for name, value in scope["headers"] if name == b"content-length").decode("latin-1")
+        # HTTP/2 frames bodies by itself, and needs no field that says so.
+        coded = any(name == b"transfer-encoding" for name, _ in scope["headers"]) or (
+            not announced and scope["http_version"] not in ("1.0", "1.1"))
+        length, self._ends = framing(announced, coded=coded)
+        self.length: Final = length
         self._receive = receive
         self._rest = b""
         self._more = True
 
     async def read(self, size: int) -> bytes:
         """At most `size` bytes; none at the end, or when the sender has gone. Raises BadTransfer `body_malformed`."""
+        if not self._ends:
+            raise BadTransfer("body_malformed")
         while not self._rest and self._more:
             message: Any = await self._receive()
-            if message["type"] == "http.disconnect":
-                self._more = False
-                if self.length is None or message.get("malformed"):
-                    raise BadTransfer("body_malformed")
-            else:
+            if message["type"] == "http.request":
                 self._rest, self._more = message.get("body", b""), message.get("more_body", False)
+            else:
+                self._more = False
+                if self.length is None or message["type"] != "http.disconnect" or message.get("malformed"):
+                    raise BadTransfer("body_malformed")
         if len(self._rest) <= size:
             piece, self._rest = self._rest, b""
         else:

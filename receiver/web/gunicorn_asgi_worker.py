@@ -13,6 +13,7 @@ May not judge a request: only what is no HTTP is answered here.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from http import HTTPStatus
 from typing import Any, Final
@@ -23,7 +24,8 @@ from gunicorn.asgi import parser, protocol  # type: ignore[import-untyped]  # gu
 from gunicorn.asgi.lifespan import LifespanManager  # type: ignore[import-untyped]  # gunicorn ships no types
 from gunicorn.workers.gasgi import ASGIWorker  # type: ignore[import-untyped]  # gunicorn ships no types
 
-from receiver.web.gunicorn_worker import FIRST, PACE, SILENCE, START
+from receiver.web.gunicorn_worker import FIRST, PACE, SILENCE, START, answered
+from receiver.web.transfer import SMALL
 
 log: Final = structlog.get_logger(__name__)
 
@@ -77,12 +79,19 @@ class Connection(protocol.ASGIProtocol):  # type: ignore[misc]  # gunicorn ships
     _received = 0
     _stuck: tuple[int, float] | None = None  # bytes that the client does not take, and since when
 
+    def __init__(self, worker: Worker) -> None:
+        super().__init__(worker)
+        # Read ahead of the application no more than what every request may have without asking.
+        self._max_buffer_size = SMALL
+
     def connection_made(self, transport: Any) -> None:
-        """Begin. When there are too many, the one that has been idle for longest makes place."""
+        """Begin. When there are too many, another makes place (`Worker.make_place`)."""
         self._heard = self.worker.loop.time()
-        self.worker.make_place()
+        has_place = self.worker.make_place()
         self.worker.connections[self] = None
         super().connection_made(transport)
+        if not has_place:
+            self.hang_up()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End, and let the task that serves the connection end too."""
@@ -127,14 +136,20 @@ class Connection(protocol.ASGIProtocol):  # type: ignore[misc]  # gunicorn ships
         elif self._began is not None:
             if now > min(self._heard + SILENCE, self._began + START + self._received / PACE):
                 self._give_up()
-        elif self._awaiting_request and (self._ended or not self.worker.alive
-                                         or (self.req_count <= 1 and now > self._heard + SILENCE)):
-            self._close_transport()
+        elif self._awaiting_request:
+            patience = _LOOK if not self.worker.alive else SILENCE if self.req_count <= 1 else math.inf
+            if self._ended or now > self._heard + patience:
+                self._close_transport()
 
     @property
     def idle(self) -> bool:
         """Whether no request is on its way or at work."""
         return self._began is None and self._awaiting_request and not self._lingering
+
+    @property
+    def began(self) -> float | None:
+        """Since when a request has been on its way; None where none is."""
+        return self._began
 
     def hang_up(self) -> None:
         """End at once."""
@@ -200,6 +215,11 @@ class Connection(protocol.ASGIProtocol):  # type: ignore[misc]  # gunicorn ships
             self._keepalive = 0
         super()._send_response_start(status, headers, request, close)
 
+    async def _handle_http_request(self, *args: Any, **kwargs: Any) -> bool:
+        keep: bool = await super()._handle_http_request(*args, **kwargs)
+        answered()
+        return keep
+
     def _is_websocket_upgrade(self, request: object) -> bool:  # noqa: ARG002 - the signature is gunicorn's
         return False  # there are none here: the request is what it is without
 
@@ -226,19 +246,28 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn ships no types
     def check_config(cls, cfg: object, log: object) -> None:
         """Nothing to warn of: `threads` are the application's, for what may not be done in the event loop."""
 
-    def make_place(self) -> None:
-        """Hang up on the connection that has been idle for longest, when there are too many."""
-        if len(self.connections) >= self.worker_connections:
-            idle = next((each for each in self.connections if each.idle), None)
-            if idle is not None:
-                idle.hang_up()
+    def make_place(self) -> bool:
+        """Whether there is place for one more. When there are too many, the one that has been idle for longest is hung
+        up on; where none is, the one whose request has been on its way for longest. What is at work stays.
+        """
+        if len(self.connections) < self.worker_connections:
+            return True
+        last = next((each for each in self.connections if each.idle), None) or min(
+            (each for each in self.connections if each.began is not None), key=lambda each: each.began or 0.0,
+            default=None)
+        if last is None:
+            return False
+        del self.connections[last]
+        last.hang_up()
+        return True
 
     async def _serve(self) -> None:
         self.lifespan = LifespanManager(self.asgi, self.log, self.state)
         try:
             await self.lifespan.startup()
         except RuntimeError as exc:
-            log.error("startup.failed", error=str(exc))
+            log.error("receiver.not_started",
+                      error="; ".join(str(exc).removeprefix("Lifespan startup failed: ").splitlines()))
             self.lifespan = None
             raise SystemExit(Arbiter.WORKER_BOOT_ERROR) from None
         for listener in self.sockets:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 log: Final = structlog.get_logger(__name__)
 
-_answered = point("door.answered")
+answered = point("door.answered")
 
 # A client that is silent for so long is gone. Proxies have 10 to 60 seconds here; behind one, these never count.
 SILENCE: Final = 10.0
@@ -174,7 +174,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
         """As gunicorn, but the "100 Continue" is left to whoever reads the body."""
         req._expected_100_continue = False
         keep = super().handle_request(req, conn)
-        _answered()
+        answered()
         return keep
 
     def _serve(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

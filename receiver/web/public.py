@@ -27,6 +27,7 @@ from receiver.web.answers import Fields, fields, token_fields
 from receiver.web.door import UNAVAILABLE, Door
 from receiver.web.peers import Peers
 from receiver.web.tokens import TokenDoor
+from receiver.web.transfer import framing
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -35,7 +36,6 @@ log: Final = structlog.get_logger(__name__)
 
 METHODS: Final = ("GET", "POST")
 AUTHORITY: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?]*")
-DIGITS: Final = re.compile(r"[0-9]{1,15}")
 
 
 class PublicApp(Flask):
@@ -130,10 +130,9 @@ class WsgiTransfer:
     """
 
     def __init__(self, environ: WSGIEnvironment) -> None:
-        announced = environ.get("CONTENT_LENGTH") or ("" if "HTTP_TRANSFER_ENCODING" in environ else "0")
-        self.length: Final = int(announced) if DIGITS.fullmatch(announced) else None
-        # Servers refuse themselves what is neither a length nor chunks; should one not, nothing of it is read.
-        self._ends = self.length is not None or (not announced and bool(environ.get("wsgi.input_terminated")))
+        length, ends = framing(environ.get("CONTENT_LENGTH") or "", coded="HTTP_TRANSFER_ENCODING" in environ)
+        self.length: Final = length
+        self._ends = ends and (length is not None or bool(environ.get("wsgi.input_terminated")))
         self._environ = environ
 
     def read(self, size: int) -> bytes:

@@ -6,6 +6,7 @@ BadTransfer.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,20 @@ PIECE: Final = 1024 * 1024
 # What every request may have without asking: most messages are smaller, so that no number of large ones stops a feed.
 # A thousand connections, each with so much, are the price.
 SMALL: Final = 64 * 1024
+_DIGITS: Final = re.compile(r"[0-9]{1,15}")
+
+
+def framing(announced: str, *, coded: bool) -> tuple[int | None, bool]:
+    """(length, whether its end can be known) of a body, by what the head says. Length None: it comes in chunks.
+
+    `announced`: Content-Length, empty where there is none; `coded`: there is a Transfer-Encoding. Servers refuse
+    themselves what is neither a length nor chunks; should one not, nothing of it may be read.
+    """
+    if not announced:
+        return (None if coded else 0), True
+    if not _DIGITS.fullmatch(announced):
+        return None, False
+    return int(announced), True
 
 
 class Room:

@@ -82,7 +82,7 @@ def site(migrated_database: str, keyring: Keyring, tmp_path_factory: pytest.Temp
 
 @pytest.fixture(scope="module", params=["flask", "asgi"])
 def door(request: pytest.FixtureRequest) -> str:
-    """Each door in turn: what is asked of one is asked of the other."""
+    """Each door in turn: what is asked of one is asked of the other. A module whose facts lie behind them takes one."""
     return str(request.param)
 
 

@@ -24,6 +24,7 @@ from receiver.web.asgi import Application, AsgiTransfer, Bell
 from receiver.web.door import LARGE, Door
 from receiver.web.steps import Steps
 from receiver.web.tokens import TokenDoor
+from receiver.web.transfer import SMALL
 from tests.protocol import made_up
 from tests.web.test_public import Nobody
 from tests.web.test_tokens import Records
@@ -196,10 +197,21 @@ def test_head() -> None:
 @pytest.mark.parametrize(("headers", "length"), [
     ([], 0), ([(b"content-length", b"4")], 4), ([(b"transfer-encoding", b"chunked")], None),
     ([(b"content-length", b"-4")], None), ([(b"content-length", b"\xb2")], None),
-    ([(b"content-length", b"4, 4")], None), ([(b"content-length", b"9" * 20)], None)])
+    ([(b"content-length", b"4, 4")], None), ([(b"content-length", b"9" * 20)], None),
+    ([(b"content-length", b"4"), (b"content-length", b"4")], None)])
 def test_length(headers: list[tuple[bytes, bytes]], length: int | None) -> None:
-    """A body has a length, or none that is known."""
+    """A body has a length, or none that is known; of what is neither a length nor chunks nothing is read."""
     transfer = AsgiTransfer(scope(headers=headers), None)  # type: ignore[arg-type]
+    assert transfer.length == length
+    if length is None and headers[0][0] == b"content-length":
+        with pytest.raises(BadTransfer, match="body_malformed"):
+            read(headers, request(b"abcd"))
+
+
+@pytest.mark.parametrize(("headers", "length"), [([], None), ([(b"content-length", b"4")], 4)])
+def test_length_in_http_2(headers: list[tuple[bytes, bytes]], length: int | None) -> None:
+    """There a body need not be announced: should a server speak it, none is overlooked."""
+    transfer = AsgiTransfer(scope(headers=headers, http_version="2"), None)  # type: ignore[arg-type]
     assert transfer.length == length
 
 
@@ -228,9 +240,10 @@ def test_pieces() -> None:
 
 
 @pytest.mark.parametrize(("headers", "message"), [
-    ([(b"transfer-encoding", b"chunked")], GONE), ([(b"content-length", b"9")], GONE | {"malformed": True})])
+    ([(b"transfer-encoding", b"chunked")], GONE), ([(b"content-length", b"9")], GONE | {"malformed": True}),
+    ([(b"content-length", b"9")], {"type": "http.unheard-of", "body": b"123456789"})])
 def test_malformed(headers: list[tuple[bytes, bytes]], message: Any) -> None:
-    """Chunks that end without their end are none, and so is what the server says is none."""
+    """Chunks that end without their end are none; nor is what the server says is none, or says in words of its own."""
     with pytest.raises(BadTransfer, match="body_malformed"):
         read(headers, message)
 
@@ -292,18 +305,19 @@ def test_a_large_body_holds_up_nobody() -> None:
 
 def test_given_up_by_the_server() -> None:
     """A request that the server gives up leaves nothing behind: its share of the memory is given back."""
+    body = made_up.BODY[:-1] + b" " * SMALL + b"}"
+
     async def work() -> None:
         ledger = Silent()
         served = door(ledger)
         application = listener(served).application
         async with alive(application):
             left = served._room._left
-            asked = asyncio.create_task(
-                ask(application, scope(body=made_up.BODY, headers=[TOKEN]), request(made_up.BODY)))
+            asked = asyncio.create_task(ask(application, scope(body=body, headers=[TOKEN]), request(body)))
             for _ in range(10):  # as far as it goes without an answer
                 await asyncio.sleep(0)
             assert ledger.threads
-            assert served._room._left == left - len(made_up.BODY)
+            assert served._room._left == left - (len(body) - SMALL)
             asked.cancel()
             with suppress(asyncio.CancelledError):
                 await asked
@@ -382,17 +396,20 @@ def test_lifespan() -> None:
     assert served.events == 2 * ["started", "stopped"]
 
 
-def test_startup_that_fails() -> None:
-    """A mistake of the operator's is told to the server, which says so and does not start."""
+@pytest.mark.parametrize(("error", "told"), [
+    (ConfigurationError("RECEIVER_KEYRING: write another"), "RECEIVER_KEYRING: write another"),
+    (ValueError("CANARY"), "ValueError")])
+def test_startup_that_fails(error: Exception, told: str) -> None:
+    """A mistake of the operator's is told to the server, which says so and does not start; so is a fault of ours."""
     def compose() -> PublicListener:
-        raise ConfigurationError("RECEIVER_KEYRING: write another")
+        raise error
 
     async def work() -> list[Any]:
         async with alive(Application(compose)) as said:
             pass
         return said
 
-    assert run(work) == [{"type": "lifespan.startup.failed", "message": "RECEIVER_KEYRING: write another"}]
+    assert run(work) == [{"type": "lifespan.startup.failed", "message": told}]
 
 
 def test_no_websockets() -> None:
@@ -404,3 +421,9 @@ def test_no_websockets() -> None:
 
     run(lambda: listener(door()).application({"type": "websocket"}, None, send))  # type: ignore[arg-type]
     assert [each["type"] for each in said] == ["websocket.close"]
+
+
+def test_no_scopes_of_other_kinds() -> None:
+    """What is no kind of request that is known here is served by nobody."""
+    with pytest.raises(ValueError, match="unheard-of"):
+        run(lambda: listener(door()).application({"type": "unheard-of"}, None, None))  # type: ignore[arg-type]

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 import socket
+import struct
 import threading
+from base64 import b64encode
 from collections.abc import Callable
+from datetime import UTC, datetime
+from hashlib import sha256
 
 import pytest
 
@@ -17,10 +21,13 @@ CHUNKED: dict[str, str | None] = {"content_length": None, "transfer_encoding": "
 
 
 @pytest.fixture(scope="module", autouse=True)
-def bare(site: Site) -> None:
+def few_send_there(site: Site) -> None:
     """Destinations that only one test sends to, by one door each."""
-    site.add("bare-flask")
-    site.add("bare-asgi")
+    for name in ("bare-flask", "bare-asgi", "chunks-flask", "chunks-asgi"):
+        site.add(name)
+    site.add("signed", require=["hmac"])
+    site.registration.add_credential("signed", datetime.now(UTC), "hmac", {}, b"a made-up secret of some length",
+                                     label=None, expires_at=None)
 
 
 def chunk(data: bytes) -> bytes:
@@ -145,13 +152,13 @@ def test_unfinished_chunks(site: Site, server: Server, rest: bytes) -> None:
     assert site.count("messages") == messages
 
 
-def test_bad_chunks_in_the_audit(site: Site, server: Server) -> None:
-    """The audit tells chunks that were none."""
-    before = site.now()
+def test_bad_chunks_in_the_audit(site: Site, server: Server, door: str) -> None:
+    """The audit tells chunks that were none. Where many were, it would tell so at the end of the minute."""
+    before, name = site.now(), f"chunks-{door}"
     with server.wire() as wire:
-        wire.send(sent(site, b"", CHUNKED) + b"zz\r\n{}\r\n0\r\n\r\n").answer()
+        wire.send(sent(site, b"", CHUNKED, to=name) + b"zz\r\n{}\r\n0\r\n\r\n").answer()
     row = site.audit(before, reason="body_malformed")
-    assert (row.action, row.outcome, row.destination) == ("message.refuse", "refused", "lab")
+    assert (row.action, row.outcome, row.destination) == ("message.refuse", "refused", name)
 
 
 def test_pipelined(site: Site, server: Server) -> None:
@@ -290,6 +297,44 @@ def test_large_bodies_with_a_wrong_token(site: Site, server: Server) -> None:
     for wire in wires:
         wire.socket.close()
     assert worker.memory_info().rss - resident < 30 * MIB
+
+
+def test_what_nothing_vouches_for_takes_half_of_the_memory(site: Site, server: Server) -> None:
+    """Large bodies that a signature may prove fill half of it, and the next is told to come again; those of a feed,
+    which its head proves, find place meanwhile, and afterwards so does everybody.
+    """
+    size, signature = 39 * MIB, b64encode(32 * b"\0").decode()
+    stranger = sent(site, size * b" ", to="signed", verification_token=None, redox_signature=signature)
+    held = [server.wire(timeout=60) for _ in range(3)]
+    for start in range(0, len(stranger) - 1, MIB):  # side by side: none is silent for long
+        for wire in held:
+            wire.send(stranger[start:min(start + MIB, len(stranger) - 1)])
+    with server.wire(timeout=60) as late:
+        refused = late.send(stranger[:-1]).answer()
+    assert (refused.status, refused.headers["retry-after"]) == (503, "5")
+    assert server.ask(sent(site, message(Extra=size * "x"))).status == 200
+    small = sent(site, b"{}", to="signed", verification_token=None, redox_signature=signature)
+    assert server.ask(small).status == 401
+    assert [wire.send(b" ").answer().status for wire in held] == 3 * [401]
+    for wire in held:
+        wire.socket.close()
+    with server.wire(timeout=60) as wire:
+        assert wire.send(stranger).answer().status == 401
+    assert [line["reason"] for line in server.lines("request.unavailable")] == ["bodies_fill_memory"]
+
+
+def test_who_hangs_up(site: Site, server: Server) -> None:
+    """A message that has come whole is kept, whether anybody waits for the answer or not; one cut off is not."""
+    whole, part = message(), message()
+    for data in (sent(site, whole), sent(site, part)[:-1]):
+        with server.wire() as wire:
+            wire.send(data)
+            # Closed with a reset: nobody reads on.
+            wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    kept = "SELECT FROM messages WHERE sha256 = :digest"
+    until(lambda: site.rows(kept, digest=sha256(whole).digest()))
+    assert server.ask(sent(site)).status == 200
+    assert not site.rows(kept, digest=sha256(part).digest())
 
 
 def test_unproved_body(site: Site, server: Server, door: str) -> None:
