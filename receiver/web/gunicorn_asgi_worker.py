@@ -142,14 +142,15 @@ class Connection(protocol.ASGIProtocol):  # type: ignore[misc]  # gunicorn ships
                 self._close_transport()
 
     @property
-    def idle(self) -> bool:
-        """Whether no request is on its way or at work."""
-        return self._began is None and self._awaiting_request and not self._lingering
-
-    @property
-    def began(self) -> float | None:
-        """Since when a request has been on its way; None where none is."""
-        return self._began
+    def spare(self) -> tuple[int, float] | None:
+        """How well it can be spared, and since when, the best first: it has its answer, says nothing, or is sending.
+        None: a request of it is at work.
+        """
+        if self._lingering:
+            return 0, self._lingers
+        if self._began is not None:
+            return 2, self._began
+        return (1, self._heard) if self._current_request is None else None
 
     def hang_up(self) -> None:
         """End at once."""
@@ -247,16 +248,13 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn ships no types
         """Nothing to warn of: `threads` are the application's, for what may not be done in the event loop."""
 
     def make_place(self) -> bool:
-        """Whether there is place for one more. When there are too many, the one that has been idle for longest is hung
-        up on; where none is, the one whose request has been on its way for longest. What is at work stays.
-        """
+        """Whether there is place for one more. When there are too many, who can be spared best is hung up on."""
         if len(self.connections) < self.worker_connections:
             return True
-        last = next((each for each in self.connections if each.idle), None) or min(
-            (each for each in self.connections if each.began is not None), key=lambda each: each.began or 0.0,
-            default=None)
-        if last is None:
+        spares = [(spare, each) for each in self.connections if (spare := each.spare) is not None]
+        if not spares:
             return False
+        _, last = min(spares, key=lambda pair: pair[0])
         del self.connections[last]
         last.hang_up()
         return True

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.web.conftest import Site, message, sent
-from tests.web.server import Server, Wire, post, serving, until
+from tests.web.server import OURS, Server, Wire, post, serving, until
 
 # Less than a client is given that says nothing: who is answered in this time has waited for none of them.
 SOON = 5.0
@@ -82,6 +82,19 @@ def test_threads_are_for_requests_at_work(site: Site, server: Server) -> None:
     assert [wire.send(whole[-20:]).answer().status for wire in wires] == 8 * [200]
     for wire in wires:
         wire.socket.close()
+
+
+def test_more_connections_than_places(site: Site) -> None:
+    """In the event loop who is slow, or idle, makes place at once: with eight, twenty that have begun may be there."""
+    places = (*OURS, "--worker-connections", "8")
+    with serving(site.directory, site.environment | {"RECEIVER_DOOR": "asgi"}, arguments=places) as server:
+        starts = [b"", b"POST /re", sent(site)[:-5], sent(site)]
+        wires = [server.wire(timeout=60).send(start) for start in 5 * starts]
+        with server.wire(timeout=60) as wire:
+            for _ in range(3):
+                assert wire.send(sent(site)).answer().status == 200
+        for each in wires:
+            each.socket.close()
 
 
 def test_nothing_is_printed_of_a_request(site: Site, server: Server) -> None:
