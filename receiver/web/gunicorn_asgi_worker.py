@@ -212,7 +212,7 @@ class Connection(protocol.ASGIProtocol):  # type: ignore[misc]  # gunicorn ships
 
     def _send_response_start(self, status: int, headers: Any, request: Any, close: bool = False) -> None:
         # gunicorn writes an application's Connection field, and does not follow it.
-        if (b"Connection", b"close") in headers:
+        if any(name.lower() == b"connection" and value == b"close" for name, value in headers):
             self._keepalive = 0
         super()._send_response_start(status, headers, request, close)
 
