@@ -19,6 +19,8 @@ workers = ours.workers
 # Requests at work in each process (RECEIVER_THREADS). A thread waits for the group commit nearly all its time, so
 # threads are what a commit can gather. Of two processes with 4 threads each: 297 messages a second at 4.8 ms of CPU,
 # with 16: 595 at 2.8, with 64: 625 at 2.6. Queries and after_handling take up to half of them, however long they last.
+# With RECEIVER_DOOR=asgi they stand beside an event loop, which takes messages without them: only what waits for a
+# handler or for the database itself, or works on a large body, is theirs.
 threads = ours.threads
 
 # Connections that the kernel keeps for us while nobody accepts any: while all processes restart, or are at work. Too

@@ -1,6 +1,7 @@
 """The composition root: puts storage, handlers and doors together, as each process needs them.
 
 `public_app` and `admin_app` are what gunicorn calls in each worker, after the fork: threads and sockets survive none.
+The ASGI door calls `compose` when its lifespan begins.
 May not hold a rule: those stand where they belong.
 """
 
@@ -10,6 +11,7 @@ import atexit
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final
@@ -66,7 +68,31 @@ def database_url(settings: Settings) -> str:
 
 
 def public_app() -> Flask:
-    """The public application, at work until the process ends.
+    """The public application in Flask, at work until the process ends. Raises what `compose` does."""
+    listener = compose()
+    listener.start()
+    # Last of all, when the request threads have ended: what they have handed over is written.
+    atexit.register(listener.stop)
+    return listener.flask()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicListener:
+    """What the public listener is made of, whichever door serves it. `start` only after fork."""
+
+    settings: Settings
+    door: Door
+    tokens: TokenDoor
+    start: Callable[[], None]
+    stop: Callable[[], None]
+
+    def flask(self) -> Flask:
+        """The application in Flask."""
+        return public.public_app(self.door, trusted_proxies=self.settings.trusted_proxies, tokens=self.tokens)
+
+
+def compose() -> PublicListener:
+    """The public listener, not yet at work.
 
     A database that is away is no reason not to start: until it is there, everything is answered 503. Raises
     ConfigurationError: a setting, no keyring, or one that is not the database's.
@@ -84,20 +110,21 @@ def public_app() -> Flask:
     follower = RegistryFollower(engine, keyring)
     responders = Responders(settings, url, engine)
     registered = ProvedRegistry(engine, keyring, lambda: follower.current)
-    door = Door(registry=registered, ledger=ledger, responders=responders, max_body=settings.max_body, places=places)
-    tokens = TokenDoor(registry=registered, records=ledger, network=network)
     fetcher = KeyFetcher(engine, keyring, fetch, every=settings.key_set_refresh)
-    for part in (ledger, follower, registered, hints, responders, fetcher):
-        part.start()
+
+    def start() -> None:
+        for part in (ledger, follower, registered, hints, responders, fetcher):
+            part.start()
 
     def stop() -> None:
         for part in (registered, follower, fetcher, responders, ledger, hints):
             part.stop()
         engine.dispose()
 
-    # Last of all, when the request threads have ended: what they have handed over is written.
-    atexit.register(stop)
-    return public.public_app(door, trusted_proxies=settings.trusted_proxies, tokens=tokens)
+    return PublicListener(
+        settings=settings, start=start, stop=stop,
+        door=Door(registry=registered, ledger=ledger, responders=responders, max_body=settings.max_body, places=places),
+        tokens=TokenDoor(registry=registered, records=ledger, network=network))
 
 
 def admin_app() -> Flask:

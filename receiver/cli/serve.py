@@ -38,7 +38,8 @@ def admin(admin_bind: str | None, fd: int | None) -> None:
     """Run the admin listener alone: readiness and metrics, for you and your monitoring."""
     settings = _settings(admin_bind=admin_bind)
     listen = settings.admin_bind if fd is None else f"fd://{fd}"
-    _gunicorn(settings, "--bind", listen, "--workers", "1", "receiver.app:admin_app()")
+    _gunicorn(settings, "--bind", listen, "--workers", "1", "--worker-class",
+              "receiver.web.gunicorn_worker.Worker", "receiver.app:admin_app()")
 
 
 @click.command(epilog=example("worker", "worker --concurrency 8"))

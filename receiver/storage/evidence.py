@@ -6,7 +6,7 @@ May not read or write rows. The encoding below is part of the stored evidence: i
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
@@ -52,17 +52,13 @@ def row_mac(key: bytes, table: str, row: Mapping[str, Any], *, previous: bytes =
 
 def encode(*values: Any) -> bytes:
     """An unambiguous encoding: a JSON array; times as microseconds since 1970, bytes as base64, mappings sorted."""
-    return msgspec.json.encode([_plain(value) for value in values], order="sorted")
+    return msgspec.json.encode([_PLAIN[type(value)](value) if type(value) in _PLAIN else value for value in values],
+                               order="sorted")
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return (value - _EPOCH) // _MICROSECOND
-    if isinstance(value, UUID):
-        return str(value)
-    if isinstance(value, float):
-        return repr(value)
-    return value
+# By the exact type: a look-up each, for every row is encoded once or twice.
+_PLAIN: Final[Mapping[type, Callable[[Any], Any]]] = {
+    datetime: lambda value: (value - _EPOCH) // _MICROSECOND, UUID: str, float: repr}
 
 
 def token_key(keyring: Keyring) -> bytes:

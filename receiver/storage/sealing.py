@@ -7,6 +7,7 @@ its key stands in a column beside it.
 from __future__ import annotations
 
 import os
+import threading
 from typing import Final
 
 import zstandard
@@ -26,6 +27,7 @@ class Seals:
     def __init__(self, keyring: Keyring) -> None:
         self._keyring = keyring
         self._ciphers: dict[str, AESGCM] = {}
+        self._threads = threading.local()  # a compressor is one thread's, and costs as much to make as to use
 
     def seal(self, purpose: str, plain: bytes, bound_to: str) -> tuple[str, bytes]:
         """(key id, sealed bytes) of `plain`, which open only with the same `bound_to`."""
@@ -43,7 +45,10 @@ class Seals:
 
     def seal_body(self, body: bytes, bound_to: str) -> tuple[str, bytes]:
         """(key id, sealed bytes) of a body, compressed first (zstd level 1: the cheapest that halves JSON)."""
-        return self.seal("payload", zstandard.ZstdCompressor(level=1).compress(body), bound_to)
+        compressor = getattr(self._threads, "compressor", None)
+        if compressor is None:
+            compressor = self._threads.compressor = zstandard.ZstdCompressor(level=1)
+        return self.seal("payload", compressor.compress(body), bound_to)
 
     def open_body(self, key_id: str, sealed: bytes, bound_to: str) -> bytes:
         """The exact bytes of a body. Raises IntegrityError."""

@@ -39,23 +39,23 @@ class Reload:
 
     def __call__(self) -> None:
         """Replace the workers by ones with the configuration as it is now; or tell why not, and leave them."""
-        arbiter, before = self._arbiter, self._arbiter.app.cfg
+        arbiter, before = self._arbiter, (self._arbiter.app.cfg, self._arbiter.app.app_uri)
         try:
             keyrings.load(table.load().keyring_path)
             # Imported once, it would stay as it was.
             sys.modules.pop(_CONFIGURATION, None)
             arbiter.app.reload()
         except (ReceiverError, SystemExit) as exc:
-            arbiter.app.cfg = before
+            arbiter.app.cfg, arbiter.app.app_uri = before
             log.error("receiver.not_reloaded", error="; ".join(str(exc).splitlines()))
             return
-        if arbiter.app.cfg.address != before.address:
+        if arbiter.app.cfg.address != before[0].address:
             log.warning("receiver.address_kept", error="another address to listen at wants a restart")
         arbiter.setup(arbiter.app)
         if self._replace():
             log.info("receiver.reloaded", count=arbiter.num_workers)
         else:
-            arbiter.app.cfg = before
+            arbiter.app.cfg, arbiter.app.app_uri = before
             arbiter.setup(arbiter.app)
 
     def _replace(self) -> bool:

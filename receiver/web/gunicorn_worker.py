@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 log: Final = structlog.get_logger(__name__)
 
-_answered = point("door.answered")
+answered = point("door.answered")
 
 # A client that is silent for so long is gone. Proxies have 10 to 60 seconds here; behind one, these never count.
 SILENCE: Final = 10.0
@@ -45,7 +45,7 @@ SILENCE: Final = 10.0
 START: Final = 15.0
 PACE: Final = 64 * 1024
 # What is at once told apart from a request line, such as a TLS handshake: its client would only wait.
-_FIRST: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ\r")
+FIRST: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ\r")
 
 _STATUSES: Final = (
     (errors.LimitRequestLine, 414), (errors.LimitRequestHeaders, 431), (errors.ExpectationFailed, 417),
@@ -73,7 +73,7 @@ class _Unreader(SocketUnreader):  # type: ignore[misc]  # gunicorn ships no type
             data: bytes = super().chunk(size_hint)
         except TimeoutError as exc:
             raise errors.NoMoreData from exc
-        if self._fresh and data and data[0] not in _FIRST:
+        if self._fresh and data and data[0] not in FIRST:
             raise errors.InvalidRequestLine("")
         self._fresh = False
         self._received += len(data)
@@ -174,7 +174,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
         """As gunicorn, but the "100 Continue" is left to whoever reads the body."""
         req._expected_100_continue = False
         keep = super().handle_request(req, conn)
-        _answered()
+        answered()
         return keep
 
     def _serve(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

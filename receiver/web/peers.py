@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 # RFC 7239 section 6: an address with a port, an IPv6 address in brackets; proxies write both into X-Forwarded-For too.
@@ -41,6 +42,8 @@ class Peers:
         return any(peer in network for network in self._trusted)
 
 
+# Most requests come from the same few addresses; what is remembered of any others is bounded.
+@lru_cache(maxsize=256)
 def _address(text: str) -> IPv4Address | IPv6Address | None:
     node = _NODE.fullmatch(text)
     try:

@@ -22,6 +22,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -32,8 +33,9 @@ from receiver.protocol import tokens
 from receiver.protocol.message import Head, Inbound, Once, Reply
 from receiver.protocol.registry import Destination, Registry
 from receiver.protocol.tokens import Denied, Granted
-from receiver.web.door import PATIENCE, UNAVAILABLE
-from receiver.web.transfer import Transfer, receive
+from receiver.web.door import UNAVAILABLE, recorded
+from receiver.web.steps import Call, Steps, Transfer, take
+from receiver.web.transfer import receive
 
 log: Final = structlog.get_logger(__name__)
 
@@ -104,16 +106,20 @@ class TokenDoor:
         self._guesses = Guesses()
 
     def serve(self, head: Head, transfer: Transfer) -> Reply:
-        """The answer to a POST, whatever it holds. Raises nothing."""
+        """The answer to a POST, whatever it holds, in this thread. Raises nothing."""
+        return take(self.steps(head, transfer.length), transfer)
+
+    def steps(self, head: Head, length: int | None) -> Steps[Reply]:
+        """The answer to a POST whose body has that length; None: it comes in chunks. Raises nothing."""
         try:
-            return self._serve(head, transfer)
+            return (yield from self._serve(head, length))
         except Unavailable as exc:
             log.warning("token.unavailable", reason=str(exc))
         except Exception:
             log.exception("token.failed")
         return _closing(UNAVAILABLE)
 
-    def _serve(self, head: Head, transfer: Transfer) -> Reply:
+    def _serve(self, head: Head, length: int | None) -> Steps[Reply]:
         registry = self._registry()
         if registry is None:
             raise Unavailable("registry_never_loaded")
@@ -124,7 +130,7 @@ class TokenDoor:
             return _closing(self._deny(head, destination, denied))
         try:
             # So little that it needs no share of the room: no number of slow strangers keeps a client from its token.
-            body = receive(transfer, limit=tokens.MAX_REQUEST)
+            body = yield from receive(length, limit=tokens.MAX_REQUEST)
         except BadTransfer as exc:
             return _closing(self._deny(head, destination, Denied(error="invalid_request", reason=exc.reason)))
         if body is None:
@@ -132,14 +138,12 @@ class TokenDoor:
             return _closing(self._deny(head, destination, denied))
         decision = tokens.decide(Inbound(head=head, body=body), destination, head.received_at,
                                  jti=secrets.token_urlsafe(16))
-        if isinstance(decision, Granted) and decision.once is not None and not self._records.first((decision.once,)):
+        once = decision.once if isinstance(decision, Granted) else None
+        if once is not None and not (yield Call(partial(self._records.first, (once,)))):
             decision = Denied(error="invalid_client", reason="token_assertion_replayed", credential=decision.credential)
         if isinstance(decision, Denied):
             return self._deny(head, destination, decision)
-        try:
-            self._records.issued(Issue(head=head, destination=destination, granted=decision)).result(PATIENCE)
-        except TimeoutError as exc:
-            raise Unavailable("ledger_silent") from exc
+        yield from recorded(self._records.issued(Issue(head=head, destination=destination, granted=decision)))
         return _json(200, decision.body())
 
     def _deny(self, head: Head, destination: Destination | None, denied: Denied) -> Reply:

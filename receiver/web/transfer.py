@@ -1,36 +1,39 @@
 """Takes a body in as it arrives: whole, once, and no more of it than it may.
 
-May not know a framework or a server: bytes come from a `Transfer`, and every way in which they can fail to is a
+May not know a framework or a server: bytes come as `Read` steps are taken, and every way in which they can fail to is a
 BadTransfer.
 """
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final, Protocol
+from typing import Final
 
 from receiver.errors import BadTransfer, Unavailable
+from receiver.web.steps import Read, Steps
 
 # A body is asked for in pieces of this size: small against a body of 40 MB, large against a system call.
 PIECE: Final = 1024 * 1024
 # What every request may have without asking: most messages are smaller, so that no number of large ones stops a feed.
 # A thousand connections, each with so much, are the price.
 SMALL: Final = 64 * 1024
+_DIGITS: Final = re.compile(r"[0-9]{1,15}")
 
 
-class Transfer(Protocol):
-    """The body of a request that is on its way.
+def framing(announced: str, *, coded: bool) -> tuple[int | None, bool]:
+    """(length, whether its end can be known) of a body, by what the head says. Length None: it comes in chunks.
 
-    `length`: what Content-Length announces; None where the body comes in chunks. A request without a body has length 0.
-    `read` returns at most `size` bytes, and none at the end, or when the sender has gone; it raises BadTransfer where
-    the chunks are none.
+    `announced`: Content-Length, empty where there is none; `coded`: there is a Transfer-Encoding. Servers refuse
+    themselves what is neither a length nor chunks; should one not, nothing of it may be read.
     """
-
-    @property
-    def length(self) -> int | None: ...
-    def read(self, size: int) -> bytes: ...
+    if not announced:
+        return (None if coded else 0), True
+    if not _DIGITS.fullmatch(announced):
+        return None, False
+    return int(announced), True
 
 
 class Room:
@@ -95,22 +98,21 @@ class Share:
             self._room.prove(self.held)
 
 
-def receive(transfer: Transfer, *, limit: int, share: Share | None = None) -> bytes | None:
+def receive(announced: int | None, *, limit: int, share: Share | None = None) -> Steps[bytes | None]:
     """The whole body; None when it is larger than `limit`, without reading where its length is announced.
 
-    Without a `share` no more than SMALL may be asked for.
+    `announced` None: it comes in chunks. Without a `share` no more than SMALL may be asked for.
 
-    Raises BadTransfer: `body_incomplete` when it ended early, which a WSGI server does not say; and what the transfer
-    raises. Raises Unavailable when too many bodies are in memory.
+    Raises BadTransfer: `body_incomplete` when it ended early, which servers do not say; and what reading raises. Raises
+    Unavailable when too many bodies are in memory.
     """
-    announced = transfer.length
     if announced is not None and announced > limit:
         return None
     pieces: list[bytes] = []
     size = 0
     # One byte beyond the limit tells a body in chunks that is too large from one that just fits.
     while wanted := (limit + 1 if announced is None else announced) - size:
-        piece = transfer.read(min(wanted, PIECE))
+        piece: bytes = yield Read(min(wanted, PIECE))
         if not piece:
             break
         size += len(piece)
@@ -121,4 +123,4 @@ def receive(transfer: Transfer, *, limit: int, share: Share | None = None) -> by
         pieces.append(piece)
     if announced is not None and size < announced:
         raise BadTransfer("body_incomplete")
-    return b"".join(pieces)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -1,6 +1,7 @@
 """Every bad input, against gunicorn alone and behind nginx over TLS: what is answered, written down and kept.
 
-All of them are sent once to one receiver, and looked at one by one afterwards.
+All of them are sent once to one receiver, and looked at one by one afterwards. Those that the ASGI door could take in
+another way are sent to a receiver that has it too.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from tests.web.nginx import ADDRESS, Nginx, proxying
 from tests.web.server import Answer, Server, Wire, serving
 
 CASES: Final = {case.name: case for chapter in (framing, tokens, signatures, bodies) for case in chapter.CASES}
-FRONTS: Final[tuple[Front, ...]] = ("alone", "nginx")
+FRONTS: Final[Mapping[Front, Sequence[str]]] = {
+    "alone": list(CASES), "nginx": list(CASES), "asgi": [case.name for case in (*framing.CASES, *tokens.CASES)]}
 _Key = tuple[Front, str]
+KEYS: Final[Sequence[_Key]] = [(front, name) for front, names in FRONTS.items() for name in names]
 # Those at once that gunicorn has threads for; the rest waits its turn.
 _AT_ONCE: Final = 8
 
@@ -51,7 +54,7 @@ class Aftermath:
     survivors: tuple[Sequence[psutil.Process], Sequence[psutil.Process]]
     afterwards: Mapping[Front, Answer]
     fetched: bool
-    server: Server
+    servers: Sequence[Server]
     nginx: Nginx
 
 
@@ -96,31 +99,35 @@ def aftermath(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         _destinations(site, front)
     environment = site.environment | {"RECEIVER_TRUSTED_PROXIES": ADDRESS}
     with (socket.create_server(("127.0.0.1", 0), backlog=64) as trap, serving(site.directory, environment) as server,
+          serving(site.directory, environment | {"RECEIVER_DOOR": "asgi"}) as asgi,
           proxying(tmp_path_factory.mktemp("nginx"), server.port) as nginx):
         url = f"http://127.0.0.1:{trap.getsockname()[1]}/keys"
-        before = [*server.workers(), *nginx.workers()]
+        before = [*server.workers(), *asgi.workers(), *nginx.workers()]
         addresses = {(front, name): f"127.{10 + number}.{index // 250}.{index % 250 + 1}"
-                     for number, front in enumerate(FRONTS) for index, name in enumerate(CASES)}
+                     for number, (front, names) in enumerate(FRONTS.items()) for index, name in enumerate(names)}
 
         def one(front: Front, case: Case) -> tuple[Exchange, tuple[list[Answer], bool]]:
             address = addresses[front, case.name]
             fronts: dict[Front, Callable[[bool], Wire]] = {
                 "alone": lambda _: Wire(server.port, timeout=60, source=address),
+                "asgi": lambda _: Wire(asgi.port, timeout=60, source=address),
                 "nginx": lambda plain: Wire(nginx.port, timeout=60, source=address, tls=None if plain else nginx.tls)}
             exchange = case.make(Stand(site=site, front=front, trap=url))
             return exchange, _carried_out(fronts[front], exchange, closes=case.expected_from(front).closes)
 
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            done = {(front, case.name): pool.submit(one, front, case) for case in CASES.values() for front in FRONTS}
-        afterwards: dict[Front, Answer] = {"alone": server.ask(sent(site)), "nginx": nginx.ask(sent(site))}
-        # The audit's rows are written in the order in which they came about: behind this one is nothing of a case.
-        before_it = site.now()
-        server.ask(sent(site, verification_token="wrong" * 8))
-        site.audit(before_it, destination="lab", action="message.refuse")
+            done = {(front, name): pool.submit(one, front, CASES[name]) for front, name in KEYS}
+        afterwards: dict[Front, Answer] = {"alone": server.ask(sent(site)), "nginx": nginx.ask(sent(site)),
+                                           "asgi": asgi.ask(sent(site))}
+        # The audit's rows are written in the order in which they came about: behind these is nothing of a case.
+        for each in (server, asgi):
+            before_it = site.now()
+            each.ask(sent(site, verification_token="wrong" * 8))
+            site.audit(before_it, destination="lab", action="message.refuse")
         trap.setblocking(False)
         yield Aftermath(told=_told(site, addresses, {key: future.result() for key, future in done.items()}),
-                        survivors=(before, [*server.workers(), *nginx.workers()]), afterwards=afterwards,
-                        fetched=_called(trap), server=server, nginx=nginx)
+                        survivors=(before, [*server.workers(), *asgi.workers(), *nginx.workers()]),
+                        afterwards=afterwards, fetched=_called(trap), servers=(server, asgi), nginx=nginx)
 
 
 def _called(trap: socket.socket) -> bool:
@@ -143,8 +150,7 @@ def _told(site: Site, addresses: Mapping[_Key, str],
             for key, (exchange, (answers, ended)) in done.items()}
 
 
-@pytest.mark.parametrize("front", FRONTS)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("front", "name"), KEYS)
 def test_bad_input(aftermath: Aftermath, name: str, front: Front) -> None:
     """It is answered, written down and kept as it should be, and in no other way."""
     case, told = CASES[name], aftermath.told[front, name]
@@ -174,7 +180,7 @@ def test_nobody_died(aftermath: Aftermath) -> None:
     """The processes that served the first of them served the last, in bounded memory."""
     before, after = aftermath.survivors
     assert before == after
-    peaks = [int(peak) for each in aftermath.server.workers() for peak in re.findall(
+    peaks = [int(peak) for server in aftermath.servers for each in server.workers() for peak in re.findall(
         r"VmHWM:\s+(\d+) kB", Path(f"/proc/{each.pid}/status").read_text())]
     assert max(peaks) < 1024 * 1024
 
@@ -186,8 +192,9 @@ def test_nobody_was_asked(aftermath: Aftermath) -> None:
 
 def test_no_fault_of_ours(site: Site, aftermath: Aftermath) -> None:
     """No traceback, no line above a warning; and in no log a word of a body, a header, a query or a token."""
-    assert [line for line in aftermath.server.lines() if line["level"] in ("error", "critical")] == []
-    for text in (aftermath.server.text(), aftermath.nginx.text()):
+    for server in aftermath.servers:
+        assert [line for line in server.lines() if line["level"] in ("error", "critical")] == []
+    for text in (*(server.text() for server in aftermath.servers), aftermath.nginx.text()):
         assert "Traceback" not in text
         assert "CANARY" not in text
         assert "\x1b" not in text

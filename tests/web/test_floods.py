@@ -19,6 +19,12 @@ MANY = 300
 MINUTES = 2
 
 
+@pytest.fixture(scope="module")
+def door() -> str:
+    """One: what bounds a flood is the ledger's."""
+    return "flask"
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _destinations(site: Site) -> None:
     """One for each flood, before a receiver looks: until it knew them it would call them unknown."""

@@ -16,15 +16,17 @@ from tests.web.server import post, serving
 CONFIGURATION = Path(__file__).parents[2] / "deploy" / "gunicorn.conf.py"
 
 
-def test_it_serves(site: Site, tmp_path: Path) -> None:
+@pytest.mark.parametrize("door", ["flask", "asgi"])
+def test_it_serves(site: Site, tmp_path: Path, door: str) -> None:
     """gunicorn with that file takes a message and keeps it, and ends in order."""
     body = json.dumps({"Meta": {"DataModel": "PatientAdmin", "EventType": "Arrival", "Source": {"ID": SOURCE},
-                                "Logs": [{"ID": "by-hand"}]}}).encode()
-    with serving(tmp_path, site.environment, arguments=("-c", str(CONFIGURATION))) as server:
+                                "Logs": [{"ID": f"by-hand-{door}"}]}}).encode()
+    environment = site.environment | {"RECEIVER_DOOR": door}
+    with serving(tmp_path, environment, arguments=("-c", str(CONFIGURATION))) as server:
         assert server.ask(post("/redox/lab", body, verification_token=site.tokens["lab"])).status == 200
         assert server.stop(signal.SIGTERM) == 0
         assert server.lines()  # JSON, every one
-    assert site.rows("SELECT count(*) FROM messages WHERE log_id = 'by-hand'")[0][0] == 1
+    assert site.rows("SELECT count(*) FROM messages WHERE log_id = :id", id=f"by-hand-{door}")[0][0] == 1
 
 
 def test_it_is_ours(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from receiver.errors import BadTransfer, Unavailable
 from receiver.protocol.tokens import MAX_REQUEST
+from receiver.web.steps import take
 from receiver.web.transfer import SMALL, Room, Share, receive
 
 
@@ -29,7 +30,11 @@ class Pieces:
 
 def taken(transfer: Pieces, limit: int, room: int = 1000) -> bytes | None:
     with Room(room).share(proved=True) as share:
-        return receive(transfer, limit=limit, share=share)
+        return received(transfer, limit, share)
+
+
+def received(transfer: Pieces, limit: int, share: Share) -> bytes | None:
+    return take(receive(transfer.length, limit=limit, share=share), transfer)
 
 
 @given(body=st.binary(max_size=50), limit=st.integers(0, 60), chunked=st.booleans())
@@ -60,7 +65,7 @@ def test_announced_beyond_the_limit() -> None:
 
 def fill(share: Share, size: int) -> None:
     """Take a body of that size in."""
-    assert receive(Pieces(size, [size * b"x"]), limit=size, share=share) == size * b"x"
+    assert received(Pieces(size, [size * b"x"]), size, share) == size * b"x"
 
 
 def test_room() -> None:

@@ -1,4 +1,5 @@
 """Bad inputs as a table: each case is a name, the bytes, and what becomes of it before gunicorn alone and behind nginx.
+What becomes of it before gunicorn alone is so whichever door serves.
 
 A case is told apart afterwards by the address that it came from: each has one of its own in 127.0.0.0/8, which the
 audit names. A folder's file holds a chapter. May not judge: tests/web/test_bad_inputs.py does.
@@ -14,7 +15,7 @@ from typing import Any, Final, Literal
 from tests.web.conftest import Site, message, sent
 
 MIB: Final = 1024 * 1024
-Front = Literal["alone", "nginx"]
+Front = Literal["alone", "asgi", "nginx"]
 CHUNKED: Final[Mapping[str, str | None]] = MappingProxyType({"content_length": None, "transfer_encoding": "chunked"})
 
 
@@ -105,7 +106,7 @@ class Case:
 
     def expected_from(self, front: Front) -> Expected:
         """What becomes of it there."""
-        return self.expected if front == "alone" else self.behind
+        return self.behind if front == "nginx" else self.expected
 
 
 def case(name: str, expected: Expected, make: Callable[[Stand], Exchange], *, behind: Expected | None = None,
