@@ -166,7 +166,7 @@ class Bench:
             rows[:] = self.site.rows(_DELIVERED, since=since, handlers=list(_HANDLERS))
             return bool(rows[0]["workers"] >= 2 and rows[0]["served"] == len(_HANDLERS) * len(DESTINATIONS))
 
-        return float(rows[0]["seconds"]) if _came_about(everybody) else None
+        return float(rows[0]["seconds"]) if came_about(everybody) else None
 
     def answers(self, fault: str, began: float, over: float) -> None:
         """What was answered to what was sent meanwhile, and how late."""
@@ -192,7 +192,8 @@ class Bench:
                              for row in recorded]
 
 
-def _came_about(holds: Callable[[], object]) -> bool:
+def came_about(holds: Callable[[], object]) -> bool:
+    """Whether it did, within what is not called lost."""
     try:
         until(holds, LONGEST)
     except AssertionError:
@@ -261,7 +262,7 @@ def disk_full(bench: Bench) -> None:
         bench.found.note(fault, "until it had ended", time.monotonic() - began)
         time.sleep(_WHILE)
         over = time.monotonic()
-    answers = _came_about(partial(_answers, bench.site))
+    answers = came_about(partial(_answers, bench.site))
     bench.found.note(fault, "answering again once there was space", time.monotonic() - over if answers else None)
     bench.well_again(fault, accepting=LONGEST, delivering=LONGEST)
     bench.answers(fault, began, over)
@@ -305,9 +306,9 @@ def receiver_told_to_stop(bench: Bench) -> None:
 
 # --- the workers
 
-def worker_killed(bench: Bench) -> None:
+def worker_killed(bench: Bench, fault: str = "a worker killed") -> None:
     """With all of its handler processes, while one of them is in the midst of a message."""
-    here, fault = bench.site, "a worker killed"
+    here = bench.site
     redox = here.target("lab").redox()
     body = redox.body("Results.New", seed=time.time_ns())
     message = name_of(body)
@@ -324,10 +325,10 @@ def worker_killed(bench: Bench) -> None:
     held = len(here.rows(_HELD, owner=owner))
     until(lambda: gone(worker))
     here.second.revive()
-    taken = _came_about(lambda: not here.rows(_HELD, owner=owner))
+    taken = came_about(lambda: not here.rows(_HELD, owner=owner))
     bench.found.note(fault, f"its {held} lanes running on others",
                      time.monotonic() - began if taken else None, TAKEN_OVER)
-    done = _came_about(lambda: _lines(here, message, "done"))
+    done = came_about(lambda: _lines(here, message, "done"))
     bench.found.note(fault, "its message done", time.monotonic() - began if done else None, TAKEN_OVER)
 
 
@@ -369,14 +370,20 @@ def _own_database(disk: Path) -> Iterator[Site]:
 def _bench(made: AbstractContextManager[Site], found: Found) -> Iterator[Bench]:
     """A worker under the first host's `up`, another on the second, with leases as they are by default."""
     with made as here:
-        for host in (here.first, here.second):
-            host.environment["RECEIVER_PAUSE_AFTER_DEAD"] = "1000000"
-            del host.environment["RECEIVER_LEASE"]
-        here.first.up("--workers", "1")
-        here.second.work()
-        for destination in DESTINATIONS:
-            here.open(destination)
+        working(here, "--workers", "1")
         yield Bench(here, found)
+
+
+def working(here: Site, *options: str) -> None:
+    """Start `up` on the first host, a worker on each of the others, and open every destination."""
+    for host in here.hosts:
+        host.environment["RECEIVER_PAUSE_AFTER_DEAD"] = "1000000"
+        del host.environment["RECEIVER_LEASE"]
+    here.first.up(*options)
+    for host in here.hosts[1:]:
+        host.work()
+    for destination in DESTINATIONS:
+        here.open(destination)
 
 
 def _on_a_small_disk(found: Found) -> None:
@@ -430,11 +437,16 @@ handler and destination. What is promised has a bound.
 
 def section(found: Found, command: str) -> Section:
     """The chapter of the report."""
-    rows = [f"| {each.fault} | {each.what} | {'never' if each.seconds is None else f'{each.seconds:.2f}'} | "
-            f"{'' if each.bound is None else f'{each.bound:g}'} |" for each in found.figures]
     return Section(title="How soon all is well again", command=command, violations=tuple(found.wrong),
-                   text=_TEXT.format(figures="\n".join(rows), skipped="".join(
+                   text=_TEXT.format(figures=figures(found), skipped="".join(
                        f"\n**Skipped**: {each}.\n" for each in found.skipped)))
+
+
+def figures(found: Found) -> str:
+    """The lines of the table."""
+    return "\n".join(
+        f"| {each.fault} | {each.what} | {'never' if each.seconds is None else f'{each.seconds:.2f}'} | "
+        f"{'' if each.bound is None else f'{each.bound:g}'} |" for each in found.figures)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

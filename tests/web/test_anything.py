@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from receiver.storage.registration import HandlerSpec
 from tests.web.conftest import SOURCE, Site, message, sent
-from tests.web.server import Answer, Server, until
+from tests.web.server import Answer, Server
 
 # The same ones each time, unless more are asked for.
 EXAMPLES: Final = int(os.environ.get("HYPOTHESIS_EXAMPLES", "250"))
