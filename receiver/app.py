@@ -97,7 +97,8 @@ def public_app() -> Flask:
 
     # Last of all, when the request threads have ended: what they have handed over is written.
     atexit.register(stop)
-    return public.public_app(door, trusted_proxies=settings.trusted_proxies, tokens=tokens)
+    return public.public_app(door, trusted_proxies=settings.trusted_proxies, tokens=tokens,
+                             now=follower.clock.now)
 
 
 def admin_app() -> Flask:

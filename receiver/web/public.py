@@ -9,7 +9,7 @@ sessions, no redirects, no forms.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -43,10 +43,15 @@ class PublicApp(Flask):
         return super().wsgi_app(environ, start_response)
 
 
-def public_app(door: Door, *, trusted_proxies: Iterable[str], tokens: TokenDoor | None = None) -> PublicApp:
+def _here() -> datetime:
+    return datetime.now(UTC)
+
+
+def public_app(door: Door, *, trusted_proxies: Iterable[str], tokens: TokenDoor | None = None,
+               now: Callable[[], datetime] = _here) -> PublicApp:
     """The application. `trusted_proxies`: addresses and networks whose X-Forwarded-For is believed.
 
-    `tokens` None: there is no token endpoint.
+    `tokens` None: there is no token endpoint. `now`: the clock by which everything is judged.
     """
     app = PublicApp(__name__, static_folder=None)
     peers = Peers(trusted_proxies)
@@ -56,7 +61,7 @@ def public_app(door: Door, *, trusted_proxies: Iterable[str], tokens: TokenDoor 
         environ = request.environ
         if environ["REQUEST_METHOD"] not in METHODS:  # werkzeug lets HEAD in where GET is
             raise MethodNotAllowed(METHODS)
-        return respond(door.serve(_head(environ, name, peers), WsgiTransfer(environ)))
+        return respond(door.serve(_head(environ, name, peers, now()), WsgiTransfer(environ)))
 
     @app.route("/livez", methods=["GET"], provide_automatic_options=False)
     def livez() -> Response:
@@ -66,7 +71,7 @@ def public_app(door: Door, *, trusted_proxies: Iterable[str], tokens: TokenDoor 
         @app.route("/oauth/<name>/token", methods=["POST"], provide_automatic_options=False)
         def token(name: str) -> Response:
             environ = request.environ
-            response = respond(tokens.serve(_head(environ, name, peers), WsgiTransfer(environ)))
+            response = respond(tokens.serve(_head(environ, name, peers, now()), WsgiTransfer(environ)))
             response.headers["Pragma"] = "no-cache"  # RFC 6749 5.1
             if response.status_code == 401:
                 response.headers["WWW-Authenticate"] = 'Basic realm="oauth"'  # RFC 6749 5.2
@@ -131,7 +136,7 @@ class WsgiTransfer:
         return piece
 
 
-def _head(environ: WSGIEnvironment, destination: str, peers: Peers) -> Head:
+def _head(environ: WSGIEnvironment, destination: str, peers: Peers, now: datetime) -> Head:
     headers = {key[5:].replace("_", "-").lower(): value for key, value in environ.items() if key.startswith("HTTP_")}
     headers |= {key.replace("_", "-").lower(): environ[key] for key in ("CONTENT_TYPE", "CONTENT_LENGTH")
                 if environ.get(key)}
@@ -139,7 +144,7 @@ def _head(environ: WSGIEnvironment, destination: str, peers: Peers) -> Head:
     remote = environ.get("REMOTE_ADDR", "")
     return Head(destination=destination, method=environ["REQUEST_METHOD"], headers=headers, target=target, query=query,
                 peer=peers.name(remote, headers.get("x-forwarded-for")), proxied=peers.trusted(remote),
-                received_at=datetime.now(UTC))
+                received_at=now)
 
 
 def _raw(environ: dict[str, Any]) -> tuple[str, str]:
