@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import sys
 import time
@@ -64,7 +65,7 @@ _OWNER: Final = "SELECT name FROM workers WHERE pid = :pid ORDER BY seen_at DESC
 _HELD: Final = """
 SELECT lane FROM lanes l WHERE owner = :owner
 AND EXISTS (SELECT FROM deliveries d WHERE d.lane = l.lane AND d.state = 'pending')"""
-_RECORDED: Final = "SELECT id, kind FROM messages WHERE attempt_id = ANY(:attempts) ORDER BY id"
+_RECORDED: Final = "SELECT id, kind, attempt_id FROM messages WHERE attempt_id = ANY(:attempts) ORDER BY id"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,8 +189,10 @@ class Bench:
         recorded = self.site.rows(_RECORDED, attempts=[each.attempt_id for each in left])
         self.found.tell(f"{fault}: {len(left)} were not answered, of whom {len(recorded)} had been recorded: "
                         f"{dict(Counter(each.error for each in left))}")
-        self.found.wrong += [f"{fault}: messages {row['id']} ({row['kind']}) was recorded and not answered"
-                             for row in recorded]
+        by = {each.attempt_id: each for each in left}
+        self.found.wrong += [
+            f"{fault}: messages {row['id']} ({row['kind']}) was recorded and not answered: sent "
+            f"{by[row['attempt_id']].sent_at - began:.2f} s after it, {by[row['attempt_id']].error}" for row in recorded]
 
 
 def came_about(holds: Callable[[], object]) -> bool:
@@ -266,6 +269,25 @@ def disk_full(bench: Bench) -> None:
     bench.found.note(fault, "answering again once there was space", time.monotonic() - over if answers else None)
     bench.well_again(fault, accepting=LONGEST, delivering=LONGEST)
     bench.answers(fault, began, over)
+
+
+def everything_killed(bench: Bench) -> None:
+    """SIGKILL of whatever runs, at once: `up`, gunicorn, workers, handlers, PostgreSQL. Then `up` is started again."""
+    here, fault = bench.site, "everything killed at once"
+    assert here.first.process is not None
+    parents = [here.first.process.pid, here.cluster.pid(), *(each.pid for each in here.second.workers)]
+    killed = [process for pid in parents if pid is not None
+              for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))]
+    for each in killed:
+        with suppress(psutil.NoSuchProcess):  # who has lost its parent ends by itself
+            each.kill()
+    until(lambda: all(map(gone, killed)))
+    here.first.ended()
+    began = time.monotonic()
+    here.first.up("--workers", "1", bind=here.first.url.removeprefix("http://"))
+    bench.found.note(fault, "until `up` said that it was ready", time.monotonic() - began)
+    here.second.revive()
+    bench.well_again(fault, accepting=LONGEST, delivering=LONGEST)
 
 
 # --- the receiver
@@ -386,6 +408,15 @@ def working(here: Site, *options: str) -> None:
         here.open(destination)
 
 
+def _at_once(found: Found) -> None:
+    disk = open_directory()
+    try:
+        with _bench(_own_database(disk), found) as bench, bench.load(6):
+            everything_killed(bench)
+    finally:
+        shutil.rmtree(disk)
+
+
 def _on_a_small_disk(found: Found) -> None:
     if os.geteuid() != 0:
         found.skip("PostgreSQL out of disk: root alone can mount a small one")
@@ -402,14 +433,15 @@ def measure(tell: Tell, *, away: float = AWAY, only: Sequence[str] = ()) -> Sect
     """Let each fault happen once; `away`: seconds that PostgreSQL is away. `only` these, by the names of PARTS."""
     found = Found(tell=tell)
     wanted = [name for name in PARTS if not only or name in only]
-    if any(name != "disk" for name in wanted):
+    if any(name not in _OWN for name in wanted):
         with _bench(site(), found) as bench:
             for seed, name in enumerate(wanted, 1):
-                if name != "disk":
+                if name not in _OWN:
                     with bench.load(seed, patience=200 + away):
                         PARTS[name](bench, away)
-    if "disk" in wanted:
-        _on_a_small_disk(found)
+    for name, run in _OWN.items():
+        if name in wanted:
+            run(found)
     return section(found, "python -m tests.faults.recovery" + "".join(f" --only {each}" for each in only)
                    + ("" if away == AWAY else f" --away {away:g}"))
 
@@ -421,8 +453,11 @@ PARTS: Final[dict[str, Callable[[Bench, float], None]]] = {
     "stop": lambda bench, _: receiver_told_to_stop(bench),
     "worker": lambda bench, _: worker_killed(bench),
     "away": database_away,
+    "everything": lambda bench, _: everything_killed(bench),
     "disk": lambda bench, _: disk_full(bench),
 }
+# Those that want a site of their own, of which `up` has the database.
+_OWN: Final[dict[str, Callable[[Found], None]]] = {"everything": _at_once, "disk": _on_a_small_disk}
 
 _TEXT: Final = """\
 Two workers on two hosts, leases of 30 s as by default, load from four feeds, a stranger and an asker of queries. A feed
