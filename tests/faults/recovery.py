@@ -190,9 +190,10 @@ class Bench:
         self.found.tell(f"{fault}: {len(left)} were not answered, of whom {len(recorded)} had been recorded: "
                         f"{dict(Counter(each.error for each in left))}")
         by = {each.attempt_id: each for each in left}
-        self.found.wrong += [
-            f"{fault}: messages {row['id']} ({row['kind']}) was recorded and not answered: sent "
-            f"{by[row['attempt_id']].sent_at - began:.2f} s after it, {by[row['attempt_id']].error}" for row in recorded]
+        for row in recorded:
+            sent = by[row["attempt_id"]]
+            self.found.wrong.append(f"{fault}: messages {row['id']} ({row['kind']}) was recorded and not answered: "
+                                    f"sent {sent.sent_at - began:.2f} s after it, {sent.error}")
 
 
 def came_about(holds: Callable[[], object]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.faults import clocks, floods, hosts, proxied, recovery, rounds, soak
 from tests.faults.__main__ import SECTIONS, run
 from tests.faults.report import Section, Tell, report
 from tests.faults.rounds import Round, Run, section
@@ -37,3 +38,9 @@ def test_a_part_that_fails_is_told_and_the_others_run() -> None:
 def test_the_rounds_come_first() -> None:
     """What `./tests/faults/run` runs alone is the first chapter."""
     assert SECTIONS[0].__module__ == "tests.faults.rounds"
+
+
+def test_no_part_is_left_out() -> None:
+    """Whatever has a chapter to give is in the report."""
+    assert {each.__module__ for each in SECTIONS} == {
+        each.__name__ for each in (rounds, recovery, hosts, clocks, floods, proxied, soak)}
