@@ -65,7 +65,9 @@ _OWNER: Final = "SELECT name FROM workers WHERE pid = :pid ORDER BY seen_at DESC
 _HELD: Final = """
 SELECT lane FROM lanes l WHERE owner = :owner
 AND EXISTS (SELECT FROM deliveries d WHERE d.lane = l.lane AND d.state = 'pending')"""
-_RECORDED: Final = "SELECT id, kind, attempt_id FROM messages WHERE attempt_id = ANY(:attempts) ORDER BY id"
+_RECORDED: Final = """
+SELECT m.id, m.kind, m.attempt_id FROM messages m JOIN destinations t ON t.id = m.destination_id
+WHERE t.name = :destination AND m.attempt_id = ANY(:attempts) ORDER BY m.id"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,16 +186,18 @@ class Bench:
 
     def in_flight(self, fault: str, began: float, over: float) -> None:
         """Whoever was not answered then was never let in: of his attempt nothing is recorded."""
-        left = [each for ledger in list(self.site.sent.values()) for each in ledger.attempts
-                if began <= each.sent_at < over and each.answered_at is None and each.error != "AnswerLost"]
-        recorded = self.site.rows(_RECORDED, attempts=[each.attempt_id for each in left])
-        self.found.tell(f"{fault}: {len(left)} were not answered, of whom {len(recorded)} had been recorded: "
-                        f"{dict(Counter(each.error for each in left))}")
-        by = {each.attempt_id: each for each in left}
-        for row in recorded:
-            sent = by[row["attempt_id"]]
-            self.found.wrong.append(f"{fault}: messages {row['id']} ({row['kind']}) was recorded and not answered: "
-                                    f"sent {sent.sent_at - began:.2f} s after it, {sent.error}")
+        # The feeds of two destinations send the same, to each its own.
+        left = {destination: {
+            each.attempt_id: each for each in ledger.attempts
+            if began <= each.sent_at < over and each.answered_at is None and each.error != "AnswerLost"}
+            for destination, ledger in list(self.site.sent.items())}
+        errors = Counter(each.error for these in left.values() for each in these.values())
+        self.found.tell(f"{fault}: {errors.total()} were not answered: {dict(errors)}")
+        for destination, these in left.items():
+            for row in self.site.rows(_RECORDED, destination=destination, attempts=list(these)):
+                sent = these[row["attempt_id"]]
+                self.found.wrong.append(f"{fault}: messages {row['id']} ({row['kind']}) was recorded and not answered: "
+                                        f"sent {sent.sent_at - began:.2f} s after it, {sent.error}")
 
 
 def came_about(holds: Callable[[], object]) -> bool:
