@@ -56,15 +56,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     first = partial(rounds.measure, rounds=options.rounds, seed=options.seed,
                     mishaps=[each for each in MISHAPS if not options.only or each.__name__ in options.only])
-    given = {rounds.measure: first, soak.measure: partial(soak.measure, minutes=options.soak),
-             floods.measure: partial(floods.measure, seconds=options.flood, messages=options.burst)}
-    sections = []
-    for section in run([given.get(each, each) for each in SECTIONS] if options.report else [first], say):
+    given: dict[Callable[..., Section], Callable[[Tell], Section]] = {
+        rounds.measure: first, soak.measure: partial(soak.measure, minutes=options.soak),
+        floods.measure: partial(floods.measure, seconds=options.flood, messages=options.burst)}
+    parts = SECTIONS if options.report else SECTIONS[:1]
+    command = " ".join(["./tests/faults/run", *(sys.argv[1:] if arguments is None else arguments)])
+    sections: list[Section] = []
+    for section in run([given.get(each, each) for each in parts], say):
         sections.append(section)
-        for each in section.violations:
-            say(f"VIOLATED {each}")
-    if options.report:
-        REPORT.write_text(report(sections))
+        for told in section.violations:
+            say(f"VIOLATED {told}")
+        if options.report:  # after each, for the whole takes long
+            REPORT.write_text(report(sections, command, missing=[
+                each.__module__.rpartition(".")[2] for each in parts[len(sections):]]))
     violated = any(section.violations for section in sections)
     say("not as it should be" if violated else "all as it should be")
     return 1 if violated else 0
