@@ -78,17 +78,22 @@ def public_app() -> Flask:
 
 @dataclass(frozen=True, kw_only=True)
 class PublicListener:
-    """What the public listener is made of, whichever door serves it. `start` only after fork."""
+    """What the public listener is made of, whichever door serves it. `start` only after fork.
+
+    `now`: the clock by which everything is judged.
+    """
 
     settings: Settings
     door: Door
     tokens: TokenDoor
     start: Callable[[], None]
     stop: Callable[[], None]
+    now: Callable[[], datetime]
 
     def flask(self) -> Flask:
         """The application in Flask."""
-        return public.public_app(self.door, trusted_proxies=self.settings.trusted_proxies, tokens=self.tokens)
+        return public.public_app(self.door, trusted_proxies=self.settings.trusted_proxies, tokens=self.tokens,
+                                 now=self.now)
 
 
 def compose() -> PublicListener:
@@ -124,7 +129,7 @@ def compose() -> PublicListener:
     return PublicListener(
         settings=settings, start=start, stop=stop,
         door=Door(registry=registered, ledger=ledger, responders=responders, max_body=settings.max_body, places=places),
-        tokens=TokenDoor(registry=registered, records=ledger, network=network))
+        tokens=TokenDoor(registry=registered, records=ledger, network=network), now=follower.clock.now)
 
 
 def admin_app() -> Flask:

@@ -33,14 +33,12 @@ from receiver.errors import ReceiverError
 from receiver.handlers import discovery
 from receiver.keyring import Keyring
 from receiver.settings import Settings
-from receiver.storage import backups, reading, standing
+from receiver.storage import backups, clock, reading, standing
 from receiver.storage.registration import HandlerSpec, check_keys
 
 State = Literal["ok", "warn", "bad"]
 
 _OLDEST_POSTGRESQL: Final = 14
-# Signed time stamps and expiry are judged by this host's clock, leases by the database's.
-_CLOCK_SKEW: Final = timedelta(seconds=2)
 _ENDS_SOON: Final = timedelta(days=30)
 _LEAST_DISK: Final = 2 * 1024**3
 _CERTIFICATE_DAYS: Final = 14
@@ -264,11 +262,13 @@ def _keys(connection: Connection, keyring: Keyring | None) -> Finding | None:
 
 
 def _clock(connection: Connection, _: Keyring | None) -> Finding:
-    theirs = connection.exec_driver_sql("SELECT clock_timestamp()").scalar_one()
-    apart = abs(datetime.now(UTC) - theirs)
-    told = f"{apart.total_seconds():.1f} s apart from the database's"
-    return Finding(name="clock", state="ok", told=told) if apart < _CLOCK_SKEW else Finding(
-        name="clock", state="bad", told=told, mend="let NTP set both hosts' clocks")
+    ahead = clock.apart(connection)
+    if ahead is None:
+        return Finding(name="clock", state="warn", told="the database took too long to say its time",
+                       mend="look at its load, and at the way to it")
+    told = f"{clock.told(ahead)} the database's; by that everything is judged"
+    return Finding(name="clock", state="ok", told=told) if abs(ahead) < clock.APART else Finding(
+        name="clock", state="bad", told=told, mend=clock.MEND)
 
 
 _DATABASE: Final = (_version, _writable, _durable, _pooler, _clock, _migrations, _keys)

@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from receiver.cli import output, session
 from receiver.cli.options import example, json_option
-from receiver.storage import outbound_records, reading
+from receiver.storage import clock, outbound_records, reading
 
 # Why Redox was refused → the command that lets it in again; {0} is the destination's name.
 _MENDS: Final = {
@@ -84,6 +84,10 @@ def _finding(name: str, told: str, *command: str) -> dict[str, str]:
 
 
 def _findings_of_all(connection: Connection, workers: list[dict[str, Any]]) -> Iterator[dict[str, str]]:
+    ahead = clock.apart(connection)
+    if ahead is not None and abs(ahead) >= clock.APART:
+        yield _finding("clock", f"This host's clock is {clock.told(ahead)} the database's, by which everything is "
+                       f"judged: {clock.MEND}.", "check")
     bound = any(each["enabled"] and each["role"] == "handler" for each in reading.subscriptions(connection))
     if not any(each["alive"] for each in workers):
         waiting = outbound_records.pending(connection)

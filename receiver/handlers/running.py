@@ -133,6 +133,7 @@ class Stay:
     def run(self) -> Left:
         """Run what is there. Raises ConfigurationError when the handler cannot be loaded."""
         loaded = self._room.handler(self._command.handler)
+        self._room.work.patience = self._command.timeout
         try:
             return self._run(loaded)
         except SQLAlchemyError as exc:
@@ -290,6 +291,7 @@ class Stay:
 def answer(room: Room, command: Ask) -> Answered | Unanswered:
     """Have the responder answer. Raises ConfigurationError when it cannot be loaded."""
     loaded = room.handler(command.handler)
+    room.work.patience = command.timeout
     message = Message(**{name: getattr(command, name) for name in Message.__dataclass_fields__})
     context = room.context(loaded, command.destination, uuid=command.uuid, generation=1, attempt=1, epoch=0,
                            delivery=None)

@@ -19,7 +19,7 @@ from receiver.storage.database import describe
 log: Final = structlog.get_logger(__name__)
 
 _ROWS: Final = 1_000
-# Kept for so long beyond its time: what is too late is judged by each host's own clock, which may be behind.
+# Kept for so long beyond its time: a host that has not yet asked the database judges by its own clock what is too late.
 _BEHIND: Final = "1 day"
 
 # Of two who come at the same moment, the second waits for the first one's commit, and then finds the row.

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -93,6 +93,7 @@ class _Served:
     def __init__(self, listener: PublicListener, pool: Executor, loop: asyncio.AbstractEventLoop) -> None:
         self._door, self._tokens = listener.door, listener.tokens
         self._peers = Peers(listener.settings.trusted_proxies)
+        self._now = listener.now
         self._pool = pool
         self._bell = Bell(loop)
         self._rest: Any = WsgiToAsgi(listener.flask())  # type: ignore[no-untyped-call]  # asgiref has not typed it
@@ -114,7 +115,7 @@ class _Served:
                      receive: ASGIReceiveCallable) -> Reply:
         try:
             transfer = AsgiTransfer(scope, receive)
-            return await self._take(steps(_head(scope, name, self._peers), transfer.length), transfer)
+            return await self._take(steps(_head(scope, name, self._peers, self._now()), transfer.length), transfer)
         except Exception:
             log.exception("request.failed")
             return replace(UNAVAILABLE, close=True)
@@ -223,7 +224,7 @@ class AsgiTransfer:
         return piece
 
 
-def _head(scope: HTTPScope, destination: str, peers: Peers) -> Head:
+def _head(scope: HTTPScope, destination: str, peers: Peers, now: datetime) -> Head:
     """The head of a request, with the values of the wire."""
     headers: dict[str, str] = {}
     for name, value in scope["headers"]:
@@ -235,7 +236,7 @@ def _head(scope: HTTPScope, destination: str, peers: Peers) -> Head:
     return Head(destination=destination, method=method, headers=headers,
                 target=_without_authority((scope.get("raw_path") or scope["path"].encode()).decode("latin-1")),
                 query=scope["query_string"].decode("latin-1"), peer=peers.name(remote, headers.get("x-forwarded-for")),
-                proxied=peers.trusted(remote), received_at=datetime.now(UTC))
+                proxied=peers.trusted(remote), received_at=now)
 
 
 def _without_authority(target: str) -> str:

@@ -161,6 +161,20 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
         self.pending_conns.append(connection)
         self.poller.register(client, EVENT_READ, partial(self.on_pending_socket_readable, connection))
 
+    def set_accept_enabled(self, enabled: bool) -> None:
+        """Listen, or do not. A worker that stops takes those who have connected already, for the kernel would hang up
+        on them when the last of us closes; and who comes then is refused at once, and not left to wait for that.
+        """
+        super().set_accept_enabled(enabled)
+        if self.alive:
+            return
+        for listener in self.sockets:
+            before = -1
+            while before < self.nr_conns < self.worker_connections:
+                before = self.nr_conns
+                self.accept(listener)
+            listener.close()
+
     def handle(self, conn: _Connection) -> Any:
         """Serve one request, in a reader's thread."""
         if conn.initialized:

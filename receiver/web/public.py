@@ -55,17 +55,22 @@ class PublicApp(Flask):
         return super().wsgi_app(environ, start_response)
 
 
-def public_app(door: Door, *, trusted_proxies: Iterable[str], tokens: TokenDoor | None = None) -> PublicApp:
+def _here() -> datetime:
+    return datetime.now(UTC)
+
+
+def public_app(door: Door, *, trusted_proxies: Iterable[str], tokens: TokenDoor | None = None,
+               now: Callable[[], datetime] = _here) -> PublicApp:
     """The application. `trusted_proxies`: addresses and networks whose X-Forwarded-For is believed.
 
-    `tokens` None: there is no token endpoint.
+    `tokens` None: there is no token endpoint. `now`: the clock by which everything is judged.
     """
     app = PublicApp(__name__, static_folder=None)
     peers = Peers(trusted_proxies)
 
     def serve(environ: WSGIEnvironment, name: str) -> Reply:
         try:
-            return door.serve(_head(environ, name, peers), WsgiTransfer(environ))
+            return door.serve(_head(environ, name, peers, now()), WsgiTransfer(environ))
         except Exception:
             log.exception("request.failed")
             return replace(UNAVAILABLE, close=True)
@@ -86,7 +91,7 @@ def public_app(door: Door, *, trusted_proxies: Iterable[str], tokens: TokenDoor 
         @app.route("/oauth/<name>/token", methods=["POST"], provide_automatic_options=False)
         def token(name: str) -> Response:
             environ = request.environ
-            reply = tokens.serve(_head(environ, name, peers), WsgiTransfer(environ))
+            reply = tokens.serve(_head(environ, name, peers, now()), WsgiTransfer(environ))
             return _response(reply, token_fields(reply))
 
     jwks.publish(app, door.registry, lambda: respond(UNAVAILABLE))
@@ -147,7 +152,7 @@ class WsgiTransfer:
         return piece
 
 
-def _head(environ: WSGIEnvironment, destination: str, peers: Peers) -> Head:
+def _head(environ: WSGIEnvironment, destination: str, peers: Peers, now: datetime) -> Head:
     headers = {key[5:].replace("_", "-").lower(): value for key, value in environ.items() if key.startswith("HTTP_")}
     headers |= {key.replace("_", "-").lower(): environ[key] for key in ("CONTENT_TYPE", "CONTENT_LENGTH")
                 if environ.get(key)}
@@ -155,7 +160,7 @@ def _head(environ: WSGIEnvironment, destination: str, peers: Peers) -> Head:
     remote = environ.get("REMOTE_ADDR", "")
     return Head(destination=destination, method=environ["REQUEST_METHOD"], headers=headers, target=target, query=query,
                 peer=peers.name(remote, headers.get("x-forwarded-for")), proxied=peers.trusted(remote),
-                received_at=datetime.now(UTC))
+                received_at=now)
 
 
 def _raw(environ: dict[str, Any]) -> tuple[str, str]:

@@ -20,7 +20,7 @@ from sqlalchemy import Engine, insert, text
 
 from receiver import keyring as keyrings
 from receiver.cli import checks, main
-from receiver.storage import migrations, schema
+from receiver.storage import clock, migrations, schema
 from receiver.storage.registration import HandlerSpec, Registration
 
 Check = Callable[..., dict[str, dict[str, Any]]]
@@ -175,7 +175,7 @@ def test_a_database_that_takes_no_writes(check: Check, engine: Engine) -> None:
 
 def test_a_clock_that_is_wrong(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clocks that are apart are found."""
-    monkeypatch.setattr(checks, "_CLOCK_SKEW", timedelta(0))
+    monkeypatch.setattr(clock, "APART", timedelta(0))
     assert amiss(check()) == {"clock": "bad"}
 
 

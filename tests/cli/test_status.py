@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import time_machine
 from click.testing import CliRunner
 from sqlalchemy import Engine, insert, text, update
 
@@ -136,6 +137,17 @@ def test_work_that_stands(
     told = CliRunner().invoke(main, ["status"]).stdout
     assert "lab: register is paused (many_dead).\n  redox-receiver handlers resume register" in told
     assert max(map(len, told.splitlines()[:3])) <= 100
+
+
+@pytest.mark.usefixtures("lab")
+def test_a_clock_that_is_wrong(status: Status) -> None:
+    """What is judged by time is judged by the database's clock: a host's that differs is told."""
+    with time_machine.travel(datetime.now(UTC) - timedelta(minutes=10)):
+        found, = status()["findings"]
+    assert found["finding"] == "clock"
+    assert " s behind the database's, by which everything is judged" in found["told"]
+    assert "let NTP set the clocks" in found["told"]
+    assert found["mend"] == "redox-receiver check"
 
 
 @pytest.mark.usefixtures("lab")

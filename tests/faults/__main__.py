@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Final
 
-from tests.faults import proxied, recovery, rounds, soak
+from tests.faults import clocks, floods, hosts, proxied, recovery, rounds, soak
 from tests.faults.mishaps import MISHAPS
 from tests.faults.report import REPORT, Section, Tell, report
 
 # Every part of the suite that has a chapter in the report, in its order.
 SECTIONS: Final[tuple[Callable[[Tell], Section], ...]] = (
-    rounds.measure, recovery.measure, proxied.measure, soak.measure)
+    rounds.measure, recovery.measure, hosts.measure, clocks.measure, floods.measure, proxied.measure, soak.measure)
 
 
 def say(line: str) -> None:
@@ -47,16 +47,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help=f"let nothing else happen; may be repeated: {', '.join(names)}")
     parser.add_argument("--report", action="store_true",
                         help=f"run every other part of the suite too, and write {REPORT.name}")
+    parser.add_argument("--flood", type=float, default=floods.SECONDS, metavar="SECONDS",
+                        help="with --report: each flood; default: %(default)g")
+    parser.add_argument("--burst", type=int, default=floods.BURST, metavar="N",
+                        help="with --report: messages of the burst; default: %(default)d")
+    parser.add_argument("--soak", type=float, default=soak.MINUTES, metavar="MINUTES",
+                        help="with --report: default: %(default)g")
     options = parser.parse_args(arguments)
     first = partial(rounds.measure, rounds=options.rounds, seed=options.seed,
                     mishaps=[each for each in MISHAPS if not options.only or each.__name__ in options.only])
-    sections = []
-    for section in run([first, *SECTIONS[1:]] if options.report else [first], say):
+    given: dict[Callable[..., Section], Callable[[Tell], Section]] = {
+        rounds.measure: first, soak.measure: partial(soak.measure, minutes=options.soak),
+        floods.measure: partial(floods.measure, seconds=options.flood, messages=options.burst)}
+    parts = SECTIONS if options.report else SECTIONS[:1]
+    command = " ".join(["./tests/faults/run", *(sys.argv[1:] if arguments is None else arguments)])
+    sections: list[Section] = []
+    for section in run([given.get(each, each) for each in parts], say):
         sections.append(section)
-        for each in section.violations:
-            say(f"VIOLATED {each}")
-    if options.report:
-        REPORT.write_text(report(sections))
+        for told in section.violations:
+            say(f"VIOLATED {told}")
+        if options.report:  # after each, for the whole takes long
+            REPORT.write_text(report(sections, command, missing=[
+                each.__module__.rpartition(".")[2] for each in parts[len(sections):]]))
     violated = any(section.violations for section in sections)
     say("not as it should be" if violated else "all as it should be")
     return 1 if violated else 0

@@ -410,7 +410,7 @@ def measure(tell: Tell, *, seconds: float = SECONDS, messages: int = BURST,
             here.close()
     rows = "\n".join(f"| {each.kind} | {_line(each)} |" for each in outcomes)
     return Section(
-        title="Floods, and a burst", command=f"python -m tests.faults.floods --seconds {seconds:g}",
+        title="Floods, and a burst", command=f"python -m tests.faults.floods --seconds {seconds:g} --burst {messages}",
         text=_TEXT.format(seconds=seconds, connections=PROCESSES * CONNECTIONS, rows=rows, burst=said),
         violations=tuple(wrong + more))
 

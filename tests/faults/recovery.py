@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import sys
 import time
@@ -40,13 +41,15 @@ AWAY: Final = 300.0
 ACCEPTING: Final = 5.0     # after PostgreSQL is up
 DELIVERING: Final = 30.0   # after PostgreSQL is back
 TAKEN_OVER: Final = 60.0   # after a worker was killed
-ANSWERED: Final = 5.0      # a request, whatever the database does
+ANSWERED: Final = 5.0      # a message, whatever the database does; not what waits for its handler by design
 # How long what is not promised may take before it is called lost.
 LONGEST: Final = 180.0
 # How long an outage lasts that is not to be long: twice what a request may take.
 _WHILE: Final = 2 * ANSWERED
 # Whose work workers do.
 _HANDLERS: Final = ("book", "outside", "anyhow")
+# What a handler or a responder has to be done with before it is answered.
+_WITHIN: Final = ("Inventory.", "PatientSearch.")
 _DISK: Final = "400m"
 
 _DELIVERED: Final = """
@@ -64,7 +67,9 @@ _OWNER: Final = "SELECT name FROM workers WHERE pid = :pid ORDER BY seen_at DESC
 _HELD: Final = """
 SELECT lane FROM lanes l WHERE owner = :owner
 AND EXISTS (SELECT FROM deliveries d WHERE d.lane = l.lane AND d.state = 'pending')"""
-_RECORDED: Final = "SELECT id, kind FROM messages WHERE attempt_id = ANY(:attempts) ORDER BY id"
+_RECORDED: Final = """
+SELECT m.id, m.kind, m.attempt_id FROM messages m JOIN destinations t ON t.id = m.destination_id
+WHERE t.name = :destination AND m.attempt_id = ANY(:attempts) ORDER BY m.id"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,7 +171,7 @@ class Bench:
             rows[:] = self.site.rows(_DELIVERED, since=since, handlers=list(_HANDLERS))
             return bool(rows[0]["workers"] >= 2 and rows[0]["served"] == len(_HANDLERS) * len(DESTINATIONS))
 
-        return float(rows[0]["seconds"]) if _came_about(everybody) else None
+        return float(rows[0]["seconds"]) if came_about(everybody) else None
 
     def answers(self, fault: str, began: float, over: float) -> None:
         """What was answered to what was sent meanwhile, and how late."""
@@ -178,21 +183,30 @@ class Bench:
             self.found.wrong.append(f"{fault}: nobody was answered 503, so it was none")
         self.found.wrong += [f"{fault}: {each.message} was not answered ({each.error})" for each in meanwhile
                              if each.answered_at is None]
-        self.found.note(fault, "slowest answer", max(each.answered_at - each.sent_at for each in meanwhile
-                                                     if each.answered_at is not None), ANSWERED)
+        took = {within: [each.answered_at - each.sent_at for each in meanwhile if each.answered_at is not None
+                         and str(each.kind).startswith(_WITHIN) == within] for within in (False, True)}
+        self.found.note(fault, "slowest answer", max(took[False]), ANSWERED)
+        if took[True]:
+            self.found.note(fault, "slowest answer of what is handled within the request", max(took[True]))
 
     def in_flight(self, fault: str, began: float, over: float) -> None:
         """Whoever was not answered then was never let in: of his attempt nothing is recorded."""
-        left = [each for ledger in list(self.site.sent.values()) for each in ledger.attempts
-                if began <= each.sent_at < over and each.answered_at is None and each.error != "AnswerLost"]
-        recorded = self.site.rows(_RECORDED, attempts=[each.attempt_id for each in left])
-        self.found.tell(f"{fault}: {len(left)} were not answered, of whom {len(recorded)} had been recorded: "
-                        f"{dict(Counter(each.error for each in left))}")
-        self.found.wrong += [f"{fault}: messages {row['id']} ({row['kind']}) was recorded and not answered"
-                             for row in recorded]
+        # The feeds of two destinations send the same, to each its own.
+        left = {destination: {
+            each.attempt_id: each for each in ledger.attempts
+            if began <= each.sent_at < over and each.answered_at is None and each.error != "AnswerLost"}
+            for destination, ledger in list(self.site.sent.items())}
+        errors = Counter(each.error for these in left.values() for each in these.values())
+        self.found.tell(f"{fault}: {errors.total()} were not answered: {dict(errors)}")
+        for destination, these in left.items():
+            for row in self.site.rows(_RECORDED, destination=destination, attempts=list(these)):
+                sent = these[row["attempt_id"]]
+                self.found.wrong.append(f"{fault}: messages {row['id']} ({row['kind']}) was recorded and not answered: "
+                                        f"sent {sent.sent_at - began:.2f} s after it, {sent.error}")
 
 
-def _came_about(holds: Callable[[], object]) -> bool:
+def came_about(holds: Callable[[], object]) -> bool:
+    """Whether it did, within what is not called lost."""
     try:
         until(holds, LONGEST)
     except AssertionError:
@@ -261,10 +275,29 @@ def disk_full(bench: Bench) -> None:
         bench.found.note(fault, "until it had ended", time.monotonic() - began)
         time.sleep(_WHILE)
         over = time.monotonic()
-    answers = _came_about(partial(_answers, bench.site))
+    answers = came_about(partial(_answers, bench.site))
     bench.found.note(fault, "answering again once there was space", time.monotonic() - over if answers else None)
     bench.well_again(fault, accepting=LONGEST, delivering=LONGEST)
     bench.answers(fault, began, over)
+
+
+def everything_killed(bench: Bench) -> None:
+    """SIGKILL of whatever runs, at once: `up`, gunicorn, workers, handlers, PostgreSQL. Then `up` is started again."""
+    here, fault = bench.site, "everything killed at once"
+    assert here.first.process is not None
+    parents = [here.first.process.pid, here.cluster.pid(), *(each.pid for each in here.second.workers)]
+    killed = [process for pid in parents if pid is not None
+              for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))]
+    for each in killed:
+        with suppress(psutil.NoSuchProcess):  # who has lost its parent ends by itself
+            each.kill()
+    until(lambda: all(map(gone, killed)))
+    here.first.ended()
+    began = time.monotonic()
+    here.first.up("--workers", "1", bind=here.first.url.removeprefix("http://"))
+    bench.found.note(fault, "until `up` said that it was ready", time.monotonic() - began)
+    here.second.revive()
+    bench.well_again(fault, accepting=LONGEST, delivering=LONGEST)
 
 
 # --- the receiver
@@ -305,9 +338,9 @@ def receiver_told_to_stop(bench: Bench) -> None:
 
 # --- the workers
 
-def worker_killed(bench: Bench) -> None:
+def worker_killed(bench: Bench, fault: str = "a worker killed") -> None:
     """With all of its handler processes, while one of them is in the midst of a message."""
-    here, fault = bench.site, "a worker killed"
+    here = bench.site
     redox = here.target("lab").redox()
     body = redox.body("Results.New", seed=time.time_ns())
     message = name_of(body)
@@ -324,10 +357,10 @@ def worker_killed(bench: Bench) -> None:
     held = len(here.rows(_HELD, owner=owner))
     until(lambda: gone(worker))
     here.second.revive()
-    taken = _came_about(lambda: not here.rows(_HELD, owner=owner))
+    taken = came_about(lambda: not here.rows(_HELD, owner=owner))
     bench.found.note(fault, f"its {held} lanes running on others",
                      time.monotonic() - began if taken else None, TAKEN_OVER)
-    done = _came_about(lambda: _lines(here, message, "done"))
+    done = came_about(lambda: _lines(here, message, "done"))
     bench.found.note(fault, "its message done", time.monotonic() - began if done else None, TAKEN_OVER)
 
 
@@ -369,14 +402,29 @@ def _own_database(disk: Path) -> Iterator[Site]:
 def _bench(made: AbstractContextManager[Site], found: Found) -> Iterator[Bench]:
     """A worker under the first host's `up`, another on the second, with leases as they are by default."""
     with made as here:
-        for host in (here.first, here.second):
-            host.environment["RECEIVER_PAUSE_AFTER_DEAD"] = "1000000"
-            del host.environment["RECEIVER_LEASE"]
-        here.first.up("--workers", "1")
-        here.second.work()
-        for destination in DESTINATIONS:
-            here.open(destination)
+        working(here, "--workers", "1")
         yield Bench(here, found)
+
+
+def working(here: Site, *options: str) -> None:
+    """Start `up` on the first host, a worker on each of the others, and open every destination."""
+    for host in here.hosts:
+        host.environment["RECEIVER_PAUSE_AFTER_DEAD"] = "1000000"
+        del host.environment["RECEIVER_LEASE"]
+    here.first.up(*options)
+    for host in here.hosts[1:]:
+        host.work()
+    for destination in DESTINATIONS:
+        here.open(destination)
+
+
+def _at_once(found: Found) -> None:
+    disk = open_directory()
+    try:
+        with _bench(_own_database(disk), found) as bench, bench.load(6):
+            everything_killed(bench)
+    finally:
+        shutil.rmtree(disk)
 
 
 def _on_a_small_disk(found: Found) -> None:
@@ -395,14 +443,15 @@ def measure(tell: Tell, *, away: float = AWAY, only: Sequence[str] = ()) -> Sect
     """Let each fault happen once; `away`: seconds that PostgreSQL is away. `only` these, by the names of PARTS."""
     found = Found(tell=tell)
     wanted = [name for name in PARTS if not only or name in only]
-    if any(name != "disk" for name in wanted):
+    if any(name not in _OWN for name in wanted):
         with _bench(site(), found) as bench:
             for seed, name in enumerate(wanted, 1):
-                if name != "disk":
+                if name not in _OWN:
                     with bench.load(seed, patience=200 + away):
                         PARTS[name](bench, away)
-    if "disk" in wanted:
-        _on_a_small_disk(found)
+    for name, run in _OWN.items():
+        if name in wanted:
+            run(found)
     return section(found, "python -m tests.faults.recovery" + "".join(f" --only {each}" for each in only)
                    + ("" if away == AWAY else f" --away {away:g}"))
 
@@ -414,8 +463,11 @@ PARTS: Final[dict[str, Callable[[Bench, float], None]]] = {
     "stop": lambda bench, _: receiver_told_to_stop(bench),
     "worker": lambda bench, _: worker_killed(bench),
     "away": database_away,
+    "everything": lambda bench, _: everything_killed(bench),
     "disk": lambda bench, _: disk_full(bench),
 }
+# Those that want a site of their own, of which `up` has the database.
+_OWN: Final[dict[str, Callable[[Found], None]]] = {"everything": _at_once, "disk": _on_a_small_disk}
 
 _TEXT: Final = """\
 Two workers on two hosts, leases of 30 s as by default, load from four feeds, a stranger and an asker of queries. A feed
@@ -430,11 +482,16 @@ handler and destination. What is promised has a bound.
 
 def section(found: Found, command: str) -> Section:
     """The chapter of the report."""
-    rows = [f"| {each.fault} | {each.what} | {'never' if each.seconds is None else f'{each.seconds:.2f}'} | "
-            f"{'' if each.bound is None else f'{each.bound:g}'} |" for each in found.figures]
     return Section(title="How soon all is well again", command=command, violations=tuple(found.wrong),
-                   text=_TEXT.format(figures="\n".join(rows), skipped="".join(
+                   text=_TEXT.format(figures=figures(found), skipped="".join(
                        f"\n**Skipped**: {each}.\n" for each in found.skipped)))
+
+
+def figures(found: Found) -> str:
+    """The lines of the table."""
+    return "\n".join(
+        f"| {each.fault} | {each.what} | {'never' if each.seconds is None else f'{each.seconds:.2f}'} | "
+        f"{'' if each.bound is None else f'{each.bound:g}'} |" for each in found.figures)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -38,10 +38,10 @@ _REPORT: Final = """\
 
 Made on {day} by
 
-    ./tests/faults/run --report
+    {command}
 
 {machine}. Each chapter has the command that repeats it alone.
-
+{missing}
 {sections}
 
 ## Outside of this
@@ -55,9 +55,11 @@ is missing: what is there already is known as a duplicate.
 """
 
 
-def report(sections: Sequence[Section]) -> str:
-    """The report, in Markdown."""
-    return _REPORT.format(day=f"{datetime.now(UTC):%Y-%m-%d}", machine=_machine(),
+def report(sections: Sequence[Section], command: str = "./tests/faults/run --report", *,
+           missing: Sequence[str] = ()) -> str:
+    """The report, in Markdown. `missing`: parts that were not run, or are still to be."""
+    told = f"\n**Not whole**: without {', '.join(missing)}.\n" if missing else ""
+    return _REPORT.format(day=f"{datetime.now(UTC):%Y-%m-%d}", machine=_machine(), command=command, missing=told,
                           sections="\n\n".join(_chapter(each) for each in sections))
 
 

@@ -156,7 +156,7 @@ def judge(here: Site, load: Load) -> list[str]:
     wrong += here.violations(_ACCEPTING)
     let_in = here.rows("SELECT id FROM messages WHERE log_id = ANY(:names)", names=load.strange)
     wrong += [f"messages {row['id']}: a stranger's" for row in let_in]
-    parents = {here.first.part("receiver"), here.first.part("worker-1"), *(each.pid for each in here.second.workers)}
+    parents = {*here.first.parts(), *(each.pid for host in here.hosts for each in host.workers)}
     for process in handler_processes(here):
         try:
             lines = {each.pid for each in process.parents()}
@@ -168,7 +168,7 @@ def judge(here: Site, load: Load) -> list[str]:
     canaries = Canaries({"the patients' name": FAMILY, "a stranger's token": STRANGER,
                          **{f"the token of {name}": here.target(name).token for name in DESTINATIONS},
                          **{f"the key {key.id}": key.secret for key in keys}})
-    for host in (here.first, here.second):
+    for host in here.hosts:
         wrong += canaries.within(host.log.read_bytes(), f"the log of {host.root.name}")
     wrong += canaries.within(here.cluster.log_path.read_bytes(), "PostgreSQL's log")
     wrong += canaries.in_tables(make_url(here.cluster.url).set(drivername="postgresql").render_as_string())
@@ -188,7 +188,7 @@ def _counts(here: Site) -> dict[str, int]:
             "of them cut short by a fault": "SELECT count(*) AS n FROM delivery_attempts WHERE outcome = 'crashed'",
             "audit rows": "SELECT count(*) AS n FROM audit_events"}.items():
         counted[what] = here.rows(query)[0]["n"]
-    counted["strikes at fail-points"] = struck((here.first, here.second))
+    counted["strikes at fail-points"] = struck(here.hosts)
     return counted
 
 

@@ -46,6 +46,8 @@ class Host(Machine):
     def __init__(self, root: Path, proxy: Proxy, environment: dict[str, str]) -> None:
         super().__init__(root, sys.executable)
         self.proxy = proxy
+        # What stands before the command of each part: how it gets onto the host, if that has a network of its own.
+        self.prefix: tuple[str, ...] = ()
         self.environment |= environment | {
             "DATABASE_URL": f"postgresql://{ROLE}@127.0.0.1:{proxy.port}/{DATABASE}", "PYTHONPATH": str(ROOT),
             "RECEIVER_LEASE": LEASE, "TMPDIR": str(root), "HOME": str(root)}
@@ -81,8 +83,9 @@ class Host(Machine):
     def _part(self, command: str, more: dict[str, str], *descriptors: int) -> subprocess.Popen[bytes]:
         with self.log.open("a") as log:
             return subprocess.Popen(
-                [self.python, "-P", "-m", "receiver", *command.split()], cwd=self.root, env=self._environment() | more,
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=descriptors, start_new_session=True)
+                [*self.prefix, self.python, "-P", "-m", "receiver", *command.split()], cwd=self.root,
+                env=self._environment() | more, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=descriptors,
+                start_new_session=True)
 
     def told(self, event: str, *, after: int = 0) -> list[dict[str, Any]]:
         """The lines of that event in the log, from the byte `after` on."""
@@ -111,7 +114,7 @@ class Host(Machine):
 
 
 class Site:
-    """The whole. `first` runs `up`; `second` has workers alone."""
+    """The whole. `first` runs `up`; `second`, and whoever else there is, has workers alone."""
 
     def __init__(self, root: Path, *, handlers: str) -> None:
         self.root = root
@@ -122,15 +125,18 @@ class Site:
         self._stack = ExitStack()
         # What was sent to each destination, whoever sent it.
         self.sent: defaultdict[str, Ledger] = defaultdict(Ledger)
+        self.hosts: list[Host] = []
         self.first, self.second = self._host("first"), self._host("second")
 
     def _host(self, name: str) -> Host:
+        """One more host; it is cleared before the database is stopped."""
         directory = self.root / name
         directory.mkdir()
         proxy = Proxy(self._connect)
         self._stack.callback(proxy.close)
         host = Host(directory, proxy, {"RECEIVER_HANDLERS": self._handlers, "EFFECTS": str(self.effects)})
         self._stack.callback(host.clear)
+        self.hosts.append(host)
         return host
 
     def _connect(self) -> socket.socket:
@@ -149,8 +155,9 @@ class Site:
         self._stack.callback(self.engine.dispose)
         self.first.run("db", "upgrade")
         self.first.run("keys", "init")
-        self.second.data_dir.mkdir(mode=0o700)
-        shutil.copy(self.first.data_dir / "keyring.json", self.second.data_dir)
+        for host in self.hosts[1:]:
+            host.data_dir.mkdir(mode=0o700)
+            shutil.copy(self.first.data_dir / "keyring.json", host.data_dir)
         with self.engine.begin() as connection:
             connection.execute(text(effects.TABLE))
 
@@ -209,9 +216,12 @@ class Site:
             return checker.violations(checker.Evidence(
                 connection=connection, keyring=self.keyring, ledgers=self.sent, journal=self.journal()))
 
-    def gate(self, handler: str, message: str) -> Path:
-        """Put a gate before that handler for that message; it stands until it is unlinked."""
-        gate = self.effects / f"{handler}.{message}"
+    def gate(self, handler: str, message: str, *, host: Host | None = None) -> Path:
+        """Put a gate before that handler for that message; it stands until it is unlinked.
+
+        `host`: it stands on that host alone, of which the environment says GATES.
+        """
+        gate = (self.effects if host is None else Path(host.environment["GATES"])) / f"{handler}.{message}"
         gate.touch()
         return gate
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final
 
@@ -157,6 +157,6 @@ def lane_held(site: Site, dice: random.Random) -> None:
     site.first.run("deliveries", "skip", str(head["id"]), "--reason", "entered by hand")
 
 
-def struck(hosts: tuple[Host, ...]) -> int:
+def struck(hosts: Iterable[Host]) -> int:
     """How often a fail-point has struck on these hosts."""
     return sum(len(host.told("failpoint.struck")) for host in hosts)

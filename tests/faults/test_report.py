@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.faults import clocks, floods, hosts, proxied, recovery, rounds, soak
 from tests.faults.__main__ import SECTIONS, run
 from tests.faults.report import Section, Tell, report
 from tests.faults.rounds import Round, Run, section
@@ -34,6 +35,19 @@ def test_a_part_that_fails_is_told_and_the_others_run() -> None:
     assert "## Small things\n\n    python -m small.things\n\n**Nothing was violated.**\n\nNone was lost.\n" in told
 
 
+def test_a_report_that_is_not_whole_says_so() -> None:
+    """It names what is missing, and the command that it was made by."""
+    assert "**Not whole**: without hosts, soak.\n" in report([], "./run --soak 1", missing=["hosts", "soak"])
+    assert "\n    ./run --soak 1\n" in report([], "./run --soak 1")
+    assert "Not whole" not in report([])
+
+
 def test_the_rounds_come_first() -> None:
     """What `./tests/faults/run` runs alone is the first chapter."""
     assert SECTIONS[0].__module__ == "tests.faults.rounds"
+
+
+def test_no_part_is_left_out() -> None:
+    """Whatever has a chapter to give is in the report."""
+    assert {each.__module__ for each in SECTIONS} == {
+        each.__name__ for each in (rounds, recovery, hosts, clocks, floods, proxied, soak)}

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -91,7 +92,8 @@ def listener(served: Door, proxies: Sequence[str] = ()) -> Listener:
         return PublicListener(
             settings=settings.Settings(trusted_proxies=tuple(proxies)), door=served,
             tokens=TokenDoor(registry=served.registry, records=Records(), network=str),
-            start=lambda: events.append("started"), stop=lambda: events.append("stopped"))
+            start=lambda: events.append("started"), stop=lambda: events.append("stopped"),
+            now=lambda: datetime.now(UTC))
 
     return Listener(application=Application(compose), events=events)
 

@@ -8,6 +8,7 @@ import threading
 import time
 from functools import partial
 from hashlib import sha256
+from pathlib import Path
 
 import psutil
 import pytest
@@ -158,6 +159,28 @@ def test_stopped_under_load(site: Site, door: str, order: signal.Signals) -> Non
     assert set(answered) <= {200, 503}
     if order == signal.SIGTERM:
         assert site.audit(before, reason="token_wrong").outcome == "refused"
+
+
+def test_who_has_connected_when_it_stops_is_answered(site: Site) -> None:
+    """Also who waits to be accepted."""
+    with serving(site.directory, site.environment) as server:
+        [worker] = server.workers()
+        worker.suspend()
+        wires = [server.wire().send(sent(site)) for _ in range(5)]
+        server.process.send_signal(signal.SIGTERM)
+        until(lambda: _pending(worker.pid, signal.SIGTERM))
+        worker.resume()
+        assert [wire.answer().status for wire in wires] == [200] * 5
+        for wire in wires:
+            wire.socket.close()
+        assert server.process.wait(60) == 0
+
+
+def _pending(pid: int, number: signal.Signals) -> bool:
+    """Whether the signal waits for that process."""
+    masks = [int(line.split()[1], 16) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+             if line.startswith(("SigPnd", "ShdPnd"))]
+    return any(mask >> (number - 1) & 1 for mask in masks)
 
 
 def test_worker_that_dies_is_replaced(site: Site, server: Server) -> None:
