@@ -237,19 +237,19 @@ class Recorder:
 def _write(connection: Connection, statement: str, entries: Sequence[Entry],
            audit: Sequence[Mapping[str, Any]]) -> _Written:
     """Run the recording statement."""
-    arrays = statements.audit_arrays(audit)
+    rows = statements.audit(audit)
     if not entries:
         if audit:
-            connection.exec_driver_sql(statements.AUDIT, arrays)
+            connection.exec_driver_sql(statements.AUDIT, rows)
         return {}
-    arrays |= statements.message_arrays([entry.row for entry in entries])
-    arrays |= statements.delivery_arrays([row for entry in entries for row in entry.delivery_rows()])
-    return {r[0]: (r[1], tuple(r[2])) for r in connection.exec_driver_sql(statement, arrays)}
+    rows |= statements.messages([entry.row for entry in entries])
+    rows |= statements.deliveries([row for entry in entries for row in entry.delivery_rows()])
+    return {r[0]: (r[1], tuple(r[2])) for r in connection.exec_driver_sql(statement, rows)}
 
 
 def _claim(connection: Connection, keyed: Sequence[Entry]) -> dict[Any, _Known]:
     """Claim the keys, and give the entries that got theirs a message id; the messages behind the keys of the others."""
-    keys = statements.key_arrays([entry.row for entry in keyed])
+    keys = statements.keys([entry.row for entry in keyed])
     claimed: dict[Any, int] = {
         (r[0], r[1], r[2]): r[3] for r in connection.exec_driver_sql(statements.CLAIM_KEYS, keys)}
     for entry in keyed:
@@ -274,7 +274,7 @@ def _take_up(connection: Connection, entry: Entry, message: _Known) -> tuple[set
         if connection.exec_driver_sql(statements.TAKE_UP, new).rowcount:
             taken_up.add(message.state)
             lanes += connection.exec_driver_sql(
-                statements.ADD_DELIVERIES, new | statements.delivery_arrays(list(entry.delivery_rows()))).scalars()
+                statements.ADD_DELIVERIES, new | statements.deliveries(list(entry.delivery_rows()))).scalars()
     return taken_up, lanes
 
 
