@@ -38,7 +38,7 @@ from receiver.pipeline import Admitted, Challenged, Receipt, Refused
 from receiver.protocol.message import Head, Inbound, Message, Once, Reply, error_body
 from receiver.protocol.patterns import matches
 from receiver.protocol.registry import Destination, Registry, Subscription
-from receiver.web.transfer import Room, Share, Transfer, receive
+from receiver.web.transfer import SMALL, Room, Share, Transfer, receive
 
 log: Final = structlog.get_logger(__name__)
 
@@ -177,7 +177,9 @@ class Door:
         screened = pipeline.screen(head, registry, head.received_at)
         if isinstance(screened, Refused):
             return _closing(self._refuse(screened))
-        with self._room.share(proved=screened and pipeline.proved(head, registry)) as share:
+        # A small one takes no room, whoever sends it.
+        small = transfer.length is not None and transfer.length <= SMALL
+        with self._room.share(proved=small or (screened and pipeline.proved(head, registry))) as share:
             body = self._body(head, transfer, registry, share, whole=screened)
             if isinstance(body, Refused):
                 return _closing(self._refuse(body))
