@@ -26,7 +26,6 @@ from receiver.errors import ConfigurationError, ReceiverError
 from receiver.handlers.hints import Hints
 from receiver.handlers.inline import Responders
 from receiver.keyring import Keyring
-from receiver.outbound.jwks import fetch
 from receiver.protocol.message import Once
 from receiver.protocol.registry import Registry
 from receiver.settings import Settings
@@ -86,7 +85,7 @@ def public_app() -> Flask:
     registered = ProvedRegistry(engine, keyring, lambda: follower.current)
     door = Door(registry=registered, ledger=ledger, responders=responders, max_body=settings.max_body, places=places)
     tokens = TokenDoor(registry=registered, records=ledger, network=network)
-    fetcher = KeyFetcher(engine, keyring, fetch, every=settings.key_set_refresh)
+    fetcher = KeyFetcher(engine, keyring, _fetch, every=settings.key_set_refresh)
     for part in (ledger, follower, registered, hints, responders, fetcher):
         part.start()
 
@@ -98,6 +97,13 @@ def public_app() -> Flask:
     # Last of all, when the request threads have ended: what they have handed over is written.
     atexit.register(stop)
     return public.public_app(door, trusted_proxies=settings.trusted_proxies, tokens=tokens)
+
+
+def _fetch(url: str) -> bytes:
+    """What a URL of keys holds. The HTTP client is imported by who has any: it takes megabytes."""
+    from receiver.outbound.jwks import fetch
+
+    return fetch(url)
 
 
 def admin_app() -> Flask:
