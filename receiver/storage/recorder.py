@@ -147,7 +147,7 @@ class Recorder:
         told, counted = self._repeats.split(_events(entries), time.monotonic())
         rows = self._chain.rows([*events, *told])
         _sending()
-        written = _write(connection, statements.RECORD, entries, rows)
+        written = _write(connection, entries, rows, with_keys=True)
         self._chain.written(rows)
         self._repeats.written(told)
         return Recorded(receipts=[_receipt(entry, written) for entry in entries], lanes=_lanes(entries),
@@ -168,7 +168,7 @@ class Recorder:
             lanes += woken
         told, counted = self._repeats.split([*repeated, *_events(fresh)], time.monotonic())
         rows = self._chain.rows([*events, *told])
-        written = _write(connection, statements.RECORD_WITHOUT_KEYS, fresh, rows)
+        written = _write(connection, fresh, rows, with_keys=False)
         inline = {message.id: _inline(connection, message.id) for _, message in repeats}
         _committing()
         connection.exec_driver_sql("COMMIT")
@@ -234,8 +234,8 @@ class Recorder:
         return Unavailable("database_refuses" if refused else "database_away")
 
 
-def _write(connection: Connection, statement: str, entries: Sequence[Entry],
-           audit: Sequence[Mapping[str, Any]]) -> _Written:
+def _write(connection: Connection, entries: Sequence[Entry], audit: Sequence[Mapping[str, Any]], *,
+           with_keys: bool) -> _Written:
     """Run the recording statement."""
     rows = statements.audit(audit)
     if not entries:
@@ -244,7 +244,8 @@ def _write(connection: Connection, statement: str, entries: Sequence[Entry],
         return {}
     rows |= statements.messages([entry.row for entry in entries])
     rows |= statements.deliveries([row for entry in entries for row in entry.delivery_rows()])
-    return {r[0]: (r[1], tuple(r[2])) for r in connection.exec_driver_sql(statement, rows)}
+    found = connection.exec_driver_sql(statements.RECORD[with_keys, len(entries) == 1], rows)
+    return {r[0]: (r[1], tuple(r[2])) for r in found}
 
 
 def _claim(connection: Connection, keyed: Sequence[Entry]) -> dict[Any, _Known]:

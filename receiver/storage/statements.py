@@ -35,8 +35,8 @@ _EXPIRES: Final = "now() + (key_expires_at - received_at)"
 _encode: Final = msgspec.json.Encoder().encode
 
 
-def _rows(parameter: str, columns: Mapping[str, str], *, sealed: bool = False) -> str:
-    """The rows of a document as `r`, numbered by `place`; the sealed bodies stand in an array beside it.
+def _rows(parameter: str, columns: Mapping[str, str], *, sealed: str | None = None) -> str:
+    """The rows of a document as `r`, numbered by `place`; `sealed`: the array beside it that the sealed bodies are in.
 
     Bytes are base64 in a document.
     """
@@ -44,8 +44,8 @@ def _rows(parameter: str, columns: Mapping[str, str], *, sealed: bool = False) -
     found = ", ".join(f"decode({name}, 'base64') AS {name}" if kind == "bytea" else name
                       for name, kind in columns.items())
     document = f"json_to_recordset(%({parameter})s::json) AS ({typed})"
-    if sealed:
-        document, found = f"{document}, unnest(%(sealed)b::bytea[])", f"{found}, unnest AS sealed"
+    if sealed is not None:
+        document, found = f"{document}, unnest({sealed})", f"{found}, unnest AS sealed"
     return f"(SELECT {found}, ordinality AS place FROM ROWS FROM ({document}) WITH ORDINALITY AS j) r"
 
 
@@ -53,13 +53,16 @@ _STORED: Final = ", ".join(name for name in _MESSAGE if name not in
                            ("id", "key", "outside", "key_expires_at", "payload_key", "id_conflict"))
 
 
-def _record(*, with_keys: bool) -> str:
+def _record(*, with_keys: bool, alone: bool) -> str:
     """One statement that writes a batch: messages, payloads, deliveries, audit, and the keys where nobody did before.
 
     A key that is there already fails the whole (23505), and the batch goes the longer way. Identity numbers are given
     in the order of arrival, for the order of deliveries in a lane is that of their ids. A conflict within the batch is
     flagged by who folded it, and not here: that would flag the first of the two as well.
+
+    Of a body that is `alone` no array is made: it may have 40 MB.
     """
+    sealed = "ARRAY[%(sealed)b::bytea]" if alone else "%(sealed)b::bytea[]"
     keys = f"""
 k AS (INSERT INTO message_keys (destination_id, key, outside, message_id, expires_at)
       SELECT destination_id, key, outside, number, {_EXPIRES} FROM i WHERE key IS NOT NULL
@@ -67,7 +70,7 @@ k AS (INSERT INTO message_keys (destination_id, key, outside, message_id, expire
     return f"""
 WITH i AS MATERIALIZED (
       SELECT r.*, coalesce(r.id, nextval('messages_id_seq')) AS number
-      FROM {_rows("messages", _MESSAGE, sealed=True)} ORDER BY place),
+      FROM {_rows("messages", _MESSAGE, sealed=sealed)} ORDER BY place),
 m AS (INSERT INTO messages (id, id_conflict, {_STORED}) OVERRIDING SYSTEM VALUE
       SELECT number, id_conflict OR EXISTS (
                  SELECT FROM message_keys o WHERE o.destination_id = i.destination_id AND o.key = i.key
@@ -88,8 +91,9 @@ def _audit_insert() -> str:
     return f"INSERT INTO audit_events ({names}) SELECT {names} FROM {_rows('audit', _AUDIT)} ORDER BY place"
 
 
-RECORD: Final = _record(with_keys=True)
-RECORD_WITHOUT_KEYS: Final = _record(with_keys=False)
+# By (with_keys, alone).
+RECORD: Final = {(with_keys, alone): _record(with_keys=with_keys, alone=alone)
+                 for with_keys in (True, False) for alone in (True, False)}
 AUDIT: Final = _audit_insert()
 
 # The longer way is a transaction. Whatever the server's default: with one snapshot for all of it, what a concurrent
@@ -141,8 +145,9 @@ WHERE credentials.id = u.id AND (last_used_at IS NULL OR last_used_at < u.at)"""
 
 
 def messages(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The messages and their payloads, as the statements take them."""
-    return {"messages": _document(rows, _MESSAGE), "sealed": [row["sealed"] for row in rows]}
+    """The messages and their payloads, as the statements take them: one that is alone without an array."""
+    sealed = [row["sealed"] for row in rows]
+    return {"messages": _document(rows, _MESSAGE), "sealed": sealed[0] if len(sealed) == 1 else sealed}
 
 
 def keys(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
