@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from receiver import keyring as keyrings
 from receiver import settings as table
+from receiver.allocation import large_blocks_apart
 from receiver.errors import ConfigurationError, ReceiverError
 from receiver.handlers.hints import Hints
 from receiver.handlers.inline import Responders
@@ -70,6 +71,7 @@ def public_app() -> Flask:
     A database that is away is no reason not to start: until it is there, everything is answered 503. Raises
     ConfigurationError: a setting, no keyring, or one that is not the database's.
     """
+    large_blocks_apart()
     settings = table.load()
     keyring = keyrings.load(settings.keyring_path)
     url = database_url(settings)
