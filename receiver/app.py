@@ -24,11 +24,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from receiver import keyring as keyrings
 from receiver import settings as table
+from receiver.allocation import large_blocks_apart
 from receiver.errors import ConfigurationError, ReceiverError
 from receiver.handlers.hints import Hints
 from receiver.handlers.inline import Responders
 from receiver.keyring import Keyring
-from receiver.outbound.jwks import fetch
 from receiver.protocol.message import Once
 from receiver.protocol.registry import Registry
 from receiver.settings import Settings
@@ -102,6 +102,7 @@ def compose() -> PublicListener:
     A database that is away is no reason not to start: until it is there, everything is answered 503. Raises
     ConfigurationError: a setting, no keyring, or one that is not the database's.
     """
+    large_blocks_apart()
     settings = table.load()
     keyring = keyrings.load(settings.keyring_path)
     url = database_url(settings)
@@ -115,7 +116,7 @@ def compose() -> PublicListener:
     follower = RegistryFollower(engine, keyring)
     responders = Responders(settings, url, engine)
     registered = ProvedRegistry(engine, keyring, lambda: follower.current)
-    fetcher = KeyFetcher(engine, keyring, fetch, every=settings.key_set_refresh)
+    fetcher = KeyFetcher(engine, keyring, _fetch, every=settings.key_set_refresh)
 
     def start() -> None:
         for part in (ledger, follower, registered, hints, responders, fetcher):
@@ -130,6 +131,13 @@ def compose() -> PublicListener:
         settings=settings, start=start, stop=stop,
         door=Door(registry=registered, ledger=ledger, responders=responders, max_body=settings.max_body, places=places),
         tokens=TokenDoor(registry=registered, records=ledger, network=network), now=follower.clock.now)
+
+
+def _fetch(url: str) -> bytes:
+    """What a URL of keys holds. The HTTP client is imported by who has any: it takes megabytes."""
+    from receiver.outbound.jwks import fetch
+
+    return fetch(url)
 
 
 def admin_app() -> Flask:

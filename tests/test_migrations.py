@@ -72,10 +72,12 @@ def shape(engine: Engine) -> list[str]:
 
 
 def test_there_is_one_head() -> None:
-    """Two branches would leave it to chance which is applied."""
+    """Two branches would leave it to chance which is applied. All are known without Alembic."""
     scripts = ScriptDirectory.from_config(migrations.config())
     assert scripts.get_heads() == [migrations.head()]
     assert scripts.get_bases() == ["0001"]
+    assert all(migrations.known(each.revision) for each in scripts.walk_revisions())
+    assert not migrations.known("later")
 
 
 def test_up_down_and_up_again_comes_to_the_same(empty: Engine) -> None:
@@ -174,7 +176,9 @@ def test_a_step_that_fails_leaves_nothing(empty: Engine) -> None:
 # What a later release may bring, each after the head of today.
 LATER = """
 from alembic import op
-revision, down_revision, branch_labels, depends_on = "later", {head!r}, None, None
+revision = "later"
+down_revision = {head!r}
+branch_labels, depends_on = None, None
 oldest_code = {oldest!r}
 def upgrade() -> None:
     {does}

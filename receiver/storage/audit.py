@@ -10,6 +10,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Any, Final
 from uuid import UUID
@@ -118,6 +119,7 @@ def write(connection: Connection, audit: AuditChain, events: Sequence[AuditEvent
         audit.written(rows)
 
 
+@lru_cache(1024)
 def network(peer: str) -> str:
     """Whom a flood is counted under: an IPv4 address, or the /64 of an IPv6 address."""
     try:

@@ -3,26 +3,28 @@
 A step that waits for a lock keeps waiting everybody who comes after it. So it waits for a moment only, less than a
 request has time, then gives up, lets the others by and tries again. What a revision has to be like stands in
 migrations/script.py.mako. May not define tables (receiver.storage.schema) or steps (the revisions), or judge where the
-schema stands (receiver.storage.standing).
+schema stands (receiver.storage.standing). Alembic is imported by who moves the schema: it takes nine megabytes, and a
+receiver only asks which revisions there are.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import DBAPIError
 
 from receiver.errors import ConfigurationError, Conflict
 from receiver.storage.database import sqlstate
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 log: Final = structlog.get_logger(__name__)
 
@@ -38,6 +40,9 @@ _GLANCE: Final = 0.2
 _NOT_TO_BE_HAD: Final = "55P03"
 # What alembic_version says of the schema: the oldest revision whose code still runs on it.
 _MARK: Final = "oldest code: "
+
+# How a revision says what it is, and what it comes after.
+_SAYS: Final = re.compile(r"""^(revision|down_revision) = (?:None|["']([^"']+)["'])$""", re.MULTILINE)
 
 _PACKAGE: Final = Path(__file__).resolve().parent.parent
 
@@ -55,6 +60,8 @@ def procrastinate_sql(version: str) -> str:
 
 def config(connection: Connection | None = None) -> Config:
     """Alembic's configuration, without a file."""
+    from alembic.config import Config
+
     made = Config()
     made.set_main_option("script_location", str(location()).replace("%", "%%"))
     made.set_main_option("path_separator", "os")
@@ -73,10 +80,16 @@ def known(revision: str) -> bool:
 
 
 @cache
-def _revisions(_location: Path) -> tuple[str, ...]:
-    """All of them, the newest first. Read once: each reading runs the revisions' modules anew, and leaves some behind.
-    """
-    return tuple(each.revision for each in ScriptDirectory.from_config(config()).walk_revisions())
+def _revisions(location: Path) -> tuple[str, ...]:
+    """All of them, the newest first."""
+    after = {}
+    for path in (location / "versions").glob("*.py"):
+        said = dict(_SAYS.findall(path.read_text()))
+        after[said["down_revision"]] = said["revision"]
+    line = [after[""]]  # the first comes after none
+    while line[-1] in after:
+        line.append(after[line[-1]])
+    return tuple(reversed(line))
 
 
 def current(connection: Connection) -> str | None:
@@ -113,11 +126,15 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
                 raise ConfigurationError(f"the schema is at revision {found}, of a newer release: install that one; "
                                          f"this redox-receiver ({head()}) does not run on it")
             return
+    from alembic import command
+
     _patiently(engine, command.upgrade, revision)
 
 
 def downgrade(engine: Engine, revision: str) -> None:
     """Take the schema back to `revision` ("base": nothing of ours is left)."""
+    from alembic import command
+
     _patiently(engine, command.downgrade, revision)
 
 

@@ -147,7 +147,7 @@ class Recorder:
         told, counted = self._repeats.split(_events(entries), time.monotonic())
         rows = self._chain.rows([*events, *told])
         _sending()
-        written = _write(connection, statements.RECORD, entries, rows)
+        written = _write(connection, entries, rows, with_keys=True)
         self._chain.written(rows)
         self._repeats.written(told)
         return Recorded(receipts=[_receipt(entry, written) for entry in entries], lanes=_lanes(entries),
@@ -168,7 +168,7 @@ class Recorder:
             lanes += woken
         told, counted = self._repeats.split([*repeated, *_events(fresh)], time.monotonic())
         rows = self._chain.rows([*events, *told])
-        written = _write(connection, statements.RECORD_WITHOUT_KEYS, fresh, rows)
+        written = _write(connection, fresh, rows, with_keys=False)
         inline = {message.id: _inline(connection, message.id) for _, message in repeats}
         _committing()
         connection.exec_driver_sql("COMMIT")
@@ -234,22 +234,23 @@ class Recorder:
         return Unavailable("database_refuses" if refused else "database_away")
 
 
-def _write(connection: Connection, statement: str, entries: Sequence[Entry],
-           audit: Sequence[Mapping[str, Any]]) -> _Written:
+def _write(connection: Connection, entries: Sequence[Entry], audit: Sequence[Mapping[str, Any]], *,
+           with_keys: bool) -> _Written:
     """Run the recording statement."""
-    arrays = statements.audit_arrays(audit)
+    rows = statements.audit(audit)
     if not entries:
         if audit:
-            connection.exec_driver_sql(statements.AUDIT, arrays)
+            connection.exec_driver_sql(statements.AUDIT, rows)
         return {}
-    arrays |= statements.message_arrays([entry.row for entry in entries])
-    arrays |= statements.delivery_arrays([row for entry in entries for row in entry.delivery_rows()])
-    return {r[0]: (r[1], tuple(r[2])) for r in connection.exec_driver_sql(statement, arrays)}
+    rows |= statements.messages([entry.row for entry in entries])
+    rows |= statements.deliveries([row for entry in entries for row in entry.delivery_rows()])
+    found = connection.exec_driver_sql(statements.RECORD[with_keys, len(entries) == 1], rows)
+    return {r[0]: (r[1], tuple(r[2])) for r in found}
 
 
 def _claim(connection: Connection, keyed: Sequence[Entry]) -> dict[Any, _Known]:
     """Claim the keys, and give the entries that got theirs a message id; the messages behind the keys of the others."""
-    keys = statements.key_arrays([entry.row for entry in keyed])
+    keys = statements.keys([entry.row for entry in keyed])
     claimed: dict[Any, int] = {
         (r[0], r[1], r[2]): r[3] for r in connection.exec_driver_sql(statements.CLAIM_KEYS, keys)}
     for entry in keyed:
@@ -274,7 +275,7 @@ def _take_up(connection: Connection, entry: Entry, message: _Known) -> tuple[set
         if connection.exec_driver_sql(statements.TAKE_UP, new).rowcount:
             taken_up.add(message.state)
             lanes += connection.exec_driver_sql(
-                statements.ADD_DELIVERIES, new | statements.delivery_arrays(list(entry.delivery_rows()))).scalars()
+                statements.ADD_DELIVERIES, new | statements.deliveries(list(entry.delivery_rows()))).scalars()
     return taken_up, lanes
 
 

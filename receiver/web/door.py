@@ -42,7 +42,7 @@ from receiver.protocol.message import Head, Inbound, Message, Once, Reply, error
 from receiver.protocol.patterns import matches
 from receiver.protocol.registry import Destination, Registry, Subscription
 from receiver.web.steps import Call, Steps, T, Transfer, Wait, take
-from receiver.web.transfer import Room, Share, receive
+from receiver.web.transfer import SMALL, Room, Share, receive
 
 log: Final = structlog.get_logger(__name__)
 
@@ -186,7 +186,9 @@ class Door:
         screened = pipeline.screen(head, registry, head.received_at)
         if isinstance(screened, Refused):
             return _closing(self._refuse(screened))
-        with self._room.share(proved=screened and pipeline.proved(head, registry)) as share:
+        # A small one takes no room, whoever sends it.
+        small = length is not None and length <= SMALL
+        with self._room.share(proved=small or (screened and pipeline.proved(head, registry))) as share:
             body = yield from self._body(head, length, registry, share, whole=screened)
             if isinstance(body, Refused):
                 return _closing(self._refuse(body))
