@@ -12,8 +12,6 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cache
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -41,17 +39,9 @@ AUTHORITY: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?]*")
 class PublicApp(Flask):
     """A Flask application that finds its routes whatever slashes are in the path."""
 
-    # Serves a destination of that name; what Flask does around a view costs as much as the view itself.
-    serve_destination: Callable[[WSGIEnvironment, str], Reply]
-
     def wsgi_app(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve, with PATH_INFO brought to one spelling."""
-        parts = [part for part in environ.get("PATH_INFO", "").split("/") if part]
-        if len(parts) == 2 and parts[0] == "redox" and environ["REQUEST_METHOD"] in METHODS:
-            reply = self.serve_destination(environ, parts[1])
-            start_response(_status_line(reply.status), [*fields(reply), ("Content-Length", str(len(reply.body)))])
-            return [reply.body]
-        environ["PATH_INFO"] = "/" + "/".join(parts)
+        environ["PATH_INFO"] = "/" + "/".join(filter(None, environ.get("PATH_INFO", "").split("/")))
         return super().wsgi_app(environ, start_response)
 
 
@@ -68,20 +58,12 @@ def public_app(door: Door, *, trusted_proxies: Iterable[str], tokens: TokenDoor 
     app = PublicApp(__name__, static_folder=None)
     peers = Peers(trusted_proxies)
 
-    def serve(environ: WSGIEnvironment, name: str) -> Reply:
-        try:
-            return door.serve(_head(environ, name, peers, now()), WsgiTransfer(environ))
-        except Exception:
-            log.exception("request.failed")
-            return replace(UNAVAILABLE, close=True)
-
-    app.serve_destination = serve
-
     @app.route("/redox/<name>", methods=METHODS, provide_automatic_options=False)
     def destination(name: str) -> Response:
-        if request.method not in METHODS:  # werkzeug lets HEAD in where GET is
+        environ = request.environ
+        if environ["REQUEST_METHOD"] not in METHODS:  # werkzeug lets HEAD in where GET is
             raise MethodNotAllowed(METHODS)
-        return respond(serve(request.environ, name))
+        return respond(door.serve(_head(environ, name, peers, now()), WsgiTransfer(environ)))
 
     @app.route("/livez", methods=["GET"], provide_automatic_options=False)
     def livez() -> Response:
@@ -112,11 +94,6 @@ def public_app(door: Door, *, trusted_proxies: Iterable[str], tokens: TokenDoor 
 
 
 _FAULTS: Final = {404: b"not found\n", 405: b"method not allowed\n"}
-
-
-@cache
-def _status_line(status: int) -> str:
-    return f"{status} {HTTPStatus(status).phrase}"
 
 
 def respond(reply: Reply, *, close: bool = False) -> Response:
