@@ -11,7 +11,6 @@ revision = "0002"
 down_revision = "0001"
 branch_labels = None
 depends_on = None
-oldest_code = "0001"
 
 
 def upgrade() -> None:

@@ -10,7 +10,6 @@ revision = "0003"
 down_revision = "0002"
 branch_labels = None
 depends_on = None
-oldest_code = "0001"
 
 
 def upgrade() -> None:

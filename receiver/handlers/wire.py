@@ -43,15 +43,13 @@ class Hello(_Said, frozen=True, kw_only=True):
     env_file: str | None
 
 
-class RunLanes(_Said, frozen=True, kw_only=True):
-    """Run what is pending in these lanes (name and epoch), one lane after another: all there is in a single one, the
-    first few of each of many.
-
-    `until`: when the lease ends, `leave_at`: when others may want the process, both on the system's monotonic clock.
-    `up_to`: with an inline policy, the last delivery to be run.
+class RunLane(_Said, frozen=True, kw_only=True):
+    """Run what is pending in a lane. `until`: when the lease ends, `leave_at`: when others may want the process, both
+    on the system's monotonic clock. `up_to`: with an inline policy, the last delivery to be run.
     """
 
-    lanes: tuple[tuple[str, int], ...]
+    lane: str
+    epoch: int
     owner: str
     handler: str
     destination: str
@@ -108,7 +106,6 @@ class Failed(_Said, frozen=True, kw_only=True):
 class Started(_Said, frozen=True, kw_only=True):
     """A handler is about to be called; its attempt is recorded. `delivery` 0: a responder."""
 
-    lane: str = ""
     delivery: int = 0
     attempt: int = 0
     deferred_for: float = 0.0
@@ -119,7 +116,7 @@ class Ended(_Said, frozen=True, kw_only=True):
 
 
 class Left(_Said, frozen=True, kw_only=True):
-    """The lane is left, or the last one of many. `why`:
+    """The lane is left. `why`:
 
     "empty": nothing there that may run now · "time": there may be more · "dead": the last one run is dead, of
     `error_class` · "waiting": the last one failed, and what comes after it waits · "fenced": the lease is another's ·
@@ -154,7 +151,7 @@ class Log(_Said, frozen=True, kw_only=True):
     fields: dict[str, str | int | float | bool | None]
 
 
-Command = RunLanes | Ask
+Command = RunLane | Ask
 ToChild = Hello | Command | LeaseUntil | Leave
 FromChild = Ready | Failed | Started | Ended | Left | Answered | Unanswered | Log
 

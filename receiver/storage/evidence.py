@@ -5,16 +5,15 @@ May not read or write rows. The encoding below is part of the stored evidence: i
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from operator import itemgetter
 from typing import Any, Final
 from uuid import UUID
 
 import msgspec
 
 from receiver.keyring import Key, Keyring
-from receiver.protocol.digests import hmac_sha256
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -41,9 +40,6 @@ COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 
-_values: Final = {table: itemgetter(*columns) for table, columns in COLUMNS.items()}
-
-
 def mac_key(key: Key) -> bytes:
     """The key that rows are signed with."""
     return key.derive("row mac")
@@ -51,17 +47,12 @@ def mac_key(key: Key) -> bytes:
 
 def row_mac(key: bytes, table: str, row: Mapping[str, Any], *, previous: bytes = b"") -> bytes:
     """HMAC-SHA256 over the table's name, the columns of COLUMNS, and, in a chain, the MAC before."""
-    return hmac_sha256(key, previous + encode(str(table), *_values[table](row)))
+    return hmac.digest(key, previous + encode(str(table), *(row[name] for name in COLUMNS[table])), "sha256")
 
 
 def encode(*values: Any) -> bytes:
     """An unambiguous encoding: a JSON array; times as microseconds since 1970, bytes as base64, mappings sorted."""
-    return _encode([value if type(value) in _PLAIN else _plain(value) for value in values])
-
-
-_encode: Final = msgspec.json.Encoder(order="sorted").encode
-# What stands in JSON as it is; most values of a row are of these.
-_PLAIN: Final = frozenset({str, int, bool, type(None), bytes, UUID, dict, list, tuple})
+    return msgspec.json.encode([_plain(value) for value in values], order="sorted")
 
 
 def _plain(value: Any) -> Any:
@@ -87,7 +78,7 @@ class PatientDigests:
 
     def digest(self, id_type: str, identifier: str) -> bytes:
         """HMAC-SHA256 of one identifier: equal for equal (type, identifier), whatever the message or destination."""
-        return hmac_sha256(self._key, f"{id_type}\0{identifier}".encode())
+        return hmac.digest(self._key, f"{id_type}\0{identifier}".encode(), "sha256")
 
 
 def chain(key: bytes, rows: Sequence[dict[str, Any]], previous: bytes) -> bytes:

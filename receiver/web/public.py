@@ -9,8 +9,7 @@ sessions, no redirects, no forms.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,11 +20,9 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from receiver.errors import BadTransfer
 from receiver.protocol.message import Head, Reply
 from receiver.web import jwks
-from receiver.web.answers import Fields, fields, token_fields
 from receiver.web.door import UNAVAILABLE, Door
 from receiver.web.peers import Peers
 from receiver.web.tokens import TokenDoor
-from receiver.web.transfer import framing
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -33,7 +30,8 @@ if TYPE_CHECKING:
 log: Final = structlog.get_logger(__name__)
 
 METHODS: Final = ("GET", "POST")
-AUTHORITY: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?]*")
+_AUTHORITY: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?]*")
+_DIGITS: Final = re.compile(r"[0-9]{1,15}")
 
 
 class PublicApp(Flask):
@@ -45,15 +43,10 @@ class PublicApp(Flask):
         return super().wsgi_app(environ, start_response)
 
 
-def _here() -> datetime:
-    return datetime.now(UTC)
-
-
-def public_app(door: Door, *, trusted_proxies: Iterable[str], tokens: TokenDoor | None = None,
-               now: Callable[[], datetime] = _here) -> PublicApp:
+def public_app(door: Door, *, trusted_proxies: Iterable[str], tokens: TokenDoor | None = None) -> PublicApp:
     """The application. `trusted_proxies`: addresses and networks whose X-Forwarded-For is believed.
 
-    `tokens` None: there is no token endpoint. `now`: the clock by which everything is judged.
+    `tokens` None: there is no token endpoint.
     """
     app = PublicApp(__name__, static_folder=None)
     peers = Peers(trusted_proxies)
@@ -63,7 +56,7 @@ def public_app(door: Door, *, trusted_proxies: Iterable[str], tokens: TokenDoor 
         environ = request.environ
         if environ["REQUEST_METHOD"] not in METHODS:  # werkzeug lets HEAD in where GET is
             raise MethodNotAllowed(METHODS)
-        return respond(door.serve(_head(environ, name, peers, now()), WsgiTransfer(environ)))
+        return respond(door.serve(_head(environ, name, peers), WsgiTransfer(environ)))
 
     @app.route("/livez", methods=["GET"], provide_automatic_options=False)
     def livez() -> Response:
@@ -73,8 +66,11 @@ def public_app(door: Door, *, trusted_proxies: Iterable[str], tokens: TokenDoor 
         @app.route("/oauth/<name>/token", methods=["POST"], provide_automatic_options=False)
         def token(name: str) -> Response:
             environ = request.environ
-            reply = tokens.serve(_head(environ, name, peers, now()), WsgiTransfer(environ))
-            return _response(reply, token_fields(reply))
+            response = respond(tokens.serve(_head(environ, name, peers), WsgiTransfer(environ)))
+            response.headers["Pragma"] = "no-cache"  # RFC 6749 5.1
+            if response.status_code == 401:
+                response.headers["WWW-Authenticate"] = 'Basic realm="oauth"'  # RFC 6749 5.2
+            return response
 
     jwks.publish(app, door.registry, lambda: respond(UNAVAILABLE))
 
@@ -97,12 +93,17 @@ _FAULTS: Final = {404: b"not found\n", 405: b"method not allowed\n"}
 
 
 def respond(reply: Reply, *, close: bool = False) -> Response:
-    """The response that says `reply`."""
-    return _response(reply, fields(replace(reply, close=True) if close else reply))
-
-
-def _response(reply: Reply, found: Fields) -> Response:
-    return Response(reply.body, status=reply.status, headers=list(found))
+    """The response that says `reply`, and lets nobody keep it or guess what it is."""
+    response = Response(reply.body, status=reply.status, content_type=reply.media)
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Cache-Control"] = "no-store"
+    if reply.retry_after is not None:
+        response.headers["Retry-After"] = str(reply.retry_after)
+    if reply.status == 401:  # RFC 9110 section 11.6.1
+        response.headers["WWW-Authenticate"] = "Bearer"
+    if reply.close or close:
+        response.headers["Connection"] = "close"
+    return response
 
 
 class WsgiTransfer:
@@ -112,9 +113,10 @@ class WsgiTransfer:
     """
 
     def __init__(self, environ: WSGIEnvironment) -> None:
-        length, ends = framing(environ.get("CONTENT_LENGTH") or "", coded="HTTP_TRANSFER_ENCODING" in environ)
-        self.length: Final = length
-        self._ends = ends and (length is not None or bool(environ.get("wsgi.input_terminated")))
+        announced = environ.get("CONTENT_LENGTH") or ("" if "HTTP_TRANSFER_ENCODING" in environ else "0")
+        self.length: Final = int(announced) if _DIGITS.fullmatch(announced) else None
+        # Servers refuse themselves what is neither a length nor chunks; should one not, nothing of it is read.
+        self._ends = self.length is not None or (not announced and bool(environ.get("wsgi.input_terminated")))
         self._environ = environ
 
     def read(self, size: int) -> bytes:
@@ -129,7 +131,7 @@ class WsgiTransfer:
         return piece
 
 
-def _head(environ: WSGIEnvironment, destination: str, peers: Peers, now: datetime) -> Head:
+def _head(environ: WSGIEnvironment, destination: str, peers: Peers) -> Head:
     headers = {key[5:].replace("_", "-").lower(): value for key, value in environ.items() if key.startswith("HTTP_")}
     headers |= {key.replace("_", "-").lower(): environ[key] for key in ("CONTENT_TYPE", "CONTENT_LENGTH")
                 if environ.get(key)}
@@ -137,12 +139,12 @@ def _head(environ: WSGIEnvironment, destination: str, peers: Peers, now: datetim
     remote = environ.get("REMOTE_ADDR", "")
     return Head(destination=destination, method=environ["REQUEST_METHOD"], headers=headers, target=target, query=query,
                 peer=peers.name(remote, headers.get("x-forwarded-for")), proxied=peers.trusted(remote),
-                received_at=now)
+                received_at=datetime.now(UTC))
 
 
 def _raw(environ: dict[str, Any]) -> tuple[str, str]:
     """Path and query as they were sent: the request target of RFC 9112 section 3.2, without scheme and host."""
     raw = environ.get("RAW_URI") or environ.get("REQUEST_URI") or ""
-    authority = AUTHORITY.match(raw)
+    authority = _AUTHORITY.match(raw)
     target, _, query = raw[authority.end() if authority else 0:].partition("?")
     return target, query

@@ -28,7 +28,6 @@ class GoogleKind:
     """The verifier of `google`."""
 
     name = "google"
-    by_head = True
 
     def claims(self, head: Head, destination: Destination) -> bool:
         """See `bearer.claims`."""
