@@ -27,8 +27,8 @@ import structlog
 
 # What a line may hold beside time, level, logger and event: words and ids of ours, numbers, and our own frames.
 FIELDS: Final = frozenset({
-    "action", "again_in", "attempt", "bind", "child", "count", "delivery", "destination", "error", "error_class",
-    "frames", "handler", "handlers", "id", "kind", "lane", "lanes", "method", "ms", "part", "path", "peer", "pid",
+    "action", "again_in", "ahead", "attempt", "bind", "bound", "child", "count", "delivery", "destination", "error",
+    "error_class", "frames", "handler", "handlers", "id", "kind", "lane", "lanes", "method", "ms", "part", "path", "peer", "pid",
     "reason", "responder", "row", "seconds", "status", "subject", "table", "uuid", "version", "worker",
 })
 

@@ -23,7 +23,7 @@ def test_nothing_is_violated() -> None:
     seed = random.SystemRandom().randrange(1_000_000)
     made = run(seed, len(MISHAPS), ends=time.monotonic() + SECONDS)
     assert made.wrong == [], f"./tests/faults/run --rounds {len(made.rounds)} --seed {seed}"
-    assert len(made.rounds) >= 3
+    assert made.rounds
     assert made.counts["messages recorded"] > 20
 
 

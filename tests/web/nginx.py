@@ -36,7 +36,7 @@ class Nginx:
     directory: Path
     tls: ssl.SSLContext
 
-    def wire(self, *, timeout: float = 20.0, source: str = "127.0.0.1") -> Wire:
+    def wire(self, *, timeout: float = 120.0, source: str = "127.0.0.1") -> Wire:
         """A new connection over TLS."""
         return Wire(self.port, timeout=timeout, tls=self.tls, source=source)
 

@@ -40,7 +40,7 @@ class Wire:
     `tls` None: plain TCP. `source`: the address of this machine's that it comes from.
     """
 
-    def __init__(self, port: int, *, timeout: float = 20.0, tls: ssl.SSLContext | None = None,
+    def __init__(self, port: int, *, timeout: float = 120.0, tls: ssl.SSLContext | None = None,
                  source: str = "127.0.0.1") -> None:
         made = socket.create_connection(("127.0.0.1", port), timeout=timeout, source_address=(source, 0))
         if made.getsockname() == made.getpeername():
@@ -102,7 +102,7 @@ class Server:
     process: subprocess.Popen[bytes]
     output: Path
 
-    def wire(self, *, timeout: float = 20.0) -> Wire:
+    def wire(self, *, timeout: float = 120.0) -> Wire:
         """A new connection."""
         return Wire(self.port, timeout=timeout)
 
