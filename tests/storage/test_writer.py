@@ -363,7 +363,7 @@ def test_refusals_that_cannot_be_written_are_bounded_and_counted(
     Guards `EVENTS` and the room in `Flood.take`.
     """
     monkeypatch.setattr(writer_module, "EVENTS", 50)
-    monkeypatch.setattr(writer_module, "_EVENTS_AT_ONCE", 10)  # what is in hand leaves room for as many, put back or not
+    monkeypatch.setattr(writer_module, "_EVENTS_AT_ONCE", 10)  # what is in hand leaves room for as many more
     refused = [door.refuse(b"", token="wrong", peer=f"198.51.100.{n}") for n in range(100)]
     door.rows("ALTER TABLE audit_events RENAME TO elsewhere")
     for n in range(1000):
