@@ -19,6 +19,9 @@ from receiver.storage.database import open_engine
 from receiver.storage.registration import Registration, record_keys
 from tests.postgres import drop_database, new_database, session_cluster
 
+# Where modules are that no test writes.
+_LASTING = tuple(f"{place}{os.sep}" for place in (sys.prefix, sys.base_prefix, Path(__file__).parents[1]))
+
 
 @pytest.fixture(autouse=True)
 def _scrubbed(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -35,10 +38,9 @@ def _forgotten() -> Iterator[None]:
     """No module that a test wrote is still imported in the next, which may write another of that name."""
     before = set(sys.modules)
     yield
-    kept = (sys.prefix, sys.base_prefix, str(Path(__file__).parents[1]))
     for name in sys.modules.keys() - before:
         file = getattr(sys.modules[name], "__file__", None)
-        if file is not None and not file.startswith(kept):
+        if file is not None and not file.startswith(_LASTING):
             del sys.modules[name]
 
 

@@ -21,8 +21,9 @@ from receiver.storage import migrations
 from receiver.storage.database import open_engine
 from receiver.storage.registration import Registration, record_keys
 from tests.postgres import drop_database, new_database, open_directory, session_cluster
+from tests.waiting import until
 from tests.web.conftest import Site, sent
-from tests.web.server import OURS, Answer, Server, serving, until
+from tests.web.server import OURS, Answer, Server, serving
 
 ADMIN = (*OURS, "--workers", "1", "receiver.app:admin_app()")
 

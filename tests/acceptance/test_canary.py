@@ -27,11 +27,12 @@ from receiver.testing import samples
 from receiver.testing.line import Answer
 from receiver.testing.sender import FakeRedox
 from receiver.testing.signer import Signer
-from tests.cli.machine import SOURCE, Machine, until
+from tests.cli.machine import SOURCE, Machine
 from tests.faults import leaky
 from tests.faults.canary import Canaries
 from tests.faults.site import ROOT
 from tests.postgres import open_directory
+from tests.waiting import until
 
 FAMILY = "Quibbleworthington"
 SIGNING_SECRET = "a-signing-secret-that-nobody-else-has"

@@ -15,8 +15,9 @@ import pytest
 from receiver.testing.api import FakeRedoxApi
 from receiver.testing.sender import FakeRedox
 from tests.cli.conftest import Commands
-from tests.cli.machine import SOURCE, Machine, machine, until
+from tests.cli.machine import SOURCE, Machine, machine
 from tests.cli.test_commands import EVERY
+from tests.waiting import until
 
 PLUGIN = '''
 from receiver.handlers import handler
@@ -120,8 +121,9 @@ def worked(run: Day, redox: FakeRedox) -> None:
         redox.send(redox.body("PatientAdmin.Arrival", seed=next(seeds)))
         return list(run.json("deliveries", "list", "--state", "dead"))
 
-    until(dead)
-    one = dead()[0]
+    found = until(dead)
+    assert len({each["message_id"] for each in found}) == len(found)
+    one = found[0]
     until(lambda: redox.send(redox.body("PatientAdmin.Discharge")).status == 200)
     until(lambda: held(run))
     run("deliveries", "show", str(one["id"]))

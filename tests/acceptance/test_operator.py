@@ -21,7 +21,8 @@ from receiver.testing import samples
 from receiver.testing.feed import Feed
 from receiver.testing.ledger import Ledger
 from receiver.testing.sender import FakeRedox
-from tests.cli.machine import SOURCE, Machine, machine, until
+from tests.cli.machine import SOURCE, Machine, machine
+from tests.waiting import until
 
 FAMILY = "Quibbleworthington"
 # What a plugin's author has written, before and after they were called.

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from receiver.testing.sender import FakeRedox
-from tests.cli.machine import SOURCE, Machine, machine, until
+from tests.cli.machine import SOURCE, Machine, machine
+from tests.waiting import until
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 PLUGIN = '''

@@ -15,9 +15,10 @@ import pytest
 
 from receiver.testing import samples
 from receiver.testing.simulation import Plan, Simulation
-from tests.cli.machine import gone, until
+from tests.cli.machine import gone
 from tests.faults.load import name_of
 from tests.faults.site import Site, receiver_workers, site
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")

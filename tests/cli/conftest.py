@@ -6,7 +6,6 @@ import json
 import os
 import pwd
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,6 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Non
 
     def install(module: str, code: str, *names: str) -> None:
         (where / f"{module}.py").write_text(code)
-        monkeypatch.delitem(sys.modules, module, raising=False)
         if names:
             info = where / f"{module}-1.0.dist-info"
             info.mkdir()

@@ -7,8 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,6 @@ from receiver.storage.embedded import Cluster
 from tests.postgres import open_directory
 
 SOURCE = "5f3c1d9e-0000-4000-8000-000000000001"
-
-
-def until(holds: Callable[[], object], seconds: float = 120.0) -> None:
-    """Wait for a condition; that much waiting is a failure."""
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, f"did not come about within {seconds:g} s"
-        time.sleep(0.02)
 
 
 class Machine:

@@ -17,7 +17,8 @@ from tests.protocol.verification.issuers import P384, RSA_FIRST, jwk, pem
 from tests.storage.door import TOKEN, Door
 from tests.testing.door import Door as Site
 from tests.testing.door import answer
-from tests.web.server import Server, serving, until
+from tests.waiting import until
+from tests.web.server import Server, serving
 from tests.web.test_authentication import certificate, private
 
 SECRET = "a made-up secret of some length"

@@ -15,7 +15,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.cli.machine import until
+from tests.waiting import until
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 from receiver.testing.sender import FakeRedox
-from tests.cli.machine import SOURCE, Machine, gone, machine, until
+from tests.cli.machine import SOURCE, Machine, gone, machine
 from tests.postgres import drop_database, new_database
+from tests.waiting import until
 
 
 @pytest.fixture

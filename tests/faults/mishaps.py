@@ -20,9 +20,9 @@ import psycopg
 from sqlalchemy import make_url
 
 from receiver.testing.feed import Feed
-from tests.cli.machine import until
 from tests.faults.load import name_of
 from tests.faults.site import Host, Site, receiver_workers
+from tests.waiting import until
 
 Mishap = Callable[[Site, random.Random], None]
 

@@ -26,11 +26,11 @@ from sqlalchemy import make_url
 
 from receiver import keyring as keyrings
 from receiver.testing.ledger import Attempt
-from tests.cli.machine import until
 from tests.faults.canary import Canaries
 from tests.faults.load import FAMILY, STRANGER, Load
 from tests.faults.mishaps import MISHAPS, Mishap, handler_processes
 from tests.faults.site import Site, site
+from tests.waiting import until
 
 REPORT: Final = Path(__file__).with_name("REPORT.md")
 DESTINATIONS: Final = ("lab", "ward")

@@ -30,10 +30,11 @@ from receiver.storage.embedded import DATABASE, ROLE, Cluster
 from receiver.testing.feed import Feed
 from receiver.testing.ledger import Ledger
 from receiver.testing.misbehaviour import Target
-from tests.cli.machine import SOURCE, Machine, until
+from tests.cli.machine import SOURCE, Machine
 from tests.faults import checker, effects
 from tests.faults.proxy import Proxy
 from tests.postgres import open_directory
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 # As short as it may be: what a killed worker held is another's after so long.

@@ -18,7 +18,8 @@ from receiver.keyring import Keyring
 from receiver.storage.database import open_engine
 from receiver.storage.registration import Registration, new_token, record_keys
 from tests.postgres import drop_database, new_database
-from tests.web.server import Server, post, serving, until
+from tests.waiting import until
+from tests.web.server import Server, post, serving
 
 SOURCE = "7ce6f387-c33c-417d-8682-81e83628cbd9"
 

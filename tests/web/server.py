@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,8 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import psutil
+
+from tests.waiting import until
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 OURS: Final = ("-c", "python:receiver.web.gunicorn_conf")
@@ -162,17 +164,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         for child in children:
             if child.is_running():
                 child.kill()
-
-
-def until(holds: Callable[[], Any], seconds: float = 120.0) -> Any:
-    """Wait until `holds` returns something true, and return that. Fails after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = holds()
-        if found:
-            return found
-        assert time.monotonic() < deadline, "it did not become so in time"
-        time.sleep(0.02)
 
 
 def post(path: str, body: bytes = b"", **headers: str | None) -> bytes:

@@ -11,9 +11,10 @@ import pytest
 from sqlalchemy import text
 
 from receiver.handlers import discovery
+from tests.waiting import until
 from tests.web import answering
 from tests.web.conftest import Site, message, sent
-from tests.web.server import ROOT, Answer, Server, until
+from tests.web.server import ROOT, Answer, Server
 
 
 def query(model: str, event: str = "Query") -> bytes:

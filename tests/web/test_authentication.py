@@ -30,8 +30,9 @@ from receiver.testing.sender import FakeRedox
 from receiver.testing.signer import Signer
 from tests.protocol.verification.issuers import P256, P384, RSA_FIRST, Issuer, PrivateKey, jwk, pem
 from tests.testing.door import Door, answer
+from tests.waiting import until
 from tests.web.conftest import SOURCE, Site
-from tests.web.server import Server, serving, until
+from tests.web.server import Server, serving
 
 SECRET = "a made-up secret of some length"
 ISSUER = "https://issuer.example"

@@ -11,8 +11,9 @@ from uuid import uuid4
 import pytest
 
 from receiver.storage.registration import HandlerSpec, new_token
+from tests.waiting import until
 from tests.web.conftest import SOURCE, Site, message, sent
-from tests.web.server import Server, post, until
+from tests.web.server import Server, post
 
 NEVER = "4f0f6e3c-0000-4000-8000-000000000000"
 FIXED = b"unauthorized\n"

@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.waiting import until
 from tests.web.conftest import Site, message, sent
-from tests.web.server import Server, post, until
+from tests.web.server import Server, post
 
 MIB = 1024 * 1024
 CHUNKED: dict[str, str | None] = {"content_length": None, "transfer_encoding": "chunked"}

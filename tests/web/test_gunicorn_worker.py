@@ -11,8 +11,9 @@ from hashlib import sha256
 import psutil
 import pytest
 
+from tests.waiting import until
 from tests.web.conftest import Site, message, sent
-from tests.web.server import Server, Wire, post, serving, until
+from tests.web.server import Server, Wire, post, serving
 
 # Less than a client is given that says nothing: who is answered in this time has waited for none of them.
 SOON = 5.0

@@ -10,8 +10,9 @@ import pytest
 
 from receiver.keyring import Keyring
 from receiver.storage.signing_keys import SigningKeys
+from tests.waiting import until
 from tests.web.conftest import Site
-from tests.web.server import Answer, Server, until
+from tests.web.server import Answer, Server
 
 PUBLIC_MEMBERS = {"kty", "n", "e", "crv", "x", "y", "kid", "alg", "use"}
 
