@@ -51,3 +51,20 @@ print(digest.hexdigest())' "$directory" "$root/pyproject.toml" "$root/deploy/req
         --requirement "$requirements" --editable "$root"
     echo "$wanted" > "$directory/made-from"
 }
+
+# debian PROGRAM=PACKAGE...: installs the Debian packages of the programs that are missing, where that can be done without
+# asking: by root, with apt-get. Elsewhere it says loudly what is missing; whoever needs a program does without it.
+debian() {
+    local each missing=()
+    for each in "$@"; do
+        command -v "${each%%=*}" >/dev/null || [ -x "/usr/sbin/${each%%=*}" ] || missing+=("${each#*=}")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        echo "Installing from Debian: ${missing[*]}." >&2
+        { DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" ||
+            { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+                "${missing[@]}"; }; } >/dev/null && return 0
+    fi
+    echo "!! NOT HERE: ${missing[*]} (on Debian: apt-get install ${missing[*]}). What needs it is SKIPPED." >&2
+}

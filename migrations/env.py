@@ -3,13 +3,26 @@
 May not open a connection of its own: there is one way to migrate, `redox-receiver db upgrade`.
 """
 
-from alembic import context
+from collections.abc import Collection, Mapping
+from typing import Any
 
-from receiver.storage.migrations import include_object
+from alembic import context
+from alembic.runtime.migration import MigrationContext, MigrationInfo
+
+from receiver.storage.migrations import include_object, mark
 from receiver.storage.schema import metadata
 
 connection = context.config.attributes["connection"]
+
+
+def leave_word(ctx: MigrationContext, step: MigrationInfo, heads: Collection[Any],  # noqa: ARG001
+               run_args: Mapping[str, Any]) -> None:  # noqa: ARG001 - the signature is Alembic's
+    """Say in the database which code runs on the schema that a step has made: older code asks before it works."""
+    for revision in heads:
+        mark(connection, context.script.get_revision(revision).module.oldest_code)
+
+
 context.configure(connection=connection, target_metadata=metadata, compare_server_default=True,
-                  include_object=include_object)
+                  include_object=include_object, transaction_per_migration=True, on_version_apply=leave_word)
 with context.begin_transaction():
     context.run_migrations()

@@ -1,6 +1,7 @@
 """The composition root: puts storage, handlers and doors together, as each process needs them.
 
 `public_app` and `admin_app` are what gunicorn calls in each worker, after the fork: threads and sockets survive none.
+The ASGI door calls `compose` when its lifespan begins.
 May not hold a rule: those stand where they belong.
 """
 
@@ -8,32 +9,30 @@ from __future__ import annotations
 
 import atexit
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
 import structlog
-from alembic.script import ScriptDirectory
-from alembic.util import CommandError
 from flask import Flask
 from sqlalchemy import Connection, Engine, func, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from receiver import keyring as keyrings
 from receiver import settings as table
+from receiver.allocation import large_blocks_apart
 from receiver.errors import ConfigurationError, ReceiverError
 from receiver.handlers.hints import Hints
 from receiver.handlers.inline import Responders
 from receiver.keyring import Keyring
-from receiver.outbound.jwks import fetch
 from receiver.protocol.message import Once
 from receiver.protocol.registry import Registry
 from receiver.settings import Settings
-from receiver.storage import migrations, registry, schema
+from receiver.storage import arming, registry, schema, standing
 from receiver.storage.audit import AuditEvent, network
 from receiver.storage.database import describe, open_engine
 from receiver.storage.embedded import Cluster
@@ -42,6 +41,7 @@ from receiver.storage.ledger import Ledger
 from receiver.storage.once import SeenOnce
 from receiver.storage.registration import check_keys
 from receiver.storage.registry import RegistryFollower
+from receiver.storage.standing import Watch
 from receiver.web import admin, public
 from receiver.web.admin import Check
 from receiver.web.door import Answered, Door
@@ -49,10 +49,10 @@ from receiver.web.tokens import Issue, Refusal, TokenDoor
 
 log: Final = structlog.get_logger(__name__)
 
-# Seconds after which a host that could not compare its keys with the database's tries again.
-_AGAIN: Final = 1.0
 # Seconds that a statement beside the ledger's may take.
 _PATIENCE: Final = 4.0
+# Why a query was not answered, in the audit.
+_UNANSWERED: Final = {500: "responder_failed", 501: "responder_missing", 503: "responders_busy", 504: "responder_late"}
 # Workers say every few seconds that they live.
 _RECENTLY: Final = timedelta(seconds=60)
 
@@ -68,44 +68,85 @@ def database_url(settings: Settings) -> str:
 
 
 def public_app() -> Flask:
-    """The public application, at work until the process ends.
+    """The public application in Flask, at work until the process ends. Raises what `compose` does."""
+    listener = compose()
+    listener.start()
+    # Last of all, when the request threads have ended: what they have handed over is written.
+    atexit.register(listener.stop)
+    return listener.flask()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicListener:
+    """What the public listener is made of, whichever door serves it. `start` only after fork.
+
+    `now`: the clock by which everything is judged.
+    """
+
+    settings: Settings
+    door: Door
+    tokens: TokenDoor
+    start: Callable[[], None]
+    stop: Callable[[], None]
+    now: Callable[[], datetime]
+
+    def flask(self) -> Flask:
+        """The application in Flask."""
+        return public.public_app(self.door, trusted_proxies=self.settings.trusted_proxies, tokens=self.tokens,
+                                 now=self.now)
+
+
+def compose() -> PublicListener:
+    """The public listener, not yet at work.
 
     A database that is away is no reason not to start: until it is there, everything is answered 503. Raises
     ConfigurationError: a setting, no keyring, or one that is not the database's.
     """
+    large_blocks_apart()
     settings = table.load()
     keyring = keyrings.load(settings.keyring_path)
     url = database_url(settings)
+    arming.arm(url)
     places = settings.threads // 2
-    # One for each who waits for a handler; the others follow the registry, keep leases, tell lanes, compare keys, fetch
-    # those of others, and remember what may be used once.
+    # One for each who waits for a handler; the others follow the registry, keep leases, tell lanes, watch the schema,
+    # fetch the keys of others, and remember what may be used once.
     engine = open_engine(url, pool_size=places + 6, statement_timeout=_PATIENCE)
     hints = Hints(engine)
     ledger = Recorder(engine, keyring, quarantine_quota=settings.quarantine_quota, on_commit=hints.hint)
     follower = RegistryFollower(engine, keyring)
     responders = Responders(settings, url, engine)
     registered = ProvedRegistry(engine, keyring, lambda: follower.current)
-    door = Door(registry=registered, ledger=ledger, responders=responders, max_body=settings.max_body, places=places)
-    tokens = TokenDoor(registry=registered, records=ledger, network=network)
-    fetcher = KeyFetcher(engine, keyring, fetch, every=settings.key_set_refresh)
-    for part in (ledger, follower, hints, responders, fetcher):
-        part.start()
+    fetcher = KeyFetcher(engine, keyring, _fetch, every=settings.key_set_refresh)
+
+    def start() -> None:
+        for part in (ledger, follower, registered, hints, responders, fetcher):
+            part.start()
 
     def stop() -> None:
-        for part in (follower, fetcher, responders, ledger, hints):
+        for part in (registered, follower, fetcher, responders, ledger, hints):
             part.stop()
         engine.dispose()
 
-    # Last of all, when the request threads have ended: what they have handed over is written.
-    atexit.register(stop)
-    return public.public_app(door, trusted_proxies=settings.trusted_proxies, tokens=tokens)
+    return PublicListener(
+        settings=settings, start=start, stop=stop,
+        door=Door(registry=registered, ledger=ledger, responders=responders, max_body=settings.max_body, places=places),
+        tokens=TokenDoor(registry=registered, records=ledger, network=network), now=follower.clock.now)
+
+
+def _fetch(url: str) -> bytes:
+    """What a URL of keys holds. The HTTP client is imported by who has any: it takes megabytes."""
+    from receiver.outbound.jwks import fetch
+
+    return fetch(url)
 
 
 def admin_app() -> Flask:
     """The admin application. Raises ConfigurationError as `public_app` does, but for keys: `/readyz` tells of those."""
     settings = table.load()
     keyring = keyrings.load(settings.keyring_path)
-    engine = open_engine(database_url(settings), pool_size=2, statement_timeout=_PATIENCE)
+    url = database_url(settings)
+    arming.arm(url)
+    engine = open_engine(url, pool_size=2, statement_timeout=_PATIENCE)
     return admin.admin_app(partial(readiness, engine, keyring))
 
 
@@ -139,19 +180,29 @@ class Recorder(Ledger):
             subject=None if known is None else f"credentials:{known}", detail={"status": denied.status}))
 
     def answered(self, answered: Answered) -> Future[None]:
-        """Write it in the audit; the future is done after the COMMIT, or raises Unavailable."""
+        """Write it in the audit; the future is done after the COMMIT, or raises Unavailable.
+
+        What discloses nothing is noted, and nobody waits.
+        """
         disclosed = answered.status == 200
         detail: dict[str, Any] = {"status": answered.status, "responder": answered.responder}
         if disclosed:
             detail |= {"length": answered.length, "sha256": answered.sha256.hex()}
-        return self.record(AuditEvent(
+        event = AuditEvent(
             action="query.answer", outcome="answered" if disclosed else "failed", at=datetime.now(UTC), actor="redox",
-            peer=answered.head.peer, destination=answered.destination.name, message_uuid=UUID(answered.receipt.uuid),
-            detail=detail))
+            reason=_UNANSWERED.get(answered.status), peer=answered.head.peer, destination=answered.destination.name,
+            message_uuid=UUID(answered.receipt.uuid), detail=detail)
+        if disclosed:
+            return self.record(event)
+        self.note(event)
+        noted: Future[None] = Future()
+        noted.set_result(None)
+        return noted
 
 
 class ProvedRegistry:
-    """The registry of the moment; None until this host's keys are known to be those of the database.
+    """The registry of the moment; None as long as the schema is one that this code does not run on, and until this
+    host's keys are known to be those of the database.
 
     With other keys every token would look wrong, and Redox be told 401 for what is a fault of ours. Raises
     ConfigurationError when made on a host whose keys are not the database's.
@@ -161,13 +212,31 @@ class ProvedRegistry:
         self._engine = engine
         self._keyring = keyring
         self._current = current
-        self._proved = self._prove()
-        if not self._proved:
-            threading.Thread(target=self._try_again, name="keys", daemon=True).start()
+        self._schema = Watch(engine)
+        self._proved = self._fits = False
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="schema", daemon=True)
+        self._look()
 
     def __call__(self) -> Registry | None:
         """The registry, or None."""
-        return self._current() if self._proved else None
+        return self._current() if self._proved and self._fits else None
+
+    def start(self) -> None:
+        """Go on looking. Only after fork."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more; what is being asked right now is waited for a little."""
+        self._stopping.set()
+        self._thread.join(standing.GLANCE)
+
+    def _look(self) -> None:
+        found = self._schema.look()
+        if found is not None:  # else it is away, and everything stays as it was last known
+            self._fits = found.fits
+        if found is not None and found.fits and not self._proved:
+            self._proved = self._prove()
 
     def _prove(self) -> bool:
         try:
@@ -178,17 +247,18 @@ class ProvedRegistry:
             return False
         return True
 
-    def _try_again(self) -> None:
+    def _watch(self) -> None:
         told = None
-        while not self._proved:
-            time.sleep(_AGAIN)
+        while not self._stopping.wait(standing.GLANCE):
             try:
-                self._proved = self._prove()
+                self._look()
             except ConfigurationError as exc:
                 # Too late to refuse to start: everything is answered 503, until the database is the right one.
                 if str(exc) != told:
                     told = str(exc)
                     log.error("keys.not_proved", error=told)
+            except Exception as exc:  # noqa: BLE001 - a thread that ends would keep what it knew last for ever
+                log.error("schema.not_watched", error=type(exc).__name__)
 
 
 def readiness(engine: Engine, keyring: Keyring) -> list[Check]:
@@ -214,21 +284,8 @@ def _database(connection: Connection) -> Check:
 
 
 def _schema(connection: Connection) -> Check:
-    current, head = migrations.current(connection), migrations.head()
-    if current == head:
-        return Check(name="schema", ok=True, detail=f"at {head}")
-    if current is None or _known(current):
-        return Check(name="schema", ok=False,
-                     detail=f"at {current or '(none)'}, behind {head}: run `redox-receiver db upgrade`")
-    # A newer release has moved it, and this one runs on until it is replaced: schemas stay readable for one release.
-    return Check(name="schema", ok=True, detail=f"at {current}, ahead of {head}: install the release that moved it")
-
-
-def _known(revision: str) -> bool:
-    try:
-        return ScriptDirectory.from_config(migrations.config()).get_revision(revision) is not None
-    except CommandError:
-        return False
+    found = standing.standing(connection)
+    return Check(name="schema", ok=found.fits, detail=found.told)
 
 
 def _keys(connection: Connection, keyring: Keyring) -> Check:

@@ -4,26 +4,32 @@ May not print what it was not told to. Event names are fixed words; fields come 
 not on it is counted, not printed. An exception is its class and our own frames, never its text: PostgreSQL quotes the
 row, and a parser the patient. A library's line is where it was written and, for the few that speak of processes alone,
 its text.
+
+What requests cause, anybody can cause as fast as they like: of lines that are alike the first of a minute are written,
+and then one that says how many `more` there were.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import re
 import sys
 import threading
+import time
+from collections import Counter
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import structlog
 
 # What a line may hold beside time, level, logger and event: words and ids of ours, numbers, and our own frames.
 FIELDS: Final = frozenset({
-    "action", "again_in", "attempt", "bind", "child", "count", "delivery", "destination", "error", "error_class",
-    "frames", "handler", "handlers", "id", "kind", "lane", "lanes", "method", "ms", "part", "path", "peer", "pid",
-    "reason", "responder", "row", "seconds", "status", "subject", "table", "uuid", "version", "worker",
+    "action", "again_in", "ahead", "attempt", "bind", "bound", "child", "count", "delivery", "destination", "error",
+    "error_class", "frames", "handler", "handlers", "id", "kind", "lane", "lanes", "method", "ms", "part", "path",
+    "peer", "pid", "reason", "responder", "row", "seconds", "status", "subject", "table", "uuid", "version", "worker",
 })
 
 # subject.what_happened, as in the code: whatever else is given as an event was put together from data.
@@ -37,13 +43,19 @@ _LIST: Final = 50
 _SPEAK_OF_PROCESSES: Final = frozenset({("gunicorn.error", "arbiter"), ("alembic.runtime.migration", "migration")})
 
 
+# Lines of one event and reason within a minute, of loggers that tell of requests. Handlers' own are not among them.
+LINES: Final = 60
+WINDOW: Final = 60.0
+_OF_REQUESTS: Final = ("receiver.web.", "receiver.storage.", "gunicorn.")
+
+
 def configure(level: str) -> None:
     """Write every line of level `level` and above to standard error, from now on, in this process.
 
     Takes over the handlers that libraries have made for themselves, and what Python prints of exceptions that nobody
     catches.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Handler(sys.stderr)
     handler.setFormatter(_Formatter())
     logging.raiseExceptions = False  # else a line that cannot be made is printed with all that was to go into it
     root = logging.getLogger()
@@ -81,6 +93,69 @@ def _uncaught(kind: type[BaseException], exc: BaseException | None, traceback: T
     structlog.get_logger(__name__).error("process.uncaught", exc_info=(kind, exc, traceback))
 
 
+class _Handler(logging.StreamHandler[TextIO]):
+    """Writes lines, and counts what comes too often. `logging` calls `emit` under the handler's lock."""
+
+    _began = 0.0
+    _timer: threading.Timer | None = None
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._alike: Counter[tuple[str, str, str]] = Counter()
+        self._last: dict[tuple[str, str, str], logging.LogRecord] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write it, or count it."""
+        if record.levelno > logging.DEBUG and record.name.startswith(_OF_REQUESTS):
+            if time.monotonic() - self._began >= WINDOW:
+                self.tell()
+            alike = record.name, *_what(record)
+            self._alike[alike] += 1
+            if self._alike[alike] > LINES:
+                self._last[alike] = _bare(record)
+                self._tell_in_time()
+                return
+        super().emit(record)
+
+    def tell(self) -> None:
+        """Write how many more there were of each; begin another minute."""
+        self.acquire()
+        try:
+            for alike, record in self._last.items():
+                record.more = self._alike[alike] - LINES
+                super().emit(record)
+            self._alike, self._last, self._began = Counter(), {}, time.monotonic()
+        finally:
+            self.release()
+
+    def close(self) -> None:
+        """At the end of the process, tell what was counted."""
+        self.tell()
+        super().close()
+
+    def _tell_in_time(self) -> None:
+        if self._timer is None or not self._timer.is_alive():  # it has run, or a fork has left it behind
+            self._timer = threading.Timer(WINDOW, self.tell)
+            self._timer.daemon = True
+            self._timer.start()
+
+
+def _what(record: logging.LogRecord) -> tuple[str, str]:
+    """What makes lines alike: event and reason, which are fixed words, or the place in a library."""
+    if isinstance(record.msg, dict):
+        return str(record.msg.get("event")), str(record.msg.get("reason"))
+    return f"{record.module}:{record.lineno}", ""
+
+
+def _bare(record: logging.LogRecord) -> logging.LogRecord:
+    """The record without its exception, which holds on to frames and what is in them."""
+    record = copy.copy(record)
+    record.exc_info = None
+    if isinstance(record.msg, dict):
+        record.msg = {name: value for name, value in record.msg.items() if name != "exc_info"}
+    return record
+
+
 class _Formatter(logging.Formatter):
     """A record, ours (through structlog) or a library's, as one line of ASCII.
 
@@ -97,6 +172,8 @@ class _Formatter(logging.Formatter):
         else:
             line |= _theirs(record)
             raised = record.exc_info
+        if more := getattr(record, "more", None):
+            line["more"] = more
         return json.dumps(line | _exception(raised, line.get("error"))).replace("\x7f", "\\u007f")
 
 

@@ -124,6 +124,12 @@ def screen(head: Head, registry: Registry, now: datetime) -> bool | Refused:
         return _refused(exc, head, destination)
 
 
+def proved(head: Head, registry: Registry) -> bool:
+    """Whether a head that `screen` let pass says for good whose the body is: a token does, a signature over it not."""
+    destination = registry.destinations.get(head.destination)
+    return destination is not None and verification.proved(head, destination)
+
+
 def judge(inbound: Inbound, registry: Registry, now: datetime) -> Verdict:
     """The verdict on a whole request, one that `screen` let pass."""
     head = inbound.head

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from receiver import failpoints
 from receiver.errors import ConfigurationError
 
 PREFIX: Final = "RECEIVER_"
@@ -70,6 +71,8 @@ class Settings(BaseSettings):
         default=None, description="The keyring file (0600). Unset: keyring.json in the data directory.")
     bind: Bind = Field(default="127.0.0.1:8080", description="The public listener: destinations, nothing else.")
     admin_bind: Bind = Field(default="127.0.0.1:8081", description="The admin listener: keep it on loopback.")
+    door: Literal["flask", "asgi"] = Field(
+        default="flask", description="What serves the public listener: flask (threads), or asgi (an event loop).")
     receivers: int = Field(default=2, ge=1, le=64, description="Receiver processes (gunicorn workers).")
     threads: int = Field(default=16, ge=2, le=256, description="Request threads of each receiver process.")
     workers: int = Field(default=1, ge=0, le=64, description="Delivery workers that `up` starts.")
@@ -103,12 +106,25 @@ class Settings(BaseSettings):
                                   "Unset: postgres if there is one, else nobody.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe log line: debug, info, warning or error.")
+    failpoints: str | None = Field(
+        default=None, description="For tests of this program alone: where its processes die, fail, dawdle or lose the "
+                                  "database (receiver/failpoints.py). Read from the environment alone, and refused "
+                                  "where a production destination is.")
 
     @field_validator("responders")
     @classmethod
     def _leave_threads(cls, value: int, info: ValidationInfo) -> int:
         if value > info.data.get("threads", 2 * value) // 2:
             raise ValueError(f"at most half of {PREFIX}THREADS")
+        return value
+
+    @field_validator("failpoints")
+    @classmethod
+    def _read_failpoints(cls, value: str | None) -> str | None:
+        try:
+            failpoints.parse(value or "")
+        except ConfigurationError as exc:
+            raise ValueError(str(exc)) from None
         return value
 
     @property
@@ -139,13 +155,17 @@ def load() -> Settings:
     """
     file = env_file(os.environ)
     try:
-        return Settings(_env_file=file)
+        settings = Settings(_env_file=file)
     except ValidationError as exc:
         raise ConfigurationError("\n".join(_mistake(error) for error in exc.errors(include_input=False))) from None
     except UnicodeDecodeError:
         raise ConfigurationError(f"{file} is no UTF-8 text: write it anew, .env.example shows how") from None
     except OSError as exc:
         raise ConfigurationError(f"{file} cannot be read ({exc.strerror})") from None
+    if settings.failpoints and not os.environ.get(failpoints.VARIABLE):
+        # In a file it would be forgotten, and each process that is started here would have it.
+        raise ConfigurationError(f"{failpoints.VARIABLE} stands in {file}: it is read from the environment alone")
+    return settings
 
 
 def variable(field: str) -> str:

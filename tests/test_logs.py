@@ -176,3 +176,77 @@ def test_our_own_lines() -> None:
             assert re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", str(choice.value)), where
         used |= {keyword.arg for keyword in call.keywords if keyword.arg is not None}
     assert used - {"exc_info"} <= logs.FIELDS
+
+
+FLOOD = """
+handler, = logging.getLogger().handlers
+web = structlog.get_logger("receiver.web.test")
+def flood(n, log=web, **fields):
+    for each in range(n):
+        log.warning("request.unavailable", **fields, count=each)
+"""
+
+
+def test_lines_that_requests_cause_are_bounded() -> None:
+    """The first of a minute, and at the end of the process how many more there were; of each reason."""
+    lines = printed(FLOOD + "flood(1_000, reason='queue_full'); flood(3, reason='database_away')")
+    full = [line for line in lines if line["reason"] == "queue_full"]
+    assert [line.get("more") for line in full] == [None] * logs.LINES + [1_000 - logs.LINES]
+    assert full[-1]["count"] == 999
+    assert len(lines) == logs.LINES + 1 + 3
+
+
+def test_the_number_is_told_when_the_minute_is_over() -> None:
+    """By the next line, or, should none come, by a timer; then the first are written again."""
+    lines = printed(FLOOD + """
+import time
+logs.WINDOW = 0.2
+flood(logs.LINES + 5)
+handler._timer.join(30)
+flood(logs.LINES + 6)
+handler._began -= 1
+web.info("a.b")
+flood(1)
+""")
+    assert [line["more"] for line in lines if "more" in line] == [5, 6]
+    assert [line["event"] for line in lines[-3:]] == ["request.unavailable", "a.b", "request.unavailable"]
+    assert len(lines) == 2 * (logs.LINES + 1) + 2
+
+
+def test_what_a_handler_says_is_never_cut() -> None:
+    """A plugin's author reads every line of theirs; and at level debug every request is told."""
+    assert len(printed(FLOOD + "flood(200, log)")) == 200
+    assert len(printed(FLOOD.replace("web =", "logs.configure('debug'); web =") +
+                       "[web.debug('request.served') for _ in range(200)]")) == 200
+
+
+def test_a_library_s_lines_are_bounded_by_their_place() -> None:
+    """And nothing of an exception is kept until they are told."""
+    lines = printed(FLOOD + """
+theirs = logging.getLogger("gunicorn.error")
+for _ in range(logs.LINES + 5):
+    try:
+        1 / 0
+    except ZeroDivisionError:
+        theirs.exception("CANARY")
+        web.exception("request.failed")
+assert all(each.exc_info is None and "exc_info" not in str(each.msg) for each in handler._last.values())
+""")
+    assert [(line["event"], line["more"], "error" in line) for line in lines[-2:]] == [
+        ("library.line", 5, False), ("request.failed", 5, False)]
+    assert len(lines) == 2 * (logs.LINES + 1)
+
+
+def test_a_process_that_was_forked_tells_its_own() -> None:
+    """The timer of its parent is not there, and is made anew."""
+    lines = printed(FLOOD + """
+import os
+flood(logs.LINES + 1)
+if (child := os.fork()) == 0:
+    flood(7)
+    assert handler._timer.is_alive()
+    logging.shutdown()
+    os._exit(0)
+os.waitpid(child, 0)
+""")
+    assert sorted(line["more"] for line in lines if "more" in line) == [1, 8]

@@ -6,7 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -17,7 +18,8 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, text
 
-from receiver.storage import migrations
+from receiver.errors import ConfigurationError, Conflict
+from receiver.storage import migrations, standing
 from receiver.storage.database import open_engine
 from receiver.storage.schema import metadata
 from tests.postgres import drop_database, new_database
@@ -70,10 +72,12 @@ def shape(engine: Engine) -> list[str]:
 
 
 def test_there_is_one_head() -> None:
-    """Two branches would leave it to chance which is applied."""
+    """Two branches would leave it to chance which is applied. All are known without Alembic."""
     scripts = ScriptDirectory.from_config(migrations.config())
     assert scripts.get_heads() == [migrations.head()]
     assert scripts.get_bases() == ["0001"]
+    assert all(migrations.known(each.revision) for each in scripts.walk_revisions())
+    assert not migrations.known("later")
 
 
 def test_up_down_and_up_again_comes_to_the_same(empty: Engine) -> None:
@@ -132,7 +136,8 @@ def test_where_the_schema_is_and_where_the_code_wants_it(empty: Engine) -> None:
 
 UPGRADE = """
 import sys
-from receiver.storage import migrations
+from receiver.errors import ConfigurationError, Conflict
+from receiver.storage import migrations, standing
 from receiver.storage.database import open_engine
 print("begun", flush=True)
 migrations.upgrade(open_engine(sys.argv[1], pooled=False))
@@ -159,13 +164,124 @@ def test_two_upgrades_at_once_do_it_once(empty: Engine, empty_url: str) -> None:
 
 
 def test_a_step_that_fails_leaves_nothing(empty: Engine) -> None:
-    """All steps are one transaction: what is in the way at the end takes back the beginning."""
+    """A step is one transaction: what is in the way at its end takes back its beginning."""
     with empty.begin() as connection:
         connection.execute(text("CREATE SCHEMA procrastinate"))
     before = shape(empty)
     with pytest.raises(Exception, match="DuplicateSchema"):
         migrations.upgrade(empty)
     assert shape(empty) == before
+
+
+# What a later release may bring, each after the head of today.
+LATER = """
+from alembic import op
+revision = "later"
+down_revision = {head!r}
+branch_labels, depends_on = None, None
+oldest_code = {oldest!r}
+def upgrade() -> None:
+    {does}
+def downgrade() -> None:
+    pass
+"""
+
+
+@pytest.fixture
+def later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes this process the one of a later release, with one revision more."""
+    made = tmp_path / "migrations"
+    today = migrations.head()
+
+    def make(does: str, oldest: str = today) -> None:
+        shutil.copytree(ROOT / "migrations", made, ignore=shutil.ignore_patterns("__pycache__"))
+        (made / "versions" / "later.py").write_text(LATER.format(head=today, oldest=oldest, does=does))
+        monkeypatch.setattr(migrations, "location", lambda: made)
+
+    return make
+
+
+def test_a_later_release_says_which_code_runs_on_its_schema(
+        engine: Engine, later: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that only expands keeps the older code at work, which leaves it alone; one that contracts does not."""
+    today, of_today = migrations.head(), migrations.location
+    with engine.connect() as connection:
+        assert standing.standing(connection).state == "level"
+        assert migrations.oldest_code(connection) is not None
+
+    later("op.execute('ALTER TABLE workers ADD COLUMN note text')")
+    with engine.connect() as connection:
+        assert standing.standing(connection).state == "behind"
+    migrations.upgrade(engine)
+    with engine.connect() as connection:
+        assert standing.standing(connection).state == "level"
+
+    monkeypatch.setattr(migrations, "location", of_today)
+    with engine.begin() as connection:
+        found = standing.standing(connection)
+        assert (found.current, found.state, found.fits) == ("later", "ahead", True)
+        assert "install the release" in found.told
+    migrations.upgrade(engine)  # nothing to do
+    with engine.begin() as connection:
+        migrations.mark(connection, "later")
+        found = standing.standing(connection)
+        assert (found.wanted, found.state, found.fits) == (today, "beyond", False)
+        assert "install the release" in found.told
+    with pytest.raises(ConfigurationError, match="of a newer release"):
+        migrations.upgrade(engine)
+    with engine.begin() as connection:
+        connection.execute(text("COMMENT ON TABLE alembic_version IS NULL"))
+        assert standing.standing(connection).state == "beyond"
+
+
+def test_a_step_waits_for_a_lock_and_gets_by(
+        engine: Engine, later: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """While somebody holds a table, a step asks for it, lets go, and asks again; those who write get by meanwhile."""
+    monkeypatch.setattr(migrations, "LOCK_PATIENCE", 0.2)
+    monkeypatch.setattr(migrations, "PAUSE", 0.1)
+    monkeypatch.setattr(migrations, "ATTEMPTS", 1_000)
+    later("op.execute('ALTER TABLE messages ADD COLUMN note text')")
+    with engine.connect() as holder, engine.connect() as writer, ThreadPoolExecutor(1) as threads:
+        holder.execute(text("SELECT count(*) FROM messages"))  # as a backup does, for as long as it takes
+        upgrading = threads.submit(migrations.upgrade, engine)
+        writer.execute(text("SET lock_timeout = '60s'"))
+        for _ in range(20):
+            writer.execute(text("LOCK TABLE messages IN ROW EXCLUSIVE MODE"))
+            writer.commit()
+        assert not upgrading.done()
+        holder.rollback()
+        upgrading.result(60)
+    with engine.connect() as connection:
+        assert migrations.current(connection) == "later"
+
+
+def test_a_step_that_gets_no_lock_gives_up(
+        engine: Engine, later: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says who may hold it; nothing has changed."""
+    monkeypatch.setattr(migrations, "LOCK_PATIENCE", 0.1)
+    monkeypatch.setattr(migrations, "PAUSE", 0.0)
+    monkeypatch.setattr(migrations, "ATTEMPTS", 2)
+    before = migrations.head()
+    later("op.execute('ALTER TABLE workers ADD COLUMN a text'); op.execute('ALTER TABLE messages ADD COLUMN b text')")
+    with engine.connect() as holder:
+        holder.execute(text("LOCK TABLE messages IN ACCESS SHARE MODE"))
+        pid = holder.scalar(text("SELECT pg_backend_pid()"))
+        with pytest.raises(Conflict, match=rf"a table is locked.*redox-receiver, pid {pid}"):
+            migrations.upgrade(engine)
+    with engine.connect() as connection:
+        assert migrations.current(connection) == before
+        assert connection.scalar(text("SELECT count(*) FROM pg_attribute WHERE attname = 'a'")) == 0
+
+
+def test_an_index_can_be_built_beside_the_feed(engine: Engine, later: Callable[..., None]) -> None:
+    """In no transaction, and still by one at a time."""
+    later("""with op.get_context().autocommit_block():
+        op.create_index("ix_later", "messages", ["kind"], postgresql_concurrently=True, if_not_exists=True)""")
+    migrations.upgrade(engine)
+    with engine.connect() as connection:
+        assert connection.scalar(text(
+            "SELECT indisvalid FROM pg_index WHERE indexrelid = 'ix_later'::regclass")) is True
+        assert migrations.current(connection) == "later"
 
 
 def test_the_installed_procrastinate_is_the_one_that_was_migrated() -> None:

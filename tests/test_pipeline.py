@@ -23,6 +23,7 @@ from receiver.pipeline import (
     Refused,
     Verdict,
     judge,
+    proved,
     replayed,
     screen,
     transfer_refused,
@@ -347,9 +348,16 @@ class TestSignature:
         at = destination(signing(), token(id=2), require=("hmac+token",))
         assert screen(head(TOKEN), registry(at), NOW) is False
         assert screen(head({**TOKEN, **SIGNED}), registry(at), NOW) is True
+        assert proved(head({**TOKEN, **SIGNED}), registry(at)) is False
         admitted = receive(inbound(headers={**TOKEN, **SIGNED}), at)
         assert isinstance(admitted, Admitted)
         assert set(admitted.verified.credentials) == {1, 2}
+
+
+def test_what_vouches_for_a_body_before_it_is_read() -> None:
+    """A token does; nothing does at a destination that has gone meanwhile."""
+    assert proved(head(TOKEN), registry(MAIN)) is True
+    assert proved(head(TOKEN), registry()) is False
 
 
 def message(members: bytes) -> bytes:

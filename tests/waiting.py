@@ -11,7 +11,7 @@ T = TypeVar("T")
 DEADLINE: Final = 120.0
 
 
-def until(holds: Callable[[], T], seconds: float = DEADLINE) -> T:
+def until(holds: Callable[[], T | None], seconds: float = DEADLINE) -> T:
     """What `holds` returns, as soon as that is true. Fails after `seconds`."""
     end = time.monotonic() + seconds
     while not (found := holds()):

@@ -37,6 +37,7 @@ COMMANDS: Final = {
     "outbound": ("outbound", "Speak to Redox: API keys, tokens, single calls."),
     "outbox": ("outbox", "What is on its way to Redox."),
     "audit": ("audit", "What happened, and the proof that it is whole."),
+    "reconcile": ("reconcile", "Compare what Redox says it has sent with what is recorded."),
     "keys": ("keys", "The keyring."),
     "db": ("db", "The database: migrate, check, back up, restore."),
     "serve": ("serve", "Run the receiver alone."),

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 import click
 from sqlalchemy import Connection
 
+from receiver import failpoints
 from receiver import keyring as keyrings
 from receiver import settings as table
 from receiver.cli import output, session
@@ -32,14 +33,12 @@ from receiver.errors import ReceiverError
 from receiver.handlers import discovery
 from receiver.keyring import Keyring
 from receiver.settings import Settings
-from receiver.storage import backups, migrations, reading
+from receiver.storage import backups, clock, reading, standing
 from receiver.storage.registration import HandlerSpec, check_keys
 
 State = Literal["ok", "warn", "bad"]
 
 _OLDEST_POSTGRESQL: Final = 14
-# Signed time stamps and expiry are judged by this host's clock, leases by the database's.
-_CLOCK_SKEW: Final = timedelta(seconds=2)
 _ENDS_SOON: Final = timedelta(days=30)
 _LEAST_DISK: Final = 2 * 1024**3
 _CERTIFICATE_DAYS: Final = 14
@@ -81,7 +80,7 @@ def of_everything(url: str | None) -> list[Finding]:
     except ReceiverError as exc:
         return [Finding(name="settings", state="bad", told="; ".join(str(exc).splitlines()),
                         mend="correct the variable")]
-    found = [_settings(), *_files(settings), *_listeners(settings), _disk(settings)]
+    found = [_settings(), *_failpoints(settings), *_files(settings), *_listeners(settings), _disk(settings)]
     keyring, keyring_finding = _keyring(settings)
     found.append(keyring_finding)
     found += _with_database(settings, [*_DATABASE, *_WORK], keyring)
@@ -107,6 +106,13 @@ def _settings() -> Finding:
     told = ", ".join(name + "".join(f" ({each}?)" for each in near) for name, near in meant.items())
     return Finding(name="settings", state="bad", told=f"nothing reads {told}",
                    mend="correct the name; .env.example lists them all")
+
+
+def _failpoints(settings: Settings) -> Iterator[Finding]:
+    if settings.failpoints:
+        told = ", ".join(f"{name} ({order.action})" for name, order in failpoints.parse(settings.failpoints).items())
+        yield Finding(name="failpoints", state="bad", told=f"what is started here is to fail, at {told}",
+                      mend=f"take {failpoints.VARIABLE} out of the environment")
 
 
 def _files(settings: Settings) -> Iterator[Finding]:
@@ -236,11 +242,13 @@ def _pooler(connection: Connection, _: Keyring | None) -> Finding | None:
 
 
 def _migrations(connection: Connection, _: Keyring | None) -> Finding:
-    found, wanted = migrations.current(connection), migrations.head()
-    if found == wanted:
-        return Finding(name="migrations", state="ok", told=f"at revision {found}")
-    return Finding(name="migrations", state="bad", told=f"at revision {found or '(none)'}, {wanted} is wanted",
-                   mend="redox-receiver db upgrade")
+    found = standing.standing(connection)
+    if found.state == "level":
+        return Finding(name="migrations", state="ok", told=f"at revision {found.current}")
+    return Finding(name="migrations", state="warn" if found.fits else "bad",
+                   told=f"at revision {found.current or '(none)'}, {found.wanted} is wanted",
+                   mend="redox-receiver db upgrade" if found.state == "behind" else
+                   "install the release that moved it")
 
 
 def _keys(connection: Connection, keyring: Keyring | None) -> Finding | None:
@@ -254,11 +262,13 @@ def _keys(connection: Connection, keyring: Keyring | None) -> Finding | None:
 
 
 def _clock(connection: Connection, _: Keyring | None) -> Finding:
-    theirs = connection.exec_driver_sql("SELECT clock_timestamp()").scalar_one()
-    apart = abs(datetime.now(UTC) - theirs)
-    told = f"{apart.total_seconds():.1f} s apart from the database's"
-    return Finding(name="clock", state="ok", told=told) if apart < _CLOCK_SKEW else Finding(
-        name="clock", state="bad", told=told, mend="let NTP set both hosts' clocks")
+    ahead = clock.apart(connection)
+    if ahead is None:
+        return Finding(name="clock", state="warn", told="the database took too long to say its time",
+                       mend="look at its load, and at the way to it")
+    told = f"{clock.told(ahead)} the database's; by that everything is judged"
+    return Finding(name="clock", state="ok", told=told) if abs(ahead) < clock.APART else Finding(
+        name="clock", state="bad", told=told, mend=clock.MEND)
 
 
 _DATABASE: Final = (_version, _writable, _durable, _pooler, _clock, _migrations, _keys)

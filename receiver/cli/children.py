@@ -55,6 +55,7 @@ class Child:
         self._started = 0.0
         self._pause = FIRST_PAUSE
         self._due = 0.0
+        self._renewing = False
 
     def start(self) -> None:
         """Start it. Its standard output is our standard error: ours says `ready`, and nothing else."""
@@ -91,7 +92,10 @@ class Child:
         """Start it again when it has ended, after a pause that grows while it does not live long."""
         status = self.ended()
         now = time.monotonic()
-        if status is not None:
+        if status is not None and self._renewing:
+            self._renewing = False
+            self.start()
+        elif status is not None:
             if now - self._started > STEADY:
                 self._pause = FIRST_PAUSE
             log.error("up.child_ended", part=self.part.name, status=status, again_in=self._pause)
@@ -99,6 +103,12 @@ class Child:
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
         elif self._process is None and now >= self._due:
             self.start()
+
+    def renew(self) -> None:
+        """Have it end in order; `keep` starts it again at once, with the settings as they are then."""
+        if self._process is not None:
+            self._renewing = True
+            self.tell(signal.SIGTERM)
 
     def tell(self, order: signal.Signals, *, group: bool = False) -> None:
         """Send it a signal; with `group` to all of its group as well."""

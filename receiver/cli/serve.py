@@ -15,6 +15,7 @@ from receiver import logs
 from receiver import settings as table
 from receiver.cli.options import example
 from receiver.settings import Settings
+from receiver.storage import arming
 from receiver.storage.embedded import Cluster
 
 _descriptor = click.option("--fd", type=int, hidden=True, help="A listening socket that is inherited.")
@@ -26,8 +27,7 @@ _descriptor = click.option("--fd", type=int, hidden=True, help="A listening sock
 @_descriptor
 def serve(bind: str | None, receivers: int | None, fd: int | None) -> None:
     """Run the receiver alone: the public listener, under gunicorn."""
-    _settings(bind=bind, receivers=receivers)
-    _gunicorn(*([] if fd is None else ["--bind", f"fd://{fd}"]))
+    _gunicorn(_settings(bind=bind, receivers=receivers), *([] if fd is None else ["--bind", f"fd://{fd}"]))
 
 
 @click.command(epilog=example("admin", "admin --admin-bind 127.0.0.1:9081"))
@@ -38,7 +38,8 @@ def admin(admin_bind: str | None, fd: int | None) -> None:
     """Run the admin listener alone: readiness and metrics, for you and your monitoring."""
     settings = _settings(admin_bind=admin_bind)
     listen = settings.admin_bind if fd is None else f"fd://{fd}"
-    _gunicorn("--bind", listen, "--workers", "1", "receiver.app:admin_app()")
+    _gunicorn(settings, "--bind", listen, "--workers", "1", "--worker-class",
+              "receiver.web.gunicorn_worker.Worker", "receiver.app:admin_app()")
 
 
 @click.command(epilog=example("worker", "worker --concurrency 8"))
@@ -69,15 +70,22 @@ def _settings(**given: object) -> Settings:
             os.environ[table.variable(field)] = str(value)
     settings = table.load()
     settle_paths(settings)
-    if settings.database_url is None:
-        _ = Cluster(settings.data_dir, account=settings.postgres_account).url  # raises when it does not run
+    database_url(settings)
     return settings
 
 
-def _gunicorn(*arguments: str) -> None:
+def database_url(settings: Settings) -> str:
+    """DATABASE_URL, or that of the embedded PostgreSQL. Raises ConfigurationError when that does not run."""
+    if settings.database_url is not None:
+        return settings.database_url.get_secret_value()
+    return Cluster(settings.data_dir, account=settings.postgres_account).url
+
+
+def _gunicorn(settings: Settings, *arguments: str) -> None:
     """Become gunicorn. It puts the directory it stands in before all others that modules are taken from: in the root
     directory there are none, and nobody but root can put one there.
     """
+    arming.arm(database_url(settings))  # what is wrong with it is said by its processes too, but not in a sentence
     os.chdir("/")
     command = [sys.executable, "-P", "-m", "gunicorn", "--config", "python:receiver.web.gunicorn_conf", *arguments]
     os.execv(command[0], command)  # noqa: S606 - no shell is wanted

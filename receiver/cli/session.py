@@ -23,7 +23,7 @@ from receiver import settings as table
 from receiver.errors import ConfigurationError, Unavailable
 from receiver.keyring import Keyring
 from receiver.settings import Settings
-from receiver.storage import migrations
+from receiver.storage import standing
 from receiver.storage.database import describe, open_engine, sqlstate
 from receiver.storage.embedded import Cluster
 from receiver.storage.registration import Registration, check_keys
@@ -31,7 +31,7 @@ from receiver.storage.registration import Registration, check_keys
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Session:
-    """A command at work: the schema is at head, and this host's keys are those of the database."""
+    """A command at work: the schema is one that this code runs on, and this host's keys are those of the database."""
 
     settings: Settings
     keyring: Keyring = field(repr=False)
@@ -91,12 +91,11 @@ def _address(settings: Settings) -> Iterator[str]:
 
 
 def check_schema(engine: Engine) -> None:
-    """Raise ConfigurationError when the schema is not the one that this code wants."""
+    """Raise ConfigurationError when the schema is none that this code runs on."""
     with engine.connect() as connection:
-        current = migrations.current(connection)
-    if current != migrations.head():
-        raise ConfigurationError(f"the database is at revision {current or '(none)'}, and this redox-receiver wants "
-                                 f"{migrations.head()}: run `redox-receiver db upgrade`")
+        found = standing.standing(connection)
+    if not found.fits:
+        raise ConfigurationError(f"the schema is {found.told}")
 
 
 def actor() -> str:

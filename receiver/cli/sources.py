@@ -5,8 +5,9 @@ May not offer a line to paste with anything in it that is not shaped like an id:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -70,12 +71,17 @@ def list_(destination: str | None, *, refused: bool, since: datetime | None, lim
         seen = reading.refused_sources(connection, destination=destination, limit=limit,
                                        since=since or datetime.now(UTC) - LOOK_BACK)
     found = [each | {"add": each["add"] and f"redox-receiver source add {each['add']}"} for each in seen]
-    output.rows([each | {"source_id": each["source_id"] or (each["source_sha256"] and "(not shaped like an id)")}
-                 for each in found] if not as_json else found, REFUSED, as_json=as_json,
+    output.rows(found if as_json else [each | {"source_id": _shown(each)} for each in found], REFUSED, as_json=as_json,
                 nothing="no unknown source was seen")
     if not as_json:
         for line in dict.fromkeys(each["add"] for each in found if each["add"]):
             click.echo(line)
+
+
+def _shown(seen: Mapping[str, Any]) -> str | None:
+    if seen["several"]:
+        return "(a flood, not told apart)"
+    return seen["source_id"] or (seen["source_sha256"] and "(not shaped like an id)")
 
 
 @source.command(epilog=example("source disable lab 7ce6f387-c33c-417d-8682-81e83628cbd9"))

@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from receiver.cli import output, session
 from receiver.cli.options import example, json_option
-from receiver.storage import outbound_records, reading
+from receiver.storage import clock, outbound_records, reading
 
 # Why Redox was refused → the command that lets it in again; {0} is the destination's name.
 _MENDS: Final = {
@@ -84,9 +84,16 @@ def _finding(name: str, told: str, *command: str) -> dict[str, str]:
 
 
 def _findings_of_all(connection: Connection, workers: list[dict[str, Any]]) -> Iterator[dict[str, str]]:
+    ahead = clock.apart(connection)
+    if ahead is not None and abs(ahead) >= clock.APART:
+        yield _finding("clock", f"This host's clock is {clock.told(ahead)} the database's, by which everything is "
+                       f"judged: {clock.MEND}.", "check")
     bound = any(each["enabled"] and each["role"] == "handler" for each in reading.subscriptions(connection))
-    if bound and not any(each["alive"] for each in workers):
-        yield _finding("no_worker", "No delivery worker is alive: what comes in waits.", "worker")
+    if not any(each["alive"] for each in workers):
+        waiting = outbound_records.pending(connection)
+        if bound or waiting:
+            yield _finding("no_worker", "No delivery worker is alive: what comes in waits" + (
+                f", and so do {waiting:,} requests to Redox." if waiting else "."), "worker")
     for each in outbound_records.troubles(connection):
         name, error = each["api_key"], each["error_class"]
         what = {"pending": f"do not get out ({error})", "held": "are held since a restore",
@@ -108,7 +115,7 @@ def _findings(connection: Connection, found: Mapping[str, Any]) -> Iterator[dict
         yield _finding("sources_refused", f"{name}: a source that is not registered has sent messages "
                        f"({refused[0]['reason']}).", "source", "list", name, "--refused")
     for lane in found["held_lanes"]:
-        yield _finding("lane_held", f"{name}: lane {lane} is held since a delivery in it died.",
+        yield _finding("lane_held", f"{name}: lane {lane} is held: its first delivery has used up its attempts.",
                        "lanes", "release", shlex.quote(lane), "--reason", "…")
     for each in found["paused_handlers"]:
         yield _finding("handler_paused", f"{name}: {each['handler']} is paused ({each['pause_reason']}).",

@@ -27,10 +27,10 @@ from receiver import settings as table
 from receiver.cli import session
 from receiver.cli.children import GLANCE, Child, Part, stop
 from receiver.cli.options import example
-from receiver.cli.serve import settle_paths
+from receiver.cli.serve import database_url, settle_paths
 from receiver.errors import ConfigurationError, ReceiverError
 from receiver.settings import Settings
-from receiver.storage import migrations, schema
+from receiver.storage import arming, migrations, schema
 from receiver.storage.embedded import Cluster
 from receiver.storage.registration import check_keys, record_keys
 
@@ -81,6 +81,7 @@ def up(bind: str | None, admin_bind: str | None, receivers: int | None, workers:
         else:
             with session.opened():
                 pass  # all that is to be said is an error
+        arming.arm(database_url(settings))
         public = stack.enter_context(_listen(settings.bind, "bind", patience))
         admin = stack.enter_context(_listen(settings.admin_bind, "admin_bind", patience))
         _run(settings, public, admin, cluster, orders)
@@ -110,6 +111,7 @@ class Orders:
 
     def __init__(self) -> None:
         self.count = 0
+        self.renew = False  # read the settings anew; whoever has done so takes it back
 
     @property
     def stop(self) -> bool:
@@ -124,14 +126,19 @@ class Orders:
 
 @contextmanager
 def _orders() -> Iterator[Orders]:
-    """Count SIGTERM, SIGINT and SIGHUP (a terminal that was closed) while the block runs; none interrupts it.
+    """Count SIGTERM, SIGINT and SIGHUP while the block runs; none interrupts it.
 
-    One that the starter has set to be ignored (nohup) stays ignored.
+    SIGHUP says that the terminal was closed; without a terminal, that the settings are to be read anew. One that the
+    starter has set to be ignored (nohup) stays ignored.
     """
     orders = Orders()
+    terminal = _has_terminal()
 
-    def take(_number: int, _frame: object) -> None:
-        orders.count += 1
+    def take(number: int, _frame: object) -> None:
+        if number == signal.SIGHUP and not terminal:
+            orders.renew = True
+        else:
+            orders.count += 1
 
     before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     for each, how in before.items():
@@ -142,6 +149,14 @@ def _orders() -> Iterator[Orders]:
     finally:
         for each, how in before.items():
             signal.signal(each, how)
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
@@ -186,6 +201,9 @@ def _run(settings: Settings, public: socket.socket, admin: socket.socket, cluste
         postgres = _Postgres(cluster)
         while not orders.stop:
             postgres.keep()
+            if orders.renew:
+                orders.renew = False
+                _renew(everybody)
             for child in everybody:
                 child.keep()
             time.sleep(GLANCE)
@@ -197,6 +215,21 @@ def _run(settings: Settings, public: socket.socket, admin: socket.socket, cluste
         admin.close()
         for group in ([receiver], others):
             stop(group, hurried=lambda: orders.hurry)
+
+
+def _renew(everybody: Sequence[Child]) -> None:
+    """Have everybody take the settings as they are now, if they hold. How many of each part there are stays."""
+    try:
+        keyrings.load(table.load().keyring_path)
+    except ConfigurationError as exc:
+        log.error("up.settings_refused", error="; ".join(str(exc).splitlines()))
+        return
+    log.info("up.settings_read")
+    for child in everybody:
+        if child.part.name in ("receiver", "admin"):
+            child.tell(signal.SIGHUP)  # its own workers are replaced one generation by the next
+        else:
+            child.renew()
 
 
 def _part(name: str, command: Sequence[str], listener: socket.socket | None = None) -> Part:

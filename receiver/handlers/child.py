@@ -25,7 +25,7 @@ import structlog
 from receiver import keyring as keyrings
 from receiver.errors import ReceiverError
 from receiver.handlers import running
-from receiver.handlers.running import LaneRun, Room
+from receiver.handlers.running import Room, Stay
 from receiver.handlers.wire import (
     Ask,
     Broken,
@@ -38,9 +38,10 @@ from receiver.handlers.wire import (
     Leave,
     Log,
     Ready,
-    RunLane,
+    RunLanes,
     ToChild,
 )
+from receiver.storage import arming
 from receiver.storage.work import Records, Work
 
 _LARGEST: Final = (1 << 32) - 1
@@ -87,7 +88,7 @@ class Listener:
             self._room.leave = True
         elif isinstance(said, LeaseUntil):
             self._keep(said.until, running=True)
-        elif isinstance(said, RunLane | Ask):
+        elif isinstance(said, RunLanes | Ask):
             self._room.leave = False
             self._keep(said.until, running=False)
             self.commands.put(said)
@@ -130,6 +131,7 @@ def _serve(channel: Channel, hello: Hello) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (hello.memory, hello.memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold patients' data
     _log_to(channel)
+    arming.arm(hello.database_url)
     room = Room(
         keyring=keyrings.load(Path(hello.keyring)), url=hello.database_url, records=Records(hello.database_url),
         work=Work(hello.database_url), modules=hello.modules, tell=channel.send,
@@ -149,7 +151,7 @@ def _serve(channel: Channel, hello: Hello) -> None:
 
 def _do(room: Room, command: Command) -> FromChild:
     try:
-        return LaneRun(room, command).run() if isinstance(command, RunLane) else running.answer(room, command)
+        return Stay(room, command).run() if isinstance(command, RunLanes) else running.answer(room, command)
     except ReceiverError as exc:
         return Failed(error=str(exc))
 

@@ -14,15 +14,16 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from receiver.storage import lanes
-from receiver.storage.database import describe, sqlstate
+from receiver.storage.database import describe
 
 log: Final = structlog.get_logger(__name__)
 
+# Between two rounds, so that a stream of messages costs a few hints a second, not one a commit: a hint waits that long.
+_REST: Final = 0.05
 # After an error; what comes meanwhile is the sweep's.
 _PAUSE: Final = 1.0
 # More than this wait only where the database does not keep up: the sweep finds the rest.
 _MOST: Final = 10_000
-_DUPLICATE: Final = "23505"
 
 
 class Hints:
@@ -32,7 +33,7 @@ class Hints:
         self._engine = engine
         self._wake = threading.Condition()
         self._waiting: dict[str, None] = {}
-        self._stopping = False
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="hints", daemon=True)
 
     def start(self) -> None:
@@ -41,8 +42,8 @@ class Hints:
 
     def stop(self) -> None:
         """Tell what waits, as long as that goes quickly, and end."""
+        self._stopping.set()
         with self._wake:
-            self._stopping = True
             self._wake.notify()
         self._thread.join(2.0)
 
@@ -56,24 +57,19 @@ class Hints:
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not self._waiting and not self._stopping:
+                while not self._waiting and not self._stopping.is_set():
                     self._wake.wait()
                 told, self._waiting = self._waiting, {}
             if not told:
                 return
             try:
                 self._tell(list(told))
+                self._stopping.wait(_REST)
             except SQLAlchemyError as exc:
                 log.warning("hints.not_told", error=describe(exc), lanes=len(told))
-                with self._wake:
-                    self._wake.wait_for(lambda: self._stopping, _PAUSE)
+                self._stopping.wait(_PAUSE)
 
     def _tell(self, told: Sequence[str]) -> None:
         with self._engine.connect() as opened:
             connection = opened.execution_options(isolation_level="AUTOCOMMIT")
-            for lane in told:
-                try:
-                    lanes.defer(connection, lane)
-                except SQLAlchemyError as exc:
-                    if sqlstate(exc) != _DUPLICATE:  # else another told it at this very moment
-                        raise
+            lanes.wake(connection, told)

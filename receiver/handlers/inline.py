@@ -43,6 +43,8 @@ _BEFOREHAND: Final = 15.0
 # How long a request waits for a lane that another request holds.
 _BUSY: Final = 5.0
 _LOOK: Final = 0.1
+# How often lanes are given back that could not be when it was time: Redox is told 503 as long as nobody has them.
+_RELEASE: Final = 1.0
 # A process keeps its time by itself too, a little later than we do.
 _MARGIN: Final = 5.0
 
@@ -168,9 +170,12 @@ class Responders:
         return self._stopping.is_set() or (bool(self._free) and self._taken[destination.id] < self._each)
 
     def _keep(self) -> None:
-        while not self._stopping.wait(self._settings.lease / 3):
-            self._leases.renew(self._settings.lease)
+        renew_at = 0.0
+        while not self._stopping.wait(min(_RELEASE, self._settings.lease / 3)):
             self._leases.release()
+            if time.monotonic() >= renew_at:
+                renew_at = time.monotonic() + self._settings.lease / 3
+                self._leases.renew(self._settings.lease)
 
 
 def _answered(said: Answered | Unanswered | Cut, responder: Subscription, receipt: Receipt) -> bytes:

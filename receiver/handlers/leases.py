@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -15,12 +15,15 @@ import structlog
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from receiver.failpoints import point
 from receiver.handlers.runner import Lease
 from receiver.storage import lanes
 from receiver.storage.database import describe
 from receiver.storage.lanes import Fence
 
 log: Final = structlog.get_logger(__name__)
+
+_claiming, _claimed = point("lane.claiming"), point("lane.claimed")
 
 
 class Leases:
@@ -46,24 +49,47 @@ class Leases:
         """
         # Counted from before the question, so that it ends here no later than in the database.
         began = time.monotonic()
+        _claiming()
         with self.connection() as connection:
             fence = (lanes.claim(connection, lane, self.owner, seconds, inline=inline) if take is None
                      else take(connection, lane, self.owner, seconds))
-        if fence is None:
-            return None
-        lease = Lease(fence=fence, until=began + seconds, leave_by=self._leave_by)
+        return None if fence is None else self._holding([fence], began + seconds)
+
+    def claim_some(self, names: Sequence[str], seconds: float) -> Lease | None:
+        """Take those of the lanes, of one handler at one destination, that are to be had. Raises SQLAlchemyError."""
+        began = time.monotonic()
+        _claiming()
+        with self.connection() as connection:
+            fences = lanes.claim_some(connection, names, self.owner, seconds)
+        return self._holding(fences, began + seconds) if fences else None
+
+    def _holding(self, fences: list[Fence], until: float) -> Lease:
+        _claimed()
+        lease = Lease(fences=fences, until=until, leave_by=self._leave_by)
         with self._lock:
-            self._held[lane] = lease
+            self._held.update({fence.lane: lease for fence in fences})
         return lease
 
-    def give_back(self, lease: Lease, *, released: bool = False) -> None:
-        """The lane is no longer run here. `released`: the database knows that already."""
+    def give_back(self, lease: Lease, *, released: str | None = None) -> None:
+        """The lanes are no longer run here. `released`: the database knows that of this one already."""
+        self._let_go(lease, [fence for fence in lease.fences if fence.lane != released], lease.fences)
+
+    def give_back_after(self, lease: Lease, lane: str) -> bool:
+        """The lanes that come after this one are for others; whether there are any. Who runs them finds out."""
+        place = next(n for n, fence in enumerate(lease.fences) if fence.lane == lane)
+        kept, rest = lease.fences[:place + 1], lease.fences[place + 1:]
+        self._let_go(lease, rest, rest)
         with self._lock:
-            if self._held.get(lease.fence.lane) is lease:
-                del self._held[lease.fence.lane]
-            if not released:
-                self._late[lease.fence] = None
-        if not released:
+            lease.fences = kept
+        return bool(rest)
+
+    def _let_go(self, lease: Lease, late: Sequence[Fence], gone: Sequence[Fence]) -> None:
+        with self._lock:
+            for fence in gone:
+                if self._held.get(fence.lane) is lease:
+                    del self._held[fence.lane]
+            self._late.update(dict.fromkeys(late))
+        if late:
             self.release()
 
     def release(self) -> None:
@@ -74,29 +100,31 @@ class Leases:
             return
         try:
             with self.connection() as connection:
+                lanes.release(connection, *late)
+            with self._lock:
                 for fence in late:
-                    lanes.release(connection, fence)
-                    with self._lock:
-                        self._late.pop(fence, None)
+                    self._late.pop(fence, None)
         except SQLAlchemyError as exc:
             log.warning("leases.not_released", error=describe(exc), lanes=len(late))
 
     def renew(self, seconds: float) -> None:
         """Keep what is held for so long from now."""
         with self._lock:
-            held = dict(self._held)
+            held = [(lease, list(lease.fences)) for lease in {id(each): each for each in self._held.values()}.values()]
         if not held:
             return
         began = time.monotonic()
         try:
             with self.connection() as connection:
                 kept = lanes.renew(connection, self.owner, {
-                    lane: lease.fence.epoch for lane, lease in held.items()}, seconds)
-                self._renewed([held[lane] for lane in kept], began + seconds)
-                for lease in (held[lane] for lane in held.keys() - kept):
-                    began = time.monotonic()
-                    if lanes.renew_one(connection, lease.fence, seconds):
-                        self._renewed([lease], began + seconds)
+                    fence.lane: fence.epoch for _, fences in held for fence in fences}, seconds)
+                locked = [(lease, [fence for fence in fences if fence.lane not in kept]) for lease, fences in held]
+                for lease in (lease for lease, missing in locked if not missing):
+                    lease.renewed(began + seconds)
+                for lease, missing in locked:
+                    # One lane that is lost ends the stay in all of them: nobody knows which one runs by then.
+                    if missing and all(lanes.renew_one(connection, fence, seconds) for fence in missing):
+                        lease.renewed(began + seconds)
         except SQLAlchemyError as exc:
             log.warning("leases.not_renewed", error=describe(exc), lanes=len(held))
 
@@ -104,11 +132,6 @@ class Leases:
         """Every run, present and future, is to end: after the handler that runs then, and by that time (monotonic)."""
         self._leave_by = by
         with self._lock:
-            held = list(self._held.values())
-        for lease in held:
+            held = {id(lease): lease for lease in self._held.values()}
+        for lease in held.values():
             lease.leave(by)
-
-    @staticmethod
-    def _renewed(kept: list[Lease], until: float) -> None:
-        for lease in kept:
-            lease.renewed(until)

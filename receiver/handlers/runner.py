@@ -20,6 +20,7 @@ from typing import Any, Final, Literal
 import structlog
 
 from receiver.errors import ConfigurationError, ReceiverError
+from receiver.failpoints import point
 from receiver.handlers.wire import (
     Answered,
     Ask,
@@ -34,7 +35,7 @@ from receiver.handlers.wire import (
     Left,
     Log,
     Ready,
-    RunLane,
+    RunLanes,
     Started,
     ToChild,
     Unanswered,
@@ -42,6 +43,8 @@ from receiver.handlers.wire import (
 from receiver.storage.lanes import Fence
 
 plugin_log: Final = structlog.get_logger("receiver.plugin")
+
+_told = point("lane.told")
 
 # A process has to start, and to import what it runs, within this time; plugins may be slow to import.
 START_PATIENCE: Final = 60.0
@@ -51,6 +54,8 @@ RECORD_PATIENCE: Final = 30.0
 _SEND_PATIENCE: Final = 10.0
 # How long news from other threads (a lease renewed, an order to stop) may wait.
 _GLANCE: Final = 0.5
+# A handler that runs for so long keeps the lanes that come after it waiting: they are given to others.
+SLOW: Final = 0.25
 # The largest frame: an answer, and what stands around it.
 _LARGEST: Final = 64 * 1024 * 1024
 
@@ -64,22 +69,27 @@ class Gone(ReceiverError):
 
 @dataclass(kw_only=True, slots=True)
 class Lease:
-    """A lane that is ours until `until` (monotonic), as long as it is renewed. `leave_by`: when its run must be over,
-    for the process stops.
+    """Lanes that are ours until `until` (monotonic), as long as they are renewed; in the order in which they are run.
+    `leave_by`: when their run must be over, for the process stops.
     """
 
-    fence: Fence
+    fences: list[Fence]
     until: float
     leave_by: float | None = None
     process: Process | None = field(default=None, repr=False)
 
+    @property
+    def fence(self) -> Fence:
+        """The first, or only, one."""
+        return self.fences[0]
+
     def renewed(self, until: float) -> None:
-        """It is ours for longer."""
+        """They are ours for longer."""
         self.until = until
         self._tell(LeaseUntil(until=until))
 
     def leave(self, by: float) -> None:
-        """Its run is to end: after the handler that runs now, and by then."""
+        """Their run is to end: after the handler that runs now, and by then."""
         self.leave_by = by
         self._tell(Leave())
 
@@ -98,6 +108,7 @@ class Cut:
 
     why: Why
     error_class: str
+    lane: str = ""
     delivery: int = 0
     attempt: int = 0
     deferred_for: float = 0.0
@@ -136,7 +147,7 @@ class Process:
         """Say something. Raises OSError when it does not listen."""
         self._channel.send(said)
 
-    def command(self, said: RunLane | Ask) -> None:
+    def command(self, said: RunLanes | Ask) -> None:
         """Tell it what to do. Raises Gone."""
         self._say(said)
 
@@ -201,21 +212,28 @@ class Slot:
         process, self._process = self._process, None
         return "" if process is None else process.kill()
 
-    def run_lane(self, command: RunLane, lease: Lease) -> Left | Cut:
-        """Run the lane as long as it is ours. Raises ConfigurationError when the handler cannot be loaded, Gone when
-        no process starts.
+    def run_lanes(self, command: RunLanes, lease: Lease, slow: Callable[[str], None]) -> Left | Cut:
+        """Run the lanes as long as they are ours. `slow` is told the lane in which a handler keeps the others waiting.
+
+        Raises ConfigurationError when the handler cannot be loaded, Gone when no process starts.
         """
         process = lease.process = self.warm()
         running = Started()
         deadline = time.monotonic() + START_PATIENCE
+        slow_at = math.inf
         try:
             process.command(command)
+            _told()
             if lease.leave_by is not None:  # said before there was somebody to hear it
                 lease.leave(lease.leave_by)
             while (why := _over(lease, deadline)) is None:
-                said = process.hear(min(deadline, lease.until, time.monotonic() + _GLANCE))
+                said = process.hear(min(deadline, lease.until, slow_at, time.monotonic() + _GLANCE))
                 if isinstance(said, Started):
                     running, deadline = said, time.monotonic() + command.timeout
+                    slow_at = time.monotonic() + SLOW if len(lease.fences) > 1 else math.inf
+                elif said is None and time.monotonic() >= slow_at:
+                    slow_at = math.inf
+                    slow(running.lane)
                 elif isinstance(said, Ended):
                     deadline = time.monotonic() + RECORD_PATIENCE
                 elif isinstance(said, Left):
@@ -260,8 +278,8 @@ class Slot:
     def _cut(self, why: Why, running: Started) -> Cut:
         ended = self.close()
         classes = {"timed_out": "TimedOut", "crashed": ended, "stopped": "WorkerStopped", "fenced": "LeaseLost"}
-        return Cut(why=why, error_class=classes[why], delivery=running.delivery, attempt=running.attempt,
-                   deferred_for=running.deferred_for)
+        return Cut(why=why, error_class=classes[why], lane=running.lane, delivery=running.delivery,
+                   attempt=running.attempt, deferred_for=running.deferred_for)
 
 
 def _over(lease: Lease, deadline: float) -> Why | None:

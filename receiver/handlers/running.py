@@ -19,12 +19,13 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from receiver.errors import GiveUp
+from receiver.failpoints import point
 from receiver.handlers import discovery, outcomes
 from receiver.handlers.context import Context
 from receiver.handlers.discovery import Loaded
 from receiver.handlers.message import Message
 from receiver.handlers.outcomes import Outcome, Verdict
-from receiver.handlers.wire import Answered, Ask, Ended, FromChild, Left, RunLane, Started, Unanswered
+from receiver.handlers.wire import Answered, Ask, Ended, FromChild, Left, RunLanes, Started, Unanswered
 from receiver.keyring import Keyring
 from receiver.storage import lanes
 from receiver.storage.database import describe
@@ -34,6 +35,10 @@ from receiver.storage.work import Records, Work, lost
 
 if TYPE_CHECKING:
     from receiver.handlers.speaking import Speaking
+
+_started, _ended, _told = point("delivery.started"), point("handler.ended"), point("handler.told")
+_committing, _succeeded, _failed = (
+    point("delivery.committing"), point("delivery.succeeded"), point("delivery.failed"))
 
 # After so many runs the process is replaced, whatever the plugins have leaked.
 _WORN: Final = 10_000
@@ -80,7 +85,9 @@ class Room:
         if os.getpid() != here:
             os._exit(0)  # the handler forked and both have come back: only one of the two is us
         self.worn |= self.runs >= _WORN
+        _ended()
         self.tell(Ended())
+        _told()
         return result, outcome
 
     def context(self, loaded: Loaded, destination: str, *, uuid: str, generation: int, attempt: int, epoch: int,
@@ -104,22 +111,29 @@ class Room:
 
 
 # The delivery to run next, and the number of its attempt when that is counted already.
-_Next = tuple[Waiting, int | None]
+_Next = tuple[Waiting | None, int | None]
 
 
-class LaneRun:
-    """One stay in a lane, under one lease."""
+class Stay:
+    """One stay in a lane, or in some one after another, under one lease.
 
-    def __init__(self, room: Room, command: RunLane) -> None:
+    Of a single lane all is run. Of many the first few of each: what comes after is found again.
+    """
+
+    def __init__(self, room: Room, command: RunLanes) -> None:
         self._room = room
         self._command = command
-        self._fence = Fence(lane=command.lane, epoch=command.epoch, owner=command.owner)
+        self._fences = [Fence(lane=lane, epoch=epoch, owner=command.owner) for lane, epoch in command.lanes]
+        self._many = len(self._fences) > 1
+        self._fence = self._fences[0]  # of the lane that is run
         self._policy = command.policy
-        self._ahead: deque[Waiting] = deque()
+        self._ahead: deque[Waiting] = deque()  # in that lane
+        self._coming: deque[tuple[Fence, deque[Waiting]]] = deque()  # the lanes after it that have something
 
     def run(self) -> Left:
         """Run what is there. Raises ConfigurationError when the handler cannot be loaded."""
         loaded = self._room.handler(self._command.handler)
+        self._room.work.patience = self._command.timeout
         try:
             return self._run(loaded)
         except SQLAlchemyError as exc:
@@ -129,27 +143,36 @@ class LaneRun:
             return Left(why="lost", error_class=describe(exc))
 
     def _run(self, loaded: Loaded) -> Left:
-        attempt: int | None = None
-        delivery = self._read(after=0)
-        while delivery is not None:
-            if attempt is None:
-                if delivery.lost and (left := self._give_lost(delivery)) is not None:
-                    return left
-                attempt = lanes.start(self._room.records.connection, self._fence, delivery.id)
-            if attempt is None:
-                # It was skipped meanwhile; or the handler is paused, or the lease another's, and nothing can be read.
-                refused, delivery = delivery, self._read(after=0)
-                if delivery is not None and delivery.id == refused.id:
-                    return Left(why="time")
-                continue
-            outcome = self._call(loaded, delivery, attempt)
-            then = self._succeed(delivery, attempt) if outcome is None else outcome
-            if isinstance(then, Outcome):
-                then = self._fail(delivery, attempt, then)
+        if self._many:
+            read = lanes.heads(self._room.records.connection, self._fences)
+            self._coming.extend((fence, deque(ahead)) for fence, ahead in zip(self._fences, read, strict=True) if ahead)
+        then: Left | _Next = self._anew(), None
+        while True:
             if isinstance(then, Left):
-                return then
-            delivery, attempt = then or (self._read(after=0), None)
-        return Left(why="empty")
+                # What holds up a lane holds up no other.
+                if not self._many or then.why not in ("waiting", "fenced") or self._leaving():
+                    return then
+                self._ahead.clear()
+                then = self._anew(), None
+            delivery, attempt = then
+            if delivery is None:
+                return Left(why="empty")
+            then = self._one(loaded, delivery, attempt)
+
+    def _one(self, loaded: Loaded, delivery: Waiting, attempt: int | None) -> Left | _Next:
+        if attempt is None:
+            if delivery.lost and (left := self._give_lost(delivery)) is not None:
+                return left
+            attempt = lanes.start(self._room.records.connection, self._fence, delivery.id)
+        if attempt is None:
+            # It was skipped meanwhile; or the handler is paused, or the lease another's, and nothing can be read.
+            following = self._anew()
+            return Left(why="time") if following is not None and following.id == delivery.id else (following, None)
+        outcome = self._call(loaded, delivery, attempt)
+        then = self._succeed(delivery, attempt) if outcome is None else outcome
+        if isinstance(then, Outcome):
+            then = self._fail(delivery, attempt, then)
+        return then or (self._anew(), None)
 
     # --- reading
 
@@ -163,10 +186,28 @@ class LaneRun:
                 inline=self._policy.inline, up_to=self._command.up_to))
         return self._ahead.popleft() if self._ahead else None
 
+    def _anew(self) -> Waiting | None:
+        """The delivery to go on with: in a single lane whatever is first now, for what came before may have been put
+        back; of many what was read and is next."""
+        if not self._many:
+            return self._read(after=0)
+        if not self._ahead and self._coming:
+            self._fence, self._ahead = self._coming.popleft()
+        return self._ahead.popleft() if self._ahead else None
+
+    def _following(self, delivery: Waiting) -> tuple[Fence, Waiting | None]:
+        """What comes after it, and in which lane; of many it is still to be taken (`_anew`)."""
+        if not self._many:
+            return self._fence, self._read(after=delivery.id)
+        fence, ahead = self._coming[0] if self._coming and not self._ahead else (self._fence, self._ahead)
+        return fence, ahead[0] if ahead else None
+
     # --- one delivery
 
     def _call(self, loaded: Loaded, delivery: Waiting, attempt: int) -> Outcome | None:
-        self._room.tell(Started(delivery=delivery.id, attempt=attempt, deferred_for=delivery.deferred_for))
+        self._room.tell(Started(lane=self._fence.lane, delivery=delivery.id, attempt=attempt,
+                                deferred_for=delivery.deferred_for))
+        _started()
         context = self._room.context(
             loaded, self._command.destination, uuid=str(delivery.uuid), generation=delivery.generation,
             attempt=attempt, epoch=self._fence.epoch, delivery=delivery.id)
@@ -187,13 +228,15 @@ class LaneRun:
     def _succeed(self, delivery: Waiting, attempt: int) -> Outcome | Left | _Next | None:
         """An Outcome: the success could not be committed. Otherwise what `_fail` says, or the next, started already."""
         leaving = self._leaving()
-        following = None if leaving else self._read(after=delivery.id)
+        beside, following = (self._fence, None) if leaving else self._following(delivery)
         startable = None if following is None or following.lost else following.id
         work, used = self._room.work, self._room.work.used
         connection = work.connection() if used else self._room.records.connection
         try:
-            recorded, started = lanes.succeed(connection, self._fence, delivery.id, attempt, following=startable)
+            recorded, started = lanes.succeed(connection, self._fence, delivery.id, attempt, following=startable,
+                                              beside=beside)
             if used and recorded:
+                _committing()
                 work.commit()
         except SQLAlchemyError as exc:
             if not used or lost(exc):
@@ -203,10 +246,13 @@ class LaneRun:
         if not recorded:
             work.rollback()
             return Left(why="fenced")
+        _succeeded()
         if leaving:
             return Left(why="time", worn=self._room.worn)
         # At its end the lane is looked at from its beginning: what came before may have been put back.
-        return None if following is None else (following, started)
+        if following is None:
+            return None
+        return self._anew() if self._many else following, started
 
     def _fail(self, delivery: Waiting, attempt: int, outcome: Outcome) -> Left | None:
         """Why the lane is left; None: the lane is to be looked at anew."""
@@ -233,6 +279,7 @@ class LaneRun:
         if not lanes.fail(self._room.records.connection, self._fence, delivery.id, attempt,
                           outcomes.failure(outcome, verdict, self._policy, key=key, sealed=sealed)):
             return Left(why="fenced")
+        _failed()
         if verdict.state == "dead":
             return Left(why="dead", error_class=outcome.error_class, worn=self._room.worn)
         return Left(why="waiting", worn=self._room.worn) if verdict.hold else None
@@ -244,6 +291,7 @@ class LaneRun:
 def answer(room: Room, command: Ask) -> Answered | Unanswered:
     """Have the responder answer. Raises ConfigurationError when it cannot be loaded."""
     loaded = room.handler(command.handler)
+    room.work.patience = command.timeout
     message = Message(**{name: getattr(command, name) for name in Message.__dataclass_fields__})
     context = room.context(loaded, command.destination, uuid=command.uuid, generation=1, attempt=1, epoch=0,
                            delivery=None)

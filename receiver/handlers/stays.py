@@ -1,4 +1,4 @@
-"""One stay in a lane: claimed, run in a handler process, its end recorded, and given back.
+"""One stay in a lane, or in some: claimed, run in a handler process, its end recorded, and given back.
 
 May not decide when or whether: workers and requests do. What a handler process could not record because it was ended is
 recorded here, under the same lease.
@@ -7,22 +7,26 @@ recorded here, under the same lease.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from receiver.failpoints import point
 from receiver.handlers import outcomes
 from receiver.handlers.leases import Leases
 from receiver.handlers.outcomes import Outcome, Policy, Verdict
 from receiver.handlers.runner import Cut, Lease, Slot
-from receiver.handlers.wire import Left, RunLane
+from receiver.handlers.wire import Left, RunLanes
 from receiver.protocol.registry import Subscription
 from receiver.storage import lanes
 from receiver.storage.database import describe
 from receiver.storage.dispatch import unordered
 
 log: Final = structlog.get_logger(__name__)
+
+_left, _cut = point("lane.left"), point("lane.cut")
 
 # Left by a run that was ended because the process stops: it had no fair chance.
 _STOPPED: Final = Verdict(state="pending", counted=False)
@@ -40,38 +44,65 @@ def stay(slot: Slot, leases: Leases, lane: str, subscription: Subscription, *, l
     held = leases.claim(lane, lease, inline=up_to is not None)
     if held is None:
         return None
+    return _run(slot, leases, held, subscription, leave_after=leave_after, up_to=up_to, slow=lambda _lane: None)
+
+
+def stay_in_some(slot: Slot, leases: Leases, names: Sequence[str], subscription: Subscription, *, lease: float,
+                 leave_after: float, others: Callable[[], None]) -> Left | None:
+    """As `stay`, in those of these ordered lanes of one handler at one destination that are to be had: the first few
+    deliveries of each. `others` is called when some were given back unseen, for the handler is slow.
+    """
+    slot.warm()
+    held = leases.claim_some(names, lease)
+    if held is None:
+        return None
+
+    def slow(lane: str) -> None:
+        if leases.give_back_after(held, lane):
+            others()
+    return _run(slot, leases, held, subscription, leave_after=leave_after, up_to=None, slow=slow)
+
+
+def _run(slot: Slot, leases: Leases, held: Lease, subscription: Subscription, *, leave_after: float, up_to: int | None,
+         slow: Callable[[str], None]) -> Left | None:
+    lane = held.fence.lane
     policy = Policy(max_attempts=subscription.max_attempts, on_failure=subscription.on_failure,
                     unordered=unordered(lane), inline=up_to is not None)
-    released = False
+    released = None
     try:
-        ended = slot.run_lane(RunLane(
-            lane=lane, epoch=held.fence.epoch, owner=held.fence.owner, handler=subscription.handler,
-            destination=lane.split("/", 2)[1], policy=policy, timeout=subscription.timeout, until=held.until,
-            leave_at=time.monotonic() + leave_after, up_to=up_to or 0), held)
+        ended = slot.run_lanes(RunLanes(
+            lanes=tuple((fence.lane, fence.epoch) for fence in held.fences), owner=held.fence.owner,
+            handler=subscription.handler, destination=lane.split("/", 2)[1], policy=policy,
+            timeout=subscription.timeout, until=held.until, leave_at=time.monotonic() + leave_after,
+            up_to=up_to or 0), held, slow)
         if isinstance(ended, Left):
+            _left()
             if ended.why == "lost":
                 log.warning("lane.lost", lane=lane, error=ended.error_class)
-            released = ended.why == "fenced"
+            released = lane if ended.why == "fenced" and len(held.fences) == 1 else None
             return ended
-        log.warning("handler.ended", handler=subscription.handler, lane=lane, delivery=ended.delivery,
+        log.warning("handler.ended", handler=subscription.handler, lane=ended.lane or lane, delivery=ended.delivery,
                     attempt=ended.attempt, reason=ended.why, error_class=ended.error_class)
-        left, released = _record(leases, held, ended, policy)
+        _cut()
+        left, recorded = _record(leases, held, ended, policy)
+        released = ended.lane if recorded else None
         return left
     finally:
         leases.give_back(held, released=released)
 
 
 def _record(leases: Leases, held: Lease, cut: Cut, policy: Policy) -> tuple[Left | None, bool]:
-    """Record what the process could not: (how the lane is left, whether the lease is released with it)."""
+    """Record what the process could not: (how the lane is left, whether its lease is released with it)."""
     if cut.why == "fenced" or not cut.delivery:
         return None, False
+    fence = next(fence for fence in held.fences if fence.lane == cut.lane)
     outcome = Outcome(kind="timed_out" if cut.why == "timed_out" else "crashed", error_class=cut.error_class)
     verdict = _STOPPED if cut.why == "stopped" else outcomes.judge(
         outcome, policy, attempt=cut.attempt, deferred_for=cut.deferred_for)
     try:
         with leases.connection() as connection:
             # Released with it, so that nothing which the process had sent before it ended can be recorded after.
-            recorded = lanes.fail(connection, held.fence, cut.delivery, cut.attempt,
+            recorded = lanes.fail(connection, fence, cut.delivery, cut.attempt,
                                   outcomes.failure(outcome, verdict, policy, release=True))
     except SQLAlchemyError as exc:
         # Whoever runs the lane next finds an attempt without an end, and records that.

@@ -43,13 +43,15 @@ class Hello(_Said, frozen=True, kw_only=True):
     env_file: str | None
 
 
-class RunLane(_Said, frozen=True, kw_only=True):
-    """Run what is pending in a lane. `until`: when the lease ends, `leave_at`: when others may want the process, both
-    on the system's monotonic clock. `up_to`: with an inline policy, the last delivery to be run.
+class RunLanes(_Said, frozen=True, kw_only=True):
+    """Run what is pending in these lanes (name and epoch), one lane after another: all there is in a single one, the
+    first few of each of many.
+
+    `until`: when the lease ends, `leave_at`: when others may want the process, both on the system's monotonic clock.
+    `up_to`: with an inline policy, the last delivery to be run.
     """
 
-    lane: str
-    epoch: int
+    lanes: tuple[tuple[str, int], ...]
     owner: str
     handler: str
     destination: str
@@ -106,6 +108,7 @@ class Failed(_Said, frozen=True, kw_only=True):
 class Started(_Said, frozen=True, kw_only=True):
     """A handler is about to be called; its attempt is recorded. `delivery` 0: a responder."""
 
+    lane: str = ""
     delivery: int = 0
     attempt: int = 0
     deferred_for: float = 0.0
@@ -116,7 +119,7 @@ class Ended(_Said, frozen=True, kw_only=True):
 
 
 class Left(_Said, frozen=True, kw_only=True):
-    """The lane is left. `why`:
+    """The lane is left, or the last one of many. `why`:
 
     "empty": nothing there that may run now · "time": there may be more · "dead": the last one run is dead, of
     `error_class` · "waiting": the last one failed, and what comes after it waits · "fenced": the lease is another's ·
@@ -151,7 +154,7 @@ class Log(_Said, frozen=True, kw_only=True):
     fields: dict[str, str | int | float | bool | None]
 
 
-Command = RunLane | Ask
+Command = RunLanes | Ask
 ToChild = Hello | Command | LeaseUntil | Leave
 FromChild = Ready | Failed | Started | Ended | Left | Answered | Unanswered | Log
 

@@ -23,25 +23,27 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from receiver import keyring as keyrings
 from receiver.errors import ConfigurationError, Conflict
-from receiver.handlers import discovery
+from receiver.handlers import discovery, drains
 from receiver.handlers.discovery import Loaded
+from receiver.handlers.drains import Drains
 from receiver.handlers.engine import Engine
 from receiver.handlers.leases import Leases
 from receiver.handlers.outgoing import SENDERS, Outgoing
 from receiver.handlers.places import Places
 from receiver.handlers.process import hello, process_name
 from receiver.handlers.runner import Gone, Slot
-from receiver.handlers.stays import stay
+from receiver.handlers.stays import stay, stay_in_some
 from receiver.handlers.wire import Left
 from receiver.protocol.registry import Registry, Subscription
 from receiver.settings import Settings
-from receiver.storage import lanes, once, partitions, upkeep
+from receiver.storage import arming, lanes, once, partitions, upkeep
 from receiver.storage.database import describe, open_engine, sqlstate
 from receiver.storage.embedded import Cluster
 from receiver.storage.evidence import PatientDigests
 from receiver.storage.registration import Registration
 from receiver.storage.registry import RegistryFollower
 from receiver.storage.sealing import Seals
+from receiver.storage.standing import GLANCE, Watch
 
 log: Final = structlog.get_logger(__name__)
 
@@ -101,9 +103,11 @@ class Worker:
         # A connection for each lane that is claimed or given back, and one for each of our threads.
         self._engine = open_engine(self._url, pool_size=settings.concurrency + SENDERS + 9,
                                    statement_timeout=_STATEMENT)
+        self._schema = Watch(self._engine)
         self._follower = RegistryFollower(self._engine, keyring)
         self._registration = Registration(self._engine, keyring, actor=f"worker:{self.name}")
         self._leases = Leases(self._engine, self.name)
+        self._drains = Drains(self._leases)
         self._outgoing = Outgoing(self._url, keyring, self._leases, lease=settings.lease,
                                   rate=settings.redox_rate)
         self._places = Places(settings.concurrency, self._run_lane, lambda: hello(settings, self._url, self._handlers))
@@ -124,6 +128,8 @@ class Worker:
 
     def run(self) -> None:
         """Work until `stop`. Raises ConfigurationError."""
+        arming.arm(self._url)
+        self._await_schema()
         self._follower.start()
         while self._follower.current is None and not self._orders:
             time.sleep(_GLANCE)
@@ -137,11 +143,23 @@ class Worker:
         for interval, work in (
                 (self._settings.lease / 3, self._renew), (_PAUSE, self._leases.release), (_SEEN, self._say_seen),
                 (SWEEP, self._sweep), (SWEEP, self._outgoing.sweep), (_REGISTRY, self._follow), (_INDEX, self._index),
-                (_FORGET, self._forget), (_HOURLY, self._make_partitions)):
+                (_FORGET, self._forget), (_HOURLY, self._make_partitions), (GLANCE, self._look_at_schema)):
             threading.Thread(target=self._repeat, args=(interval, work), name=work.__name__, daemon=True).start()
         while not self._orders:
             time.sleep(_GLANCE)
         self._end(taking)
+
+    def _await_schema(self) -> None:
+        """A schema that is behind is waited for; whoever waits for it does nothing else."""
+        while not self._orders and not ((found := self._schema.look()) and found.fits):
+            time.sleep(GLANCE)
+
+    def _look_at_schema(self) -> None:
+        """A schema that has gone where this code cannot follow ends its work, in order; whoever starts it again waits.
+        """
+        found = self._schema.look()
+        if found is not None and not found.fits and not self._orders:
+            self.stop()
 
     def _end(self, taking: threading.Thread) -> None:
         log.info("worker.stopping", worker=self.name)
@@ -251,6 +269,9 @@ class Worker:
     def _run_lane(self, slot: Slot, lane: str) -> None:
         """In one of the places: run the lane until it is empty or waits, or others wait for the place."""
         try:
+            if (handler := lanes.many(lane)) is not None:
+                self._drain(slot, handler)
+                return
             while not self._stopping.is_set() and self._stay(slot, lane):
                 with self._leases.connection() as connection:
                     if lanes.others_wait(connection, self._handlers):
@@ -264,6 +285,23 @@ class Worker:
         except Gone as exc:
             log.error("lane.process_not_started", lane=lane, error=str(exc))
             self._stopping.wait(_PAUSE)
+
+    def _drain(self, slot: Slot, handler: str) -> None:
+        """Run many lanes, some at a time, until there is none; whoever is free is called to help."""
+        leave_at = time.monotonic() + SLICE
+        while not self._stopping.is_set() and (names := self._drains.next(handler)):
+            self._defer_many(handler)
+            if time.monotonic() >= leave_at:
+                return
+            subscription = self._subscription(names[0])
+            if subscription is None:
+                continue
+            began = time.monotonic()
+            left = stay_in_some(slot, self._leases, names, subscription, lease=self._settings.lease,
+                                leave_after=drains.STAY, others=lambda: self._defer_many(handler))
+            self._drains.took(handler, time.monotonic() - began)
+            if left is not None and left.why == "dead":
+                self._perhaps_pause(names[0], left)
 
     def _stay(self, slot: Slot, lane: str) -> bool:
         """Whether there may be more to run at once."""
@@ -307,14 +345,21 @@ class Worker:
         """Look for lanes that nobody was told of; seldomer the more workers do."""
         with self._leases.connection() as connection:
             found, self._swept = lanes.due(connection, self._handlers, after=self._swept, limit=SWEEP_LANES)
-        for lane in found:
-            self._defer(lane)
+            lanes.wake(connection, found)
         return SWEEP * (1 + self._others)
 
     def _defer(self, lane: str) -> None:
         try:
             with self._leases.connection() as connection:
                 lanes.defer(connection, lane)
+        except SQLAlchemyError as exc:
+            if sqlstate(exc) != _DUPLICATE:
+                raise
+
+    def _defer_many(self, handler: str) -> None:
+        try:
+            with self._leases.connection() as connection:
+                lanes.defer_many(connection, handler)
         except SQLAlchemyError as exc:
             if sqlstate(exc) != _DUPLICATE:
                 raise
@@ -332,7 +377,7 @@ class Worker:
 
     def _make_partitions(self) -> None:
         with self._engine.begin() as connection:
-            made = partitions.ensure(connection, datetime.now(UTC))
+            made = partitions.ensure(connection, upkeep.now(connection))
         if made:
             log.info("partitions.made", count=len(made))
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from hashlib import sha256
 from typing import Any, Final
 
 import msgspec
 
 from receiver.errors import Unreadable
+from receiver.protocol.digests import sha256
 from receiver.protocol.message import QUERIES, Message
 from receiver.protocol.scanning import check_depth, check_encoding, members
 
@@ -26,8 +26,6 @@ _URN: Final = "urn:uuid:"
 
 # What is read, and no more is decoded. Of the Bundle only its first entry's resource.
 _TOP: Final = frozenset({"Meta", "resourceType", "type", "entry"})
-_META: Final = frozenset({"DataModel", "EventType", "EventDateTime", "Test", "Source", "FacilityCode", "Logs",
-                          "Message", "Transmission"})
 _HEADER: Final = frozenset({"resourceType", "eventUri", "eventCoding", "source"})
 
 
@@ -78,28 +76,45 @@ def normalise_source(identity: str) -> str:
     return identity.lower() if _UUID.fullmatch(identity) else identity
 
 
+class _Meta(msgspec.Struct):
+    """What is read of Meta."""
+
+    DataModel: Any = None
+    EventType: Any = None
+    EventDateTime: Any = None
+    Test: Any = None
+    Source: Any = None
+    FacilityCode: Any = None
+    Logs: Any = None
+    Message: Any = None
+    Transmission: Any = None
+
+
+_META: Final = frozenset(_Meta.__struct_fields__)
+_decode_meta: Final = msgspec.json.Decoder(_Meta).decode
+
+
 def _data_model(body: bytes, start: int, end: int) -> Message:
     """Redox, Data Model messages: `{"Meta": {…}, …}`."""
-    meta = _decoded(body[start:end], where="meta", wanted=_META)
-    kind = _kind(meta.get("DataModel"), meta.get("EventType"))
-    log, source = _first(meta.get("Logs")), _mapping(meta.get("Source"))
-    log_id, message_id = _id(log.get("ID")), _id(_mapping(meta.get("Message")).get("ID"))
+    meta = _meta(body[start:end])
+    kind = _kind(meta.DataModel, meta.EventType)
+    log, source = _first(meta.Logs), _mapping(meta.Source)
+    log_id, message_id = _id(log.get("ID")), _id(_mapping(meta.Message).get("ID"))
     source_id = _source(source.get("ID"))
-    outside = sha256(memoryview(body)[:start])
-    outside.update(memoryview(body)[end:])
+    outside = sha256(memoryview(body)[:start], memoryview(body)[end:])
     # No key is prescribed: the log's id names the message, Message.ID is older; else only equal bytes are a repeat.
     if log_id is not None:
-        key = _key("log", log_id)
+        key = log_key(log_id)
     elif message_id is not None:
         key = _key("message", f"{source_id}\0{message_id}")
     else:
-        key = sha256(body).digest()
+        key = sha256(body)
     return Message(
         kind=kind, fhir=False, query=kind in QUERIES, source_id=source_id, source_name=_id(source.get("Name")),
         log_id=log_id, attempt_id=_id(log.get("AttemptID")), message_id=message_id,
-        transmission_id=_id(_mapping(meta.get("Transmission")).get("ID")), facility=_id(meta.get("FacilityCode")),
-        event_time=_time(meta.get("EventDateTime")), test=meta.get("Test") is True,
-        key=key, key_expires=log_id is None and message_id is None, outside=outside.digest(), raw=body)
+        transmission_id=_id(_mapping(meta.Transmission).get("ID")), facility=_id(meta.FacilityCode),
+        event_time=_time(meta.EventDateTime), test=meta.Test is True,
+        key=key, key_expires=log_id is None and message_id is None, outside=outside, raw=body)
 
 
 def _fhir(body: bytes, top: dict[str, tuple[int, int]]) -> Message:
@@ -116,7 +131,7 @@ def _fhir(body: bytes, top: dict[str, tuple[int, int]]) -> Message:
     else:
         event = _mapping(header.get("eventCoding")).get("code")
     source = _mapping(header.get("source"))
-    digest = sha256(body).digest()
+    digest = sha256(body)
     return Message(
         kind=_kind("FHIR", event), fhir=True, query=False,
         source_id=_source(source.get("endpoint")), source_name=_id(source.get("name")),
@@ -135,6 +150,14 @@ def _message_header(entries: bytes) -> dict[str, Any]:
         return {}
     resource = members(first, where="entry", wanted={"resource"}).get("resource")
     return {} if resource is None else _decoded(first[slice(*resource)], where="header", wanted=_HEADER)
+
+
+def _meta(text: bytes) -> _Meta:
+    found = members(text, where="meta", wanted=_META)
+    try:
+        return _decode_meta(text)
+    except msgspec.ValidationError:  # one of its values is what Python cannot hold: the others count all the same
+        return _Meta(**{name: _value(text[start:end]) for name, (start, end) in found.items()})
 
 
 def _decoded(text: bytes, *, where: str, wanted: frozenset[str]) -> dict[str, Any]:
@@ -160,8 +183,13 @@ def _perhaps_query(body: bytes) -> str | None:
     return kind if kind in QUERIES else None
 
 
+def log_key(log_id: str) -> bytes:
+    """What a message with this `Meta.Logs[].ID` is a duplicate by."""
+    return _key("log", log_id)
+
+
 def _key(what: str, text: str) -> bytes:
-    return sha256(f"{what}\0{text}".encode()).digest()
+    return sha256(f"{what}\0{text}".encode())
 
 
 def _kind(model: object, event: object) -> str:

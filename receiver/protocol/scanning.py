@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from codecs import getincrementaldecoder
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from itertools import accumulate
 from typing import Final
 
@@ -21,8 +21,9 @@ from receiver.errors import Unreadable
 # that what is accepted here can be parsed in a handler.
 MAX_DEPTH: Final = 200
 
-# Text is decoded only to prove its encoding, a piece at a time: a body of 40 MB as one str may take 160 MB.
-_PIECE: Final = 1 << 20
+# Text is decoded only to prove its encoding, a piece at a time: a body of 40 MB as one str may take 160 MB. So is its
+# structure looked at.
+_PIECE: Final = 1 << 16
 
 _TO_SQUARE: Final = bytes.maketrans(b"{}", b"[]")
 _NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'{}[]"'))
@@ -63,9 +64,24 @@ def check_depth(body: bytes) -> None:
     # Then all but brackets and quotes. Strings that held no bracket are now two quotes side by side, and taking any
     # such two away leaves every bracket inside or outside of a string, as it was.
     structure = body.translate(_TO_SQUARE, _NOT_STRUCTURE).replace(b'""', b"")
-    structure = _BRACKETS_IN_STRING.sub(b"", structure)
-    if max(accumulate(map(_STEP.__getitem__, structure)), default=0) > MAX_DEPTH:
-        raise Unreadable("too_deep")
+    depth = 0
+    for piece in _outside_strings(structure):
+        if max(accumulate(map(_STEP.__getitem__, piece), initial=depth)) > MAX_DEPTH:
+            raise Unreadable("too_deep")
+        depth += piece.count(b"[") - piece.count(b"]")
+
+
+def _outside_strings(structure: bytes) -> Iterator[bytes]:
+    """Brackets and quotes without what stands between two quotes, in pieces: each match costs memory until it is done.
+
+    Between pieces other threads have their turn.
+    """
+    end = 0
+    while end < len(structure):
+        start, end = end, end + _PIECE
+        if structure.count(b'"', start, end) % 2:  # it would end within a string
+            end = structure.find(b'"', end) + 1 or len(structure)
+        yield _BRACKETS_IN_STRING.sub(b"", structure[start:end])
 
 
 def members(text: bytes, *, where: str, wanted: Collection[str]) -> dict[str, tuple[int, int]]:
@@ -82,7 +98,9 @@ def members(text: bytes, *, where: str, wanted: Collection[str]) -> dict[str, tu
         raise Unreadable(f"{where}_not_object") from exc
     except msgspec.DecodeError as exc:
         raise Unreadable("not_json") from exc
-    found: dict[str, tuple[int, int]] = {}
+    if (found := _close_together(values, len(text), wanted)) is not None:
+        return found
+    found = {}
     # From name to name: of each msgspec kept the last value, whose length tells where the next name is. When one
     # stands twice, either other bytes are at its first place, or those are the beginning of a longer value (1 and 12),
     # or it is met again after its value was taken.
@@ -98,3 +116,21 @@ def members(text: bytes, *, where: str, wanted: Collection[str]) -> dict[str, tu
     if _END.match(text, end) is None:
         raise Unreadable(f"{where}_duplicate_key")
     return found
+
+
+def _close_together(values: Mapping[str, msgspec.Raw], length: int,
+                    wanted: Collection[str]) -> dict[str, tuple[int, int]] | None:
+    """What `members` finds in an object of `length` bytes without white space and escapes around its names, as machines
+    write them; None of any other.
+
+    The lengths tell: white space, an escape or a name that stands twice would leave bytes over.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    end = 0
+    for name, value in values.items():
+        # A brace or a comma, two quotes, a colon.
+        start = end + 4 + (len(name) if name.isascii() else len(name.encode()))
+        end = start + len(memoryview(value))
+        if name in wanted:
+            found[name] = start, end
+    return found if end + 1 == length else None

@@ -6,10 +6,11 @@ May not decide what is worth a row. Nothing of a patient's, no token and no head
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Any, Final
 from uuid import UUID
@@ -23,11 +24,24 @@ from receiver.storage.identifiers import uuid7
 from receiver.storage.schema import audit_events
 from receiver.storage.sealing import Seals
 
-# What a flood of refusals may write: this many rows a minute for one destination, reason and network, and for all
-# together; the rest is counted into one row a minute each.
+# What a flood may write: this many rows a minute for one action, destination, reason and network, and for all together,
+# once for strangers and once for who holds a credential of ours: the ones must not hide the others. The rest is counted
+# into one row a minute each.
 ROWS_EACH: Final = 10
 ROWS_IN_ALL: Final = 300
+# Of what is counted, so many sources and messages a minute are still told by name.
+NAMED: Final = 100
+# Repeats of messages that have a row each, in the commit that answers them: so many a minute for one destination.
+REPEATS: Final = 100
 _WINDOW: Final = 60.0
+# Names that are known again when they come back. A name made up on the spot comes once.
+_NAMES: Final = 50_000
+_MANY: Final = "many"
+
+# Refusals of somebody who holds, or held, a credential of ours: Redox, not a stranger. A body is called
+# too large only behind a head that could suffice.
+AUTHENTIC_REASONS: Final = ("token_expired", "token_revoked", "bearer_differs", "credential_insufficient",
+                            "body_too_large")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,6 +119,7 @@ def write(connection: Connection, audit: AuditChain, events: Sequence[AuditEvent
         audit.written(rows)
 
 
+@lru_cache(1024)
 def network(peer: str) -> str:
     """Whom a flood is counted under: an IPv4 address, or the /64 of an IPv6 address."""
     try:
@@ -117,32 +132,42 @@ def network(peer: str) -> str:
     return str(address)
 
 
-# What is counted together: action, destination, reason, network.
-_Key = tuple[str, str | None, str | None, str]
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """What is counted together. `named`: the source or the message that it is about; `several`: that is not told."""
+
+    action: str
+    destination: str | None
+    reason: str | None
+    peer: str
+    query: bool
+    several: bool
+    named: str | None = None
 
 
 class Flood:
-    """Lets the first refusals of a minute through as they are and sums up the rest. Not safe in threads.
+    """Lets the first events of a minute through as they are and sums up the rest. Not safe in threads.
 
     Times are seconds of a monotonic clock.
     """
 
     def __init__(self) -> None:
         self._began = 0.0
-        self._passed: Counter[_Key] = Counter()
-        self._held: dict[_Key, tuple[AuditEvent, int]] = {}
+        self._classes = {proved: _Class() for proved in (False, True)}
+        self._names: OrderedDict[int, None] = OrderedDict()
 
     def take(self, event: AuditEvent, now: float, *, room: bool) -> list[AuditEvent]:
         """The rows to write for this event and for a minute that has ended; without `room` it is only counted."""
         due = self.due(now) if room else []
-        key = (event.action, event.destination, event.reason, network(event.peer or ""))
-        if room and self._passed[key] < ROWS_EACH and self._passed.total() < ROWS_IN_ALL:
-            self._passed[key] += 1
-            return [*due, event]
-        if key not in self._held and len(self._held) >= ROWS_IN_ALL:
-            # Ever new addresses: what is left to tell is how many.
-            key = (event.action, None, "flood", "many")
-        self._held[key] = (event, self._held[key][1] + event.count if key in self._held else event.count)
+        named = _named(event)
+        back = named is not None and self._came_back(hash((event.action, event.destination, named)))
+        query = "query" in (event.detail or {})
+        key = _Key(event.action, event.destination, event.reason, network(event.peer or ""), query, named is not None)
+        these = self._classes[event.actor != "unverified" or event.reason in AUTHENTIC_REASONS]
+        if room and these.passes(key):
+            due.append(event)
+        else:
+            these.count(key, named if back else None, event)
         return due
 
     def due(self, now: float) -> list[AuditEvent]:
@@ -151,13 +176,104 @@ class Flood:
 
     def end(self, now: float) -> list[AuditEvent]:
         """All that is summed up so far: at the end of a minute, and before the process ends."""
-        events = [_summed(event, key, count) for key, (event, count) in self._held.items()]
-        self._began, self._passed, self._held = now, Counter(), {}
+        events = [each for proved in self._classes.values() for each in proved.summed()]
+        self._began, self._classes = now, {proved: _Class() for proved in (False, True)}
         return events
 
+    def _came_back(self, name: int) -> bool:
+        """Whether that name was seen not long ago."""
+        known = name in self._names
+        self._names[name] = None
+        self._names.move_to_end(name)
+        if len(self._names) > _NAMES:
+            self._names.popitem(last=False)
+        return known
 
-def _summed(event: AuditEvent, key: _Key, count: int) -> AuditEvent:
-    """One row for `count` refusals, with the last one's time."""
-    action, destination, reason, peer = key
-    return AuditEvent(action=action, outcome=event.outcome, at=event.at, actor=event.actor, reason=reason, peer=peer,
-                      destination=destination, count=count)
+
+class _Class:
+    """What strangers, or others, have caused within a minute."""
+
+    def __init__(self) -> None:
+        self._passed: Counter[_Key] = Counter()
+        self._held: dict[_Key, tuple[AuditEvent, int]] = {}
+        self._named = 0
+
+    def passes(self, key: _Key) -> bool:
+        """Whether one more is told as it is."""
+        passes = self._passed[key] < ROWS_EACH and self._passed.total() < ROWS_IN_ALL
+        self._passed[key] += passes
+        return passes
+
+    def count(self, key: _Key, named: str | None, event: AuditEvent) -> None:
+        """One more is counted, by its name if that is given."""
+        key = self._place(key, named)
+        self._held[key] = event, self._held[key][1] + event.count if key in self._held else event.count
+
+    def _place(self, key: _Key, named: str | None) -> _Key:
+        """What to count it under. As destinations and reasons are few, so are places."""
+        if named is not None:
+            precise = replace(key, named=named, several=False)
+            if precise in self._held:
+                return precise
+            if self._named < NAMED:
+                self._named += 1
+                return precise
+        if key in self._held or len(self._held) < ROWS_IN_ALL:
+            return key
+        # Ever new addresses: what is left to tell is how many.
+        return replace(key, peer=_MANY)
+
+    def summed(self) -> list[AuditEvent]:
+        """One row for each place, with the last event's time and without what differed."""
+        return [_summed(key, event, count) for key, (event, count) in self._held.items()]
+
+
+def _summed(key: _Key, event: AuditEvent, count: int) -> AuditEvent:
+    detail: dict[str, Any] = ({"several": True} if key.several else _source(event)) | (
+        {"query": True} if key.query else {})
+    return replace(event, peer=key.peer, count=count, subject=None, note=None, detail=detail or None,
+                   message_uuid=None if key.named is None else event.message_uuid)
+
+
+def _source(event: AuditEvent) -> dict[str, Any]:
+    """The part of the detail that names a refused source (see Ledger.refuse)."""
+    return {name: value for name, value in (event.detail or {}).items() if name in ("source", "source_sha256")}
+
+
+def _named(event: AuditEvent) -> str | None:
+    """The source, or else the message, that the event is about."""
+    source = next(filter(None, _source(event).values()), None)
+    return source or (None if event.message_uuid is None else str(event.message_uuid))
+
+
+class Repeats:
+    """Which repeats of messages have a row of their own. Not safe in threads.
+
+    What the repeat has changed is always told.
+    """
+
+    def __init__(self) -> None:
+        self._began = 0.0
+        self._told: Counter[str | None] = Counter()
+
+    def split(self, events: Iterable[AuditEvent], now: float) -> tuple[list[AuditEvent], list[AuditEvent]]:
+        """What is to be written in the commit, and what is to be counted. `written` when it is committed."""
+        if now - self._began >= _WINDOW:
+            self._began, self._told = now, Counter()
+        told, counted, new = list[AuditEvent](), list[AuditEvent](), Counter[str | None]()
+        for event in events:
+            if _bare_repeat(event):
+                new[event.destination] += 1
+                if self._told[event.destination] + new[event.destination] > REPEATS:
+                    counted.append(event)
+                    continue
+            told.append(event)
+        return told, counted
+
+    def written(self, told: Iterable[AuditEvent]) -> None:
+        """They are committed."""
+        self._told.update(event.destination for event in told if _bare_repeat(event))
+
+
+def _bare_repeat(event: AuditEvent) -> bool:
+    return event.outcome == "duplicate" and "taken_up" not in (event.detail or {})

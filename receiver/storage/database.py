@@ -15,8 +15,10 @@ from sqlalchemy.pool import NullPool
 
 from receiver.errors import ConfigurationError
 
-# A transaction that idles for so long has lost its client, and keeps locks that others wait for.
-_SESSION: Final = {"timezone": "UTC", "idle_in_transaction_session_timeout": "600000"}
+# A transaction that idles for so long has lost its client, and keeps locks that others wait for. A client whose host is
+# cut off says no more, not even that it is gone: the server looks, as we do. Of a Unix socket these say nothing.
+_SESSION: Final = {"timezone": "UTC", "idle_in_transaction_session_timeout": "600000", "tcp_keepalives_idle": "5",
+                   "tcp_keepalives_interval": "2", "tcp_keepalives_count": "3", "tcp_user_timeout": "10000"}
 
 
 def normalise(url: str) -> URL:
@@ -37,7 +39,7 @@ def connect_arguments(statement_timeout: float | None, **session: str) -> dict[s
     """libpq's settings for our connections; `statement_timeout` in seconds, `session` as PostgreSQL names them.
 
     A network that swallows everything is found out within ten seconds, whether we wait for an answer (keepalives) or
-    for our own bytes to be taken (tcp_user_timeout, RFC 5482).
+    for our own bytes to be taken (tcp_user_timeout, RFC 5482); by the server too.
     """
     settings = _SESSION | session
     if statement_timeout is not None:

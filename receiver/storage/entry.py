@@ -10,13 +10,13 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from hashlib import sha256
 from typing import Any, Final
 from uuid import UUID
 
 from receiver.errors import Unavailable
 from receiver.keyring import Keyring
 from receiver.pipeline import Admitted, Receipt
+from receiver.protocol.digests import sha256
 from receiver.protocol.message import Message
 from receiver.storage.audit import AuditEvent
 from receiver.storage.dispatch import NewDelivery, deliveries
@@ -148,8 +148,9 @@ class Entries:
         new = []
         if message is not None and admitted.quarantine is None:
             new = deliveries(message, admitted.destination, self._digests)
-        digest = sha256(inbound.body).digest()
-        row = _asked(message) | _key(admitted, digest) | {
+        digest = sha256(inbound.body)
+        row = {
+            **_asked(message), **_key(admitted, digest),
             "id": None, "uuid": uuid, "destination_id": admitted.destination.id,
             "credential_ids": list(admitted.verified.credentials), "query": admitted.query is not None,
             "received_at": inbound.head.received_at, "peer": _clean(inbound.head.peer),

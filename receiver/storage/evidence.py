@@ -5,15 +5,16 @@ May not read or write rows. The encoding below is part of the stored evidence: i
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 from typing import Any, Final
 from uuid import UUID
 
 import msgspec
 
 from receiver.keyring import Key, Keyring
+from receiver.protocol.digests import hmac_sha256
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -40,6 +41,9 @@ COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 
+_values: Final = {table: itemgetter(*columns) for table, columns in COLUMNS.items()}
+
+
 def mac_key(key: Key) -> bytes:
     """The key that rows are signed with."""
     return key.derive("row mac")
@@ -47,12 +51,17 @@ def mac_key(key: Key) -> bytes:
 
 def row_mac(key: bytes, table: str, row: Mapping[str, Any], *, previous: bytes = b"") -> bytes:
     """HMAC-SHA256 over the table's name, the columns of COLUMNS, and, in a chain, the MAC before."""
-    return hmac.digest(key, previous + encode(str(table), *(row[name] for name in COLUMNS[table])), "sha256")
+    return hmac_sha256(key, previous + encode(str(table), *_values[table](row)))
 
 
 def encode(*values: Any) -> bytes:
     """An unambiguous encoding: a JSON array; times as microseconds since 1970, bytes as base64, mappings sorted."""
-    return msgspec.json.encode([_plain(value) for value in values], order="sorted")
+    return _encode([value if type(value) in _PLAIN else _plain(value) for value in values])
+
+
+_encode: Final = msgspec.json.Encoder(order="sorted").encode
+# What stands in JSON as it is; most values of a row are of these.
+_PLAIN: Final = frozenset({str, int, bool, type(None), bytes, UUID, dict, list, tuple})
 
 
 def _plain(value: Any) -> Any:
@@ -78,7 +87,7 @@ class PatientDigests:
 
     def digest(self, id_type: str, identifier: str) -> bytes:
         """HMAC-SHA256 of one identifier: equal for equal (type, identifier), whatever the message or destination."""
-        return hmac.digest(self._key, f"{id_type}\0{identifier}".encode(), "sha256")
+        return hmac_sha256(self._key, f"{id_type}\0{identifier}".encode())
 
 
 def chain(key: bytes, rows: Sequence[dict[str, Any]], previous: bytes) -> bytes:

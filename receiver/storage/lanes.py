@@ -8,17 +8,28 @@ failure.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, CursorResult
+from sqlalchemy.exc import SQLAlchemyError
+
+from receiver.storage.database import sqlstate
 
 # Lanes in which nothing waits for what is before it: `handler/destination/any:N`.
 _UNORDERED: Final = "'^[^/]+/[^/]+/any:'"
-# What a handler process reads ahead.
+_UNORDERED_LANE: Final = re.compile(_UNORDERED.strip("'"))
+_DUPLICATE: Final = "23505"
+# Of one handler, so many lanes may each have a job that waits; beyond that, one job stands for all of them.
+FEW: Final = 16
+# What a handler process reads of each lane when it has many.
+HEADS: Final = 8
+# What it reads ahead of one.
 BATCH_ROWS: Final = 64
 BATCH_BYTES: Final = 4 * 1024 * 1024
 # How long a run that has said its outcome may take to commit it: one that was frozen in between gives up its locks.
@@ -128,12 +139,39 @@ FROM set_config('lock_timeout', '{_LOCK_PATIENCE}', true)
 WHERE l.lane = %(lane)s AND l.epoch = %(epoch)s AND l.owner = %(owner)s RETURNING l.lane"""
 
 _RELEASE: Final = """
-UPDATE lanes SET owner = NULL, lease_until = NULL
-WHERE lane = %(lane)s AND epoch = %(epoch)s AND owner = %(owner)s"""
+UPDATE lanes l SET owner = NULL, lease_until = NULL
+FROM unnest(%(lanes)s::text[], %(epochs)s::bigint[]) AS h(lane, epoch)
+WHERE l.lane = h.lane AND l.epoch = h.epoch AND l.owner = %(owner)s"""
+
+# Waits for nobody: what another holds, or is just about to take or to record, is left out. Of one handler and one
+# destination, so that whether they may run is asked once.
+_CLAIM_SOME: Final = f"""
+WITH asked AS (SELECT lane FROM unnest(%(lanes)s::text[]) AS u(lane)
+               WHERE {_ACTIVE} AND EXISTS (SELECT FROM deliveries d WHERE d.lane = u.lane AND d.state = 'pending'
+                                           AND NOT d.inline)),
+made AS (
+    INSERT INTO lanes (lane, handler, destination_id, owner, epoch, lease_until)
+    SELECT a.lane, %(handler)s, t.id, %(owner)s, 1, now() + make_interval(secs => %(lease)s)
+    FROM asked a JOIN destinations t ON t.name = %(destination)s
+    WHERE NOT EXISTS (SELECT FROM lanes o WHERE o.lane = a.lane)
+    ORDER BY a.lane ON CONFLICT (lane) DO NOTHING RETURNING lane, epoch),
+free AS (
+    SELECT l.lane FROM lanes l JOIN asked USING (lane)
+    WHERE (l.owner IS NULL OR l.lease_until < now())
+      AND (l.state = 'ready' OR l.state = 'waiting' AND l.ready_at <= now())
+    ORDER BY l.lane FOR NO KEY UPDATE OF l SKIP LOCKED),
+taken AS (
+    UPDATE lanes l SET owner = %(owner)s, epoch = l.epoch + 1, state = 'ready', ready_at = NULL,
+           lease_until = now() + make_interval(secs => %(lease)s)
+    FROM free WHERE l.lane = free.lane RETURNING l.lane, l.epoch)
+SELECT lane, epoch FROM made UNION ALL SELECT lane, epoch FROM taken ORDER BY lane"""
 
 
-def _batch(chosen: str) -> str:
-    """Read `chosen` deliveries, oldest first, with as many of their payloads as fit; always the first one's."""
+def _batch(chosen: str, *, held: str = """
+    EXISTS (SELECT FROM lanes WHERE lane = %(lane)s AND epoch = %(epoch)s AND owner = %(owner)s)""") -> str:
+    """Read `chosen` deliveries, oldest first, with as many of their payloads as fit; always the first one's. `held`:
+    that their lane is still whose who reads.
+    """
     return f"""
 WITH chosen AS ({chosen}),
 head AS (
@@ -141,10 +179,9 @@ head AS (
            coalesce(extract(epoch FROM now() - d.deferred_since), 0)::float8 AS deferred_for,
            m.uuid, m.kind, m.source_id, m.log_id, m.message_id, m.transmission_id, m.facility, m.event_time,
            m.received_at, m.test, sum(m.size) OVER (ORDER BY d.place, d.id) - m.size AS before, d.place
-    FROM chosen d JOIN messages m ON m.id = d.message_id
-    WHERE EXISTS (SELECT FROM lanes WHERE lane = %(lane)s AND epoch = %(epoch)s AND owner = %(owner)s) AND {_ACTIVE})
-SELECT h.id, h.attempts, h.generation, h.lost, h.deferred_for, h.uuid, h.kind, h.source_id, h.log_id, h.message_id,
-       h.transmission_id, h.facility, h.event_time, h.received_at, h.test, p.payload_key, p.sealed
+    FROM chosen d JOIN messages m ON m.id = d.message_id WHERE {held} AND {_ACTIVE})
+SELECT h.place, h.id, h.attempts, h.generation, h.lost, h.deferred_for, h.uuid, h.kind, h.source_id, h.log_id,
+       h.message_id, h.transmission_id, h.facility, h.event_time, h.received_at, h.test, p.payload_key, p.sealed
 FROM head h LEFT JOIN payloads p ON p.message_id = h.number AND p.received_at = h.received_at
 WHERE h.before < {BATCH_BYTES} ORDER BY h.place, h.id"""
 
@@ -165,6 +202,12 @@ _BATCH_UNORDERED: Final = _batch(f"""
     (SELECT d.*, 1 AS place FROM deliveries d
      WHERE lane = %(lane)s AND state = 'pending' AND lane ~ {_UNORDERED} AND inline = %(inline)s AND id <> %(after)s
        AND ready_at IS NULL ORDER BY id LIMIT {BATCH_ROWS})""")
+# The first ones of each of many lanes.
+_HEADS: Final = _batch(f"""
+    SELECT d.*, o.place FROM unnest(%(lanes)s::text[], %(epochs)s::bigint[]) WITH ORDINALITY AS o(lane, epoch, place)
+    JOIN lanes l ON l.lane = o.lane AND l.epoch = o.epoch AND l.owner = %(owner)s
+    CROSS JOIN LATERAL (SELECT * FROM deliveries WHERE lane = o.lane AND state = 'pending' AND NOT inline
+                        ORDER BY id LIMIT {HEADS}) d""", held="true")
 
 # Counted before it runs, so that a crash counts. Not waited for on disk: should the server crash, so did the attempt.
 _START: Final = f"""
@@ -173,9 +216,16 @@ UPDATE deliveries SET attempts = attempts + 1, started_at = clock_timestamp(), e
 WHERE id = %(id)s AND state = 'pending' AND EXISTS (SELECT FROM fence) AND {_ACTIVE}
 RETURNING attempts, set_config('synchronous_commit', 'off', true)"""
 
-# One statement, so that a run costs one round trip and one commit: it ends one delivery and starts the next.
-_SUCCEED: Final = f"""
-WITH {_FENCE},
+# The same of the lane that the next delivery is in, where it is another.
+_BESIDE: Final = """beside AS (
+    SELECT 1 FROM lanes WHERE lane = %(next_lane)s AND epoch = %(next_epoch)s AND owner = %(owner)s FOR NO KEY UPDATE
+    ),"""
+
+
+def _succeed(beside: str = "", held: str = "") -> str:
+    """One statement, so that a run costs one round trip and one commit: it ends one delivery and starts the next."""
+    return f"""
+WITH {_FENCE}, {beside}
 begun AS (SELECT started_at FROM deliveries WHERE id = %(id)s),
 done AS (
     UPDATE deliveries SET state = 'succeeded', finished_at = clock_timestamp(), started_at = NULL, ready_at = NULL,
@@ -186,10 +236,15 @@ told AS (
     SELECT id, %(attempt)s, %(epoch)s, %(owner)s, coalesce(started_at, now()), clock_timestamp(), 'succeeded'
     FROM done, begun),
 next AS (
-    UPDATE deliveries SET attempts = attempts + 1, started_at = clock_timestamp(), epoch = %(epoch)s
-    WHERE id = %(next)s AND state = 'pending' AND EXISTS (SELECT FROM done) AND {_ACTIVE} RETURNING attempts)
+    UPDATE deliveries SET attempts = attempts + 1, started_at = clock_timestamp(), epoch = %(next_epoch)s
+    WHERE id = %(next)s AND state = 'pending' AND EXISTS (SELECT FROM done) {held}
+      AND {_ACTIVE} RETURNING attempts)
 SELECT (SELECT count(*) FROM done), (SELECT attempts FROM next),
        set_config('idle_in_transaction_session_timeout', '{_COMMIT_PATIENCE}', true)"""
+
+
+_SUCCEED: Final = _succeed()
+_SUCCEED_BESIDE: Final = _succeed(_BESIDE, "AND EXISTS (SELECT FROM beside)")
 
 _FAIL: Final = f"""
 WITH {_FENCE},
@@ -226,6 +281,16 @@ def claim(connection: Connection, lane: str, owner: str, lease: float, *, inline
     return None if epoch is None else Fence(lane=lane, epoch=epoch, owner=owner)
 
 
+def claim_some(connection: Connection, lanes: Sequence[str], owner: str, lease: float) -> list[Fence]:
+    """Take those of the lanes that are to be had, all of one handler at one destination; in the order of their names.
+    """
+    handler, destination, _ = lanes[0].split("/", 2)
+    taken = connection.exec_driver_sql(_CLAIM_SOME, {
+        "lanes": list(lanes), "lane": lanes[0], "handler": handler, "destination": destination, "owner": owner,
+        "lease": lease})
+    return [Fence(lane=lane, epoch=epoch, owner=owner) for lane, epoch in taken]
+
+
 def renew(connection: Connection, owner: str, held: Mapping[str, int], lease: float) -> set[str]:
     """Prolong the leases of the lanes held (lane → epoch); those of which that is sure.
 
@@ -240,9 +305,9 @@ def renew_one(connection: Connection, fence: Fence, lease: float) -> bool:
     return connection.exec_driver_sql(_RENEW_ONE, fence._values | {"lease": lease}).scalar() is not None
 
 
-def release(connection: Connection, fence: Fence) -> None:
-    """Give the lane back, if it is still ours."""
-    connection.exec_driver_sql(_RELEASE, fence._values)
+def release(connection: Connection, *fences: Fence) -> None:
+    """Give these lanes of one owner back, where they are still theirs."""
+    connection.exec_driver_sql(_RELEASE, _together(fences))
 
 
 def batch(connection: Connection, fence: Fence, *, after: int = 0, unordered: bool = False, inline: bool = False,
@@ -254,7 +319,28 @@ def batch(connection: Connection, fence: Fence, *, after: int = 0, unordered: bo
     """
     rows = connection.exec_driver_sql(_BATCH_UNORDERED if unordered else _BATCH, fence._values | {
         "after": after, "inline": inline, "up_to": up_to})
-    return [Waiting(**row) for row in rows.mappings()]
+    return [Waiting(**each) for _, each in _placed(rows)]
+
+
+def heads(connection: Connection, fences: Sequence[Fence]) -> list[list[Waiting]]:
+    """The next few deliveries of each of these ordered lanes of one handler and owner: a list for each, in their order;
+    none where the lease is lost, the handler paused, or what comes before is too large already."""
+    found: list[list[Waiting]] = [[] for _ in fences]
+    rows = connection.exec_driver_sql(_HEADS, _together(fences) | {"lane": fences[0].lane})
+    for place, each in _placed(rows):
+        found[place - 1].append(Waiting(**each))
+    return found
+
+
+def _together(fences: Sequence[Fence]) -> dict[str, Any]:
+    return {"lanes": [fence.lane for fence in fences], "epochs": [fence.epoch for fence in fences],
+            "owner": fences[0].owner}
+
+
+def _placed(rows: CursorResult[Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+    for row in rows.mappings():
+        values = dict(row)
+        yield values.pop("place"), values
 
 
 def start(connection: Connection, fence: Fence, delivery: int) -> int | None:
@@ -264,13 +350,16 @@ def start(connection: Connection, fence: Fence, delivery: int) -> int | None:
 
 
 def succeed(connection: Connection, fence: Fence, delivery: int, attempt: int, *, following: int | None,
-            ) -> tuple[bool, int | None]:
+            beside: Fence | None = None) -> tuple[bool, int | None]:
     """Record the success, and start the following delivery: (whether it was recorded, the other's attempt or None).
 
-    Not recorded means that the lease is lost: whatever else is in the transaction must be rolled back.
+    `beside`: the following one's lane, where it is another of the same owner, handler and destination. Not recorded
+    means that the lease is lost: whatever else is in the transaction must be rolled back.
     """
-    done, started, _ = connection.exec_driver_sql(_SUCCEED, fence._values | {
-        "id": delivery, "attempt": attempt, "next": following}).one()
+    after = beside or fence
+    done, started, _ = connection.exec_driver_sql(_SUCCEED if after == fence else _SUCCEED_BESIDE, fence._values | {
+        "id": delivery, "attempt": attempt, "next": following, "next_lane": after.lane,
+        "next_epoch": after.epoch}).one()
     return bool(done), started
 
 
@@ -338,6 +427,19 @@ FROM set_config('search_path', 'procrastinate, ' || current_setting('search_path
 WHERE NOT EXISTS (
     SELECT FROM procrastinate.procrastinate_jobs WHERE status = 'todo' AND queueing_lock = %(lane)s)"""
 
+# Of many lanes of one handler one job tells, without a lock: as many workers as are free come one after another, and
+# each looks for itself. Whether there are many jobs is counted no further than needed.
+_DEFER_MANY: Final = """
+SELECT procrastinate.procrastinate_defer_jobs_v1(ARRAY[ROW(
+           %(handler)s, 'lane', 0, NULL, %(lane)s, jsonb_build_object('lane', %(lane)s::text), NULL
+       )::procrastinate.procrastinate_job_to_defer_v1])
+FROM set_config('search_path', 'procrastinate, ' || current_setting('search_path'), true)
+WHERE NOT EXISTS (
+    SELECT FROM procrastinate.procrastinate_jobs WHERE status = 'todo' AND queueing_lock = %(lane)s)"""
+_WAITING_JOBS: Final = f"""
+SELECT count(*) FROM (SELECT FROM procrastinate.procrastinate_jobs
+                      WHERE status = 'todo' AND queue_name = %(handler)s LIMIT {FEW}) AS few"""
+
 _OTHERS_WAIT: Final = """
 SELECT EXISTS (
     SELECT FROM procrastinate.procrastinate_jobs j
@@ -358,6 +460,46 @@ def defer(connection: Connection, lane: str) -> None:
     Raises SQLAlchemyError with SQLSTATE 23505 when another did it at the same moment.
     """
     connection.exec_driver_sql(_DEFER, {"lane": lane})
+
+
+def defer_many(connection: Connection, handler: str) -> None:
+    """Have a worker look for lanes of the handler, unless one is about to; `many` knows the word. As `defer`."""
+    connection.exec_driver_sql(_DEFER_MANY, {"handler": handler, "lane": f"{handler}/*"})
+
+
+def many(told: str) -> str | None:
+    """The handler whose lanes are to be looked for; None when it is the name of one lane."""
+    handler, _, rest = told.partition("/")
+    return handler if rest == "*" else None
+
+
+def wake(connection: Connection, told: Sequence[str]) -> None:
+    """Have workers look at these lanes of handlers: each by a job of its own, or many of one handler by one.
+
+    As `defer`, but where another did it at the same moment that is well too.
+    """
+    by_handler: defaultdict[str, list[str]] = defaultdict(list)
+    for lane in told:
+        by_handler[lane.partition("/")[0]].append(lane)
+    for handler, lanes in by_handler.items():
+        # Lanes without order are few, and run for long.
+        single = [lane for lane in lanes if _UNORDERED_LANE.match(lane)]
+        ordered = [lane for lane in lanes if not _UNORDERED_LANE.match(lane)]
+        waiting = int(connection.exec_driver_sql(_WAITING_JOBS, {"handler": handler}).scalar_one()) if ordered else 0
+        if waiting + len(ordered) > FEW:
+            _unless_done(defer_many, connection, handler)
+        else:
+            single += ordered
+        for lane in single:
+            _unless_done(defer, connection, lane)
+
+
+def _unless_done(act: Callable[[Connection, str], None], connection: Connection, told: str) -> None:
+    try:
+        act(connection, told)
+    except SQLAlchemyError as exc:
+        if sqlstate(exc) != _DUPLICATE:
+            raise
 
 
 def others_wait(connection: Connection, handlers: Sequence[str]) -> bool:

@@ -57,6 +57,8 @@ class Ledger:
     def refuse(self, refused: Refused) -> None:
         """Note a refusal: who, why, how long and which digest; never the body, a token or a header's value."""
         detail: dict[str, Any] = {"status": refused.status}
+        if refused.query is not None:
+            detail["query"] = True  # its asker does not come again, so that no feed stands still for it
         if refused.body is not None:
             detail |= {"length": len(refused.body), "sha256": sha256(refused.body).hexdigest()}
         if refused.claimed_source is not None:

@@ -191,6 +191,11 @@ def troubles(connection: Connection) -> list[dict[str, Any]]:
         .where(stuck).group_by(*what).order_by(*what)).mappings()]
 
 
+def pending(connection: Connection) -> int:
+    """How many requests wait to be sent."""
+    return connection.scalar(select(func.count()).select_from(_table).where(_table.c.state == "pending")) or 0
+
+
 def waiting(connection: Connection, destination: str, keys: Sequence[str]) -> int:
     """How many deliveries of a destination of ours wait, and requests with these keys, together."""
     delivery = schema.deliveries

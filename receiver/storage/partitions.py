@@ -34,6 +34,7 @@ def ensure(connection: Connection, now: datetime) -> list[str]:
     Raises OperationalError (55P03) where a lock is not to be had: ask again later, there are weeks of time.
     """
     made = []
+    before = connection.scalar(text("SELECT current_setting('lock_timeout')"))
     connection.execute(text("SET LOCAL lock_timeout = '2s'"))
     # One at a time: the tables are not there for anybody else before the commit.
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
@@ -43,7 +44,7 @@ def ensure(connection: Connection, now: datetime) -> list[str]:
         if connection.scalar(text("SELECT to_regclass(:name)"), {"name": name}) is None:
             _make(connection, name, start)
             made.append(name)
-    connection.execute(text("SET LOCAL lock_timeout = DEFAULT"))
+    connection.execute(text("SELECT set_config('lock_timeout', :before, true)"), {"before": before})
     return made
 
 

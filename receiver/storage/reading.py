@@ -28,6 +28,7 @@ from sqlalchemy import (
     exists,
     false,
     func,
+    literal,
     null,
     or_,
     select,
@@ -38,6 +39,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from receiver.errors import IntegrityError, NotFound
 from receiver.protocol.sources import ID_SHAPE
 from receiver.storage import schema
+from receiver.storage.audit import AUTHENTIC_REASONS
 from receiver.storage.sealing import Seals, payload_binding
 
 Mappings = list[dict[str, Any]]
@@ -45,8 +47,8 @@ Mappings = list[dict[str, Any]]
 # A worker tells every few seconds that it is alive; one that has been silent for so long is not counted on.
 WORKER_SILENT: Final = timedelta(seconds=60)
 
-# Refusals of somebody who holds, or held, a credential of ours: Redox, not a stranger.
-AUTHENTIC_REASONS: Final = ("token_expired", "token_revoked", "bearer_differs", "credential_insufficient")
+# What was summed up is written up to a minute later: the latest is among so many of the newest rows.
+_LATEST: Final = 2_000
 _SOURCE_REASONS: Final = ("source_unknown", "source_missing", "source_disabled")
 
 _HIDDEN: Final = frozenset({"mac", "mac_key", "digest", "secret", "secret_key", "error_sealed", "error_key", "note",
@@ -199,15 +201,19 @@ def refused_sources(connection: Connection, *, destination: str | None = None, s
     """Sources that messages named in vain, refused or kept in quarantine, and that are still not registered.
 
     destination, source_id (null: none named, or not shaped like an id), source_sha256 (of what is not shaped like one),
-    reason, count, first_at, last_at, and `add`: the arguments of `source add` that let it in, or null.
+    reason, count, first_at, last_at, several (a flood of sources, not told apart), and `add`: the arguments of
+    `source add` that let it in, or null. First come those that were seen more than once: what is made up comes once.
     """
     audit, table = schema.audit_events, schema.messages
     detail = cast(audit.c.detail, JSONB)
-    told = select(audit.c.destination, detail["source"].astext.label("source_id"),
-                  detail["source_sha256"].astext.label("source_sha256"), audit.c.reason, audit.c.at).where(
-        audit.c.action == "message.refuse", audit.c.reason.in_(_SOURCE_REASONS), audit.c.detail.is_not(None))
+    told = select(
+        audit.c.destination, detail["source"].astext.label("source_id"),
+        detail["source_sha256"].astext.label("source_sha256"), audit.c.reason, audit.c.at, audit.c.count,
+        func.coalesce(detail["several"].as_boolean(), false()).label("several"),
+    ).where(audit.c.action == "message.refuse", audit.c.reason.in_(_SOURCE_REASONS))
     kept = select(_owner.c.name, table.c.source_id, cast(null(), Text), table.c.quarantine_reason,
-                  table.c.received_at).join(_owner, _owner.c.id == table.c.destination_id).where(
+                  table.c.received_at, literal(1), false()).join(
+        _owner, _owner.c.id == table.c.destination_id).where(
         table.c.state == "quarantined", table.c.quarantine_reason.in_(_SOURCE_REASONS))
     if destination is not None:
         owner = destination_named(connection, destination)
@@ -218,11 +224,12 @@ def refused_sources(connection: Connection, *, destination: str | None = None, s
     known = exists().where(
         schema.sources.c.enabled, schema.sources.c.destination_id == _owner.c.id, _owner.c.name == seen.c.destination,
         schema.sources.c.source_id.is_not_distinct_from(seen.c.source_id))
-    what = (seen.c.destination, seen.c.source_id, seen.c.source_sha256, seen.c.reason)
+    what = (seen.c.destination, seen.c.source_id, seen.c.source_sha256, seen.c.reason, seen.c.several)
+    counted, last = func.sum(seen.c.count), func.max(seen.c.at)
     found = _mappings(connection, select(
-        *what, func.count().label("count"), func.min(seen.c.at).label("first_at"), func.max(seen.c.at).label("last_at"),
-    ).where(or_(seen.c.source_sha256.is_not(None), ~known)).group_by(*what).order_by(
-        func.max(seen.c.at).desc()).limit(limit))
+        *what, counted.label("count"), func.min(seen.c.at).label("first_at"), last.label("last_at"),
+    ).where(or_(seen.c.several, seen.c.source_sha256.is_not(None), ~known)).group_by(*what).order_by(
+        and_(counted > 1, ~seen.c.several).desc(), last.desc()).limit(limit))
     return [each | {"add": _adding(each)} for each in found]
 
 
@@ -230,7 +237,7 @@ def _adding(seen: Mapping[str, Any]) -> str | None:
     """The arguments, safe to paste: nothing but what is shaped like an id, and no id that reads as an option."""
     source_id = seen["source_id"]
     if source_id is None:
-        return f"{seen['destination']} --none" if seen["source_sha256"] is None else None
+        return None if seen["several"] or seen["source_sha256"] is not None else f"{seen['destination']} --none"
     if not ID_SHAPE.fullmatch(source_id):
         return None
     return f"{seen['destination']} {'-- ' if source_id.startswith('-') else ''}{source_id}"
@@ -392,7 +399,8 @@ def feed_status(connection: Connection) -> Mappings:
     destination, environment, enabled;
     last_200_at: when a message was last answered 200;
     last_refusal_at, last_refusal_reason, last_refusal_status (null in a summed-up row), last_refusal_authentic;
-    probably_paused: whoever was refused last holds or held a credential of ours, and nothing was answered 200 since;
+    probably_paused: whoever was refused last holds or held a credential of ours, and nothing was answered 200 since (a
+    query's asker does not come again, and pauses nothing);
     backlog, oldest_pending_at: deliveries that wait;
     held_lanes: [lane]; paused_handlers: [{handler, paused_at, pause_reason}];
     unserved: [{handler, pending}] that no live worker has loaded;
@@ -420,18 +428,23 @@ def feed_status(connection: Connection) -> Mappings:
 def _answers(connection: Connection, destination: str) -> dict[str, Any]:
     """The last 200, the last refusal, and whether Redox has probably paused."""
     table = schema.audit_events
-    status = cast(table.c.detail, JSONB)["status"].as_integer()
-    # A body over the cap is refused only after the head could suffice: that is no stranger's either.
-    authentic = or_(table.c.actor == "redox", table.c.reason.in_(AUTHENTIC_REASONS), func.coalesce(status, 0) == 413)
-    base = select(table.c.id, table.c.at, table.c.reason, status.label("status"), authentic.label("authentic")).where(
-        table.c.destination == destination).order_by(table.c.id.desc()).limit(1)
-    refused = base.where(table.c.action == "message.refuse")
-    good, bad, ours = (connection.execute(query).one_or_none() for query in (
-        base.where(table.c.action == "message.receive"), refused, refused.where(authentic)))
+    detail = cast(table.c.detail, JSONB)
+    status, query = detail["status"].as_integer(), func.coalesce(detail["query"].as_boolean(), false())
+    authentic = or_(table.c.actor == "redox", table.c.reason.in_(AUTHENTIC_REASONS))
+
+    def latest(*conditions: ColumnElement[bool]) -> Any:
+        these = and_(table.c.destination == destination, *conditions)
+        newest = select(table.c.id).where(these).order_by(table.c.id.desc()).limit(1).scalar_subquery()
+        return connection.execute(select(
+            table.c.at, table.c.reason, status.label("status"), authentic.label("authentic"),
+        ).where(these, table.c.id > newest - _LATEST).order_by(table.c.at.desc()).limit(1)).one_or_none()
+
+    refused = table.c.action == "message.refuse"
+    good, bad, ours = latest(table.c.action == "message.receive"), latest(refused), latest(refused, authentic, ~query)
     return {"last_200_at": good and good.at, "last_refusal_at": bad and bad.at,
             "last_refusal_reason": bad and bad.reason, "last_refusal_status": bad and bad.status,
             "last_refusal_authentic": bool(bad and bad.authentic),
-            "probably_paused": ours is not None and (good is None or ours.id > good.id)}
+            "probably_paused": ours is not None and (good is None or ours.at > good.at)}
 
 
 def _grouped(connection: Connection, query: Select[Any]) -> defaultdict[int, Mappings]:

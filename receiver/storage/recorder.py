@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,15 +22,18 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DataError, DBAPIError, SQLAlchemyError
 
 from receiver.errors import Unavailable
+from receiver.failpoints import point
 from receiver.keyring import Keyring
 from receiver.pipeline import Receipt
 from receiver.storage import statements
-from receiver.storage.audit import AuditChain, AuditEvent
+from receiver.storage.audit import AuditChain, AuditEvent, Repeats
 from receiver.storage.database import dedicated, describe, sqlstate
 from receiver.storage.entry import Entry
 from receiver.storage.sealing import Seals
 
 log: Final = structlog.get_logger(__name__)
+
+_sending, _claimed, _committing = point("ledger.sending"), point("ledger.claimed"), point("ledger.committing")
 
 # Serialization failure, deadlock: the same again succeeds.
 _RETRY: Final = frozenset({"40001", "40P01"})
@@ -48,10 +52,14 @@ class BadRow(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recorded:
-    """What a batch became: a receipt for each entry, in their order, and the lanes that have something new."""
+    """What a batch became: a receipt for each entry, in their order, and the lanes that have something new.
+
+    `counted`: repeats beyond those that have a row of their own.
+    """
 
     receipts: Sequence[Receipt]
     lanes: Sequence[str]
+    counted: Sequence[AuditEvent] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +79,7 @@ class Recorder:
         # First of all listeners: those of SQLAlchemy ask the server things, and may wait for it for ever.
         event.listen(self._engine, "connect", self._hold, insert=True)
         self._chain = AuditChain(keyring, seals)
+        self._repeats = Repeats()
         self._connection: Connection | None = None
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
@@ -135,29 +144,38 @@ class Recorder:
     def _short(self, entries: Sequence[Entry], events: Sequence[AuditEvent]) -> Recorded:
         """Everything in one statement, which is its own transaction. Raises 23505 when a key is there already."""
         connection = self._connected()
-        rows = self._chain.rows([*events, *(event for entry in entries for event in entry.events())])
-        written = _write(connection, statements.RECORD, entries, rows)
+        told, counted = self._repeats.split(_events(entries), time.monotonic())
+        rows = self._chain.rows([*events, *told])
+        _sending()
+        written = _write(connection, entries, rows, with_keys=True)
         self._chain.written(rows)
-        return Recorded(receipts=[_receipt(entry, written) for entry in entries], lanes=_lanes(entries))
+        self._repeats.written(told)
+        return Recorded(receipts=[_receipt(entry, written) for entry in entries], lanes=_lanes(entries),
+                        counted=counted)
 
     def _longer(self, entries: Sequence[Entry], events: Sequence[AuditEvent]) -> Recorded:
         """The way of duplicates: claim the keys, look for what others hold, take up what of it was left undone."""
         connection = self._connected()
         connection.exec_driver_sql(statements.BEGIN)
         known = _claim(connection, [entry for entry in entries if entry.identity is not None])
+        _claimed()
         fresh = [entry for entry in entries if entry.identity not in known]
         repeats = [(entry, known[entry.identity]) for entry in entries if entry.identity in known]
-        told, lanes = list(events), []
+        repeated, lanes = list[AuditEvent](), []
         for entry, message in repeats:
             taken_up, woken = _take_up(connection, entry, message)
-            told += entry.repeat_events(message.uuid, taken_up)
+            repeated += entry.repeat_events(message.uuid, taken_up)
             lanes += woken
-        rows = self._chain.rows([*told, *(event for entry in fresh for event in entry.events())])
-        written = _write(connection, statements.RECORD_WITHOUT_KEYS, fresh, rows)
+        told, counted = self._repeats.split([*repeated, *_events(fresh)], time.monotonic())
+        rows = self._chain.rows([*events, *told])
+        written = _write(connection, fresh, rows, with_keys=False)
         inline = {message.id: _inline(connection, message.id) for _, message in repeats}
+        _committing()
         connection.exec_driver_sql("COMMIT")
         self._chain.written(rows)
+        self._repeats.written(told)
         return Recorded(
+            counted=counted,
             receipts=[_repeat(known[entry.identity], inline) if entry.identity in known else _receipt(entry, written)
                       for entry in entries],
             lanes=[*lanes, *_lanes(fresh)])
@@ -216,22 +234,23 @@ class Recorder:
         return Unavailable("database_refuses" if refused else "database_away")
 
 
-def _write(connection: Connection, statement: str, entries: Sequence[Entry],
-           audit: Sequence[Mapping[str, Any]]) -> _Written:
+def _write(connection: Connection, entries: Sequence[Entry], audit: Sequence[Mapping[str, Any]], *,
+           with_keys: bool) -> _Written:
     """Run the recording statement."""
-    arrays = statements.audit_arrays(audit)
+    rows = statements.audit(audit)
     if not entries:
         if audit:
-            connection.exec_driver_sql(statements.AUDIT, arrays)
+            connection.exec_driver_sql(statements.AUDIT, rows)
         return {}
-    arrays |= statements.message_arrays([entry.row for entry in entries])
-    arrays |= statements.delivery_arrays([row for entry in entries for row in entry.delivery_rows()])
-    return {r[0]: (r[1], tuple(r[2])) for r in connection.exec_driver_sql(statement, arrays)}
+    rows |= statements.messages([entry.row for entry in entries])
+    rows |= statements.deliveries([row for entry in entries for row in entry.delivery_rows()])
+    found = connection.exec_driver_sql(statements.RECORD[with_keys, len(entries) == 1], rows)
+    return {r[0]: (r[1], tuple(r[2])) for r in found}
 
 
 def _claim(connection: Connection, keyed: Sequence[Entry]) -> dict[Any, _Known]:
     """Claim the keys, and give the entries that got theirs a message id; the messages behind the keys of the others."""
-    keys = statements.key_arrays([entry.row for entry in keyed])
+    keys = statements.keys([entry.row for entry in keyed])
     claimed: dict[Any, int] = {
         (r[0], r[1], r[2]): r[3] for r in connection.exec_driver_sql(statements.CLAIM_KEYS, keys)}
     for entry in keyed:
@@ -256,7 +275,7 @@ def _take_up(connection: Connection, entry: Entry, message: _Known) -> tuple[set
         if connection.exec_driver_sql(statements.TAKE_UP, new).rowcount:
             taken_up.add(message.state)
             lanes += connection.exec_driver_sql(
-                statements.ADD_DELIVERIES, new | statements.delivery_arrays(list(entry.delivery_rows()))).scalars()
+                statements.ADD_DELIVERIES, new | statements.deliveries(list(entry.delivery_rows()))).scalars()
     return taken_up, lanes
 
 
@@ -272,6 +291,11 @@ def _receipt(entry: Entry, written: _Written) -> Receipt:
 
 def _repeat(message: _Known, inline: Mapping[int, tuple[int, ...]]) -> Receipt:
     return Receipt(message_id=message.id, uuid=str(message.uuid), outcome="duplicate", inline=inline[message.id])
+
+
+def _events(entries: Iterable[Entry]) -> Iterator[AuditEvent]:
+    """The audit rows of new messages."""
+    return (event for entry in entries for event in entry.events())
 
 
 def _lanes(entries: Sequence[Entry]) -> list[str]:

@@ -188,7 +188,8 @@ class Registration:
 
     def _put_key_set(self, connection: Connection, url: str, document: bytes, now: datetime) -> None:
         table = schema.key_sets
-        times = {"changed_at": now, "fetched_at": now, "tried_at": now, "failure": None}
+        # When it is due again is asked by the database's clock.
+        times = {"changed_at": now, "fetched_at": now, "tried_at": func.now(), "failure": None}
         row = connection.execute(select(table).where(table.c.url == url)).one_or_none()
         if row is None:
             number = self._insert(connection, table, {"url": url, "document": document} | times)

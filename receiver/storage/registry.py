@@ -7,6 +7,7 @@ opens nothing: it is left out, and said so.
 from __future__ import annotations
 
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,12 +17,14 @@ import structlog
 from sqlalchemy import Connection, Engine, Table, select
 from sqlalchemy.exc import SQLAlchemyError
 
+from receiver import failpoints
 from receiver.errors import ReceiverError
 from receiver.keyring import Keyring
 from receiver.protocol.jose import read_keys
 from receiver.protocol.registry import Credential, Destination, Registry, Subscription
 from receiver.protocol.verification import parse_require
 from receiver.storage import schema
+from receiver.storage.clock import Clock
 from receiver.storage.credentials import KeySets, Makings
 from receiver.storage.database import describe
 from receiver.storage.evidence import mac_key, row_mac
@@ -29,6 +32,8 @@ from receiver.storage.evidence import mac_key, row_mac
 log: Final = structlog.get_logger(__name__)
 
 POLL: Final = 0.5
+# How often the clocks are compared: a host's may be set meanwhile.
+_COMPARE: Final = 5.0
 
 
 def load(connection: Connection, keyring: Keyring) -> Registry:
@@ -124,12 +129,17 @@ def _subscription(row: Mapping[str, Any]) -> Subscription:
 
 
 class RegistryFollower:
-    """Keeps the registry in memory, at most POLL seconds behind the database; the last one known while that is away."""
+    """Keeps the registry in memory, at most POLL seconds behind the database; the last one known while that is away.
+
+    `clock` is compared with the database's on the way.
+    """
 
     def __init__(self, engine: Engine, keyring: Keyring) -> None:
         self._engine = engine
         self._keyring = keyring
         self._current: Registry | None = None
+        self.clock: Final = Clock()
+        self._compare_at = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="registry", daemon=True)
 
@@ -156,9 +166,15 @@ class RegistryFollower:
     def _poll(self) -> None:
         try:
             with self._engine.connect() as connection:
+                if time.monotonic() >= self._compare_at:
+                    self.clock.compare(connection)
+                    self._compare_at = time.monotonic() + _COMPARE
                 version = connection.scalar(select(schema.registry_version.c.version))
                 if self._current is None or version != self._current.version:
-                    self._current = load(connection, self._keyring)
+                    loaded = load(connection, self._keyring)
+                    failpoints.spare(each.name for each in loaded.destinations.values()
+                                     if each.environment == "production")
+                    self._current = loaded
                     log.info("registry.loaded", version=version)
         except SQLAlchemyError as exc:
             log.warning("registry.not_read", error=describe(exc))

@@ -313,6 +313,7 @@ deliveries = Table(
     Index("ix_deliveries_unordered", "lane", "ready_at", "id",
           postgresql_where=text("state = 'pending' AND lane ~ '^[^/]+/[^/]+/any:'")),
     Index("ix_deliveries_dead", "handler", "finished_at", postgresql_where=text("state = 'dead'")),
+    Index("ix_deliveries_dead_by_id", "id", postgresql_where=text("state = 'dead'")),
 )
 
 delivery_attempts = Table(
@@ -413,5 +414,6 @@ audit_events = Table(
     Index("ix_audit_events_at", "at"),
     Index("ix_audit_events_message_uuid", "message_uuid"),
     Index("ix_audit_events_destination_id", "destination", "id"),
+    Index("ix_audit_events_refused", "destination", "id", postgresql_where=text("action = 'message.refuse'")),
 )
 

@@ -7,6 +7,7 @@ its key stands in a column beside it.
 from __future__ import annotations
 
 import os
+from collections import deque
 from typing import Final
 
 import zstandard
@@ -17,6 +18,8 @@ from receiver.errors import IntegrityError
 from receiver.keyring import Keyring
 
 _NONCE: Final = 12
+_COMPRESSORS: Final = 4
+_SMALL: Final = 256 * 1024
 _MAX_BODY: Final = 1 << 30  # more than any body; an upper bound for the decompressor
 
 
@@ -26,6 +29,8 @@ class Seals:
     def __init__(self, keyring: Keyring) -> None:
         self._keyring = keyring
         self._ciphers: dict[str, AESGCM] = {}
+        # Idle ones: to make one costs as much as to compress a message. Of one thread at a time.
+        self._compressors: deque[zstandard.ZstdCompressor] = deque(maxlen=_COMPRESSORS)
 
     def seal(self, purpose: str, plain: bytes, bound_to: str) -> tuple[str, bytes]:
         """(key id, sealed bytes) of `plain`, which open only with the same `bound_to`."""
@@ -43,7 +48,14 @@ class Seals:
 
     def seal_body(self, body: bytes, bound_to: str) -> tuple[str, bytes]:
         """(key id, sealed bytes) of a body, compressed first (zstd level 1: the cheapest that halves JSON)."""
-        return self.seal("payload", zstandard.ZstdCompressor(level=1).compress(body), bound_to)
+        try:
+            compressor = self._compressors.pop()
+        except IndexError:
+            compressor = zstandard.ZstdCompressor(level=1)
+        compressed = compressor.compress(body)
+        if len(body) <= _SMALL:  # after a large one it would keep that much memory
+            self._compressors.append(compressor)
+        return self.seal("payload", compressed, bound_to)
 
     def open_body(self, key_id: str, sealed: bytes, bound_to: str) -> bytes:
         """The exact bytes of a body. Raises IntegrityError."""

@@ -6,6 +6,7 @@ May not hand anything over (receiver.storage.lanes). Any number of workers may d
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from datetime import datetime
 from typing import Final
 
 import msgspec
@@ -59,6 +60,12 @@ WHERE (k.destination_id, k.key, k.outside) = (old.destination_id, old.key, old.o
 _BINDINGS: Final = """
 SELECT t.name, s.handler FROM destinations t LEFT JOIN subscriptions s ON s.destination_id = t.id
 WHERE t.environment = 'development'"""
+
+
+def now(connection: Connection) -> datetime:
+    """The time by the database's clock: a worker's own may be wrong."""
+    told: datetime = connection.exec_driver_sql("SELECT now()").scalar_one()
+    return told
 
 
 def seen(connection: Connection, name: str, host: str, pid: int, handlers: Sequence[str]) -> int:

@@ -16,9 +16,12 @@ from receiver.errors import ReceiverError
 from receiver.storage.database import open_engine
 
 # A process that was killed while its statement runs does not keep its locks: the server looks whether the client
-# lives. Where the server's system cannot tell, it refuses the setting. A handler may think as long as its time-out lets
-# it.
-_SESSION: Final = ("SET client_connection_check_interval = '2s'", "SET idle_in_transaction_session_timeout = '2h'")
+# lives. Where the server's system cannot tell, it refuses the setting.
+_SESSION: Final = "SET client_connection_check_interval = '2s'"
+# A handler may think as long as its time-out lets it. One that idles for longer stands still with its whole host, and
+# keeps locks that whoever does its work elsewhere waits for.
+_IDLE: Final = "SELECT set_config('idle_in_transaction_session_timeout', %s, false)"
+_LONGEST: Final = 7200.0
 
 
 class NotYours(ReceiverError):
@@ -55,18 +58,32 @@ class Work:
         self._connection: Connection | None = None
         self._ours = False
         self.used = False
+        self.patience = _LONGEST  # seconds that the run may take
+        self._told: float | None = None  # the server
         event.listen(self._engine, "connect", _prepare)
         event.listen(self._engine, "commit", self._committing)
 
     def connection(self) -> Connection:
         """The connection of this run. Raises SQLAlchemyError when it cannot be opened."""
         if self._connection is None or self._connection.closed:
-            self._connection = self._engine.connect()
+            self._connection, self._told = self._engine.connect(), None
         self.used = True
         if not self._connection.in_transaction():
+            if self._told != self.patience:
+                self._tell(self._connection)
             # Begun, so that an ORM session that is bound to it joins in and leaves the commit to us.
             self._connection.begin()
         return self._connection
+
+    def _tell(self, connection: Connection) -> None:
+        """Have the server know how long it may hear nothing within a transaction."""
+        self._ours = True
+        try:
+            with connection.begin():
+                connection.exec_driver_sql(_IDLE, (str(int(self.patience * 1000)),))
+        finally:
+            self._ours = False
+        self._told = self.patience
 
     def commit(self) -> None:
         """Commit the run's work, and what was recorded on the same connection. Raises SQLAlchemyError."""
@@ -108,9 +125,8 @@ def lost(exc: SQLAlchemyError) -> bool:
 
 
 def _prepare(driver: Any, _record: object) -> None:
-    for setting in _SESSION:
-        try:
-            driver.execute(setting)
-            driver.commit()
-        except PsycopgError:
-            driver.rollback()
+    try:
+        driver.execute(_SESSION)
+        driver.commit()
+    except PsycopgError:
+        driver.rollback()

@@ -16,11 +16,15 @@ from typing import Final
 import structlog
 
 from receiver.errors import Unavailable
+from receiver.failpoints import point
 from receiver.storage.audit import AuditEvent, Flood
 from receiver.storage.entry import UNSTORABLE, Entries, Entry, Urgent, fold, settle
 from receiver.storage.recorder import BadRow, Recorder
+from receiver.storage.statements import LEAST
 
 log: Final = structlog.get_logger(__name__)
+
+_committed, _answered = point("ledger.committed"), point("ledger.answered")
 
 # A request is answered within five seconds, with 503 if need be.
 PATIENCE: Final = 4.0
@@ -168,10 +172,14 @@ class Writer:
         except BadRow:
             self._write_apart(entries, urgent, events)
         else:
+            _committed()
             for entry, receipt in zip(entries, recorded.receipts, strict=True):
                 entry.answer(receipt)
             for each in urgent:
                 settle(each.future, None)
+            for event in recorded.counted:
+                self.note(event)
+            _answered()
             if recorded.lanes:
                 self._hint(recorded.lanes)
 
@@ -278,7 +286,7 @@ class Quota:
                 asked, held = time.monotonic(), self._recorder.quarantined(destination)
             except Unavailable as exc:
                 return str(exc)
-        held += entry.row["size"]
+        held += max(entry.row["size"], LEAST)
         if held > self._limit:
             log.error("quarantine.full", destination=entry.admitted.destination.name)
             return "quarantine_full"

@@ -1,5 +1,7 @@
 """The door: a request comes in, its verdict is carried out, an answer goes back. Knows no framework and no server.
 
+It is a sequence of steps (receiver.web.steps), which a thread of Flask's takes, or the event loop of ASGI.
+
     screen → read the body as far as it may be → judge → refuse, challenge, or record → answer
 
 | what happens                                                | answer                              |
@@ -25,19 +27,22 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import msgspec
 import structlog
 
 from receiver import pipeline
 from receiver.errors import BadTransfer, NotFound, Unavailable
+from receiver.failpoints import point
 from receiver.pipeline import Admitted, Challenged, Receipt, Refused
 from receiver.protocol.message import Head, Inbound, Message, Once, Reply, error_body
 from receiver.protocol.patterns import matches
 from receiver.protocol.registry import Destination, Registry, Subscription
-from receiver.web.transfer import Room, Share, Transfer, receive
+from receiver.web.steps import Call, Steps, T, Transfer, Wait, take
+from receiver.web.transfer import SMALL, Room, Share, receive
 
 log: Final = structlog.get_logger(__name__)
 
@@ -47,6 +52,14 @@ PATIENCE: Final = 4.9
 RETRY_AFTER: Final = 5
 # Bodies in memory at once, at least this many bytes: a few of the largest beside many of the usual ones.
 BODIES: Final = 256 * 1024 * 1024
+# Larger bodies are judged and sealed one at a time: that takes up to three times as much memory again. And it takes
+# some ten milliseconds or more, which nobody else is to wait for.
+LARGE: Final = 1024 * 1024
+
+_body_read, _judged, _queued, _recorded = (
+    point("door.body_read"), point("door.judged"), point("door.queued"), point("door.recorded"))
+_query_answered, _query_recorded, _inline_handled = (
+    point("query.answered"), point("query.recorded"), point("inline.handled"))
 
 ACCEPTED: Final = Reply(status=200)
 # What the sender of a refused request is told: nothing but that. The audit has the reason.
@@ -149,11 +162,16 @@ class Door:
         self._max_body = max_body
         self._room = Room(max(BODIES, 4 * max_body))
         self._places = Places(places)
+        self._one_at_a_time = threading.Lock()
 
     def serve(self, head: Head, transfer: Transfer) -> Reply:
-        """The answer to a request, whatever it is. Raises nothing."""
+        """The answer to a request, whatever it is, in this thread. Raises nothing."""
+        return take(self.steps(head, transfer.length), transfer)
+
+    def steps(self, head: Head, length: int | None) -> Steps[Reply]:
+        """The answer to a request whose body has that length; None: it comes in chunks. Raises nothing."""
         try:
-            return self._serve(head, transfer)
+            return (yield from self._serve(head, length))
         except Unavailable as exc:
             return _unavailable(str(exc))
         except Exception:
@@ -161,51 +179,75 @@ class Door:
             log.exception("request.failed")
             return _closing(UNAVAILABLE)
 
-    def _serve(self, head: Head, transfer: Transfer) -> Reply:
+    def _serve(self, head: Head, length: int | None) -> Steps[Reply]:
         registry = self.registry()
         if registry is None:
             raise Unavailable("registry_never_loaded")
         screened = pipeline.screen(head, registry, head.received_at)
         if isinstance(screened, Refused):
             return _closing(self._refuse(screened))
-        with self._room.share() as share:
-            body = self._body(head, transfer, registry, share, proved=screened)
+        # A small one takes no room, whoever sends it.
+        small = length is not None and length <= SMALL
+        with self._room.share(proved=small or (screened and pipeline.proved(head, registry))) as share:
+            body = yield from self._body(head, length, registry, share, whole=screened)
             if isinstance(body, Refused):
                 return _closing(self._refuse(body))
-            verdict = pipeline.judge(Inbound(head=head, body=body), registry, head.received_at)
-            reply = self._carry_out(verdict)
-        return _closing(reply) if head.method == "GET" and transfer.length != 0 else reply
+            _body_read()
+            inbound = Inbound(head=head, body=body)
+            verdict = yield from self._worked(body, partial(pipeline.judge, inbound, registry, head.received_at))
+            if isinstance(verdict, Admitted):
+                share.prove()
+            _judged()
+            reply = yield from self._carry_out(verdict, body)
+        return _closing(reply) if head.method == "GET" and length != 0 else reply
 
-    def _body(self, head: Head, transfer: Transfer, registry: Registry, share: Share, *,
-              proved: bool) -> bytes | Refused:
+    def _body(self, head: Head, length: int | None, registry: Registry, share: Share, *,
+              whole: bool) -> Steps[bytes | Refused]:
         if head.method == "GET":
             return b""  # all that is asked is in its head
         try:
             body = None
-            if transfer.length is None or transfer.length <= self._max_body:
-                body = receive(transfer, limit=self._max_body if proved else pipeline.UNPROVED_BODY, share=share)
-                if body is None and not proved:
+            if length is None or length <= self._max_body:
+                limit = self._max_body if whole else pipeline.UNPROVED_BODY
+                body = yield from receive(length, limit=limit, share=share)
+                if body is None and not whole:
                     return pipeline.unproved(head, registry)
             if body is None:
-                raise BadTransfer("body_too_large", status_hint=413)
+                # A stranger's is told apart: Redox, whose feed pauses at it, has at least a head that could suffice.
+                raise BadTransfer("body_too_large" if whole else "body_too_large_unproved", status_hint=413)
         except BadTransfer as exc:
             return pipeline.transfer_refused(exc, head, registry)
         return body
 
-    def _carry_out(self, verdict: pipeline.Verdict) -> Reply:
+    def _carry_out(self, verdict: pipeline.Verdict, body: bytes) -> Steps[Reply]:
         if isinstance(verdict, Refused):
-            return self._refuse(verdict)
+            return (yield from self._worked(body, partial(self._refuse, verdict)))
         if isinstance(verdict, Challenged):
             self._ledger.challenged(verdict)
             return Reply(status=200, body=verdict.challenge.encode("ascii"), media="text/plain; charset=utf-8")
-        if verdict.query is not None and verdict.verified.once and not self._ledger.first(verdict.verified.once):
+        once = verdict.verified.once if verdict.query is not None else ()
+        if once and not (yield Call(partial(self._ledger.first, once))):
             return self._refuse(pipeline.replayed(verdict))
-        receipt = _outcome(self._ledger.accept(verdict))
+        recording = yield from self._worked(body, partial(self._ledger.accept, verdict))
+        _queued()
+        receipt: Receipt = yield from recorded(recording)
+        _recorded()
         if verdict.query is not None:
-            return self._answer(verdict, verdict.query, receipt)
+            return (yield from self._answer(verdict, verdict.query, receipt))
         if receipt.inline:
-            self._handle(verdict, receipt)
+            yield from self._handle(verdict, receipt)
         return ACCEPTED
+
+    def _worked(self, body: bytes, call: Callable[[], T]) -> Steps[T]:
+        """What `call` makes of the body. A large one takes its turn, beside those who serve others meanwhile."""
+        if len(body) <= LARGE:
+            return call()
+
+        def in_turn() -> T:
+            with self._one_at_a_time:
+                return call()
+
+        return cast("T", (yield Call(in_turn)))
 
     def _refuse(self, refused: Refused) -> Reply:
         self._ledger.refuse(refused)
@@ -213,31 +255,33 @@ class Door:
             return _failure(refused.query, refused.status)
         return REFUSALS[refused.status]
 
-    def _answer(self, admitted: Admitted, query: str, receipt: Receipt) -> Reply:
+    def _answer(self, admitted: Admitted, query: str, receipt: Receipt) -> Steps[Reply]:
         """A query that is recorded: its answer leaves after the row that says so has committed."""
         message, destination = admitted.message, admitted.destination
         if message is None:
             return _failure(query, 400)  # kept in quarantine, and audited so
         responder = next((each for each in destination.subscriptions
                           if each.role == "responder" and matches(each.patterns, message.kind)), None)
-        reply = self._respond(message, query, responder, destination, receipt)
+        reply = yield from self._respond(message, query, responder, destination, receipt)
         answered = Answered(receipt=receipt, head=admitted.inbound.head, destination=destination,
                             responder=None if responder is None else responder.handler, status=reply.status,
                             length=len(reply.body), sha256=sha256(reply.body).digest())
+        _query_answered()
         try:
-            _outcome(self._ledger.answered(answered))
+            yield from recorded(self._ledger.answered(answered))
         except Unavailable as exc:
             log.warning("query.not_recorded", reason=str(exc), destination=destination.name, uuid=receipt.uuid)
             return reply if reply.status != ACCEPTED.status else _failure(query, 503)
+        _query_recorded()
         return reply
 
     def _respond(self, message: Message, query: str, responder: Subscription | None, destination: Destination,
-                 receipt: Receipt) -> Reply:
+                 receipt: Receipt) -> Steps[Reply]:
         try:
             if responder is None:
                 raise NotFound
-            with self._places.place(destination):
-                body = self._responders.answer(message, responder, destination, receipt)
+            body = yield self._placed(destination, partial(
+                self._responders.answer, message, responder, destination, receipt))
         except NotFound:
             status = 501
         except Unavailable:
@@ -253,26 +297,38 @@ class Door:
         log.warning("query.not_answered", status=status, kind=query, destination=destination.name, uuid=receipt.uuid)
         return _failure(query, status)
 
-    def _handle(self, admitted: Admitted, receipt: Receipt) -> None:
+    def _handle(self, admitted: Admitted, receipt: Receipt) -> Steps[None]:
         """after_handling: Redox keeps the message until it is handled. Raises Unavailable when it is not yet."""
+        destination = admitted.destination
         try:
-            with self._places.place(admitted.destination):
-                handled = self._responders.run_inline(admitted.destination, receipt)
+            handled = yield self._placed(destination, partial(self._responders.run_inline, destination, receipt))
         except TimeoutError:
             handled = False
         if not handled:
             raise Unavailable("not_handled_yet")
+        _inline_handled()
+
+    def _placed(self, destination: Destination, call: Callable[[], Any]) -> Call:
+        """A call that waits for a handler. It holds its place as long as it runs, whether anybody still waits or not.
+
+        Raises Unavailable at once when there is none.
+        """
+        def placed() -> Any:
+            with self._places.place(destination):
+                return call()
+
+        return Call(placed)
+
+
+def recorded(future: Future[Any]) -> Steps[Any]:
+    """What the ledger says, in time. Raises Unavailable."""
+    try:
+        return (yield Wait(future, PATIENCE))
+    except TimeoutError as exc:
+        raise Unavailable("ledger_silent") from exc
 
 
 _JSON: Final = "application/json"
-
-
-def _outcome(future: Future[Any]) -> Any:
-    """What the ledger says, in time. Raises Unavailable."""
-    try:
-        return future.result(PATIENCE)
-    except TimeoutError as exc:
-        raise Unavailable("ledger_silent") from exc
 
 
 def _failure(query: str, status: int) -> Reply:

@@ -1,23 +1,31 @@
 """gunicorn as it runs our listeners: `gunicorn -c python:receiver.web.gunicorn_conf`.
 
-The admin listener takes the same, with its own application, `--bind` and `--workers`. May not hold settings of its own:
-what an operator may choose are the RECEIVER_* variables.
+The admin listener takes the same, with its own application, `--bind`, `--workers` and `--worker-class`, for it is
+Flask's whatever serves the public one. May not hold settings of its own: what an operator may choose are the RECEIVER_*
+variables.
 """
 
 import os
 import resource
+from typing import Any
 
 from receiver.settings import load
+from receiver.web import gunicorn_asgi_worker, gunicorn_worker
 from receiver.web.gunicorn_logger import JsonLogger
-from receiver.web.gunicorn_worker import Worker
+from receiver.web.gunicorn_reload import Reload
 
 _settings = load()
 
-wsgi_app = "receiver.app:public_app()"
 bind = _settings.bind
 workers = _settings.receivers
+worker_class: type
+if _settings.door == "asgi":
+    wsgi_app = "receiver.web.asgi:application"
+    worker_class = gunicorn_asgi_worker.Worker
+else:
+    wsgi_app = "receiver.app:public_app()"
+    worker_class = gunicorn_worker.Worker
 threads = _settings.threads
-worker_class = Worker
 # Each connection takes a descriptor; the rest is for database, log and handlers.
 worker_connections = max(2 * threads, min(1000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 128))
 
@@ -29,6 +37,8 @@ max_requests = 0
 timeout = 60
 _memory = "/dev/shm"  # noqa: S108 - the file has no name there
 worker_tmp_dir = _memory if os.access(_memory, os.W_OK) else None
+# Who has hung up is not answered, but what was begun for them is carried out.
+asgi_disconnect_grace_period = 120
 # A worker that stops answers what it has begun: five seconds for a message, longer for a responder.
 graceful_timeout = 30
 # Longer than proxies keep theirs (nginx: 60 s), so that none sends into a connection that we are closing.
@@ -48,3 +58,8 @@ control_socket_disable = True
 
 logger_class = JsonLogger
 loglevel = _settings.log_level
+
+
+def on_starting(server: Any) -> None:
+    """Have a SIGHUP change nothing where what is configured anew does not hold. The signature is gunicorn's."""
+    server.reload = Reload(server)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import re
-from datetime import timedelta
 from typing import Any, Final
 
 import structlog
@@ -34,13 +33,19 @@ class JsonLogger(Logger):  # type: ignore[misc]  # gunicorn ships no types
             # Called directly, for a line tells where it was written.
             setattr(self, name, getattr(self.error_log, name))
 
-    def access(self, resp: Any, req: Any, environ: dict[str, Any], request_time: timedelta) -> None:
-        """Tell a request that was served. The signature is gunicorn's."""
-        if _access.isEnabledFor(logging.DEBUG):
+    @property
+    def access_log_enabled(self) -> bool:
+        """Whether `access` says anything."""
+        return _access.isEnabledFor(logging.DEBUG)
+
+    def access(self, resp: Any, req: Any, environ: dict[str, Any], request_time: Any) -> None:
+        """Tell a request that was served. The signature is gunicorn's; its ASGI worker has a time of its own kind."""
+        if self.access_log_enabled:
             path, method = req.path or "", req.method
             log.debug("request.served", method=method if method in _METHODS else "other",
                       path=path if _PATHS.fullmatch(path) else "other", status=int(str(resp.status).split()[0]),
-                      ms=round(request_time.total_seconds() * 1000, 1), peer=environ.get("REMOTE_ADDR"))
+                      ms=round(request_time.seconds * 1000 + request_time.microseconds / 1000, 1),
+                      peer=environ.get("REMOTE_ADDR"))
 
     def reopen_files(self) -> None:
         """There are none: lines go to standard error."""

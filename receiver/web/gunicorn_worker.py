@@ -11,6 +11,7 @@ May not judge a request: only what is no HTTP is answered here.
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -23,14 +24,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from gunicorn import util  # type: ignore[import-untyped]  # gunicorn ships no types
+from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]  # gunicorn ships no types
 from gunicorn.http import errors  # type: ignore[import-untyped]  # gunicorn ships no types
 from gunicorn.http.unreader import SocketUnreader  # type: ignore[import-untyped]  # gunicorn ships no types
 from gunicorn.workers.gthread import TConn, ThreadWorker  # type: ignore[import-untyped]  # gunicorn ships no types
+
+from receiver.errors import ConfigurationError
+from receiver.failpoints import point
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 log: Final = structlog.get_logger(__name__)
+
+answered = point("door.answered")
 
 # A client that is silent for so long is gone. Proxies have 10 to 60 seconds here; behind one, these never count.
 SILENCE: Final = 10.0
@@ -38,7 +45,7 @@ SILENCE: Final = 10.0
 START: Final = 15.0
 PACE: Final = 64 * 1024
 # What is at once told apart from a request line, such as a TLS handshake: its client would only wait.
-_FIRST: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ\r")
+FIRST: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ\r")
 
 _STATUSES: Final = (
     (errors.LimitRequestLine, 414), (errors.LimitRequestHeaders, 431), (errors.ExpectationFailed, 417),
@@ -66,7 +73,7 @@ class _Unreader(SocketUnreader):  # type: ignore[misc]  # gunicorn ships no type
             data: bytes = super().chunk(size_hint)
         except TimeoutError as exc:
             raise errors.NoMoreData from exc
-        if self._fresh and data and data[0] not in _FIRST:
+        if self._fresh and data and data[0] not in FIRST:
             raise errors.InvalidRequestLine("")
         self._fresh = False
         self._received += len(data)
@@ -134,8 +141,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
         return ThreadPoolExecutor(self.worker_connections, thread_name_prefix="request")
 
     def load_wsgi(self) -> None:
-        """Put ours between the server and the application."""
-        self._application: WSGIApplication = self.app.wsgi()
+        """Put ours between the server and the application. What keeps it from starting is told as any line is."""
+        try:
+            self._application: WSGIApplication = self.app.wsgi()
+        except ConfigurationError as exc:
+            log.error("receiver.not_started", error="; ".join(str(exc).splitlines()))
+            sys.exit(Arbiter.APP_LOAD_ERROR)
         self.wsgi = self._serve
 
     def accept(self, listener: socket.socket) -> None:
@@ -150,6 +161,20 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
         self.pending_conns.append(connection)
         self.poller.register(client, EVENT_READ, partial(self.on_pending_socket_readable, connection))
 
+    def set_accept_enabled(self, enabled: bool) -> None:
+        """Listen, or do not. A worker that stops takes those who have connected already, for the kernel would hang up
+        on them when the last of us closes; and who comes then is refused at once, and not left to wait for that.
+        """
+        super().set_accept_enabled(enabled)
+        if self.alive:
+            return
+        for listener in self.sockets:
+            before = -1
+            while before < self.nr_conns < self.worker_connections:
+                before = self.nr_conns
+                self.accept(listener)
+            listener.close()
+
     def handle(self, conn: _Connection) -> Any:
         """Serve one request, in a reader's thread."""
         if conn.initialized:
@@ -162,7 +187,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
     def handle_request(self, req: Any, conn: _Connection) -> Any:
         """As gunicorn, but the "100 Continue" is left to whoever reads the body."""
         req._expected_100_continue = False
-        return super().handle_request(req, conn)
+        keep = super().handle_request(req, conn)
+        answered()
+        return keep
 
     def _serve(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         response: Any = start_response.__self__  # type: ignore[attr-defined]  # gunicorn's Response

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 # RFC 7239 section 6: an address with a port, an IPv6 address in brackets; proxies write both into X-Forwarded-For too.
@@ -19,17 +20,25 @@ class Peers:
 
     def __init__(self, trusted: Iterable[str]) -> None:
         self._trusted: tuple[IPv4Network | IPv6Network, ...] = tuple(ip_network(each, strict=False) for each in trusted)
+        # Requests come from few connections' ends, and an address takes long to read.
+        self._known = lru_cache(1024)(self._look)
+
+    def _look(self, remote: str) -> tuple[IPv4Address | IPv6Address | None, bool, str]:
+        """The address at the other end, whether it is trusted, and its name."""
+        peer = _address(remote)
+        return (peer, not remote, "unknown") if peer is None else (peer, self._trusts(peer), str(peer))
 
     def trusted(self, remote: str) -> bool:
         """Whether a connection comes from a trusted proxy, or over a Unix socket, which has no address."""
-        peer = _address(remote)
-        return not remote if peer is None else self._trusts(peer)
+        return self._known(remote)[1]
 
     def name(self, remote: str, forwarded: str | None) -> str:
         """The peer's address: `remote`, or the rightmost of X-Forwarded-For that is no trusted proxy itself."""
-        peer = _address(remote)
-        for hop in reversed((forwarded or "").split(",")):
-            if not (self.trusted(remote) if peer is None else self._trusts(peer)):
+        peer, trusted, name = self._known(remote)
+        if forwarded is None or not trusted:
+            return name
+        for hop in reversed(forwarded.split(",")):
+            if peer is not None and not self._trusts(peer):
                 break
             before = _address(hop.strip(" \t"))
             if before is None:
@@ -41,6 +50,8 @@ class Peers:
         return any(peer in network for network in self._trusted)
 
 
+# Most requests come from the same few addresses; what is remembered of any others is bounded.
+@lru_cache(maxsize=256)
 def _address(text: str) -> IPv4Address | IPv6Address | None:
     node = _NODE.fullmatch(text)
     try:

@@ -9,7 +9,8 @@ sessions, no redirects, no forms.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,9 +21,11 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from receiver.errors import BadTransfer
 from receiver.protocol.message import Head, Reply
 from receiver.web import jwks
+from receiver.web.answers import Fields, fields, token_fields
 from receiver.web.door import UNAVAILABLE, Door
 from receiver.web.peers import Peers
 from receiver.web.tokens import TokenDoor
+from receiver.web.transfer import framing
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -30,8 +33,7 @@ if TYPE_CHECKING:
 log: Final = structlog.get_logger(__name__)
 
 METHODS: Final = ("GET", "POST")
-_AUTHORITY: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?]*")
-_DIGITS: Final = re.compile(r"[0-9]{1,15}")
+AUTHORITY: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?]*")
 
 
 class PublicApp(Flask):
@@ -43,10 +45,15 @@ class PublicApp(Flask):
         return super().wsgi_app(environ, start_response)
 
 
-def public_app(door: Door, *, trusted_proxies: Iterable[str], tokens: TokenDoor | None = None) -> PublicApp:
+def _here() -> datetime:
+    return datetime.now(UTC)
+
+
+def public_app(door: Door, *, trusted_proxies: Iterable[str], tokens: TokenDoor | None = None,
+               now: Callable[[], datetime] = _here) -> PublicApp:
     """The application. `trusted_proxies`: addresses and networks whose X-Forwarded-For is believed.
 
-    `tokens` None: there is no token endpoint.
+    `tokens` None: there is no token endpoint. `now`: the clock by which everything is judged.
     """
     app = PublicApp(__name__, static_folder=None)
     peers = Peers(trusted_proxies)
@@ -56,7 +63,7 @@ def public_app(door: Door, *, trusted_proxies: Iterable[str], tokens: TokenDoor 
         environ = request.environ
         if environ["REQUEST_METHOD"] not in METHODS:  # werkzeug lets HEAD in where GET is
             raise MethodNotAllowed(METHODS)
-        return respond(door.serve(_head(environ, name, peers), WsgiTransfer(environ)))
+        return respond(door.serve(_head(environ, name, peers, now()), WsgiTransfer(environ)))
 
     @app.route("/livez", methods=["GET"], provide_automatic_options=False)
     def livez() -> Response:
@@ -66,11 +73,8 @@ def public_app(door: Door, *, trusted_proxies: Iterable[str], tokens: TokenDoor 
         @app.route("/oauth/<name>/token", methods=["POST"], provide_automatic_options=False)
         def token(name: str) -> Response:
             environ = request.environ
-            response = respond(tokens.serve(_head(environ, name, peers), WsgiTransfer(environ)))
-            response.headers["Pragma"] = "no-cache"  # RFC 6749 5.1
-            if response.status_code == 401:
-                response.headers["WWW-Authenticate"] = 'Basic realm="oauth"'  # RFC 6749 5.2
-            return response
+            reply = tokens.serve(_head(environ, name, peers, now()), WsgiTransfer(environ))
+            return _response(reply, token_fields(reply))
 
     jwks.publish(app, door.registry, lambda: respond(UNAVAILABLE))
 
@@ -93,17 +97,12 @@ _FAULTS: Final = {404: b"not found\n", 405: b"method not allowed\n"}
 
 
 def respond(reply: Reply, *, close: bool = False) -> Response:
-    """The response that says `reply`, and lets nobody keep it or guess what it is."""
-    response = Response(reply.body, status=reply.status, content_type=reply.media)
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["Cache-Control"] = "no-store"
-    if reply.retry_after is not None:
-        response.headers["Retry-After"] = str(reply.retry_after)
-    if reply.status == 401:  # RFC 9110 section 11.6.1
-        response.headers["WWW-Authenticate"] = "Bearer"
-    if reply.close or close:
-        response.headers["Connection"] = "close"
-    return response
+    """The response that says `reply`."""
+    return _response(reply, fields(replace(reply, close=True) if close else reply))
+
+
+def _response(reply: Reply, found: Fields) -> Response:
+    return Response(reply.body, status=reply.status, headers=list(found))
 
 
 class WsgiTransfer:
@@ -113,10 +112,9 @@ class WsgiTransfer:
     """
 
     def __init__(self, environ: WSGIEnvironment) -> None:
-        announced = environ.get("CONTENT_LENGTH") or ("" if "HTTP_TRANSFER_ENCODING" in environ else "0")
-        self.length: Final = int(announced) if _DIGITS.fullmatch(announced) else None
-        # Servers refuse themselves what is neither a length nor chunks; should one not, nothing of it is read.
-        self._ends = self.length is not None or (not announced and bool(environ.get("wsgi.input_terminated")))
+        length, ends = framing(environ.get("CONTENT_LENGTH") or "", coded="HTTP_TRANSFER_ENCODING" in environ)
+        self.length: Final = length
+        self._ends = ends and (length is not None or bool(environ.get("wsgi.input_terminated")))
         self._environ = environ
 
     def read(self, size: int) -> bytes:
@@ -131,7 +129,7 @@ class WsgiTransfer:
         return piece
 
 
-def _head(environ: WSGIEnvironment, destination: str, peers: Peers) -> Head:
+def _head(environ: WSGIEnvironment, destination: str, peers: Peers, now: datetime) -> Head:
     headers = {key[5:].replace("_", "-").lower(): value for key, value in environ.items() if key.startswith("HTTP_")}
     headers |= {key.replace("_", "-").lower(): environ[key] for key in ("CONTENT_TYPE", "CONTENT_LENGTH")
                 if environ.get(key)}
@@ -139,12 +137,12 @@ def _head(environ: WSGIEnvironment, destination: str, peers: Peers) -> Head:
     remote = environ.get("REMOTE_ADDR", "")
     return Head(destination=destination, method=environ["REQUEST_METHOD"], headers=headers, target=target, query=query,
                 peer=peers.name(remote, headers.get("x-forwarded-for")), proxied=peers.trusted(remote),
-                received_at=datetime.now(UTC))
+                received_at=now)
 
 
 def _raw(environ: dict[str, Any]) -> tuple[str, str]:
     """Path and query as they were sent: the request target of RFC 9112 section 3.2, without scheme and host."""
     raw = environ.get("RAW_URI") or environ.get("REQUEST_URI") or ""
-    authority = _AUTHORITY.match(raw)
+    authority = AUTHORITY.match(raw)
     target, _, query = raw[authority.end() if authority else 0:].partition("?")
     return target, query

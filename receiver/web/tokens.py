@@ -22,6 +22,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -32,8 +33,9 @@ from receiver.protocol import tokens
 from receiver.protocol.message import Head, Inbound, Once, Reply
 from receiver.protocol.registry import Destination, Registry
 from receiver.protocol.tokens import Denied, Granted
-from receiver.web.door import PATIENCE, UNAVAILABLE
-from receiver.web.transfer import Room, Transfer, receive
+from receiver.web.door import UNAVAILABLE, recorded
+from receiver.web.steps import Call, Steps, Transfer, take
+from receiver.web.transfer import receive
 
 log: Final = structlog.get_logger(__name__)
 
@@ -42,8 +44,6 @@ GUESSES: Final = 10
 _MINUTE: Final = 60.0
 # Networks that are counted at once; in a flood from more, the longest silent are forgotten.
 _NETWORKS: Final = 10_000
-# Token requests in memory at once.
-_ROOM: Final = 64 * tokens.MAX_REQUEST
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,19 +104,22 @@ class TokenDoor:
         self._records = records
         self._network = network
         self._guesses = Guesses()
-        self._room = Room(_ROOM)
 
     def serve(self, head: Head, transfer: Transfer) -> Reply:
-        """The answer to a POST, whatever it holds. Raises nothing."""
+        """The answer to a POST, whatever it holds, in this thread. Raises nothing."""
+        return take(self.steps(head, transfer.length), transfer)
+
+    def steps(self, head: Head, length: int | None) -> Steps[Reply]:
+        """The answer to a POST whose body has that length; None: it comes in chunks. Raises nothing."""
         try:
-            return self._serve(head, transfer)
+            return (yield from self._serve(head, length))
         except Unavailable as exc:
             log.warning("token.unavailable", reason=str(exc))
         except Exception:
             log.exception("token.failed")
         return _closing(UNAVAILABLE)
 
-    def _serve(self, head: Head, transfer: Transfer) -> Reply:
+    def _serve(self, head: Head, length: int | None) -> Steps[Reply]:
         registry = self._registry()
         if registry is None:
             raise Unavailable("registry_never_loaded")
@@ -125,24 +128,22 @@ class TokenDoor:
             denied = Denied(error="invalid_client", reason="destination_unknown" if destination is None else
                             "destination_disabled")
             return _closing(self._deny(head, destination, denied))
-        with self._room.share() as share:
-            try:
-                body = receive(transfer, limit=tokens.MAX_REQUEST, share=share)
-            except BadTransfer as exc:
-                return _closing(self._deny(head, destination, Denied(error="invalid_request", reason=exc.reason)))
-            if body is None:
-                denied = Denied(error="invalid_request", reason="token_request_too_large")
-                return _closing(self._deny(head, destination, denied))
-            decision = tokens.decide(Inbound(head=head, body=body), destination, head.received_at,
-                                     jti=secrets.token_urlsafe(16))
-        if isinstance(decision, Granted) and decision.once is not None and not self._records.first((decision.once,)):
+        try:
+            # So little that it needs no share of the room: no number of slow strangers keeps a client from its token.
+            body = yield from receive(length, limit=tokens.MAX_REQUEST)
+        except BadTransfer as exc:
+            return _closing(self._deny(head, destination, Denied(error="invalid_request", reason=exc.reason)))
+        if body is None:
+            denied = Denied(error="invalid_request", reason="token_request_too_large")
+            return _closing(self._deny(head, destination, denied))
+        decision = tokens.decide(Inbound(head=head, body=body), destination, head.received_at,
+                                 jti=secrets.token_urlsafe(16))
+        once = decision.once if isinstance(decision, Granted) else None
+        if once is not None and not (yield Call(partial(self._records.first, (once,)))):
             decision = Denied(error="invalid_client", reason="token_assertion_replayed", credential=decision.credential)
         if isinstance(decision, Denied):
             return self._deny(head, destination, decision)
-        try:
-            self._records.issued(Issue(head=head, destination=destination, granted=decision)).result(PATIENCE)
-        except TimeoutError as exc:
-            raise Unavailable("ledger_silent") from exc
+        yield from recorded(self._records.issued(Issue(head=head, destination=destination, granted=decision)))
         return _json(200, decision.body())
 
     def _deny(self, head: Head, destination: Destination | None, denied: Denied) -> Reply:

@@ -76,6 +76,7 @@ def test_a_day(running: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     quarantined(run, redox)
     spoken(run)
     kept(run)
+    compared(run)
     run("simulate", "--destination", "lab", "--token-file", str(token), "--url", running.url, "--source", SOURCE,
         "--kind", "Results.New")
     assert {" ".join(path) for path in EVERY} - run.done == set()
@@ -135,6 +136,13 @@ def worked(run: Day, redox: FakeRedox) -> None:
     until(lambda: held(run) != [])  # it has run once more, and failed
     run("deliveries", "skip", str(lane["head"]), *WHY)
     assert held(run) == []
+
+
+def compared(run: Day) -> None:
+    """What is recorded, beside a log that names it."""
+    log = run.at.root / "log.csv"
+    log.write_text("Log ID\n" + "".join(f"{each['log_id']}\n" for each in run.json("messages", "list")))
+    run("reconcile", "--from", str(log), "--destination", "lab")
 
 
 def held(run: Day) -> list[Any]:

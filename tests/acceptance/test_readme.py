@@ -49,7 +49,7 @@ COMMANDS = {
 }
 # What cannot be run on a machine that serves, or needs what is not there: that it exists is shown by its help.
 NAMED = {"redox-receiver up --data-dir /srv/redox", "redox-receiver keys init", "redox-receiver serve",
-         "redox-receiver worker"}
+         "redox-receiver worker", "redox-receiver reconcile --from FILE --column 'Log ID'"}
 # In running text the program's name is left away.
 SHORT = {"messages replay": "", "messages release": "", "messages discard": "", "outbox retry": "",
          "outbox show ID": "",

@@ -96,6 +96,10 @@ class Machine:
         told = [line for line in self.lines() if line.get("event") == "up.child_started" and line["part"] == name]
         return int(told[-1]["child"])
 
+    def parts(self) -> set[int]:
+        """The process ids of all children, as the log last told them."""
+        return {self.part(line["part"]) for line in self.lines() if line.get("event") == "up.child_started"}
+
     def lines(self) -> list[dict[str, Any]]:
         """The log so far."""
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]

@@ -20,7 +20,7 @@ from sqlalchemy import Engine, insert, text
 
 from receiver import keyring as keyrings
 from receiver.cli import checks, main
-from receiver.storage import migrations, schema
+from receiver.storage import clock, migrations, schema
 from receiver.storage.registration import HandlerSpec, Registration
 
 Check = Callable[..., dict[str, dict[str, Any]]]
@@ -79,6 +79,15 @@ def test_settings_that_nothing_reads(check: Check, monkeypatch: pytest.MonkeyPat
     assert amiss(found) == {"settings": "bad"}
     assert found["settings"]["told"] == (
         "nothing reads RECEIVER_BINDD (RECEIVER_BIND?), RECEIVER_TREADS (RECEIVER_THREADS?)")
+
+
+def test_fail_points(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would be started here would be made to fail: that is told, with where and how."""
+    monkeypatch.setenv("RECEIVER_FAILPOINTS", "ledger.committed=kill@0.02,lane.told=delay:1")
+    found = check()
+    assert amiss(found) == {"failpoints": "bad"}
+    assert found["failpoints"]["told"] == (
+        "what is started here is to fail, at ledger.committed (kill), lane.told (delay)")
 
 
 def test_settings_that_are_wrong(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +175,7 @@ def test_a_database_that_takes_no_writes(check: Check, engine: Engine) -> None:
 
 def test_a_clock_that_is_wrong(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clocks that are apart are found."""
-    monkeypatch.setattr(checks, "_CLOCK_SKEW", timedelta(0))
+    monkeypatch.setattr(clock, "APART", timedelta(0))
     assert amiss(check()) == {"clock": "bad"}
 
 

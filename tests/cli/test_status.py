@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import time_machine
 from click.testing import CliRunner
-from sqlalchemy import Engine, insert, update
+from sqlalchemy import Engine, insert, text, update
 
 from receiver.cli import main
 from receiver.cli.status import _ago
@@ -99,6 +100,15 @@ def test_a_feed_that_redox_has_paused(status: Status, happened: Callable[..., No
 
 
 @pytest.mark.usefixtures("lab")
+def test_a_refused_query_pauses_nothing(status: Status, happened: Callable[..., None]) -> None:
+    """Its asker does not come again."""
+    happened("message.receive", "accepted")
+    happened("message.refuse", "refused", reason="source_unknown", detail={"status": 403, "source": SOURCE,
+                                                                           "query": True})
+    assert mends(status()) == {"sources_refused": "redox-receiver source list lab --refused"}
+
+
+@pytest.mark.usefixtures("lab")
 def test_a_pause_for_another_reason(status: Status, happened: Callable[..., None]) -> None:
     """The command fits the reason: here Redox presents an expired token."""
     happened("message.refuse", "refused", reason="token_expired", detail={"status": 401})
@@ -127,6 +137,27 @@ def test_work_that_stands(
     told = CliRunner().invoke(main, ["status"]).stdout
     assert "lab: register is paused (many_dead).\n  redox-receiver handlers resume register" in told
     assert max(map(len, told.splitlines()[:3])) <= 100
+
+
+@pytest.mark.usefixtures("lab")
+def test_a_clock_that_is_wrong(status: Status) -> None:
+    """What is judged by time is judged by the database's clock: a host's that differs is told."""
+    with time_machine.travel(datetime.now(UTC) - timedelta(minutes=10)):
+        found, = status()["findings"]
+    assert found["finding"] == "clock"
+    assert " s behind the database's, by which everything is judged" in found["told"]
+    assert "let NTP set the clocks" in found["told"]
+    assert found["mend"] == "redox-receiver check"
+
+
+@pytest.mark.usefixtures("lab")
+def test_requests_to_redox_wait_without_a_worker(status: Status, engine: Engine) -> None:
+    """What the outbox holds is sent by workers, so that it is told when none is alive, handlers or not."""
+    with engine.begin() as connection:
+        connection.execute(text(
+            "INSERT INTO outbound_requests (uuid, api_key, lane, call, kind, created_by, state) "
+            "VALUES (gen_random_uuid(), 'main', 'outbox/main', 'send', 'A.B', 'somebody', 'pending')"))
+    assert [each["mend"] for each in status()["findings"]] == ["redox-receiver worker"]
 
 
 def test_a_disabled_destination(engine: Engine, lab: int) -> None:

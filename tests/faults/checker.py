@@ -24,7 +24,7 @@ from receiver.testing.ledger import Ledger
 # Handlers that write a row into `effects` on context.connection.
 EXACTLY_ONCE = frozenset({"book"})
 # Handlers that tell the other system "done" when they have done it.
-TELLING = frozenset({"outside", "anyhow", "shaky", "within"})
+TELLING = frozenset({"outside", "anyhow", "shaky", "strict", "within"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

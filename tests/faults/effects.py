@@ -17,8 +17,11 @@ from sqlalchemy import text
 
 from receiver.handlers import Context, GiveUp, Message, RetryLater, handler, responder
 
-# What `book` writes to. Nothing keeps a row from being there twice but that its work is done once.
-TABLE = "CREATE TABLE effects (id bigint GENERATED ALWAYS AS IDENTITY, key text NOT NULL, epoch bigint NOT NULL)"
+# What `book` writes to. Nothing keeps a row from being there twice but that its work is done once; and of `beds` one
+# row is changed again and again, so that whoever has not come to an end with it is in the way of the next.
+TABLE = """
+CREATE TABLE effects (id bigint GENERATED ALWAYS AS IDENTITY, key text NOT NULL, epoch bigint NOT NULL);
+CREATE TABLE beds (destination text PRIMARY KEY, booked bigint NOT NULL)"""
 
 # Kinds that go wrong with `shaky`, each in its own way.
 ALWAYS_RAISES = "Device.New"
@@ -26,11 +29,18 @@ RAISES_ONCE = "Notes.New"
 EXITS_ONCE = "Order.Cancel"
 GIVES_UP = "Media.Delete"
 COMES_LATER = "Flowsheet.New"
+# What `strict` cannot handle: its lane is held.
+POISON = "Vaccination.New"
 
 
 def place() -> Path:
-    """Where the other system's file and the gates are: EFFECTS."""
+    """Where the other system's file is, and the gates for everybody: EFFECTS."""
     return Path(os.environ["EFFECTS"])
+
+
+def places() -> list[Path]:
+    """Where gates are: for everybody, and for this host alone (GATES), if it has some of its own."""
+    return [place(), *map(Path, filter(None, [os.environ.get("GATES")]))]
 
 
 def name_of(message: Message) -> str:
@@ -50,10 +60,10 @@ def tell(phase: str, message: Message, context: Context) -> None:
 
 def stand_at_gate(message: Message, context: Context) -> None:
     """Wait as long as there is a gate for this message before this handler."""
-    gate = place() / f"{context.handler}.{name_of(message)}"
-    if gate.exists():
+    gates = [each / f"{context.handler}.{name_of(message)}" for each in places()]
+    if any(gate.exists() for gate in gates):
         tell("inside", message, context)
-    while gate.exists():
+    while any(gate.exists() for gate in gates):
         time.sleep(0.02)
 
 
@@ -68,10 +78,13 @@ def first_time(message: Message, context: Context) -> bool:
 
 @handler("*", name="book", max_attempts=3, timeout=60)
 def book(message: Message, context: Context) -> None:
-    """A row of ours, in the order of each source."""
+    """A row of ours, in the order of each source, and one that is changed."""
     tell("begin", message, context)
     context.connection.execute(text("INSERT INTO effects (key, epoch) VALUES (:key, :epoch)"),
                                {"key": context.idempotency_key, "epoch": context.epoch})
+    context.connection.execute(
+        text("INSERT INTO beds AS b VALUES (:name, 1) ON CONFLICT (destination) DO UPDATE SET booked = b.booked + 1"),
+        {"name": context.destination})
     stand_at_gate(message, context)
 
 
@@ -104,6 +117,15 @@ def shaky(message: Message, context: Context) -> None:
         if message.kind == EXITS_ONCE:
             os._exit(3)
         raise OSError("the ward is busy")
+    tell("done", message, context)
+
+
+@handler("Vaccination.*", name="strict", on_failure="hold", max_attempts=1, timeout=60)
+def strict(message: Message, context: Context) -> None:
+    """What waits for a person where it goes wrong."""
+    tell("begin", message, context)
+    if message.kind == POISON:
+        raise LookupError("there is no such vaccine")
     tell("done", message, context)
 
 

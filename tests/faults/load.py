@@ -24,7 +24,7 @@ STRANGER: Final = "what-a-stranger-presents-instead-of-it"
 KINDS: Final = ("PatientAdmin.Arrival", "PatientAdmin.Transfer", "PatientAdmin.Discharge", "Results.New",
                 "FHIR.PatientAdminUpdated", "Scheduling.New", "Inventory.Update")
 # Each goes wrong in its own way, and most hold up their lane for seconds: now and then is enough.
-FAILING: Final = ("Flowsheet.New", "Order.Cancel", "Notes.New", "Media.Delete")
+FAILING: Final = ("Flowsheet.New", "Order.Cancel", "Notes.New", "Media.Delete", "Device.New")
 _FAILING_SHARE: Final = 0.03
 PATIENTS: Final = 6
 # Seconds between two messages of a feed: enough work for two cores, and not too much.
@@ -32,10 +32,15 @@ _PACE: Final = 0.1
 
 
 class Load:
-    """So many feeds to each destination, until `stop`. Which message comes next follows from the seed."""
+    """So many feeds to each destination, until `stop`. Which message comes next follows from the seed.
 
-    def __init__(self, site: Site, destinations: tuple[str, ...], *, feeds: int, seed: int) -> None:
+    `patience`: seconds after which a feed that stands still gives up; Redox never does.
+    """
+
+    def __init__(self, site: Site, destinations: tuple[str, ...], *, feeds: int, seed: int,
+                 patience: float = 200.0) -> None:
         self._site = site
+        self._patience = patience
         self._stopping = threading.Event()
         self.given_up: list[str] = []  # feeds that stood still for too long
         self.strange: list[str] = []   # messages that only strangers have sent
@@ -58,7 +63,7 @@ class Load:
         """Send nothing new; what has been sent is sent again until it is accepted."""
         self._stopping.set()
         for thread in self._threads:
-            thread.join(300)
+            thread.join(self._patience + 100)
 
     def _body(self, redox: FakeRedox, kind: str, dice: random.Random) -> bytes:
         return redox.body(kind, seed=dice.randrange(1 << 40),
@@ -66,7 +71,8 @@ class Load:
 
     def _feed(self, destination: str, name: str, dice: random.Random) -> None:
         redox = self._site.target(destination).redox()
-        with Feed(redox, name=name, time_scale=0.02, deadline=200, ledger=self._site.sent[destination]) as feed:
+        with Feed(redox, name=name, time_scale=0.02, deadline=self._patience,
+                  ledger=self._site.sent[destination]) as feed:
             while not self._stopping.wait(_PACE):
                 kind = dice.choice(FAILING if dice.random() < _FAILING_SHARE else KINDS)
                 sent = feed.deliver(self._body(redox, kind, dice), lose_answers=int(dice.random() < 0.02))

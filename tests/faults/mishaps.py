@@ -17,9 +17,9 @@ from typing import Final
 
 import psutil
 import psycopg
-from sqlalchemy import make_url
 
 from receiver.testing.feed import Feed
+from tests.faults import outages, strikes
 from tests.faults.load import name_of
 from tests.faults.site import Host, Site, receiver_workers
 from tests.waiting import until
@@ -76,6 +76,19 @@ def receiver_reloaded(site: Site, dice: random.Random) -> None:
     """SIGHUP of the receiver under load."""
     with suppress(ProcessLookupError):
         os.kill(site.first.part("receiver"), signal.SIGHUP)
+
+
+def receiver_reloaded_broken(site: Site, dice: random.Random) -> None:
+    """SIGHUP of the receiver with settings that do not hold."""
+    file = site.first.data_dir / ".env"
+    before = site.first.log.stat().st_size
+    file.write_text("RECEIVER_MAX_BODY=little\n")
+    try:
+        receiver_reloaded(site, dice)
+        with suppress(AssertionError):  # there may be no receiver at the moment
+            until(lambda: site.first.told("receiver.not_reloaded", after=before), 10)
+    finally:
+        file.unlink()
 
 
 def worker_killed(site: Site, dice: random.Random) -> None:
@@ -136,10 +149,7 @@ def network_slow(site: Site, dice: random.Random) -> None:
 
 def database_killed(site: Site, dice: random.Random) -> None:
     """PostgreSQL stopped hard under load, and started again."""
-    pid = site.cluster.pid()
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
-    until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    outages.kill(site.cluster)
     time.sleep(dice.uniform(*_SHORT))
     site.cluster.start()
 
@@ -153,65 +163,43 @@ def database_restarted(site: Site, dice: random.Random) -> None:
 
 def database_frozen(site: Site, dice: random.Random) -> None:
     """PostgreSQL frozen, all of its processes."""
-    pid = site.cluster.pid()
-    assert pid is not None
-    postmaster = psutil.Process(pid)
-    frozen = [postmaster, *postmaster.children(recursive=True)]
-    for each in frozen:
-        with suppress(psutil.NoSuchProcess):
-            each.suspend()
-    time.sleep(dice.uniform(*_LONG))
-    for each in frozen:
-        with suppress(psutil.NoSuchProcess):
-            each.resume()
+    with outages.frozen(site.cluster):
+        time.sleep(dice.uniform(*_LONG))
 
 
 def database_read_only(site: Site, dice: random.Random) -> None:
     """PostgreSQL read-only, as a standby is."""
-    with psycopg.connect(_address(site), autocommit=True) as connection:
-        connection.execute("ALTER SYSTEM SET default_transaction_read_only = on")
-        connection.execute("SELECT pg_reload_conf()")
+    with outages.read_only(site.cluster):
         time.sleep(dice.uniform(*_SHORT))
-        connection.execute("SET default_transaction_read_only = off")
-        connection.execute("ALTER SYSTEM RESET default_transaction_read_only")
-        connection.execute("SELECT pg_reload_conf()")
 
 
 def connections_taken(site: Site, dice: random.Random) -> None:
     """No connection to be had: all are taken, and those in use are cut."""
-    taken: list[psycopg.Connection] = []
-    with suppress(psycopg.OperationalError):
-        while len(taken) < 300:
-            taken.append(psycopg.connect(_address(site)))
-    for host in (site.first, site.second):
-        host.proxy.cut()
-    with suppress(psycopg.OperationalError):
-        while len(taken) < 300:
-            taken.append(psycopg.connect(_address(site)))
-    time.sleep(dice.uniform(*_SHORT))
-    for each in taken:
-        each.close()
+    with outages.connections_taken(site.cluster, lambda: [each.proxy.cut() for each in (site.first, site.second)]):
+        time.sleep(dice.uniform(*_SHORT))
 
 
 def backends_ended(site: Site, dice: random.Random) -> None:
     """Every session ended by an administrator."""
-    with psycopg.connect(_address(site), autocommit=True) as connection:
+    with psycopg.connect(outages.address(site.cluster), autocommit=True) as connection:
         connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = "
                            "'client backend' AND pid <> pg_backend_pid()")
 
 
 def rows_locked(site: Site, dice: random.Random) -> None:
     """Somebody holds the locks that a commit wants, longer than a request may take."""
-    with psycopg.connect(_address(site)) as connection:
+    with psycopg.connect(outages.address(site.cluster)) as connection:
         connection.execute("LOCK TABLE payloads")
         time.sleep(dice.uniform(*_LONG))
 
 
 MISHAPS: Final[tuple[Mishap, ...]] = (
-    receiver_killed, receiver_killed_between_commit_and_answer, receiver_cut_between_commit_and_answer, master_killed,
-    receiver_stopped, receiver_reloaded, worker_killed, worker_stopped, handler_killed, worker_frozen, host_cut_off,
-    network_stalls, connections_cut, network_slow, database_killed, database_restarted, database_frozen,
-    database_read_only, connections_taken, backends_ended, rows_locked)
+    receiver_killed, receiver_killed_between_commit_and_answer, receiver_cut_between_commit_and_answer,
+    master_killed, receiver_stopped, receiver_reloaded, receiver_reloaded_broken, worker_killed, worker_stopped,
+    handler_killed, worker_frozen, host_cut_off, network_stalls, connections_cut, network_slow, database_killed,
+    database_restarted, database_frozen, database_read_only, connections_taken, backends_ended, rows_locked,
+    strikes.receiver_struck, strikes.worker_struck, strikes.transactions_refused, strikes.deadlocked,
+    strikes.plugin_broken, strikes.lane_held)
 
 
 def handler_processes(site: Site) -> list[psutil.Process]:
@@ -230,10 +218,6 @@ def _strike(pids: list[int], dice: random.Random) -> None:
         time.sleep(dice.uniform(0, 0.3))
         with suppress(ProcessLookupError):
             os.kill(dice.choice(pids), signal.SIGKILL)
-
-
-def _address(site: Site) -> str:
-    return make_url(site.cluster.url).set(drivername="postgresql").render_as_string()
 
 
 @contextmanager

@@ -1,24 +1,18 @@
 """Randomised rounds: under load something happens, again and again; then everything must be as if nothing had.
 
-`./tests/faults/run --rounds N` is its command line. The same seed gives the same mishaps in the same order; the moments
-are the machine's.
+`./tests/faults/run --rounds N` runs them alone. The same seed gives the same mishaps in the same order; the moments are
+the machine's.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
 import random
 import statistics
-import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Final
 
 import psutil
@@ -29,15 +23,16 @@ from receiver.testing.ledger import Attempt
 from tests.faults.canary import Canaries
 from tests.faults.load import FAMILY, STRANGER, Load
 from tests.faults.mishaps import MISHAPS, Mishap, handler_processes
+from tests.faults.report import Section, Tell
 from tests.faults.site import Site, site
+from tests.faults.strikes import struck
 from tests.waiting import until
 
-REPORT: Final = Path(__file__).with_name("REPORT.md")
 DESTINATIONS: Final = ("lab", "ward")
 FEEDS: Final = 2  # to each
 # After a mishap is over: until a 200 is answered, and until all that came in by then has become something.
 _ACCEPTING: Final = 60.0
-_SHOWN: Final = 2.0
+_SHOWN: Final = 1.0
 _DELIVERING: Final = 120.0
 
 
@@ -73,7 +68,7 @@ def order(seed: int, rounds: int, mishaps: Sequence[Mishap] = MISHAPS) -> Iterat
 
 
 def run(seed: int, rounds: int, *, mishaps: Sequence[Mishap] = MISHAPS, check_every: int = 7,
-        ends: float | None = None, tell: Callable[[str], None] = lambda _: None) -> Run:
+        ends: float | None = None, tell: Tell = lambda _: None) -> Run:
     """Run so many rounds, or as many as begin before `ends` (monotonic); judge after every few, and at the end."""
     made = Run(seed=seed)
     dice = random.Random(seed + 1)
@@ -112,11 +107,17 @@ def _round(here: Site, mishap: Mishap, dice: random.Random) -> Round:
     mishap(here, dice)
     over = time.monotonic()
     here.second.revive()
+    return Round(mishap=mishap.__name__, lasted=over - began, accepting=accepting_again(here, over))
+
+
+def accepting_again(here: Site, over: float) -> float | None:
+    """Seconds from `over` (monotonic) until every feed's messages were accepted again; None when that takes too long.
+    """
     accepting = None
     while accepting is None and time.monotonic() < over + _ACCEPTING:
         time.sleep(0.05)
         accepting = _accepting(here, over)
-    return Round(mishap=mishap.__name__, lasted=over - began, accepting=accepting)
+    return accepting
 
 
 def _accepting(here: Site, over: float) -> float | None:
@@ -135,7 +136,8 @@ def _accepting(here: Site, over: float) -> float | None:
             these = feeds[f"{destination}-{number}"]
             if not any(each.accepted and each.sent_at > over + _SHOWN for each in these):
                 return None
-            failed = max((each.sent_at for each in these if not each.accepted), default=None)
+            failed = max((each.sent_at for each in these if not (each.accepted or each.error == "AnswerLost")),
+                         default=None)
             if failed is not None:
                 again = [each.answered_at for each in these if each.answered_at is not None and each.accepted
                          and each.sent_at > failed]
@@ -154,7 +156,7 @@ def judge(here: Site, load: Load) -> list[str]:
     wrong += here.violations(_ACCEPTING)
     let_in = here.rows("SELECT id FROM messages WHERE log_id = ANY(:names)", names=load.strange)
     wrong += [f"messages {row['id']}: a stranger's" for row in let_in]
-    parents = {here.first.part("receiver"), here.first.part("worker-1"), *(each.pid for each in here.second.workers)}
+    parents = {*here.first.parts(), *(each.pid for host in here.hosts for each in host.workers)}
     for process in handler_processes(here):
         try:
             lines = {each.pid for each in process.parents()}
@@ -166,9 +168,9 @@ def judge(here: Site, load: Load) -> list[str]:
     canaries = Canaries({"the patients' name": FAMILY, "a stranger's token": STRANGER,
                          **{f"the token of {name}": here.target(name).token for name in DESTINATIONS},
                          **{f"the key {key.id}": key.secret for key in keys}})
-    for host in (here.first, here.second):
+    for host in here.hosts:
         wrong += canaries.within(host.log.read_bytes(), f"the log of {host.root.name}")
-    wrong += canaries.within((here.root / "postgres" / "postgres.log").read_bytes(), "PostgreSQL's log")
+    wrong += canaries.within(here.cluster.log_path.read_bytes(), "PostgreSQL's log")
     wrong += canaries.in_tables(make_url(here.cluster.url).set(drivername="postgresql").render_as_string())
     return wrong
 
@@ -186,6 +188,7 @@ def _counts(here: Site) -> dict[str, int]:
             "of them cut short by a fault": "SELECT count(*) AS n FROM delivery_attempts WHERE outcome = 'crashed'",
             "audit rows": "SELECT count(*) AS n FROM audit_events"}.items():
         counted[what] = here.rows(query)[0]["n"]
+    counted["strikes at fail-points"] = struck(here.hosts)
     return counted
 
 
@@ -193,21 +196,13 @@ def _seconds(value: float | None) -> str:
     return "never" if value is None else f"{value:.2f} s"
 
 
-_REPORT: Final = """\
-# What was survived
+_TEXT: Final = """\
+{rounds} rounds with seed {seed}. Under load from four feeds, a stranger and an asker of queries, two hosts share one
+PostgreSQL over TCP. After every few rounds all of it is judged (tests/faults/checker.py): each 200 is in the database
+with what was sent, once; each delivery ended, or waits for a time or a person; order in each lane; each effect once;
+nothing refused was let in; the audit proves whole; no handler process outlived its parent; no token, key or patient's
+name in a log or a table.
 
-Made by the harness, not by hand; repeated by
-
-    {command}
-
-{rounds} rounds with seed {seed} on {day}, CPython {python}, {cores} cores that others use too. Under load from four
-feeds, a stranger and an asker of queries, two hosts share one PostgreSQL over TCP.
-
-**{violations} violations** of what must hold (tests/faults/checker.py): each 200 is in the database with what was sent,
-once; each delivery ended, or waits for a time or a person; order in each lane; each effect once; nothing refused was
-let in; the audit proves whole; no handler process outlived its parent; no token, key or patient's name in a log or a
-table.
-{wrong}
 | what happened | times | lasted, s | accepting again after it: median, s | worst, s |
 |---|--:|--:|--:|--:|
 {mishaps}
@@ -217,15 +212,11 @@ had asked for, and leases that had to end, included.
 
 | counted | |
 |---|--:|
-{counts}
-
-Outside of this: an asynchronous standby that is promoted can lose what was acknowledged; faults between two particular
-statements of one process, but for a commit and its answer, come by chance alone.
-"""
+{counts}"""
 
 
-def report(made: Run, command: str) -> str:
-    """The report, in Markdown."""
+def section(made: Run, command: str) -> Section:
+    """The rounds' chapter of the report."""
     rows = []
     for mishap in MISHAPS:
         these = [each for each in made.rounds if each.mishap == mishap.__name__]
@@ -234,38 +225,20 @@ def report(made: Run, command: str) -> str:
             rows.append(f"| {(mishap.__doc__ or '').rstrip('.')} | {len(these)} | "
                         f"{max(each.lasted for each in these):.1f} | {statistics.median(waits):.2f} | "
                         f"{max(waits):.2f} |")
-    return _REPORT.format(
-        command=command, rounds=len(made.rounds), seed=made.seed, day=f"{datetime.now(UTC):%Y-%m-%d}",
-        python=platform.python_version(), cores=os.cpu_count(), violations=len(made.wrong) or "No",
-        wrong="".join(f"\n- {each}" for each in made.wrong), mishaps="\n".join(rows),
-        delivering=max(made.delivering, default=0.0),
-        counts="\n".join(f"| {what} | {count:,} |" for what, count in made.counts.items()))
+    return Section(
+        title="Anything, at any moment", command=command, violations=tuple(made.wrong), text=_TEXT.format(
+            rounds=len(made.rounds), seed=made.seed, mishaps="\n".join(rows),
+            delivering=max(made.delivering, default=0.0),
+            counts="\n".join(f"| {what} | {count:,} |" for what, count in made.counts.items())))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: 0 when nothing was violated."""
-    parser = argparse.ArgumentParser(prog="tests/faults/run", description="Let things happen to a receiver under load, "
-                                     "and look whether everything is as if they had not.")
-    parser.add_argument("--rounds", type=int, default=len(MISHAPS), metavar="N", help="default: every mishap once")
-    parser.add_argument("--seed", type=int, metavar="N", help="default: a new one, which is printed")
-    names = [each.__name__ for each in MISHAPS]
-    parser.add_argument("--only", action="append", choices=names, metavar="MISHAP",
-                        help=f"let nothing else happen; may be repeated: {', '.join(names)}")
-    parser.add_argument("--report", action="store_true", help=f"write {REPORT.name}")
-    options = parser.parse_args(arguments)
-    seed = random.SystemRandom().randrange(1_000_000) if options.seed is None else options.seed
-    command = f"./tests/faults/run --rounds {options.rounds} --seed {seed}"
-    command += "".join(f" --only {each}" for each in options.only or ())
-    print(command, flush=True)
-    mishaps = [each for each in MISHAPS if not options.only or each.__name__ in options.only]
-    made = run(seed, options.rounds, mishaps=mishaps, tell=lambda line: print(line, flush=True))
-    for each in made.wrong:
-        print(f"VIOLATED {each}")
-    if options.report:
-        REPORT.write_text(report(made, command))
-    print("not as it should be" if made.wrong else "all as it should be")
-    return 1 if made.wrong else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def measure(tell: Tell, *, rounds: int = len(MISHAPS), seed: int | None = None,
+            mishaps: Sequence[Mishap] = MISHAPS) -> Section:
+    """Run them, and what came of it. Without a seed a new one is taken; the section's command has it."""
+    if seed is None:
+        seed = random.SystemRandom().randrange(1_000_000)
+    command = f"./tests/faults/run --rounds {rounds} --seed {seed}"
+    if len(mishaps) < len(MISHAPS):
+        command += "".join(f" --only {each.__name__}" for each in mishaps)
+    tell(command)
+    return section(run(seed, rounds, mishaps=mishaps, tell=tell), command)

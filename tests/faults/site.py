@@ -47,18 +47,52 @@ class Host(Machine):
     def __init__(self, root: Path, proxy: Proxy, environment: dict[str, str]) -> None:
         super().__init__(root, sys.executable)
         self.proxy = proxy
+        # What stands before the command of each part: how it gets onto the host, if that has a network of its own.
+        self.prefix: tuple[str, ...] = ()
         self.environment |= environment | {
             "DATABASE_URL": f"postgresql://{ROLE}@127.0.0.1:{proxy.port}/{DATABASE}", "PYTHONPATH": str(ROOT),
             "RECEIVER_LEASE": LEASE, "TMPDIR": str(root), "HOME": str(root)}
         self.workers: list[subprocess.Popen[bytes]] = []
 
-    def work(self) -> subprocess.Popen[bytes]:
-        """Start a worker alone, as on a host for workers."""
-        with self.log.open("a") as log:
-            self.workers.append(subprocess.Popen(
-                [self.python, "-P", "-m", "receiver", "worker"], cwd=self.root, env=self._environment(),
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True))
+    def work(self, **more: str) -> subprocess.Popen[bytes]:
+        """Start a worker alone, as on a host for workers; `more` stands in its environment."""
+        self.workers.append(self._part("worker", more))
         return self.workers[-1]
+
+    @contextmanager
+    def receiving(self, **more: str) -> Iterator[str]:
+        """The URL of a receiver alone, as on one of several hosts behind a balancer, while the block runs."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            receiver = self._part(f"serve --receivers 1 --fd {listener.fileno()}", more, listener.fileno())
+            try:
+                yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            finally:
+                self.end(receiver)
+
+    def end(self, process: subprocess.Popen[bytes]) -> None:
+        """End it in order; what does not end so is ended all the same."""
+        process.terminate()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            _kill(psutil.Process(process.pid).children(recursive=True))
+            process.kill()
+            process.wait(30)
+        if process in self.workers:
+            self.workers.remove(process)
+
+    def _part(self, command: str, more: dict[str, str], *descriptors: int) -> subprocess.Popen[bytes]:
+        with self.log.open("a") as log:
+            return subprocess.Popen(
+                [*self.prefix, self.python, "-P", "-m", "receiver", *command.split()], cwd=self.root,
+                env=self._environment() | more, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=descriptors,
+                start_new_session=True)
+
+    def told(self, event: str, *, after: int = 0) -> list[dict[str, Any]]:
+        """The lines of that event in the log, from the byte `after` on."""
+        lines = self.log.read_bytes()[after:].decode(errors="replace").splitlines()
+        found = [json.loads(line) for line in lines if f'"{event}"' in line and line[0] + line[-1] == "{}"]
+        return [line for line in found if line["event"] == event]
 
     def revive(self) -> None:
         """Start again each worker that has ended, as a process manager does."""
@@ -81,7 +115,7 @@ class Host(Machine):
 
 
 class Site:
-    """The whole. `first` runs `up`; `second` has workers alone."""
+    """The whole. `first` runs `up`; `second`, and whoever else there is, has workers alone."""
 
     def __init__(self, root: Path, *, handlers: str) -> None:
         self.root = root
@@ -92,15 +126,18 @@ class Site:
         self._stack = ExitStack()
         # What was sent to each destination, whoever sent it.
         self.sent: defaultdict[str, Ledger] = defaultdict(Ledger)
+        self.hosts: list[Host] = []
         self.first, self.second = self._host("first"), self._host("second")
 
     def _host(self, name: str) -> Host:
+        """One more host; it is cleared before the database is stopped."""
         directory = self.root / name
         directory.mkdir()
         proxy = Proxy(self._connect)
         self._stack.callback(proxy.close)
         host = Host(directory, proxy, {"RECEIVER_HANDLERS": self._handlers, "EFFECTS": str(self.effects)})
         self._stack.callback(host.clear)
+        self.hosts.append(host)
         return host
 
     def _connect(self) -> socket.socket:
@@ -119,8 +156,9 @@ class Site:
         self._stack.callback(self.engine.dispose)
         self.first.run("db", "upgrade")
         self.first.run("keys", "init")
-        self.second.data_dir.mkdir(mode=0o700)
-        shutil.copy(self.first.data_dir / "keyring.json", self.second.data_dir)
+        for host in self.hosts[1:]:
+            host.data_dir.mkdir(mode=0o700)
+            shutil.copy(self.first.data_dir / "keyring.json", host.data_dir)
         with self.engine.begin() as connection:
             connection.execute(text(effects.TABLE))
 
@@ -134,9 +172,9 @@ class Site:
         """What opens the payloads."""
         return keyrings.load(self.first.data_dir / "keyring.json")
 
-    def target(self, destination: str) -> Target:
-        """The destination as Redox knows it."""
-        return Target(base_url=self.first.url, destination=destination, source_id=SOURCE,
+    def target(self, destination: str, url: str | None = None) -> Target:
+        """The destination as Redox knows it: at the first host, or at another's `url`."""
+        return Target(base_url=url or self.first.url, destination=destination, source_id=SOURCE,
                       token=(self.first.root / f"{destination}.token").read_text().strip())
 
     def feed(self, destination: str, name: str) -> Feed:
@@ -179,9 +217,12 @@ class Site:
             return checker.violations(checker.Evidence(
                 connection=connection, keyring=self.keyring, ledgers=self.sent, journal=self.journal()))
 
-    def gate(self, handler: str, message: str) -> Path:
-        """Put a gate before that handler for that message; it stands until it is unlinked."""
-        gate = self.effects / f"{handler}.{message}"
+    def gate(self, handler: str, message: str, *, host: Host | None = None) -> Path:
+        """Put a gate before that handler for that message; it stands until it is unlinked.
+
+        `host`: it stands on that host alone, of which the environment says GATES.
+        """
+        gate = (self.effects if host is None else Path(host.environment["GATES"])) / f"{handler}.{message}"
         gate.touch()
         return gate
 

@@ -11,10 +11,10 @@ import time
 import pytest
 
 from tests.faults.mishaps import MISHAPS
-from tests.faults.rounds import Round, Run, order, report, run
+from tests.faults.rounds import order, run
 
 # What the short form may take, once everything runs.
-SECONDS = 90.0
+SECONDS = 60.0
 
 
 @pytest.mark.timeout(420)
@@ -23,7 +23,7 @@ def test_nothing_is_violated() -> None:
     seed = random.SystemRandom().randrange(1_000_000)
     made = run(seed, len(MISHAPS), ends=time.monotonic() + SECONDS)
     assert made.wrong == [], f"./tests/faults/run --rounds {len(made.rounds)} --seed {seed}"
-    assert len(made.rounds) >= 3
+    assert made.rounds
     assert made.counts["messages recorded"] > 20
 
 
@@ -33,14 +33,3 @@ def test_the_same_seed_is_the_same_order() -> None:
     assert first == list(order(7, 2 * len(MISHAPS)))
     assert first != list(order(8, 2 * len(MISHAPS)))
     assert set(first[:len(MISHAPS)]) == set(first[len(MISHAPS):]) == set(MISHAPS)
-
-
-def test_the_report_tells_what_was_violated() -> None:
-    """And the command that repeats it."""
-    made = Run(seed=7, rounds=[Round(mishap="worker_killed", lasted=1.0, accepting=0.5)], delivering=[3.0],
-               wrong=["messages 1: lost"], counts={"messages recorded": 1})
-    told = report(made, "./tests/faults/run --rounds 1 --seed 7")
-    assert "    ./tests/faults/run --rounds 1 --seed 7\n" in told
-    assert "**1 violations**" in told
-    assert "\n- messages 1: lost\n" in told
-    assert "| SIGKILL of a worker, on either host | 1 | 1.0 | 0.50 | 0.50 |" in told

@@ -18,7 +18,7 @@ from receiver.errors import ConfigurationError
 from receiver.handlers.outcomes import Policy
 from receiver.handlers.process import hello
 from receiver.handlers.runner import Process
-from receiver.handlers.wire import Ended, Failed, LeaseUntil, Leave, Left, Ready, RunLane, Started
+from receiver.handlers.wire import Ended, Failed, LeaseUntil, Leave, Left, Ready, RunLanes, Started
 from receiver.storage import lanes
 from tests.handlers.plugins.scripted import PATIENT
 from tests.handlers.world import PLUGIN, Sent, World, gone, until
@@ -40,8 +40,8 @@ def run(world: World, process: Process, sent: Sent, *, lease: float = 60.0, **mo
     assert fence is not None
     handler, destination, _ = sent.lane.split("/", 2)
     now = time.monotonic()
-    process.command(RunLane(
-        lane=sent.lane, epoch=fence.epoch, owner="tester", handler=handler, destination=destination, timeout=600,
+    process.command(RunLanes(
+        lanes=((sent.lane, fence.epoch),), owner="tester", handler=handler, destination=destination, timeout=600,
         policy=Policy(max_attempts=2, on_failure="dead"), until=now + lease, leave_at=now + 60, **more))
 
 
@@ -63,7 +63,8 @@ def test_what_is_said(shared: World, process: Process, place: str) -> None:
     run(shared, process, sent)
 
     assert [hear(process) for _ in range(5)] == [
-        Started(delivery=first, attempt=1), Ended(), Started(delivery=second, attempt=1), Ended(), Left(why="waiting")]
+        Started(lane=sent.lane, delivery=first, attempt=1), Ended(),
+        Started(lane=sent.lane, delivery=second, attempt=1), Ended(), Left(why="waiting")]
 
 
 def test_told_to_leave(shared: World, process: Process, place: str) -> None:
@@ -88,7 +89,7 @@ def test_a_lease_that_ends(shared: World, process: Process, place: str, deed: st
     """A process whose lease ends kills itself, whatever the handler does, also when its parent is frozen."""
     shared.enable("patient-one", place)
     sent = shared.hand(deed, destination=place)
-    run(shared, process, sent, lease=1.0)
+    run(shared, process, sent, lease=2.0)  # it has to connect first
     begun = sent.until_begun()  # and nobody listens: that is a frozen parent
 
     until(process.ended, "it has ended")
@@ -173,8 +174,8 @@ def test_it_says_what_it_cannot_load(shared: World, place: str) -> None:
         shared.enable("scripted", place)
         sent = shared.hand("nothing", destination=place)
         now = time.monotonic()
-        process.command(RunLane(
-            lane="nobodys/d/source:s", epoch=1, owner="tester", handler="nobodys", destination="d", timeout=1,
+        process.command(RunLanes(
+            lanes=(("nobodys/d/source:s", 1),), owner="tester", handler="nobodys", destination="d", timeout=1,
             policy=Policy(max_attempts=1, on_failure="dead"), until=now + 60, leave_at=now + 60))
         said = hear(process)
         assert isinstance(said, Failed)

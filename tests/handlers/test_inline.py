@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,11 +12,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from sqlalchemy import make_url
 
 from receiver.errors import NotFound, Unavailable
 from receiver.handlers import inline
 from receiver.handlers.inline import ResponderFailed, Responders
 from receiver.pipeline import Admitted, Receipt
+from receiver.storage.database import open_engine
+from tests.faults.proxy import proxy
 from tests.handlers.plugins.scripted import PATIENT
 from tests.handlers.world import World, gone, until
 
@@ -268,10 +272,42 @@ def test_a_lease_that_is_kept(shared: World, place: str) -> None:
     assert sent.outcomes() == ["succeeded"]
 
 
+def test_a_lane_that_could_not_be_given_back(shared: World, place: str) -> None:
+    """When the database was away at the end of a run, the lane is given back soon after, and not at a lease's pace."""
+    shared.enable("within", place)
+    sent = shared.hand("sleep:1", destination=place)
+    away = threading.Event()
+
+    def connect() -> socket.socket:
+        if away.is_set():
+            raise ConnectionRefusedError
+        made = socket.socket(socket.AF_UNIX)
+        made.connect(f"{make_url(shared.url).query['host']}/.s.PGSQL.{make_url(shared.url).query['port']}")
+        return made
+
+    with proxy(connect) as between, ThreadPoolExecutor(1) as threads:
+        url = make_url(shared.url).set(host="127.0.0.1", port=between.port, query={})
+        engine = open_engine(url.render_as_string())
+        made = Responders(shared.settings(responders=1, lease=600.0), shared.url, engine)
+        made.start()
+        request = threads.submit(handle, shared, made, place, sent.receipts[0])
+        try:
+            sent.until_begun()
+            away.set()
+            between.cut()
+            with pytest.raises(Unavailable):
+                request.result(60)
+            assert sent.outcomes() == ["succeeded"]
+            away.clear()
+            until(lambda: shared.rows("SELECT FROM lanes WHERE lane = :lane AND owner IS NULL", lane=sent.lane),
+                  "the lane is given back")
+        finally:
+            made.stop()
+            engine.dispose()
+
+
 def test_without_a_database(shared: World, responders: Responders, place: str) -> None:
     """When the database does not answer, the request is told to come again."""
-    from receiver.storage.database import open_engine
-
     shared.enable("within", place)
     sent = shared.hand("nothing", destination=place)
     away = Responders(shared.settings(), shared.url, open_engine("postgresql://nobody@127.0.0.1:1/nothing"))

@@ -22,7 +22,7 @@ from receiver.handlers.wire import (
     FromChild,
     Left,
     Log,
-    RunLane,
+    RunLanes,
     Started,
     ToChild,
 )
@@ -47,12 +47,13 @@ def soon() -> float:
 ASK = Ask(handler="h", destination="d", timeout=1.5, until=2.5, largest=10, uuid="u", kind="k", source_id=None,
           log_id="l", message_id=None, transmission_id=None, facility=None, event_time=None,
           received_at=datetime(2026, 1, 2, 3, 4, 5, 678, UTC), test=True, raw=b"\x00\xff" * 500_000)
-RUN = RunLane(lane="h/d/source:s", epoch=7, owner="o", handler="h", destination="d", timeout=1, until=2, leave_at=3,
-              policy=Policy(max_attempts=3, on_failure="hold", unordered=True))
+RUN = RunLanes(lanes=(("h/d/source:s", 7), ("h/d/source:t", 1)), owner="o", handler="h", destination="d", timeout=1,
+               until=2, leave_at=3, policy=Policy(max_attempts=3, on_failure="hold", unordered=True))
 
 
 @pytest.mark.parametrize(("said", "kinds"), [
-    (ASK, ToChild), (RUN, ToChild), (Started(delivery=1 << 60, attempt=2, deferred_for=1.25), FromChild),
+    (ASK, ToChild), (RUN, ToChild),
+    (Started(lane="h/d/source:s", delivery=1 << 60, attempt=2, deferred_for=1.25), FromChild),
     (Left(why="dead", error_class="E", worn=True), FromChild),
     (Log(level="info", event="a.b", fields={"n": None}), FromChild)])
 def test_what_is_said_is_heard(ends: Ends, said: FromChild | ToChild, kinds: object) -> None:

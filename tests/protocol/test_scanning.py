@@ -38,6 +38,8 @@ def _object(values: st.SearchStrategy[str], names: st.SearchStrategy[str] = _NAM
 
 _VALUE = st.recursive(_STRING | _NUMBER | _LITERAL, lambda values: _array(values) | _object(values), max_leaves=12)
 _OBJECT = st.builds("{}{}{}".format, _SPACE, _object(_VALUE), _SPACE)
+# As machines write them: no space around the names.
+_COMPACT = st.lists(st.builds("{}:{}".format, _NAME, _VALUE), max_size=5).map(lambda items: f"{{{','.join(items)}}}")
 
 
 @st.composite
@@ -73,7 +75,7 @@ def _depth(value: Any) -> int:
 class TestMembers:
     """`members` against Python's json as the oracle."""
 
-    @given(_OBJECT)
+    @given(_OBJECT | _COMPACT)
     def test_finds_what_json_finds(self, text: str) -> None:
         """Of any object it finds the values that json finds, at their exact bytes, or both find a name twice."""
         pairs = _read(text)
@@ -153,12 +155,16 @@ class TestMembers:
 class TestDepth:
     """`check_depth` against the depth of what json builds."""
 
-    @given(_VALUE | _OBJECT, st.integers(0, 4))
+    @given(_VALUE | _OBJECT, st.integers(0, 4), st.integers(1, 12))
     @settings(max_examples=500)
-    def test_is_the_depth_of_the_value(self, text: str, limit: int) -> None:
-        """It refuses exactly the texts whose value is nested deeper than the limit, whatever their strings hold."""
+    def test_is_the_depth_of_the_value(self, text: str, limit: int, piece: int) -> None:
+        """It refuses exactly the texts whose value is nested deeper than the limit, whatever their strings hold.
+
+        And however small the pieces are that it looks at.
+        """
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(scanning, "MAX_DEPTH", limit)
+            patch.setattr(scanning, "_PIECE", piece)
             assert _too_deep(text.encode()) == (_depth(_read(text)) > limit)
 
     @pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}"), (b'[{"a\\n":', b"}]")])
@@ -195,8 +201,9 @@ class TestDepth:
         assert results == [True, {"a": (5, 6 * MAX_DEPTH)}]
 
     def test_memory_is_bounded_by_the_body(self) -> None:
-        """The worst bodies take a few times their own size: brackets, strings of brackets, escapes."""
+        """The worst bodies take a few times their own size: brackets, strings of brackets, few or many, escapes."""
         for body in (b"[" + b"[]," * 1_000_000 + b"0]", b"[" + b'"[",' * 1_000_000 + b"0]",
+                     b"[" + b'{"a":"["},' * 1_000_000 + b"0]", b'["' + b"[" * 3_000_000 + b'"]',
                      b'["' + b"\\n[" * 1_000_000 + b'"]'):
             tracemalloc.start()
             check_depth(body)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,20 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, select
 
 from receiver.keyring import Keyring
-from receiver.storage.audit import ROWS_EACH, ROWS_IN_ALL, AuditChain, AuditEvent, Flood, network, note_binding, write
+from receiver.storage import audit
+from receiver.storage.audit import (
+    NAMED,
+    REPEATS,
+    ROWS_EACH,
+    ROWS_IN_ALL,
+    AuditChain,
+    AuditEvent,
+    Flood,
+    Repeats,
+    network,
+    note_binding,
+    write,
+)
 from receiver.storage.evidence import mac_key, row_mac
 from receiver.storage.proof import verify
 from receiver.storage.schema import audit_events
@@ -135,7 +149,67 @@ def test_ever_new_addresses_are_counted_together_in_the_end() -> None:
     assert len(told) == ROWS_IN_ALL
     assert len(summed) == ROWS_IN_ALL + 1
     assert sum(each.count for each in [*told, *summed]) == 5_000
-    assert (summed[-1].reason, summed[-1].peer, summed[-1].destination) == ("flood", "many", None)
+    assert (summed[-1].reason, summed[-1].peer, summed[-1].destination) == ("token_wrong", "many", "clinic")
+
+
+def test_strangers_do_not_hide_who_holds_a_credential() -> None:
+    """Whatever strangers have used up of a minute, Redox's refusal is told as it is; and the other way round."""
+    redox = refusal(actor="redox", reason="source_unknown", peer="192.0.2.9")
+    for many, one in ((refusal(), redox), (refusal(), refusal(reason="token_expired")), (redox, refusal())):
+        flood = Flood()
+        for n in range(5_000):
+            flood.take(replace(many, peer=f"10.{n // 250}.{n % 250}.1"), 100.0, room=True)
+        assert flood.take(one, 100.0, room=True) == [one]
+
+
+def named(source: str, **changes: Any) -> AuditEvent:
+    """A source that is not registered."""
+    return refusal(actor="redox", reason="source_unknown",
+                   detail={"status": 403, "source": source, "source_sha256": None}, **changes)
+
+
+def test_a_source_that_comes_again_is_found_among_made_up_ones() -> None:
+    """Made-up names come once, and are a number in the end; one that comes back is told by its name, and how often."""
+    flood = Flood()
+    events = [named("there" if n % 500 == 250 else f"made-up-{n}") for n in range(5_000)]
+    told = [each for event in events for each in flood.take(event, 100.0, room=True)]
+    several, there = flood.end(100.0)
+    assert told == events[:ROWS_EACH]
+    assert (several.count, several.detail) == (5_000 - ROWS_EACH - 9, {"several": True})
+    assert (there.count, there.detail) == (9, {"source": "there", "source_sha256": None})
+    assert {several.reason, there.reason} == {"source_unknown"}
+
+
+def test_names_that_all_come_again_are_bounded() -> None:
+    """So many sources a minute are told by name, and no more of their rows; the rest is one number."""
+    flood = Flood()
+    for n in range(3 * 2_000):
+        flood.take(named(f"source-{n % 2_000}"), 100.0, room=True)
+    summed = flood.end(100.0)
+    assert len([each for each in summed if each.detail != {"several": True}]) == NAMED
+    assert len(summed) == NAMED + 1
+    assert sum(each.count for each in summed) == 3 * 2_000 - ROWS_EACH
+
+
+def test_names_are_remembered_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that has been silent for longest is forgotten; memory is bounded whatever strangers make up."""
+    monkeypatch.setattr(audit, "_NAMES", 100)
+    flood = Flood()
+    for n in range(1_000):
+        flood.take(named(f"made-up-{n}"), 100.0, room=True)
+        if n % 50 == 0:
+            flood.take(named("there"), 100.0, room=True)
+    assert len(flood._names) == 100
+    assert [each.detail for each in flood.end(100.0)][1:] == [{"source": "there", "source_sha256": None}]
+
+
+def test_a_summed_query_is_still_a_query() -> None:
+    """Whose refusal pauses no feed."""
+    flood = Flood()
+    for n in range(ROWS_EACH + 5):
+        flood.take(refusal(detail={"status": 403, "query": True, "n": n}), 100.0, room=True)
+        flood.take(refusal(detail={"status": 403, "n": n}), 100.0, room=True)
+    assert [(each.count, each.detail) for each in flood.end(100.0)] == [(5, {"query": True}), (5, None)]
 
 
 def test_without_room_everything_is_only_counted() -> None:
@@ -143,6 +217,42 @@ def test_without_room_everything_is_only_counted() -> None:
     flood = Flood()
     assert [flood.take(refusal(), now, room=False) for now in (100.0, 200.0, 300.0)] == [[], [], []]
     assert [each.count for each in flood.take(refusal(peer="192.0.2.2"), 301.0, room=True)] == [3, 1]
+
+
+def repeat(number: int = 1, **changes: Any) -> AuditEvent:
+    """A message that came again."""
+    return replace(AuditEvent(action="message.receive", outcome="duplicate", at=NOW, actor="redox", peer="192.0.2.1",
+                              destination="clinic", message_uuid=UUID(int=number), detail={"attempt": "a"}), **changes)
+
+
+def test_the_first_repeats_of_a_minute_have_a_row_each() -> None:
+    """So many for one destination; what they have changed, and what is new, always."""
+    repeats = Repeats()
+    new, changed = repeat(outcome="accepted"), repeat(detail={"taken_up": ["dead"]})
+    for _ in range(3):
+        told, counted = repeats.split([*[repeat()] * 40, new, changed], 100.0)
+        repeats.written(told)
+    assert (len(told), len(counted)) == (REPEATS - 80 + 2, 20)
+    assert told[-2:] == [new, changed]
+    assert repeats.split([repeat(destination="ward")], 100.0) == ([repeat(destination="ward")], [])
+    assert repeats.split([repeat()], 159.9) == ([], [repeat()])
+    assert repeats.split([repeat()], 160.0) == ([repeat()], [])
+
+
+def test_what_was_not_committed_was_not_told() -> None:
+    """The same batch, written once more, has the same rows."""
+    repeats = Repeats()
+    for _ in range(2):
+        assert repeats.split([repeat()] * REPEATS, 100.0) == ([repeat()] * REPEATS, [])
+
+
+def test_repeats_are_counted_by_message() -> None:
+    """Which one it was is still told, where it was one."""
+    flood = Flood()
+    for _ in range(ROWS_EACH + 7):
+        flood.take(repeat(7), 100.0, room=True)
+    summed, = flood.end(100.0)
+    assert (summed.message_uuid, summed.count, summed.outcome, summed.detail) == (UUID(int=7), 7, "duplicate", None)
 
 
 @given(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 30), st.booleans()), max_size=400))

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 
 from sqlalchemy import Engine
 
@@ -56,6 +57,15 @@ def test_what_is_due_is_fetched(door: Door, engine: Engine, keyring: Keyring) ->
     assert kids(door) == ["b"]
     assert request.target == "/keys?for=us"
     assert request.headers["accept-encoding"] == "identity"
+
+
+def test_when_it_is_due_is_asked_by_the_database_s_clock(door: Door, engine: Engine, keyring: Keyring) -> None:
+    """A host whose clock is an hour ahead does not put the next fetch off by an hour."""
+    door.registration.add_credential(
+        DESTINATION, door.now + timedelta(hours=1), "jwt",
+        {"issuers": ["i"], "audiences": ["a"], "jwks_url": "https://keys.example/"}, None, label=None, expires_at=None,
+        fetched=document(a=RSA_FIRST))
+    assert door.value("SELECT tried_at <= now() FROM key_sets")
 
 
 def test_what_fails_keeps_the_keys(door: Door, engine: Engine, keyring: Keyring) -> None:

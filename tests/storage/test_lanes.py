@@ -496,3 +496,121 @@ def test_handed_to_workers(rows: Rows) -> None:
     assert lanes.workers_first(rows.connection, LANE, second)
     assert not lanes.workers_first(rows.connection, LANE, first)
     assert lanes.inline_delivery(rows.connection, second) is None
+
+
+# --- many lanes
+
+def many(rows: Rows, count: int, each: int = 1) -> list[str]:
+    """So many lanes with something pending."""
+    names = [f"h/lab/source:{number:03}" for number in range(count)]
+    for name in names:
+        rows.add(name, each)
+    return names
+
+
+def test_some_are_claimed(rows: Rows) -> None:
+    """Of some lanes those are had that are to be had: new ones and free ones, not another's, nor one that is held, nor
+    an empty one, nor one with nothing but what runs in requests; and all in the order of their names."""
+    names = many(rows, 5)
+    lanes.release(rows.connection, rows.claim(names[1]))
+    rows.claim(names[2], owner="w2")
+    lanes.release(rows.connection, rows.claim(names[3]))
+    rows.do("UPDATE lanes SET state = 'held' WHERE lane = :lane", lane=names[3])
+    rows.add("h/lab/source:900", inline=True)
+
+    had = lanes.claim_some(rows.connection, [*reversed(names), "h/lab/source:900", "h/lab/source:nothing"], "w1", 60)
+    assert had == [Fence(lane=names[0], epoch=1, owner="w1"), Fence(lane=names[1], epoch=2, owner="w1"),
+                   Fence(lane=names[4], epoch=1, owner="w1")]
+    assert rows.one("SELECT count(*) FROM lanes WHERE owner = 'w1' AND handler = 'h' AND destination_id = 1 "
+                    "AND lease_until > now() + interval '50 seconds'") == (3,)
+    assert lanes.claim_some(rows.other, names, "w3", 60) == []
+    lanes.release(rows.connection, *had)
+    assert rows.one("SELECT count(*) FROM lanes WHERE owner = 'w1'") == (0,)
+    rows.do("UPDATE subscriptions SET paused_at = now()")
+    assert lanes.claim_some(rows.other, names, "w3", 60) == []
+
+
+def test_some_wait_for_nobody(rows: Rows) -> None:
+    """A lane that another is just about to record something in is left out, not waited for."""
+    names = many(rows, 2)
+    for name in names:
+        lanes.release(rows.connection, rows.claim(name))
+    rows.other.execution_options(isolation_level="READ COMMITTED")
+    rows.other.execute(text("SELECT FROM lanes WHERE lane = :lane FOR NO KEY UPDATE"), {"lane": names[0]})
+    assert [fence.lane for fence in lanes.claim_some(rows.connection, names, "w1", 60)] == names[1:]
+    rows.other.rollback()
+
+
+def test_heads(rows: Rows) -> None:
+    """The first few of each lane are read at once, with their payloads; nothing of a lane that was lost."""
+    names = many(rows, 3, lanes.HEADS + 1)
+    fences = lanes.claim_some(rows.connection, names, "w1", 60)
+    rows.do("UPDATE lanes SET epoch = epoch + 1 WHERE lane = :lane", lane=names[1])
+    read = lanes.heads(rows.connection, fences)
+
+    assert [len(each) for each in read] == [lanes.HEADS, 0, lanes.HEADS]
+    assert read[2] == lanes.batch(rows.connection, fences[2])[:lanes.HEADS]
+    rows.do("UPDATE messages SET size = :size", size=lanes.BATCH_BYTES)
+    assert [len(each) for each in lanes.heads(rows.connection, fences)] == [1, 0, 0]
+    rows.do("UPDATE subscriptions SET paused_at = now()")
+    assert lanes.heads(rows.connection, fences) == [[], [], []]
+
+
+@pytest.mark.parametrize(("change", "started"), [
+    ("SELECT 1", 1), ("UPDATE lanes SET epoch = 9 WHERE lane LIKE '%001'", None),
+    ("UPDATE lanes SET owner = NULL WHERE lane LIKE '%001'", None)])
+def test_success_starts_the_next_lane_s(rows: Rows, change: str, started: int | None) -> None:
+    """A success starts what is next in another lane of the same owner, where that is still its own; the success stands
+    in any case."""
+    first, second = lanes.claim_some(rows.connection, many(rows, 2), "w1", 60)
+    one, two = (lanes.batch(rows.connection, fence)[0].id for fence in (first, second))
+    lanes.start(rows.connection, first, one)
+    rows.do(change)
+
+    assert lanes.succeed(rows.connection, first, one, 1, following=two, beside=second) == (True, started)
+    assert rows.one("SELECT state, epoch FROM deliveries WHERE id = :id", id=one) == ("succeeded", 1)
+    assert rows.one("SELECT attempts, epoch FROM deliveries WHERE id = :id", id=two) == (started or 0, started)
+
+
+def jobs(rows: Rows) -> list[str]:
+    """What the jobs that wait stand for."""
+    return list(rows.connection.execute(text(
+        "SELECT args->>'lane' FROM procrastinate.procrastinate_jobs WHERE status = 'todo' ORDER BY id")).scalars())
+
+
+def test_one_job_for_many(rows: Rows) -> None:
+    """A few lanes have a job each; for many of one handler there is one, which tells of the handler; a lane without
+    order always has its own. Telling twice makes no more."""
+    few = many(rows, lanes.FEW)
+    for _ in range(2):
+        lanes.wake(rows.connection, few[:2])
+    assert jobs(rows) == few[:2]
+    for _ in range(2):
+        lanes.wake(rows.connection, [*few, "h/lab/any:1", "g/lab/source:s1"])
+    assert jobs(rows) == [*few[:2], "h/*", "h/lab/any:1", "g/lab/source:s1"]
+    assert [lanes.many(each) for each in jobs(rows)[1:3]] == [None, "h"]
+    assert lanes.others_wait(rows.connection, ["h"])
+
+
+def test_many_jobs_at_once(rows: Rows) -> None:
+    """The job for many has no lock: while one worker is at it another may take the next."""
+    lanes.defer_many(rows.connection, "h")
+    rows.take_jobs()
+    lanes.defer_many(rows.connection, "h")
+    rows.take_jobs()
+    assert rows.one("SELECT count(*), count(lock) FROM procrastinate.procrastinate_jobs WHERE status = 'doing'") == (
+        2, 0)
+
+
+def test_told_at_the_same_moment(rows: Rows, engine: Engine) -> None:
+    """Where two tell of a lane at the same moment one job is made, and neither is told of an error."""
+    rows.other.execution_options(isolation_level="READ COMMITTED")
+    lanes.defer(rows.other, LANE)
+    waking = threading.Thread(target=lambda: lanes.wake(rows.connection, [LANE]))
+    waking.start()
+    waking.join(0.3)
+    rows.other.commit()
+    waking.join(30)
+    assert jobs(rows) == [LANE]
+    with pytest.raises(SQLAlchemyError):
+        lanes.wake(rows.connection, ["h\0/lab/source:s1"])

@@ -47,13 +47,15 @@ def test_at_the_same_moment_one_is_first(database_url: str) -> None:
 
 
 def test_it_is_forgotten_when_it_is_over(engine: Engine) -> None:
-    """Only what is good for nothing by itself any more."""
-    over = datetime.now(UTC) - timedelta(seconds=1)
-    SeenOnce(engine).first([once("old", over), once("older", over), once("new")])
+    """Only what is good for nothing by itself any more, on a host whose clock is a day behind too."""
+    over = datetime.now(UTC) - timedelta(days=1, seconds=1)
+    late = datetime.now(UTC) - timedelta(hours=1)
+    SeenOnce(engine).first([once("old", over), once("older", over), once("late", late), once("new")])
     with engine.begin() as connection:
         assert forget(connection) == 2
         assert forget(connection) == 0
     assert not SeenOnce(engine).first([once("new")])
+    assert not SeenOnce(engine).first([once("late")])
     assert SeenOnce(engine).first([once("old")])
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -36,15 +37,24 @@ class Answer:
 
 
 class Wire:
-    """One TCP connection, on which bytes are sent as they are and answers read one after another."""
+    """One connection, on which bytes are sent as they are and answers read one after another.
 
-    def __init__(self, port: int, *, timeout: float = 20.0) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=timeout)
+    `tls` None: plain TCP. `source`: the address of this machine's that it comes from.
+    """
+
+    def __init__(self, port: int, *, timeout: float = 120.0, tls: ssl.SSLContext | None = None,
+                 source: str = "127.0.0.1") -> None:
+        made = socket.create_connection(("127.0.0.1", port), timeout=timeout, source_address=(source, 0))
+        if made.getsockname() == made.getpeername():
+            # Nobody listens, and chance gave us the port that we call: that reaches ourselves.
+            made.close()
+            raise ConnectionRefusedError
+        self.socket = made if tls is None else tls.wrap_socket(made, server_hostname="127.0.0.1")
         self._rest = b""
 
     def send(self, data: bytes) -> Self:
         """Send bytes. That the other side has hung up is seen when its answer is read."""
-        with suppress(BrokenPipeError, ConnectionResetError):
+        with suppress(BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
             self.socket.sendall(data)
         return self
 
@@ -94,7 +104,7 @@ class Server:
     process: subprocess.Popen[bytes]
     output: Path
 
-    def wire(self, *, timeout: float = 20.0) -> Wire:
+    def wire(self, *, timeout: float = 120.0) -> Wire:
         """A new connection."""
         return Wire(self.port, timeout=timeout)
 

@@ -41,9 +41,16 @@ _SEEDS = count(100)  # the same message again would be a duplicate
 
 
 @pytest.fixture(scope="module")
-def server(site: Site) -> Iterator[Server]:
+def door() -> str:
+    """One: who proves what is judged behind the doors. What each makes of a head, their own tests tell."""
+    return "flask"
+
+
+@pytest.fixture(scope="module")
+def server(site: Site, door: str) -> Iterator[Server]:
     """A receiver that trusts a proxy on this machine."""
-    with serving(site.directory, site.environment | {"RECEIVER_TRUSTED_PROXIES": "127.0.0.1"}) as server:
+    trusting = {"RECEIVER_TRUSTED_PROXIES": "127.0.0.1", "RECEIVER_DOOR": door}
+    with serving(site.directory, site.environment | trusting) as server:
         yield server
 
 
@@ -210,7 +217,7 @@ def test_smart(site: Site, server: Server) -> None:
         again = _ask(at, json.dumps(form).encode(), "application/json", port=other.port)
     assert again.status == 401
     assert again.json() == {"error": "invalid_client"}
-    assert site.audit(after, action="token.refuse").reason == "token_assertion_replayed"
+    assert site.audit(after, action="token.refuse", reason="token_assertion_replayed").destination == at.name
     at.ends(right, reason="jwt_credential_expired")
 
 

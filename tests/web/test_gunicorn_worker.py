@@ -6,14 +6,16 @@ import itertools
 import signal
 import threading
 import time
+from functools import partial
 from hashlib import sha256
+from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.waiting import until
 from tests.web.conftest import Site, message, sent
-from tests.web.server import Server, Wire, post, serving
+from tests.web.server import OURS, Server, Wire, post, serving
 
 # Less than a client is given that says nothing: who is answered in this time has waited for none of them.
 SOON = 5.0
@@ -36,7 +38,7 @@ def test_slow_clients(site: Site, server: Server) -> None:
     ]
     wires = [server.wire(timeout=60).send(start) for start, _ in zip(itertools.cycle(slow), range(200), strict=False)]
     [worker] = server.workers()
-    until(lambda: worker.num_threads() > 100)
+    until(lambda: len(worker.net_connections("tcp")) > 200)  # all have been accepted
     began = time.monotonic()
     for _ in range(20):
         with server.wire(timeout=SOON) as wire:
@@ -84,6 +86,19 @@ def test_threads_are_for_requests_at_work(site: Site, server: Server) -> None:
         wire.socket.close()
 
 
+def test_more_connections_than_places(site: Site) -> None:
+    """In the event loop who is slow, or idle, makes place at once: with eight, twenty that have begun may be there."""
+    places = (*OURS, "--worker-connections", "8")
+    with serving(site.directory, site.environment | {"RECEIVER_DOOR": "asgi"}, arguments=places) as server:
+        starts = [b"", b"POST /re", sent(site)[:-5], sent(site)]
+        wires = [server.wire(timeout=60).send(start) for start in 5 * starts]
+        with server.wire(timeout=60) as wire:
+            for _ in range(3):
+                assert wire.send(sent(site)).answer().status == 200
+        for each in wires:
+            each.socket.close()
+
+
 def test_nothing_is_printed_of_a_request(site: Site, server: Server) -> None:
     """At level debug too: no query, no header, no path of anybody's, no library's text."""
     server.ask(f"GET /redox/lab?challenge=CANARY1&verification-token={site.tokens['lab']} HTTP/1.1\r\n\r\n".encode())
@@ -107,7 +122,7 @@ def test_no_control_socket(site: Site, server: Server) -> None:
 
 
 @pytest.mark.parametrize("order", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_under_load(site: Site, order: signal.Signals) -> None:
+def test_stopped_under_load(site: Site, door: str, order: signal.Signals) -> None:
     """A receiver that is told to stop answers what it has begun and writes what it has heard; every 200 is on disk."""
     accepted: list[bytes] = []
     answered: list[int] = []
@@ -125,7 +140,7 @@ def test_stopped_under_load(site: Site, order: signal.Signals) -> None:
             except (OSError, EOFError):
                 continue
 
-    with serving(site.directory, site.environment | {"RECEIVER_RECEIVERS": "2"}) as server:
+    with serving(site.directory, site.environment | {"RECEIVER_RECEIVERS": "2", "RECEIVER_DOOR": door}) as server:
         children = server.workers()
         feeds = [threading.Thread(target=feed, args=(server,)) for _ in range(8)]
         for thread in feeds:
@@ -147,6 +162,28 @@ def test_stopped_under_load(site: Site, order: signal.Signals) -> None:
         assert site.audit(before, reason="token_wrong").outcome == "refused"
 
 
+def test_who_has_connected_when_it_stops_is_answered(site: Site) -> None:
+    """Also who waits to be accepted."""
+    with serving(site.directory, site.environment) as server:
+        [worker] = server.workers()
+        worker.suspend()
+        wires = [server.wire().send(sent(site)) for _ in range(5)]
+        server.process.send_signal(signal.SIGTERM)
+        until(lambda: _pending(worker.pid, signal.SIGTERM))
+        worker.resume()
+        assert [wire.answer().status for wire in wires] == [200] * 5
+        for wire in wires:
+            wire.socket.close()
+        assert server.process.wait(60) == 0
+
+
+def _pending(pid: int, number: signal.Signals) -> bool:
+    """Whether the signal waits for that process."""
+    masks = [int(line.split()[1], 16) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+             if line.startswith(("SigPnd", "ShdPnd"))]
+    return any(mask >> (number - 1) & 1 for mask in masks)
+
+
 def test_worker_that_dies_is_replaced(site: Site, server: Server) -> None:
     """A worker that is killed is replaced, and the receiver answers on."""
     [worker] = server.workers()
@@ -163,10 +200,13 @@ def _answers(server: Server, site: Site) -> bool:
         return False
 
 
-@pytest.mark.parametrize("arguments", [("-k", "gthread"), ("-k", "sync", "--access-logfile", "-")])
+@pytest.mark.parametrize("arguments", [
+    ("-k", "gthread", "wsgi:application"), ("-k", "sync", "--access-logfile", "-", "wsgi:application"),
+    ("-k", "asgi", "--access-logfile", "-", "receiver.web.asgi:application"),
+    ("-k", "receiver.web.gunicorn_asgi_worker.Worker", "receiver.web.asgi:application")])
 def test_plain_gunicorn(site: Site, arguments: tuple[str, ...]) -> None:
-    """`gunicorn wsgi:application` works without our configuration, and prints no query string either."""
-    arguments = (*arguments, "--no-control-socket", "wsgi:application")
+    """Both applications work under gunicorn without our configuration, and print no query string either."""
+    arguments = ("--no-control-socket", *arguments)
     with serving(site.directory, site.environment, arguments=arguments) as server:
         assert server.ask(sent(site)).status == 200
         assert server.ask(sent(site, verification_token=None)).status == 401
@@ -174,7 +214,36 @@ def test_plain_gunicorn(site: Site, arguments: tuple[str, ...]) -> None:
             chunked = sent(site, b"", {"content_length": None, "transfer_encoding": "chunked"})
             assert wire.send(chunked + b"zz\r\n").answer().status == 400
         with server.wire() as wire:
-            assert wire.send(sent(site, b"{}", content_length="10")).finish().answer().status == 400
+            wire.send(sent(site, b"{}", content_length="10")).finish()
+            # gunicorn's own ASGI worker answers nobody who has said all he will.
+            assert wire.ended() if "asgi" in arguments else wire.answer().status == 400
         server.ask(f"GET /redox/lab?challenge=CANARY&verification-token={site.tokens['lab']} HTTP/1.1\r\n\r\n".encode())
         assert "CANARY" not in server.text()
         assert site.tokens["lab"] not in server.text()
+
+
+def test_reload_with_broken_settings(site: Site) -> None:
+    """SIGHUP with settings that do not hold, or without the keyring, changes nothing: who serves goes on, and the log
+    says what is wrong. Once it is mended a SIGHUP renews the workers."""
+    (site.directory / ".env").write_text("")
+    with serving(site.directory, site.environment) as server:
+        [worker] = server.workers()
+        told: list[str] = []
+        for name, broken in ((".env", "RECEIVER_MAX_BODY=little"), ("keyring.json", "")):
+            path = site.directory / name
+            sound = path.read_text()
+            path.write_text(broken)
+            server.process.send_signal(signal.SIGHUP)
+            told.append(until(partial(_not_reloaded, server, len(told))))
+            path.write_text(sound)
+            assert server.ask(sent(site)).status == 200
+        assert server.workers() == [worker]
+        assert ["RECEIVER_MAX_BODY" in each for each in told] == [True, False]
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: worker not in server.workers() and _answers(server, site))
+
+
+def _not_reloaded(server: Server, before: int) -> str | None:
+    """What the log says of the first SIGHUP that changed nothing after that many others."""
+    lines = server.lines("receiver.not_reloaded")[before:]
+    return lines[0]["error"] if lines else None

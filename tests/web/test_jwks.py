@@ -17,6 +17,12 @@ from tests.web.server import Answer, Server
 PUBLIC_MEMBERS = {"kty", "n", "e", "crv", "x", "y", "kid", "alg", "use"}
 
 
+@pytest.fixture(scope="module")
+def door() -> str:
+    """One: whichever serves, the keys are Flask's to serve."""
+    return "flask"
+
+
 @pytest.fixture
 def signing_keys(site: Site, keyring: Keyring) -> SigningKeys:
     return SigningKeys(site.engine, keyring, actor="tester@test")

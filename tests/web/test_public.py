@@ -18,7 +18,7 @@ from receiver.web import door as door_module
 from receiver.web import public
 from receiver.web.door import Answered, Door
 from receiver.web.public import WsgiTransfer
-from receiver.web.transfer import Transfer
+from receiver.web.steps import Transfer
 from tests.protocol import made_up
 
 

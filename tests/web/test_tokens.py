@@ -107,7 +107,7 @@ def test_granted() -> None:
     ("audit", _GOOD), ("silent", _GOOD), ("once", urlencode(_assertion()).encode())])
 def test_no_token_that_is_not_recorded(away: str, form: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be written down, or remembered as used, is not given: Redox is to come again."""
-    monkeypatch.setattr("receiver.web.tokens.PATIENCE", 0.05)
+    monkeypatch.setattr("receiver.web.door.PATIENCE", 0.05)
     reply = _door(Records(away=away), _KNOWN).serve(_HEAD, Body(form))
     assert (reply.status, reply.close) == (503, True)
     assert b"access_token" not in reply.body

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from receiver.errors import BadTransfer, Unavailable
-from receiver.web.transfer import Room, receive
+from receiver.protocol.tokens import MAX_REQUEST
+from receiver.web.steps import take
+from receiver.web.transfer import SMALL, Room, Share, receive
 
 
 class Pieces:
@@ -27,8 +29,12 @@ class Pieces:
 
 
 def taken(transfer: Pieces, limit: int, room: int = 1000) -> bytes | None:
-    with Room(room).share() as share:
-        return receive(transfer, limit=limit, share=share)
+    with Room(room).share(proved=True) as share:
+        return received(transfer, limit, share)
+
+
+def received(transfer: Pieces, limit: int, share: Share) -> bytes | None:
+    return take(receive(transfer.length, limit=limit, share=share), transfer)
 
 
 @given(body=st.binary(max_size=50), limit=st.integers(0, 60), chunked=st.booleans())
@@ -57,12 +63,60 @@ def test_announced_beyond_the_limit() -> None:
     assert transfer.asked == 0
 
 
+def fill(share: Share, size: int) -> None:
+    """Take a body of that size in."""
+    assert received(Pieces(size, [size * b"x"]), size, share) == size * b"x"
+
+
 def test_room() -> None:
     """Bodies that are in memory at once share one room, and give it back."""
     room = Room(100)
-    with room.share() as first, room.share() as second:
-        assert receive(Pieces(60, [60 * b"x"]), limit=100, share=first) == 60 * b"x"
+    with room.share(proved=True) as first, room.share(proved=True) as second:
+        fill(first, SMALL + 60)
         with pytest.raises(Unavailable, match="bodies_fill_memory"):
-            receive(Pieces(60, [60 * b"x"]), limit=100, share=second)
-    with room.share() as share:
-        assert receive(Pieces(None, [100 * b"x"]), limit=100, share=share) == 100 * b"x"
+            fill(second, SMALL + 60)
+    with room.share(proved=True) as share:
+        fill(share, SMALL + 100)
+
+
+def test_what_nothing_vouches_for_takes_half_of_the_room() -> None:
+    """However many strangers send, the other half is the feeds'. Nor do strangers have what feeds have taken."""
+    room = Room(100)
+    with room.share(proved=False) as first, room.share(proved=False) as second, room.share(proved=True) as feed:
+        fill(first, SMALL + 30)
+        fill(second, SMALL + 20)
+        with room.share(proved=False) as third, pytest.raises(Unavailable):
+            fill(third, SMALL + 1)
+        fill(feed, SMALL + 50)
+    with room.share(proved=True) as feed, room.share(proved=False) as stranger:
+        fill(feed, SMALL + 90)
+        with pytest.raises(Unavailable):
+            fill(stranger, SMALL + 11)
+    with room.share(proved=False) as stranger:
+        fill(stranger, SMALL + 50)
+
+
+def test_a_body_that_was_proved_leaves_the_half() -> None:
+    """It still takes its place in the whole, once, and gives it back."""
+    room = Room(100)
+    with room.share(proved=False) as feed, room.share(proved=False) as stranger:
+        fill(feed, SMALL + 50)
+        feed.prove()
+        feed.prove()
+        fill(stranger, SMALL + 50)
+        with room.share(proved=True) as late, pytest.raises(Unavailable):
+            fill(late, SMALL + 1)
+    with room.share(proved=True) as share:
+        fill(share, SMALL + 100)
+    with room.share(proved=False) as stranger, pytest.raises(Unavailable):
+        fill(stranger, SMALL + 51)
+
+
+def test_small_bodies_always_find_room() -> None:
+    """Whatever fills it, and whoever sends them; a token request is one."""
+    assert MAX_REQUEST <= SMALL
+    room = Room(100)
+    with room.share(proved=True) as large, room.share(proved=True) as feed, room.share(proved=False) as stranger:
+        fill(large, SMALL + 100)
+        fill(feed, SMALL)
+        fill(stranger, SMALL)

@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from receiver.errors import IntegrityError, ReceiverError
+from receiver.failpoints import point
 from receiver.handlers.outcomes import pause
 from receiver.outbound.calls import Call
 from receiver.outbound.errors import AuthenticationFailed, OutboundError, Rejected, Unsendable, Untrusted
@@ -25,6 +26,8 @@ from receiver.storage.lanes import Fence
 from receiver.storage.outbox import MOST_UNANSWERED, End, Queued
 
 log: Final = structlog.get_logger(__name__)
+
+_begun, _posted, _ended = point("outbox.begun"), point("outbox.posted"), point("outbox.ended")
 
 
 class LaneSender:
@@ -65,7 +68,10 @@ class LaneSender:
             if attempt is None:
                 return False
             events.append(begun(call, _subject(queued), self._caller(queued), queued.api_key, attempt))
-        return self._end(fence, queued, attempt, self._send(call, queued, attempt))
+        _begun()
+        end = self._send(call, queued, attempt)
+        _posted()
+        return self._end(fence, queued, attempt, end)
 
     def _send(self, call: Call, queued: Queued, attempt: int) -> End:
         try:
@@ -85,6 +91,7 @@ class LaneSender:
             if not outbox.end(connection, fence, queued.id, attempt, end):
                 return False
             events.append(ended(queued.call, outcome, _subject(queued), self._caller(queued), end, attempt))
+        _ended()
         said = log.info if end.state == "sent" else log.error if end.state == "dead" else log.warning
         said(f"outbox.{outcome}", uuid=str(queued.uuid), lane=fence.lane, attempt=attempt, status=end.status,
              error=end.error_class, pause=end.pause)

@@ -25,7 +25,7 @@ from receiver.protocol.verification.oauth import OAuthKind
 from receiver.protocol.verification.sigv4 import SigV4Kind
 from receiver.protocol.verification.token import TokenKind
 
-__all__ = ["KINDS", "Kind", "parse_require", "screen", "verify"]
+__all__ = ["KINDS", "Kind", "parse_require", "proved", "screen", "verify"]
 
 
 class Kind(Protocol):
@@ -33,11 +33,13 @@ class Kind(Protocol):
 
     `claims`: whether the head presents something in this kind's name. `screen` and `verify` are called when it does,
     and raise Unverified when it is bad: `screen` as far as the head alone tells, `verify` for good, naming the
-    credentials that matched.
+    credentials that matched. `by_head`: the head tells all, so that `screen` judges for good.
     """
 
     @property
     def name(self) -> str: ...
+    @property
+    def by_head(self) -> bool: ...
     def claims(self, head: Head, destination: Destination) -> bool: ...
     def screen(self, head: Head, destination: Destination, now: datetime) -> None: ...
     def verify(self, inbound: Inbound, destination: Destination, now: datetime) -> Verified: ...
@@ -66,6 +68,11 @@ def screen(head: Head, destination: Destination, now: datetime) -> bool:
     for kind in claimed:
         kind.screen(head, destination, now)
     return _suffices({kind.name for kind in claimed}, destination)
+
+
+def proved(head: Head, destination: Destination) -> bool:
+    """Whether a head that `screen` let pass is proof enough, whatever the body is."""
+    return _suffices({kind.name for kind in _claimed(head, destination) if kind.by_head}, destination)
 
 
 def verify(inbound: Inbound, destination: Destination, now: datetime) -> Verified:

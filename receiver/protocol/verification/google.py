@@ -28,6 +28,7 @@ class GoogleKind:
     """The verifier of `google`."""
 
     name = "google"
+    by_head = True
 
     def claims(self, head: Head, destination: Destination) -> bool:
         """See `bearer.claims`."""

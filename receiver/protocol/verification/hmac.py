@@ -32,6 +32,7 @@ class HmacKind:
     """The verifier of `hmac`."""
 
     name = "hmac"
+    by_head = False
 
     def claims(self, head: Head, destination: Destination) -> bool:
         """The signature header of one of the destination's hmac credentials, live or not."""

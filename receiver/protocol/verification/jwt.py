@@ -22,6 +22,7 @@ class JwtKind:
     """The verifier of `jwt`."""
 
     name = "jwt"
+    by_head = True
 
     def claims(self, head: Head, destination: Destination) -> bool:
         """See `bearer.claims`."""

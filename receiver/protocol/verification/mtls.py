@@ -51,6 +51,7 @@ class MtlsKind:
     """The verifier of `mtls`."""
 
     name = "mtls"
+    by_head = True
 
     def claims(self, head: Head, destination: Destination) -> bool:
         """A certificate's header of a proxy that the destination's credentials name, where it requires one."""

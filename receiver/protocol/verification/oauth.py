@@ -38,6 +38,8 @@ OwnCredential = OAuthCredential | SmartCredential
 class OAuthKind:
     """The verifier of `oauth`, or of `smart`: they differ in how the client proves itself to the token endpoint."""
 
+    by_head = True
+
     def __init__(self, name: str, credential: type[OwnCredential]) -> None:
         self.name = name
         self._credential = credential

@@ -51,6 +51,7 @@ class SigV4Kind:
     """The verifier of `sigv4`."""
 
     name = "sigv4"
+    by_head = False
 
     def claims(self, head: Head, destination: Destination) -> bool:
         """An `Authorization` of AWS's, where the destination requires it."""

@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Final
 
 from receiver.errors import Unverified
+from receiver.protocol.digests import hmac_sha256
 from receiver.protocol.message import Head, Inbound, Verified
 from receiver.protocol.registry import Destination, TokenCredential, live
 
@@ -27,6 +28,7 @@ class TokenKind:
     """The verifier of `token`."""
 
     name = "token"
+    by_head = True
 
     def claims(self, head: Head, destination: Destination) -> bool:
         """A token header, or an opaque Bearer value, at a destination that has or had a token."""
@@ -61,7 +63,7 @@ def match(token: bytes, destination: Destination, now: datetime) -> int:
     found = None
     for credential in _tokens(destination):
         # No early end: the time taken tells nothing about which credential matched.
-        if hmac.compare_digest(hmac.digest(credential.key, token, "sha256"), credential.digest):
+        if hmac.compare_digest(hmac_sha256(credential.key, token), credential.digest):
             found = credential if found is None or live(credential, now) else found
     if found is None:
         raise Unverified("token_wrong")

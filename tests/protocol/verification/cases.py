@@ -59,6 +59,8 @@ class VerificationCases:
     companion: ClassVar[tuple[str, Credential, Headers]]
     # Whether it judges what is presented in its name at a destination that has its credential and requires others.
     claims_unrequired: ClassVar[bool] = True
+    # Whether the head is the whole proof.
+    by_head: ClassVar[bool] = True
 
     def credential(self, which: Which = "first", *, id: int = 1, expires_at: datetime | None = None,  # noqa: A002
                    revoked: bool = False) -> Credential:
@@ -85,6 +87,16 @@ class VerificationCases:
         verified = verify(self.right["first"], at)
         assert verified.credentials == (7,)
         assert verified.kinds == {self.kind}
+
+    def test_what_the_head_proves(self) -> None:
+        """A head that is proof enough is so beside any body; where it isn't, another body is refused."""
+        at, headers = self.door(self.credential()), self.right["first"]
+        assert verification.proved(head(headers), at) is self.by_head
+        assert verification.proved(head(), at) is False
+        if self.by_head:
+            assert verify(headers, at, body=b"another").kinds == {self.kind}
+        else:
+            refusal(headers, at, body=b"another")
 
     def test_missing(self) -> None:
         """Who presents nothing is refused; of the body no more than a handshake's may be read."""

@@ -70,6 +70,7 @@ class TestSigV4(VerificationCases):
     """A signature over the request."""
 
     kind = "sigv4"
+    by_head = False
     claims_unrequired = False
     right: ClassVar[Mapping[Which, Headers]] = _RIGHT
     # `_signature_wrong` can't be told before the body is there, and is tested below.

@@ -1,0 +1,43 @@
+"""gunicorn, for those who start it themselves: `gunicorn -c deploy/gunicorn.conf.py`, from anywhere.
+
+`redox-receiver serve` needs none of this: it starts gunicorn with the same settings. They are taken over whole from
+receiver.web.gunicorn_conf, which reads the RECEIVER_* variables; here stands what an operator may think of changing,
+and why it is as it is. What is not named here is not for changing: the worker class has the deadlines that keep slow
+clients from holding a thread, and the rest keeps peers from being believed and tokens out of the log.
+
+The figures are of `python -m tests.bench.serving`, which says how to have them on your machine.
+"""
+
+from receiver.web import gunicorn_conf as ours
+from receiver.web.gunicorn_conf import *  # noqa: F403 - gunicorn looks for these names here
+
+# Processes. Each fills a core with Python, so as many as there are cores for it (RECEIVER_RECEIVERS); each keeps one
+# connection to write through, and commits what its threads have in hand together. On two cores, PostgreSQL and the load
+# on them too, 64 connections: one process 380 messages a second, two 595, four 631.
+workers = ours.workers
+
+# Requests at work in each process (RECEIVER_THREADS). A thread waits for the group commit nearly all its time, so
+# threads are what a commit can gather. Of two processes with 4 threads each: 297 messages a second at 4.8 ms of CPU,
+# with 16: 595 at 2.8, with 64: 625 at 2.6. Queries and after_handling take up to half of them, however long they last.
+# With RECEIVER_DOOR=asgi they stand beside an event loop, which takes messages without them: only what waits for a
+# handler or for the database itself, or works on a large body, is theirs.
+threads = ours.threads
+
+# Connections that the kernel keeps for us while nobody accepts any: while all processes restart, or are at work. Too
+# few are refused by the kernel, and Redox takes that for a failure. More than net.core.somaxconn (4096) has no effect.
+backlog = 2048
+
+# Longer than proxies keep theirs (nginx: 60 s): whoever closes first must be the one who sends, or a message runs into
+# a closing connection, and Redox takes that for a failure. An idle connection costs a descriptor and no thread.
+keepalive = ours.keepalive
+
+# Where the heartbeat's file is: in memory. On a disk that stalls, workers look dead and are killed, with all that they
+# have in hand. None (the system's temporary directory) where there is no /dev/shm.
+worker_tmp_dir = ours.worker_tmp_dir
+
+# Seconds in which requests at work may end at a restart. A message takes five at most; a responder may take longer, and
+# the query is asked again.
+graceful_timeout = ours.graceful_timeout
+
+# No preload: threads, sockets and the keyring's keys belong to one process, made after the fork. No max_requests: it
+# would hide growth that ought to be understood.

@@ -1,0 +1,62 @@
+"""The database's clock, as a host knows it whose own may be wrong.
+
+What is signed says when, and a message is filed by its time: every host has to judge by one clock, and the one that all
+of them see is the database's. May not set anything.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import structlog
+from sqlalchemy import Connection, text
+
+log: Final = structlog.get_logger(__name__)
+
+# Two clocks that NTP keeps are no further apart than this; below it a host's own is as good as any.
+APART: Final = timedelta(seconds=2)
+# What is to be done about it.
+MEND: Final = "let NTP set the clocks of this host and of the database's"
+# How long the database may take to say its time: what it says is as uncertain as that.
+_PATIENCE: Final = 1.0
+
+
+def apart(connection: Connection) -> timedelta | None:
+    """How far this host's clock is ahead of the database's; None when it took too long to say."""
+    began, here = time.monotonic(), datetime.now(UTC)
+    theirs: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+    took = time.monotonic() - began
+    return None if took > _PATIENCE else here + timedelta(seconds=took / 2) - theirs
+
+
+def told(ahead: timedelta) -> str:
+    """In words: how this host's clock stands to another."""
+    return f"{abs(ahead).total_seconds():.1f} s {'ahead of' if ahead > timedelta(0) else 'behind'}"
+
+
+class Clock:
+    """The time by the database's clock, once it was asked; until then by this host's. Safe in threads."""
+
+    def __init__(self) -> None:
+        self._ahead = timedelta(0)
+
+    def now(self) -> datetime:
+        """The time."""
+        return datetime.now(UTC) - self._ahead
+
+    def compare(self, connection: Connection) -> None:
+        """Ask the database. Raises SQLAlchemyError."""
+        ahead = apart(connection)
+        if ahead is None:
+            return
+        if abs(ahead) < APART:
+            ahead = timedelta(0)
+        if bool(ahead) != bool(self._ahead):
+            seconds = round(ahead.total_seconds(), 1)
+            if ahead:
+                log.warning("clock.apart", ahead=seconds, bound=APART.total_seconds())
+            else:
+                log.info("clock.together")
+        self._ahead = ahead

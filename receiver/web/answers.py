@@ -1,0 +1,34 @@
+"""What an answer bears besides its status and body, whichever door it leaves by.
+
+May not know a framework: fields come out as pairs.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from receiver.protocol.message import Reply
+
+Fields = tuple[tuple[str, str], ...]
+
+
+def fields(reply: Reply, *, realm: str = "Bearer") -> Fields:
+    """The header fields that say `reply`, and let nobody keep it or guess what it is. `realm`: what a 401 asks for."""
+    return _fields(reply.media, reply.retry_after, realm if reply.status == 401 else None, reply.close)
+
+
+def token_fields(reply: Reply) -> Fields:
+    """Those of the token endpoint (RFC 6749 5.1, 5.2)."""
+    return (*fields(reply, realm='Basic realm="oauth"'), ("Pragma", "no-cache"))
+
+
+@lru_cache(maxsize=64)
+def _fields(media: str, retry_after: int | None, challenge: str | None, close: bool) -> Fields:
+    found = [("Content-Type", media), ("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store")]
+    if retry_after is not None:
+        found.append(("Retry-After", str(retry_after)))
+    if challenge is not None:  # RFC 9110 section 11.6.1
+        found.append(("WWW-Authenticate", challenge))
+    if close:
+        found.append(("Connection", "close"))
+    return tuple(found)

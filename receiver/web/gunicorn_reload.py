@@ -1,0 +1,122 @@
+"""SIGHUP: what is configured anew takes over once it is seen to work, and until then nothing changes.
+
+gunicorn itself reads the new configuration and ends when it does not hold; it stops its old workers before the new ones
+have booted, and ends when one of these does not. Here the old ones serve on until all of the new ones do; what is wrong
+is told in one line. The settings and the keyring are read anew, not the program: a new release wants a restart, and so
+does another address to listen at.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from queue import Empty
+from typing import Any, Final
+
+import structlog
+from gunicorn.errors import HaltServer  # type: ignore[import-untyped]  # gunicorn ships no types
+
+from receiver import keyring as keyrings
+from receiver import settings as table
+from receiver.errors import ReceiverError
+
+log: Final = structlog.get_logger(__name__)
+
+# How long new workers may take to boot, all together.
+PATIENCE: Final = 60.0
+_GLANCE: Final = 0.05
+_CONFIGURATION: Final = "receiver.web.gunicorn_conf"
+_STOPPING: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
+
+
+class Reload:
+    """Stands in the place of `reload` of a gunicorn arbiter."""
+
+    def __init__(self, arbiter: Any) -> None:
+        self._arbiter = arbiter
+
+    def __call__(self) -> None:
+        """Replace the workers by ones with the configuration as it is now; or tell why not, and leave them."""
+        arbiter, before = self._arbiter, (self._arbiter.app.cfg, self._arbiter.app.app_uri)
+        try:
+            keyrings.load(table.load().keyring_path)
+            # Imported once, it would stay as it was.
+            sys.modules.pop(_CONFIGURATION, None)
+            arbiter.app.reload()
+        except (ReceiverError, SystemExit) as exc:
+            arbiter.app.cfg, arbiter.app.app_uri = before
+            log.error("receiver.not_reloaded", error="; ".join(str(exc).splitlines()))
+            return
+        if arbiter.app.cfg.address != before[0].address:
+            log.warning("receiver.address_kept", error="another address to listen at wants a restart")
+        arbiter.setup(arbiter.app)
+        if self._replace():
+            log.info("receiver.reloaded", count=arbiter.num_workers)
+        else:
+            arbiter.app.cfg, arbiter.app.app_uri = before
+            arbiter.setup(arbiter.app)
+
+    def _replace(self) -> bool:
+        """Whether new workers stand in the place of the old ones."""
+        arbiter = self._arbiter
+        old = list(arbiter.WORKERS)
+        for _ in range(arbiter.num_workers):
+            arbiter.spawn_worker()
+        fresh = [worker for pid, worker in arbiter.WORKERS.items() if pid not in old]
+        failure = self._failure(fresh)
+        if failure is None:
+            self._end(old)
+            return True
+        log.error("receiver.not_reloaded", error=failure)
+        self._end([worker.pid for worker in fresh])
+        for worker in fresh:
+            worker.tmp.close()
+        return False
+
+    def _failure(self, fresh: Iterable[Any]) -> str | None:
+        """Wait until all of them have booted; why they have not."""
+        by = time.monotonic() + PATIENCE
+        while True:
+            try:
+                self._arbiter.reap_workers()
+            except HaltServer:
+                return "a new worker does not boot: the line above says why; the old ones serve on"
+            if any(worker.pid not in self._arbiter.WORKERS for worker in fresh):
+                return "a new worker ended: the old ones serve on"
+            # A worker's file has a time of the calendar until it says for the first time that it lives.
+            if all(worker.tmp.last_update() <= time.monotonic() for worker in fresh):
+                return None
+            if time.monotonic() > by:
+                return f"the new workers did not boot within {PATIENCE:g} s: the old ones serve on"
+            if self._told_to_stop():
+                return "told to stop"
+            time.sleep(_GLANCE)
+
+    def _told_to_stop(self) -> bool:
+        """Whether a signal waits that ends all of this; what waits goes on waiting."""
+        queue, waiting = self._arbiter.SIG_QUEUE, []
+        try:
+            while True:
+                waiting.append(queue.get_nowait())
+        except Empty:
+            for each in waiting:
+                queue.put_nowait(each)
+        return any(each in _STOPPING for each in waiting)
+
+    def _end(self, pids: Iterable[int]) -> None:
+        """Have these workers answer what they have begun, and end."""
+        arbiter, left = self._arbiter, set(pids)
+        by = time.monotonic() + arbiter.cfg.graceful_timeout
+        order = signal.SIGTERM
+        while left := left & arbiter.WORKERS.keys():
+            if time.monotonic() > by:
+                order = signal.SIGKILL
+            for pid in left:
+                arbiter.kill_worker(pid, order)
+            try:
+                arbiter.reap_workers()
+            except HaltServer:
+                continue  # another that did not boot
+            time.sleep(_GLANCE)

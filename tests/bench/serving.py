@@ -1,0 +1,67 @@
+"""How many messages gunicorn takes with `deploy/gunicorn.conf.py`, by processes and threads.
+
+Run it as `python -m tests.bench.serving`. Valid messages of 4 KB, each with an id of its own, from 64 connections of
+wrk; PostgreSQL is the embedded wheel's and durable. All combinations are measured in turn, round after round, and of
+each the medians are told: answers a second, milliseconds until the answer, and milliseconds of CPU (gunicorn's and
+PostgreSQL's) a message. It is no test: nothing is judged but that what was answered 200 is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+
+from tests.bench.bodies import of_size
+from tests.bench.targets import ROOT, Receiver, Server, Site, await_answer
+
+CONNECTIONS = 64
+Figures = tuple[float, float, float, float]
+
+
+def gunicorn(receiver: Receiver, processes: int, threads: int) -> Server:
+    """gunicorn as somebody would start it by hand."""
+    return Server(
+        lambda fd: [sys.executable, "-P", "-m", "gunicorn", "-c", str(ROOT / "deploy" / "gunicorn.conf.py"),
+                    "--bind", f"fd://{fd}"],
+        receiver.environment | {"RECEIVER_RECEIVERS": str(processes), "RECEIVER_THREADS": str(threads),
+                                "RECEIVER_RESPONDERS": "1"},
+        receiver.root / f"gunicorn-{processes}-{threads}.log")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, and print a line for each combination."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.serving", description=__doc__)
+    parser.add_argument("--processes", default="1,2,4")
+    parser.add_argument("--threads", default="4,16,64")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    options = parser.parse_args(arguments)
+    grid = [(int(processes), int(threads)) for processes in options.processes.split(",")
+            for threads in options.threads.split(",")]
+    found: defaultdict[tuple[int, int], list[Figures]] = defaultdict(list)
+    with Site() as site:
+        for _ in range(options.rounds):
+            for processes, threads in grid:
+                with gunicorn(site.receiver, processes, threads) as server:
+                    target = site.receiver.target("gunicorn", server)
+                    await_answer(target)
+                    kept, cpu = site.receiver.kept(), target.cpu_seconds() + site.database_cpu()
+                    sent = target.closed_loop(of_size("4 KB"), connections=CONNECTIONS, seconds=options.seconds)
+                    cpu = target.cpu_seconds() + site.database_cpu() - cpu
+                    kept = site.receiver.kept() - kept
+                if sent.wrong or sent.broken or kept < sent.answered:
+                    print(f"{processes} x {threads}: {sent}, kept {kept}")
+                    return 1
+                found[processes, threads].append((sent.rate, sent.p50 * 1e3, sent.p99 * 1e3, cpu / kept * 1e3))
+    print("processes threads  messages/s  p50 ms  p99 ms  CPU ms/message")
+    for (processes, threads), figures in found.items():
+        rate, p50, p99, cpu = (statistics.median(column) for column in zip(*figures, strict=True))
+        print(f"{processes:9} {threads:7}  {rate:10.0f}  {p50:6.1f}  {p99:6.1f}  {cpu:14.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

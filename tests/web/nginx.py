@@ -1,0 +1,189 @@
+"""A real nginx before a receiver, configured by deploy/nginx.conf but for ports, paths and certificates."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import ssl
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+import pytest
+import trustme
+
+from tests.waiting import until
+from tests.web.server import ROOT, Answer, Wire
+
+CONFIGURATION: Final = ROOT / "deploy" / "nginx.conf"
+# Where nginx connects from, so that a receiver can tell it from whoever comes past it: RECEIVER_TRUSTED_PROXIES.
+ADDRESS: Final = "127.0.0.2"
+MISSING: Final = "!! nginx IS NOT HERE (on Debian: apt-get install nginx-light). Nothing behind a proxy is shown."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Nginx:
+    """An nginx that serves."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+    directory: Path
+    tls: ssl.SSLContext
+
+    def wire(self, *, timeout: float = 120.0, source: str = "127.0.0.1") -> Wire:
+        """A new connection over TLS."""
+        return Wire(self.port, timeout=timeout, tls=self.tls, source=source)
+
+    def ask(self, data: bytes) -> Answer:
+        """The answer to these bytes, on a connection of their own."""
+        with self.wire() as wire:
+            return wire.send(data).answer()
+
+    def workers(self) -> list[psutil.Process]:
+        """Its worker processes."""
+        return list(psutil.Process(self.process.pid).children())
+
+    def text(self) -> str:
+        """All that it has written, in its logs and elsewhere."""
+        return "".join(path.read_text() for path in sorted(self.directory.glob("*.log")))
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Its access log."""
+        return [json.loads(line) for line in (self.directory / "redox.log").read_text().splitlines()]
+
+
+def found() -> str | None:
+    """nginx's path, where there is one."""
+    return shutil.which("nginx", path=os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin")))
+
+
+def program() -> str:
+    """nginx's path. Skips the test where there is none."""
+    path = found()
+    if path is None:
+        pytest.skip(MISSING)
+    return path
+
+
+def certificates(directory: Path) -> trustme.CA:
+    """An authority, and the certificate of 127.0.0.1 that it has signed, as files that nginx reads."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    for number, blob in enumerate(issued.cert_chain_pems):
+        blob.write_to_path(directory / "fullchain.pem", append=number > 0)
+    issued.private_key_pem.write_to_path(directory / "privkey.pem")
+    authority.cert_pem.write_to_path(directory / "authority.pem")
+    return authority
+
+
+def configured(directory: Path, *, port: int, upstream: int, changes: Mapping[str, str]) -> Path:
+    """deploy/nginx.conf with these ports, and every path in `directory`; what is replaced must be there, once.
+
+    `changes` are made after that.
+    """
+    text = CONFIGURATION.read_text()
+    # Directories that nginx makes at its start, used or not, where Debian's build has them.
+    unused = "".join(f"{name}_temp_path {directory}/{name}; " for name in ("fastcgi", "uwsgi", "scgi"))
+    own = {
+        "user www-data;": f"user {psutil.Process().username()};", "pid /run/nginx.pid;": f"pid {directory}/nginx.pid;",
+        "error_log /var/log/nginx/error.log warn;": f"error_log {directory}/error.log warn;",
+        "error_log /var/log/nginx/error.log emerg;": f"error_log {directory}/error.log emerg;",
+        "access_log /var/log/nginx/redox.log redox;": f"access_log {directory}/redox.log redox;",
+        "client_body_temp_path /var/lib/nginx/body;": f"client_body_temp_path {directory}/body; {unused}",
+        "proxy_temp_path /var/lib/nginx/proxy;": f"proxy_temp_path {directory}/proxy;",
+        "server 127.0.0.1:8080 max_fails=0;": f"server 127.0.0.1:{upstream} max_fails=0;",
+        "listen 443 ssl default_server;": f"listen 127.0.0.1:{port} ssl default_server;",
+        "listen [::]:443 ssl default_server;": "", "proxy_connect_timeout 5s;": f"proxy_bind {ADDRESS};",
+        "/etc/nginx/redox/fullchain.pem": f"{directory}/fullchain.pem",
+        "/etc/nginx/redox/privkey.pem": f"{directory}/privkey.pem",
+    }
+    for old, new in (own | dict(changes)).items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    path = directory / "nginx.conf"
+    path.write_text(text)
+    return path
+
+
+def with_mutual_tls(directory: Path, secret: str) -> dict[str, str]:
+    """The changes that deploy/nginx.conf asks for where Redox has a client certificate: its commented directives."""
+    commented = re.findall(r"(?m)^ +(#ssl_[a-z_]+ [^\n]*;)$", CONFIGURATION.read_text())
+    assert len(commented) == 3
+    return {line: line[1:].replace("/etc/nginx/redox/redox-authority.pem", f"{directory}/authority.pem")
+            for line in commented} | {'X-Proxy-Secret "";': f'X-Proxy-Secret "{secret}";'}
+
+
+def judged(directory: Path, changes: Mapping[str, str]) -> str:
+    """What `nginx -t` says of the configuration with these changes."""
+    path = program()
+    certificates(directory)
+    with _listener() as listener:
+        configuration = configured(directory, port=listener.getsockname()[1], upstream=1, changes=changes)
+        done: subprocess.CompletedProcess[str] = subprocess.run(
+            [path, "-t", "-c", configuration], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            check=False, timeout=60, **_handed_over(listener))
+    return done.stdout + done.stderr
+
+
+@contextmanager
+def proxying(directory: Path, upstream: int, *, changes: Mapping[str, str] | None = None,
+             authority: trustme.CA | None = None) -> Iterator[Nginx]:
+    """An nginx on a random port before the receiver at port `upstream`, while the block runs.
+
+    Its files are in `directory`. `authority`: who has signed the certificate that is there (see `certificates`).
+    """
+    path = program()
+    tls = ssl.create_default_context()
+    (authority or certificates(directory)).configure_trust(tls)
+    output = directory / "output.log"
+    with _listener() as listener, output.open("wb") as file:
+        port = listener.getsockname()[1]
+        configuration = configured(directory, port=port, upstream=upstream, changes=changes or {})
+        process = subprocess.Popen([path, "-c", configuration, "-g", "daemon off;"], stdin=subprocess.DEVNULL,
+                                   stdout=file, stderr=file, **_handed_over(listener))
+    nginx = Nginx(port=port, process=process, directory=directory, tls=tls)
+    try:
+        until(lambda: _alive(nginx) or process.poll() is not None)
+        assert process.poll() is None, nginx.text()
+        yield nginx
+    finally:
+        _end(process)
+
+
+def _listener() -> socket.socket:
+    return socket.create_server(("127.0.0.1", 0), backlog=1024)
+
+
+def _handed_over(listener: socket.socket) -> dict[str, Any]:
+    """As systemd's sockets are handed to nginx: the port is the test's before it starts, and nobody else's."""
+    return {"pass_fds": [listener.fileno()], "env": {"NGINX": f"{listener.fileno()};", "PATH": os.defpath}}
+
+
+def _alive(nginx: Nginx) -> bool:
+    """Whether it answers; whether the receiver does is another question."""
+    try:
+        return nginx.ask(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").status in (200, 502)
+    except (OSError, EOFError):
+        return False
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    children: Sequence[psutil.Process] = []
+    if process.poll() is None:
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    for child in children:
+        if child.is_running():
+            child.kill()

@@ -1,0 +1,225 @@
+"""Every bad input, against gunicorn alone and behind nginx over TLS: what is answered, written down and kept.
+
+All of them are sent once to one receiver, and looked at one by one afterwards. Those that the ASGI door could take in
+another way are sent to a receiver that has it too.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+import pytest
+
+from receiver.storage.registration import new_token
+from tests.web.bad_inputs import Case, Exchange, Front, Stand, bodies, framing, signatures, tokens
+from tests.web.conftest import Site, sent
+from tests.web.nginx import ADDRESS, Nginx, proxying
+from tests.web.server import Answer, Server, Wire, serving
+
+CASES: Final = {case.name: case for chapter in (framing, tokens, signatures, bodies) for case in chapter.CASES}
+FRONTS: Final[Mapping[Front, Sequence[str]]] = {
+    "alone": list(CASES), "nginx": list(CASES), "asgi": [case.name for case in (*framing.CASES, *tokens.CASES)]}
+_Key = tuple[Front, str]
+KEYS: Final[Sequence[_Key]] = [(front, name) for front, names in FRONTS.items() for name in names]
+# Those at once that gunicorn has threads for; the rest waits its turn.
+_AT_ONCE: Final = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Told:
+    """What became of a case: the answers, whether the connection ended, the audit's rows, the messages' rows."""
+
+    exchange: Exchange
+    answers: Sequence[Answer]
+    ended: bool
+    records: Sequence[Any]
+    messages: Sequence[Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Aftermath:
+    """What became of them all. `survivors`: the processes that served, before and after."""
+
+    told: Mapping[_Key, Told]
+    survivors: tuple[Sequence[psutil.Process], Sequence[psutil.Process]]
+    afterwards: Mapping[Front, Answer]
+    fetched: bool
+    servers: Sequence[Server]
+    nginx: Nginx
+
+
+def _destinations(site: Site, front: Front) -> None:
+    now = datetime.now(UTC)
+    site.add(f"lab-{front}")
+    site.add(f"rotating-{front}")
+    for name, expires, revoked in (("next", timedelta(hours=1), False), ("expired", timedelta(0), False),
+                                   ("revoked", None, True)):
+        site.tokens[f"{name}-{front}"] = new_token()
+        number = site.registration.add_token(f"rotating-{front}", now, site.tokens[f"{name}-{front}"], label=None,
+                                             expires_at=None if expires is None else now + expires)
+        if revoked:
+            site.registration.revoke_credential(number, now)
+    bearing = {"issuers": [signatures.ISSUER], "audiences": [signatures.AUDIENCE], "keys": signatures.KEYS}
+    for name, kind, settings, secret in (
+            ("timed", "hmac", dict(signatures.HMAC), signatures.SECRET.encode()),
+            ("signed", "hmac", {}, signatures.SECRET.encode()), ("bearing", "jwt", bearing, None)):
+        site.add(f"{name}-{front}", require=[f"{kind}+token" if kind == "jwt" else kind])
+        site.registration.add_credential(f"{name}-{front}", now, kind, settings, secret, label=None, expires_at=None)
+
+
+def _carried_out(connect: Callable[[bool], Wire], exchange: Exchange, *, closes: bool) -> tuple[list[Answer], bool]:
+    answers: list[Answer] = []
+    with connect(exchange.plain) as wire:
+        try:
+            wire.send(exchange.data)
+            if exchange.finish:
+                wire.finish()
+            answers.extend(wire.answer() for _ in range(exchange.answers))
+        except TimeoutError:
+            raise  # silence is no answer
+        except (EOFError, OSError):
+            return answers, True
+        return answers, closes and wire.ended()
+
+
+@pytest.fixture(scope="module")
+def aftermath(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aftermath]:
+    """Send them all."""
+    for front in FRONTS:
+        _destinations(site, front)
+    environment = site.environment | {"RECEIVER_TRUSTED_PROXIES": ADDRESS}
+    with (socket.create_server(("127.0.0.1", 0), backlog=64) as trap, serving(site.directory, environment) as server,
+          serving(site.directory, environment | {"RECEIVER_DOOR": "asgi"}) as asgi,
+          proxying(tmp_path_factory.mktemp("nginx"), server.port) as nginx):
+        url = f"http://127.0.0.1:{trap.getsockname()[1]}/keys"
+        before = [*server.workers(), *asgi.workers(), *nginx.workers()]
+        addresses = {(front, name): f"127.{10 + number}.{index // 250}.{index % 250 + 1}"
+                     for number, (front, names) in enumerate(FRONTS.items()) for index, name in enumerate(names)}
+
+        def one(front: Front, case: Case) -> tuple[Exchange, tuple[list[Answer], bool]]:
+            address = addresses[front, case.name]
+            fronts: dict[Front, Callable[[bool], Wire]] = {
+                "alone": lambda _: Wire(server.port, timeout=60, source=address),
+                "asgi": lambda _: Wire(asgi.port, timeout=60, source=address),
+                "nginx": lambda plain: Wire(nginx.port, timeout=60, source=address, tls=None if plain else nginx.tls)}
+            exchange = case.make(Stand(site=site, front=front, trap=url))
+            return exchange, _carried_out(fronts[front], exchange, closes=case.expected_from(front).closes)
+
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            done = {(front, name): pool.submit(one, front, CASES[name]) for front, name in KEYS}
+        afterwards: dict[Front, Answer] = {"alone": server.ask(sent(site)), "nginx": nginx.ask(sent(site)),
+                                           "asgi": asgi.ask(sent(site))}
+        # The audit's rows are written in the order in which they came about: behind these is nothing of a case.
+        for each in (server, asgi):
+            before_it = site.now()
+            each.ask(sent(site, verification_token="wrong" * 8))
+            site.audit(before_it, destination="lab", action="message.refuse")
+        trap.setblocking(False)
+        yield Aftermath(told=_told(site, addresses, {key: future.result() for key, future in done.items()}),
+                        survivors=(before, [*server.workers(), *asgi.workers(), *nginx.workers()]),
+                        afterwards=afterwards, fetched=_called(trap), servers=(server, asgi), nginx=nginx)
+
+
+def _called(trap: socket.socket) -> bool:
+    try:
+        trap.accept()[0].close()
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _told(site: Site, addresses: Mapping[_Key, str],
+          done: Mapping[_Key, tuple[Exchange, tuple[list[Answer], bool]]]) -> dict[_Key, Told]:
+    records = defaultdict(list)
+    for row in site.rows("SELECT * FROM audit_events WHERE peer IS NOT NULL ORDER BY id"):
+        records[row.peer].append(row)
+    messages = {row.uuid: row for row in site.rows("SELECT * FROM messages")}
+    return {key: Told(exchange=exchange, answers=answers, ended=ended, records=records[addresses[key]],
+                      messages=[messages[row.message_uuid] for row in records[addresses[key]]
+                                if row.message_uuid is not None])
+            for key, (exchange, (answers, ended)) in done.items()}
+
+
+@pytest.mark.parametrize(("front", "name"), KEYS)
+def test_bad_input(aftermath: Aftermath, name: str, front: Front) -> None:
+    """It is answered, written down and kept as it should be, and in no other way."""
+    case, told = CASES[name], aftermath.told[front, name]
+    expected = case.expected_from(front)
+    statuses = tuple(answer.status for answer in told.answers)
+    if expected.statuses is None:
+        assert all(status >= 400 for status in statuses)
+    else:
+        assert statuses == expected.statuses
+    assert [(row.outcome, row.reason) for row in told.records] == list(expected.records)
+    assert told.ended or not expected.closes
+    kept = {sha256(body).digest() for body in told.exchange.kept}
+    assert {bytes(row.sha256) for row in told.messages} <= kept
+    for column, value in case.columns.items():
+        assert [getattr(row, column) for row in told.messages] == [value]
+    if told.exchange.never is not None:
+        assert not any(told.exchange.never in answer.raw for answer in told.answers)
+
+
+@pytest.mark.parametrize("front", FRONTS)
+def test_true_messages_are_served_afterwards(aftermath: Aftermath, front: Front) -> None:
+    """Whatever came before."""
+    assert aftermath.afterwards[front].status == 200
+
+
+def test_nobody_died(aftermath: Aftermath) -> None:
+    """The processes that served the first of them served the last, in bounded memory."""
+    before, after = aftermath.survivors
+    assert before == after
+    peaks = [int(peak) for server in aftermath.servers for each in server.workers() for peak in re.findall(
+        r"VmHWM:\s+(\d+) kB", Path(f"/proc/{each.pid}/status").read_text())]
+    assert max(peaks) < 1024 * 1024
+
+
+def test_nobody_was_asked(aftermath: Aftermath) -> None:
+    """No address in a token or a payload was so much as connected to."""
+    assert not aftermath.fetched
+
+
+def test_no_fault_of_ours(site: Site, aftermath: Aftermath) -> None:
+    """No traceback, no line above a warning; and in no log a word of a body, a header, a query or a token."""
+    for server in aftermath.servers:
+        assert [line for line in server.lines() if line["level"] in ("error", "critical")] == []
+    for text in (*(server.text() for server in aftermath.servers), aftermath.nginx.text()):
+        assert "Traceback" not in text
+        assert "CANARY" not in text
+        assert "\x1b" not in text
+        assert not any(token in text for token in site.tokens.values())
+    assert not re.search(r"\[(error|crit|alert|emerg)\]", aftermath.nginx.text())
+
+
+def test_no_answer_is_anybody_else_s(aftermath: Aftermath) -> None:
+    """Statuses of the contract alone: no 500. Nobody keeps an answer of the receiver's, or guesses what it is."""
+    for told in aftermath.told.values():
+        for answer in told.answers:
+            assert answer.status not in (500, 503)
+            if answer.headers.get("server") == "redox-receiver":
+                assert answer.headers["x-content-type-options"] == "nosniff"
+                assert answer.headers["cache-control"] == "no-store"
+
+
+def test_nothing_else_is_kept(site: Site, aftermath: Aftermath) -> None:
+    """The payload tables hold what was accepted or quarantined, and nothing of what was refused."""
+    accepted: set[bytes] = set()
+    for (front, name), told in aftermath.told.items():
+        if any(outcome in ("unhandled", "quarantined") for outcome, _ in CASES[name].expected_from(front).records):
+            accepted |= {sha256(body).digest() for body in told.exchange.kept}
+    rows = site.rows("SELECT m.sha256 FROM messages m JOIN destinations d ON d.id = m.destination_id "
+                     "WHERE d.name <> 'lab'")
+    assert {bytes(row.sha256) for row in rows} == accepted
+    assert site.count("payloads") == site.count("messages")
+    assert site.count("deliveries") == 0

@@ -1,0 +1,112 @@
+"""Floods against a receiver that serves: every request is in the audit, and the audit stays small."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from uuid import uuid4
+
+import pytest
+
+from receiver import logs
+from receiver.storage import reading
+from receiver.storage.audit import REPEATS, ROWS_EACH
+from tests.waiting import until
+from tests.web.conftest import Site, message, sent
+from tests.web.server import Server, Wire, post
+
+# Requests of each flood, quicker than a minute; two minutes may have begun in it.
+MANY = 300
+MINUTES = 2
+
+
+@pytest.fixture(scope="module")
+def door() -> str:
+    """One: what bounds a flood is the ledger's."""
+    return "flask"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _destinations(site: Site) -> None:
+    """One for each flood, before a receiver looks: until it knew them it would call them unknown."""
+    for name in ("wrong", "handshake", "repeats", "made-up", "queries", "guesses"):
+        site.add(name)
+
+
+def flood(server: Server, requests: Iterator[bytes]) -> set[int]:
+    """Send them on one connection as long as it lasts; the statuses that were answered."""
+    statuses = set()
+    wire: Wire | None = None
+    for request in requests:
+        wire = server.wire() if wire is None else wire
+        answer = wire.send(request).answer()
+        statuses.add(answer.status)
+        if answer.headers.get("connection") == "close":
+            wire.socket.close()
+            wire = None
+    if wire is not None:
+        wire.socket.close()
+    return statuses
+
+
+def handshake(site: Site) -> bytes:
+    token = site.tokens["handshake"]
+    return post("/redox/handshake", json.dumps({"verification-token": token, "challenge": str(uuid4())}).encode())
+
+
+def made_up(site: Site) -> bytes:
+    return sent(site, message(Source={"ID": str(uuid4())}), to="made-up")
+
+
+def query(site: Site) -> bytes:
+    return sent(site, message(DataModel="PatientSearch", EventType="Query"), to="queries")
+
+
+def guess(_: Site) -> bytes:
+    return post("/oauth/guesses/token", b"grant_type=client_credentials",
+                content_type="application/x-www-form-urlencoded")
+
+
+FLOODS: dict[str, tuple[Callable[[Site], bytes], set[int], str]] = {
+    # name → a request, the statuses that are right for it, and which rows of the audit are its own
+    "wrong": (lambda site: sent(site, b"{}", to="wrong", verification_token="wrong"), {401}, "reason = 'token_wrong'"),
+    "handshake": (handshake, {200}, "action = 'destination.handshake'"),
+    "unknown": (lambda _: post("/redox/nobody", b"{}"), {401}, "reason = 'destination_unknown'"),
+    "made-up": (made_up, {403}, "reason = 'source_unknown'"),
+    "queries": (query, {501}, "action = 'query.answer'"),
+    "guesses": (guess, {401, 429}, "action = 'token.refuse'"),
+}
+
+
+def test_floods_are_counted(site: Site, server: Server) -> None:
+    """Of each a few rows a minute tell how often it was; another method leaves none; meanwhile the feed is served."""
+    same = message()
+    until(lambda: server.ask(sent(site)).status == 200)  # from now on it knows all of them
+    assert server.ask(sent(site, same, to="repeats")).status == 200
+    for name, (request, statuses, _) in FLOODS.items():
+        assert flood(server, (request(site) for _ in range(MANY))) == statuses, name
+        assert server.ask(sent(site)).status == 200
+    assert flood(server, (sent(site, same, to="repeats") for _ in range(MANY))) == {200}
+    before = site.now()
+    assert flood(server, (sent(site).replace(b"POST", b"PUT", 1) for _ in range(MANY))) == {405}
+    # A source that is there comes again among those that are made up.
+    there = {"ID": "3d2a6f04-0000-4000-8000-00000000abcd"}
+    for _ in range(3):
+        assert server.ask(sent(site, message(Source=there), to="made-up")).status == 403
+    assert not site.rows("SELECT FROM audit_events WHERE at > :at AND action LIKE 'method%'", at=before)
+    server.process.terminate()  # what is summed up is written at the end
+    assert server.process.wait(60) == 0
+    for name, (_, _, rows) in FLOODS.items():
+        found = site.rows(f"SELECT count FROM audit_events WHERE {rows}")
+        assert sum(each.count for each in found) == MANY + (3 if name == "made-up" else 0), name
+        assert len(found) <= MINUTES * (ROWS_EACH + 2), name
+    repeats = site.rows("SELECT count FROM audit_events WHERE outcome = 'duplicate' AND destination = 'repeats'")
+    assert sum(each.count for each in repeats) == MANY
+    assert len(repeats) <= MINUTES * (REPEATS + ROWS_EACH + 1)
+    with site.engine.connect() as connection:
+        told = reading.refused_sources(connection, destination="made-up", limit=3)
+    assert (told[0]["source_id"], told[0]["count"]) == (there["ID"], 2)  # the first of the three was like any other
+    assert server.lines("request.failed") == []
+    lines = server.lines("query.not_answered")
+    assert len(lines) <= MINUTES * (logs.LINES + 1)
+    assert sum(line.get("more", 1) for line in lines) == MANY

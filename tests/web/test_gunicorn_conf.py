@@ -1,0 +1,39 @@
+"""Facts about deploy/gunicorn.conf.py: gunicorn, started by hand with it, serves as `serve` does."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import signal
+from pathlib import Path
+
+import pytest
+
+from receiver.web import gunicorn_conf
+from tests.web.conftest import SOURCE, Site
+from tests.web.server import post, serving
+
+CONFIGURATION = Path(__file__).parents[2] / "deploy" / "gunicorn.conf.py"
+
+
+@pytest.mark.parametrize("door", ["flask", "asgi"])
+def test_it_serves(site: Site, tmp_path: Path, door: str) -> None:
+    """gunicorn with that file takes a message and keeps it, and ends in order."""
+    body = json.dumps({"Meta": {"DataModel": "PatientAdmin", "EventType": "Arrival", "Source": {"ID": SOURCE},
+                                "Logs": [{"ID": f"by-hand-{door}"}]}}).encode()
+    environment = site.environment | {"RECEIVER_DOOR": door}
+    with serving(tmp_path, environment, arguments=("-c", str(CONFIGURATION))) as server:
+        assert server.ask(post("/redox/lab", body, verification_token=site.tokens["lab"])).status == 200
+        assert server.stop(signal.SIGTERM) == 0
+        assert server.lines()  # JSON, every one
+    assert site.rows("SELECT count(*) FROM messages WHERE log_id = :id", id=f"by-hand-{door}")[0][0] == 1
+
+
+def test_it_is_ours(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every setting of ours is in it, unchanged: what it says of them is true of `serve` too."""
+    for name, value in site.environment.items():
+        monkeypatch.setenv(name, value)
+    theirs = runpy.run_path(str(CONFIGURATION))
+    ours = {name for name in vars(gunicorn_conf) if not name.startswith("_") and name.islower()}
+    assert {"workers", "threads", "keepalive", "worker_class", "worker_tmp_dir"} <= ours
+    assert {name for name in ours if theirs.get(name) != getattr(gunicorn_conf, name)} == set()

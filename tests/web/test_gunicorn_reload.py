@@ -1,0 +1,137 @@
+"""SIGHUP: the old workers serve on until new ones do, and for good when what is configured anew does not hold."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from receiver import keyring as keyrings
+from receiver.keyring import Keyring
+from tests.waiting import until
+from tests.web.conftest import Site, sent
+from tests.web.server import Server, serving
+
+GOOD = "RECEIVER_THREADS=4\nRECEIVER_RECEIVERS=1\n"
+
+
+@pytest.fixture(scope="module")
+def env_file(site: Site) -> Path:
+    """The file that settings are in."""
+    made = site.directory / "settings.env"
+    made.write_text(GOOD)
+    return made
+
+
+@pytest.fixture(scope="module")
+def server(site: Site, env_file: Path) -> Iterator[Server]:
+    """A receiver whose settings are in that file."""
+    environment = {name: value for name, value in site.environment.items() if name != "RECEIVER_RECEIVERS"}
+    with serving(site.directory, environment | {"RECEIVER_ENV_FILE": str(env_file)}) as server:
+        yield server
+
+
+def pids(server: Server) -> set[int]:
+    """Its workers."""
+    return {each.pid for each in server.workers()}
+
+
+def told(server: Server, event: str) -> str:
+    """Send SIGHUP; the error of the line that tells what came of it."""
+    before = len(server.lines(event))
+    server.process.send_signal(signal.SIGHUP)
+    until(lambda: len(server.lines(event)) > before)
+    return str(server.lines(event)[-1].get("error"))
+
+
+@contextmanager
+def asked_all_the_while(site: Site, server: Server) -> Iterator[list[int]]:
+    """Somebody sends messages one after another while the block runs: the statuses."""
+    statuses: list[int] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            statuses.append(server.ask(sent(site)).status)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        yield statuses
+    finally:
+        over.set()
+        asking.join(60)
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    (b"RECEIVER_THREADS=many\nRECEIVER_LEASE=none\n", "RECEIVER_THREADS"), (b"RECEIVER_THREADS=\xff", "no UTF-8 text"),
+    (None, "there is no file")])
+def test_settings_that_do_not_hold(site: Site, server: Server, env_file: Path, text: bytes | None,
+                                   expected: str) -> None:
+    """One line says what is wrong, the same workers serve on, and nothing ends."""
+    before = pids(server)
+    try:
+        if text is None:
+            env_file.unlink()
+        else:
+            env_file.write_bytes(text)
+        assert expected in told(server, "receiver.not_reloaded")
+    finally:
+        env_file.write_text(GOOD)
+    assert pids(server) == before
+    assert server.ask(sent(site)).status == 200
+
+
+def test_a_keyring_that_is_not_there(site: Site, server: Server) -> None:
+    """It is missed before anybody is stopped."""
+    before, path = pids(server), site.directory / "keyring.json"
+    path.rename(site.directory / "elsewhere.json")
+    try:
+        assert "redox-receiver keys init" in told(server, "receiver.not_reloaded")
+    finally:
+        (site.directory / "elsewhere.json").rename(path)
+    assert pids(server) == before
+    assert server.ask(sent(site)).status == 200
+
+
+@pytest.mark.parametrize("door", ["flask", "asgi"])
+def test_workers_that_do_not_boot(site: Site, server: Server, env_file: Path, keyring: Keyring, door: str) -> None:
+    """What only a worker finds out ends that worker, and nobody else; whoever is born later has the old door too."""
+    before, refusals = pids(server), len(server.lines("receiver.not_started"))
+    keyrings.create(datetime.now(UTC)).save(site.directory / "keyring.json")
+    env_file.write_text(f"{GOOD}RECEIVER_DOOR={door}\n")
+    try:
+        with asked_all_the_while(site, server) as statuses:
+            assert "the old ones serve on" in told(server, "receiver.not_reloaded")
+    finally:
+        keyring.save(site.directory / "keyring.json")
+        env_file.write_text(GOOD)
+    until(lambda: pids(server) == before)
+    assert set(statuses) == {200}
+    [line] = server.lines("receiver.not_started")[refusals:]
+    assert "RECEIVER_KEYRING" in line["error"]
+    server.workers()[0].kill()
+    until(lambda: len(pids(server) - before) == 1)
+    assert server.ask(sent(site)).status == 200
+
+
+@pytest.mark.parametrize("door", ["flask", "asgi"])
+def test_settings_that_hold(site: Site, server: Server, env_file: Path, door: str) -> None:
+    """They take over with as many workers as they say, and nobody who asks meanwhile is refused."""
+    before = pids(server)
+    env_file.write_text(f"RECEIVER_THREADS=6\nRECEIVER_RECEIVERS=2\nRECEIVER_DOOR={door}\n")
+    try:
+        with asked_all_the_while(site, server) as statuses:
+            told(server, "receiver.reloaded")
+    finally:
+        env_file.write_text(GOOD)
+    assert len(pids(server)) == 2
+    assert not pids(server) & before
+    assert set(statuses) == {200}
+    assert server.ask(sent(site)).status == 200
+    assert server.process.poll() is None
