@@ -17,10 +17,23 @@ from receiver.keyring import Keyring
 from receiver.storage import migrations
 from receiver.storage.database import open_engine
 from receiver.storage.registration import Registration, record_keys
+from tests import measuring
 from tests.postgres import drop_database, new_database, session_cluster
 
 # Where modules are that no test writes.
 _LASTING = tuple(f"{place}{os.sep}" for place in (sys.prefix, sys.base_prefix, Path(__file__).parents[1]))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _measured() -> None:
+    """Only those processes are measured that a test wants measured."""
+    measuring.keep_to_ourselves()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have what takes minutes begin first, whatever the order is: nothing waits for it in the end."""
+    items.sort(key=lambda item: item.get_closest_marker("first") is None)
 
 
 @pytest.fixture(autouse=True)

@@ -175,7 +175,7 @@ class RegistryFollower:
                     failpoints.spare(each.name for each in loaded.destinations.values()
                                      if each.environment == "production")
                     self._current = loaded
-                    log.info("registry.loaded", version=version)
+                    log.info("registry.loaded", version=loaded.version)
         except SQLAlchemyError as exc:
             log.warning("registry.not_read", error=describe(exc))
         except ReceiverError as exc:

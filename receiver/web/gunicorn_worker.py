@@ -41,7 +41,7 @@ answered = point("door.answered")
 
 # A client that is silent for so long is gone. Proxies have 10 to 60 seconds here; behind one, these never count.
 SILENCE: Final = 10.0
-# From the first byte of a request on it must come at this pace, after a start that covers a slow line's handshakes.
+# While we wait for a request it must come at this pace, after a start that covers a slow line's handshakes.
 START: Final = 15.0
 PACE: Final = 64 * 1024
 # What is at once told apart from a request line, such as a TLS handshake: its client would only wait.
@@ -61,14 +61,13 @@ class _Unreader(SocketUnreader):  # type: ignore[misc]  # gunicorn ships no type
 
     def begin(self) -> None:
         """A request may begin now."""
-        self._began = time.monotonic()
-        self._received = 0
+        self._left = START
 
     def chunk(self, size_hint: int | None = None) -> bytes:
-        patience = min(SILENCE, self._began + START + self._received / PACE - time.monotonic())
-        if patience <= 0:
+        if self._left <= 0:
             raise errors.NoMoreData
-        self.sock.settimeout(patience)
+        self.sock.settimeout(min(SILENCE, self._left))
+        asked = time.monotonic()
         try:
             data: bytes = super().chunk(size_hint)
         except TimeoutError as exc:
@@ -76,7 +75,8 @@ class _Unreader(SocketUnreader):  # type: ignore[misc]  # gunicorn ships no type
         if self._fresh and data and data[0] not in FIRST:
             raise errors.InvalidRequestLine("")
         self._fresh = False
-        self._received += len(data)
+        # What we take for ourselves between two pieces is not held against the client.
+        self._left += len(data) / PACE - (time.monotonic() - asked)
         return data
 
 

@@ -6,6 +6,7 @@ the machine's.
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import time
@@ -68,8 +69,9 @@ def order(seed: int, rounds: int, mishaps: Sequence[Mishap] = MISHAPS) -> Iterat
 
 
 def run(seed: int, rounds: int, *, mishaps: Sequence[Mishap] = MISHAPS, check_every: int = 7,
-        ends: float | None = None, tell: Tell = lambda _: None) -> Run:
-    """Run so many rounds, or as many as begin before `ends` (monotonic); judge after every few, and at the end."""
+        seconds: float = math.inf, tell: Tell = lambda _: None) -> Run:
+    """Run so many rounds, or as many as begin within `seconds` once everything runs; judge after every few, and at the
+    end."""
     made = Run(seed=seed)
     dice = random.Random(seed + 1)
     with site() as here:
@@ -81,11 +83,12 @@ def run(seed: int, rounds: int, *, mishaps: Sequence[Mishap] = MISHAPS, check_ev
             here.open(destination)
         left = list(order(seed, rounds, mishaps))
         leg = 0
-        while left and not made.wrong and (ends is None or time.monotonic() < ends):
+        ends = time.monotonic() + seconds
+        while left and not made.wrong and time.monotonic() < ends:
             load = Load(here, DESTINATIONS, feeds=FEEDS, seed=seed * 100 + leg)
             load.start()
             for mishap in left[:check_every]:
-                if ends is None or time.monotonic() < ends:
+                if time.monotonic() < ends:
                     made.rounds.append(_round(here, mishap, dice))
                     tell(f"{len(made.rounds):4} {mishap.__name__}: accepting {_seconds(made.rounds[-1].accepting)} "
                          "after it")

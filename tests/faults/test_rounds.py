@@ -1,4 +1,4 @@
-"""The rounds in their short form: every mishap once, as far as the time goes, and nothing is violated.
+"""The rounds in their short form: twenty mishaps, as far as the time goes, and nothing is violated.
 
 `./tests/faults/run` is the long form.
 """
@@ -6,24 +6,25 @@
 from __future__ import annotations
 
 import random
-import time
 
 import pytest
 
 from tests.faults.mishaps import MISHAPS
 from tests.faults.rounds import order, run
 
-# What the short form may take, once everything runs.
-SECONDS = 60.0
+ROUNDS = 20
+# On a machine that does much else; some three minutes on one that does nothing else.
+SECONDS = 240.0
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.first
+@pytest.mark.timeout(800)
 def test_nothing_is_violated() -> None:
     """Whatever happened, and whenever: what must hold holds. The seed is in the failure."""
     seed = random.SystemRandom().randrange(1_000_000)
-    made = run(seed, len(MISHAPS), ends=time.monotonic() + SECONDS)
-    assert made.wrong == [], f"./tests/faults/run --rounds {len(made.rounds)} --seed {seed}"
-    assert made.rounds
+    made = run(seed, ROUNDS, seconds=SECONDS)
+    assert made.wrong == [], f"./tests/faults/run --rounds {ROUNDS} --seed {seed}"
+    assert len(made.rounds) >= 3
     assert made.counts["messages recorded"] > 20
 
 

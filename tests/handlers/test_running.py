@@ -41,7 +41,7 @@ def test_in_order(shared: World, warm: Slot, place: str) -> None:
 def test_what_a_handler_gets(shared: World, warm: Slot, place: str) -> None:
     """A handler gets the message as it came, typed where it asks for that, and an idempotency key that stays the same
     for each attempt."""
-    shared.enable("scripted", place)
+    shared.enable("patient-one", place)  # the typed class is imported, which takes its time
     sent = shared.hand("facts", "raise:2", destination=place, source="Ward7")
     shared.stay(warm, sent.lane)
     shared.let_time_pass()
@@ -53,7 +53,7 @@ def test_what_a_handler_gets(shared: World, warm: Slot, place: str) -> None:
         "PatientAdmin.Arrival", "Ward7", f"log-{sent.first}", False)
     assert (facts["bytes"], facts["model"]) == (size, "Arrival")
     first, second = sent.journal("begin")[1:]
-    assert first["key"] == second["key"] == f"{sent.receipts[1].uuid}:scripted:1"
+    assert first["key"] == second["key"] == f"{sent.receipts[1].uuid}:patient-one:1"
     assert (first["attempt"], second["attempt"], first["replayed"]) == (1, 2, False)
     assert second["epoch"] > first["epoch"]
 

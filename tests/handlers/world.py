@@ -33,6 +33,7 @@ from receiver.settings import Settings
 from receiver.storage import registry
 from receiver.storage.ledger import Ledger
 from receiver.storage.registration import Registration
+from tests.measuring import MEASURED
 
 PLUGIN = "tests.handlers.plugins.scripted"
 ROOT = Path(__file__).parents[2]
@@ -91,7 +92,8 @@ class World:
 
     def environment(self, **more: str) -> dict[str, str]:
         """What a process of this world finds in its environment."""
-        return {name: value for name, value in os.environ.items() if not name.startswith(("RECEIVER_", "PLUGIN_"))} | {
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("RECEIVER_", "PLUGIN_"))}
+        return kept | MEASURED | {
             "PYTHONPATH": str(ROOT), "DATABASE_URL": self.url, "RECEIVER_DATA_DIR": str(self.directory),
             "RECEIVER_KEYRING": str(self.keyring_path), "RECEIVER_HANDLERS": PLUGIN, "RECEIVER_LEASE": "5",
             "JOURNAL": str(self.journal_path), **more}

@@ -20,6 +20,7 @@ from typing import Any, Final, Self
 
 import psutil
 
+from tests.measuring import MEASURED
 from tests.waiting import until
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -143,7 +144,7 @@ def serving(directory: Path, environment: Mapping[str, str], *, arguments: Seque
         process = subprocess.Popen(
             [sys.executable, "-m", "gunicorn", *arguments, "--bind", f"fd://{listener.fileno()}"], cwd=ROOT,
             stdout=file, stderr=file, stdin=subprocess.DEVNULL, pass_fds=[listener.fileno()],
-            env=kept | dict(environment))
+            env=kept | MEASURED | dict(environment))
         server = Server(port=listener.getsockname()[1], process=process, output=output)
     try:
         if wait:

@@ -1,4 +1,4 @@
-"""The soak finds what grows, and lets by what does not; in its short form it runs on a real machine."""
+"""The soak finds what grows, and lets by what does not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import random
 
 import pytest
 
-from tests.faults import hoarding, soak
 from tests.faults.series import Series, Word, judge
 
 DICE = random.Random(5)
@@ -42,12 +41,3 @@ def test_what_is_to_grow_is_let_grow() -> None:
 def test_nothing_measured_is_level() -> None:
     """A series that ends before the warm-up does tells nothing."""
     assert judge(Series(name="x", unit="", tolerance=0.0), 1.0).word == "level"
-
-
-def test_a_leak_is_found() -> None:
-    """With a handler that keeps a descriptor of each message, the verdict names who has too many."""
-    found = soak.measure(lambda _: None, minutes=0.12, rate=12, also=[hoarding.__name__])
-    assert any(each.startswith("descriptors of worker's handler processes is growing") for each in found.violations), (
-        found.text)
-    assert "Bytes a message, indexes included: " in found.text
-    assert not [each for each in found.violations if "answered" in each or "not done" in each]

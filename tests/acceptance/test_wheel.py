@@ -14,7 +14,7 @@ import pytest
 
 from tests.cli.machine import SOURCE, machine
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def pip(python: Path | str, *arguments: str | Path) -> None:
