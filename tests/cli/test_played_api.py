@@ -1,4 +1,4 @@
-"""`simulate --api` plays both sides of Redox, against everything that `up` starts."""
+"""`simulate --api`: the Redox API that is played beside the feed."""
 
 from __future__ import annotations
 
@@ -10,36 +10,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from receiver.cli.played_api import played
 from tests.cli.conftest import Commands
-from tests.cli.machine import SOURCE, machine
+from tests.cli.machine import SOURCE
 from tests.outbound.conftest import PRIVATE
 
 
 def free_address() -> str:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return f"127.0.0.1:{listener.getsockname()[1]}"
-
-
-def test_a_handler_answers_a_message_by_sending_one() -> None:
-    """The example's handler answers orders; what it sends arrives, signed by a key that is looked up at the receiver,
-    and its request is linked with the message that it answers."""
-    api = free_address()
-    with machine() as made:
-        made.environment["RECEIVER_HANDLERS"] = "receiver.testing.example"
-        made.up("--workers", "1")
-        token = made.register("lab")
-        made.run("signing-key", "new", "--algorithm", "ES384")
-        made.run("outbound", "key", "add", "ours", "--environment", "development", "--client-id", "client-1",
-                 "--source", SOURCE, "--base-url", f"http://{api}")
-        made.run("destination", "set", "lab", "--reply-with", "ours")
-        told = made.json("simulate", "--url", made.url, "--destination", "lab", "--token-file", str(token),
-                         "--source", SOURCE, "--kind", "Order.New", "--count", "3", "--api", api)
-
-        assert (told["wrong"], told["came"]) == ([], {"Results.New": 3})
-        sent = made.json("outbox", "list")
-        assert [each["state"] for each in sent] == ["sent"] * 3
-        received = {each["uuid"] for each in made.json("messages", "list") if each["kind"] == "Order.New"}
-        assert {each["message_uuid"] for each in sent} == received
-        assert made.json("status")["findings"] == []
 
 
 def test_it_knows_the_keys_that_are_for_its_address(run: Commands, tmp_path: Path) -> None:
