@@ -63,6 +63,15 @@ def report(sections: Sequence[Section], command: str = "./tests/faults/run --rep
                           sections="\n\n".join(_chapter(each) for each in sections))
 
 
+def renewed(text: str, section: Section) -> str:
+    """The report `text` with this chapter in the place of the one of its title. Raises ValueError: there is none."""
+    before, found, rest = text.partition(f"\n## {section.title}\n")
+    if not found:
+        raise ValueError(f"no chapter {section.title!r}")
+    _, _, after = rest.partition("\n\n## ")
+    return f"{before}\n{_chapter(section)}\n\n## {after}"
+
+
 def _chapter(section: Section) -> str:
     count = len(section.violations)
     told = "**Nothing was violated.**" if count == 0 else f"**Violated: {count}**" + "".join(

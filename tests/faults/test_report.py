@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.faults import clocks, floods, hosts, proxied, recovery, rounds, soak
 from tests.faults.__main__ import SECTIONS, run
-from tests.faults.report import Section, Tell, report
+from tests.faults.report import Section, Tell, renewed, report
 from tests.faults.rounds import Round, Run, section
 
 
@@ -40,6 +42,15 @@ def test_a_report_that_is_not_whole_says_so() -> None:
     assert "**Not whole**: without hosts, soak.\n" in report([], "./run --soak 1", missing=["hosts", "soak"])
     assert "\n    ./run --soak 1\n" in report([], "./run --soak 1")
     assert "Not whole" not in report([])
+
+
+def test_a_chapter_is_renewed() -> None:
+    """It takes the place of the one of its title, and nothing else changes."""
+    made = [Section(title=title, command=f"./{title}", text="Old.") for title in ("One", "Two", "Three")]
+    new = Section(title="Two", command="./again", text="New.", violations=["lost"])
+    assert renewed(report(made), new) == report([made[0], new, made[2]])
+    with pytest.raises(ValueError, match="Four"):
+        renewed(report(made), Section(title="Four", command="./x", text=""))
 
 
 def test_the_rounds_come_first() -> None:
