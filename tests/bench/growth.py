@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import gc
 import statistics
-import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -27,8 +26,7 @@ from sqlalchemy import Connection, event
 from receiver.storage import lanes, partitions, reading
 from receiver.storage.ledger import Ledger
 from receiver.storage.reading import DeliveryFilter, MessageFilter
-from tests.bench.lanes import Bench, Server
-from tests.postgres import open_directory
+from tests.bench.lanes import Bench, durable
 
 ALLOWED: Final = 0.15
 # Beyond that share a difference is noise as long as it is below so much: a tenth of a round trip.
@@ -204,12 +202,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=5_000_000)
     parser.add_argument("--rounds", type=int, default=100)
     options = parser.parse_args(arguments)
-    directory = open_directory()
     with ExitStack() as stack:
-        stack.callback(subprocess.run, ["rm", "-rf", "--", str(directory)], check=True)
-        server = Server(directory)
-        server.start()
-        stack.callback(server.cluster.stop)
+        server = stack.enter_context(durable())
         benches = [stack.enter_context(server.bench(1)) for _ in range(2)]
         for bench in benches:
             bench.enable("by-source")

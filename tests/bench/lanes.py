@@ -41,6 +41,7 @@ from receiver.storage.ledger import Ledger
 from receiver.storage.registration import Registration, record_keys
 from tests.bench import idle
 from tests.postgres import open_directory
+from tests.processes import end
 
 PLUGIN = "tests.bench.idle"
 ROOT = Path(__file__).parents[2]
@@ -148,7 +149,7 @@ class Bench:
                 self.workers.append(subprocess.Popen(
                     [sys.executable, "-m", "receiver", "worker"], env=environment, cwd="/", stdin=subprocess.DEVNULL,
                     stdout=log, stderr=log, start_new_session=True))
-            self.stack.callback(end, self.workers[-1])
+            self.stack.callback(end, self.workers[-1], 40)
         until(lambda: self.scalar("SELECT count(*) FROM workers") >= count, "the workers have started")
 
     def warm(self, handler: str) -> None:
@@ -213,19 +214,6 @@ class Bench:
         if recorded != last - first + 1:
             wrong.append(f"{recorded} successes are on record, of {last - first + 1}")
         return wrong
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End a worker and its handler processes."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(40)
-        except subprocess.TimeoutExpired:
-            for each in psutil.Process(process.pid).children(recursive=True):
-                each.kill()
-            process.kill()
-            process.wait()
 
 
 class Server:
@@ -365,6 +353,18 @@ def latency(bench: Bench, count: int) -> list[float]:
     return took
 
 
+@contextmanager
+def durable() -> Iterator[Server]:
+    """A server while the block runs; nothing of it is left."""
+    directory = open_directory()
+    with ExitStack() as stack:
+        stack.callback(subprocess.run, ["rm", "-rf", "--", str(directory)], check=True)
+        server = Server(directory)
+        server.start()
+        stack.callback(server.cluster.stop)
+        yield server
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print a line each, and return 1 when something ran out of order, twice or never."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.lanes", description=__doc__)
@@ -375,12 +375,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     wanted = options.scenes.split(",")
     wrong: list[str] = []
-    directory = open_directory()
-    with ExitStack() as stack:
-        stack.callback(subprocess.run, ["rm", "-rf", "--", str(directory)], check=True)
-        server = Server(directory)
-        server.start()
-        stack.callback(server.cluster.stop)
+    with durable() as server:
         for scene in SCENES:
             if scene.name in wanted:
                 with server.bench(options.concurrency) as bench:

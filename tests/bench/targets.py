@@ -10,7 +10,6 @@ import os
 import re
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -40,6 +39,7 @@ from tests.bench.bodies import Body, of_size
 from tests.bench.load import Sent
 from tests.cli.machine import SOURCE
 from tests.postgres import open_directory
+from tests.processes import end
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 NODE: Final = Path(__file__).with_name("node")
@@ -103,7 +103,7 @@ class Server:
         return self
 
     def __exit__(self, *_: object) -> None:
-        end(self.process)
+        end(self.process, 40)
 
     def _started(self, command: Sequence[str], *descriptors: int) -> subprocess.Popen[bytes]:
         with self.log.open("w") as log:
@@ -119,7 +119,7 @@ class NodeServer(Server):
         deadline = time.monotonic() + 60
         while not (said := self.log.read_text()).startswith("ready "):
             if self.process.poll() is not None or time.monotonic() > deadline:
-                end(self.process)
+                end(self.process, 40)
                 raise RuntimeError(f"node does not serve: {said}")
             time.sleep(0.02)
         self.url = f"http://127.0.0.1:{said.split()[1]}"
@@ -210,20 +210,6 @@ def _environment(added: Mapping[str, str]) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items()
             if not name.startswith(("RECEIVER_", "PLUGIN_", "PG", "NODE_")) and name != "DATABASE_URL"}
     return {**kept, "PYTHONPATH": str(ROOT), **added}
-
-
-def end(process: subprocess.Popen[Any]) -> None:
-    """Ask it to end, and what it has started; then make it."""
-    tree = machine.tree(process.pid) if process.poll() is None else []
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(40)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait(30)
-    for each in tree[1:]:
-        if each.is_running():
-            each.kill()
 
 
 class Receiver:

@@ -9,7 +9,7 @@ import shutil
 import socket
 import ssl
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ import psutil
 import pytest
 import trustme
 
+from tests.processes import end
 from tests.waiting import until
 from tests.web.server import ROOT, Answer, Wire
 
@@ -154,7 +155,7 @@ def proxying(directory: Path, upstream: int, *, changes: Mapping[str, str] | Non
         assert process.poll() is None, nginx.text()
         yield nginx
     finally:
-        _end(process)
+        end(process, 30)
 
 
 def _listener() -> socket.socket:
@@ -172,18 +173,3 @@ def _alive(nginx: Nginx) -> bool:
         return nginx.ask(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").status in (200, 502)
     except (OSError, EOFError):
         return False
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    children: Sequence[psutil.Process] = []
-    if process.poll() is None:
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-    for child in children:
-        if child.is_running():
-            child.kill()

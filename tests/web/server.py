@@ -21,6 +21,7 @@ from typing import Any, Final, Self
 import psutil
 
 from tests.measuring import MEASURED
+from tests.processes import end
 from tests.waiting import until
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -152,7 +153,7 @@ def serving(directory: Path, environment: Mapping[str, str], *, arguments: Seque
             assert process.poll() is None, server.text()
         yield server
     finally:
-        _end(process)
+        end(process, 45)
 
 
 def _alive(server: Server) -> bool:
@@ -161,20 +162,6 @@ def _alive(server: Server) -> bool:
             return wire.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").answer().status == 200
     except (OSError, EOFError):
         return False
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.terminate()
-        try:
-            process.wait(45)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        for child in children:
-            if child.is_running():
-                child.kill()
 
 
 def post(path: str, body: bytes = b"", **headers: str | None) -> bytes:
