@@ -96,6 +96,9 @@ class Ledger(Protocol):
     def accept(self, admitted: Admitted) -> Future[Receipt]:
         """Record in one commit. The future raises receiver.errors.Unavailable when that cannot be done now."""
 
+    def hasten(self) -> None:
+        """Somebody waits for what is to be recorded; until then it may gather, for one commit."""
+
     def refuse(self, refused: Refused) -> None:
         """Note a refusal in the audit; does not wait."""
 

@@ -54,6 +54,10 @@ class Ledger:
         self._writer.put(entry)
         return entry.future
 
+    def hasten(self) -> None:
+        """Somebody waits for what was accepted: until then it may gather, for one commit."""
+        self._writer.hasten()
+
     def refuse(self, refused: Refused) -> None:
         """Note a refusal: who, why, how long and which digest; never the body, a token or a header's value."""
         detail: dict[str, Any] = {"status": refused.status}

@@ -63,7 +63,7 @@ class Writer:
         self._flood = Flood()
         self._events: deque[AuditEvent] = deque()
         self._used: dict[int, datetime] = {}
-        self._stopping = False
+        self._hastened = self._stopping = False
 
         # What the writer is at; the watchdog looks at it.
         self._busy: tuple[float, Sequence[Entry | Urgent]] | None = None
@@ -84,7 +84,7 @@ class Writer:
         self._thread.join(2 * PATIENCE)
 
     def put(self, entry: Entry) -> None:
-        """Have the entry written; its future tells when it is, or that it cannot be."""
+        """Have the entry written; its future tells when it is, or that it cannot be. See `hasten`."""
         size = entry.row["size"]
         with self._wake:
             refusal = None
@@ -96,9 +96,15 @@ class Writer:
                 self._waiting.append(entry)
                 self._waiting_bytes += size
                 self._used |= dict.fromkeys(entry.row["credential_ids"], entry.row["received_at"])
-                self._wake.notify()
         if refusal is not None:
             entry.fail(refusal)
+
+    def hasten(self) -> None:
+        """Somebody waits for an entry: until then they gather, so that those who come together share a commit."""
+        with self._wake:
+            if self._waiting and not self._hastened:
+                self._hastened = True
+                self._wake.notify()
 
     def put_urgent(self, urgent: Urgent) -> None:
         """Have one audit row written that somebody waits for."""
@@ -136,7 +142,7 @@ class Writer:
     def _take(self) -> tuple[list[Entry], list[Urgent], list[AuditEvent], bool]:
         """What waits, bounded in rows and bytes, the refusals that are due, and whether that is the last of it."""
         with self._wake:
-            if not (self._waiting or self._urgent or self._stopping):
+            if not (self._hastened or self._urgent or self._stopping):
                 self._wake.wait(_FLUSH)
             entries: list[Entry] = []
             size = 0
@@ -145,6 +151,7 @@ class Writer:
                 entries.append(self._waiting.popleft())
                 size += entries[-1].row["size"]
             self._waiting_bytes -= size
+            self._hastened = bool(self._waiting)
             urgent = [self._urgent.popleft() for _ in range(min(len(self._urgent), BATCH_ROWS))]
             events = self._due_events()
             return entries, urgent, events, self._stopping and not (self._waiting or self._urgent or self._events)

@@ -132,7 +132,7 @@ class _Served:
                     if isinstance(step, Read):
                         came = await transfer.read(step.size)
                     elif isinstance(step, Wait):
-                        came = await self._bell.outcome(step.future, step.seconds)
+                        came = await self._bell.outcome(step)
                     else:
                         came = await asyncio.get_running_loop().run_in_executor(self._pool, step.call)
                 except Exception as exc:  # noqa: BLE001 - it is theirs who asked for it
@@ -154,17 +154,25 @@ class Bell:
         self._loop = loop
         self._ended: deque[asyncio.Future[None]] = deque()
         self._rung = False
+        self._hasten: dict[Callable[[], None], None] = {}
 
-    async def outcome(self, future: Future[T], seconds: float) -> T:
-        """What the future holds. Raises what it raises; TimeoutError after so many seconds."""
+    async def outcome(self, step: Wait) -> Any:
+        """What its future holds. Raises what it raises; TimeoutError after so many seconds."""
         waiter = self._loop.create_future()
-        future.add_done_callback(partial(self._ring, waiter))
-        late = self._loop.call_later(seconds, _give_up, waiter)
+        if not self._hasten:  # once for all that begin to wait in this turn of the loop
+            self._loop.call_soon(self._say_so)
+        self._hasten[step.hasten] = None
+        step.future.add_done_callback(partial(self._ring, waiter))
+        late = self._loop.call_later(step.seconds, _give_up, waiter)
         try:
             await waiter
         finally:
             late.cancel()
-        return future.result(0)
+        return step.future.result(0)
+
+    def _say_so(self) -> None:
+        while self._hasten:
+            self._hasten.popitem()[0]()
 
     def _ring(self, waiter: asyncio.Future[None], _ended: Future[Any]) -> None:
         self._ended.append(waiter)

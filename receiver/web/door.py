@@ -41,7 +41,7 @@ from receiver.pipeline import Admitted, Challenged, Receipt, Refused
 from receiver.protocol.message import Head, Inbound, Message, Once, Reply, error_body
 from receiver.protocol.patterns import matches
 from receiver.protocol.registry import Destination, Registry, Subscription
-from receiver.web.steps import Call, Steps, T, Transfer, Wait, take
+from receiver.web.steps import Call, Steps, T, Wait
 from receiver.web.transfer import SMALL, Room, Share, receive
 
 log: Final = structlog.get_logger(__name__)
@@ -164,10 +164,6 @@ class Door:
         self._places = Places(places)
         self._one_at_a_time = threading.Lock()
 
-    def serve(self, head: Head, transfer: Transfer) -> Reply:
-        """The answer to a request, whatever it is, in this thread. Raises nothing."""
-        return take(self.steps(head, transfer.length), transfer)
-
     def steps(self, head: Head, length: int | None) -> Steps[Reply]:
         """The answer to a request whose body has that length; None: it comes in chunks. Raises nothing."""
         try:
@@ -230,7 +226,7 @@ class Door:
             return self._refuse(pipeline.replayed(verdict))
         recording = yield from self._worked(body, partial(self._ledger.accept, verdict))
         _queued()
-        receipt: Receipt = yield from recorded(recording)
+        receipt: Receipt = yield from recorded(recording, self._ledger.hasten)
         _recorded()
         if verdict.query is not None:
             return (yield from self._answer(verdict, verdict.query, receipt))
@@ -268,7 +264,7 @@ class Door:
                             length=len(reply.body), sha256=sha256(reply.body).digest())
         _query_answered()
         try:
-            yield from recorded(self._ledger.answered(answered))
+            yield from recorded(self._ledger.answered(answered), self._ledger.hasten)
         except Unavailable as exc:
             log.warning("query.not_recorded", reason=str(exc), destination=destination.name, uuid=receipt.uuid)
             return reply if reply.status != ACCEPTED.status else _failure(query, 503)
@@ -320,10 +316,10 @@ class Door:
         return Call(placed)
 
 
-def recorded(future: Future[Any]) -> Steps[Any]:
+def recorded(future: Future[Any], hasten: Callable[[], None]) -> Steps[Any]:
     """What the ledger says, in time. Raises Unavailable."""
     try:
-        return (yield Wait(future, PATIENCE))
+        return (yield Wait(future, PATIENCE, hasten))
     except TimeoutError as exc:
         raise Unavailable("ledger_silent") from exc
 

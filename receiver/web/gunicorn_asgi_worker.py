@@ -3,7 +3,7 @@ by its client.
 
 gunicorn's own keeps a connection for as long as its client likes, drops what it was about to answer when the client has
 sent all it had to say, closes a connection so that an answer on its way may be lost, and quotes the request in answers
-and log lines. Here reading has the deadlines of receiver.web.gunicorn_worker, looked after once in a while for all
+and log lines. Here reading has the deadlines of receiver.web.gunicorn_connection, looked after once in a while for all
 connections together; a body that broke off or was malformed is told to the application, which answers; and a connection
 that ends is read a little longer, until its client has taken the answer.
 
@@ -24,7 +24,8 @@ from gunicorn.asgi import parser, protocol  # type: ignore[import-untyped]  # gu
 from gunicorn.asgi.lifespan import LifespanManager  # type: ignore[import-untyped]  # gunicorn ships no types
 from gunicorn.workers.gasgi import ASGIWorker  # type: ignore[import-untyped]  # gunicorn ships no types
 
-from receiver.web.gunicorn_worker import FIRST, PACE, SILENCE, START, answered
+from receiver.web.gunicorn_connection import FIRST, PACE, SILENCE, START
+from receiver.web.gunicorn_threads import answered
 from receiver.web.transfer import SMALL
 
 log: Final = structlog.get_logger(__name__)

@@ -1,227 +1,331 @@
-"""gunicorn's threaded worker, made to stand without a proxy: slow clients cost it no request thread.
+"""The worker that serves our listeners: a small request is taken in by the main loop, all else by threads.
 
-gthread lets a connection hold one of its few threads for as long as its client likes: while the head comes, while the
-body comes; and a finished connection may hold up its main loop. Here a connection that says nothing waits in the
-poller; reading has a deadline, and takes no place from the requests at work; who has read also waits for the client to
-take the answer. gunicorn's own error pages and log lines quote the request; here they do not.
+A thread for a request costs more than the request: it is woken for it, woken again by the ledger, and each time waits
+its turn at the interpreter. So what has come whole, and is for an application that never waits (`never_waits`), is
+begun in the main loop; its answer is Pending, and while the ledger writes the loop goes on. What waits for a handler, a
+body or a client is a thread's, as ever (receiver.web.gunicorn_threads).
 
-May not judge a request: only what is no HTTP is answered here.
+May not wait in the main loop for anything but the poller.
 """
 
 from __future__ import annotations
 
-import socket
-import sys
-import threading
+import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import partial
-from http import HTTPStatus
 from selectors import EVENT_READ
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-import structlog
-from gunicorn import util  # type: ignore[import-untyped]  # gunicorn ships no types
-from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]  # gunicorn ships no types
-from gunicorn.http import errors  # type: ignore[import-untyped]  # gunicorn ships no types
-from gunicorn.http.unreader import SocketUnreader  # type: ignore[import-untyped]  # gunicorn ships no types
-from gunicorn.workers.gthread import TConn, ThreadWorker  # type: ignore[import-untyped]  # gunicorn ships no types
+from gunicorn.http import errors, wsgi  # type: ignore[import-untyped]  # gunicorn ships no types
 
-from receiver.errors import ConfigurationError
-from receiver.failpoints import point
+from receiver.web.gunicorn_connection import SILENCE, Connection
+from receiver.web.gunicorn_threads import Threads, answered, starter
+from receiver.web.pending import Pending
+from receiver.web.steps import Call, Wait
+from receiver.web.transfer import SMALL
 
-if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-
-log: Final = structlog.get_logger(__name__)
-
-answered = point("door.answered")
-
-# A client that is silent for so long is gone. Proxies have 10 to 60 seconds here; behind one, these never count.
-SILENCE: Final = 10.0
-# While we wait for a request it must come at this pace, after a start that covers a slow line's handshakes.
-START: Final = 15.0
-PACE: Final = 64 * 1024
-# What is at once told apart from a request line, such as a TLS handshake: its client would only wait.
-FIRST: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ\r")
-
-_STATUSES: Final = (
-    (errors.LimitRequestLine, 414), (errors.LimitRequestHeaders, 431), (errors.ExpectationFailed, 417),
-    (errors.UnsupportedTransferCoding, 501), (errors.InvalidResponseHeader, 503),
-    (errors.InvalidResponseHeaderName, 503), (errors.ParseException, 400),
-)
+# As much as a head may have, and a small body.
+_READ: Final = SMALL + 16 * 1024
+_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,6})[ \t]*\r\n", re.IGNORECASE)
+_OTHERWISE: Final = re.compile(rb"\r\n(?:transfer-encoding|expect|upgrade)[ \t]*:", re.IGNORECASE)
 
 
-class _Unreader(SocketUnreader):  # type: ignore[misc]  # gunicorn ships no types
-    """Reads from a connection, within its deadlines. Raises NoMoreData beyond them: the client is as good as gone."""
+class _Sink:
+    """Takes what gunicorn's Response writes, so that it is sent at once."""
 
-    _fresh = True
+    def __init__(self) -> None:
+        self._written: list[bytes] = []
 
-    def begin(self) -> None:
-        """A request may begin now."""
-        self._left = START
+    def sendall(self, data: bytes) -> None:
+        """Keep it."""
+        self._written.append(data)
 
-    def chunk(self, size_hint: int | None = None) -> bytes:
-        if self._left <= 0:
-            raise errors.NoMoreData
-        self.sock.settimeout(min(SILENCE, self._left))
-        asked = time.monotonic()
-        try:
-            data: bytes = super().chunk(size_hint)
-        except TimeoutError as exc:
-            raise errors.NoMoreData from exc
-        if self._fresh and data and data[0] not in FIRST:
-            raise errors.InvalidRequestLine("")
-        self._fresh = False
-        # What we take for ourselves between two pieces is not held against the client.
-        self._left += len(data) / PACE - (time.monotonic() - asked)
-        return data
+    def taken(self) -> bytes:
+        """All of it."""
+        return b"".join(self._written)
 
 
-class _Connection(TConn):  # type: ignore[misc]  # gunicorn ships no types
-    """A connection that is closed once, by whoever comes first."""
+@dataclass(slots=True, eq=False)
+class _Exchange:
+    """A request that was begun in the main loop, and its answer. `late`: when it is given up waiting."""
 
-    closed = False
-
-    def init(self) -> None:
-        """Make the parser, once; it reads through `_Unreader`."""
-        super().init()
-        if not isinstance(self.parser.unreader, _Unreader):
-            self.parser.unreader = _Unreader(self.sock)
-        self.parser.unreader.begin()
-
-    def close(self, graceful: bool = False) -> None:
-        """Close; gracefully in a thread that may wait for the client to take the answer."""
-        if not self.closed:
-            self.closed = True
-            super().close(graceful)
+    connection: Connection
+    request: Any
+    response: Any
+    environ: dict[str, Any]
+    sink: _Sink
+    began: float
+    pending: Pending | None = None
+    step: Wait | None = None
+    late: float = 0.0
 
 
-class _Body:
-    """The body, read without a place among the requests at work: its sender may take its time."""
-
-    def __init__(self, body: Any, places: threading.Semaphore, begin: Callable[[], object]) -> None:
-        self._body, self._places, self._begin = body, places, begin
-
-    def read(self, size: int = -1) -> bytes:
-        """At most `size` bytes; all that comes where it is negative (PEP 3333)."""
-        self._places.release()
-        try:
-            self._begin()
-            data: bytes = self._body.read(size)
-        finally:
-            self._places.acquire()
-        return data
-
-
-class _Continue:
-    """Sends "100 Continue" when the body is first asked for: a refused request's never is (RFC 9110 section 10.1.1)."""
-
-    def __init__(self, connection: socket.socket, *, expected: bool) -> None:
-        self._connection, self._expected = connection, expected
-
-    def __call__(self) -> None:
-        if self._expected:
-            self._expected = False
-            self._connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-
-class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
-    """As many requests at work as there are `threads`; as many readers as there are connections."""
+class Worker(Threads):
+    """Requests that have come whole in the main loop; others in threads."""
 
     def init_process(self) -> None:
         """Prepare, after fork."""
-        self._places = threading.BoundedSemaphore(self.cfg.threads)
+        self._ended: deque[tuple[_Exchange, Wait]] = deque()
+        self._rung = False
+        self._waiting: dict[_Exchange, None] = {}
+        self._hasten: dict[Callable[[], None], None] = {}
         super().init_process()
 
-    def get_thread_pool(self) -> ThreadPoolExecutor:
-        """Threads are made when there is something to read and none is idle; a waiting one costs little."""
-        return ThreadPoolExecutor(self.worker_connections, thread_name_prefix="request")
-
     def load_wsgi(self) -> None:
-        """Put ours between the server and the application. What keeps it from starting is told as any line is."""
-        try:
-            self._application: WSGIApplication = self.app.wsgi()
-        except ConfigurationError as exc:
-            log.error("receiver.not_started", error="; ".join(str(exc).splitlines()))
-            sys.exit(Arbiter.APP_LOAD_ERROR)
-        self.wsgi = self._serve
+        """Ask the application whether it ever waits."""
+        super().load_wsgi()
+        self._at_once = getattr(self._application, "never_waits", False) and not self.cfg.is_ssl
 
-    def accept(self, listener: socket.socket) -> None:
-        """Accept a connection; it waits in the poller until its client says something."""
-        try:
-            client, address = listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):  # another worker was quicker
+    # --- what the poller tells
+
+    def on_pending_socket_readable(self, conn: Connection, client: Any) -> None:
+        """A connection has something to say, or has ended."""
+        self.on_client_socket_readable(conn, client)
+
+    def on_client_socket_readable(self, conn: Connection, client: Any) -> None:
+        """A connection has something to say, or has ended."""
+        if conn.busy:  # it does not wait for its answer: what it says now has time until then
+            self._unpoll(conn)
             return
-        connection = _Connection(self.cfg, client, address, listener.getsockname())
-        connection.timeout = time.monotonic() + SILENCE
-        self.nr_conns += 1
-        self.pending_conns.append(connection)
-        self.poller.register(client, EVENT_READ, partial(self.on_pending_socket_readable, connection))
-
-    def set_accept_enabled(self, enabled: bool) -> None:
-        """Listen, or do not. A worker that stops takes those who have connected already, for the kernel would hang up
-        on them when the last of us closes; and who comes then is refused at once, and not left to wait for that.
-        """
-        super().set_accept_enabled(enabled)
-        if self.alive:
-            return
-        for listener in self.sockets:
-            before = -1
-            while before < self.nr_conns < self.worker_connections:
-                before = self.nr_conns
-                self.accept(listener)
-            listener.close()
-
-    def handle(self, conn: _Connection) -> Any:
-        """Serve one request, in a reader's thread."""
-        if conn.initialized:
-            conn.parser.unreader.begin()
-        keep = super().handle(conn)
-        if not keep:
-            conn.close(graceful=True)  # waits up to two seconds; gunicorn does so in the main loop
-        return keep
-
-    def handle_request(self, req: Any, conn: _Connection) -> Any:
-        """As gunicorn, but the "100 Continue" is left to whoever reads the body."""
-        req._expected_100_continue = False
-        keep = super().handle_request(req, conn)
-        answered()
-        return keep
-
-    def _serve(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        response: Any = start_response.__self__  # type: ignore[attr-defined]  # gunicorn's Response
-        response.version = "redox-receiver"  # the Server header
-
-        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], object]:
-            if ("Connection", "close") in headers:  # gunicorn drops an application's Connection header
-                response.force_close()
-            return start_response(status, headers, exc_info)
-
-        expected = environ.get("HTTP_EXPECT", "").lower() == "100-continue" and response.req.version >= (1, 1)
-        environ["wsgi.input"] = _Body(environ["wsgi.input"], self._places,
-                                      _Continue(environ["gunicorn.socket"], expected=expected))
-        with self._places:
-            return self._application(environ, start)
-
-    def _cap_keepalive(self, deadline: float) -> None:
-        """When the worker stops: connections on which nobody has said anything are not waited for either."""
-        super()._cap_keepalive(deadline)
-        for connection in self.pending_conns:
-            connection.timeout = min(connection.timeout, deadline)
-
-    def handle_error(self, req: object, client: socket.socket, addr: Any, exc: Exception) -> None:  # noqa: ARG002
-        """Answer what is no HTTP with its status alone. The signature is gunicorn's."""
-        status = next((status for kind, status in _STATUSES if isinstance(exc, kind)), 503)
-        if status == HTTPStatus.SERVICE_UNAVAILABLE:
-            log.error("request.failed", exc_info=exc)
+        kept, conn.kept = conn.kept, True
+        if self._at_once and self._take_in(conn):
+            (self.keepalived_conns if kept else self.pending_conns).remove(conn)
+        elif kept:
+            super().on_client_socket_readable(conn, client)
         else:
-            log.info("request.malformed", status=status, error=type(exc).__name__, peer=addr[0] if addr else None)
-        phrase = HTTPStatus(status).phrase
-        body = f"{phrase.lower()}\n"
-        answer = (f"HTTP/1.1 {status} {phrase}\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8\r\n"
-                  f"Cache-Control: no-store\r\nContent-Length: {len(body)}\r\n\r\n{body}")
-        with suppress(OSError):  # it did not wait for an answer
-            util.write_nonblock(client, answer.encode("ascii"))
+            super().on_pending_socket_readable(conn, client)
+
+    def _take_in(self, conn: Connection) -> bool:
+        """Read, and begin the request that has come whole, if one has; else a thread goes on reading."""
+        try:
+            data = conn.sock.recv(_READ)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self._end(conn)
+            return True
+        request = None
+        try:
+            if conn.initialized:
+                conn.parser.unreader.begin()
+            else:
+                conn.init()
+                conn.sock.setblocking(False)
+            unreader = conn.parser.unreader
+            unreader.take(data)
+            if not _whole(data):
+                return False
+            conn.busy = unreader.whole = True
+            request = next(conn.parser)
+            self._begin(conn, request)
+        except (StopIteration, errors.NoMoreData):
+            self._end(conn)
+        except Exception as exc:  # noqa: BLE001 - whatever a parser or an application does
+            self.handle_error(request, conn.sock, conn.client, exc)
+            self._end(conn, graceful=True)
+        return True
+
+    def _begin(self, conn: Connection, request: Any) -> None:
+        """Call the application, and see how far it comes without waiting."""
+        request._expected_100_continue = False
+        self.cfg.pre_request(self, request)
+        sink = _Sink()
+        response, environ = wsgi.create(request, sink, conn.client, conn.server, self.cfg)
+        environ["wsgi.multithread"] = True
+        exchange = _Exchange(conn, request, response, environ, sink, time.monotonic())
+        said = self._application(environ, starter(response))
+        if isinstance(said, Pending):
+            exchange.pending = said
+            self._go_on(exchange, said.walk.go())
+        else:
+            self._write(exchange, said)
+            self._answer(exchange)
+
+    # --- what it waits for
+
+    def wait_for_and_dispatch_events(self, timeout: float) -> None:
+        """Serve all that has something to say; then, and once for them all, say that they wait."""
+        super().wait_for_and_dispatch_events(timeout)
+        while self._hasten:
+            self._hasten.popitem()[0]()
+
+    def _go_on(self, exchange: _Exchange, step: Wait | Call | None) -> None:
+        """Wait, or have a thread do what takes its time, or answer."""
+        assert exchange.pending is not None
+        if isinstance(step, Wait):
+            exchange.step, exchange.late = step, time.monotonic() + step.seconds
+            self._waiting[exchange] = None
+            self._hasten[step.hasten] = None
+            step.future.add_done_callback(partial(self._ring, exchange, step))
+        elif step is not None:
+            self._lend(exchange.connection, partial(self._finish, exchange, step))
+        else:
+            self._say(exchange)
+            self._answer(exchange)
+
+    def _ring(self, exchange: _Exchange, step: Wait, _future: object) -> None:
+        """A future has ended, in another thread: the main loop is called once for all that end together."""
+        self._ended.append((exchange, step))
+        if not self._rung:
+            self._rung = True
+            self.method_queue.defer(self._resume)
+
+    def _resume(self) -> None:
+        self._rung = False  # first: what ends from now on rings again
+        while self._ended:
+            exchange, step = self._ended.popleft()
+            if exchange.step is step:
+                self._came(exchange, step)
+
+    def murder_pending(self) -> None:
+        """Close connections that say nothing; and wait no longer than one is to wait."""
+        super().murder_pending()
+        now = time.monotonic()
+        for exchange in [each for each in self._waiting if each.late < now] if self._is_late(now) else ():
+            if exchange.step is not None:
+                self._came(exchange, exchange.step)
+
+    def _is_late(self, now: float) -> bool:
+        return next((each.late for each in self._waiting), now) < now
+
+    def _came(self, exchange: _Exchange, step: Wait) -> None:
+        """Go on with what a future holds, or with a TimeoutError."""
+        assert exchange.pending is not None
+        exchange.step = None
+        del self._waiting[exchange]
+        came: Any = None
+        failed: Exception | None = None
+        try:
+            came = step.future.result(0)
+        except Exception as exc:  # noqa: BLE001 - it is theirs who asked for it
+            failed = exc
+        try:
+            self._go_on(exchange, exchange.pending.walk.go(came, failed))
+        except Exception as exc:  # noqa: BLE001 - whatever an application does
+            self.handle_error(exchange.request, exchange.connection.sock, exchange.connection.client, exc)
+            self._end(exchange.connection, graceful=True)
+
+    # --- the answer
+
+    def _say(self, exchange: _Exchange) -> None:
+        """Have gunicorn write the answer, into the sink."""
+        assert exchange.pending is not None
+        reply = exchange.pending.walk.outcome
+        # Nothing of it can be unread: it has come whole.
+        self._write(exchange, exchange.pending.answer(replace(reply, close=False) if reply.close else reply))
+
+    def _write(self, exchange: _Exchange, body: Iterable[bytes]) -> None:
+        if not self.alive or len(self.keepalived_conns) >= self.max_keepalived:
+            exchange.response.force_close()
+        for piece in body:
+            exchange.response.write(piece)
+
+    def _written(self, exchange: _Exchange) -> tuple[bytes, bool]:
+        """What is to be sent, and whether the connection is kept."""
+        exchange.response.close()
+        self.log.access(exchange.response, exchange.request, exchange.environ,
+                        timedelta(seconds=time.monotonic() - exchange.began))
+        self.cfg.post_request(self, exchange.request, exchange.environ, exchange.response)
+        return exchange.sink.taken(), not exchange.response.should_close()
+
+    def _answer(self, exchange: _Exchange) -> None:
+        conn = exchange.connection
+        data, keep = self._written(exchange)
+        sent = 0
+        try:
+            sent = conn.sock.send(data)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._end(conn)
+            return
+        answered()
+        if sent < len(data):
+            self._lend(conn, partial(self._send, conn, data[sent:], keep))
+        elif not keep:
+            self._end(conn, graceful=True)
+        else:
+            self._idle(conn)
+
+    def _idle(self, conn: Connection) -> None:
+        """The connection waits for its client again."""
+        conn.busy = conn.parser.unreader.whole = False
+        if conn.parser.unreader.buf.getvalue():  # what came with the request is the next one, or part of it
+            self._lend(conn, partial(self.handle, conn))
+            return
+        conn.set_timeout()
+        self.keepalived_conns.append(conn)
+        if not conn.polled:
+            conn.polled = True
+            self.poller.register(conn.sock, EVENT_READ, partial(self.on_client_socket_readable, conn))
+
+    def _end(self, conn: Connection, *, graceful: bool = False) -> None:
+        """Close; gracefully in a thread, which may wait for the client to take the answer."""
+        self._unpoll(conn)
+        self.nr_conns -= 1
+        if graceful:
+            self.tpool.submit(conn.close, graceful=True)
+        else:
+            conn.close()
+
+    def _unpoll(self, conn: Connection) -> None:
+        if conn.polled:
+            conn.polled = False
+            self.poller.unregister(conn.sock)
+
+    # --- what a thread does
+
+    def _lend(self, conn: Connection, work: Callable[[], bool]) -> None:
+        """Have a thread go on with the connection; it says whether that is kept."""
+        self._unpoll(conn)
+        conn.polled = True  # as soon as it comes back
+        conn.busy = conn.parser.unreader.whole = False
+        done = self.tpool.submit(work)
+        done.add_done_callback(lambda future: self.method_queue.defer(self.finish_request, conn, future))
+
+    def _finish(self, exchange: _Exchange, step: Call) -> bool:
+        """Take the steps from this one on, and answer."""
+        conn, pending = exchange.connection, exchange.pending
+        assert pending is not None
+        try:
+            with self._places:
+                pending.walk.finish(step)
+            self._say(exchange)
+            data, keep = self._written(exchange)
+        except Exception as exc:  # noqa: BLE001 - whatever an application does
+            self.handle_error(exchange.request, conn.sock, conn.client, exc)
+            data, keep = b"", False
+        return self._send(conn, data, keep)
+
+    def _send(self, conn: Connection, data: bytes, keep: bool) -> bool:
+        """Send what the client does not take at once; whether the connection is kept."""
+        try:
+            conn.sock.settimeout(SILENCE)
+            conn.sock.sendall(data)
+        except OSError:
+            keep = False
+        else:
+            answered()
+        if not keep:
+            with suppress(OSError):
+                conn.close(graceful=True)
+        return keep
+
+
+def _whole(data: bytes) -> bool:
+    """Whether that is a request with all of its body, as far as can be seen. Nobody believes it: gunicorn reads it."""
+    end = data.find(b"\r\n\r\n")
+    if end < 0:
+        return False
+    head = data[:end + 2]
+    if _OTHERWISE.search(head):
+        return False
+    length = _LENGTH.search(head)
+    return length is None or len(data) - end - 4 >= int(length[1])

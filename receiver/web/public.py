@@ -24,6 +24,8 @@ from receiver.web import jwks
 from receiver.web.answers import Fields, fields, token_fields
 from receiver.web.door import UNAVAILABLE, Door
 from receiver.web.peers import Peers
+from receiver.web.pending import Pending
+from receiver.web.steps import Walk
 from receiver.web.tokens import TokenDoor
 from receiver.web.transfer import framing
 
@@ -37,7 +39,13 @@ AUTHORITY: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?]*")
 
 
 class PublicApp(Flask):
-    """A Flask application that finds its routes whatever slashes are in the path."""
+    """A Flask application that finds its routes whatever slashes are in the path.
+
+    It waits for nothing but for a body to come in, and so may be called where there is no thread to wait: what takes
+    its time is Pending.
+    """
+
+    never_waits: Final = True
 
     def wsgi_app(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve, with PATH_INFO brought to one spelling."""
@@ -63,7 +71,8 @@ def public_app(door: Door, *, trusted_proxies: Iterable[str], tokens: TokenDoor 
         environ = request.environ
         if environ["REQUEST_METHOD"] not in METHODS:  # werkzeug lets HEAD in where GET is
             raise MethodNotAllowed(METHODS)
-        return respond(door.serve(_head(environ, name, peers, now()), WsgiTransfer(environ)))
+        transfer = WsgiTransfer(environ)
+        return _Later(Walk(door.steps(_head(environ, name, peers, now()), transfer.length), transfer), fields)
 
     @app.route("/livez", methods=["GET"], provide_automatic_options=False)
     def livez() -> Response:
@@ -73,8 +82,9 @@ def public_app(door: Door, *, trusted_proxies: Iterable[str], tokens: TokenDoor 
         @app.route("/oauth/<name>/token", methods=["POST"], provide_automatic_options=False)
         def token(name: str) -> Response:
             environ = request.environ
-            reply = tokens.serve(_head(environ, name, peers, now()), WsgiTransfer(environ))
-            return _response(reply, token_fields(reply))
+            transfer = WsgiTransfer(environ)
+            return _Later(Walk(tokens.steps(_head(environ, name, peers, now()), transfer.length), transfer),
+                          token_fields)
 
     jwks.publish(app, door.registry, lambda: respond(UNAVAILABLE))
 
@@ -98,11 +108,20 @@ _FAULTS: Final = {404: b"not found\n", 405: b"method not allowed\n"}
 
 def respond(reply: Reply, *, close: bool = False) -> Response:
     """The response that says `reply`."""
-    return _response(reply, fields(replace(reply, close=True) if close else reply))
+    return Response(reply.body, status=reply.status,
+                    headers=list(fields(replace(reply, close=True) if close else reply)))
 
 
-def _response(reply: Reply, found: Fields) -> Response:
-    return Response(reply.body, status=reply.status, headers=list(found))
+class _Later(Response):
+    """A response that is known when its steps have been taken: see Pending. `fields_of`: the header fields of it."""
+
+    def __init__(self, walk: Walk[Reply], fields_of: Callable[[Reply], Fields]) -> None:
+        super().__init__()
+        self._walk, self._fields_of = walk, fields_of
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Pending:  # noqa: ARG002 - WSGI's
+        """As a WSGI application."""
+        return Pending(self._walk, self._fields_of, start_response)
 
 
 class WsgiTransfer:

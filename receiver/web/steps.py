@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 
 @dataclass(slots=True)
@@ -22,10 +22,14 @@ class Read:
 
 @dataclass(slots=True)
 class Wait:
-    """What the future holds. Raises what it raises; TimeoutError after so many seconds."""
+    """What the future holds. Raises what it raises; TimeoutError after so many seconds.
+
+    `hasten` is called by who begins to wait: until then, what is waited for may gather with others of its kind.
+    """
 
     future: Future[Any]
     seconds: float
+    hasten: Callable[[], None]
 
 
 @dataclass(slots=True)
@@ -52,23 +56,59 @@ class Transfer(Protocol):
     def read(self, size: int) -> bytes: ...
 
 
-def take(steps: Steps[T], transfer: Transfer) -> T:
-    """Take the steps in this thread, which waits where there is something to wait for. Raises what they raise."""
-    came: Any = None
-    failed: Exception | None = None
-    try:
-        while True:
-            step = steps.send(came) if failed is None else steps.throw(failed)
-            came = failed = None
+class Walk(Generic[T]):
+    """Steps on their way through a request whose body `transfer` gives. Of one thread at a time.
+
+    `outcome` is there when `go` or `finish` says so.
+    """
+
+    outcome: T
+
+    def __init__(self, steps: Steps[T], transfer: Transfer) -> None:
+        self._steps = steps
+        self._transfer = transfer
+
+    def go(self, came: Any = None, failed: Exception | None = None) -> Wait | Call | None:
+        """Go on with what came of the last step, up to the next that takes its time; None at the end.
+
+        Reading is taken for what takes none: where it does, it is done here. Raises what the steps raise.
+        """
+        try:
+            while True:
+                step = self._steps.send(came) if failed is None else self._steps.throw(failed)
+                if not isinstance(step, Read):
+                    return step
+                came = failed = None
+                try:
+                    came = self._transfer.read(step.size)
+                except Exception as exc:  # noqa: BLE001 - it is theirs who asked for it
+                    failed = exc
+        except StopIteration as end:
+            self.outcome = end.value
+            return None
+
+    def finish(self, step: Wait | Call | None) -> T:
+        """Take this step and all that follow, in this thread, which waits where there is something to wait for."""
+        while step is not None:
+            came: Any = None
+            failed: Exception | None = None
             try:
-                if isinstance(step, Read):
-                    came = transfer.read(step.size)
-                elif isinstance(step, Wait):
+                if isinstance(step, Wait):
+                    step.hasten()
                     came = step.future.result(step.seconds)
                 else:
                     came = step.call()
             except Exception as exc:  # noqa: BLE001 - it is theirs who asked for it
                 failed = exc
-    except StopIteration as end:
-        outcome: T = end.value
-        return outcome
+            step = self.go(came, failed)
+        return self.outcome
+
+    def close(self) -> None:
+        """Give up what has not ended, and what it holds."""
+        self._steps.close()
+
+
+def take(steps: Steps[T], transfer: Transfer) -> T:
+    """Take the steps in this thread. Raises what they raise."""
+    walk = Walk(steps, transfer)
+    return walk.finish(walk.go())

@@ -34,7 +34,7 @@ from receiver.protocol.message import Head, Inbound, Once, Reply
 from receiver.protocol.registry import Destination, Registry
 from receiver.protocol.tokens import Denied, Granted
 from receiver.web.door import UNAVAILABLE, recorded
-from receiver.web.steps import Call, Steps, Transfer, take
+from receiver.web.steps import Call, Steps
 from receiver.web.transfer import receive
 
 log: Final = structlog.get_logger(__name__)
@@ -73,6 +73,9 @@ class Records(Protocol):
     def issued(self, issue: Issue) -> Future[None]:
         """Write it in the audit; the future is done after the COMMIT, or raises Unavailable."""
 
+    def hasten(self) -> None:
+        """Somebody waits for what is to be written."""
+
     def not_issued(self, refusal: Refusal) -> None:
         """Note it in the audit; does not wait."""
 
@@ -104,10 +107,6 @@ class TokenDoor:
         self._records = records
         self._network = network
         self._guesses = Guesses()
-
-    def serve(self, head: Head, transfer: Transfer) -> Reply:
-        """The answer to a POST, whatever it holds, in this thread. Raises nothing."""
-        return take(self.steps(head, transfer.length), transfer)
 
     def steps(self, head: Head, length: int | None) -> Steps[Reply]:
         """The answer to a POST whose body has that length; None: it comes in chunks. Raises nothing."""
@@ -143,7 +142,8 @@ class TokenDoor:
             decision = Denied(error="invalid_client", reason="token_assertion_replayed", credential=decision.credential)
         if isinstance(decision, Denied):
             return self._deny(head, destination, decision)
-        yield from recorded(self._records.issued(Issue(head=head, destination=destination, granted=decision)))
+        issue = Issue(head=head, destination=destination, granted=decision)
+        yield from recorded(self._records.issued(issue), self._records.hasten)
         return _json(200, decision.body())
 
     def _deny(self, head: Head, destination: Destination | None, denied: Denied) -> Reply:
