@@ -52,6 +52,7 @@ class _Body(msgspec.Struct):
 
 
 _decode: Final = msgspec.json.Decoder(_Body).decode
+_MESSAGE: Final = (b'{"Meta":', b'{"resourceType":')
 _decode_text: Final = msgspec.json.Decoder(str).decode
 
 
@@ -70,9 +71,10 @@ def from_body(body: bytes) -> Handshake | None:
 
     None: it is none. Looks at bodies that nothing has vouched for: whatever the bytes, it raises nothing.
     """
-    if len(body) > MAX_HANDSHAKE:
+    # Most messages end here: what begins like one is a message, or no JSON.
+    if len(body) > MAX_HANDSHAKE or body.startswith(_MESSAGE):
         return None
-    # Most messages end here: neither name stands in them, nor an escape that could spell one.
+    # Neither name stands in them, nor an escape that could spell one.
     if b"challenge" not in body and b"verification-token" not in body and b"\\u" not in body:
         return None
     try:

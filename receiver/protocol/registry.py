@@ -213,8 +213,9 @@ class Subscription:
 class Destination:
     """One URL of ours, and everything that is judged by.
 
-    `require`: alternatives, each a set of kinds that must all be verified; `kinds`: all of them. `sources` maps
-    normalised ids to whether they are enabled; the key None stands for messages that name no source.
+    `require`: alternatives, each a set of kinds that must all be verified; `kinds`: all of them; `holds`: of what types
+    its credentials are. `sources` maps normalised ids to whether they are enabled; the key None stands for messages
+    that name no source.
     """
 
     id: int
@@ -226,12 +227,14 @@ class Destination:
     on_unknown_source: UnknownSourcePolicy = "reject"
     test_messages: TestPolicy = "accept"
     kinds: frozenset[str] = field(init=False, repr=False, compare=False)
+    holds: frozenset[type[Credential]] = field(init=False, repr=False, compare=False)
     credentials: tuple[Credential, ...] = field(default=(), repr=False)
     sources: Mapping[str | None, bool] = field(default_factory=dict)
     subscriptions: tuple[Subscription, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kinds", frozenset().union(*self.require))
+        object.__setattr__(self, "holds", frozenset(map(type, self.credentials)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

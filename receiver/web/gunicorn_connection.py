@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from gunicorn.http import errors  # type: ignore[import-untyped]  # gunicorn ships no types
+from gunicorn.http.message import Request  # type: ignore[import-untyped]  # gunicorn ships no types
 from gunicorn.http.unreader import SocketUnreader  # type: ignore[import-untyped]  # gunicorn ships no types
 from gunicorn.workers.gthread import TConn  # type: ignore[import-untyped]  # gunicorn ships no types
 
@@ -61,6 +62,16 @@ class Unreader(SocketUnreader):  # type: ignore[misc]  # gunicorn ships no types
         self._fresh = False
 
 
+class _Request(Request):  # type: ignore[misc]  # gunicorn ships no types
+    """A request of whose head nothing is believed that the peer says of itself, whoever it is: receiver.web.peers does.
+
+    gunicorn reads the peer's address anew for each request, to find that out.
+    """
+
+    def _peer_is_trusted_proxy(self) -> bool:
+        return False
+
+
 class Connection(TConn):  # type: ignore[misc]  # gunicorn ships no types
     """A connection that is closed once, by whoever comes first."""
 
@@ -74,6 +85,7 @@ class Connection(TConn):  # type: ignore[misc]  # gunicorn ships no types
         super().init()
         if not isinstance(self.parser.unreader, Unreader):
             self.parser.unreader = Unreader(self.sock)
+            self.parser.mesg_class = _Request
         self.parser.unreader.begin()
 
     def close(self, graceful: bool = False) -> None:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
+from functools import lru_cache
 from itertools import chain
 from typing import Final, Protocol
 
 from receiver.errors import Unverified
 from receiver.protocol.message import Head, Inbound, Verified
-from receiver.protocol.registry import Destination, OAuthCredential, SmartCredential
+from receiver.protocol.registry import Credential, Destination, OAuthCredential, SmartCredential
 from receiver.protocol.verification.google import GoogleKind
 from receiver.protocol.verification.hmac import HmacKind
 from receiver.protocol.verification.jwt import JwtKind
@@ -31,15 +32,18 @@ __all__ = ["KINDS", "Kind", "parse_require", "proved", "screen", "verify"]
 class Kind(Protocol):
     """One way in which Redox authenticates itself.
 
-    `claims`: whether the head presents something in this kind's name. `screen` and `verify` are called when it does,
-    and raise Unverified when it is bad: `screen` as far as the head alone tells, `verify` for good, naming the
-    credentials that matched. `by_head`: the head tells all, so that `screen` judges for good.
+    `credential`: the type of its credentials. `claims`: whether the head presents something in this kind's name; it is
+    asked only where the destination requires the kind or holds a credential of it. `screen` and `verify` are called
+    when it does, and raise Unverified when it is bad: `screen` as far as the head alone tells, `verify` for good,
+    naming the credentials that matched. `by_head`: the head tells all, so that `screen` judges for good.
     """
 
     @property
     def name(self) -> str: ...
     @property
     def by_head(self) -> bool: ...
+    @property
+    def credential(self) -> type[Credential]: ...
     def claims(self, head: Head, destination: Destination) -> bool: ...
     def screen(self, head: Head, destination: Destination, now: datetime) -> None: ...
     def verify(self, inbound: Inbound, destination: Destination, now: datetime) -> Verified: ...
@@ -93,7 +97,13 @@ def _together(proofs: Sequence[Verified]) -> Verified:
 
 
 def _claimed(head: Head, destination: Destination) -> list[Kind]:
-    return [kind for kind in KINDS.values() if kind.claims(head, destination)]
+    return [kind for kind in _known(destination.kinds, destination.holds) if kind.claims(head, destination)]
+
+
+@lru_cache(256)
+def _known(required: frozenset[str], held: frozenset[type[Credential]]) -> tuple[Kind, ...]:
+    """The kinds that a destination knows of."""
+    return tuple(kind for kind in KINDS.values() if kind.name in required or kind.credential in held)
 
 
 def _suffices(names: Collection[str], destination: Destination) -> bool:

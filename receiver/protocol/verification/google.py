@@ -29,6 +29,7 @@ class GoogleKind:
 
     name = "google"
     by_head = True
+    credential = GoogleCredential
 
     def claims(self, head: Head, destination: Destination) -> bool:
         """See `bearer.claims`."""

@@ -33,6 +33,7 @@ class HmacKind:
 
     name = "hmac"
     by_head = False
+    credential = HmacCredential
 
     def claims(self, head: Head, destination: Destination) -> bool:
         """The signature header of one of the destination's hmac credentials, live or not."""

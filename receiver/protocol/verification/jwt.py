@@ -23,6 +23,7 @@ class JwtKind:
 
     name = "jwt"
     by_head = True
+    credential = JwtCredential
 
     def claims(self, head: Head, destination: Destination) -> bool:
         """See `bearer.claims`."""

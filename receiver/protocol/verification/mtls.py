@@ -52,6 +52,7 @@ class MtlsKind:
 
     name = "mtls"
     by_head = True
+    credential = MtlsCredential
 
     def claims(self, head: Head, destination: Destination) -> bool:
         """A certificate's header of a proxy that the destination's credentials name, where it requires one."""

@@ -42,7 +42,7 @@ class OAuthKind:
 
     def __init__(self, name: str, credential: type[OwnCredential]) -> None:
         self.name = name
-        self._credential = credential
+        self.credential = credential
 
     def claims(self, head: Head, destination: Destination) -> bool:
         """See `bearer.claims`."""
@@ -67,7 +67,7 @@ class OAuthKind:
         if said.header.get("typ") != _TYPE:
             raise Unverified("jwt_type_wrong")
         named = [each for each in destination.credentials
-                 if isinstance(each, self._credential) and said.claims.get("sub") == _subject(each)]
+                 if isinstance(each, self.credential) and said.claims.get("sub") == _subject(each)]
         if not named:
             raise Unverified("jwt_credential_missing")
         credential = named[0]

@@ -52,6 +52,7 @@ class SigV4Kind:
 
     name = "sigv4"
     by_head = False
+    credential = SigV4Credential
 
     def claims(self, head: Head, destination: Destination) -> bool:
         """An `Authorization` of AWS's, where the destination requires it."""

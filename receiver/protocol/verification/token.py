@@ -29,11 +29,10 @@ class TokenKind:
 
     name = "token"
     by_head = True
+    credential = TokenCredential
 
-    def claims(self, head: Head, destination: Destination) -> bool:
-        """A token header, or an opaque Bearer value, at a destination that has or had a token."""
-        if not ("token" in destination.kinds or _tokens(destination)):
-            return False
+    def claims(self, head: Head, destination: Destination) -> bool:  # noqa: ARG002 - Kind's
+        """A token header, or an opaque Bearer value."""
         return _HEADER in head.headers or _presented(head) is not None
 
     def screen(self, head: Head, destination: Destination, now: datetime) -> None:
