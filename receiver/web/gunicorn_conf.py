@@ -9,8 +9,10 @@ import os
 import resource
 from typing import Any
 
+import receiver.web.lean  # noqa: F401 - first of all
+
+# isort: split
 from receiver.settings import load
-from receiver.web import gunicorn_asgi_worker, gunicorn_worker
 from receiver.web.gunicorn_logger import JsonLogger
 from receiver.web.gunicorn_reload import Reload
 
@@ -18,13 +20,10 @@ _settings = load()
 
 bind = _settings.bind
 workers = _settings.receivers
-worker_class: type
 if _settings.door == "asgi":
-    wsgi_app = "receiver.web.asgi:application"
-    worker_class = gunicorn_asgi_worker.Worker
+    wsgi_app, worker_class = "receiver.web.asgi:application", "receiver.web.gunicorn_asgi_worker.Worker"
 else:
-    wsgi_app = "receiver.app:public_app()"
-    worker_class = gunicorn_worker.Worker
+    wsgi_app, worker_class = "receiver.app:public_app()", "receiver.web.gunicorn_worker.Worker"
 threads = _settings.threads
 # Each connection takes a descriptor; the rest is for database, log and handlers.
 worker_connections = max(2 * threads, min(1000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 128))

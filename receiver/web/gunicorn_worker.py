@@ -31,7 +31,7 @@ from receiver.web.transfer import SMALL
 
 # As much as a head may have, and a small body.
 _READ: Final = SMALL + 16 * 1024
-_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,6})[ \t]*\r\n", re.IGNORECASE)
+_LENGTH: Final = re.compile(rb"\r\ncontent-length:([^\r]*)", re.IGNORECASE)
 _OTHERWISE: Final = re.compile(rb"\r\n(?:transfer-encoding|expect|upgrade)[ \t]*:", re.IGNORECASE)
 
 
@@ -327,5 +327,6 @@ def _whole(data: bytes) -> bool:
     head = data[:end + 2]
     if _OTHERWISE.search(head):
         return False
-    length = _LENGTH.search(head)
-    return length is None or len(data) - end - 4 >= int(length[1])
+    found = _LENGTH.search(head)
+    length = b"0" if found is None else found[1].strip(b" \t")
+    return length.isdigit() and len(length) < len(str(_READ)) + 1 and len(data) - end - 4 >= int(length)

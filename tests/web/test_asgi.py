@@ -23,7 +23,7 @@ from receiver.protocol.registry import Registry
 from receiver.web import door as door_module
 from receiver.web.asgi import Application, AsgiTransfer, Bell
 from receiver.web.door import LARGE, Door
-from receiver.web.steps import Steps
+from receiver.web.steps import Steps, Wait
 from receiver.web.tokens import TokenDoor
 from receiver.web.transfer import SMALL
 from tests.protocol import made_up
@@ -342,8 +342,13 @@ def test_a_batch_wakes_the_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
         bell = Bell(loop)
+        hastened: list[None] = []
+
+        def hasten() -> None:
+            hastened.append(None)
+
         futures: list[Future[int]] = [Future() for _ in range(100)]
-        waiting = [asyncio.create_task(bell.outcome(each, 60)) for each in futures]
+        waiting = [asyncio.create_task(bell.outcome(Wait(each, 60, hasten))) for each in futures]
         await asyncio.sleep(0)
         waiting[0].cancel()
         await asyncio.sleep(0)
@@ -357,7 +362,7 @@ def test_a_batch_wakes_the_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
         thread.start()
         thread.join()  # the loop stands still, as it does while it is busy
         outcomes = await asyncio.gather(*waiting, return_exceptions=True)
-        assert len(calls) == 1
+        assert len(calls) == len(hastened) == 1
         assert outcomes[1:-1] == list(range(1, 99))
         assert isinstance(outcomes[-1], Unavailable)
 

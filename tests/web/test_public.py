@@ -18,7 +18,7 @@ from receiver.web import door as door_module
 from receiver.web import public
 from receiver.web.door import Answered, Door
 from receiver.web.public import WsgiTransfer
-from receiver.web.steps import Transfer
+from receiver.web.steps import Steps
 from tests.protocol import made_up
 
 
@@ -27,6 +27,9 @@ class Nobody:
 
     def accept(self, admitted: Admitted) -> Future[Receipt]:
         raise AssertionError
+
+    def hasten(self) -> None:
+        """Nobody waits."""
 
     def refuse(self, refused: Refused) -> None:
         raise AssertionError
@@ -61,8 +64,9 @@ class Listening(Door):
         super().__init__(registry=lambda: None, ledger=Nobody(), responders=Nobody(), max_body=100, places=1)
         self.heads: list[Head] = []
 
-    def serve(self, head: Head, transfer: Transfer) -> Reply:
+    def steps(self, head: Head, length: int | None) -> Steps[Reply]:
         self.heads.append(head)
+        yield from ()
         return Reply(status=200)
 
 
@@ -125,7 +129,7 @@ def test_faults_are_not_the_messages() -> None:
     assert (answer.status_code, answer.data) == (503, b"try again later\n")
 
     class Failing(Listening):
-        def serve(self, head: Head, transfer: Transfer) -> Reply:
+        def steps(self, head: Head, length: int | None) -> Steps[Reply]:
             raise ValueError("CANARY")
 
     answer = public.public_app(Failing(), trusted_proxies=[]).test_client().post("/redox/lab", data=b"{}")

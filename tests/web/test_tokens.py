@@ -11,9 +11,10 @@ from urllib.parse import urlencode
 import pytest
 
 from receiver.errors import BadTransfer, Unavailable
-from receiver.protocol.message import Once
+from receiver.protocol.message import Once, Reply
 from receiver.protocol.registry import Registry
 from receiver.storage.audit import network
+from receiver.web.steps import take
 from receiver.web.tokens import GUESSES, Guesses, Issue, Refusal, TokenDoor
 from tests.protocol.made_up import destination, head, registry
 from tests.protocol.test_tokens import _RIGHT, _assertion, _oauth, _smart
@@ -62,6 +63,9 @@ class Records:
             future.set_result(None)
         return future
 
+    def hasten(self) -> None:
+        """Nothing gathers."""
+
     def not_issued(self, refusal: Refusal) -> None:
         """Kept for the test."""
         self.refusals.append(refusal)
@@ -87,8 +91,9 @@ class Broken(Body):
         raise BadTransfer("body_malformed")
 
 
-def _door(records: Records, known: Registry | None) -> TokenDoor:
-    return TokenDoor(registry=lambda: known, records=records, network=network)
+def _served(records: Records, known: Registry | None, body: Body) -> Reply:
+    door = TokenDoor(registry=lambda: known, records=records, network=network)
+    return take(door.steps(_HEAD, body.length), body)
 
 
 _KNOWN = registry(destination(_oauth(), _smart(), require=("oauth",)))
@@ -98,7 +103,7 @@ _GOOD = urlencode(_RIGHT).encode()
 
 def test_granted() -> None:
     """A right secret gets a token."""
-    reply = _door(Records(), _KNOWN).serve(_HEAD, Body(_GOOD))
+    reply = _served(Records(), _KNOWN, Body(_GOOD))
     assert (reply.status, reply.close) == (200, False)
     assert json.loads(reply.body)["token_type"] == "Bearer"
 
@@ -108,14 +113,14 @@ def test_granted() -> None:
 def test_no_token_that_is_not_recorded(away: str, form: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be written down, or remembered as used, is not given: Redox is to come again."""
     monkeypatch.setattr("receiver.web.door.PATIENCE", 0.05)
-    reply = _door(Records(away=away), _KNOWN).serve(_HEAD, Body(form))
+    reply = _served(Records(away=away), _KNOWN, Body(form))
     assert (reply.status, reply.close) == (503, True)
     assert b"access_token" not in reply.body
 
 
 def test_without_a_registry() -> None:
     """As long as nobody knows who may come in, nobody is told that he may not."""
-    assert _door(Records(), None).serve(_HEAD, Body(_GOOD)).status == 503
+    assert _served(Records(), None, Body(_GOOD)).status == 503
 
 
 @pytest.mark.parametrize(("body", "reason"), [
@@ -124,7 +129,7 @@ def test_without_a_registry() -> None:
 def test_what_did_not_arrive(body: Body, reason: str) -> None:
     """A request that broke off, or is too large to be one: 400, and the connection ends with it."""
     records = Records()
-    reply = _door(records, _KNOWN).serve(_HEAD, body)
+    reply = _served(records, _KNOWN, body)
     assert (reply.status, reply.close) == (400, True)
     assert json.loads(reply.body) == {"error": "invalid_request"}
     assert [each.denied.reason for each in records.refusals] == [reason]
@@ -137,7 +142,7 @@ def test_nobody_s_destination(known: Registry, reason: str) -> None:
     """Unknown or disabled: invalid_client, the body unread."""
     records = Records()
     body = Body(_GOOD)
-    reply = _door(records, known).serve(_HEAD, body)
+    reply = _served(records, known, body)
     assert (reply.status, json.loads(reply.body)) == (401, {"error": "invalid_client"})
     assert [each.denied.reason for each in records.refusals] == [reason]
     assert body.read(-1) == _GOOD
