@@ -256,8 +256,11 @@ class Worker(Threads):
 
     def _idle(self, conn: Connection) -> None:
         """The connection waits for its client again."""
-        conn.busy = conn.parser.unreader.whole = False
-        if conn.parser.unreader.buf.getvalue():  # what came with the request is the next one, or part of it
+        unreader = conn.parser.unreader
+        if unreader.buf.getvalue():  # of a body that nobody has read, or of the next request
+            conn.parser.finish_body()
+        conn.busy = unreader.whole = False
+        if unreader.buf.getvalue():
             self._lend(conn, partial(self.handle, conn))
             return
         conn.set_timeout()

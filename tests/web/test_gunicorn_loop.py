@@ -1,0 +1,216 @@
+"""The main loop takes small requests in, and waits for nobody: what comes whole, in pieces, too early, or goes away."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+
+import pytest
+from sqlalchemy import text
+
+from receiver.web.gunicorn_worker import _READ, _whole
+from tests.waiting import until
+from tests.web.conftest import Site, message, sent
+from tests.web.server import Server, Wire
+
+# What waits for the ledger is answered within five seconds; what does not has its answer long before.
+SOON = 3.0
+LIVEZ = b"GET /livez HTTP/1.1\r\nhost: receiver.test\r\n\r\n"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_threads(site: Site) -> None:
+    """Four request threads."""
+    site.environment |= {"RECEIVER_THREADS": "4"}
+
+
+@contextmanager
+def held(site: Site) -> Iterator[None]:
+    """Nothing can be recorded while the block runs: somebody holds the table."""
+    with site.engine.connect() as connection, connection.begin():
+        connection.execute(text("LOCK TABLE messages IN ACCESS EXCLUSIVE MODE"))
+        yield
+
+
+def _threads(server: Server) -> int:
+    [worker] = server.workers()
+    return worker.num_threads()
+
+
+def _recorded(site: Site, body: bytes) -> bool:
+    return bool(site.rows(f"SELECT FROM messages WHERE sha256 = '\\x{sha256(body).hexdigest()}'"))
+
+
+def test_who_waits_for_the_ledger_takes_no_thread(site: Site, server: Server) -> None:
+    """With four request threads, many messages wait at once, others are answered meanwhile; then all are."""
+    assert server.ask(sent(site)).status == 200
+    before = _threads(server)
+    bodies = [message() for _ in range(40)]
+    with held(site):
+        wires = [server.wire().send(sent(site, body)) for body in bodies]
+        with server.wire(timeout=SOON) as wire:
+            for _ in range(20):
+                assert wire.send(LIVEZ).answer().status == 200
+                assert server.ask(sent(site, verification_token="wrong" * 8)).status == 401
+        assert _threads(server) == before
+    assert {wire.answer().status for wire in wires} == {200}
+    assert all(_recorded(site, body) for body in bodies)
+    for wire in wires:
+        wire.socket.close()
+
+
+def test_nobody_waits_longer_than_the_ledger_may_take(site: Site, server: Server) -> None:
+    """Each is told 503 while the database does not answer."""
+    with held(site):
+        began = time.monotonic()
+        assert server.ask(sent(site)).status == 503
+        assert time.monotonic() - began < 30
+    until(lambda: server.ask(sent(site)).status == 200)
+
+
+@pytest.mark.parametrize("cut", [1, 20, -4100, -3, -1])
+def test_in_pieces(site: Site, server: Server, cut: int) -> None:
+    """What has not come whole is a thread's, wherever it broke; the same connection is served on."""
+    with server.wire() as wire:
+        for _ in range(3):
+            body = message()
+            whole = sent(site, body)
+            wire.send(whole[:cut])
+            assert server.ask(LIVEZ).status == 200  # meanwhile the first piece has been read
+            assert wire.send(whole[cut:]).answer().status == 200
+            assert _recorded(site, body)
+            assert wire.send(sent(site)).answer().status == 200
+
+
+def test_one_after_another_without_waiting(site: Site, server: Server) -> None:
+    """Requests that come together, or before the answer to the last, are answered in their order."""
+    bodies = [message() for _ in range(6)]
+    whole = [sent(site, body) for body in bodies]
+    with server.wire() as wire:
+        wire.send(b"".join([*whole[:2], LIVEZ, whole[2], whole[3][:100]]))
+        wire.send(whole[3][100:] + whole[4])
+        assert [wire.answer().body for _ in range(3)] == [b"", b"", b"ok\n"]
+        wire.send(whole[5])
+        assert [wire.answer().status for _ in range(4)] == [200] * 4
+    assert all(_recorded(site, body) for body in bodies)
+    with server.wire() as wire:
+        with held(site):
+            wire.send(sent(site)).send(LIVEZ)
+            assert server.ask(LIVEZ).status == 200
+        assert wire.answer().status == 200
+        assert wire.answer().body == b"ok\n"
+
+
+def test_who_goes_away_is_recorded_all_the_same(site: Site, server: Server) -> None:
+    """A client that has said everything, closed, or torn down its connection: its message is kept; no place is lost."""
+    bodies = [message() for _ in range(3)]
+    with held(site):
+        finished, closed, torn = (server.wire().send(sent(site, body)) for body in bodies)
+        with server.wire() as wire:  # what was sent before is at work when this is answered
+            assert wire.send(LIVEZ).answer().status == 200
+        finished.finish()
+        closed.socket.close()
+        torn.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        torn.socket.close()
+        assert server.ask(LIVEZ).status == 200
+    assert finished.answer().status == 200
+    assert finished.ended()
+    finished.socket.close()
+    until(lambda: all(_recorded(site, body) for body in bodies))
+    [worker] = server.workers()
+    until(lambda: not [each for each in worker.net_connections("tcp") if each.status != "LISTEN" and each.raddr])
+
+
+def test_who_does_not_take_answers_holds_up_nobody(site: Site, server: Server) -> None:
+    """Answers that the client leaves lying fill the connection; others are served, and in the end it is hung up on."""
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", server.port))
+        client.settimeout(1.0)
+        asked = LIVEZ * 200
+        for _ in range(500):  # more than both sides' buffers hold
+            try:
+                client.sendall(asked)
+            except TimeoutError:
+                break
+            except OSError:  # hung up on already
+                break
+        with server.wire(timeout=SOON) as wire:
+            for _ in range(5):
+                assert wire.send(sent(site)).answer().status == 200
+
+
+def test_a_refusal_leaves_the_connection(site: Site, server: Server, door: str) -> None:
+    """Under Flask a small request that is refused by its head has come whole, so the next on its connection is served.
+    One whose body is on its way is not read, and the connection ends; in the event loop so does any.
+    """
+    wrong = sent(site, verification_token="wrong" * 8)
+    if door == "flask":
+        with server.wire() as wire:
+            for _ in range(3):
+                answer = wire.send(wrong).answer()
+                assert (answer.status, answer.headers["connection"]) == (401, "keep-alive")
+                assert wire.send(sent(site)).answer().status == 200
+            wire.send(wrong + sent(site))
+            assert [wire.answer().status for _ in range(2)] == [401, 200]
+    with server.wire() as wire:
+        assert wire.send(sent(site, b"x" * 200_000, verification_token="wrong" * 8)).answer().status == 401
+        assert wire.ended()
+
+
+def test_closed_when_it_is_asked_for(site: Site, server: Server) -> None:
+    """HTTP/1.0, and "Connection: close": the answer is the last thing on its connection."""
+    for start in (sent(site, connection="close"), sent(site).replace(b"HTTP/1.1", b"HTTP/1.0", 1)):
+        with server.wire() as wire:
+            assert wire.send(start).answer().status == 200
+            assert wire.ended()
+
+
+def test_no_http(server: Server) -> None:
+    """What is no HTTP is answered 400 and hung up on; others are served."""
+    for start in (b"\x16\x03\x01\x02\x00\x01", b"GET / HTTP/9.9\r\n\r\n", b"GET /\r\n\r\n",
+                  b"POST / HTTP/1.1\r\nA B: c\r\n\r\n",
+                  b"POST / HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab"):
+        with server.wire() as wire:
+            assert wire.send(start).answer().status == 400
+            assert wire.ended()
+    assert server.ask(LIVEZ).status == 200
+
+
+def test_stopped_while_it_waits(site: Site, server: Server) -> None:
+    """A worker that is told to stop answers who waits for the ledger, and says that it is the last answer."""
+    from tests.web.server import serving  # its own: the other tests go on with theirs
+
+    with serving(site.directory, site.environment) as mine:
+        with held(site):
+            wire = mine.wire().send(sent(site))
+            with mine.wire() as other:
+                assert other.send(LIVEZ).answer().status == 200
+            mine.process.terminate()
+            with pytest.raises(OSError):  # nobody else is let in
+                until(lambda: Wire(mine.port, timeout=SOON).socket.close())
+        answer = wire.answer()
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+        wire.socket.close()
+        assert mine.process.wait(60) == 0
+
+
+@pytest.mark.parametrize(("data", "whole"), [
+    (b"", False), (b"GET / HTTP/1.1\r\n", False), (b"GET / HTTP/1.1\r\n\r\n", True),
+    (b"POST / HTTP/1.1\r\nContent-LENGTH:\t5 \r\n\r\nabcde", True),
+    (b"POST / HTTP/1.1\r\ncontent-length:5\r\n\r\nabcd", False),
+    (b"POST / HTTP/1.1\r\ncontent-length: 13888890\r\n\r\nabcde", False),
+    (b"POST / HTTP/1.1\r\ncontent-length: " + b"9" * 5000 + b"\r\n\r\n", False),
+    (b"POST / HTTP/1.1\r\ncontent-length: -1\r\n\r\n", False), (b"POST / HTTP/1.1\r\ncontent-length:\r\n\r\n", False),
+    (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", False),
+    (b"POST / HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 1\r\n\r\na", False),
+    (b"GET / HTTP/1.1\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n", False),
+    (b"POST / HTTP/1.1\r\nx: y\r\n\r\n\r\ncontent-length: 9\r\n\r\n", True),
+    (b"POST / HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % _READ + b"x" * _READ, True),
+])
+def test_whole(data: bytes, whole: bool) -> None:
+    """What a thread need not read: a head, and after it as many bytes as it says."""
+    assert _whole(data) is whole
