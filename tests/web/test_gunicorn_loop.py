@@ -37,7 +37,7 @@ def held(site: Site) -> Iterator[None]:
 
 def _threads(server: Server) -> int:
     [worker] = server.workers()
-    return worker.num_threads()
+    return int(worker.num_threads())
 
 
 def _recorded(site: Site, body: bytes) -> bool:
