@@ -93,11 +93,14 @@ class Receipt:
 class Ledger(Protocol):
     """What a door needs of the storage."""
 
-    def accept(self, admitted: Admitted) -> Future[Receipt]:
-        """Record in one commit. The future raises receiver.errors.Unavailable when that cannot be done now."""
+    def accept(self, admitted: Admitted, *, gather: bool = False) -> Future[Receipt]:
+        """Record in one commit. The future raises receiver.errors.Unavailable when that cannot be done now.
+
+        `gather`: it may wait for others to share the commit with, until `hasten`.
+        """
 
     def hasten(self) -> None:
-        """Somebody waits for what is to be recorded; until then it may gather, for one commit."""
+        """Somebody waits for what has gathered."""
 
     def refuse(self, refused: Refused) -> None:
         """Note a refusal in the audit; does not wait."""

@@ -72,9 +72,12 @@ class Settings(BaseSettings):
     bind: Bind = Field(default="127.0.0.1:8080", description="The public listener: destinations, nothing else.")
     admin_bind: Bind = Field(default="127.0.0.1:8081", description="The admin listener: keep it on loopback.")
     door: Literal["flask", "asgi"] = Field(
-        default="flask", description="What serves the public listener: flask (threads), or asgi (an event loop).")
+        default="flask", description="What serves the public listener: flask, or asgi (an event loop).")
     receivers: int = Field(default=2, ge=1, le=64, description="Receiver processes (gunicorn workers).")
-    threads: int = Field(default=16, ge=2, le=256, description="Request threads of each receiver process.")
+    threads: int = Field(
+        default=16, ge=2, le=256,
+        description="Request threads of each receiver process: for large bodies, slow senders, and who waits for a "
+                    "handler.")
     workers: int = Field(default=1, ge=0, le=64, description="Delivery workers that `up` starts.")
     concurrency: int = Field(default=4, ge=1, le=64, description="Handler processes of each delivery worker.")
     responders: int = Field(

@@ -48,14 +48,19 @@ class Ledger:
         """Write what waits, then end. Whoever comes after is told that the ledger is unavailable."""
         self._writer.stop()
 
-    def accept(self, admitted: Admitted) -> Future[Receipt]:
-        """Record it. The future holds the Receipt after the COMMIT, or raises Unavailable, its text a fixed word."""
+    def accept(self, admitted: Admitted, *, gather: bool = False) -> Future[Receipt]:
+        """Record it. The future holds the Receipt after the COMMIT, or raises Unavailable, its text a fixed word.
+
+        `gather`: who waits for it says so (`hasten`), so that those who come together share a commit.
+        """
         entry = self._entries.make(admitted)
         self._writer.put(entry)
+        if not gather:
+            self._writer.hasten()
         return entry.future
 
     def hasten(self) -> None:
-        """Somebody waits for what was accepted: until then it may gather, for one commit."""
+        """Somebody waits for what has gathered."""
         self._writer.hasten()
 
     def refuse(self, refused: Refused) -> None:

@@ -224,7 +224,7 @@ class Door:
         once = verdict.verified.once if verdict.query is not None else ()
         if once and not (yield Call(partial(self._ledger.first, once))):
             return self._refuse(pipeline.replayed(verdict))
-        recording = yield from self._worked(body, partial(self._ledger.accept, verdict))
+        recording = yield from self._worked(body, partial(self._ledger.accept, verdict, gather=True))
         _queued()
         receipt: Receipt = yield from recorded(recording, self._ledger.hasten)
         _recorded()

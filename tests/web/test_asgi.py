@@ -42,7 +42,7 @@ class Prompt(Nobody):
         self.threads: list[str] = []
         self.refusals: list[Refused] = []
 
-    def accept(self, admitted: Admitted) -> Future[Receipt]:
+    def accept(self, admitted: Admitted, *, gather: bool = False) -> Future[Receipt]:
         self.threads.append(threading.current_thread().name)
         future: Future[Receipt] = Future()
         future.set_result(Receipt(message_id=1, uuid="", outcome="accepted"))
@@ -55,8 +55,8 @@ class Prompt(Nobody):
 class Silent(Prompt):
     """A ledger that never says what became of anything."""
 
-    def accept(self, admitted: Admitted) -> Future[Receipt]:
-        super().accept(admitted)
+    def accept(self, admitted: Admitted, *, gather: bool = False) -> Future[Receipt]:
+        super().accept(admitted, gather=gather)
         return Future()
 
 

@@ -25,7 +25,7 @@ from tests.protocol import made_up
 class Nobody:
     """A ledger and responders that are never reached."""
 
-    def accept(self, admitted: Admitted) -> Future[Receipt]:
+    def accept(self, admitted: Admitted, *, gather: bool = False) -> Future[Receipt]:
         raise AssertionError
 
     def hasten(self) -> None:
@@ -53,7 +53,7 @@ class Nobody:
 class Silent(Nobody):
     """A ledger that never says what became of anything."""
 
-    def accept(self, admitted: Admitted) -> Future[Receipt]:
+    def accept(self, admitted: Admitted, *, gather: bool = False) -> Future[Receipt]:
         return Future()
 
 
