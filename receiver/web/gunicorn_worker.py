@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
+from itertools import takewhile
 from selectors import EVENT_READ
 from typing import Any, Final
 
@@ -188,12 +189,10 @@ class Worker(Threads):
         """Close connections that say nothing; and wait no longer than one is to wait."""
         super().murder_pending()
         now = time.monotonic()
-        for exchange in [each for each in self._waiting if each.late < now] if self._is_late(now) else ():
-            if exchange.step is not None:
-                self._came(exchange, exchange.step)
-
-    def _is_late(self, now: float) -> bool:
-        return next((each.late for each in self._waiting), now) < now
+        # They wait equally long, so the first in the order of waiting are the first to be late.
+        for exchange in [*takewhile(lambda each: each.late < now, self._waiting)]:
+            assert exchange.step is not None
+            self._came(exchange, exchange.step)
 
     def _came(self, exchange: _Exchange, step: Wait) -> None:
         """Go on with what a future holds, or with a TimeoutError."""
