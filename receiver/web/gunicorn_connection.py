@@ -76,7 +76,7 @@ class Connection(TConn):  # type: ignore[misc]  # gunicorn ships no types
     """A connection that is closed once, by whoever comes first."""
 
     closed = False
-    kept = False  # it had a request already, and waits for the next one
+    kept = False  # it is, or will be when it comes back, among those that wait for their next request
     busy = False  # a request of it is at work in the main loop
     polled = True  # the poller tells of it
 

@@ -53,7 +53,10 @@ class _Sink:
 
 @dataclass(slots=True, eq=False)
 class _Exchange:
-    """A request that was begun in the main loop, and its answer. `late`: when it is given up waiting."""
+    """A request that was begun in the main loop, and its answer.
+
+    `late`: when it is given up waiting. `welcome`: whether the door would have the connection kept.
+    """
 
     connection: Connection
     request: Any
@@ -64,6 +67,7 @@ class _Exchange:
     pending: Pending | None = None
     step: Wait | None = None
     late: float = 0.0
+    welcome: bool = True
 
 
 class Worker(Threads):
@@ -217,6 +221,7 @@ class Worker(Threads):
         """Have gunicorn write the answer, into the sink."""
         assert exchange.pending is not None
         reply = exchange.pending.walk.outcome
+        exchange.welcome = not reply.close
         # Nothing of it can be unread: it has come whole.
         self._write(exchange, exchange.pending.answer(replace(reply, close=False) if reply.close else reply))
 
@@ -251,10 +256,10 @@ class Worker(Threads):
         elif not keep:
             self._end(conn, graceful=True)
         else:
-            self._idle(conn)
+            self._idle(conn, welcome=exchange.welcome)
 
-    def _idle(self, conn: Connection) -> None:
-        """The connection waits for its client again."""
+    def _idle(self, conn: Connection, *, welcome: bool) -> None:
+        """The connection waits for its client again. Who is not welcome has as long as who has said nothing yet."""
         unreader = conn.parser.unreader
         if unreader.buf.getvalue():  # of a body that nobody has read, or of the next request
             conn.parser.finish_body()
@@ -262,8 +267,13 @@ class Worker(Threads):
         if unreader.buf.getvalue():
             self._lend(conn, partial(self.handle, conn))
             return
-        conn.set_timeout()
-        self.keepalived_conns.append(conn)
+        conn.kept = welcome
+        if welcome:
+            conn.set_timeout()
+            self.keepalived_conns.append(conn)
+        else:
+            conn.timeout = time.monotonic() + SILENCE
+            self.pending_conns.append(conn)
         if not conn.polled:
             conn.polled = True
             self.poller.register(conn.sock, EVENT_READ, partial(self.on_client_socket_readable, conn))

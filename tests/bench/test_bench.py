@@ -38,7 +38,8 @@ def test_a_plan_is_run(site: Site) -> None:
     target = site.of("orm")
     assert target.inbox is not None
     # The table was emptied before the open loop, which waits for every answer: a hundred, each with an id of its own.
-    assert target.inbox.value("SELECT count(DISTINCT log_id) FROM inbox") == 100
+    # Some of the four that were cut off before may have come after that.
+    assert 100 <= target.inbox.value("SELECT count(DISTINCT log_id) FROM inbox") <= 104
     assert "plain Flask + SQLAlchemy ORM" in report.tables(results)
     assert json.dumps(results.as_json(), allow_nan=False)
 
