@@ -24,6 +24,7 @@ from gunicorn.asgi import parser, protocol  # type: ignore[import-untyped]  # gu
 from gunicorn.asgi.lifespan import LifespanManager  # type: ignore[import-untyped]  # gunicorn ships no types
 from gunicorn.workers.gasgi import ASGIWorker  # type: ignore[import-untyped]  # gunicorn ships no types
 
+from receiver.web import lean
 from receiver.web.gunicorn_connection import FIRST, PACE, SILENCE, START
 from receiver.web.gunicorn_threads import answered
 from receiver.web.transfer import SMALL
@@ -247,6 +248,11 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn ships no types
     @classmethod
     def check_config(cls, cfg: object, log: object) -> None:
         """Nothing to warn of: `threads` are the application's, for what may not be done in the event loop."""
+
+    def load_wsgi(self) -> None:
+        """Import the application."""
+        super().load_wsgi()
+        lean.settle()
 
     def make_place(self) -> bool:
         """Whether there is place for one more. When there are too many, who can be spared best is hung up on."""

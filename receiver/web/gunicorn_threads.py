@@ -30,6 +30,7 @@ from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped
 
 from receiver.errors import ConfigurationError
 from receiver.failpoints import point
+from receiver.web import lean
 from receiver.web.gunicorn_connection import SILENCE, Body, Connection, Continue
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class Threads(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
             log.error("receiver.not_started", error="; ".join(str(exc).splitlines()))
             sys.exit(Arbiter.APP_LOAD_ERROR)
         self.wsgi = self._serve
+        lean.settle()
 
     def accept(self, listener: socket.socket) -> None:
         """Accept a connection; it waits in the poller until its client says something."""
