@@ -83,7 +83,7 @@ def _memory(results: Results) -> list[Goal]:
     after = pss[1]["messages"] if len(pss) > 1 else 100_000
     return [Goal(says=f"memory of a receiver process after {after:,} messages", bound=70.0, least=False, unit=" MB",
                  reached=pss[1]["bytes"] / MB if len(pss) > 1 else None),
-            *(Goal(says=f"what {each['at_once']} bodies of 40 MB at once add to a process, at its peak, to their size",
+            *(Goal(says=f"what a process grows by at its peak to its bodies, {each['at_once']} of 40 MB at once",
                    bound=4.0, least=False,
                    reached=(each["peak"] - each["before"]) / (each["at_once"] * each["body"])) for each in largest)]
 
