@@ -264,7 +264,7 @@ class Door:
                             length=len(reply.body), sha256=sha256(reply.body).digest())
         _query_answered()
         try:
-            yield from recorded(self._ledger.answered(answered), self._ledger.hasten)
+            yield from recorded(self._ledger.answered(answered))
         except Unavailable as exc:
             log.warning("query.not_recorded", reason=str(exc), destination=destination.name, uuid=receipt.uuid)
             return reply if reply.status != ACCEPTED.status else _failure(query, 503)
@@ -316,10 +316,10 @@ class Door:
         return Call(placed)
 
 
-def recorded(future: Future[Any], hasten: Callable[[], None]) -> Steps[Any]:
-    """What the ledger says, in time. Raises Unavailable."""
+def recorded(future: Future[Any], *hasten: Callable[[], None]) -> Steps[Any]:
+    """What the ledger says, in time; `hasten` where it gathers (see Wait). Raises Unavailable."""
     try:
-        return (yield Wait(future, PATIENCE, hasten))
+        return (yield Wait(future, PATIENCE, *hasten))
     except TimeoutError as exc:
         raise Unavailable("ledger_silent") from exc
 

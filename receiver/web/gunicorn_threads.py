@@ -60,6 +60,15 @@ def starter(response: Any) -> StartResponse:
     return start
 
 
+def drained(answer: Iterable[bytes]) -> list[bytes]:
+    """All that an application answers, which is closed then (PEP 3333)."""
+    try:
+        return [*answer]
+    finally:
+        if hasattr(answer, "close"):
+            answer.close()
+
+
 class Threads(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
     """As many requests at work as there are `threads`; as many readers as there are connections."""
 
@@ -131,7 +140,7 @@ class Threads(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
                                      Continue(environ["gunicorn.socket"], expected=expected))
         with self._places:
             # All of it: an answer may be Pending, and whoever waits for it is at work.
-            return [*self._application(environ, starter(response))]
+            return drained(self._application(environ, starter(response)))
 
     def _cap_keepalive(self, deadline: float) -> None:
         """When the worker stops: connections on which nobody has said anything are not waited for either."""

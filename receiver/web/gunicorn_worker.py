@@ -25,7 +25,7 @@ from typing import Any, Final
 from gunicorn.http import errors, wsgi  # type: ignore[import-untyped]  # gunicorn ships no types
 
 from receiver.web.gunicorn_connection import SILENCE, Connection
-from receiver.web.gunicorn_threads import Threads, answered, starter
+from receiver.web.gunicorn_threads import Threads, answered, drained, starter
 from receiver.web.pending import Pending
 from receiver.web.steps import Call, Wait
 from receiver.web.transfer import SMALL
@@ -150,7 +150,7 @@ class Worker(Threads):
             exchange.pending = said
             self._go_on(exchange, said.walk.go())
         else:
-            self._write(exchange, said)
+            self._write(exchange, drained(said))
             self._answer(exchange)
 
     # --- what it waits for

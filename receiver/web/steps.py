@@ -20,16 +20,20 @@ class Read:
     size: int
 
 
+def _nothing_gathers() -> None:
+    """What is waited for is on its way already."""
+
+
 @dataclass(slots=True)
 class Wait:
     """What the future holds. Raises what it raises; TimeoutError after so many seconds.
 
-    `hasten` is called by who begins to wait: until then, what is waited for may gather with others of its kind.
+    `hasten` is called by who begins to wait, where what is waited for may gather with others of its kind until then.
     """
 
     future: Future[Any]
     seconds: float
-    hasten: Callable[[], None]
+    hasten: Callable[[], None] = _nothing_gathers
 
 
 @dataclass(slots=True)

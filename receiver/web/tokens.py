@@ -73,9 +73,6 @@ class Records(Protocol):
     def issued(self, issue: Issue) -> Future[None]:
         """Write it in the audit; the future is done after the COMMIT, or raises Unavailable."""
 
-    def hasten(self) -> None:
-        """Somebody waits for what is to be written."""
-
     def not_issued(self, refusal: Refusal) -> None:
         """Note it in the audit; does not wait."""
 
@@ -142,8 +139,7 @@ class TokenDoor:
             decision = Denied(error="invalid_client", reason="token_assertion_replayed", credential=decision.credential)
         if isinstance(decision, Denied):
             return self._deny(head, destination, decision)
-        issue = Issue(head=head, destination=destination, granted=decision)
-        yield from recorded(self._records.issued(issue), self._records.hasten)
+        yield from recorded(self._records.issued(Issue(head=head, destination=destination, granted=decision)))
         return _json(200, decision.body())
 
     def _deny(self, head: Head, destination: Destination | None, denied: Denied) -> Reply:

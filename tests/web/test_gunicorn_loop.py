@@ -11,10 +11,11 @@ from hashlib import sha256
 import pytest
 from sqlalchemy import text
 
+from receiver.web.gunicorn_threads import drained
 from receiver.web.gunicorn_worker import _READ, _whole
 from tests.waiting import until
 from tests.web.conftest import Site, message, sent
-from tests.web.server import Server, Wire
+from tests.web.server import Server, Wire, serving
 
 # What waits for the ledger is answered within five seconds; what does not has its answer long before.
 SOON = 3.0
@@ -182,9 +183,7 @@ def test_no_http(server: Server) -> None:
 
 def test_stopped_while_it_waits(site: Site, server: Server) -> None:
     """A worker that is told to stop answers who waits for the ledger, and says that it is the last answer."""
-    from tests.web.server import serving  # its own: the other tests go on with theirs
-
-    with serving(site.directory, site.environment) as mine:
+    with serving(site.directory, site.environment) as mine:  # its own: the other tests go on with theirs
         with held(site):
             wire = mine.wire().send(sent(site))
             with mine.wire() as other:
@@ -196,6 +195,29 @@ def test_stopped_while_it_waits(site: Site, server: Server) -> None:
         assert (answer.status, answer.headers["connection"]) == (200, "close")
         wire.socket.close()
         assert mine.process.wait(60) == 0
+
+
+@pytest.mark.parametrize("pieces", [[b"a", b"b"], []])
+def test_an_answer_is_closed(pieces: list[bytes]) -> None:
+    """An application's answer is closed when all of it was taken, and when it fails on the way (PEP 3333)."""
+    closed = []
+
+    class Answer:
+        def __iter__(self) -> Iterator[bytes]:
+            if not pieces:
+                raise ValueError
+            return iter(pieces)
+
+        def close(self) -> None:
+            closed.append(True)
+
+    if pieces:
+        assert drained(Answer()) == pieces
+    else:
+        with pytest.raises(ValueError):
+            drained(Answer())
+    assert closed == [True]
+    assert drained([b"c"]) == [b"c"]
 
 
 @pytest.mark.parametrize(("data", "whole"), [

@@ -63,9 +63,6 @@ class Records:
             future.set_result(None)
         return future
 
-    def hasten(self) -> None:
-        """Nothing gathers."""
-
     def not_issued(self, refusal: Refusal) -> None:
         """Kept for the test."""
         self.refusals.append(refusal)
