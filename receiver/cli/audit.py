@@ -5,6 +5,7 @@ May not change a row: nothing can, and `verify` finds what was changed around us
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import click
@@ -16,14 +17,15 @@ from receiver.cli.options import (
     example,
     json_option,
     limit_option,
+    optional_reason_option,
     page_note,
     since_option,
 )
 from receiver.cli.session import opened
 from receiver.errors import IntegrityError
 from receiver.storage import proof, reading
+from receiver.storage.disclosure import disclose_notes
 from receiver.storage.reading import AuditFilter
-from receiver.storage.sealing import Seals
 
 COLUMNS: Final = ("id", "at", "action", "outcome", "reason", "actor", "destination", "subject", "count")
 
@@ -34,10 +36,12 @@ def audit() -> None:
 
 
 @audit.command("list", epilog=example("audit list --action message.refuse --since 15m",
-                                      "audit list --action delivery --actor alice@ops1 --notes"))
+                                      "audit list --action delivery --actor alice@ops1 --notes --reason 'ticket 4711'",
+                                      "audit list --action audit.disclose --notes --reason 'yearly review'"))
 @click.option("--action", metavar="SUBJECT[.VERB]", help="Such as message.refuse, or message for all of its verbs.")
 @click.option("--outcome", metavar="WORD", help="That ended so.")
-@click.option("--reason", metavar="WORD", help="For this reason.")
+@click.option("--reason-code", metavar="CODE", help="Only rows with this code in their column `reason`.")
+@optional_reason_option("With --notes, why you read them; without it, the same as --reason-code. With --notes")
 @click.option("--actor", metavar="USER@HOST", help="By this person, worker, or redox.")
 @destination_option
 @click.option("--message-uuid", type=click.UUID, metavar="UUID", help="Of this message.")
@@ -45,15 +49,26 @@ def audit() -> None:
 @since_option
 @before_option
 @limit_option
-@click.option("--notes", is_flag=True, help="Open the reasons that people gave.")
+@click.option("--notes", is_flag=True, help="Open the reasons that people gave: audited, and wants --reason.")
 @json_option
-def list_(*, before: int | None, limit: int, notes: bool, as_json: bool, **filters: Any) -> None:
-    """List audit rows, newest first."""
+def list_(*, before: int | None, limit: int, notes: bool, reason: str | None, reason_code: str | None, as_json: bool,
+          **filters: Any) -> None:
+    """List audit rows, newest first.
+
+    The reasons that people gave are sealed, for they may name a patient. --notes opens those of the rows that are
+    listed, after a row `audit.disclose` that says who opened them and why.
+    """
+    if notes and reason is None:
+        raise click.UsageError("--notes opens sealed texts, and wants --reason TEXT: why you read them. To list only "
+                               "rows with a reason code, use --reason-code")
+    if not notes and reason is not None and reason_code is not None:
+        raise click.UsageError("without --notes, --reason and --reason-code are the same filter: give one")
+    where = AuditFilter(reason=reason_code if notes else reason_code or reason, **filters)
     with opened() as session, session.engine.connect() as connection:
-        found = reading.audit(connection, AuditFilter(**filters), before=before, limit=limit)
+        found = reading.audit(connection, where, before=before, limit=limit)
         if notes:
-            seals = Seals(session.keyring)
-            found = [each | {"note": reading.note(connection, seals, each["id"])} for each in found]
+            found = disclose_notes(connection, session.keyring, found, datetime.now(UTC), actor=session.actor,
+                                   reason=str(reason))
     summed = any(each["count"] > 1 for each in found)
     shown = [name for name in COLUMNS if summed or name != "count"]
     output.rows(found, [*shown, "note"] if notes else shown, as_json=as_json, nothing="no such audit row")

@@ -12,7 +12,7 @@ import click
 
 from receiver.cli import output
 from receiver.cli.corrections import correction
-from receiver.cli.options import destination_option, example, json_option, limit_option
+from receiver.cli.options import destination_option, example, json_option, limit_option, optional_reason_option
 from receiver.cli.session import opened
 from receiver.storage import reading
 
@@ -39,7 +39,7 @@ def list_(*, handler: str | None, destination: str | None, state: str | None, li
 
 @lanes.command(epilog=example("lanes release 'register/lab/source:7ce6f387-c33c-417d-8682-81e83628cbd9'"))
 @click.argument("lane")
-@click.option("--reason", metavar="TEXT", help="Why, in your words: kept in the audit, sealed.")
+@optional_reason_option()
 @json_option
 def release(lane: str, *, reason: str | None, as_json: bool) -> None:
     """Let a held LANE go on: the delivery that it is held for runs once more.

@@ -24,6 +24,7 @@ from receiver.cli.options import (
     json_option,
     limit_option,
     new_file,
+    optional_reason_option,
     options,
     page_note,
     reason_option,
@@ -74,16 +75,16 @@ def list_(*, before: int | None, limit: int, as_json: bool, **filters: Any) -> N
     "messages show 8123", "messages show 8123 --payload --reason 'ticket 4711' --out 8123.json"))
 @click.argument("number", metavar="ID", type=MessageId())
 @click.option("--payload", is_flag=True, help="Print the exact bytes that came, and nothing else; audited.")
-@click.option("--reason", metavar="TEXT", help="Why they are looked at: kept in the audit, sealed.")
+@optional_reason_option("Why you look at them")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="Write them to a new FILE (0600) instead.")
 @json_option
 def show(number: int | UUID, *, payload: bool, reason: str | None, out: Path | None, as_json: bool) -> None:
     """Show message ID (or uuid), its deliveries and what the audit says of it; with --payload its bytes."""
     if payload:
-        if not (reason or "").strip() or as_json:
+        if reason is None or as_json:
             raise click.UsageError("--payload wants --reason, and prints the bytes alone (no --json)")
-        _disclose(number, str(reason), out)
+        _disclose(number, reason, out)
         return
     if reason is not None or out is not None:
         raise click.UsageError("--reason and --out go with --payload")

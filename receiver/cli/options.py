@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, BinaryIO, Final, TypeVar
 from uuid import UUID
 
 import click
@@ -20,6 +20,9 @@ import click
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _FOLD: Final = 92
+# An audit row is kept for ever.
+_LONGEST_REASON: Final = 10_000
+_STDIN: Final = "receiver.stdin"
 _SPAN: Final = re.compile(r"(\d{1,6})([smhdw])")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -88,10 +91,32 @@ def _folded(line: str) -> str:
     return "\n".join(lines)
 
 
-def _said(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
-    if value is not None and not value.strip():
-        raise click.BadParameter("say why")
-    return value
+def take_stdin(what: str) -> BinaryIO:
+    """Stdin, for `what`. Raises UsageError when the command has read it for something else."""
+    meta = click.get_current_context().meta
+    if _STDIN in meta:
+        raise click.UsageError(f"{meta[_STDIN]} and {what} cannot both be read from stdin: put one of them in a file")
+    meta[_STDIN] = what
+    return sys.stdin.buffer
+
+
+class Reason(click.ParamType[str]):
+    """A person's words for the audit. `-` reads them from stdin: what stands on a command line, others see in `ps`."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The words, without the line's end."""
+        if value == "-":
+            try:
+                value = take_stdin("--reason").read().decode().strip()
+            except UnicodeDecodeError:
+                self.fail("stdin is not UTF-8 text", param, ctx)
+        if len(value) > _LONGEST_REASON:
+            self.fail(f"a reason has at most {_LONGEST_REASON:,} characters", param, ctx)
+        if not value.strip():
+            self.fail("say why", param, ctx)
+        return str(value)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
@@ -103,15 +128,23 @@ before_option = click.option("--before", type=click.IntRange(1), metavar="ID",
                              help="Only ids below: the next page of a list.")
 destination_option = click.option("--destination", metavar="NAME", help="Of this destination.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would happen, and do none of it.")
-reason_option = click.option("--reason", required=True, callback=_said, metavar="TEXT",
-                             help="Why, in your words: kept in the audit, sealed.")
+
+
+def optional_reason_option(says: str = "Why, in your words", *, required: bool = False,
+                           ) -> Callable[[_Command], _Command]:
+    """`--reason TEXT` where it is not always asked for."""
+    return click.option("--reason", required=required, type=Reason(), metavar="TEXT",
+                        help=f"{says}: kept in the audit, sealed. Use - to read it from stdin.")
+
+
+reason_option = optional_reason_option(required=True)
 SECRET_FILE: Final = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
 
 
 def read_secret(path: Path) -> str:
     """The secret in a file, or on stdin for `-`, without the line's end. Raises click.BadParameter."""
     try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text()
+        text = take_stdin("the secret").read().decode() if str(path) == "-" else path.read_text()
     except (OSError, UnicodeDecodeError):
         raise click.BadParameter(f"{path} cannot be read as text") from None
     return text.removesuffix("\n").removesuffix("\r")

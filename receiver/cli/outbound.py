@@ -7,7 +7,6 @@ with the reason for it, before it is made.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -18,7 +17,7 @@ import click
 import msgspec
 
 from receiver.cli import output
-from receiver.cli.options import SECRET_FILE, example, json_option, options, read_secret, reason_option
+from receiver.cli.options import SECRET_FILE, example, json_option, options, read_secret, reason_option, take_stdin
 from receiver.cli.session import Session, opened
 from receiver.outbound.answers import Answer
 from receiver.outbound.api import RedoxApi, Speaker
@@ -228,6 +227,6 @@ def _new(path: Path) -> Iterator[BinaryIO]:
 
 def _read(file: Path) -> bytes:
     try:
-        return sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        return take_stdin("FILE").read() if str(file) == "-" else file.read_bytes()
     except OSError as exc:
         raise click.BadParameter(f"{file} cannot be read: {exc.strerror}") from None

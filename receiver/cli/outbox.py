@@ -20,6 +20,7 @@ from receiver.cli.options import (
     json_option,
     limit_option,
     new_file,
+    optional_reason_option,
     options,
     page_note,
     reason_option,
@@ -70,12 +71,12 @@ def list_(*, before: int | None, limit: int, as_json: bool, **filters: Any) -> N
 @click.option("--request-out", type=_FILE, metavar="FILE", help="A new file (0600) for the body that is sent.")
 @click.option("--answer-out", type=_FILE, metavar="FILE",
               help="A new file (0600) for what Redox answered, or of a refusal its errors.")
-@click.option("--reason", metavar="TEXT", help="Why they are looked at: kept in the audit, sealed.")
+@optional_reason_option("Why you look at them")
 @json_option
 def show(number: int, *, request_out: Path | None, answer_out: Path | None, reason: str | None, as_json: bool) -> None:
     """Show request ID, and write its bodies to files."""
     wanted = request_out is not None or answer_out is not None
-    if wanted is not bool((reason or "").strip()):
+    if wanted is not (reason is not None):
         raise click.UsageError("--request-out and --answer-out want --reason, which goes with them")
     with opened() as session:
         with session.engine.connect() as connection:

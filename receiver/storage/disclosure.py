@@ -1,14 +1,16 @@
-"""Hands out the exact bytes of a stored message to a person, and writes down first who asked and why.
+"""Hands sealed content to a person: the bytes of a message, the reasons in the audit; and records first who asked.
 
 May not print or keep them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from receiver.errors import Conflict
 from receiver.keyring import Keyring
@@ -32,3 +34,21 @@ def disclose(engine: Engine, keyring: Keyring, number: int | UUID, now: datetime
             action="message.disclose", outcome="disclosed", at=now, actor=actor, destination=message["destination"],
             message_uuid=message["uuid"], subject=f"messages:{message['id']}", note=reason)])
     return body
+
+
+def disclose_notes(connection: Connection, keyring: Keyring, rows: Sequence[Mapping[str, Any]], now: datetime, *,
+                   actor: str, reason: str) -> list[dict[str, Any]]:
+    """Audit rows (as `reading.audit` gives them), each with its opened reason as `note`; None where none was given.
+
+    Commits the connection's transaction, with an audit row (`audit.disclose`) that says how many were opened, and
+    between which ids. Where no row has a reason, nothing is opened and nothing is written. Raises IntegrityError.
+    """
+    seals = Seals(keyring)
+    noted = [each["id"] for each in rows if each["noted"]]
+    opened = {number: reading.note(connection, seals, number) for number in noted}
+    if opened:
+        write(connection, AuditChain(keyring, seals), [AuditEvent(
+            action="audit.disclose", outcome="disclosed", at=now, actor=actor, note=reason,
+            detail={"notes": len(opened), "first": min(opened), "last": max(opened)})])
+        connection.commit()
+    return [dict(each) | {"note": opened.get(each["id"])} for each in rows]

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import json
+
+import pytest
+
 from receiver.storage.ledger import Ledger
-from tests.cli.conftest import Commands
+from tests.cli.conftest import ACTOR, Commands
 from tests.storage.door import Door, body
 from tests.storage.hand import arrive
 
@@ -24,13 +28,51 @@ def test_no_evidence_is_printed(door: Door, run: Commands) -> None:
         assert not {"mac", "mac_key", "note", "note_key"} & each.keys()
 
 
-def test_reasons_are_opened_when_asked_for(door: Door, ledger: Ledger, run: Commands) -> None:
-    """--notes shows the reasons that people gave, and nothing where they gave none."""
-    number, = arrive(door, ledger, b"no json")
-    run("messages", "discard", str(number), "--reason", "a vendor's test")
-    assert {each["note"] for each in run.json("audit", "list", "--notes")} == {None, "a vendor's test"}
-    assert "vendor" not in run("audit", "list", "--json").stdout
-    assert "vendor" in "".join(run("audit", "list", "--notes").stdout.split())
+class TestNotes:
+    @pytest.fixture
+    def discarded(self, door: Door, ledger: Ledger, run: Commands) -> int:
+        """A message that somebody discarded, and said why."""
+        number, = arrive(door, ledger, b"no json")
+        run("messages", "discard", str(number), "--reason", "a vendor's test")
+        return number
+
+    def test_they_are_opened_for_a_reason(self, discarded: int, run: Commands) -> None:
+        """--notes shows the reasons that people gave, and nothing where they gave none; without it none is shown."""
+        found = run.json("audit", "list", "--notes", "--reason", "ticket 4711")
+        assert {each["note"] for each in found} == {None, "a vendor's test"}
+        assert "vendor" not in run("audit", "list", "--json").stdout
+        assert "vendor" in run("audit", "list", "--notes", "--reason", "x", "--action", "message.discard").stdout
+
+    def test_never_without_a_reason(self, discarded: int, run: Commands) -> None:
+        """Without --reason nothing is opened and nothing written."""
+        before = len(run.json("audit", "list"))
+        for wrong in ((), ("--reason", " "), ("--reason-code", "not_json")):
+            assert "vendor" not in run.fails("audit", "list", "--notes", *wrong, status=2)
+        assert len(run.json("audit", "list")) == before
+
+    def test_who_read_them_is_in_the_audit(self, discarded: int, run: Commands) -> None:
+        """A row names the reader and which rows were opened; its own reason is sealed, and can be filtered for."""
+        found = run.json("audit", "list", "--notes", "--reason", "ticket 4711", "--action", "message")
+        opened = [each["id"] for each in found if each["note"]]
+        row, = run.json("audit", "list", "--action", "audit.disclose")
+        assert (row["actor"], row["outcome"], row["noted"]) == (ACTOR, "disclosed", True)
+        assert row["detail"] == {"notes": 1, "first": opened[0], "last": opened[0]}
+        assert "4711" not in json.dumps(row)
+        again, *_ = run.json("audit", "list", "--action", "audit.disclose", "--notes", "--reason", "review")
+        assert again["note"] == "ticket 4711"
+        assert run.json("audit", "verify")["first_bad"] is None
+
+    def test_where_nothing_is_sealed_nothing_is_written(self, door: Door, run: Commands) -> None:
+        """A list without reasons opens none."""
+        run("audit", "list", "--notes", "--reason", "x", "--action", "destination")
+        assert run.json("audit", "list", "--action", "audit.disclose") == []
+
+    def test_the_code_is_a_filter_either_way(self, discarded: int, run: Commands) -> None:
+        """--reason-code filters with --notes and without; --reason alone is that filter, both together are refused."""
+        for given in (("--reason-code", "not_json"), ("--reason", "not_json"),
+                      ("--reason-code", "not_json", "--notes", "--reason", "ticket")):
+            assert {each["reason"] for each in run.json("audit", "list", *given)} == {"not_json"}
+        run.fails("audit", "list", "--reason", "a", "--reason-code", "b", status=2)
 
 
 class TestVerify:

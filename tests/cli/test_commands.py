@@ -12,7 +12,11 @@ import pytest
 
 from receiver import __version__
 from receiver.cli import COMMANDS, main
+from receiver.cli.options import Reason
+from receiver.storage.ledger import Ledger
 from tests.cli.conftest import Commands
+from tests.storage.door import Door
+from tests.storage.hand import arrive
 
 
 def spawn(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -93,6 +97,32 @@ class TestHelp:
     def test_what_lists_shows_or_adds_takes_json(self, path: tuple[str, ...]) -> None:
         """Scripts can read it."""
         assert "--json" in {option for each in EVERY[path].params for option in each.opts}
+
+
+class TestReasons:
+    @pytest.mark.parametrize("path", EVERY, ids=" ".join)
+    def test_every_reason_may_come_by_stdin(self, path: tuple[str, ...]) -> None:
+        """What stands on a command line can be seen in `ps`: each --reason takes - for stdin, and its help says so."""
+        for option in EVERY[path].params:
+            if "--reason" in option.opts:
+                assert isinstance(option.type, Reason)
+                assert isinstance(option, click.Option)
+                assert "Use - to read it from stdin" in (option.help or "")
+
+    def test_it_is_what_stdin_says(self, door: Door, ledger: Ledger, run: Commands) -> None:
+        """The words are kept without the line's end; nothing, or too much, or no text is no reason."""
+        number, = arrive(door, ledger, b"no json")
+        for wrong in ("", " \n", "x" * 10_001):
+            run.fails("messages", "discard", str(number), "--reason", "-", stdin=wrong, status=2)
+        run("messages", "discard", str(number), "--reason", "-", stdin="ticket 4711\n")
+        row, = run.json("audit", "list", "--action", "message.discard", "--notes", "--reason", "-", stdin="review\n")
+        assert row["note"] == "ticket 4711"
+
+    def test_stdin_is_read_for_one_thing(self, run: Commands, tmp_path: Path) -> None:
+        """Where the message comes by stdin the reason cannot, and the other way round."""
+        said = run.fails("outbound", "send", "-", "--out", str(tmp_path / "out"), "--reason", "-", stdin="x", status=2)
+        assert "stdin" in said
+        assert not (tmp_path / "out").exists()
 
 
 class TestWhere:
