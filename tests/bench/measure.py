@@ -45,6 +45,11 @@ class Sample:
     server_cpu: float
     database_cpu: float
 
+    @property
+    def cpu(self) -> float:
+        """CPU of the server's processes and of PostgreSQL's together."""
+        return self.server_cpu + self.database_cpu
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
@@ -136,7 +141,7 @@ class Bench:
         body = of_size("4 KB")
         for number, rate in self._rounds(self._plan.rates):
             for name, target in self._present.items():
-                if isinstance(target, Target) and target.hmac is None and name != "wsgi-sync":
+                if isinstance(target, Target) and target.hmac is None:
                     self._sample("open", name, body, rate, number, partial(
                         load.open_loop, target.url, body, target.headers, rate=rate, seconds=2 * self._plan.seconds))
 

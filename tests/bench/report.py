@@ -6,9 +6,12 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from tests.bench.measure import MB, Results, Sample, ratio
-from tests.bench.targets import OURS, SAYS
+from tests.bench.targets import OURS, SAYS, PgBench
+
+_MODES: Final = {"flask-mode": "Flask mode", "asgi-mode": "asgi mode"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,37 +47,40 @@ def goals(results: Results) -> list[Goal]:
     found = []
     for connections in (16, 64):
         at = f"4 KB, {connections} connections"
-        found += [Goal(says=f"Flask door to Flask that does nothing, {at}", bound=0.5,
-                       reached=rates("flask-door", "flask", connections)),
-                  Goal(says=f"Flask door to plain ORM, {at}", bound=2.8,
-                       reached=rates("flask-door", "orm", connections)),
-                  Goal(says=f"Flask door to Express + pg, {at}", bound=1.0,
-                       reached=rates("flask-door", "express", connections))]
+        found += [Goal(says=f"Flask mode to {SAYS[other]}, {at}", bound=bound,
+                       reached=rates("flask-mode", other, connections))
+                  for other, bound in (("flask", 0.65), ("orm", 2.8), ("orm-work", 5.0), ("express", 1.0))]
     at = "4 KB, 64 connections"
-    found += [Goal(says=f"ASGI door to bare WSGI under gunicorn -k sync, {at}", bound=1.0,
-                   reached=rates("asgi-door", "wsgi-sync", 64)),
-              Goal(says=f"ASGI door to Fastify + pg, {at}", bound=1.3, reached=rates("asgi-door", "fastify", 64)),
-              Goal(says=f"ASGI door to pgbench with 16 clients, {at}", bound=0.5,
-                   reached=rates("asgi-door", "pgbench", 64, 16))]
+    found += [Goal(says=f"asgi mode to {SAYS[other]}, {at}", bound=bound, reached=rates("asgi-mode", other, 64))
+              for other, bound in (("fastify", 1.0), ("fastify-work", 2.0))]
+    found += [Goal(says=f"asgi mode to {SAYS['pgbench']}, {at}", bound=0.5,
+                   reached=rates("asgi-mode", "pgbench", 64, PgBench.CLIENTS)),
+              Goal(says=f"CPU of asgi mode and PostgreSQL to that of {SAYS['flask']}, {at}", bound=1.0, least=False,
+                   reached=_paired(results.of("closed", "asgi-mode", "4 KB", 64),
+                                   results.of("closed", "flask", "4 KB", 64),
+                                   lambda ours, other: ours.cpu / other.cpu))]
     return [*found, *_latencies(results), *_memory(results)]
 
 
-def _latencies(results: Results) -> list[Goal]:
-    def paired(one: Sequence[Sample], other: Sequence[Sample],
-               of: Callable[[Sample, Sample], float]) -> float | None:
-        values = [of(a, b) for a, b in zip(one, other, strict=False)]
-        return statistics.median(values) if values else None
+def _paired(one: Sequence[Sample], other: Sequence[Sample], of: Callable[[Sample, Sample], float]) -> float | None:
+    """The median, round by round; None where either was not measured."""
+    values = [of(a, b) for a, b in zip(one, other, strict=False)]
+    return statistics.median(values) if values else None
 
-    alone = [results.of("closed", name, "4 KB", 1) for name in ("flask-door", "flask")]
-    found = [Goal(says="p50 at one connection, Flask door to Flask that does nothing", bound=3.0, least=False,
-                  reached=paired(alone[0], alone[1], lambda ours, nothing: ours.p50 / nothing.p50))]
-    for door in ("flask-door", "asgi-door"):
-        steady = results.of("open", door, "4 KB", 300)
-        refused = [results.of("refused", name, "4 KB", 16) for name in (door, "flask")]
-        name = "Flask door" if door == "flask-door" else "ASGI door"
+
+def _latencies(results: Results) -> list[Goal]:
+    found = []
+    for mode, name in _MODES.items():
+        found += [Goal(says=f"p50 at one connection, {name} to {SAYS[other]}", bound=bound, least=False,
+                       reached=_paired(results.of("closed", mode, "4 KB", 1), results.of("closed", other, "4 KB", 1),
+                                       lambda ours, theirs: ours.p50 / theirs.p50))
+                  for other, bound in (("fastify-work", 1.0), ("flask", 3.0))]
+    for mode, name in _MODES.items():
+        steady = results.of("open", mode, "4 KB", 300)
+        refused = [results.of("refused", each, "4 KB", 16) for each in (mode, "flask")]
         found += [Goal(says=f"300 a second, p99 over p50, {name}", bound=5.0, least=False, unit=" ms",
-                       reached=paired(steady, steady, lambda one, _: (one.p99 - one.p50) * 1000)),
-                  Goal(says=f"wrong token, {name} to Flask that does nothing", bound=0.85, reached=ratio(*refused))]
+                       reached=_paired(steady, steady, lambda one, _: (one.p99 - one.p50) * 1000)),
+                  Goal(says=f"wrong token, {name} to {SAYS['flask']}", bound=0.85, reached=ratio(*refused))]
     return found
 
 

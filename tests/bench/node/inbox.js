@@ -1,9 +1,9 @@
-// What both servers share: the pool, the token check, and the one insert.
+// What the servers share: the pool, the token check, and the one insert.
 import { timingSafeEqual } from "node:crypto";
 import pg from "pg";
 
 const token = Buffer.from(process.env.BENCH_TOKEN);
-const pool = new pg.Pool({
+export const pool = new pg.Pool({
   host: process.env.BENCH_PGHOST,
   port: Number(process.env.BENCH_PGPORT),
   user: process.env.BENCH_PGUSER,

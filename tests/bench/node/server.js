@@ -1,4 +1,4 @@
-// node server.js express|fastify: two processes on one port, which is printed as soon as both serve.
+// node server.js express|fastify|work: two processes on one port, which is printed as soon as both serve.
 import cluster from "node:cluster";
 
 const PROCESSES = 2;
