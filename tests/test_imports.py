@@ -48,6 +48,7 @@ RULES = (
          only=("concurrent.futures.Future",), why="the sentence is pure; a future is what it is promised"),
     Rule(who="receiver.web", never=_DATABASE, why="the doors see no database"),
     Rule(who="receiver.storage", never=(*_WEB, "receiver.web"), why="the storage sees no web framework"),
+    Rule(who="receiver.findings", never=(*_WEB, "click", "rich"), why="findings are values: others show them"),
     Rule(who="receiver.handlers", never=(*_WEB, "receiver.web"), why="handlers see no web framework"),
     Rule(who="receiver.outbound", never=(*_WEB, "receiver.web"), why="who speaks to Redox answers nobody"),
     Rule(who="receiver.outbound", but=("receiver.outbound.outbox",), never=(*_DATABASE, "receiver.storage"),
@@ -162,7 +163,8 @@ def test_imports_are_found(source: str, module: str, package: bool, expected: se
     ("receiver.web.public", "sqlalchemy.orm"), ("receiver.storage.ledger", "flask"),
     ("receiver.storage.ledger", "receiver.app"), ("receiver.pipeline", "concurrent.futures.ThreadPoolExecutor"),
     ("receiver.handlers.runner", "werkzeug"), ("receiver.outbound.client", "receiver.storage.schema"),
-    ("receiver.outbound.outbox", "flask"), ("receiver.web.door", "redox"), ("receiver.cli.up", "httpx")])
+    ("receiver.outbound.outbox", "flask"), ("receiver.web.door", "redox"), ("receiver.cli.up", "httpx"),
+    ("receiver.findings.feeds", "click")])
 def test_rules_bite(module: str, name: str) -> None:
     """An import that is forbidden breaks a rule."""
     assert any(_broken(rule, module, {name}) for rule in RULES)

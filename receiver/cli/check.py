@@ -15,8 +15,8 @@ from receiver.cli.options import example, json_option
 @click.option("--url", metavar="URL", help="Where the world reaches the public listener: looked at from here.")
 @json_option
 def check(url: str | None, as_json: bool) -> None:
-    """Check settings, files, database, keys, credentials, workers, clock and disk: a line each.
+    """Check settings, files, database, keys, credentials, workers, clock and disk, and show the findings of `status`.
 
-    A line is OK, or it names what mends it. Exit status 1 when something is BAD.
+    Each line is OK, or names what fixes it. Exit status 1 when a line is BAD.
     """
     checks.report(checks.of_everything(url), as_json=as_json)

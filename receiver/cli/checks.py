@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 import click
 from sqlalchemy import Connection
 
-from receiver import failpoints
+from receiver import failpoints, findings
 from receiver import keyring as keyrings
 from receiver import settings as table
 from receiver.cli import output, session
@@ -37,6 +37,9 @@ from receiver.storage import backups, clock, reading, standing
 from receiver.storage.registration import HandlerSpec, check_keys
 
 State = Literal["ok", "warn", "bad"]
+
+# What `check` looks at more closely itself.
+_OWN: Final = frozenset({"clock", "no_worker"})
 
 _OLDEST_POSTGRESQL: Final = 14
 _ENDS_SOON: Final = timedelta(days=30)
@@ -56,20 +59,24 @@ class Finding:
     mend: str | None = None
 
 
-def report(findings: Sequence[Finding], *, as_json: bool) -> None:
-    """Print the findings, and end with status 1 when one of them is bad."""
+# A look at the database: what it finds.
+_Look = Callable[[Connection, Keyring | None], "Finding | list[Finding] | None"]
+
+
+def report(found: Sequence[Finding], *, as_json: bool) -> None:
+    """Print what was found, and end with status 1 when something is bad."""
     if as_json:
-        output.document([asdict(each) for each in findings])
+        output.document([asdict(each) for each in found])
     else:
-        width = max(len(each.name) for each in findings)
-        for each in findings:
+        width = max(len(each.name) for each in found)
+        for each in found:
             label = {"ok": "OK", "warn": "WARN", "bad": "BAD"}[each.state]
             colour = {"ok": "green", "warn": "yellow", "bad": "red"}[each.state]
             begin = f"{label:<4}  {each.name:<{width}}  "
             text = output.escaped(each.told) + (f" → {output.escaped(each.mend)}" if each.mend else "")
             lines = textwrap.wrap(text, output.WIDTH - len(begin), break_long_words=False, break_on_hyphens=False)
             click.echo(click.style(label, fg=colour) + begin[len(label):] + f"\n{' ' * len(begin)}".join(lines))
-    if any(each.state == "bad" for each in findings):
+    if any(each.state == "bad" for each in found):
         click.get_current_context().exit(1)
 
 
@@ -83,7 +90,7 @@ def of_everything(url: str | None) -> list[Finding]:
     found = [_settings(), *_failpoints(settings), *_files(settings), *_listeners(settings), _disk(settings)]
     keyring, keyring_finding = _keyring(settings)
     found.append(keyring_finding)
-    found += _with_database(settings, [*_DATABASE, *_WORK], keyring)
+    found += _with_database(settings, [*_DATABASE, *_WORK, _status], keyring)
     return [*found, *(() if url is None else _outside(url))]
 
 
@@ -174,19 +181,17 @@ def _keyring(settings: Settings) -> tuple[Keyring | None, Finding]:
 
 # --- the database
 
-def _with_database(settings: Settings, looks: Sequence[Callable[[Connection, Keyring | None], Finding | None]],
-                   keyring: Keyring | None) -> list[Finding]:
+def _with_database(settings: Settings, looks: Sequence[_Look], keyring: Keyring | None) -> list[Finding]:
     """Look at the database; the first that is amiss with reaching it ends the looking."""
     found: list[Finding] = []
     try:
         with session.database(settings) as engine:
             for look in looks:
                 with engine.connect() as connection:
-                    finding = look(connection, keyring)
-                if finding is not None:
-                    found.append(finding)
-                    if finding.name == "migrations" and finding.state == "bad":
-                        break  # what is next reads our tables
+                    seen = look(connection, keyring)
+                found += [seen] if isinstance(seen, Finding) else seen or ()
+                if any(each.name == "migrations" and each.state == "bad" for each in found):
+                    break  # what is next reads our tables
     except ReceiverError as exc:
         found.append(Finding(name="database", state="bad", told=str(exc), mend="see DATABASE_URL"))
     return found
@@ -324,6 +329,12 @@ def _plugins(connection: Connection, _: Keyring | None) -> Finding:
     except ReceiverError as exc:
         return Finding(name="plugins", state="bad", told=str(exc), mend="redox-receiver handlers check")
     return Finding(name="plugins", state="ok", told=f"{len(loaded)} handlers can be imported here")
+
+
+def _status(connection: Connection, _: Keyring | None) -> list[Finding]:
+    """The findings of `status`."""
+    return [Finding(name=each.code, state="bad" if each.severity == "error" else "warn", told=each.text, mend=each.fix)
+            for each in findings.collect(findings.read(connection)) if each.code not in _OWN]
 
 
 _WORK: Final = (_credentials, _plugins, _workers)

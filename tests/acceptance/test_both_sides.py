@@ -26,4 +26,4 @@ def test_a_handler_answers_a_message_by_sending_one() -> None:
         assert [each["state"] for each in sent] == ["sent"] * 3
         received = {each["uuid"] for each in made.json("messages", "list") if each["kind"] == "Order.New"}
         assert {each["message_uuid"] for each in sent} == received
-        assert made.json("status")["findings"] == []
+        assert made.findings() == {}

@@ -269,7 +269,7 @@ def commands(at: Driven) -> None:
     (message,) = rows(at, "SELECT min(message_id) FROM deliveries WHERE state = 'dead'")[0]
     (quarantined,) = rows(at, "SELECT min(id) FROM messages WHERE state = 'quarantined'")[0]
     shown = [("messages", "show", str(message)), ("messages", "show", str(quarantined)),
-             ("deliveries", "show", str(dead)), ("audit", "list"), ("status",)]
+             ("deliveries", "show", str(dead)), ("audit", "list")]
     listed = [*shown, ("messages", "list"), ("deliveries", "list"), ("lanes", "list"), ("audit", "verify"),
               ("destination", "list"), ("destination", "show", "lab"), ("credential", "list"), ("source", "list"),
               ("source", "list", "--refused"), ("handlers", "list"), ("keys", "list")]
@@ -283,7 +283,8 @@ def commands(at: Driven) -> None:
             "Flowsheet.New", "--seed", "1"))
     # What they find amiss, and where, is not the question here.
     at.said += at.machine.commands(
-        ("check",), ("check", "--json"), ("messages", "show", "99999999"), ("messages", "list", "--since", FAMILY[:5]))
+        ("status",), ("status", "--json"), ("check",), ("check", "--json"), ("messages", "show", "99999999"),
+        ("messages", "list", "--since", FAMILY[:5]))
     # Asked for, and audited, it is told.
     for _, told in at.machine.commands(("audit", "list", "--action", "message.discard", "--notes", "--json"),
                                        ("messages", "show", str(message), "--payload", *reason)):

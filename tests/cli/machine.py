@@ -65,17 +65,34 @@ class Machine:
         said, _ = self.process.communicate(timeout=120)
         return self.process.returncode, said
 
+    def status(self) -> str:
+        """What `status` prints when it has an error to show (exit status 1)."""
+        return self._run("status", status=1).stdout
+
     def run(self, *arguments: str, stdin: str | None = None, fails: bool = False) -> str:
         """Run a command: what it says on stdout, or on stderr where it `fails` (exit status 1)."""
+        done = self._run(*arguments, stdin=stdin, status=1 if fails else 0)
+        return done.stderr if fails else done.stdout
+
+    def _run(self, *arguments: str, stdin: str | None = None, status: int) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [self.python, "-P", "-m", "receiver", *arguments], cwd=self.root, env=self._environment(),
             input=stdin, capture_output=True, text=True, check=False, timeout=120)
-        assert done.returncode == (1 if fails else 0), done.stdout + done.stderr
-        return done.stderr if fails else done.stdout
+        assert done.returncode == status, done.stdout + done.stderr
+        return done
 
     def json(self, *arguments: str, stdin: str | None = None) -> Any:
         """Run a command with `--json`."""
         return json.loads(self.run(*arguments, "--json", stdin=stdin))
+
+    def findings(self) -> dict[str, dict[str, Any]]:
+        """The findings of `status`, by code; of several with one code, the last."""
+        done = subprocess.run(
+            [self.python, "-P", "-m", "receiver", "status", "--json"], cwd=self.root, env=self._environment(),
+            capture_output=True, text=True, check=False, timeout=120)
+        found = json.loads(done.stdout)["findings"]
+        assert done.returncode == any(each["severity"] == "error" for each in found), done.stdout + done.stderr
+        return {each["code"]: each for each in found}
 
     def register(self, destination: str, *options: str) -> Path:
         """A destination with a source; returns the file that its token is in."""

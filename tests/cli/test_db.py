@@ -110,7 +110,8 @@ def test_what_waits_for_redox_is_held(
     with restored.connect() as connection:
         assert outbox.due(connection) == []
     [held] = run("outbox", "list", "--state", "held")
-    assert {each["finding"] for each in run("status")["findings"]} == {"outbox_held"}
+    found = json.loads(CliRunner().invoke(main, ["status", "--json"]).stdout)["findings"]
+    assert "outbox_held" in {each["code"] for each in found}
     run("outbox", "retry", "--state", "held", "--reason", "not sent before, says the other side")
     assert run("outbox", "show", str(held["id"]))["state"] == "pending"
     with restored.connect() as connection:

@@ -299,9 +299,9 @@ class TestOutbox:
 
     def test_status_names_what_does_not_go_out(self, keyed: Commands, dead: int) -> None:
         """A finding with the command that lists them."""
-        findings = {each["finding"]: each for each in keyed.json("status")["findings"]}
-        assert findings["outbox_dead"]["mend"] == "redox-receiver outbox list --key lab --state dead"
-        assert "Rejected" in findings["outbox_dead"]["told"]
+        findings = {each["code"]: each for each in keyed.json("status", status=1)["findings"]}
+        assert findings["outbox_dead"]["fix"] == "redox-receiver outbox list --key lab --state dead"
+        assert "Rejected" in findings["outbox_dead"]["text"]
 
     def test_the_audit_holds(self, keyed: Commands, dead: int, files: Path) -> None:
         """After calls, retries and keys every row proves to be ours."""

@@ -1,0 +1,30 @@
+"""What needs an operator: findings, read from the database by `status`, `check` and whatever else shows them.
+
+To add one: a line in `receiver.findings.codes`, a finder (a function from a View to findings) in the module it belongs
+to, that finder in FINDERS, and a situation in tests/findings/test_codes.py.
+
+Must not print, and must not write to the database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from receiver.findings import deliveries, feeds, installation
+from receiver.findings.codes import CODES
+from receiver.findings.finding import Finding
+from receiver.findings.view import View, read
+
+__all__ = ["CODES", "FINDERS", "Finding", "View", "collect", "read"]
+
+# In the order of their findings: first what explains the others.
+FINDERS: Final[tuple[Callable[[View], Iterator[Finding]], ...]] = (
+    installation.clocks, installation.workers, installation.outbox, feeds.refusals, deliveries.lanes,
+    deliveries.handlers, deliveries.dead, feeds.quarantine,
+)
+
+
+def collect(view: View) -> list[Finding]:
+    """All findings, in the order of FINDERS. Raises SQLAlchemyError."""
+    return [finding for finder in FINDERS for finding in finder(view)]

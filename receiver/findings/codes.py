@@ -1,0 +1,21 @@
+"""The codes of findings, with a line each. They are a contract: monitoring selects by them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+CODES: Final[Mapping[str, str]] = {
+    "clock": "The clocks of this host and of the database differ.",
+    "no_worker": "Deliveries or outbound requests need a worker, and none is running.",
+    "outbox_pending": "Outbound requests fail and are tried again.",
+    "outbox_held": "Outbound requests are held since a restore.",
+    "outbox_dead": "Redox refused outbound requests for good.",
+    "probably_paused": "Redox was refused and has probably paused the feed.",
+    "sources_refused": "Messages named a source that is not registered.",
+    "lane_held": "A lane is held after its first delivery used up its attempts.",
+    "handler_paused": "A handler is paused.",
+    "handler_not_loaded": "Deliveries wait for a handler that no running worker has loaded.",
+    "dead": "Deliveries are dead.",
+    "quarantine": "Messages are in quarantine.",
+}

@@ -1,0 +1,41 @@
+"""Findings about what becomes of messages: lanes, handlers and deliveries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from receiver.findings.finding import Finding, command
+from receiver.findings.view import View
+
+
+def lanes(view: View) -> Iterator[Finding]:
+    """Held lanes."""
+    for feed in view.feeds:
+        for lane in feed["held_lanes"]:
+            yield Finding(code="lane_held", destination=feed["destination"], text=f"{feed['destination']}: lane {lane} "
+                          "is held: its first delivery has used up its attempts.",
+                          fix=command("lanes", "release", lane, "--reason", "…"), details={"lane": lane})
+
+
+def handlers(view: View) -> Iterator[Finding]:
+    """Handlers that are paused, or loaded by no running worker."""
+    for feed in view.feeds:
+        name = feed["destination"]
+        for each in feed["paused_handlers"]:
+            yield Finding(code="handler_paused", destination=name, text=f"{name}: {each['handler']} is paused "
+                          f"({each['pause_reason']}).",
+                          fix=command("handlers", "resume", each["handler"], "--destination", name), details=each)
+        for each in feed["unserved"]:
+            yield Finding(code="handler_not_loaded", destination=name, text=f"{name}: {each['pending']:,} deliveries "
+                          f"wait for {each['handler']}, which no running worker has loaded.",
+                          fix=command("handlers", "list"), details=each)
+
+
+def dead(view: View) -> Iterator[Finding]:
+    """Dead deliveries, for each handler and error."""
+    for feed in view.feeds:
+        for each in feed["dead"]:
+            yield Finding(code="dead", destination=feed["destination"], text=f"{feed['destination']}: "
+                          f"{each['count']:,} deliveries of {each['handler']} are dead ({each['error_class']}).",
+                          fix=command("deliveries", "list", "--state", "dead", "--handler", each["handler"],
+                                      "--error-class", each["error_class"] or ""), details=each)

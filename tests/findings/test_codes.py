@@ -1,0 +1,150 @@
+"""Every code of a finding is listed with a line, and something can cause it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import time_machine
+from sqlalchemy import Engine, text
+
+import receiver.findings
+from receiver import findings
+from receiver.keyring import Keyring
+from receiver.storage import schema
+from receiver.storage.audit import AuditChain, AuditEvent, write
+from receiver.storage.registration import HandlerSpec, Registration
+from receiver.storage.sealing import Seals
+
+LANE = "register/lab/source:none"
+
+
+class World:
+    """A destination `lab`, to which things can be made to happen."""
+
+    def __init__(self, engine: Engine, keyring: Keyring, registration: Registration) -> None:
+        self.engine, self._keyring, self.registration = engine, keyring, registration
+        self.lab = registration.add_destination(
+            "lab", datetime.now(UTC), environment="production", require=["token"], sources_policy="registered",
+            on_unknown_source="reject", test_messages="quarantine", reply_with=None,
+            token="a-token-of-thirty-two-characters")
+
+    def sql(self, statement: str, **values: Any) -> None:
+        """Run a statement."""
+        with self.engine.begin() as connection:
+            connection.execute(text(statement), values)
+
+    def insert(self, table: str, **values: Any) -> None:
+        """Insert a row."""
+        with self.engine.begin() as connection:
+            connection.execute(schema.metadata.tables[table].insert().values(values))
+
+    def audit(self, action: str, **more: Any) -> None:
+        """Write an audit row of a request to `lab`."""
+        event = AuditEvent(**{"action": action, "outcome": "refused", "at": datetime.now(UTC), "actor": "redox",
+                              "destination": "lab", **more})
+        with self.engine.begin() as connection:
+            write(connection, AuditChain(self._keyring, Seals(self._keyring)), [event])
+
+    def enable(self) -> None:
+        """Bind the handler `register`."""
+        self.registration.enable_handler("lab", HandlerSpec(
+            handler="register", role="handler", patterns=("*",), ordering="source", patient_key=None,
+            acknowledge="after_commit", on_failure="hold", max_attempts=3, timeout=60.0), datetime.now(UTC))
+
+    def delivery(self, **more: Any) -> None:
+        """A delivery of `register`."""
+        self.insert("deliveries", **{"message_id": 1, "destination_id": self.lab, "handler": "register",
+                                     "inline": False, "lane": LANE, **more})
+
+    def outbound(self, state: str, **more: Any) -> None:
+        """A request to Redox."""
+        self.insert("outbound_requests", **{
+            "uuid": "00000000-0000-4000-8000-000000000001", "api_key": "main", "lane": "outbox/main", "call": "send",
+            "kind": "A.B", "created_by": "somebody", "state": state, **more})
+
+    def message(self, **more: Any) -> None:
+        """A message."""
+        self.insert("messages", **{
+            "uuid": "00000000-0000-4000-8000-000000000002", "destination_id": self.lab, "credential_ids": [1],
+            "query": False, "test": False, "received_at": datetime.now(UTC), "peer": "192.0.2.1", "sha256": b"",
+            "size": 1, "state": "accepted", "id_conflict": False, "mac": b"", "mac_key": "k", **more})
+
+    def found(self) -> dict[str, findings.Finding]:
+        """The findings, by code."""
+        with self.engine.connect() as connection:
+            return {each.code: each for each in findings.collect(findings.read(connection))}
+
+
+@pytest.fixture
+def world(engine: Engine, keyring: Keyring, keyring_path: Path, registration: Registration) -> World:
+    """The destination."""
+    return World(engine, keyring, registration)
+
+
+def _source_refused(world: World) -> None:
+    world.audit("message.refuse", reason="source_unknown", detail={"status": 403, "source": "s"})
+
+
+def _sources_refused(world: World) -> None:
+    _source_refused(world)
+    world.audit("message.receive", outcome="accepted")
+
+
+def _paused(world: World) -> None:
+    world.enable()
+    world.registration.pause_handler("register", datetime.now(UTC), destination=None, reason="many_dead")
+
+
+# What causes each finding that is about what the database holds.
+SITUATIONS: dict[str, Callable[[World], None]] = {
+    "no_worker": World.enable,
+    "outbox_pending": lambda world: world.outbound("pending", error_class="Unreachable"),
+    "outbox_held": lambda world: world.outbound("held"),
+    "outbox_dead": lambda world: world.outbound("dead", error_class="Rejected"),
+    "probably_paused": _source_refused,
+    "sources_refused": _sources_refused,
+    "lane_held": lambda world: world.insert(
+        "lanes", lane=LANE, handler="register", destination_id=world.lab, state="held"),
+    "handler_paused": _paused,
+    "handler_not_loaded": World.delivery,
+    "dead": lambda world: world.delivery(state="dead", error_class="KeyError", finished_at=datetime.now(UTC)),
+    "quarantine": lambda world: world.message(state="quarantined", quarantine_reason="not_json"),
+}
+
+
+@pytest.mark.parametrize("code", SITUATIONS)
+def test_each_has_a_situation(world: World, code: str) -> None:
+    """It is not found before, is found after, and names a command and in `details` the values behind its text."""
+    assert code not in world.found()
+    SITUATIONS[code](world)
+    found = world.found()[code]
+    assert found.fix.startswith("redox-receiver ")
+    assert found.text.endswith(".")
+    assert found.details
+
+
+def test_a_clock_that_is_wrong(world: World) -> None:
+    """This host's clock is compared with the database's."""
+    with time_machine.travel(datetime.now(UTC) - timedelta(minutes=10)):
+        assert "behind the database's" in world.found()["clock"].text
+
+
+def test_all_codes_are_listed_and_reachable() -> None:
+    """The codes in the source are those of the list, and each is caused by a test of this file."""
+    package = Path(receiver.findings.__file__).parent
+    strings = {node.value for path in package.glob("*.py") if path.name != "codes.py"
+               for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+    assert findings.CODES.keys() - strings == set()
+    assert SITUATIONS.keys() | {"clock"} == findings.CODES.keys()
+    assert all(line.endswith(".") for line in findings.CODES.values())
+
+
+def test_a_code_that_is_not_listed() -> None:
+    """It cannot be used."""
+    with pytest.raises(KeyError, match="made_up"):
+        findings.Finding(code="made_up", text="", fix="")
