@@ -50,6 +50,7 @@ def audit() -> None:
 @before_option
 @limit_option
 @click.option("--notes", is_flag=True, help="Open the reasons that people gave: audited, and wants --reason.")
+@output.columns_option
 @json_option
 def list_(*, before: int | None, limit: int, notes: bool, reason: str | None, reason_code: str | None, as_json: bool,
           **filters: Any) -> None:

@@ -74,7 +74,9 @@ def report(found: Sequence[Finding], *, as_json: bool) -> None:
             colour = {"ok": "green", "warn": "yellow", "bad": "red"}[each.state]
             begin = f"{label:<4}  {each.name:<{width}}  "
             text = output.escaped(each.told) + (f" → {output.escaped(each.mend)}" if each.mend else "")
-            lines = textwrap.wrap(text, output.WIDTH - len(begin), break_long_words=False, break_on_hyphens=False)
+            room = output.width()
+            lines = [text] if room is None else textwrap.wrap(
+                text, max(20, room - len(begin)), break_long_words=False, break_on_hyphens=False)
             click.echo(click.style(label, fg=colour) + begin[len(label):] + f"\n{' ' * len(begin)}".join(lines))
     if any(each.state == "bad" for each in found):
         click.get_current_context().exit(1)

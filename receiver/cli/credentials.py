@@ -104,6 +104,7 @@ def _secret(kind: str, file: Path | None, out: Path | None) -> tuple[str | None,
 
 @credential.command("list", epilog=example("credential list lab"))
 @click.argument("destination", required=False)
+@output.columns_option
 @json_option
 def list_(destination: str | None, *, as_json: bool) -> None:
     """List credentials, of DESTINATION alone if named: until when each is live, and when it was last used."""

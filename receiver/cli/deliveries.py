@@ -28,8 +28,8 @@ from receiver.cli.session import opened
 from receiver.storage import reading
 from receiver.storage.reading import DeliveryFilter
 
-COLUMNS: Final = ("id", "kind", "handler", "generation", "state", "attempts", "error_class", "destination",
-                  "created_at")
+COLUMNS: Final = ("id", "kind", "handler", "state", "error_class", "attempts", "destination", "created_at",
+                  "generation")
 STATES: Final = ("pending", "succeeded", "dead", "skipped")
 
 
@@ -54,6 +54,7 @@ _filters = options(
 @click.option("--message-id", type=int, metavar="ID", help="Of this message.")
 @before_option
 @limit_option
+@output.columns_option
 @json_option
 def list_(*, before: int | None, limit: int, as_json: bool, **filters: Any) -> None:
     """List deliveries, newest first."""

@@ -93,6 +93,7 @@ def change(name: str, *, as_json: bool, **given: Any) -> None:
 
 
 @destination.command("list", epilog=example("destination list", "destination list --json"))
+@output.columns_option
 @json_option
 def list_(*, as_json: bool) -> None:
     """List the destinations."""

@@ -27,6 +27,7 @@ def handlers() -> None:
 
 
 @handlers.command("list", epilog=example("handlers list"))
+@output.columns_option
 @json_option
 def list_(*, as_json: bool) -> None:
     """List handlers: `found` on this host, `enabled` at a destination, `loaded` by a live worker.

@@ -58,6 +58,7 @@ def init(*, as_json: bool) -> None:
 
 
 @keys.command("list", epilog=example("keys list"))
+@output.columns_option
 @json_option
 def list_(*, as_json: bool) -> None:
     """List the keys that this host holds, and those that the database was written with."""

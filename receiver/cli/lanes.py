@@ -29,6 +29,7 @@ def lanes() -> None:
 @destination_option
 @click.option("--state", type=click.Choice(["ready", "running", "waiting", "held", "paused"]), help="In this state.")
 @limit_option
+@output.columns_option
 @json_option
 def list_(*, handler: str | None, destination: str | None, state: str | None, limit: int, as_json: bool) -> None:
     """List the lanes in which something waits, runs or is held, the longest waiting first."""

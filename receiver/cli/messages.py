@@ -62,6 +62,7 @@ _filters = options(
 @_filters
 @before_option
 @limit_option
+@output.columns_option
 @json_option
 def list_(*, before: int | None, limit: int, as_json: bool, **filters: Any) -> None:
     """List messages, newest first."""

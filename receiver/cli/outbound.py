@@ -100,6 +100,7 @@ def _legacy(file: Path) -> LegacyKey:
 
 
 @key.command("list", epilog=example("outbound key list"))
+@output.columns_option
 @json_option
 def list_(*, as_json: bool) -> None:
     """List the API keys. Without a kid of its own an OAuth key signs with the signing key that is active."""

@@ -56,6 +56,7 @@ def outbox() -> None:
 @_filters
 @before_option
 @limit_option
+@output.columns_option
 @json_option
 def list_(*, before: int | None, limit: int, as_json: bool, **filters: Any) -> None:
     """List requests, newest first."""

@@ -1,29 +1,41 @@
 """What commands print: a table for people, or one JSON document; progress on a terminal.
 
-May not let a stored text act on a terminal: whatever is not plainly printable (control characters, ANSI sequences,
-writing that changes direction) is shown escaped. JSON escapes it by itself.
+Must not let a stored text act on a terminal: control characters, ANSI sequences and writing that changes direction are
+shown escaped (JSON escapes them by itself). Must not wrap a line except on a terminal, and there never within a word.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import click
-from rich import box
 from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
-# What fits every terminal and every ticket that an operator pastes a table into.
-WIDTH: Final = 100
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_GAP: Final = 2  # between columns
+_COLUMNS: Final = "receiver.columns"
+
+
+def columns_option(command: _Command) -> _Command:
+    """`--columns NAME,…` for a command that prints one list: `rows` then shows these, in this order."""
+    return click.option("--columns", callback=_choose, expose_value=False, metavar="NAME[,NAME…]",
+                        help="Show these columns, in this order. All that --json shows can be chosen.")(command)
+
+
+def _choose(ctx: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        ctx.meta[_COLUMNS] = [name for name in value.replace(" ", "").split(",") if name]
 
 
 def document(value: Any) -> None:
@@ -34,40 +46,94 @@ def document(value: Any) -> None:
 def rows(found: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool, nothing: str) -> None:
     """Print rows: all of their columns as a JSON array, or `columns` of them, those that say anything, as a table.
 
-    `nothing` is said where there are none.
+    `nothing` is printed where there are no rows. What the operator chose with --columns goes before `columns`, also in
+    JSON; raises UsageError for a column that is not there.
     """
+    chosen = _chosen(found)
     if as_json:
-        document(found)
+        document(found if chosen is None else [{name: each.get(name) for name in chosen} for each in found])
         return
     if not found:
         click.echo(nothing)
         return
-    console = _console()
-    cells = {name: [cell(row[name]) for row in found] for name in columns}
-    told = [name for name in columns if any(cells[name])]
-    rigid = {name for name in told if any(isinstance(row[name], datetime | int) for row in found)}
-    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for name, width in _widths({name: [name, *cells[name]] for name in told}, rigid, console.width).items():
-        shown.add_column(name, overflow="fold", width=width)
-    for place, row in enumerate(found):
-        shown.add_row(*(Text(cells[name][place], style=_STYLES.get(str(row[name]), "")) for name in told))
-    console.print(shown)
+    cells = {name: [cell(each.get(name)) for each in found] for name in chosen or columns}
+    shown = {name: texts for name, texts in cells.items() if chosen or any(texts)} or cells
+    widths = _widths({name: [name, *texts] for name, texts in shown.items()}, width())
+    _line({name: name for name in widths}, widths, bold=True)
+    click.echo("─" * (sum(widths.values()) + _GAP * (len(widths) - 1)))
+    for place in range(len(found)):
+        _line({name: shown[name][place] for name in widths}, widths)
+    if hidden := [name for name in shown if name not in widths]:
+        say(f"not shown, for the terminal is too narrow: {', '.join(hidden)}. Choose with --columns, or use --json")
 
 
-def _widths(texts: Mapping[str, Sequence[str]], rigid: Collection[str], room: int) -> dict[str, int]:
-    """The width of each column: as its longest text wants, but where there is no room for all the widest give way.
+def _chosen(found: Sequence[Mapping[str, Any]]) -> list[str] | None:
+    """The columns that the operator chose, if any."""
+    context = click.get_current_context(silent=True)
+    chosen: list[str] | None = None if context is None else context.meta.get(_COLUMNS)
+    if chosen is None or not found:
+        return chosen
+    known = list(dict.fromkeys(name for each in found for name in each))
+    if unknown := [name for name in chosen if name not in known]:
+        raise click.UsageError(f"--columns: there is no column {', '.join(unknown)}: choose from {', '.join(known)}")
+    return chosen
 
-    Numbers and times, `rigid`, do not: folded they cannot be read.
+
+def width() -> int | None:
+    """The columns of the terminal that stdout is; None where it is none, and lines may have any length."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _widths(texts: Mapping[str, Sequence[str]], room: int | None) -> dict[str, int]:
+    """The width of each column: that of its longest text.
+
+    Where there is no room for all, columns with spaces in them are wrapped at these, the widest first; if that does
+    not suffice, the last columns are left out. Nothing is broken within a word: an id could not be copied.
     """
     widths = {name: max(map(cell_len, each)) for name, each in texts.items()}
-    room -= len(widths) * 2 - 2  # what stands between columns
-    flexible = [name for name in widths if name not in rigid] or list(widths)
-    while sum(widths.values()) > room:
-        widest = max(flexible, key=lambda name: widths[name])
-        if widths[widest] == 1:
-            break
-        widths[widest] -= 1
+    if room is None:
+        return widths
+    least = {name: max(cell_len(word) for text in each for word in text.split(" ")) for name, each in texts.items()}
+    while len(least) > 1 and sum(least.values()) + _GAP * (len(least) - 1) > room:
+        least.popitem()
+    widths = {name: widths[name] for name in least}
+    while sum(widths.values()) + _GAP * (len(widths) - 1) > room:
+        flexible = [name for name in widths if widths[name] > least[name]]
+        if not flexible:
+            break  # one column, of a word that is wider than the terminal
+        widths[max(flexible, key=lambda name: widths[name])] -= 1
     return widths
+
+
+def _line(cells: Mapping[str, str], widths: Mapping[str, int], *, bold: bool = False) -> None:
+    """Print one row of a table, of as many lines as its tallest cell has."""
+    wrapped = {name: _wrapped(cells[name], widths[name]) for name in widths}
+    colour = {name: _STYLES.get(text) for name, text in cells.items()}
+    last = list(widths)[-1]
+    for number in range(max(map(len, wrapped.values()))):
+        pieces = []
+        for name, lines in wrapped.items():
+            text = lines[number] if number < len(lines) else ""
+            pad = " " * (0 if name == last else widths[name] - cell_len(text) + _GAP)
+            pieces.append(_styled(text, colour[name], bold=bold) + pad)
+        click.echo("".join(pieces).rstrip())
+
+
+def _wrapped(text: str, room: int) -> list[str]:
+    """The text in lines of at most `room` columns, broken at spaces alone."""
+    lines = [""]
+    for word in text.split(" "):
+        if lines[-1] and cell_len(lines[-1]) + 1 + cell_len(word) > room:
+            lines.append(word)
+        else:
+            lines[-1] += f" {word}" if lines[-1] else word
+    return lines
+
+
+def _styled(text: str, colour: str | None, *, bold: bool = False) -> str:
+    if not text or (colour is None and not bold) or os.environ.get("NO_COLOR"):
+        return text
+    return click.style(text, fg=colour, bold=bold or None)
 
 
 def row(found: Mapping[str, Any], *, as_json: bool) -> None:
@@ -75,12 +141,14 @@ def row(found: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         document(found)
         return
-    shown = Table(box=None, show_header=False, pad_edge=False)
-    shown.add_column(style="bold", no_wrap=True)
-    shown.add_column(overflow="fold")
+    label = max((len(name) for name in found), default=0)
     for name, value in found.items():
-        shown.add_row(name, Text(cell(value), style=_STYLES.get(str(value), "")))
-    _console().print(shown)
+        text = cell(value)
+        room = width()
+        lines = [text] if room is None else _wrapped(text, room - label - _GAP)
+        for number, line in enumerate(lines):
+            begin = _styled(name, None, bold=True) + " " * (label - len(name)) if number == 0 else " " * label
+            click.echo(f"{begin}{' ' * _GAP}{_styled(line, _STYLES.get(str(value)))}".rstrip())
 
 
 def cell(value: Any) -> str:
@@ -121,12 +189,6 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 _STYLES: Final = {"dead": "red", "held": "red", "quarantined": "yellow", "paused": "yellow", "refused": "red",
                   "succeeded": "green", "running": "green"}
-
-
-def _console() -> Console:
-    console = Console()
-    console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
-    return console
 
 
 def _plain(value: Any) -> Any:

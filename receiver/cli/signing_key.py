@@ -68,6 +68,7 @@ def retire(kid: str, *, as_json: bool) -> None:
 
 
 @signing_key.command("list", epilog=example("signing-key list"))
+@output.columns_option
 @json_option
 def list_(*, as_json: bool) -> None:
     """List the keys, newest first."""

@@ -58,6 +58,7 @@ def add(destination: str, source_id: str | None, *, none: bool, name: str | None
 @click.option("--refused", is_flag=True, help="Unknown sources that were seen, each with the command that adds it.")
 @since_option
 @limit_option
+@output.columns_option
 @json_option
 def list_(destination: str | None, *, refused: bool, since: datetime | None, limit: int, as_json: bool) -> None:
     """List registered sources, of DESTINATION alone if named; with --refused those that were turned away."""

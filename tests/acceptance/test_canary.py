@@ -286,8 +286,9 @@ def commands(at: Driven) -> None:
         ("status",), ("status", "--json"), ("check",), ("check", "--json"), ("messages", "show", "99999999"),
         ("messages", "list", "--since", FAMILY[:5]))
     # Asked for, and audited, it is told.
-    for _, told in at.machine.commands(("audit", "list", "--action", "message.discard", "--notes", "--json"),
-                                       ("messages", "show", str(message), "--payload", *reason)):
+    for _, told in at.machine.commands(
+            ("audit", "list", "--action", "message.discard", "--notes", "--json", *reason),
+            ("messages", "show", str(message), "--payload", *reason)):
         assert FAMILY in told
     for path in ("livez", "readyz", "metrics"):
         at.said.append((f"/{path}", _get(f"http://{at.admin}/{path}")))

@@ -18,7 +18,6 @@ def test_list_by_columns(door: Door, ledger: Ledger, run: Commands) -> None:
     assert len(run.json("audit", "list", "--message-uuid", found[0]["message_uuid"])) == 1
     assert found[0]["detail"]["credentials"] == [1]
     assert {each["actor"] for each in run.json("audit", "list")} == {"redox", "tester@test"}
-    assert max(map(len, run("audit", "list").stdout.splitlines())) <= 100
     assert run("audit", "list", "--limit", "1").stderr.startswith("more: --before ")
 
 

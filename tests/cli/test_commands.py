@@ -99,6 +99,13 @@ class TestHelp:
         assert "--json" in {option for each in EVERY[path].params for option in each.opts}
 
 
+class TestColumns:
+    @pytest.mark.parametrize("path", [path for path in EVERY if path[-1] == "list"], ids=" ".join)
+    def test_every_list_lets_them_be_chosen(self, path: tuple[str, ...]) -> None:
+        """The operator decides what a list shows."""
+        assert "--columns" in {option for each in EVERY[path].params for option in each.opts}
+
+
 class TestReasons:
     @pytest.mark.parametrize("path", EVERY, ids=" ".join)
     def test_every_reason_may_come_by_stdin(self, path: tuple[str, ...]) -> None:

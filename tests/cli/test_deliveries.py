@@ -24,7 +24,6 @@ def test_list_by_columns(dead: list[int], run: Commands) -> None:
     assert [each["id"] for each in run.json("deliveries", "list", "--state", "dead")] == dead[::-1]
     assert len(run.json("deliveries", "list", "--lane", LANE, "--error-class", "KeyError", "--since", "1h")) == 2
     assert run("deliveries", "list", "--limit", "1").stderr.startswith("more: --before ")
-    assert max(map(len, run("deliveries", "list").stdout.splitlines())) <= 100
 
 
 def test_what_runs_is_shown_as_running(dead: list[int], run: Commands, engine: Engine) -> None:
@@ -56,7 +55,7 @@ def test_retry_tells_what_it_did(dead: list[int], run: Commands, engine: Engine)
         "would be to run again: 2 deliveries in 1 lanes\nnewer messages already handled in those lanes: 1\n")
     assert run.json(*arguments) == {"dry_run": False, "done": dead, "left": [], "made": 0, "lanes": [LANE], "newer": 1}
     assert run.json(*arguments)["done"] == []
-    rows = run.json("audit", "list", "--action", "delivery.retry", "--notes")
+    rows = run.json("audit", "list", "--action", "delivery.retry", "--notes", "--reason", "a review")
     assert [(each["actor"], each["note"], each["subject"]) for each in rows] == [
         (ACTOR, WHY, f"deliveries:{number}") for number in dead[::-1]]
 

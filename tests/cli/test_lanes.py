@@ -16,7 +16,6 @@ def test_list_what_waits(door: Door, ledger: Ledger, run: Commands) -> None:
     found, = run.json("lanes", "list", "--handler", "register", "--state", "ready")
     assert (found["lane"], found["pending"]) == (LANE, 1)
     assert run.json("lanes", "list", "--state", "held") == []
-    assert max(map(len, run("lanes", "list").stdout.splitlines())) <= 100
 
 
 def test_release_lets_a_held_one_go_on(door: Door, ledger: Ledger, run: Commands, engine: Engine) -> None:
@@ -26,7 +25,7 @@ def test_release_lets_a_held_one_go_on(door: Door, ledger: Ledger, run: Commands
     number = Hand(engine).take().fail("pending", lane_state="held")
     assert run.json("lanes", "release", LANE, "--reason", "fixed") == {"lane": LANE, "state": "ready"}
     assert Hand(engine).take().begin() == number
-    told, *_ = run.json("audit", "list", "--action", "lane.release", "--notes")
+    told, *_ = run.json("audit", "list", "--action", "lane.release", "--notes", "--reason", "a review")
     assert (told["actor"], told["subject"], told["note"]) == (ACTOR, f"lanes:{LANE}", "fixed")
     assert "not held" in run.fails("lanes", "release", LANE)
     assert "lanes list" in run.fails("lanes", "release", "nowhere")

@@ -3,14 +3,18 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Final
 from uuid import UUID
 
 import pytest
 
 from receiver.cli import output
+from tests.cli.conftest import Commands
+from tests.storage.door import Door
 
 UUID_ = UUID("0192f0c1-2345-7678-9abc-def012345678")
 EASTERN = timezone(timedelta(hours=-5))
@@ -35,15 +39,68 @@ def test_a_table_shows_the_columns_that_are_asked_for(capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == "nothing yet\n"
 
 
-def test_no_line_is_wider_than_100_columns(capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever is in the cells: they are folded, and nothing of them is lost."""
-    long = "x" * 300
-    output.rows([{"a": long, "b": long, "at": datetime(2026, 1, 1, tzinfo=UTC)}], ["a", "b", "at"], as_json=False,
-                nothing="")
-    output.row({"a": long, "b": 1}, as_json=False)
-    said = capsys.readouterr().out
-    assert max(map(len, said.splitlines())) <= 100
-    assert said.count("x") == 900
+class TestWidth:
+    """On a terminal as wide as it is; elsewhere a row is a line, whatever is in it."""
+
+    ROW: Final = {"id": 81234, "uuid": str(UUID_), "kind": "PatientAdministration.NewPatientRegistered",
+                  "lane": f"register/clinic/source:{UUID_}", "says": "some words that can be wrapped at their spaces",
+                  "at": datetime(2026, 1, 1, tzinfo=UTC)}
+    ORDER: Final = ("id", "says", "kind", "uuid", "at", "lane")
+
+    def code(self, call: str) -> str:
+        return ("import datetime\nfrom receiver.cli import output\n"
+                f"found = {self.ROW!r}\n{call.format(order=self.ORDER)}")
+
+    def test_in_a_pipe_nothing_is_folded(self) -> None:
+        """A row is one line, however long it is, so that `grep` finds all of it; COLUMNS changes nothing."""
+        code = self.code("output.rows([found], {order}, as_json=False, nothing='')\noutput.row(found, as_json=False)")
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True,
+                              env=os.environ | {"COLUMNS": "40"})
+        _, _, line, *others = done.stdout.splitlines()
+        for value in self.ROW.values():
+            assert output.cell(value) in line
+        assert len(others) == len(self.ROW)
+        assert done.stderr == ""
+
+    @pytest.mark.parametrize("columns", [60, 80, 100, 120, 160, 250])
+    def test_on_a_terminal_no_word_is_broken(self, columns: int) -> None:
+        """Whole ids, kinds and lanes, or none of them: a column that has no room is named instead of shown."""
+        said = plain(seen_on_a_terminal(
+            self.code("output.rows([found], {order}, as_json=False, nothing='')"), columns=columns))
+        table, _, note = said.partition("not shown")
+        assert max(map(len, table.splitlines())) <= columns
+        head, words = table.splitlines()[0].split(), table.split()
+        for name in self.ORDER:
+            shown = set(output.cell(self.ROW[name]).split()) <= set(words)
+            assert shown is (name in head)
+            assert shown is not (name in note.replace(":", ",").replace(".", ",").replace("\n", "").split(", "))
+        assert head[0] == "id"
+
+    def test_the_width_is_used(self) -> None:
+        """A terminal that is wide enough shows all, each row on a line."""
+        said = plain(seen_on_a_terminal(
+            self.code("output.rows([found], {order}, as_json=False, nothing='')"), columns=250))
+        assert len(said.splitlines()) == 3
+
+    def test_one_row_is_wrapped_between_words(self) -> None:
+        """What is longer than the terminal and has no space goes on at the next line by itself, unbroken."""
+        said = plain(seen_on_a_terminal(self.code("output.row(found, as_json=False)"), columns=40))
+        assert str(self.ROW["lane"]) in said
+        assert "some words that can be wrapped at" in said
+        assert "some words that can be wrapped at their" not in said
+
+    def test_columns_are_chosen(self, run: Commands, door: Door) -> None:
+        """--columns takes any name that JSON has, in any order, empty ones too; others are refused with all names."""
+        head, _, line = run("destination", "list", "--columns", "path,name, reply_with").stdout.splitlines()
+        assert head.split() == ["path", "name", "reply_with"]
+        assert line.split() == ["/redox/clinic", "clinic"]
+        assert run.json("destination", "list", "--columns", "name") == [{"name": "clinic"}]
+        assert "choose from" in run.fails("destination", "list", "--columns", "nmae", status=2)
+
+
+def plain(said: str) -> str:
+    """What a terminal was sent, without colour."""
+    return re.sub("\x1b\\[[0-9;]*m", "", said).replace("\r", "")
 
 
 HOSTILE = {
@@ -73,12 +130,12 @@ def test_nothing_stored_acts_on_a_terminal(text: str, shown: str, capsys: pytest
     assert told.isascii()
 
 
-def seen_on_a_terminal(code: str) -> str:
-    """What a program writes to a terminal of 80 columns."""
+def seen_on_a_terminal(code: str, columns: int = 80) -> str:
+    """What a program writes to a terminal."""
     leader, follower = pty.openpty()
     environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "CI")}
     child = subprocess.Popen([sys.executable, "-c", code], stdout=follower, stderr=follower, stdin=follower,
-                             env=environment | {"TERM": "xterm-256color", "COLUMNS": "80"})
+                             env=environment | {"TERM": "xterm-256color", "COLUMNS": str(columns)})
     os.close(follower)
     said = b""
     try:
