@@ -85,7 +85,8 @@ class Message:
 
     `kind` is `PatientAdmin.Arrival` (spaces removed from the names) or `FHIR.<event>`. `source_id` is normalised (a
     UUID in lower case, without `urn:uuid:`) or None when the message names no source. `key` is what duplicates have in
-    common and `outside` the SHA-256 of all bytes outside Meta: the same key with another `outside` is another message.
+    common and `outside` the SHA-256 of all bytes outside Meta, of the kind, the source and the test flag: the same key
+    with another `outside` is another message.
     `key_expires` says that the key is only a digest of the body, which may be meant to come again.
     Ids and times are claims of the sender, cleaned for index columns (no NUL, bounded); the exact bytes are `raw`.
     """

@@ -100,8 +100,8 @@ def _data_model(body: bytes, start: int, end: int) -> Message:
     kind = _kind(meta.DataModel, meta.EventType)
     log, source = _first(meta.Logs), _mapping(meta.Source)
     log_id, message_id = _id(log.get("ID")), _id(_mapping(meta.Message).get("ID"))
-    source_id = _source(source.get("ID"))
-    outside = sha256(memoryview(body)[:start], memoryview(body)[end:])
+    source_id, test = _source(source.get("ID")), meta.Test is True
+    outside = sha256(memoryview(body)[:start], memoryview(body)[end:], _judged(kind, source_id, test=test))
     # No key is prescribed: the log's id names the message, Message.ID is older; else only equal bytes are a repeat.
     if log_id is not None:
         key = log_key(log_id)
@@ -113,7 +113,7 @@ def _data_model(body: bytes, start: int, end: int) -> Message:
         kind=kind, fhir=False, query=kind in QUERIES, source_id=source_id, source_name=_id(source.get("Name")),
         log_id=log_id, attempt_id=_id(log.get("AttemptID")), message_id=message_id,
         transmission_id=_id(_mapping(meta.Transmission).get("ID")), facility=_id(meta.FacilityCode),
-        event_time=_time(meta.EventDateTime), test=meta.Test is True,
+        event_time=_time(meta.EventDateTime), test=test,
         key=key, key_expires=log_id is None and message_id is None, outside=outside, raw=body)
 
 
@@ -131,12 +131,11 @@ def _fhir(body: bytes, top: dict[str, tuple[int, int]]) -> Message:
     else:
         event = _mapping(header.get("eventCoding")).get("code")
     source = _mapping(header.get("source"))
-    digest = sha256(body)
+    kind, source_id = _kind("FHIR", event), _source(source.get("endpoint"))
     return Message(
-        kind=_kind("FHIR", event), fhir=True, query=False,
-        source_id=_source(source.get("endpoint")), source_name=_id(source.get("name")),
+        kind=kind, fhir=True, query=False, source_id=source_id, source_name=_id(source.get("name")),
         log_id=None, attempt_id=None, message_id=None, transmission_id=None, facility=None, event_time=None, test=False,
-        key=digest, key_expires=True, outside=digest, raw=body)
+        key=sha256(body), key_expires=True, outside=sha256(body, _judged(kind, source_id, test=False)), raw=body)
 
 
 def _message_header(entries: bytes) -> dict[str, Any]:
@@ -186,6 +185,15 @@ def _perhaps_query(body: bytes) -> str | None:
 def log_key(log_id: str) -> bytes:
     """What a message with this `Meta.Logs[].ID` is a duplicate by."""
     return _key("log", log_id)
+
+
+def _judged(kind: str, source_id: str | None, *, test: bool) -> bytes:
+    """The part of Meta that admission and dispatch depend on, as a suffix of the digested content.
+
+    Two messages that differ in it are two messages: a repeat must not dispatch a stored message that was not judged the
+    same. The NUL separates it: none occurs in a JSON document, nor in a kind or a source's id.
+    """
+    return f"\0{kind}\0{source_id or ''}\0{int(test)}".encode()
 
 
 def _key(what: str, text: str) -> bytes:

@@ -169,7 +169,7 @@ class Recorder:
         told, counted = self._repeats.split([*repeated, *_events(fresh)], time.monotonic())
         rows = self._chain.rows([*events, *told])
         written = _write(connection, fresh, rows, with_keys=False)
-        inline = {message.id: _inline(connection, message.id) for _, message in repeats}
+        inline = {message.id: _inline(connection, message.id) for entry, message in repeats if _dispatchable(entry)}
         _committing()
         connection.exec_driver_sql("COMMIT")
         self._chain.written(rows)
@@ -266,17 +266,24 @@ def _claim(connection: Connection, keyed: Sequence[Entry]) -> dict[Any, _Known]:
 def _take_up(connection: Connection, entry: Entry, message: _Known) -> tuple[set[str], list[str]]:
     """Seen is not done: what of the message is dead, unhandled or quarantined runs after all.
 
-    Returns (those of the three words that apply, lanes that have something to do).
+    Nothing of it does when the repeat itself is to be quarantined. Returns (those of the three words that apply, lanes
+    that have something to do).
     """
+    if not _dispatchable(entry):
+        return set(), []
     lanes = list(connection.exec_driver_sql(statements.REVIVE_DEAD, {"message_id": message.id}).scalars())
     taken_up = {"dead"} if lanes else set()
-    if message.state != entry.row["state"] and entry.row["state"] != "quarantined":
+    if message.state != entry.row["state"]:
         new = {"message_id": message.id, "state": entry.row["state"]}
         if connection.exec_driver_sql(statements.TAKE_UP, new).rowcount:
             taken_up.add(message.state)
             lanes += connection.exec_driver_sql(
                 statements.ADD_DELIVERIES, new | statements.deliveries(list(entry.delivery_rows()))).scalars()
     return taken_up, lanes
+
+
+def _dispatchable(entry: Entry) -> bool:
+    return bool(entry.row["state"] != "quarantined")
 
 
 def _inline(connection: Connection, message_id: int) -> tuple[int, ...]:
@@ -290,7 +297,8 @@ def _receipt(entry: Entry, written: _Written) -> Receipt:
 
 
 def _repeat(message: _Known, inline: Mapping[int, tuple[int, ...]]) -> Receipt:
-    return Receipt(message_id=message.id, uuid=str(message.uuid), outcome="duplicate", inline=inline[message.id])
+    return Receipt(message_id=message.id, uuid=str(message.uuid), outcome="duplicate",
+                   inline=inline.get(message.id, ()))
 
 
 def _events(entries: Iterable[Entry]) -> Iterator[AuditEvent]:

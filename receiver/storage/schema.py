@@ -262,7 +262,7 @@ message_keys = Table(
     "message_keys", metadata,
     Column("destination_id", BigInteger, primary_key=True),
     Column("key", LargeBinary, primary_key=True),
-    Column("outside", LargeBinary, primary_key=True),  # SHA-256 of the bytes outside Meta
+    Column("outside", LargeBinary, primary_key=True),  # SHA-256 of the bytes outside Meta, kind, source, test
     Column("message_id", BigInteger, nullable=False),
     _time("expires_at"),
     Index("ix_message_keys_expires_at", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),

@@ -13,8 +13,6 @@ from typing import Any, Final
 
 import msgspec
 
-from receiver.storage.entry import UNSTORABLE
-
 # Column → type. `id` is null where the row's identity is still to be given.
 _MESSAGE: Final = {
     "id": "bigint", "uuid": "uuid", "destination_id": "bigint", "credential_ids": "bigint[]", "source_id": "text",
@@ -118,15 +116,14 @@ SELECT k.destination_id, k.key, k.outside, m.id, m.uuid, m.state
 FROM {_rows("keys", {name: _MESSAGE[name] for name in _KEYS})}
 JOIN message_keys k USING (destination_id, key, outside) JOIN messages m ON m.id = k.message_id"""
 
-# What a repeat takes up again. Not what is in quarantine because its columns cannot be stored, nor what an operator has
-# discarded.
+# What a repeat takes up again. Not a message without its columns (it could not be read, or its columns could not be
+# stored): `messages release` fills them. Nor what an operator has discarded.
 REVIVE_DEAD: Final = """
 UPDATE deliveries SET state = 'pending', attempts = 0, ready_at = NULL, deferred_since = NULL, finished_at = NULL
 WHERE message_id = %(message_id)s AND state = 'dead' RETURNING lane"""
-TAKE_UP: Final = f"""
+TAKE_UP: Final = """
 UPDATE messages SET state = %(state)s, quarantine_reason = NULL
-WHERE id = %(message_id)s AND state IN ('unhandled', 'quarantined')
-  AND quarantine_reason IS DISTINCT FROM '{UNSTORABLE}'"""
+WHERE id = %(message_id)s AND state IN ('unhandled', 'quarantined') AND kind IS NOT NULL"""
 ADD_DELIVERIES: Final = f"""
 INSERT INTO deliveries (message_id, destination_id, handler, lane, inline)
 SELECT %(message_id)s, d_destination_id, d_handler, d_lane, d_inline FROM {_rows("deliveries", _DELIVERY)}

@@ -188,13 +188,23 @@ class TestKeys:
         legacy = read(_body({"Message": {"ID": "y"}, "Source": {"ID": "x"}}))
         assert read(_body({"Logs": [{"ID": "x\0y"}]})).key != legacy.key
 
-    def test_outside_is_everything_but_meta(self) -> None:
-        """`outside` is the digest of the bytes before and after Meta's value: another attempt changes nothing there."""
+    def test_outside_is_everything_but_the_attempt(self) -> None:
+        """`outside` covers the bytes before and after Meta's value, and of Meta the kind, the source and the test flag:
+        another attempt changes nothing there."""
         before, after = b' {"Patient":{"Meta":{"a":1}}, "Meta" : ', b' , "Visit":["}"]}\n'
-        metas = (b'{"DataModel":"A","EventType":"B"}', b'{ "DataModel":"A","EventType":"B","Logs":[{"ID":"}"}] }')
+        metas = (b'{"DataModel":"A","EventType":"B"}', b'{ "DataModel":"A","EventType":"B","Logs":[{"ID":"}"}] }',
+                 b'{"DataModel":"A ","EventType":"B","Source":null,"Test":false}')
         for meta in metas:
-            assert read(before + meta + after).outside == sha256(before + after).digest()
+            assert read(before + meta + after).outside == sha256(before + after + b"\0A.B\0\0" + b"0").digest()
         assert read(before + metas[0] + after + b" ").outside != read(before + metas[0] + after).outside
+
+    def test_what_is_judged_belongs_to_sameness(self) -> None:
+        """Bodies that differ in kind, source or test flag are different messages, whatever else they share; the
+        spelling of the source makes no difference."""
+        metas: list[dict[str, Any]] = [
+            {}, {"EventType": "Discharge"}, {"Source": {"ID": SOURCE}}, {"Source": {"ID": "other"}}, {"Test": True}]
+        assert len({read(_body({"Logs": [{"ID": "7"}], **meta})).outside for meta in metas}) == len(metas)
+        assert read(_body({"Source": {"ID": SOURCE.upper()}})).outside == read(_body(metas[2])).outside
 
 
 class TestFhir:
@@ -209,7 +219,8 @@ class TestFhir:
         message = read(body)
         assert (message.kind, message.fhir, message.query) == (f"FHIR.{event}", True, False)
         assert (message.source_id, message.source_name) == (SOURCE, "An EHR")
-        assert message.key == message.outside == sha256(body).digest()
+        assert message.key == sha256(body).digest()
+        assert message.outside == sha256(body + f"\0FHIR.{event}\0{SOURCE}\0".encode() + b"0").digest()
         assert message.key_expires is True
         assert message.test is False
 

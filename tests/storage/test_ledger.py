@@ -19,7 +19,7 @@ from receiver.storage.proof import verify
 from receiver.storage.sealing import Seals, payload_binding
 from receiver.storage.statements import LEAST
 from receiver.storage.writer import _FLUSH
-from tests.storage.door import DESTINATION, Door, body, handler, stalled, until
+from tests.storage.door import DESTINATION, SOURCE, Door, body, handler, stalled, until
 
 
 def proved(door: Door) -> None:
@@ -193,6 +193,51 @@ def test_the_same_key_with_other_content_is_a_message_of_its_own(door: Door, led
     assert door.value("SELECT count(*) FROM deliveries") == 2
     assert ledger.accept(door.admit(body(outside="Ada"))).result(10).message_id == first.message_id
     assert ledger.accept(door.admit(body(outside="Bea"))).result(10).message_id == second.message_id
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize(("first", "second"), [
+    (body(source="somebody"), body()), (body(Test=True), body()),
+    (body(), body(kind="PatientAdmin.Discharge"))], ids=["source", "test", "kind"])
+def test_the_same_key_with_another_kind_source_or_test_flag_is_a_message_of_its_own(
+        door: Door, ledger: Ledger, first: bytes, second: bytes, together: bool) -> None:
+    """What is dispatched is what was judged: the second neither lifts the first out of quarantine nor is swallowed."""
+    door.registration.set_destination(DESTINATION, door.now, {"on_unknown_source": "quarantine"})
+    door.enable()
+    kept = "accepted" if first == body() else "quarantined"
+    admitted = [door.admit(first), door.admit(second)]
+    if together:
+        with stalled(door, ledger):
+            futures = [ledger.accept(each) for each in admitted]
+        receipts = [future.result(10) for future in futures]
+    else:
+        receipts = [ledger.accept(each).result(10) for each in admitted]
+    assert [receipt.outcome for receipt in receipts] == [kept, "accepted"]
+    rows = door.rows("SELECT id, state, id_conflict, kind, source_id, test FROM messages WHERE log_id = 'log-1' "
+                     "ORDER BY id")
+    assert [(row.id, row.state, row.id_conflict) for row in rows] == [
+        (receipts[0].message_id, kept, False), (receipts[1].message_id, "accepted", True)]
+    message = admitted[1].message
+    assert message is not None
+    assert (rows[1].kind, rows[1].source_id, rows[1].test) == (message.kind, SOURCE, False)
+    dispatched = door.rows("SELECT message_id FROM deliveries WHERE message_id IN (:a, :b)", a=rows[0].id, b=rows[1].id)
+    assert {row.message_id for row in dispatched} == {
+        receipt.message_id for receipt in receipts if receipt.outcome == "accepted"}
+    proved(door)
+
+
+def test_a_repeat_that_is_quarantined_runs_nothing(door: Door, ledger: Ledger) -> None:
+    """Its source has been disabled since: what is dead stays dead, and nothing runs in the request."""
+    door.registration.set_destination(DESTINATION, door.now, {"on_unknown_source": "quarantine"})
+    door.enable(handler("now", acknowledge="after_handling"))
+    door.enable(handler("dies"))
+    ledger.accept(door.admit(body())).result(10)
+    door.rows("UPDATE deliveries SET state = 'dead' WHERE handler = 'dies'")
+    door.registration.disable_source(DESTINATION, SOURCE, door.now)
+    receipt = ledger.accept(door.admit(body())).result(10)
+    assert (receipt.outcome, receipt.inline) == ("duplicate", ())
+    assert [row.state for row in door.rows("SELECT state FROM deliveries ORDER BY handler")] == ["dead", "pending"]
+    assert "taken_up" not in door.value("SELECT detail FROM audit_events WHERE outcome = 'duplicate'")
 
 
 def test_an_identical_body_without_any_id_is_a_repeat_for_a_day(door: Door, ledger: Ledger) -> None:
