@@ -130,10 +130,10 @@ def screen(head: Head, registry: Registry, now: datetime) -> bool | Refused:
         return _refused(exc, head, destination)
 
 
-def proved(head: Head, registry: Registry) -> bool:
+def proved(head: Head, registry: Registry, now: datetime) -> bool:
     """Whether a head that `screen` let pass says for good whose the body is: a token does, a signature over it not."""
     destination = registry.destinations.get(head.destination)
-    return destination is not None and verification.proved(head, destination)
+    return destination is not None and verification.proved(head, destination, now)
 
 
 def judge(inbound: Inbound, registry: Registry, now: datetime) -> Verdict:

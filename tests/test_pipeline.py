@@ -348,7 +348,7 @@ class TestSignature:
         at = destination(signing(), token(id=2), require=("hmac+token",))
         assert screen(head(TOKEN), registry(at), NOW) is False
         assert screen(head({**TOKEN, **SIGNED}), registry(at), NOW) is True
-        assert proved(head({**TOKEN, **SIGNED}), registry(at)) is False
+        assert proved(head({**TOKEN, **SIGNED}), registry(at), NOW) is False
         admitted = receive(inbound(headers={**TOKEN, **SIGNED}), at)
         assert isinstance(admitted, Admitted)
         assert set(admitted.verified.credentials) == {1, 2}
@@ -356,8 +356,8 @@ class TestSignature:
 
 def test_what_vouches_for_a_body_before_it_is_read() -> None:
     """A token does; nothing does at a destination that has gone meanwhile."""
-    assert proved(head(TOKEN), registry(MAIN)) is True
-    assert proved(head(TOKEN), registry()) is False
+    assert proved(head(TOKEN), registry(MAIN), NOW) is True
+    assert proved(head(TOKEN), registry(), NOW) is False
 
 
 def message(members: bytes) -> bytes:

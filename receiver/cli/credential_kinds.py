@@ -41,9 +41,9 @@ KINDS: Final[Mapping[str, Kind]] = {
     "oauth": Kind(says="an access token of ours, for a client secret", needs=("client_id",), takes=_CLIENT, secret=True,
                   shown="client_secret"),
     "smart": Kind(says="an access token of ours, for a signed assertion", needs=("client_id", "token_url"),
-                  takes=(*_CLIENT, *_KEYS)),
+                  takes=(*_CLIENT, *_KEYS, "other_audiences")),
     "sigv4": Kind(says="AWS Signature Version 4", needs=("access_key", "region", "service"), secret=True,
-                  takes=("session_token_file", "unsigned_payload")),
+                  takes=("host", "session_token_file", "unsigned_payload")),
     "google": Kind(says="a token that Google signed", needs=("audience",),
                    takes=(*_KEYS, "issuer", "email", "subject", "lifetime")),
     "mtls": Kind(says="a client certificate, as the proxy in front reports it", needs=("proxy",), secret=True,
@@ -52,7 +52,7 @@ KINDS: Final[Mapping[str, Kind]] = {
 
 # Options that say the same under a name of their own, or in several parts.
 _RENAMED: Final = {"issuer": "issuers", "algorithm": "algorithms", "scope": "scopes", "parameter": "names",
-                   "token_url": "audiences"}
+                   "token_url": "audiences", "host": "hosts"}
 _FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -86,6 +86,7 @@ kind_options = options(
     _option("lifetime", "seconds that a token may live.  [default: 3600; of ours 300]", type=click.IntRange(1, 86_400)),
     _option("client_id", "the client id that is typed into the dashboard."),
     _option("token_url", "our token endpoint as Redox calls it; may be repeated.", multiple=True, metavar="URL"),
+    _option("other_audiences", "let an assertion name audiences beyond --token-url.", is_flag=True),
     _option("scope", "a scope that may be asked for; may be repeated.", multiple=True),
     _option("grant_type", "what grant_type says.  [default: client_credentials]"),
     _option("parameter", "Redox sends the parameter NAME as SENT; may be repeated.", multiple=True,
@@ -93,6 +94,8 @@ kind_options = options(
     _option("access_key", "the access key."),
     _option("region", "the region."),
     _option("service", "the service's name."),
+    _option("host", "a Host header that a request may be signed for; may be repeated.  [default: any]", multiple=True,
+            metavar="HOST[:PORT]"),
     _option("session_token_file", "the session token is in FILE.", type=_FILE, metavar="FILE"),
     _option("unsigned_payload", "let the body be left out of the signature.", is_flag=True),
     _option("proxy", "who checks certificates.", type=click.Choice(["nginx", "envoy", "aws-alb"])),

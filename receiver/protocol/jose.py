@@ -76,6 +76,7 @@ class Rules:
     """What a token must be: signed by one of `keys` with one of `algorithms`, from an issuer, for an audience.
 
     `lifetime`: seconds that exp may lie after iat. `leeway`: seconds that the sender's clock may be wrong.
+    `other_audiences`: whether it may name audiences that are not of `audiences` as well, as RFC 7519 4.1.3 allows.
     """
 
     issuers: tuple[str, ...]
@@ -84,6 +85,7 @@ class Rules:
     keys: tuple[VerifyingKey, ...] = field(repr=False)
     lifetime: int
     leeway: int = LEEWAY
+    other_audiences: bool = True
 
     def __post_init__(self) -> None:
         if not self.issuers or not self.audiences or not self.algorithms:
@@ -116,7 +118,8 @@ def prove(token: bytes, rules: Rules, now: datetime) -> Mapping[str, Any]:
     """The claims, proved: exp, iat, iss and aud are among them.
 
     Raises Unverified: `jwt_malformed`, `_header_refused`, `_algorithm_wrong`, `_key_unknown`, `_signature_wrong`,
-    `_claim_missing`, `_issuer_wrong`, `_audience_wrong`, `_not_yet_valid`, `_expired`, `_lives_too_long`.
+    `_claim_missing`, `_issuer_wrong`, `_audience_wrong`, `_audience_not_alone`, `_not_yet_valid`, `_expired`,
+    `_lives_too_long`.
     """
     claims = _proved(token, rules)
     _check_times(claims, rules, now)
@@ -159,10 +162,12 @@ def _check_claims(claims: Mapping[str, Any], rules: Rules) -> None:
             raise Unverified("jwt_malformed")
     if claims["iss"] not in rules.issuers:
         raise Unverified("jwt_issuer_wrong")
-    audience = claims["aud"]
-    if audience not in rules.audiences and not (
-            isinstance(audience, list) and any(each in rules.audiences for each in audience)):
+    named = claims["aud"] if isinstance(claims["aud"], list) else [claims["aud"]]
+    ours = [each for each in named if each in rules.audiences]
+    if not ours:
         raise Unverified("jwt_audience_wrong")
+    if len(ours) < len(named) and not rules.other_audiences:
+        raise Unverified("jwt_audience_not_alone")
 
 
 def _check_times(claims: Mapping[str, Any], rules: Rules, now: datetime) -> None:

@@ -19,6 +19,15 @@ UnknownSourcePolicy = Literal["reject", "quarantine"]
 SourcesPolicy = Literal["registered", "any"]
 Ordering = Literal["source", "patient", "none"]
 
+# Headers that every request has for a purpose of its own, or that a proxy in front sets. A signature or a secret that
+# was looked for in one of them would refuse the whole feed.
+RESERVED_HEADERS: Final = frozenset({
+    "accept", "accept-charset", "accept-encoding", "accept-language", "authorization", "cache-control", "connection",
+    "content-encoding", "content-length", "content-type", "cookie", "date", "expect", "forwarded", "host", "keep-alive",
+    "origin", "pragma", "proxy-authorization", "proxy-connection", "referer", "te", "traceparent", "tracestate",
+    "trailer", "transfer-encoding", "upgrade", "user-agent", "verification-token", "via", "x-real-ip", "x-request-id"})
+RESERVED_PREFIXES: Final = ("ssl-client-", "x-amz-", "x-amzn-", "x-forwarded-")
+
 # A shorter verification token could be guessed; the dashboard takes any length.
 MIN_TOKEN_LENGTH: Final = 24
 # What our token endpoint gives ends soon, for between a theft and its end nothing but revoking the credential helps.
@@ -92,8 +101,9 @@ class GoogleCredential:
 class Client:
     """What a client of our token endpoint may ask for, and how it asks (Redox: the fields of its OAuth strategies).
 
-    `names`: parameter → the name under which Redox was told to send it, where it is another. `audience` None: not asked
-    for. `scopes`: what may be asked for, and what is given to who asks for none. `lifetime`: seconds of a token.
+    `names`: parameter → the name under which Redox was told to send it, where it is another. `audience`: the only one
+    that a client may name, if it names one; None: any. `scopes`: what may be asked for, and what is given to who asks
+    for none. `lifetime`: seconds of a token.
     """
 
     client_id: str
@@ -142,7 +152,8 @@ class SmartCredential:
 class SigV4Credential:
     """An access key that signs requests (AWS Signature Version 4), for one region and service.
 
-    `unsigned_payload`: whether a request may leave its body out of the signature.
+    `unsigned_payload`: whether a request may leave its body out of the signature. `hosts`: the values of the Host
+    header, in lower case, that it may be signed for; empty: any.
     """
 
     id: int
@@ -152,6 +163,7 @@ class SigV4Credential:
     service: str
     session_token: bytes | None = field(default=None, repr=False)
     unsigned_payload: bool = False
+    hosts: tuple[str, ...] = ()
     expires_at: datetime | None = None
     revoked: bool = False
 
@@ -214,8 +226,8 @@ class Destination:
     """One URL of ours, and everything that is judged by.
 
     `require`: alternatives, each a set of kinds that must all be verified; `kinds`: all of them; `holds`: of what types
-    its credentials are. `sources` maps normalised ids to whether they are enabled; the key None stands for messages
-    that name no source.
+    its credentials are, and until when one of them is live (None: for ever). `sources` maps normalised ids to whether
+    they are enabled; the key None stands for messages that name no source.
     """
 
     id: int
@@ -227,14 +239,19 @@ class Destination:
     on_unknown_source: UnknownSourcePolicy = "reject"
     test_messages: TestPolicy = "accept"
     kinds: frozenset[str] = field(init=False, repr=False, compare=False)
-    holds: frozenset[type[Credential]] = field(init=False, repr=False, compare=False)
+    holds: tuple[tuple[type[Credential], datetime | None], ...] = field(init=False, repr=False, compare=False)
     credentials: tuple[Credential, ...] = field(default=(), repr=False)
     sources: Mapping[str | None, bool] = field(default_factory=dict)
     subscriptions: tuple[Subscription, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kinds", frozenset().union(*self.require))
-        object.__setattr__(self, "holds", frozenset(map(type, self.credentials)))
+        until: dict[type[Credential], datetime | None] = {}
+        for each in self.credentials:
+            if not each.revoked:
+                ends = until.get(type(each), each.expires_at)
+                until[type(each)] = None if ends is None or each.expires_at is None else max(ends, each.expires_at)
+        object.__setattr__(self, "holds", tuple(until.items()))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -111,7 +111,8 @@ def decide(inbound: Inbound, destination: Destination, now: datetime, *, jti: st
         client = credential.client
         if asked.value("grant_type", client) != client.grant_type:
             raise _Refused("unsupported_grant_type", "token_grant_type_wrong")
-        if client.audience is not None and asked.value("audience", client) != client.audience:
+        audience = asked.value("audience", client)
+        if None not in (client.audience, audience) and audience != client.audience:
             raise _Refused("invalid_target", "token_audience_wrong")  # RFC 8707 2
         scopes = _scopes(asked.value("scope", client), client)
     except _Refused as exc:

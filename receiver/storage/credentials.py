@@ -18,6 +18,8 @@ from receiver.protocol import tokens
 from receiver.protocol.jose import ALGORITHMS, LEEWAY, Rules, VerifyingKey, read_keys
 from receiver.protocol.registry import (
     MIN_TOKEN_LENGTH,
+    RESERVED_HEADERS,
+    RESERVED_PREFIXES,
     Client,
     Credential,
     GoogleCredential,
@@ -109,6 +111,7 @@ class Smart(OAuth, kw_only=True):
     leeway: _Leeway = LEEWAY
     algorithms: list[str] = msgspec.field(default_factory=lambda: list(tokens.ASSERTION_ALGORITHMS))
     assertion_lifetime: _Seconds = tokens.ASSERTION_LIFETIME
+    other_audiences: bool = False
 
 
 class SigV4(_Settings, kw_only=True):
@@ -118,6 +121,7 @@ class SigV4(_Settings, kw_only=True):
     region: str
     service: str
     unsigned_payload: bool = False
+    hosts: list[str] = []
 
 
 class Mtls(_Settings, kw_only=True):
@@ -140,6 +144,7 @@ SEALED: Final = frozenset({"hmac", "sigv4", "mtls"})
 LEAST: Final = MIN_TOKEN_LENGTH
 
 _FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}")
+_HOST: Final = re.compile(r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")  # RFC 9110 7.2, in lower case
 _HEADER: Final = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110 5.1, in lower case
 
 
@@ -228,13 +233,14 @@ class Makings:
 
     def _smart(self, read: Smart, common: dict[str, Any], _: bytes, __: bytes, sets: KeySets) -> Credential:
         rules = Rules(issuers=(read.client_id,), audiences=tuple(read.audiences), keys=_found(read, sets),
-                      algorithms=_algorithms(read.algorithms), lifetime=read.assertion_lifetime, leeway=read.leeway)
+                      algorithms=_algorithms(read.algorithms), lifetime=read.assertion_lifetime, leeway=read.leeway,
+                      other_audiences=read.other_audiences)
         return SmartCredential(client=_client(read), rules=rules, token_keys=self._token_keys, **common)
 
     def _sigv4(self, read: SigV4, common: dict[str, Any], secret: bytes, _: bytes, __: KeySets) -> Credential:
         key, newline, session = secret.partition(b"\n")
-        return SigV4Credential(secret=key, session_token=session if newline else None, **common,
-                               **msgspec.structs.asdict(read))
+        return SigV4Credential(secret=key, session_token=session if newline else None,
+                               **common | msgspec.structs.asdict(read) | {"hosts": tuple(read.hosts)})
 
     def _mtls(self, read: Mtls, common: dict[str, Any], secret: bytes, _: bytes, __: KeySets) -> Credential:
         fingerprint = None if read.fingerprint is None else bytes.fromhex(read.fingerprint)
@@ -280,10 +286,11 @@ def _normal(read: _Settings) -> _Settings:
     changes: dict[str, Any] = {}
     for name in ("header", "timestamp_header", "secret_header"):
         value = getattr(read, name, None)
-        if value is not None and not _HEADER.fullmatch(value):
-            changes[name] = value.lower()
-            if not _HEADER.fullmatch(changes[name]):
-                raise ConfigurationError("a header's name has letters, digits and hyphens")
+        # A default stays the very object that it is: msgspec leaves that out of what is stored.
+        if value is not None and (normal := _header(value)) != value:
+            changes[name] = normal
+    if isinstance(read, SigV4):
+        changes["hosts"] = [_host(each) for each in read.hosts]
     if isinstance(read, OAuth) and (unknown := sorted(read.names.keys() - set(tokens.PARAMETERS))):
         raise ConfigurationError(f"{', '.join(unknown)}: the parameters that may be renamed are "
                                  f"{', '.join(tokens.PARAMETERS)}")
@@ -297,4 +304,26 @@ def _normal(read: _Settings) -> _Settings:
             if not _FINGERPRINT.fullmatch(changes["fingerprint"]):
                 raise ConfigurationError("a fingerprint is SHA-256: 64 hexadecimal digits, as `openssl x509 "
                                          "-fingerprint -sha256` prints them")
-    return msgspec.structs.replace(read, **changes)
+    changed = msgspec.structs.replace(read, **changes)
+    if isinstance(changed, Hmac) and changed.timestamp_header == changed.header:
+        raise ConfigurationError("the signature and its time stamp are in two headers: the names must differ")
+    return changed
+
+
+def _header(text: str) -> str:
+    name = text.lower()
+    if not _HEADER.fullmatch(name):
+        raise ConfigurationError("a header's name has letters, digits and hyphens")
+    if name in RESERVED_HEADERS or name.startswith(RESERVED_PREFIXES):
+        raise ConfigurationError(f"{text} is a header that every request has, or that a proxy sets, for another "
+                                 "purpose: the destination would refuse every request; name the header that was agreed "
+                                 "upon")
+    return name
+
+
+def _host(text: str) -> str:
+    host = text.lower()
+    if not _HOST.fullmatch(host):
+        raise ConfigurationError(f"{text!r} is not a valid host: write it as the Host header has it, such as "
+                                 "hooks.example.org or hooks.example.org:8443")
+    return host

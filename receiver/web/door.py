@@ -184,7 +184,8 @@ class Door:
             return _closing(self._refuse(screened))
         # A small one takes no room, whoever sends it.
         small = length is not None and length <= SMALL
-        with self._room.share(proved=small or (screened and pipeline.proved(head, registry))) as share:
+        proved = small or (screened and pipeline.proved(head, registry, head.received_at))
+        with self._room.share(proved=proved) as share:
             body = yield from self._body(head, length, registry, share, whole=screened)
             if isinstance(body, Refused):
                 return _closing(self._refuse(body))

@@ -41,10 +41,12 @@ def _oauth(secret: str = _SECRET, *, id: int = 1, client: Client | None = None, 
 
 
 def _smart(*, id: int = 2, client: Client | None = None, lifetime: int = 300,  # noqa: A002 - the field's name
-           keys: tuple[VerifyingKey, ...] | None = None, **values: Any) -> SmartCredential:
+           keys: tuple[VerifyingKey, ...] | None = None, audiences: tuple[str, ...] = (_URL,),
+           other_audiences: bool = False, **values: Any) -> SmartCredential:
     client = client or _client(client_id="engine")
-    rules = Rules(issuers=(client.client_id,), audiences=(_URL,), algorithms=frozenset(ASSERTION_ALGORITHMS),
-                  keys=keys or jwks(r=RSA_FIRST, e=P384), lifetime=lifetime)
+    rules = Rules(issuers=(client.client_id,), audiences=audiences,
+                  algorithms=frozenset(ASSERTION_ALGORITHMS), keys=keys or jwks(r=RSA_FIRST, e=P384),
+                  lifetime=lifetime, other_audiences=other_audiences)
     return SmartCredential(id=id, client=client, rules=rules, token_keys=_TOKEN_KEYS, **values)
 
 
@@ -184,11 +186,12 @@ class TestSettings:
         assert _denied(_RIGHT, at=at)[0] == "unsupported_grant_type"
 
     def test_audience(self) -> None:
-        """Where the credential names an audience it must be asked for; elsewhere whatever is asked for is well."""
+        """A client that names an audience must name the credential's, where it has one; one that names none gets it."""
         at = _at(_oauth(client=_client(audience="https://receiver.example")))
-        assert _granted({**_RIGHT, "audience": "https://receiver.example"}, at=at).credential == 1
-        for wrong in ({}, {"audience": "https://other.example"}):
-            assert _denied({**_RIGHT, **wrong}, at=at) == ("invalid_target", "token_audience_wrong")
+        for right in ({}, {"audience": ""}, {"audience": "https://receiver.example"}):
+            assert _granted({**_RIGHT, **right}, at=at).credential == 1
+        other = {"audience": "https://other.example"}
+        assert _denied({**_RIGHT, **other}, at=at) == ("invalid_target", "token_audience_wrong")
         assert _granted({**_RIGHT, "audience": "anything"}).credential == 1
 
     def test_scopes(self) -> None:
@@ -311,6 +314,23 @@ class TestAssertion:
     def test_wrong_parameters(self, changes: dict[str, str], reason: str) -> None:
         """And every parameter."""
         assert _denied({**_assertion(), **changes}) == ("invalid_client", reason)
+
+    def test_for_this_endpoint_alone(self) -> None:
+        """An assertion that names another audience as well is refused, unless the credential allows that.
+
+        RFC 7523 3 takes it; but whoever that audience is could present the assertion here.
+        """
+        for aud in (_URL, [_URL], [_URL, _URL]):
+            assert _granted(_assertion(aud=aud)).credential == 2
+        both = ["https://other.example/token", _URL]
+        assert _denied(_assertion(aud=both)) == ("invalid_client", "jwt_audience_not_alone")
+        assert _granted(_assertion(aud=both), at=_at(_smart(audiences=(*both,)))).credential == 2
+        told = _at(_smart(other_audiences=True))
+        assert _granted(_assertion(aud=both), at=told).credential == 2
+        nobody: list[Any] = [[], both[:1], [7], [[_URL]], {}]
+        for wrong in nobody:
+            for at in (_at(), told):
+                assert _denied(_assertion(aud=wrong), at=at) == ("invalid_client", "jwt_audience_wrong")
 
     def test_by_the_client_s_secret_or_public_key(self) -> None:
         """HS256 (client_secret_jwt), whether over a secret or over the public key, is no way in."""

@@ -33,7 +33,8 @@ RIGHT: dict[str, tuple[dict[str, Any], bytes | None, type]] = {
     "google": ({"audiences": ["a"], "email": "a@b.example", "keys": pem(RSA_FIRST).decode()}, None, GoogleCredential),
     "oauth": ({"client_id": "redox", "scopes": ["s"], "names": {"client_id": "clientId"}}, SECRET, OAuthCredential),
     "smart": ({"client_id": "redox", "audiences": ["https://receiver.example/t"], "keys": KEYS}, None, SmartCredential),
-    "sigv4": ({"access_key": "AKID", "region": "r", "service": "s"}, SECRET + b"\nsession", SigV4Credential),
+    "sigv4": ({"access_key": "AKID", "region": "r", "service": "s", "hosts": ["Receiver.example"]},
+              SECRET + b"\nsession", SigV4Credential),
     "mtls": ({"proxy": "nginx", "san": "redox.example"}, SECRET, MtlsCredential)}
 
 
@@ -88,8 +89,9 @@ def test_what_is_made_of_the_settings(door: Door) -> None:
     assert (oauth.client.names, oauth.client.scopes) == ({"client_id": "clientId"}, ("s",))
     smart = of_kind(door, SmartCredential)
     assert (smart.rules.issuers, smart.rules.lifetime) == (("redox",), 300)
+    assert not smart.rules.other_audiences
     sigv4 = of_kind(door, SigV4Credential)
-    assert (sigv4.secret, sigv4.session_token) == (SECRET, b"session")
+    assert (sigv4.secret, sigv4.session_token, sigv4.hosts) == (SECRET, b"session", ("receiver.example",))
     assert (of_kind(door, MtlsCredential).secret, of_kind(door, MtlsCredential).san) == (SECRET, "redox.example")
 
 
@@ -119,6 +121,12 @@ def test_the_newest_token_key_signs(door: Door, keyring: Keyring) -> None:
     ("mtls", {"san": None}, "fingerprint"), ("mtls", {"fingerprint": "AA"}, "64 hexadecimal"),
     ("mtls", {"subject": "nonsense"}, "openssl"), ("mtls", {"proxy": "apache"}, "apache"),
     ("mtls", {"secret_header": "x y"}, "header"),
+    *[("hmac", {"header": name}, f"{name} is a header that every request has") for name in (
+        "host", "content-length", "Content-Type", "authorization", "Verification-Token", "accept-encoding",
+        "x-forwarded-for", "ssl-client-cert", "x-amz-date")],
+    ("hmac", {"timestamp_header": "date"}, "date is a header"), ("hmac", {"timestamp_header": "x-sig"}, "differ"),
+    ("mtls", {"secret_header": "Authorization"}, "Authorization is a header"),
+    ("sigv4", {"hosts": ["https://receiver.example"]}, "'https://receiver.example' is not a valid host"),
     ("hmac", {"secret": b"short"}, "24"), ("hmac", {"hash": "md5"}, "md5")])
 def test_what_cannot_be_registered(door: Door, kind: str, changes: dict[str, Any], said: str) -> None:
     """A credential that would open to anybody, or to nobody, is refused with what is wrong; nothing is written."""

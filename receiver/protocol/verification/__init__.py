@@ -33,9 +33,9 @@ class Kind(Protocol):
     """One way in which Redox authenticates itself.
 
     `credential`: the type of its credentials. `claims`: whether the head presents something in this kind's name; it is
-    asked only where the destination requires the kind or holds a credential of it. `screen` and `verify` are called
-    when it does, and raise Unverified when it is bad: `screen` as far as the head alone tells, `verify` for good,
-    naming the credentials that matched. `by_head`: the head tells all, so that `screen` judges for good.
+    asked only where the destination requires the kind or holds a live credential of it. `screen` and `verify` are
+    called when it does, and raise Unverified when it is bad: `screen` as far as the head alone tells, `verify` for
+    good, naming the credentials that matched. `by_head`: the head tells all, so that `screen` judges for good.
     """
 
     @property
@@ -44,7 +44,7 @@ class Kind(Protocol):
     def by_head(self) -> bool: ...
     @property
     def credential(self) -> type[Credential]: ...
-    def claims(self, head: Head, destination: Destination) -> bool: ...
+    def claims(self, head: Head, destination: Destination, now: datetime) -> bool: ...
     def screen(self, head: Head, destination: Destination, now: datetime) -> None: ...
     def verify(self, inbound: Inbound, destination: Destination, now: datetime) -> Verified: ...
 
@@ -68,20 +68,20 @@ def screen(head: Head, destination: Destination, now: datetime) -> bool:
 
     Raises Unverified when something presented is already seen to be bad.
     """
-    claimed = _claimed(head, destination)
+    claimed = _claimed(head, destination, now)
     for kind in claimed:
         kind.screen(head, destination, now)
     return _suffices({kind.name for kind in claimed}, destination)
 
 
-def proved(head: Head, destination: Destination) -> bool:
+def proved(head: Head, destination: Destination, now: datetime) -> bool:
     """Whether a head that `screen` let pass is proof enough, whatever the body is."""
-    return _suffices({kind.name for kind in _claimed(head, destination) if kind.by_head}, destination)
+    return _suffices({kind.name for kind in _claimed(head, destination, now) if kind.by_head}, destination)
 
 
 def verify(inbound: Inbound, destination: Destination, now: datetime) -> Verified:
     """The proof. Raises Unverified: `credential_missing`, `credential_insufficient`, or what a kind found."""
-    proofs = [kind.verify(inbound, destination, now) for kind in _claimed(inbound.head, destination)]
+    proofs = [kind.verify(inbound, destination, now) for kind in _claimed(inbound.head, destination, now)]
     if not proofs:
         raise Unverified("credential_missing")
     proof = proofs[0] if len(proofs) == 1 else _together(proofs)
@@ -96,13 +96,14 @@ def _together(proofs: Sequence[Verified]) -> Verified:
                     once=tuple(chain.from_iterable(each.once for each in proofs)))
 
 
-def _claimed(head: Head, destination: Destination) -> list[Kind]:
-    return [kind for kind in _known(destination.kinds, destination.holds) if kind.claims(head, destination)]
+def _claimed(head: Head, destination: Destination, now: datetime) -> list[Kind]:
+    held = frozenset([credential for credential, until in destination.holds if until is None or now < until])
+    return [kind for kind in _known(destination.kinds, held) if kind.claims(head, destination, now)]
 
 
 @lru_cache(256)
 def _known(required: frozenset[str], held: frozenset[type[Credential]]) -> tuple[Kind, ...]:
-    """The kinds that a destination knows of."""
+    """The kinds that a destination knows of. One that nothing requires is forgotten with its last live credential."""
     return tuple(kind for kind in KINDS.values() if kind.name in required or kind.credential in held)
 
 

@@ -31,7 +31,7 @@ class GoogleKind:
     by_head = True
     credential = GoogleCredential
 
-    def claims(self, head: Head, destination: Destination) -> bool:
+    def claims(self, head: Head, destination: Destination, now: datetime) -> bool:  # noqa: ARG002 - Kind's
         """See `bearer.claims`."""
         return bearer.claims(self.name, head, destination)
 

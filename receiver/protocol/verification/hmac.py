@@ -35,13 +35,13 @@ class HmacKind:
     by_head = False
     credential = HmacCredential
 
-    def claims(self, head: Head, destination: Destination) -> bool:
-        """The signature header of one of the destination's hmac credentials, live or not."""
-        return any(credential.header in head.headers for credential in _secrets(destination))
+    def claims(self, head: Head, destination: Destination, now: datetime) -> bool:
+        """The signature header of one of the destination's hmac credentials (see `_secrets`)."""
+        return any(credential.header in head.headers for credential in _secrets(destination, now))
 
     def screen(self, head: Head, destination: Destination, now: datetime) -> None:
         """Shape and time stamp, before the body is read."""
-        for credentials in _by_header(head, destination):
+        for credentials in _by_header(head, destination, now):
             if not any(_candidates(head, credential, now) for credential in credentials):
                 raise Unverified(_why(head, credentials, now))
 
@@ -50,7 +50,7 @@ class HmacKind:
 
         Raises Unverified: `signature_wrong`, `_malformed`, `_stale`, `_credential_expired`.
         """
-        found = [self._match(inbound, credentials, now) for credentials in _by_header(inbound.head, destination)]
+        found = [self._match(inbound, credentials, now) for credentials in _by_header(inbound.head, destination, now)]
         once = [Once.of(f"{self.name} {destination.id}", mac, _end(inbound.head, credential))
                 for credential, mac in found if credential.timestamp_header is not None]
         return Verified(credentials=tuple(credential.id for credential, _ in found), kinds=frozenset({self.name}),
@@ -76,14 +76,20 @@ class HmacKind:
         return found
 
 
-def _secrets(destination: Destination) -> list[HmacCredential]:
-    return [credential for credential in destination.credentials if isinstance(credential, HmacCredential)]
+def _secrets(destination: Destination, now: datetime) -> list[HmacCredential]:
+    """The credentials whose header is looked at: all of them where hmac is required, else those that are live.
+
+    Their headers are settings: one that was set wrongly must end with its credential.
+    """
+    required = HmacKind.name in destination.kinds
+    return [credential for credential in destination.credentials
+            if isinstance(credential, HmacCredential) and (required or live(credential, now))]
 
 
-def _by_header(head: Head, destination: Destination) -> list[list[HmacCredential]]:
+def _by_header(head: Head, destination: Destination, now: datetime) -> list[list[HmacCredential]]:
     """The credentials of each signature header that is presented: one of each group must match."""
     groups: dict[str, list[HmacCredential]] = {}
-    for credential in _secrets(destination):
+    for credential in _secrets(destination, now):
         if credential.header in head.headers:
             groups.setdefault(credential.header, []).append(credential)
     return list(groups.values())

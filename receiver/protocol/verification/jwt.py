@@ -25,7 +25,7 @@ class JwtKind:
     by_head = True
     credential = JwtCredential
 
-    def claims(self, head: Head, destination: Destination) -> bool:
+    def claims(self, head: Head, destination: Destination, now: datetime) -> bool:  # noqa: ARG002 - Kind's
         """See `bearer.claims`."""
         return bearer.claims(self.name, head, destination)
 

@@ -54,7 +54,7 @@ class MtlsKind:
     by_head = True
     credential = MtlsCredential
 
-    def claims(self, head: Head, destination: Destination) -> bool:
+    def claims(self, head: Head, destination: Destination, now: datetime) -> bool:  # noqa: ARG002 - Kind's
         """A certificate's header of a proxy that the destination's credentials name, where it requires one."""
         return self.name in destination.kinds and any(
             _reported(head, each.proxy) for each in _credentials(destination))

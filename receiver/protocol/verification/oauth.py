@@ -44,7 +44,7 @@ class OAuthKind:
         self.name = name
         self.credential = credential
 
-    def claims(self, head: Head, destination: Destination) -> bool:
+    def claims(self, head: Head, destination: Destination, now: datetime) -> bool:  # noqa: ARG002 - Kind's
         """See `bearer.claims`."""
         return bearer.claims(self.name, head, destination)
 

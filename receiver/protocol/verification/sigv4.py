@@ -2,16 +2,19 @@
 
 Redox: the AWS strategy, with the fields accessKey, secretKey, serviceName, awsRegion and sessionToken. What is computed
 here stands in AWS's documentation ("Create a signed AWS API request"), with the path normalised and encoded twice, as
-for every service but S3.
+for every service but S3. The query is taken in two canonical forms: encoded anew, as AWS documents it, and as it was
+sent, as botocore signs it.
 
-May not look at anything but the raw target, query, headers and body: a proxy that rewrites one of what was signed makes
-the signature wrong. `host` must be signed, so that a request to another receiver is good for nothing here.
+Must not look at anything but the raw target, query, headers and body: a proxy that rewrites one of what was signed
+makes the signature wrong. `host` must be signed; with `hosts` set, a request that was signed for another host is
+refused, so that one recorded at another receiver with the same secret cannot be replayed here.
 """
 
 from __future__ import annotations
 
 import hmac
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from hashlib import sha256
@@ -54,7 +57,7 @@ class SigV4Kind:
     by_head = False
     credential = SigV4Credential
 
-    def claims(self, head: Head, destination: Destination) -> bool:
+    def claims(self, head: Head, destination: Destination, now: datetime) -> bool:  # noqa: ARG002 - Kind's
         """An `Authorization` of AWS's, where the destination requires it."""
         return self.name in destination.kinds and (head.header("authorization") or b"").startswith(b"AWS4-")
 
@@ -68,7 +71,7 @@ class SigV4Kind:
 
         Raises Unverified: `sigv4_malformed`, `_stale`, `_header_missing`, `_host_unsigned`, `_credential_missing`,
         `_credential_expired`, `_scope_wrong`, `_session_token_wrong`, `_payload_unsigned`, `_signature_wrong`,
-        `_payload_differs`.
+        `_payload_differs`, `_host_wrong`.
         """
         claim = _read(inbound.head)
         digest = b"" if claim.payload == UNSIGNED else sha256(inbound.body).hexdigest().encode()
@@ -82,34 +85,34 @@ class SigV4Kind:
         """The credential whose signature it is; with `payload` None the one whose it may be."""
         if abs(now - claim.at) > WINDOW:
             raise Unverified("sigv4_stale")
-        named = [each for each in destination.credentials
-                 if isinstance(each, SigV4Credential) and each.access_key.encode() == claim.access_key]
-        if not named:
-            raise Unverified("sigv4_credential_missing")
-        usable = [each for each in named if live(each, now)]
-        if not usable:
-            raise Unverified("sigv4_credential_expired")
-        usable = [each for each in usable if _scope(each, claim.at) == claim.scope]
-        if not usable:
-            raise Unverified("sigv4_scope_wrong")
-        session = head.header("x-amz-security-token") or b""
-        usable = [each for each in usable if hmac.compare_digest(session, each.session_token or b"")]
-        if not usable:
-            raise Unverified("sigv4_session_token_wrong")
-        if payload == UNSIGNED:
-            usable = [each for each in usable if each.unsigned_payload]
+        usable = [each for each in destination.credentials if isinstance(each, SigV4Credential)]
+        for reason, holds in _conditions(head, claim, payload, now):
+            usable = [each for each in usable if holds(each)]
             if not usable:
-                raise Unverified("sigv4_payload_unsigned")
+                raise Unverified(reason)
         if payload is None:
             return usable[0].id
-        signed = _string_to_sign(head, claim, payload)
+        signed = _strings_to_sign(head, claim, payload)
         found = None
         for each in usable:
-            if hmac.compare_digest(_sign(each, claim, signed), claim.signature):
-                found = each.id
+            for text in signed:
+                if hmac.compare_digest(_sign(each, claim, text), claim.signature):
+                    found = each.id
         if found is None:
             raise Unverified("sigv4_signature_wrong")
         return found
+
+
+def _conditions(head: Head, claim: _Claim, payload: bytes | None,
+                now: datetime) -> Iterator[tuple[str, Callable[[SigV4Credential], bool]]]:
+    """What a credential must be before the signature is looked at, with the reason where none is."""
+    host, session = (head.header("host") or b"").lower(), head.header("x-amz-security-token") or b""
+    yield "sigv4_credential_missing", lambda each: each.access_key.encode() == claim.access_key
+    yield "sigv4_credential_expired", lambda each: live(each, now)
+    yield "sigv4_scope_wrong", lambda each: _scope(each, claim.at) == claim.scope
+    yield "sigv4_host_wrong", lambda each: not each.hosts or host in [name.encode() for name in each.hosts]
+    yield "sigv4_session_token_wrong", lambda each: hmac.compare_digest(session, each.session_token or b"")
+    yield "sigv4_payload_unsigned", lambda each: payload != UNSIGNED or each.unsigned_payload
 
 
 def _read(head: Head) -> _Claim:
@@ -151,10 +154,16 @@ def _scope(credential: SigV4Credential, at: datetime) -> bytes:
     return f"{at:%Y%m%d}/{credential.region}/{credential.service}/aws4_request".encode()
 
 
-def _string_to_sign(head: Head, claim: _Claim, payload: bytes) -> bytes:
-    """What the signature is over: algorithm, time, scope, and the digest of the canonical request."""
-    lines = [head.method.encode(), _path(head.target.encode("latin-1", "replace")),
-             _query(head.query.encode("latin-1", "replace"))]
+def _strings_to_sign(head: Head, claim: _Claim, payload: bytes) -> list[bytes]:
+    """What the signature may be over, once for each canonical form of the query; they differ for few queries."""
+    query = head.query.encode("latin-1", "replace")
+    forms = dict.fromkeys((_query(query), _query_as_sent(query)))
+    return [_string_to_sign(head, claim, payload, form) for form in forms]
+
+
+def _string_to_sign(head: Head, claim: _Claim, payload: bytes, query: bytes) -> bytes:
+    """Algorithm, time, scope, and the digest of the canonical request."""
+    lines = [head.method.encode(), _path(head.target.encode("latin-1", "replace")), query]
     lines += [name.encode("latin-1") + b":" + b" ".join((head.header(name) or b"").split()) for name in claim.signed]
     lines += [b"", ";".join(claim.signed).encode("latin-1"), payload]
     digest = sha256(b"\n".join(lines)).hexdigest().encode()
@@ -177,6 +186,12 @@ def _query(query: bytes) -> bytes:
     pairs = sorted(tuple(quote(unquote_to_bytes(text), safe="") for text in part.partition(b"=")[::2])
                    for part in query.split(b"&") if part)
     return "&".join("=".join(pair) for pair in pairs).encode()
+
+
+def _query_as_sent(query: bytes) -> bytes:
+    """The parameters, sorted and not encoded anew: what botocore signs of a URL that holds its query already."""
+    pairs = sorted(part.partition(b"=")[::2] for part in query.split(b"&")) if query else []
+    return b"&".join(b"=".join(pair) for pair in pairs)
 
 
 def _sign(credential: SigV4Credential, claim: _Claim, signed: bytes) -> bytes:

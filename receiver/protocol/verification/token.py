@@ -31,7 +31,7 @@ class TokenKind:
     by_head = True
     credential = TokenCredential
 
-    def claims(self, head: Head, destination: Destination) -> bool:  # noqa: ARG002 - Kind's
+    def claims(self, head: Head, destination: Destination, now: datetime) -> bool:  # noqa: ARG002 - Kind's
         """A token header, or an opaque Bearer value."""
         return _HEADER in head.headers or _presented(head) is not None
 

@@ -91,8 +91,8 @@ class VerificationCases:
     def test_what_the_head_proves(self) -> None:
         """A head that is proof enough is so beside any body; where it isn't, another body is refused."""
         at, headers = self.door(self.credential()), self.right["first"]
-        assert verification.proved(head(headers), at) is self.by_head
-        assert verification.proved(head(), at) is False
+        assert verification.proved(head(headers), at, NOW) is self.by_head
+        assert verification.proved(head(), at, NOW) is False
         if self.by_head:
             assert verify(headers, at, body=b"another").kinds == {self.kind}
         else:
@@ -180,6 +180,16 @@ class VerificationCases:
         assert verification.screen(head(self.right["first"]), at, NOW) is False
         assert refusal(self.right["first"], at) == (
             "credential_insufficient" if self.claims_unrequired else "credential_missing")
+
+    def test_one_that_has_ended_refuses_nothing(self) -> None:
+        """Where nothing requires this kind, a credential that is revoked or has expired claims nothing any more.
+
+        Otherwise a credential that was set wrongly would refuse the whole feed for ever.
+        """
+        other, credential, proof = self.companion
+        for ended in (self.credential(revoked=True), self.credential(expires_at=NOW)):
+            at = self.door(ended, credential, require=(other,))
+            assert verify({**self.right["first"], **proof}, at).kinds == {other}
 
     def test_both_required(self) -> None:
         """Where two kinds are required together, both must be right; the proof names both credentials."""

@@ -192,6 +192,18 @@ class TestSeveral:
         assert verify(_signed(_SECOND), at).credentials == (2,)
         assert verify(_signed(f"{_NOBODY},sha256={_SHA256_HEX}"), at).credentials == (1,)
 
+    def test_a_header_ends_with_its_credential(self) -> None:
+        """Where hmac is not required, a live secret goes on judging its header, and an ended one's is not looked at."""
+        ended = HmacCredential(id=1, secret=SECRETS["first"].encode(), header="x-old", expires_at=NOW)
+        at = destination(ended, signing("second", id=2), token(id=3), require=("token",))
+        proof = {"verification-token": TOKENS["first"], "x-old": "anything"}
+        assert verify(proof, at).credentials == (3,)
+        assert verify({**proof, **_signed(_SECOND)}, at).kinds == {"token", "hmac"}
+        assert refusal({**proof, **_signed(_FIRST)}, at) == "signature_wrong"
+        assert refusal(proof, at, now=NOW - timedelta(seconds=1)) == "signature_malformed"
+        required = destination(ended, token(id=3), require=("token", "hmac"))
+        assert refusal(proof, required) == "signature_credential_expired"
+
     def test_the_reason_that_helps_most(self) -> None:
         """A live secret's verdict is told, not a dead one's; a signature in time beats one that is stale."""
         stamped = HmacCredential(id=1, secret=SECRETS["first"].encode(), timestamp_header="x-time")

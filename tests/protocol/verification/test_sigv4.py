@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Any, ClassVar
+from urllib.parse import quote
 
 import botocore.auth
 import pytest
 import time_machine
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from receiver.errors import Unverified
@@ -234,6 +235,16 @@ class TestSettings:
         assert _wrong(_changed("x-amz-content-sha256", "UNSIGNED-PAYLOAD"), _door(_row(unsigned_payload=True))) \
             == "sigv4_signature_wrong"
 
+    def test_the_host(self) -> None:
+        """Where the credential names hosts, a request that was signed for another is refused, however right it is."""
+        for host in ("receiver.example", "RECEIVER.example"):
+            at = _door(_row(hosts=("other.example", host.lower())))
+            assert _verify(_RIGHT["first"], at).credentials == (1,)
+        elsewhere = _door(_row(hosts=("other.example", "receiver.example:8443")))
+        assert _wrong(_RIGHT["first"], elsewhere) == "sigv4_host_wrong"
+        # A Host that is put right afterwards is not the one that was signed.
+        assert _wrong(_changed("host", "other.example"), elsewhere) == "sigv4_signature_wrong"
+
     def test_a_named_digest(self) -> None:
         """Where the head names the body's digest, the signature is judged by the head, and the body by the digest."""
         headers = _signed(headers={"X-Amz-Content-SHA256": sha256(BODY).hexdigest()})
@@ -241,15 +252,42 @@ class TestSettings:
         assert _wrong(headers, _door(), body=b"{}") == "sigv4_payload_differs"
 
 
+# Every byte that may stand raw in a query (RFC 3986 3.4), escapes in both cases, and what takes parameters apart.
+_QUERY = st.lists(st.sampled_from(["a", "Z", "0", "-", ".", "_", "~", "*", "+", "!", "'", "(", ")", ":", "@", ",", "$",
+                                   "/", "?", ";", "&", "=", "%2f", "%2F", "%c3%a9", "%C3%A9", "%20", "%41"]),
+                  max_size=8).map("".join)
+
+
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="/?#%"), min_size=1, max_size=12),
-       st.lists(st.tuples(st.text("abcXYZ0-._~", min_size=1, max_size=3), st.text("ab9-._~", max_size=3)), max_size=4),
-       st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=20), st.binary(max_size=50))
-def test_whatever_botocore_signs(segment: str, query: list[tuple[str, str]], value: str, body: bytes) -> None:
-    """Paths, queries, header values and bodies of any kind: what botocore signs is proved, one byte more is not."""
-    target, text = f"/redox/{segment}", "&".join(f"{name}={each}" for name, each in query)
-    headers = _signed(target=target, query=text, body=body, headers={"X-Made-Up": value})
-    assert _verify(headers, _door(), target=target, query=text, body=body).credentials == (1,)
-    assert _wrong(headers, _door(), target=target, query=text, body=body + b"x") == "sigv4_signature_wrong"
+       _QUERY, st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=20),
+       st.binary(max_size=50))
+@example("x", "&", "x", b"")
+@example("x", ";", "x", b"")
+@example("x", "b=*&a=%2f", "x", b"")
+def test_whatever_botocore_signs(segment: str, query: str, value: str, body: bytes) -> None:
+    """Paths, queries, header values and bodies of any kind: what botocore signs is proved, one byte more is not.
+
+    It signs a query as it stands in the URL; a client that gives it parameters apart has them encoded first.
+    """
+    target = f"/redox/{segment}"
+    headers = _signed(target=target, query=query, body=body, headers={"X-Made-Up": value})
+    assert _verify(headers, _door(), target=target, query=query, body=body).credentials == (1,)
+    assert _wrong(headers, _door(), target=target, query=query, body=body + b"x") == "sigv4_signature_wrong"
+    assert _wrong(headers, _door(), target=target, query=query + "&x", body=body) == "sigv4_signature_wrong"
+
+
+@given(st.lists(st.tuples(st.text("aZ0-._~*+!'(): @,/;&=%\u00e9", min_size=1, max_size=3),
+                          st.text("aZ0-._~*+!'(): @,/;&=%\u00e9", max_size=3)), min_size=1, max_size=4),
+       st.sampled_from(["-_.~", "-_.~*!'():@,/", ""]))
+def test_parameters_that_are_encoded_anew(pairs: list[tuple[str, str]], safe: str) -> None:
+    """A signature over parameters in AWS's documented encoding holds, whatever of them the sender left raw."""
+    name, secret = _KEYS["first"]
+    request = AWSRequest(method="POST", url=f"https://{_HOST}/redox/main", params=pairs, data=BODY)
+    with time_machine.travel(NOW, tick=False):
+        botocore.auth.SigV4Auth(Credentials(name, secret), "execute-api", "us-east-1").add_auth(request)
+    headers = {"host": _HOST, **{each.lower(): value for each, value in request.headers.items()}}
+    query = "&".join(f"{quote(each, safe=safe)}={quote(value, safe=safe)}" for each, value in pairs)
+    assert _verify(headers, _door(), query=query).credentials == (1,)
 
 
 _SUITE = datetime(2015, 8, 30, 12, 36, tzinfo=UTC)
