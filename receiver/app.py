@@ -115,7 +115,7 @@ def compose() -> PublicListener:
     ledger = Recorder(engine, keyring, quarantine_quota=settings.quarantine_quota, on_commit=hints.hint)
     follower = RegistryFollower(engine, keyring)
     responders = Responders(settings, url, engine)
-    registered = ProvedRegistry(engine, keyring, lambda: follower.current)
+    registered = ProvedRegistry(engine, keyring, follower)
     fetcher = KeyFetcher(engine, keyring, _fetch, every=settings.key_set_refresh)
 
     def start() -> None:
@@ -201,17 +201,17 @@ class Recorder(Ledger):
 
 
 class ProvedRegistry:
-    """The registry of the moment; None as long as the schema is one that this code does not run on, and until this
-    host's keys are known to be those of the database.
+    """The registry of the moment; None while the schema is one that this code does not run on, and while this host is
+    not known to hold the database's keys.
 
-    With other keys every token would look wrong, and Redox be told 401 for what is a fault of ours. Raises
+    Without them every token would look wrong, and Redox be answered 401 for a fault of ours. Raises
     ConfigurationError when made on a host whose keys are not the database's.
     """
 
-    def __init__(self, engine: Engine, keyring: Keyring, current: Callable[[], Registry | None]) -> None:
+    def __init__(self, engine: Engine, keyring: Keyring, follower: RegistryFollower) -> None:
         self._engine = engine
         self._keyring = keyring
-        self._current = current
+        self._follower = follower
         self._schema = Watch(engine)
         self._proved = self._fits = False
         self._stopping = threading.Event()
@@ -220,7 +220,9 @@ class ProvedRegistry:
 
     def __call__(self) -> Registry | None:
         """The registry, or None."""
-        return self._current() if self._proved and self._fits else None
+        if not (self._proved and self._fits) or self._follower.doubt is not None:
+            return None
+        return self._follower.current
 
     def start(self) -> None:
         """Go on looking. Only after fork."""

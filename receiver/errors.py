@@ -39,6 +39,10 @@ class IntegrityError(ReceiverError):
     """Something stored does not prove to be what was stored: a MAC or a seal does not hold."""
 
 
+class UnknownKey(IntegrityError):
+    """Something stored names a key that this host's keyring does not hold, so it can be neither proved nor opened."""
+
+
 class Refusal(ReceiverError):
     """A request that is answered with a refusal.
 

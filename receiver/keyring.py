@@ -11,6 +11,7 @@ import os
 import secrets
 import stat
 import tempfile
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,13 +23,15 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from receiver.errors import ConfigurationError, IntegrityError
+from receiver.errors import ConfigurationError, UnknownKey
 
 # What a key is for. `index` keys digests that are looked up (patients' identifiers, verification tokens): never
 # retired, for the digests could not be made again.
 PURPOSES: Final = ("payload", "secret", "mac", "index", "token", "session")
 _LENGTH: Final = 32  # bytes of a key
 _VERSION: Final = 1  # of the file
+# Tells one content of the file from another: inode, time of change in ns, size.
+_Version = tuple[int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,12 +54,39 @@ class Key:
 
 
 class Keyring:
-    """The keys of this host."""
+    """The keys of this host. Safe in threads.
 
-    def __init__(self, keys: Iterable[Key]) -> None:
-        self.keys: Final = tuple(keys)
+    A keyring that was loaded from a file reads the file again when it is asked for a key that it does not hold, so that
+    a running process opens and proves what other processes wrote after `keys new`. What it writes itself keeps using
+    the keys it started with.
+    """
+
+    def __init__(self, keys: Iterable[Key], path: Path | None = None, read: _Version | None = None) -> None:
+        """`path`: the file that `refresh` reads. `read`: which version of that file the keys are."""
+        self.keys = tuple(keys)
         self._by_id = {key.id: key for key in self.keys}
         self._current = {key.purpose: key for key in sorted(self.keys, key=lambda key: key.created)}
+        self._path = path
+        self._read = read
+        self._lock = threading.Lock()
+
+    def refresh(self) -> bool:
+        """Add the keys that were added to the file since it was read; whether there were any.
+
+        A file that cannot be read changes nothing: it may be in the middle of being replaced.
+        """
+        with self._lock:
+            if self._path is None or self._read == _version(self._path):
+                return False
+            try:
+                found = load(self._path)
+            except ConfigurationError:
+                return False
+            self._read = found._read
+            added = tuple(key for key in found.keys if key.id not in self._by_id)
+            self._by_id |= {key.id: key for key in added}
+            self.keys += added
+            return bool(added)
 
     def current(self, purpose: str) -> Key:
         """The newest key of `purpose`. Raises ConfigurationError when there is none."""
@@ -67,12 +97,17 @@ class Keyring:
                 f"the keyring holds no key for {purpose}: run `redox-receiver keys new {purpose}`") from None
 
     def __getitem__(self, key_id: str) -> Key:
-        """The key of that id. Raises IntegrityError naming the id."""
-        try:
-            return self._by_id[key_id]
-        except KeyError:
-            raise IntegrityError(
-                f"the keyring holds no key {key_id}: restore the keyring file that this was written with") from None
+        """The key of that id. Raises UnknownKey naming the id."""
+        key = self._by_id.get(key_id)
+        if key is None and self.refresh():
+            key = self._by_id.get(key_id)
+        if key is None:
+            raise UnknownKey(
+                f"the keyring holds no key {key_id}: restore the keyring file that this was written with")
+        return key
+
+    def __contains__(self, key_id: str) -> bool:
+        return key_id in self._by_id
 
     def with_new(self, purpose: str, now: datetime) -> Keyring:
         """This keyring and a new key of `purpose`."""
@@ -119,23 +154,34 @@ def load(path: Path) -> Keyring:
     """The keyring in `path`. Raises ConfigurationError: missing, readable by others, or damaged."""
     try:
         with path.open("rb") as file:
-            mode, text = os.fstat(file.fileno()).st_mode, file.read()
+            status, text = os.fstat(file.fileno()), file.read()
     except FileNotFoundError:
         raise ConfigurationError(
             f"there is no keyring at {path}: run `redox-receiver keys init`, or restore it") from None
     except OSError as exc:
         raise ConfigurationError(
             f"the keyring {path} cannot be read ({exc.strerror}); RECEIVER_KEYRING names it") from None
-    if stat.S_IMODE(mode) & 0o077:
+    if stat.S_IMODE(status.st_mode) & 0o077:
         raise ConfigurationError(f"the keyring {path} can be read by others: run `chmod 600 {path}`")
     try:
-        return _read(json.loads(text))
+        return Keyring(_read(json.loads(text)), path, _version_of(status))
     except (KeyError, TypeError, ValueError):
         # No cause: a JSON error quotes the text.
         raise ConfigurationError(f"the keyring {path} is damaged: restore it from its backup") from None
 
 
-def _read(document: Any) -> Keyring:
+def _version(path: Path) -> _Version | None:
+    try:
+        return _version_of(path.stat())
+    except OSError:
+        return None
+
+
+def _version_of(status: os.stat_result) -> _Version:
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _read(document: Any) -> list[Key]:
     """Raises KeyError, TypeError, ValueError."""
     if document["version"] != _VERSION:
         raise ValueError("not of this version")
@@ -143,4 +189,4 @@ def _read(document: Any) -> Keyring:
                 secret=base64.b64decode(entry["key"], validate=True)) for entry in document["keys"]]
     if any(len(key.secret) != _LENGTH for key in keys) or len({key.id for key in keys}) != len(keys):
         raise ValueError("a key has 32 bytes and an id of its own")
-    return Keyring(keys)
+    return keys

@@ -167,6 +167,42 @@ def test_started_before_the_migrations(keyring: Keyring, tmp_path: Path) -> None
 
 # --- running
 
+def test_a_new_key_is_read_by_running_receivers(site: Site, tmp_path: Path) -> None:
+    """`keys new mac`, then a change of the destination: a row under the new key is proved, and the feed goes on."""
+    with serving(site.directory, site.environment) as server:
+        assert server.ask(sent(site)).status == 200
+        changed(site, tmp_path / "keyring.json", tmp_path / "keyring.json")
+        until(lambda: len(server.lines("registry.loaded")) > 1)
+        assert server.lines("registry.loaded")[-1]["version"] == site.rows("SELECT version FROM registry_version")[0][0]
+        assert server.ask(sent(site)).status == 200
+        assert not server.lines("registry.row_not_proved")
+
+
+def test_a_new_key_that_was_not_copied_here(site: Site, tmp_path: Path) -> None:
+    """A host that lacks the key of a row answers 503, never 401, says which key it is, and is well with its file."""
+    (tmp_path / "keyring.json").rename(tmp_path / "elsewhere.json")
+    keyring.load(tmp_path / "elsewhere.json").save(tmp_path / "keyring.json")
+    with serving(site.directory, site.environment) as server:
+        assert server.ask(sent(site)).status == 200
+        new = changed(site, tmp_path / "elsewhere.json", tmp_path / "elsewhere.json")
+        until(lambda: server.lines("registry.in_doubt"))
+        assert new in server.lines("registry.in_doubt")[0]["error"]
+        assert unavailable(server.ask(sent(site)))
+        keyring.load(tmp_path / "elsewhere.json").save(tmp_path / "keyring.json")
+        until(lambda: server.ask(sent(site)).status == 200)
+
+
+def changed(site: Site, old: Path, place: Path) -> str:
+    """What `keys new mac` and then `destination set` do; the id of the new key."""
+    ring = keyring.load(old).with_new("mac", datetime.now(UTC))
+    ring.save(place)
+    with site.engine.begin() as connection:
+        record_keys(connection, ring)
+    Registration(site.engine, ring, actor="tester@test").set_destination(
+        "lab", datetime.now(UTC), {"test_messages": "quarantine"})
+    return ring.current("mac").id
+
+
 def test_locked(site: Site) -> None:
     """A database that does not get on is a 503 in time; what was not recorded is taken when it comes again."""
     with serving(site.directory, site.environment) as server:

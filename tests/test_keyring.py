@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from receiver.errors import ConfigurationError, IntegrityError
+from receiver.errors import ConfigurationError, UnknownKey
 from receiver.keyring import PURPOSES, Key, Keyring, create, load
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -149,7 +149,7 @@ def test_what_is_missing_is_named() -> None:
     """A purpose without a key, and a key that only another host has."""
     with pytest.raises(ConfigurationError, match="keys new mac"):
         Keyring(()).current("mac")
-    with pytest.raises(IntegrityError, match="no key mac-1234"):
+    with pytest.raises(UnknownKey, match="no key mac-1234"):
         create(NOW)["mac-1234"]
 
 
@@ -175,3 +175,34 @@ def test_a_fingerprint_never_changes() -> None:
     """It stands in databases: this one was worked out with openssl."""
     key = Key(id="k", purpose="mac", created=NOW, secret=bytes(range(32)))
     assert key.fingerprint == "005a274609039d4a02769bf6c066f6a2"
+
+
+def test_a_loaded_keyring_reads_the_file_again_for_a_key_that_it_lacks(path: Path) -> None:
+    """A key that another process has added is found; what is written keeps its key until the process starts again."""
+    held, old = load(path), load(path)
+    new = load(path).with_new("mac", NOW + timedelta(days=1))
+    assert not held.refresh()
+    new.save(path)
+    assert held[new.current("mac").id] == new.current("mac")
+    assert held.current("mac") == old.current("mac")
+    assert held.keys == new.keys
+    assert not held.refresh()
+
+
+@pytest.mark.parametrize("damage", ["gone", "half written", "readable by others"])
+def test_a_file_that_cannot_be_read_takes_no_key_away(path: Path, damage: str) -> None:
+    """The keys that were loaded stay; the missing one is named, and found when the file is whole again."""
+    held, whole = load(path), load(path).with_new("mac", NOW)
+    if damage == "gone":
+        path.unlink()
+    elif damage == "half written":
+        path.write_text("{")
+    else:
+        whole.save(path)
+        path.chmod(0o644)
+    with pytest.raises(UnknownKey, match=whole.current("mac").id):
+        held[whole.current("mac").id]
+    assert held.keys == whole.keys[:-1]
+    path.unlink(missing_ok=True)
+    whole.save(path)
+    assert held[whole.current("mac").id] == whole.current("mac")

@@ -333,10 +333,10 @@ def _plugins(connection: Connection, _: Keyring | None) -> Finding:
     return Finding(name="plugins", state="ok", told=f"{len(loaded)} handlers can be imported here")
 
 
-def _status(connection: Connection, _: Keyring | None) -> list[Finding]:
+def _status(connection: Connection, keyring: Keyring | None) -> list[Finding]:
     """The findings of `status`."""
     return [Finding(name=each.code, state="bad" if each.severity == "error" else "warn", told=each.text, mend=each.fix)
-            for each in findings.collect(findings.read(connection)) if each.code not in _OWN]
+            for each in findings.collect(findings.read(connection, keyring)) if each.code not in _OWN]
 
 
 _WORK: Final = (_credentials, _plugins, _workers)

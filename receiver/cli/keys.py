@@ -92,8 +92,9 @@ def new(purpose: str, *, as_json: bool) -> None:
             added = Keyring([ring.current(purpose)])
             _record(connection, ring, added, place, old)
     output.row(_listed(added, ring)[0], as_json=as_json)
-    output.say(f"now copy {place} to every other host, and start all processes again before anything else is "
-               "changed: one that lacks the new key refuses what is signed or sealed with it")
+    output.say(f"now copy {place} to every other host before you change anything else: a host that lacks the new key "
+               "answers 503. Running processes read it by themselves; restart them so that they use it for what they "
+               "write")
 
 
 @contextmanager

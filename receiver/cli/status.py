@@ -27,7 +27,7 @@ def status(as_json: bool) -> None:
     Exit status 1 when a finding is an error; a warning alone does not change it.
     """
     with session.opened() as opened, opened.engine.connect() as connection:
-        view = findings.read(connection)
+        view = findings.read(connection, opened.keyring)
         found = findings.collect(view)
     if as_json:
         output.document({"destinations": view.feeds, "workers": view.workers,

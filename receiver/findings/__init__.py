@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from receiver.findings import deliveries, feeds, installation
+from receiver.findings import deliveries, feeds, installation, integrity
 from receiver.findings.codes import CODES
 from receiver.findings.finding import Finding
 from receiver.findings.view import View, read
@@ -20,8 +20,8 @@ __all__ = ["CODES", "FINDERS", "Finding", "View", "collect", "read"]
 
 # In the order of their findings: first what explains the others.
 FINDERS: Final[tuple[Callable[[View], Iterator[Finding]], ...]] = (
-    installation.clocks, installation.workers, installation.outbox, feeds.refusals, deliveries.lanes,
-    deliveries.handlers, deliveries.dead, feeds.quarantine,
+    integrity.registry_rows, installation.clocks, installation.workers, installation.outbox, feeds.refusals,
+    deliveries.lanes, deliveries.handlers, deliveries.dead, feeds.quarantine,
 )
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Final
 
 CODES: Final[Mapping[str, str]] = {
+    "registry_key_missing": "Rows of the registry are signed with a key that the keyring of this host lacks.",
+    "registry_row_changed": "Rows of the registry were changed by something else, and are not in force.",
     "clock": "The clocks of this host and of the database differ.",
     "no_worker": "Deliveries or outbound requests need a worker, and none is running.",
     "outbox_pending": "Outbound requests fail and are tried again.",

@@ -412,13 +412,16 @@ def record_keys(connection: Connection, keyring: Keyring) -> None:
 
 def check_keys(connection: Connection, keyring: Keyring) -> None:
     """Raise ConfigurationError when this host lacks a key that the database was written with, or has another one."""
+    recorded = connection.execute(select(schema.keys)).all()
+    if any(row.id not in keyring for row in recorded):
+        keyring.refresh()
     held = {key.id: key.fingerprint for key in keyring.keys}
-    for row in connection.execute(select(schema.keys)):
+    for row in recorded:
         if held.get(row.id) != row.fingerprint:
             what = "lacks" if row.id not in held else "holds another"
             raise ConfigurationError(f"this host {what} key {row.id}: restore the keyring file that belongs to this "
                                      "database (RECEIVER_KEYRING)")
-    if connection.scalar(select(func.count()).select_from(schema.keys)) == 0:
+    if not recorded:
         raise ConfigurationError("this database has no keys on record: run `redox-receiver keys init`")
 
 

@@ -1,7 +1,8 @@
 """Loads the registry as one immutable value and follows its changes: every process sees one within a second.
 
-May not change it: receiver.storage.registration does. A row whose MAC does not hold, or that this version cannot read,
-opens nothing: it is left out, and said so.
+Must not change it: receiver.storage.registration does. A row whose MAC does not hold, or that this version cannot read,
+opens nothing: it is left out, and logged. A row under a key that this host lacks can be neither trusted nor left out,
+since it may be the one that makes a request valid: the follower reports doubt until this host has the key.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
@@ -18,7 +20,7 @@ from sqlalchemy import Connection, Engine, Table, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from receiver import failpoints
-from receiver.errors import ReceiverError
+from receiver.errors import ConfigurationError, ReceiverError, UnknownKey
 from receiver.keyring import Keyring
 from receiver.protocol.jose import read_keys
 from receiver.protocol.registry import Credential, Destination, Registry, Subscription
@@ -28,16 +30,20 @@ from receiver.storage.clock import Clock
 from receiver.storage.credentials import KeySets, Makings
 from receiver.storage.database import describe
 from receiver.storage.evidence import mac_key, row_mac
+from receiver.storage.registration import check_keys
 
 log: Final = structlog.get_logger(__name__)
 
 POLL: Final = 0.5
+# The tables that `load` reads.
+_SIGNED: Final = (schema.destinations, schema.credentials, schema.key_sets, schema.sources, schema.subscriptions,
+                  schema.signing_keys)
 # How often the clocks are compared: a host's may be set meanwhile.
 _COMPARE: Final = 5.0
 
 
 def load(connection: Connection, keyring: Keyring) -> Registry:
-    """The registry as it stands."""
+    """The registry as it stands. Raises UnknownKey when a row is signed or sealed with a key that this host lacks."""
     version = connection.scalar(select(schema.registry_version.c.version))
     destinations = _rows(connection, schema.destinations, keyring)
     of = {table.name: _by_destination(_rows(connection, table, keyring))
@@ -78,14 +84,38 @@ def credential_rows(connection: Connection, keyring: Keyring) -> list[dict[str, 
 
 
 def proved(table: Table, row: Mapping[str, Any], keyring: Keyring) -> bool:
-    """Whether a row of the registry is as we have written it."""
-    try:
-        holds = bool(row_mac(mac_key(keyring[row["mac_key"]]), table.name, row) == row["mac"])
-    except ReceiverError:
-        holds = False
+    """Whether a row of the registry is as we have written it. Raises UnknownKey when this host lacks the row's key."""
+    holds = bool(row_mac(mac_key(keyring[row["mac_key"]]), table.name, row) == row["mac"])
     if not holds:
         log.error("registry.row_not_proved", table=table.name, row=row["id"])
     return holds
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnprovedRow:
+    """A row of the registry that opens nothing. `key`: the key that this host lacks; None: the row was changed."""
+
+    table: str
+    id: int
+    destination: str | None
+    key: str | None
+
+
+def unproved_rows(connection: Connection, keyring: Keyring) -> list[UnprovedRow]:
+    """The rows that this host cannot prove. One under a key that it lacks makes its receivers answer 503."""
+    columns = schema.destinations.c
+    names: dict[int | None, str] = {row.id: row.name for row in connection.execute(select(columns.id, columns.name))}
+    found = []
+    for table in _SIGNED:
+        for row in connection.execute(select(table).order_by(table.c.id)).mappings():
+            destination = names.get(row["id"] if table is schema.destinations else row.get("destination_id"))
+            try:
+                if not proved(table, {**row}, keyring):
+                    found.append(UnprovedRow(table=table.name, id=row["id"], destination=destination, key=None))
+            except UnknownKey:
+                found.append(UnprovedRow(
+                    table=table.name, id=row["id"], destination=destination, key=row["mac_key"]))
+    return found
 
 
 def _by_destination(rows: Sequence[dict[str, Any]]) -> Mapping[int, list[dict[str, Any]]]:
@@ -97,9 +127,11 @@ def _by_destination(rows: Sequence[dict[str, Any]]) -> Mapping[int, list[dict[st
 
 @contextmanager
 def _left_out_when_unreadable(table: str, row: int) -> Iterator[None]:
-    """What a later version of this program has written, or another keyring sealed, must not hide all the rest."""
+    """What a later version of this program has written must not hide all the rest. UnknownKey passes."""
     try:
         yield
+    except UnknownKey:
+        raise
     except (ReceiverError, TypeError, ValueError) as exc:
         log.error("registry.row_not_read", table=table, row=row, error=type(exc).__name__)
 
@@ -131,6 +163,8 @@ def _subscription(row: Mapping[str, Any]) -> Subscription:
 class RegistryFollower:
     """Keeps the registry in memory, at most POLL seconds behind the database; the last one known while that is away.
 
+    Each time the version changes, the host's keys are compared with the database's again. When this host lacks one, the
+    registry in force stays as it is and `doubt` says what is missing, until the keyring file has the key.
     `clock` is compared with the database's on the way.
     """
 
@@ -138,6 +172,7 @@ class RegistryFollower:
         self._engine = engine
         self._keyring = keyring
         self._current: Registry | None = None
+        self._doubt: str | None = None
         self.clock: Final = Clock()
         self._compare_at = 0.0
         self._stop = threading.Event()
@@ -147,6 +182,11 @@ class RegistryFollower:
     def current(self) -> Registry | None:
         """The registry, or None as long as it was never loaded."""
         return self._current
+
+    @property
+    def doubt(self) -> str | None:
+        """Why the registry in force may be out of date, and what to do; None when it is the database's."""
+        return self._doubt
 
     def start(self) -> None:
         """Load once if that works now, then follow. Only after fork."""
@@ -170,15 +210,25 @@ class RegistryFollower:
                     self.clock.compare(connection)
                     self._compare_at = time.monotonic() + _COMPARE
                 version = connection.scalar(select(schema.registry_version.c.version))
-                if self._current is None or version != self._current.version:
-                    loaded = load(connection, self._keyring)
-                    failpoints.spare(each.name for each in loaded.destinations.values()
-                                     if each.environment == "production")
-                    self._current = loaded
-                    log.info("registry.loaded", version=loaded.version)
+                if self._current is None or self._doubt is not None or version != self._current.version:
+                    self._load(connection)
         except SQLAlchemyError as exc:
             log.warning("registry.not_read", error=describe(exc))
         except ReceiverError as exc:
             log.error("registry.not_loaded", error=str(exc))
         except Exception as exc:  # noqa: BLE001 - a thread that ends would keep this process at an old registry for ever
             log.error("registry.not_loaded", error=type(exc).__name__)
+
+    def _load(self, connection: Connection) -> None:
+        """Take the database's registry; where this host lacks a key for it, keep the one in force and say so."""
+        try:
+            check_keys(connection, self._keyring)
+            loaded = load(connection, self._keyring)
+        except (ConfigurationError, UnknownKey) as exc:
+            if str(exc) != self._doubt:
+                log.error("registry.in_doubt", error=str(exc))
+            self._doubt = str(exc)
+            return
+        failpoints.spare(each.name for each in loaded.destinations.values() if each.environment == "production")
+        self._current, self._doubt = loaded, None
+        log.info("registry.loaded", version=loaded.version)

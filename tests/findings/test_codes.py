@@ -77,7 +77,7 @@ class World:
     def found(self) -> dict[str, findings.Finding]:
         """The findings, by code."""
         with self.engine.connect() as connection:
-            return {each.code: each for each in findings.collect(findings.read(connection))}
+            return {each.code: each for each in findings.collect(findings.read(connection, self._keyring))}
 
 
 @pytest.fixture
@@ -102,6 +102,8 @@ def _paused(world: World) -> None:
 
 # What causes each finding that is about what the database holds.
 SITUATIONS: dict[str, Callable[[World], None]] = {
+    "registry_key_missing": lambda world: world.sql("UPDATE destinations SET mac_key = 'mac-0'"),
+    "registry_row_changed": lambda world: world.sql("UPDATE destinations SET require = '{}'"),
     "no_worker": World.enable,
     "outbox_pending": lambda world: world.outbound("pending", error_class="Unreachable"),
     "outbox_held": lambda world: world.outbound("held"),
@@ -126,6 +128,19 @@ def test_each_has_a_situation(world: World, code: str) -> None:
     assert found.fix.startswith("redox-receiver ")
     assert found.text.endswith(".")
     assert found.details
+
+
+def test_rows_of_the_registry_are_named(world: World) -> None:
+    """By table, id and destination; a key that is missing by its id; many by how many there are."""
+    world.sql("UPDATE destinations SET mac_key = 'mac-0'")
+    world.sql("UPDATE credentials SET label = 'x'")
+    for source in "abcd":
+        world.registration.add_source("lab", source, datetime.now(UTC), name=None)
+    world.sql("UPDATE sources SET name = 'x'")
+    found = world.found()
+    assert f"destinations id {world.lab} of lab is signed with key mac-0" in found["registry_key_missing"].text
+    assert "credentials id 1 of lab, sources id 1 of lab, sources id 2 of lab and 2 more are changed" in (
+        found["registry_row_changed"].text)
 
 
 def test_a_clock_that_is_wrong(world: World) -> None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, text
 
+from receiver import keyring as keyrings
+from receiver.errors import UnknownKey
 from receiver.keyring import Keyring, create
 from receiver.pipeline import Admitted, Challenged, Refused
 from receiver.protocol.registry import Destination, HmacCredential, Registry, TokenCredential, live
 from receiver.storage import migrations, schema
 from receiver.storage.database import open_engine
 from receiver.storage.evidence import mac_key, row_mac
-from receiver.storage.registry import POLL, RegistryFollower, load
+from receiver.storage.registration import Registration, record_keys
+from receiver.storage.registry import POLL, RegistryFollower, load, unproved_rows
 from tests.postgres import drop_database, new_database
 from tests.storage.door import DESTINATION, SOURCE, TOKEN, Door, body, handler, until
 
@@ -93,7 +97,7 @@ def test_what_is_disabled_revoked_or_expired_is_loaded_as_such(door: Door) -> No
 @pytest.mark.parametrize("edit", [
     "environment = 'development'", "require = '{}'", "require = '{hmac}'", "sources_policy = 'any'",
     "on_unknown_source = 'quarantine'", "test_messages = 'accept'", "reply_with = 'x'", "enabled = false",
-    "mac = sha256(mac)", "mac_key = 'mac-0'"])
+    "mac = sha256(mac)", "name = 'other'"])
 def test_a_destination_that_was_changed_opens_nothing(door: Door, edit: str) -> None:
     """It is as if it were not registered: 401, with or without the right token."""
     assert reason(door) is None
@@ -160,23 +164,34 @@ def test_a_subscription_that_was_changed_gets_nothing(door: Door, edit: str) -> 
     assert loaded(door).destinations[DESTINATION].subscriptions == ()
 
 
-def test_rows_signed_with_another_keyring_open_nothing(door: Door) -> None:
-    """A host with the wrong keyring refuses everything."""
+@pytest.mark.parametrize("table", ["destinations", "credentials", "sources", "subscriptions"])
+def test_a_row_under_a_key_that_this_host_lacks_is_not_left_out(door: Door, table: str) -> None:
+    """Left out it would be a 401, 403 or a lost delivery: the registry is not loaded, and the error names the key."""
+    door.enable()
+    door.rows(f"UPDATE {table} SET mac_key = 'mac-0'")
+    with pytest.raises(UnknownKey, match="mac-0"):
+        loaded(door)
+    with door.engine.connect() as connection, pytest.raises(UnknownKey):
+        load(connection, create(door.now))
     with door.engine.connect() as connection:
-        assert load(connection, create(door.now)).destinations == {}
+        assert {(each.table, each.destination, each.key) for each in unproved_rows(connection, door.keyring)} == {
+            (table, DESTINATION, "mac-0")}
 
 
-def test_one_row_that_cannot_be_read_hides_no_other(door: Door, keyring: Keyring) -> None:
-    """A kind that only a later version knows, a secret that another key sealed: left out, and the rest is there."""
+def test_a_secret_sealed_with_a_key_that_this_host_lacks_is_not_left_out(door: Door, keyring: Keyring) -> None:
+    """A credential without its secret would refuse what is valid."""
+    door.registration.add_hmac(DESTINATION, door.now, b"s" * 32, {}, label=None, expires_at=None)
+    without = Keyring(key for key in keyring.keys if key.purpose != "secret")
+    with door.engine.connect() as connection, pytest.raises(UnknownKey, match="secret-"):
+        load(connection, without)
+
+
+def test_one_row_that_cannot_be_read_hides_no_other(door: Door) -> None:
+    """A kind that only a later version knows is left out, and the rest is there."""
     door.registration.add_destination("ward", door.now, environment="production", require=["token"],
                                       sources_policy="registered", on_unknown_source="reject",
                                       test_messages="accept", reply_with=None, token="the ward's token, a long one")
-    door.registration.add_hmac(DESTINATION, door.now, b"s" * 32, {}, label=None, expires_at=None)
-    without = Keyring(key for key in keyring.keys if key.purpose != "secret")
-    with door.engine.connect() as connection:
-        found = load(connection, without).destinations
-    assert [type(each).__name__ for each in found[DESTINATION].credentials] == ["TokenCredential"]
-    assert set(found) == {DESTINATION, "ward"}
+    assert set(loaded(door).destinations) == {DESTINATION, "ward"}
     sign(door, "destinations", "require = '{telepathy}'", "name = 'ward'")
     assert set(loaded(door).destinations) == {DESTINATION}
 
@@ -194,7 +209,7 @@ def sign(door: Door, table: str, edit: str, where: str) -> None:
 # --- followed
 
 @pytest.fixture
-def follower(door: Door) -> Iterator[RegistryFollower]:
+def follower(door: Door, keyring_path: Path) -> Iterator[RegistryFollower]:
     follower = RegistryFollower(door.engine, door.keyring)
     follower.start()
     yield follower
@@ -253,6 +268,8 @@ def test_it_is_unknown_as_long_as_it_was_never_loaded(keyring: Keyring) -> None:
     follower.start()
     versions = [follower.current and follower.current.version]
     migrations.upgrade(engine)
+    with engine.begin() as connection:
+        record_keys(connection, keyring)
     until(lambda: follower.current, "the registry")
     versions.append(follower.current and follower.current.version)
     follower.stop()
@@ -261,13 +278,33 @@ def test_it_is_unknown_as_long_as_it_was_never_loaded(keyring: Keyring) -> None:
 
 
 def test_a_follower_without_its_key_says_so_and_goes_on(
-        door: Door, capsys: pytest.CaptureFixture[str]) -> None:
-    """The keyring holds no index key: nothing is known, and which command mends it is logged."""
+        door: Door, keyring_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The keyring holds no index key: nothing is known, and the log names the key and the setting."""
     keyring = Keyring(key for key in door.keyring.keys if key.purpose != "index")
     follower = RegistryFollower(door.engine, keyring)
     follower.start()
     assert follower.current is None
-    assert "keys new index" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert door.keyring.current("index").id in said
+    assert "RECEIVER_KEYRING" in said
+    follower.stop()
+
+
+def test_a_key_that_is_missing_keeps_the_registry_in_force(door: Door, keyring_path: Path) -> None:
+    """Until the keyring file has it: then the change is taken, without a restart."""
+    follower = RegistryFollower(door.engine, keyrings.load(keyring_path))
+    follower.start()
+    before = follower.current
+    ring = door.keyring.with_new("mac", door.now)
+    with door.engine.begin() as connection:
+        record_keys(connection, ring)
+    Registration(door.engine, ring, actor="tester@test").disable_source(DESTINATION, SOURCE, door.now)
+    until(lambda: follower.doubt, "the doubt")
+    assert ring.current("mac").id in str(follower.doubt)
+    assert follower.current is before
+    ring.save(keyring_path)
+    until(lambda: known(follower).sources == {SOURCE: False}, "the change")
+    assert follower.doubt is None
     follower.stop()
 
 
