@@ -15,6 +15,7 @@ from receiver.outbound.client import RedoxClient
 from receiver.outbound.errors import (
     AnswerLost,
     AuthenticationFailed,
+    BadAnswer,
     ErrorDetail,
     OutboundError,
     RateLimited,
@@ -31,8 +32,8 @@ from receiver.outbound.messages import NetworkOnramp
 from receiver.protocol.credentials import CANADA, US, AccessToken, LegacyKey, OAuthKey, load_oauth_key
 
 __all__ = [
-    "CANADA", "US", "AccessToken", "Answer", "AnswerLost", "AuthenticationFailed", "ErrorDetail", "FhirDestination",
-    "LegacyKey", "Limits", "NetworkOnramp", "OAuthKey", "OutboundError", "RateLimited", "RedoxAuth", "RedoxClient",
-    "Rejected", "SlidingWindow", "Unavailable", "Unsendable", "Untrusted", "UnusableAnswer", "load_oauth_key",
-    "oauth_key_from_env", "oauth_key_from_file",
+    "CANADA", "US", "AccessToken", "Answer", "AnswerLost", "AuthenticationFailed", "BadAnswer", "ErrorDetail",
+    "FhirDestination", "LegacyKey", "Limits", "NetworkOnramp", "OAuthKey", "OutboundError", "RateLimited", "RedoxAuth",
+    "RedoxClient", "Rejected", "SlidingWindow", "Unavailable", "Unsendable", "Untrusted", "UnusableAnswer",
+    "load_oauth_key", "oauth_key_from_env", "oauth_key_from_file",
 ]

@@ -14,8 +14,8 @@ import httpx2
 import msgspec
 
 from receiver.outbound.errors import (
-    AnswerLost,
     AuthenticationFailed,
+    BadAnswer,
     ErrorDetail,
     OutboundError,
     RateLimited,
@@ -53,8 +53,8 @@ def judge(response: httpx2.Response) -> Answer:
     try:
         data = msgspec.json.decode(body) if body else None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
-        raise AnswerLost(f"the answer is no JSON (HTTP {status}, {len(body)} bytes); Redox may have processed the "
-                         "request", status=status) from exc
+        raise BadAnswer(f"the answer is no JSON (HTTP {status}, {len(body)} bytes); Redox may have processed the "
+                        "request", status=status) from exc
     details = _meta_errors(data)
     if details:
         raise Rejected(_sentence("Redox refuses the request", status, details, _log_ids(data)), status=status,

@@ -16,7 +16,7 @@ from typing import BinaryIO, Final, TypeVar
 from receiver.errors import ConfigurationError
 from receiver.outbound.answers import Answer
 from receiver.outbound.calls import Call
-from receiver.outbound.errors import AnswerLost, Unsendable
+from receiver.outbound.errors import BadAnswer, Unsendable
 from receiver.outbound.fhir import Environment, FhirDestination
 from receiver.outbound.limits import Limits
 from receiver.outbound.messages import SOURCE_HEADER, NetworkOnramp, Outgoing, prepare
@@ -99,7 +99,7 @@ class RedoxApi(ABC):
         """Ask one destination; `answer.data` is the response message, a dict."""
         answer = self.carry_out(self.speaker.message(message, query=True, onramp=onramp))
         if not isinstance(answer.data, dict):
-            raise AnswerLost("the query was answered with no message in it", status=answer.status)
+            raise BadAnswer("the query was answered with no message in it", status=answer.status)
         return answer
 
     def fhir(self, destination: str, environment: Environment) -> FhirDestination[Answer]:
@@ -122,7 +122,7 @@ class RedoxApi(ABC):
         answer = self.carry_out(self.speaker.upload(), (name, file, media_type))
         uri = answer.data.get("URI") if isinstance(answer.data, dict) else None
         if not isinstance(uri, str) or not uri:
-            raise AnswerLost("the upload was answered without a URI", status=answer.status)
+            raise BadAnswer("the upload was answered without a URI", status=answer.status)
         return uri
 
 

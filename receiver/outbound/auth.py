@@ -22,6 +22,7 @@ import httpx2
 from receiver.outbound.errors import (
     AnswerLost,
     AuthenticationFailed,
+    BadAnswer,
     OutboundError,
     RateLimited,
     Unavailable,
@@ -192,6 +193,9 @@ class RedoxAuth(httpx2.Auth):
         if status == httpx2.codes.TOO_MANY_REQUESTS:
             return RateLimited(f"the token endpoint has had too many requests (HTTP {status})", status=status,
                                not_processed=True)
+        if 200 <= status < 300:
+            return BadAnswer(f"the token endpoint's answer holds no token that can be read (HTTP {status}); check the "
+                             "base URL", status=status, not_processed=True)
         if not _is_refusal(status):
             return Unavailable(f"the token endpoint gave no token (HTTP {status})", status=status, not_processed=True)
         said = ": ".join(word for word in (denial.error, denial.description) if word)

@@ -78,6 +78,13 @@ class AnswerLost(OutboundError):
     retryable = True
 
 
+class BadAnswer(AnswerLost):
+    """An answer came back whole and cannot be read: it is not JSON, or lacks what the call asks for.
+
+    Of the token endpoint it is one without a token; then `not_processed` is set.
+    """
+
+
 class UnusableAnswer(OutboundError):
     """The answer is one that we refuse to take: a redirect, compressed though we asked otherwise, or too large."""
 

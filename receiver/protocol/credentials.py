@@ -46,6 +46,9 @@ _ASSERTION_TYPE: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer
 _BEARER: Final = re.compile(r"[A-Za-z0-9\-._~+/]{1,16384}=*")
 _MENDING: Final = "Redox takes an RSA key of 2048 bits or more, or an elliptic-curve key on P-384, as PEM or JWK"
 
+# What msgspec raises for bytes that are not JSON: text that is not UTF-8 is no DecodeError of its.
+_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 PrivateKey = RSAPrivateKey | EllipticCurvePrivateKey
 
 
@@ -204,7 +207,7 @@ def read_token_reply(key: ApiKey, status: int, body: bytes, *, sent: float, now:
         return _read_denial(key, status, body)
     try:
         reply = msgspec.json.decode(body, type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError):
+    except _UNREADABLE:
         return Denial(status=status)
     oauth = isinstance(key, OAuthKey)
     value = reply.get("access_token" if oauth else "accessToken")
@@ -248,7 +251,7 @@ def _from_pem(text: str) -> PrivateKey:
 def _jwk_members(text: str) -> dict[str, Any]:
     try:
         jwk = msgspec.json.decode(text, type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError):
+    except _UNREADABLE:
         raise ConfigurationError("the private key looks like a JWK, but is no valid JSON object") from None
     if "keys" in jwk:
         raise ConfigurationError("that is a set of keys (JWKS); give the one private key out of it as a JWK")
@@ -275,7 +278,7 @@ def _read_denial(key: ApiKey, status: int, body: bytes) -> Denial:
         return Denial(status=status)
     try:
         reply = msgspec.json.decode(body, type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError):
+    except _UNREADABLE:
         return Denial(status=status)
     return Denial(status=status, error=_words(reply.get("error")), description=_words(reply.get("error_description")))
 
@@ -291,7 +294,7 @@ def _words(text: object) -> str | None:
 
 def _seconds(expires_in: object) -> float:
     if isinstance(expires_in, int | float) and not isinstance(expires_in, bool) and 0 < expires_in < math.inf:
-        return float(expires_in)
+        return float(min(expires_in, LONGEST_TOKEN_SECONDS))  # an int may be larger than any float
     return TOKEN_SECONDS
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from receiver.outbound import (
     Answer,
-    AnswerLost,
     AuthenticationFailed,
+    BadAnswer,
     ErrorDetail,
     OutboundError,
     RateLimited,
@@ -118,7 +118,7 @@ def test_an_answer_that_is_no_json_is_lost(body: bytes) -> None:
     """A 200 that can't be read proves nothing: Redox may or may not have taken the message."""
     error = fails(200, body)
 
-    assert type(error) is AnswerLost
+    assert type(error) is BadAnswer
     assert error.retryable
     assert not error.not_processed
 

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from receiver.errors import ConfigurationError
 from receiver.outbound import (
     AuthenticationFailed,
+    BadAnswer,
     Limits,
     OAuthKey,
     OutboundError,
@@ -286,7 +287,7 @@ def test_a_reply_without_a_good_date_is_read_by_our_clock(api: FakeRedoxApi, mak
 
 FAULTS = {
     Fault.SERVER_ERROR: Unavailable, Fault.BAD_GATEWAY: Unavailable, Fault.UNAVAILABLE: Unavailable,
-    Fault.RATE_LIMITED: RateLimited, Fault.UNAUTHORIZED: AuthenticationFailed, Fault.GARBAGE: Unavailable,
+    Fault.RATE_LIMITED: RateLimited, Fault.UNAUTHORIZED: AuthenticationFailed, Fault.GARBAGE: BadAnswer,
     Fault.NOT_HTTP: Unavailable, Fault.HUGE: UnusableAnswer, Fault.REDIRECT: UnusableAnswer,
     Fault.GZIP_BOMB: UnusableAnswer, Fault.DRIP: Unavailable, Fault.SILENCE: Unavailable,
     Fault.DROP_BEFORE: Unavailable, Fault.DROP_AFTER: Unavailable, Fault.CUT_SHORT: Unavailable}

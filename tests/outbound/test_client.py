@@ -17,6 +17,7 @@ import pytest
 from receiver.errors import ConfigurationError
 from receiver.outbound import (
     AnswerLost,
+    BadAnswer,
     Limits,
     NetworkOnramp,
     OutboundError,
@@ -71,7 +72,7 @@ def test_a_query_without_an_answer_is_an_error(api: FakeRedoxApi, connect: Conne
     """An answer of 200 that is no message is none."""
     for body in (b"", b"[]", b"null"):
         api.fail("/endpoint", Answered(body=body))
-        with pytest.raises(AnswerLost, match="no message in it"):
+        with pytest.raises(BadAnswer, match="no message in it"):
             connect().query(query())
 
 
@@ -272,7 +273,7 @@ def test_an_upload_without_a_uri_is_an_error(api: FakeRedoxApi, connect: Connect
     """An answer to an upload that names no URI is none."""
     for body in ({}, {"URI": 7}, {"URI": ""}, b"[]"):
         api.fail("/uploads", Answered(body=body))
-        with pytest.raises(AnswerLost, match="without a URI"):
+        with pytest.raises(BadAnswer, match="without a URI"):
             connect().upload(b"x")
 
 

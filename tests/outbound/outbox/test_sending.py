@@ -110,7 +110,7 @@ def test_fhir_goes_out_too(desk: Desk) -> None:
 
 @pytest.mark.parametrize(("fault", "error", "unanswered"), [
     (Fault.UNAVAILABLE, "Unavailable", 0), (Fault.RATE_LIMITED, "RateLimited", 0), (Fault.DROP_AFTER, "AnswerLost", 1),
-    (Fault.SERVER_ERROR, "Unavailable", 1), (Fault.GATEWAY_TIMEOUT, "Unavailable", 1), (Fault.GARBAGE, "AnswerLost", 1),
+    (Fault.SERVER_ERROR, "Unavailable", 1), (Fault.GATEWAY_TIMEOUT, "Unavailable", 1), (Fault.GARBAGE, "BadAnswer", 1),
     (Fault.REDIRECT, "UnusableAnswer", 1), (Fault.GZIP_BOMB, "UnusableAnswer", 1)])
 def test_what_may_succeed_later_waits(desk: Desk, fault: Fault, error: str, unanswered: int) -> None:
     """A failure that is not the request's leaves it pending for a while, and what is behind it with it; then the same
