@@ -2,7 +2,7 @@
 
 Every class says in its docstring what happened; that docstring is its message when none is given. What an operator can
 mend names the setting or command. The sender of a request never sees any of these texts: refusals carry a fixed machine
-`reason` (for the audit and the metrics) and a `status_hint` (for the door).
+`reason` (for the audit) and a `status_hint` (for the door).
 
 May not import anything of ours: everything else imports this.
 """

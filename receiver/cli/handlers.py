@@ -87,7 +87,7 @@ def enable(name: str, *, destination: str, as_json: bool) -> None:
 @click.option("--destination", required=True, metavar="NAME", help="Whose messages it gets no more.")
 @json_option
 def disable(name: str, *, destination: str, as_json: bool) -> None:
-    """Make no new deliveries for handler NAME. Those that are pending stay, and run."""
+    """Make no new deliveries for handler NAME. Those that are pending wait until it is enabled again."""
     with opened() as session:
         session.registration.disable_handler(destination, name, datetime.now(UTC))
         _show(session, name, destination, as_json=as_json)

@@ -170,7 +170,7 @@ def release(ids: tuple[int | UUID, ...], *, dry_run: bool, reason: str, as_json:
 @reason_option
 @json_option
 def discard(ids: tuple[int | UUID, ...], *, dry_run: bool, reason: str, as_json: bool, **filters: Any) -> None:
-    """Give quarantined messages up. Their bytes stay until they are purged with the others."""
+    """Give quarantined messages up. Their rows and their bytes stay."""
     where = _chosen(ids, filters)
     with opened() as session:
         carry_out(correction(session).discard(where, datetime.now(UTC), reason=reason, dry_run=dry_run),

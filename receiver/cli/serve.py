@@ -35,7 +35,7 @@ def serve(bind: str | None, receivers: int | None, fd: int | None) -> None:
               help="Where to listen: keep it on loopback.  [env: RECEIVER_ADMIN_BIND]")
 @_descriptor
 def admin(admin_bind: str | None, fd: int | None) -> None:
-    """Run the admin listener alone: readiness and metrics, for you and your monitoring."""
+    """Run the admin listener alone: liveness and readiness, for you and your monitoring."""
     settings = _settings(admin_bind=admin_bind)
     listen = settings.admin_bind if fd is None else f"fd://{fd}"
     _gunicorn(settings, "--bind", listen, "--workers", "1", "--worker-class",

@@ -264,7 +264,7 @@ class Correction:
         return self._messages(where, ("quarantined",), self._judge_release, carry_out, dry_run)
 
     def discard(self, where: MessageFilter, now: datetime, *, reason: str, dry_run: bool = False) -> Work:
-        """Give quarantined messages up. Their bytes stay until they are purged with the others. Raises NotFound."""
+        """Give quarantined messages up. Their rows and their bytes stay. Raises NotFound."""
         def judge(_connection: Connection, row: Mapping[str, Any], destination: Destination) -> _Verdict:
             why = None if row["state"] == "quarantined" else _STATES[row["state"]]
             return _Verdict(row=row, destination=destination.name, why=why)

@@ -1,4 +1,4 @@
 """What plugin authors test with: FakeRedox, samples of every message, a ledger of what was sent.
 
-Shipped in the package, extra `testing`. May not be imported by the receiver itself; `simulate` is the one exception.
+Shipped in the package. May not be imported by the receiver itself; `simulate` is the one exception.
 """

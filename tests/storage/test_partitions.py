@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+import psycopg
 import pytest
+from psycopg.errors import LockNotAvailable
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 
@@ -15,6 +19,7 @@ from receiver.storage.ledger import Ledger
 from receiver.storage.partitions import AHEAD, WEEK, ensure, name_of, week_of
 from receiver.storage.proof import verify
 from tests.storage.door import Door, body
+from tests.storage.hand import arrive
 
 LATER = datetime.now(UTC) + 100 * WEEK
 
@@ -142,3 +147,59 @@ def test_a_ledger_writes_by_its_own_clock(door: Door, open_ledger: Callable[...,
     """The message and its payload bear one time, so that the one leads to the other's partition."""
     open_ledger().accept(door.admit(body())).result(10)
     assert door.value("SELECT m.received_at = p.received_at FROM messages m JOIN payloads p ON p.message_id = m.id")
+
+
+class TestTheSqlOfTheDocument:
+    """deploy/SCALING.md says what to type to drop a week's payloads; it is run here as it stands there."""
+
+    @pytest.fixture
+    def typed(self) -> tuple[str, str]:
+        """(what counts, what drops), for the week of now."""
+        document = (Path(__file__).parents[2] / "deploy" / "SCALING.md").read_text()
+        begin = week_of(datetime.now(UTC))
+        block, = re.findall(r"```sql\n(.*?)```", document, re.DOTALL)
+        for then, now in (("20260105", f"{begin:%Y%m%d}"), ("2026-01-05", f"{begin:%Y-%m-%d}"),
+                          ("2026-01-12", f"{begin + WEEK:%Y-%m-%d}")):
+            assert then in block
+            block = block.replace(then, now)
+        count, drop = block.split("BEGIN;")
+        return count, f"BEGIN;{drop}"
+
+    def run(self, door: Door, sql: str) -> int | None:
+        """Run statements as psql does; the number that the first of them answers, if it answers one."""
+        url = door.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+        with psycopg.connect(url, autocommit=True) as connection:
+            cursor = connection.execute(sql.encode())
+            row = cursor.fetchone() if cursor.description else None
+        return None if row is None else int(row[0])
+
+    def test_it_drops_the_payloads_and_nothing_else(self, door: Door, ledger: Ledger, typed: tuple[str, str]) -> None:
+        """The messages stay, with evidence that holds, and the next message of that week is taken in."""
+        ledger.accept(door.admit(body())).result(10)
+        count, drop = typed
+        assert self.run(door, count) == 0
+        self.run(door, drop)
+        assert door.value("SELECT count(*) FROM payloads") == 0
+        assert door.value("SELECT count(*) FROM messages") == 1
+        assert ledger.accept(door.admit(body("log-2"))).result(10).outcome == "unhandled"
+        with door.engine.begin() as connection:
+            assert verify(connection, door.keyring, payloads=True).first_bad is None
+            ensure(connection, datetime.now(UTC))
+
+    def test_it_counts_what_still_needs_its_payload(self, door: Door, ledger: Ledger, typed: tuple[str, str]) -> None:
+        """A message in quarantine, and one whose delivery waits or is dead."""
+        door.enable()
+        arrive(door, ledger, body(), b"no json", body("log-2", kind="Results.New"))
+        assert self.run(door, typed[0]) == 3
+        door.rows("UPDATE deliveries SET state = 'succeeded' WHERE id = (SELECT min(id) FROM deliveries)")
+        door.rows("UPDATE deliveries SET state = 'dead' WHERE state = 'pending'")
+        assert self.run(door, typed[0]) == 2
+
+    def test_it_gives_up_where_the_feed_would_wait(self, door: Door, ledger: Ledger, typed: tuple[str, str]) -> None:
+        """A backup that reads all payloads keeps the lock: after two seconds the feed goes on, and nothing is gone."""
+        ledger.accept(door.admit(body())).result(10)
+        with door.engine.connect() as backup:
+            backup.execute(text("SELECT count(*) FROM payloads"))
+            with pytest.raises(LockNotAvailable):
+                self.run(door, typed[1])
+        assert door.value("SELECT count(*) FROM payloads") == 1
