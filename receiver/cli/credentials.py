@@ -6,15 +6,17 @@ May not show a secret but one that was made here, once.
 from __future__ import annotations
 
 import sys
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
 from receiver.cli import credential_kinds, output
-from receiver.cli.options import SECRET_FILE, When, example, json_option, new_file, read_secret
-from receiver.cli.session import opened
+from receiver.cli.options import SECRET_FILE, Span, When, example, json_option, new_file, read_secret
+from receiver.cli.session import Session, opened
+from receiver.errors import NotFound
 from receiver.outbound.jwks import fetch
 from receiver.protocol.verification.bearer import OWN_KINDS
 from receiver.storage import reading
@@ -113,19 +115,90 @@ def list_(destination: str | None, *, as_json: bool) -> None:
     output.rows(found, COLUMNS, as_json=as_json, nothing="no credential: `redox-receiver credential add DESTINATION`")
 
 
-@credential.command(epilog=example("credential revoke 7"))
+@credential.command("set", epilog=example("credential set 7 --expires 90d", "credential set 7 --expires never"))
 @click.argument("number", metavar="ID", type=int)
+@click.option("--expires", "expires_at", metavar="TIME",
+              help="Expire at TIME (ISO 8601, or a duration from now such as 90d); `never`: not at all.")
+@click.option("--label", metavar="TEXT", help="What people call it; empty: nothing.")
 @json_option
-def revoke(number: int, *, as_json: bool) -> None:
-    """Close credential ID for good, within a second."""
+def change(number: int, *, expires_at: str | None, label: str | None, as_json: bool) -> None:
+    """Change when credential ID expires, also after it has, or its label. Redox needs no change for it."""
+    values: dict[str, Any] = {}
+    if expires_at is not None:
+        values["expires_at"] = None if expires_at == "never" else When(ahead=True)(expires_at)
+    if label is not None:
+        values["label"] = label or None
+    if not values:
+        raise click.UsageError("say what to change: --expires or --label")
     with opened() as session:
-        session.registration.revoke_credential(number, datetime.now(UTC))
+        session.registration.set_credential(number, datetime.now(UTC), values)
+        found, _ = _shown(session, number)
+    output.row(found, as_json=as_json)
+
+
+@credential.command(epilog=example("credential revoke 7", "credential revoke 7 --grace 1h",
+                                   "credential revoke 7 --undo"))
+@click.argument("number", metavar="ID", type=int)
+@click.option("--grace", type=Span(), metavar="DURATION", help="Let it work for so long, such as 1h; then close it.")
+@click.option("--undo", is_flag=True, help="Take a revocation with --grace back, before its time has come.")
+@click.option("--yes", is_flag=True, help="On a terminal, do not ask about one that may be in use.")
+@json_option
+def revoke(number: int, *, grace: timedelta | None, undo: bool, yes: bool, as_json: bool) -> None:
+    """Close credential ID for good, within a second; with --grace after a while, which --undo can take back.
+
+    Warns when no other credential that could take its place was used in the last day: Redox may still send this one,
+    and would be refused.
+    """
+    if undo and grace is not None:
+        raise click.UsageError("--grace revokes and --undo takes that back: give one")
+    with opened() as session:
+        found, others = _shown(session, number)
+        if undo:
+            session.registration.restore_credential(number, datetime.now(UTC))
+        else:
+            if found["live"] and (warning := _in_use(session, found, others)):
+                output.say(warning)
+                if grace is None and not yes and _asks():
+                    click.confirm("Revoke it at once?", abort=True, err=True)
+            session.registration.revoke_credential(number, datetime.now(UTC), grace=grace)
+        found, others = _shown(session, number)
         with session.engine.connect() as connection:
-            found = reading.credentials(connection)
-            gone = next(each for each in found if each["id"] == number)
-            require = reading.destination_named(connection, gone["destination"])["require"]
-    output.row(gone, as_json=as_json)
-    live = {each["kind"] for each in found if each["destination"] == gone["destination"] and each["live"]}
-    if not any(live.issuperset(alternative.split("+")) for alternative in require):
-        output.say(f"{gone['destination']} has no live credential of what it requires ({', '.join(require)}), and so "
-                   f"refuses everything: `redox-receiver credential add {gone['destination']} --kind {gone['kind']}`")
+            require = reading.destination_named(connection, found["destination"])["require"]
+    output.row(found, as_json=as_json)
+    name, live = found["destination"], {each["kind"] for each in others if each["live"]}
+    if grace is not None:
+        output.say(f"it works until {output.cell(found['revoked_at'])}: `redox-receiver credential revoke {number} "
+                   "--undo` takes that back")
+    elif not undo and not any(live.issuperset(alternative.split("+")) for alternative in require):
+        output.say(f"{name} has no live credential of what it requires ({', '.join(require)}), and so refuses "
+                   f"everything: `redox-receiver credential add {name} --kind {found['kind']}`")
+
+
+def _asks() -> bool:
+    """Whether somebody is there to answer."""
+    return sys.stdin.isatty()
+
+
+def _shown(session: Session, number: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Credential `number`, and the others of its destination. Raises NotFound."""
+    with session.engine.connect() as connection:
+        rows = reading.credentials(connection)
+    found = next((each for each in rows if each["id"] == number), None)
+    if found is None:
+        raise NotFound(f"there is no credential {number}: see `redox-receiver credential list`")
+    return found, [each for each in rows if each["destination"] == found["destination"] and each["id"] != number]
+
+
+def _in_use(session: Session, found: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str | None:
+    """The warning that Redox may still prove itself by this credential alone; None where another took its place."""
+    name, kind = found["destination"], found["kind"]
+    with session.engine.connect() as connection:
+        require = reading.destination_named(connection, name)["require"]
+    since = datetime.now(UTC) - timedelta(days=1)
+    if not any(kind in alternative.split("+") for alternative in require) or any(
+            each["kind"] == kind and each["live"] and each["last_used_at"] and each["last_used_at"] > since
+            for each in others):
+        return None
+    used = f"was last used at {output.cell(found['last_used_at'])}" if found["last_used_at"] else "was never used"
+    return (f"warning: no other live {kind} credential of {name} was used in the last day (this one {used}). If Redox "
+            "still sends this one, everything is refused: change it at Redox first, or use --grace 1h")

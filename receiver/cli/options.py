@@ -24,6 +24,7 @@ _FOLD: Final = 92
 _LONGEST_REASON: Final = 10_000
 _STDIN: Final = "receiver.stdin"
 _SPAN: Final = re.compile(r"(\d{1,6})([smhdw])")
+_YEAR: Final = timedelta(days=365)
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
@@ -47,6 +48,22 @@ class When(click.ParamType[datetime]):
             return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
         except (ValueError, OverflowError):
             self.fail(f"{value!r} is no time: write 2026-01-31T08:00, or a span such as 15m, 2h, 3d", param, ctx)
+
+
+class Span(click.ParamType[timedelta]):
+    """A duration such as 30s, 15m, 2h, 3d, 2w."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        """The duration, more than nothing and a year at most."""
+        if isinstance(value, timedelta):
+            return value
+        span = _SPAN.fullmatch(value)
+        found = timedelta() if span is None else timedelta(**{_UNITS[span[2]]: int(span[1])})
+        if not timedelta() < found <= _YEAR:
+            self.fail(f"{value!r} is not a valid duration: use one such as 15m, 2h, 3d, up to 365d", param, ctx)
+        return found
 
 
 class MessageId(click.ParamType["int | UUID"]):

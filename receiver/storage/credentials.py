@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from hmac import compare_digest, digest
 from typing import Annotated, Any, Final, Literal
 
@@ -164,9 +165,15 @@ class Makings:
             VerifyingKey(kid=key.id, algorithms=frozenset({oauth.ALGORITHM}), key=key.derive("access token"))
             for key in reversed(newest))
 
-    def credential(self, row: Mapping[str, Any], sets: KeySets) -> Credential:
-        """The value of a row. Raises ConfigurationError or IntegrityError when it makes none."""
-        common = {"id": row["id"], "expires_at": row["expires_at"], "revoked": row["revoked_at"] is not None}
+    def credential(self, row: Mapping[str, Any], sets: KeySets, now: datetime) -> Credential:
+        """The value of a row; `now`: the database's time. Raises ConfigurationError or IntegrityError for a bad row.
+
+        One that will be revoked (`credential revoke --grace`) is live until then.
+        """
+        revoked, ends = row["revoked_at"], row["expires_at"]
+        if revoked is not None and revoked > now:
+            ends, revoked = min(filter(None, (ends, revoked))), None
+        common = {"id": row["id"], "expires_at": ends, "revoked": revoked is not None}
         secret = b""
         if row["kind"] in SEALED:
             secret = self._seals.open(row["secret_key"], row["secret"], credential_binding(row["id"]))

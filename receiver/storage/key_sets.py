@@ -30,7 +30,8 @@ GLANCE: Final = 5.0
 _TAKE: Final = """
 UPDATE key_sets SET tried_at = now() WHERE id = (
     SELECT k.id FROM key_sets k WHERE k.tried_at < now() - make_interval(secs => %(every)s)
-    AND EXISTS (SELECT FROM credentials c WHERE c.settings ->> 'jwks_url' = k.url AND c.revoked_at IS NULL
+    AND EXISTS (SELECT FROM credentials c WHERE c.settings ->> 'jwks_url' = k.url
+                AND (c.revoked_at IS NULL OR c.revoked_at > now())
                 AND (c.expires_at IS NULL OR c.expires_at > now()))
     ORDER BY k.tried_at LIMIT 1 FOR UPDATE SKIP LOCKED)
 RETURNING id, url"""

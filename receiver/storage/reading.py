@@ -169,7 +169,8 @@ def destinations(connection: Connection) -> Mappings:
 def credentials(connection: Connection, *, destination: str | None = None) -> Mappings:
     """Credentials, without what they are compared with; `live` says whether one opens anything now."""
     table = schema.credentials
-    live = and_(table.c.revoked_at.is_(None), or_(table.c.expires_at.is_(None), table.c.expires_at > func.now()))
+    live = and_(or_(table.c.revoked_at.is_(None), table.c.revoked_at > func.now()),
+                or_(table.c.expires_at.is_(None), table.c.expires_at > func.now()))
     return _mappings(connection, _owned(connection, table, destination, live.label("live")))
 
 

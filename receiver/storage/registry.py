@@ -13,10 +13,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 import structlog
-from sqlalchemy import Connection, Engine, Table, select
+from sqlalchemy import Connection, Engine, Table, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from receiver import failpoints
@@ -44,7 +45,7 @@ _COMPARE: Final = 5.0
 
 def load(connection: Connection, keyring: Keyring) -> Registry:
     """The registry as it stands. Raises UnknownKey when a row is signed or sealed with a key that this host lacks."""
-    version = connection.scalar(select(schema.registry_version.c.version))
+    version, now = connection.execute(select(schema.registry_version.c.version, func.now())).one()
     destinations = _rows(connection, schema.destinations, keyring)
     of = {table.name: _by_destination(_rows(connection, table, keyring))
           for table in (schema.credentials, schema.sources, schema.subscriptions)}
@@ -58,7 +59,7 @@ def load(connection: Connection, keyring: Keyring) -> Registry:
                     id=number, name=row["name"], environment=row["environment"], enabled=row["enabled"],
                     require=parse_require(row["require"]), sources_policy=row["sources_policy"],
                     on_unknown_source=row["on_unknown_source"], test_messages=row["test_messages"],
-                    credentials=tuple(_credentials(of["credentials"][number], makings, sets)),
+                    credentials=tuple(_credentials(of["credentials"][number], makings, sets, now)),
                     # One that is not proved is disabled, not unknown: where any source may in, unknown would be open.
                     sources={each["source_id"]: each["enabled"] and each["proved"] for each in of["sources"][number]},
                     subscriptions=tuple(_subscription(each) for each in of["subscriptions"][number]
@@ -145,11 +146,12 @@ def _key_sets(connection: Connection, keyring: Keyring) -> KeySets:
     return sets
 
 
-def _credentials(rows: Sequence[Mapping[str, Any]], makings: Makings, sets: KeySets) -> Iterator[Credential]:
+def _credentials(rows: Sequence[Mapping[str, Any]], makings: Makings, sets: KeySets,
+                 now: datetime) -> Iterator[Credential]:
     for row in rows:
         if row["proved"]:
             with _left_out_when_unreadable("credentials", row["id"]):
-                yield makings.credential(row, sets)
+                yield makings.credential(row, sets, now)
 
 
 def _subscription(row: Mapping[str, Any]) -> Subscription:

@@ -93,6 +93,7 @@ def registered(run: Day) -> None:
     run("destination", "list")
     added = run.json("credential", "add", "lab", "--kind", "token")
     run("credential", "list")
+    run("credential", "set", str(added["id"]), "--expires", "90d")
     run("credential", "revoke", str(added["id"]))
     run("source", "add", "lab", SOURCE)
     run("source", "disable", "lab", SOURCE)

@@ -54,7 +54,8 @@ NAMED = {"redox-receiver up --data-dir /srv/redox", "redox-receiver keys init", 
 SHORT = {"messages replay": "", "messages release": "", "messages discard": "", "outbox retry": "",
          "outbox show ID": "",
          "outbox retry --state held": "run", "db restore": "", "db restore DIR": "",
-         "credential revoke ID": ""}
+         "credential revoke ID --grace 1h": "", "credential revoke ID --undo": "",
+         "credential set ID --expires 30d": ""}
 
 
 def chapters() -> str:

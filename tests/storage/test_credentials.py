@@ -100,7 +100,7 @@ def test_the_newest_token_key_signs(door: Door, keyring: Keyring) -> None:
     add(door, "oauth")
     newer = keyring.with_new("token", datetime.now(UTC))
     row = door.rows("SELECT * FROM credentials WHERE kind = 'oauth'")[0]._asdict()
-    credential = Makings(newer).credential(row, {})
+    credential = Makings(newer).credential(row, {}, datetime.now(UTC))
     assert isinstance(credential, OAuthCredential)
     assert [key.kid for key in credential.token_keys] == [
         newer.current("token").id, keyring.current("token").id]
