@@ -43,6 +43,10 @@ class UnknownKey(IntegrityError):
     """Something stored names a key that this host's keyring does not hold, so it can be neither proved nor opened."""
 
 
+class ProofInvalid(ReceiverError):
+    """A proof, a checkpoint or a public key is malformed, or does not hold."""
+
+
 class Refusal(ReceiverError):
     """A request that is answered with a refusal.
 
