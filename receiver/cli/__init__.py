@@ -36,7 +36,7 @@ COMMANDS: Final = {
     "signing-key": ("signing_key", "The keys that we sign with when we speak to Redox."),
     "outbound": ("outbound", "Speak to Redox: API keys, tokens, single calls."),
     "outbox": ("outbox", "What is on its way to Redox."),
-    "audit": ("audit", "What happened, and the proof that it is whole."),
+    "audit": ("audit", "What happened, and whether its rows were changed."),
     "reconcile": ("reconcile", "Compare what Redox says it has sent with what is recorded."),
     "keys": ("keys", "The keyring."),
     "db": ("db", "The database: migrate, check, back up, restore."),

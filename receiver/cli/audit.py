@@ -1,4 +1,4 @@
-"""`audit`: what happened, and the proof that it is whole.
+"""`audit`: what happened, and what can be proved about it.
 
 May not change a row: nothing can, and `verify` finds what was changed around us.
 """
@@ -80,7 +80,11 @@ def list_(*, before: int | None, limit: int, notes: bool, reason: str | None, re
 @click.option("--payloads", is_flag=True, help="Open every payload too and compare its digest: reads all of them.")
 @json_option
 def verify(*, payloads: bool, as_json: bool) -> None:
-    """Prove that no row of the audit, no message and no row of the registry was changed, added or taken away.
+    """Find rows that were changed, added or deleted without the keyring.
+
+    Reads the audit, the messages and the registry: finds each row that was changed or added, each gap in the audit, and
+    each message without its audit row. Cannot find that the newest audit rows were deleted together with their
+    messages, nor that a registry row was deleted or put back to an earlier state.
 
     Exits with 1 and names the first row that does not hold.
     """

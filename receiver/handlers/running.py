@@ -29,6 +29,7 @@ from receiver.handlers.wire import Answered, Ask, Ended, FromChild, Left, RunLan
 from receiver.keyring import Keyring
 from receiver.storage import lanes
 from receiver.storage.database import describe
+from receiver.storage.evidence import RowMacs
 from receiver.storage.lanes import Fence, Waiting, delivery_binding
 from receiver.storage.sealing import Seals, payload_binding
 from receiver.storage.work import Records, Work, lost
@@ -56,6 +57,7 @@ class Room:
     env_file: Path | None
     tell: Callable[[FromChild], None]
     seals: Seals = field(init=False, repr=False)
+    macs: RowMacs = field(init=False, repr=False)
     handlers: dict[str, Loaded] = field(default_factory=dict)
     leave: bool = False
     worn: bool = False
@@ -64,6 +66,7 @@ class Room:
 
     def __post_init__(self) -> None:
         self.seals = Seals(self.keyring)
+        self.macs = RowMacs(self.keyring)
 
     def handler(self, name: str) -> Loaded:
         """The handler of that name, imported when it is first asked for. Raises ConfigurationError."""
@@ -216,6 +219,7 @@ class Stay:
     def _message(self, delivery: Waiting) -> Message:
         if delivery.sealed is None or delivery.payload_key is None:
             raise GiveUp("payload_purged")
+        delivery.prove(self._room.macs)
         uuid = str(delivery.uuid)
         return Message(
             uuid=uuid, kind=delivery.kind, source_id=delivery.source_id, log_id=delivery.log_id,

@@ -37,6 +37,7 @@ _WINDOW: Final = 60.0
 # Names that are known again when they come back. A name made up on the spot comes once.
 _NAMES: Final = 50_000
 _MANY: Final = "many"
+_NEWEST: Final = "SELECT id, mac FROM audit_events ORDER BY id DESC LIMIT 1"
 
 # Refusals of somebody who holds, or held, a credential of ours: Redox, not a stranger. A body is called
 # too large only behind a head that could suffice.
@@ -78,9 +79,19 @@ class AuditChain:
     def restart(self) -> None:
         """Begin another chain: after an answer that never came, nobody here knows how far this one was written."""
         self._writer, self._n, self._previous = uuid7(), 0, b""
+        self._follows: int | None = None
+
+    def follow(self, connection: Connection) -> None:
+        """Before the first row of a chain: hang it on the newest row there is, so that neither vanishes unseen.
+
+        One query for each chain, none for its later rows. Raises SQLAlchemyError.
+        """
+        if self._n == 0:
+            newest = connection.exec_driver_sql(_NEWEST).one_or_none()
+            self._follows, self._previous = (None, b"") if newest is None else (newest.id, newest.mac)
 
     def rows(self, events: Sequence[AuditEvent]) -> list[dict[str, Any]]:
-        """The next rows, ready to insert. `written` must be called once they are committed."""
+        """The next rows, ready to insert, after `follow`. `written` must be called once they are committed."""
         rows = [self._row(number, event) for number, event in enumerate(events, self._n + 1)]
         chain(self._key, rows, self._previous)
         return rows
@@ -100,7 +111,7 @@ class AuditChain:
                 "reason": event.reason, "actor": event.actor, "peer": event.peer, "destination": event.destination,
                 "message_uuid": event.message_uuid, "subject": event.subject, "count": event.count,
                 "detail": detail, "note": note,
-                "note_key": note_key, "mac_key": self._key_id}
+                "note_key": note_key, "mac_key": self._key_id, "follows": self._follows if number == 1 else None}
 
 
 def note_binding(writer: UUID, n: int) -> str:
@@ -113,10 +124,12 @@ def write(connection: Connection, audit: AuditChain, events: Sequence[AuditEvent
 
     The caller's transaction must be committed next, or `restart` be called: the chain goes on as if it were.
     """
+    if not events:
+        return
+    audit.follow(connection)
     rows = audit.rows(events)
-    if rows:
-        connection.execute(insert(audit_events), rows)
-        audit.written(rows)
+    connection.execute(insert(audit_events), rows)
+    audit.written(rows)
 
 
 @lru_cache(1024)

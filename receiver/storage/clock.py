@@ -17,6 +17,9 @@ log: Final = structlog.get_logger(__name__)
 
 # Two clocks that NTP keeps are no further apart than this; below it a host's own is as good as any.
 APART: Final = timedelta(seconds=2)
+# A clock that is further away is not believed: with it, whoever sets the database's clock could make credentials live
+# again that have ended. More than any mistake about a time zone.
+BELIEVED: Final = timedelta(hours=24)
 # What is to be done about it.
 MEND: Final = "let NTP set the clocks of this host and of the database's"
 # How long the database may take to say its time: what it says is as uncertain as that.
@@ -26,7 +29,8 @@ _PATIENCE: Final = 1.0
 def apart(connection: Connection) -> timedelta | None:
     """How far this host's clock is ahead of the database's; None when it took too long to say."""
     began, here = time.monotonic(), datetime.now(UTC)
-    theirs: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+    # Named with its schema: a search path that was changed could put another function before PostgreSQL's.
+    theirs: datetime = connection.execute(text("SELECT pg_catalog.clock_timestamp()")).scalar_one()
     took = time.monotonic() - began
     return None if took > _PATIENCE else here + timedelta(seconds=took / 2) - theirs
 
@@ -37,10 +41,13 @@ def told(ahead: timedelta) -> str:
 
 
 class Clock:
-    """The time by the database's clock, once it was asked; until then by this host's. Safe in threads."""
+    """The time by the database's clock, once it was asked; by this host's until then, and where they are further apart
+    than BELIEVED. Safe in threads.
+    """
 
     def __init__(self) -> None:
         self._ahead = timedelta(0)
+        self._believed = True
 
     def now(self) -> datetime:
         """The time."""
@@ -51,7 +58,11 @@ class Clock:
         ahead = apart(connection)
         if ahead is None:
             return
-        if abs(ahead) < APART:
+        believed = abs(ahead) <= BELIEVED
+        if not believed and self._believed:
+            log.error("clock.not_believed", ahead=round(ahead.total_seconds(), 1), bound=BELIEVED.total_seconds())
+        self._believed = believed
+        if abs(ahead) < APART or not believed:
             ahead = timedelta(0)
         if bool(ahead) != bool(self._ahead):
             seconds = round(ahead.total_seconds(), 1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from hmac import compare_digest
 from operator import itemgetter
 from typing import Any, Final
 from uuid import UUID
@@ -52,6 +53,22 @@ def mac_key(key: Key) -> bytes:
 def row_mac(key: bytes, table: str, row: Mapping[str, Any], *, previous: bytes = b"") -> bytes:
     """HMAC-SHA256 over the table's name, the columns of COLUMNS, and, in a chain, the MAC before."""
     return hmac_sha256(key, previous + encode(str(table), *_values[table](row)))
+
+
+class RowMacs:
+    """Checks the MACs of rows under the keys of one keyring; derives each key once. Safe in threads."""
+
+    def __init__(self, keyring: Keyring) -> None:
+        self._keyring = keyring
+        self._keys: dict[str, bytes] = {}
+
+    def hold(self, table: str, row: Mapping[str, Any], *, previous: bytes = b"") -> bool:
+        """Whether the row is as it was signed. Raises UnknownKey when the keyring lacks its key."""
+        key_id = row["mac_key"]
+        key = self._keys.get(key_id)
+        if key is None:
+            key = self._keys[key_id] = mac_key(self._keyring[key_id])
+        return compare_digest(row_mac(key, table, row, previous=previous), row["mac"])
 
 
 def encode(*values: Any) -> bytes:

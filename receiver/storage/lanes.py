@@ -19,7 +19,9 @@ from uuid import UUID
 from sqlalchemy import Connection, CursorResult
 from sqlalchemy.exc import SQLAlchemyError
 
+from receiver.errors import IntegrityError
 from receiver.storage.database import sqlstate
+from receiver.storage.evidence import COLUMNS, RowMacs
 
 # Lanes in which nothing waits for what is before it: `handler/destination/any:N`.
 _UNORDERED: Final = "'^[^/]+/[^/]+/any:'"
@@ -36,6 +38,8 @@ BATCH_BYTES: Final = 4 * 1024 * 1024
 _COMMIT_PATIENCE: Final = "5s"
 # A lane that is locked by the commit of an outcome is waited for so long when its lease is renewed.
 _LOCK_PATIENCE: Final = "1s"
+# What of a message its MAC is over.
+_SIGNED: Final = (*COLUMNS["messages"], "mac", "mac_key")
 # A pause of many dead looks back so far.
 _RECENT: Final = "10 minutes"
 
@@ -77,6 +81,30 @@ class Waiting:
     test: bool
     payload_key: str | None
     sealed: bytes | None = field(repr=False)
+    # What else the message's MAC covers, and whose the message, the delivery and the lane are.
+    destination_id: int
+    credential_ids: Sequence[int]
+    query: bool
+    attempt_id: str | None
+    peer: str
+    sha256: bytes
+    size: int
+    content_type: str | None
+    mac: bytes = field(repr=False)
+    mac_key: str
+    delivery_destination: int
+    lane_destination: int
+
+    def prove(self, macs: RowMacs) -> None:
+        """Raise IntegrityError unless the message is as it was recorded, at the destination of delivery and lane.
+
+        Raises UnknownKey when this host lacks the message's key.
+        """
+        if not macs.hold("messages", {name: getattr(self, name) for name in _SIGNED}):
+            raise IntegrityError(f"message {self.uuid} is not as it was recorded: run `redox-receiver audit verify`")
+        if not self.destination_id == self.delivery_destination == self.lane_destination:
+            raise IntegrityError(f"delivery {self.id} is not of its message's destination: run `redox-receiver audit "
+                                 "verify`")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,10 +206,15 @@ head AS (
     SELECT d.id, d.attempts, d.generation, d.started_at IS NOT NULL AS lost, m.id AS number,
            coalesce(extract(epoch FROM now() - d.deferred_since), 0)::float8 AS deferred_for,
            m.uuid, m.kind, m.source_id, m.log_id, m.message_id, m.transmission_id, m.facility, m.event_time,
-           m.received_at, m.test, sum(m.size) OVER (ORDER BY d.place, d.id) - m.size AS before, d.place
-    FROM chosen d JOIN messages m ON m.id = d.message_id WHERE {held} AND {_ACTIVE})
+           m.received_at, m.test, m.destination_id, m.credential_ids, m.query, m.attempt_id, m.peer, m.sha256, m.size,
+           m.content_type, m.mac, m.mac_key, d.destination_id AS delivery_destination, l.id AS lane_destination,
+           sum(m.size) OVER (ORDER BY d.place, d.id) - m.size AS before, d.place
+    FROM chosen d JOIN messages m ON m.id = d.message_id JOIN destinations l ON l.name = split_part(d.lane, '/', 2)
+    WHERE {held} AND {_ACTIVE})
 SELECT h.place, h.id, h.attempts, h.generation, h.lost, h.deferred_for, h.uuid, h.kind, h.source_id, h.log_id,
-       h.message_id, h.transmission_id, h.facility, h.event_time, h.received_at, h.test, p.payload_key, p.sealed
+       h.message_id, h.transmission_id, h.facility, h.event_time, h.received_at, h.test, p.payload_key, p.sealed,
+       h.destination_id, h.credential_ids, h.query, h.attempt_id, h.peer, h.sha256, h.size, h.content_type, h.mac,
+       h.mac_key, h.delivery_destination, h.lane_destination
 FROM head h LEFT JOIN payloads p ON p.message_id = h.number AND p.received_at = h.received_at
 WHERE h.before < {BATCH_BYTES} ORDER BY h.place, h.id"""
 

@@ -1,9 +1,9 @@
 """Proves what is stored: the writers' audit chains, the MACs of the registry and of messages, and the payloads.
 
 Reads only, a row at a time, in the caller's transaction. Finds what was edited, inserted, reordered, or deleted before
-the end of a chain. May not claim more: the last rows of a chain, and a whole writer, can be taken away without a trace
-as long as nothing outside of the chains has gathered their heads; and a registry row can be put back to what it was at
-an earlier time, or taken away.
+the end of a chain, and a chain that a later one follows. Must not claim more: the last rows of a chain that no later
+chain follows can be deleted without a trace, with their messages, as long as nothing outside of the database has
+gathered the heads; and a registry row can be put back to what it was at an earlier time, or deleted.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, RowMapping, Select, Table, func, select
 
-from receiver.errors import IntegrityError
+from receiver.errors import IntegrityError, UnknownKey
 from receiver.keyring import Keyring
 from receiver.storage import schema
-from receiver.storage.evidence import COLUMNS, mac_key, row_mac
+from receiver.storage.evidence import COLUMNS, RowMacs
 from receiver.storage.sealing import Seals, payload_binding
 
 _AT_ONCE: Final = 1_000
@@ -68,7 +68,7 @@ class _Examination:
     def __init__(self, connection: Connection, keyring: Keyring) -> None:
         self._connection = connection
         self._keyring = keyring
-        self._keys: dict[str, bytes] = {}
+        self._macs = RowMacs(keyring)
         self.rows = 0
         self.writers = 0
 
@@ -85,11 +85,21 @@ class _Examination:
                 raise _Bad(f"{_audit(row, expected)}: deleted; the next one is n {row['n']}, id {row['id']}")
             if row["n"] < expected:
                 raise _Bad(f"{_audit(row, row['n'])}, id {row['id']}: inserted; that number is there already")
-            fault = self._fault("audit_events", row, b"" if before is None else before["mac"])
+            fault = self._fault("audit_events", row, self._followed(row) if before is None else before["mac"])
             if fault is not None:
                 why = "reordered" if self._reordered(row) else fault
                 raise _Bad(f"{_audit(row, row['n'])}, id {row['id']}: {why}")
             before = row
+
+    def _followed(self, row: RowMapping) -> bytes:
+        """The MAC of the row that a writer's first row follows: often another writer's last."""
+        if row["follows"] is None:
+            return b""
+        table = schema.audit_events
+        followed: bytes | None = self._connection.scalar(select(table.c.mac).where(table.c.id == row["follows"]))
+        if followed is None:
+            raise _Bad(f"audit_events id {row['follows']}: deleted; the chain of writer {row['writer']} follows it")
+        return followed
 
     def _reordered(self, row: RowMapping) -> bool:
         """Whether the row stands elsewhere among its writer's when they are counted by id, which grows with n."""
@@ -99,7 +109,7 @@ class _Examination:
         return bool(place != row["n"])
 
     def recorded(self) -> None:
-        """Each message whose recording is audited is there: message rows are kept for good."""
+        """Each message whose recording is audited is there, and the other way round: both are kept for good."""
         events, messages = schema.audit_events, schema.messages
         gone = self._connection.execute(
             select(events.c.message_uuid, events.c.writer, events.c.n)
@@ -109,6 +119,14 @@ class _Examination:
         if gone is not None:
             raise _Bad(f"messages uuid {gone.message_uuid}: deleted; its recording is audited by writer {gone.writer}, "
                        f"n {gone.n}")
+        number = self._connection.scalar(
+            select(messages.c.id)
+            .where(~select(events.c.id).where(
+                events.c.message_uuid == messages.c.uuid, events.c.action == "message.receive",
+                events.c.outcome != "duplicate").exists())
+            .order_by(messages.c.id).limit(1))
+        if number is not None:
+            raise _Bad(f"messages id {number}: no audit row says that it was recorded; that row was deleted")
 
     def signed(self, table: Table) -> None:
         """Each row's MAC."""
@@ -143,14 +161,11 @@ class _Examination:
 
     def _fault(self, table: str, row: RowMapping, previous: bytes = b"") -> str | None:
         """Why the row's MAC does not hold; None when it does."""
-        key_id = row["mac_key"]
-        if key_id not in self._keys:
-            try:
-                self._keys[key_id] = mac_key(self._keyring[key_id])
-            except IntegrityError:
-                return f"signed with key {key_id}, which this keyring does not hold"
-        if row_mac(self._keys[key_id], table, {**row}, previous=previous) == row["mac"]:
-            return None
+        try:
+            if self._macs.hold(table, {**row}, previous=previous):
+                return None
+        except UnknownKey:
+            return f"signed with key {row['mac_key']}, which this keyring does not hold"
         return "edited, or inserted by somebody without the key"
 
 

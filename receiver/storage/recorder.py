@@ -145,6 +145,7 @@ class Recorder:
         """Everything in one statement, which is its own transaction. Raises 23505 when a key is there already."""
         connection = self._connected()
         told, counted = self._repeats.split(_events(entries), time.monotonic())
+        self._chain.follow(connection)
         rows = self._chain.rows([*events, *told])
         _sending()
         written = _write(connection, entries, rows, with_keys=True)
@@ -167,6 +168,7 @@ class Recorder:
             repeated += entry.repeat_events(message.uuid, taken_up)
             lanes += woken
         told, counted = self._repeats.split([*repeated, *_events(fresh)], time.monotonic())
+        self._chain.follow(connection)
         rows = self._chain.rows([*events, *told])
         written = _write(connection, fresh, rows, with_keys=False)
         inline = {message.id: _inline(connection, message.id) for entry, message in repeats if _dispatchable(entry)}

@@ -166,7 +166,8 @@ class RegistryFollower:
     """Keeps the registry in memory, at most POLL seconds behind the database; the last one known while that is away.
 
     Each time the version changes, the host's keys are compared with the database's again. When this host lacks one, the
-    registry in force stays as it is and `doubt` says what is missing, until the keyring file has the key.
+    registry in force stays as it is and `doubt` says what is missing, until the keyring file has the key. A version
+    that is older than the one in force is not taken: it would bring back what was revoked since.
     `clock` is compared with the database's on the way.
     """
 
@@ -175,6 +176,7 @@ class RegistryFollower:
         self._keyring = keyring
         self._current: Registry | None = None
         self._doubt: str | None = None
+        self._went_back = False
         self.clock: Final = Clock()
         self._compare_at = 0.0
         self._stop = threading.Event()
@@ -211,8 +213,13 @@ class RegistryFollower:
                 if time.monotonic() >= self._compare_at:
                     self.clock.compare(connection)
                     self._compare_at = time.monotonic() + _COMPARE
-                version = connection.scalar(select(schema.registry_version.c.version))
-                if self._current is None or self._doubt is not None or version != self._current.version:
+                version = connection.scalar(select(schema.registry_version.c.version)) or 0
+                if self._current is not None and version < self._current.version:
+                    if not self._went_back:
+                        log.error("registry.went_back", version=version, in_force=self._current.version)
+                    self._went_back = True
+                elif (self._current is None or self._doubt is not None or self._went_back
+                      or version != self._current.version):
                     self._load(connection)
         except SQLAlchemyError as exc:
             log.warning("registry.not_read", error=describe(exc))
@@ -232,5 +239,7 @@ class RegistryFollower:
             self._doubt = str(exc)
             return
         failpoints.spare(each.name for each in loaded.destinations.values() if each.environment == "production")
-        self._current, self._doubt = loaded, None
+        if self._current is not None and loaded.version < self._current.version:
+            return  # it went back between two statements: the next look says so
+        self._current, self._doubt, self._went_back = loaded, None, False
         log.info("registry.loaded", version=loaded.version)

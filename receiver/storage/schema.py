@@ -408,8 +408,9 @@ audit_events = Table(
     _text("detail", nullable=True),         # JSON with fixed keys, free of patients' data
     Column("note", LargeBinary),            # sealed: why, in a person's words
     _text("note_key", nullable=True),
-    Column("mac", LargeBinary, nullable=False),  # over this row and the writer's MAC before
+    Column("mac", LargeBinary, nullable=False),  # over this row and the MAC before: the writer's, or that of `follows`
     _text("mac_key"),
+    Column("follows", BigInteger),          # of a writer's first row: the id of the newest row that it saw
     UniqueConstraint("writer", "n"),
     Index("ix_audit_events_at", "at"),
     Index("ix_audit_events_message_uuid", "message_uuid"),

@@ -26,7 +26,8 @@ _DELIVERY: Final = {"d_uuid": "uuid", "d_destination_id": "bigint", "d_handler":
 _AUDIT: Final = {
     "writer": "uuid", "n": "bigint", "at": "timestamptz", "action": "text", "outcome": "text", "reason": "text",
     "actor": "text", "peer": "text", "destination": "text", "message_uuid": "uuid", "subject": "text",
-    "count": "integer", "detail": "text", "note": "bytea", "note_key": "text", "mac": "bytea", "mac_key": "text"}
+    "count": "integer", "detail": "text", "note": "bytea", "note_key": "text", "mac": "bytea", "mac_key": "text",
+    "follows": "bigint"}
 _KEYS: Final = ("destination_id", "key", "outside", "received_at", "key_expires_at")
 # As long after now as the host that received the message says after its own now: the database's clock judges it.
 _EXPIRES: Final = "now() + (key_expires_at - received_at)"

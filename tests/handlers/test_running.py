@@ -267,6 +267,45 @@ def test_a_payload_that_is_gone_or_changed(shared: World, warm: Slot, place: str
     assert sent.ran() == []
 
 
+@pytest.mark.parametrize("edit", ["kind = 'PatientAdmin.Discharge'", "source_id = 'other'", "size = size + 1",
+                                  "test = NOT test", "mac = sha256(mac)"])
+def test_a_message_that_was_changed_is_not_run(shared: World, warm: Slot, place: str, edit: str) -> None:
+    """A handler gets nothing that is not as it was recorded, whichever column was changed."""
+    shared.enable("fragile", place)
+    sent = shared.hand("nothing", "nothing", destination=place)
+    shared.execute(f"UPDATE messages SET {edit} WHERE id = :id", id=sent.receipts[0].message_id)
+
+    assert shared.stay(warm, sent.lane) == Left(why="dead", error_class="IntegrityError")
+    assert shared.stay(warm, sent.lane) == Left(why="empty")
+    assert sent.ran() == [2]
+    assert sent.states() == ["dead", "succeeded"]
+
+
+@pytest.mark.parametrize("moved", ["the delivery", "its lane", "its message"])
+def test_a_message_of_another_destination_is_not_run(shared: World, warm: Slot, place: str, moved: str) -> None:
+    """A delivery is run only where it, its message and its lane are of one destination."""
+    other = f"{place}-other"
+    shared.add_destination(other)
+    shared.enable("fragile", place)
+    shared.enable("fragile", other)
+    sent = shared.hand("nothing", destination=place)
+    elsewhere = shared.hand("nothing", destination=other)
+    [delivery], [foreign] = sent.deliveries(), elsewhere.deliveries()
+    shared.execute("DELETE FROM deliveries WHERE id = :id", id=foreign["id"])
+    if moved == "the delivery":
+        foreign["lane"], foreign["message_id"] = delivery["lane"], delivery["message_id"]
+    elif moved == "its lane":
+        foreign["message_id"] = delivery["message_id"]
+    else:
+        foreign["lane"], foreign["destination_id"] = delivery["lane"], delivery["destination_id"]
+    shared.execute("UPDATE deliveries SET lane = :lane, destination_id = :destination, message_id = :message "
+                   "WHERE id = :id", id=delivery["id"], lane=foreign["lane"], message=foreign["message_id"],
+                   destination=foreign["destination_id"])
+
+    assert shared.stay(warm, foreign["lane"]) == Left(why="dead", error_class="IntegrityError")
+    assert sent.ran() + elsewhere.ran() == []
+
+
 def test_a_pause_takes_hold_at_once(shared: World, warm: Slot, place: str) -> None:
     """Nothing more of a handler starts once it is paused, also when more was read ahead; what is left stays pending."""
     shared.enable("scripted", place)

@@ -29,6 +29,32 @@ def test_a_host_whose_clock_is_wrong(engine: Engine, wrong: timedelta) -> None:
     assert clock.told(ahead).endswith("ahead of" if wrong > timedelta(0) else "behind")
 
 
+@pytest.mark.parametrize("sign", [1, -1], ids=["ahead", "behind"])
+def test_a_clock_that_is_too_far_away_is_not_believed(
+        engine: Engine, capsys: pytest.CaptureFixture[str], sign: int) -> None:
+    """Beyond a bound this host judges by its own clock, and logs it once: else the database's could revive credentials.
+    """
+    known = Clock()
+    with engine.connect() as connection, time_machine.travel(
+            datetime.now(UTC) + sign * (clock.BELIEVED + timedelta(minutes=1))):
+        known.compare(connection)
+        known.compare(connection)
+        assert abs(known.now() - datetime.now(UTC)) < timedelta(minutes=1)
+    assert capsys.readouterr().out.count("clock.not_believed") == 1
+
+
+def test_a_function_of_that_name_elsewhere_is_not_asked(engine: Engine) -> None:
+    """Whoever may make functions, and set the search path of the role, does not set the time."""
+    with engine.connect() as connection:
+        connection.execute(text("CREATE FUNCTION clock_timestamp() RETURNS timestamptz LANGUAGE sql "
+                                "AS $$ SELECT timestamptz '2001-01-01' $$"))
+        connection.execute(text("SET LOCAL search_path = public, pg_catalog"))
+        assert connection.execute(text("SELECT clock_timestamp()")).scalar_one().year == 2001
+        ahead = clock.apart(connection)
+    assert ahead is not None
+    assert abs(ahead) < timedelta(minutes=1)
+
+
 def test_a_clock_that_is_set_right(engine: Engine) -> None:
     """What was known of it is forgotten as soon as the two are together again."""
     known = Clock()

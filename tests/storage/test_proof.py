@@ -84,11 +84,45 @@ def test_a_deleted_audit_row_is_found(stored: Door, n: int) -> None:
     assert bad(stored) == f"audit_events writer {writer}, n {n}: deleted; the next one is n {n + 1}, id {after}"
 
 
-def test_the_last_rows_of_a_writer_can_be_taken_away_but_for_their_messages(stored: Door) -> None:
-    """Nothing outside of the chain has gathered its head: this is what the proof does not claim."""
+def test_a_message_without_its_audit_row_is_found(stored: Door) -> None:
+    """The last rows of a chain were deleted, and their message was not."""
     number, _ = row(stored, 6)
     stored.rows(f"DELETE FROM audit_events WHERE id >= {number} AND action = 'message.receive'")
+    message = stored.value("SELECT max(id) FROM messages")
+    assert bad(stored) == f"messages id {message}: no audit row says that it was recorded; that row was deleted"
+
+
+def test_the_last_rows_can_be_deleted_with_their_messages(stored: Door) -> None:
+    """Nothing outside of the database has gathered the last head: this is what the proof does not claim."""
+    number, _ = row(stored, 6)
+    stored.rows("DELETE FROM messages WHERE uuid = (SELECT message_uuid FROM audit_events WHERE id = :id)", id=number)
+    stored.rows("DELETE FROM audit_events WHERE id = :id", id=number)
     assert prove(stored).first_bad is None
+
+
+def test_a_chain_of_one_row_is_missed_when_another_follows(stored: Door) -> None:
+    """Each command is a writer of its own: its first row names the newest row there was, so that neither can vanish."""
+    deleted, kept = (_command(stored, at) for at in ("first", "second"))
+    writer = stored.value("SELECT writer FROM audit_events WHERE id = :id", id=kept)
+    assert prove(stored).first_bad is None
+    stored.rows("DELETE FROM audit_events WHERE id = :id", id=deleted)
+    assert bad(stored) == f"audit_events id {deleted}: deleted; the chain of writer {writer} follows it"
+
+
+@pytest.mark.parametrize("edit", ["follows = NULL", "follows = follows - 1", "n = 2"])
+def test_a_chain_that_is_hung_elsewhere_is_found(stored: Door, edit: str) -> None:
+    """Whoever deletes a row and has the next chain follow another one would need the key."""
+    number = _command(stored, "first")
+    stored.rows(f"UPDATE audit_events SET {edit} WHERE id = {number}")
+    assert bad(stored).startswith("audit_events ")
+
+
+def _command(door: Door, actor: str) -> int:
+    """One audit row of a writer of its own; its id."""
+    with door.engine.begin() as connection:
+        write(connection, AuditChain(door.keyring, Seals(door.keyring)), [
+            AuditEvent(action="a.b", outcome="done", at=datetime.now(UTC), actor=actor)])
+    return int(door.value("SELECT max(id) FROM audit_events"))
 
 
 def test_reordered_audit_rows_are_found(stored: Door) -> None:

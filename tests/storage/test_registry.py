@@ -260,6 +260,22 @@ def test_the_last_one_is_kept_while_it_cannot_be_read(door: Door, follower: Regi
     until(lambda: known(follower).sources == {SOURCE: False}, "the change")
 
 
+def test_it_never_goes_back(door: Door, follower: RegistryFollower, capsys: pytest.CaptureFixture[str]) -> None:
+    """A database that is put back does not bring back what was revoked; what is changed afterwards is followed."""
+    before = door.rows("SELECT version, (SELECT mac FROM credentials) AS mac FROM registry_version")[0]
+    door.registration.revoke_credential(known(follower).credentials[0].id, door.now)
+    until(lambda: not live(known(follower).credentials[0], door.now), "the credential")
+    with door.engine.begin() as connection:
+        connection.execute(text("UPDATE credentials SET revoked_at = NULL, mac = :mac"), {"mac": before.mac})
+        connection.execute(text("UPDATE registry_version SET version = :version"), {"version": before.version})
+    until(lambda: "registry.went_back" in capsys.readouterr().out, "the log line")
+    threading.Event().wait(3 * POLL)
+    assert not live(known(follower).credentials[0], door.now)
+    assert "registry.went_back" not in capsys.readouterr().out
+    door.registration.disable_source(DESTINATION, SOURCE, door.now)
+    until(lambda: known(follower).sources == {SOURCE: False}, "the change")
+
+
 def test_it_is_unknown_as_long_as_it_was_never_loaded(keyring: Keyring) -> None:
     """Not empty: a receiver that knows nothing says 503. It is loaded as soon as that works."""
     url = new_database()
