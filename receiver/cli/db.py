@@ -24,7 +24,7 @@ from receiver.storage import backups, migrations, outbox, schema
 from receiver.storage.audit import AuditChain, AuditEvent, write
 from receiver.storage.backups import Backup
 from receiver.storage.embedded import Cluster
-from receiver.storage.registration import check_keys
+from receiver.storage.registration import Registration, check_keys
 from receiver.storage.sealing import Seals
 
 _DIRECTORY = click.Path(file_okay=False, resolve_path=True, path_type=Path)
@@ -95,7 +95,8 @@ def backup(directory: Path, as_json: bool) -> None:
 def restore(directory: Path, as_json: bool) -> None:
     """Fill an empty database from the backup in DIR, and bring it to this version's revision.
 
-    Put the keyring that belongs to it in its place first.
+    Put the keyring that belongs to it in its place first. Whatever was pending is put on hold, for it may have run
+    since the backup was made: see `deliveries resume` and `outbox retry --state held`.
     """
     settings = table.load()
     found = backups.examine(directory)
@@ -109,13 +110,19 @@ def restore(directory: Path, as_json: bool) -> None:
             held = outbox.hold(connection)
             pending = connection.scalar(select(func.count()).select_from(schema.deliveries).where(
                 schema.deliveries.c.state == "pending"))
+        Registration(engine, keyring, actor=session.actor()).hold_restored(now)
         _tell(engine, keyring, "database.restore", found, now)
     if as_json:
         output.document({"directory": str(directory), "pending": pending, "held": held, **_shown(found)})
         return
     click.echo(f"restored as it was at {found.made_at:%Y-%m-%d %H:%M:%S} UTC, and brought to {migrations.head()}")
-    click.echo(f"{pending:,} deliveries are pending: the workers will run them, also those that were done since the "
-               "backup was made. What came in since is not here: Redox has been answered 200 for it.")
+    click.echo("What came in since then is not here: Redox was answered 200 for it, and does not send it again. "
+               "`redox-receiver reconcile` lists it.")
+    if pending:
+        click.echo(f"{output.count(pending, 'delivery', 'deliveries')} on hold, for some may have run since the backup "
+                   "was made: see `redox-receiver deliveries list --state pending`, give up those that have run with "
+                   "`deliveries skip`, and let the others run with `deliveries resume`. What comes in now for the same "
+                   "handlers waits behind them.")
     if held:
         click.echo(f"{held:,} requests to Redox are held, for some may have been sent since the backup was made: see "
                    "`redox-receiver outbox list --state held`, and send again with `outbox retry`")

@@ -27,6 +27,7 @@ from receiver.cli.options import (
 from receiver.cli.session import opened
 from receiver.storage import reading
 from receiver.storage.reading import DeliveryFilter
+from receiver.storage.registration import RESTORED
 
 COLUMNS: Final = ("id", "kind", "handler", "state", "error_class", "attempts", "destination", "created_at",
                   "generation")
@@ -123,6 +124,33 @@ def skip(ids: tuple[int, ...], *, dry_run: bool, reason: str, as_json: bool, **f
         carry_out(correction(session).skip(where, datetime.now(UTC), reason=reason, dry_run=dry_run),
                   what="deliveries", verb="skipped", dry_run=dry_run, as_json=as_json,
                   resume="Give the same command again for the rest.")
+
+
+@deliveries.command(epilog=example("deliveries resume --reason 'those that had run are skipped'",
+                                   "deliveries resume --handler register --destination lab --reason 'ticket 4711'"))
+@click.option("--handler", metavar="NAME", help="Only those of this handler.")
+@click.option("--destination", metavar="NAME", help="Only those of this destination.")
+@reason_option
+@json_option
+def resume(*, handler: str | None, destination: str | None, reason: str, as_json: bool) -> None:
+    """Let deliveries run that `db restore` has put on hold, and what has come in behind them.
+
+    A restored database does not know which of them have run since the backup was made: `deliveries skip` those first.
+    """
+    resumed = []
+    with opened() as session:
+        with session.engine.connect() as connection:
+            held = [each for each in reading.subscriptions(connection, destination=destination)
+                    if each["pause_reason"] == RESTORED and handler in (None, each["handler"])]
+            waiting = reading.pending(connection)
+        for each in held:
+            session.registration.resume_handler(each["handler"], datetime.now(UTC), destination=each["destination"],
+                                                reason=reason)
+            resumed.append({"destination": each["destination"], "handler": each["handler"],
+                            "pending": waiting.get((each["destination"], each["handler"]), 0)})
+    output.rows(resumed, ("destination", "handler", "pending"), as_json=as_json,
+                nothing="nothing is on hold: `db restore` puts pending deliveries on hold, `handlers resume` lets a "
+                        "handler run on that was paused otherwise")
 
 
 def _chosen(ids: tuple[int, ...], filters: dict[str, Any]) -> DeliveryFilter:

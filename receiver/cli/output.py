@@ -172,6 +172,11 @@ def escaped(text: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
+def count(number: int, one: str, several: str) -> str:
+    """How many, as people write it: 1 delivery, 2,000 deliveries."""
+    return f"{number:,} {one if number == 1 else several}"
+
+
 def say(text: str) -> None:
     """Tell an operator something beside the result: on stderr, so that stdout is the result alone."""
     click.echo(text, err=True)

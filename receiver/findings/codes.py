@@ -17,6 +17,7 @@ CODES: Final[Mapping[str, str]] = {
     "sources_refused": "Messages named a source that is not registered.",
     "lane_held": "A lane is held after its first delivery used up its attempts.",
     "handler_paused": "A handler is paused.",
+    "deliveries_held": "Deliveries are on hold since a restore.",
     "handler_not_loaded": "Deliveries wait for a handler that no running worker has loaded.",
     "dead": "Deliveries are dead.",
     "quarantine": "Messages are in quarantine.",

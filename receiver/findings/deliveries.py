@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from receiver.findings.finding import Finding, command
 from receiver.findings.view import View
+from receiver.storage.registration import RESTORED
 
 
 def lanes(view: View) -> Iterator[Finding]:
@@ -22,6 +23,12 @@ def handlers(view: View) -> Iterator[Finding]:
     for feed in view.feeds:
         name = feed["destination"]
         for each in feed["paused_handlers"]:
+            if each["pause_reason"] == RESTORED:
+                yield Finding(code="deliveries_held", destination=name, text=f"{name}: deliveries of {each['handler']} "
+                              "are on hold since a restore: skip those that had run, then let the others run.",
+                              fix=command("deliveries", "resume", "--handler", each["handler"], "--destination", name,
+                                          "--reason", "…"), details=each)
+                continue
             yield Finding(code="handler_paused", destination=name, text=f"{name}: {each['handler']} is paused "
                           f"({each['pause_reason']}).",
                           fix=command("handlers", "resume", each["handler"], "--destination", name), details=each)

@@ -296,6 +296,15 @@ def deliveries(connection: Connection, where: DeliveryFilter, *, before: int | N
     return _mappings(connection, query if before is None else query.where(schema.deliveries.c.id < before))
 
 
+def pending(connection: Connection) -> dict[tuple[str, str], int]:
+    """(destination, handler) → how many deliveries wait."""
+    table = schema.deliveries
+    rows = connection.execute(select(_owner.c.name, table.c.handler, func.count()).join(
+        _owner, _owner.c.id == table.c.destination_id).where(table.c.state == "pending").group_by(
+        _owner.c.name, table.c.handler))
+    return {(name, handler): number for name, handler, number in rows}
+
+
 def delivery(connection: Connection, number: int) -> dict[str, Any]:
     """One delivery, and as `delivery_attempts` its attempts in their order, each with its frames. Raises NotFound."""
     table, attempts = schema.deliveries, schema.delivery_attempts

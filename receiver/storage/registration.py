@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, Row, Table, func, insert, or_, select, update
+from sqlalchemy import Connection, Engine, Row, Table, exists, func, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as insert_new
 from sqlalchemy.exc import IntegrityError as ConstraintViolation
 
@@ -29,6 +29,9 @@ from receiver.storage.credentials import DIGESTED, Makings, credential_binding
 from receiver.storage.database import sqlstate
 from receiver.storage.evidence import mac_key, row_mac
 from receiver.storage.sealing import Seals
+
+# Why a handler is paused whose pending deliveries may have run since the backup that was restored.
+RESTORED: Final = "restored"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -324,12 +327,29 @@ class Registration:
         """Run nothing of the handler until it is resumed; how many bindings that were. `reason` is a fixed word."""
         return self._set_pause(handler, destination, now, "handler.pause", {"paused_at": now, "pause_reason": reason})
 
-    def resume_handler(self, handler: str, now: datetime, *, destination: str | None) -> int:
-        """Let a paused handler run on; how many bindings that were."""
-        return self._set_pause(handler, destination, now, "handler.resume", {"paused_at": None, "pause_reason": None})
+    def hold_restored(self, now: datetime) -> int:
+        """Pause each handler for which deliveries are pending; how many bindings that were.
+
+        A restored database does not know which of them have run since the backup. What comes in meanwhile waits behind
+        them, in order. `resume_handler` lets them run.
+        """
+        table, waits = schema.subscriptions, schema.deliveries
+        with self._engine.connect() as connection:
+            rows = connection.execute(
+                select(table.c.handler, schema.destinations.c.name)
+                .join(schema.destinations, schema.destinations.c.id == table.c.destination_id)
+                .where(table.c.paused_at.is_(None), exists().where(
+                    waits.c.state == "pending", ~waits.c.inline, waits.c.handler == table.c.handler,
+                    waits.c.destination_id == table.c.destination_id))).all()
+        return sum(self.pause_handler(row.handler, now, destination=row.name, reason=RESTORED) for row in rows)
+
+    def resume_handler(self, handler: str, now: datetime, *, destination: str | None, reason: str | None = None) -> int:
+        """Let a paused handler run on; how many bindings that were. `reason`: a person's words, for the audit."""
+        return self._set_pause(handler, destination, now, "handler.resume", {"paused_at": None, "pause_reason": None},
+                               reason)
 
     def _set_pause(self, handler: str, destination: str | None, now: datetime, action: str,
-                   values: dict[str, Any]) -> int:
+                   values: dict[str, Any], note: str | None = None) -> int:
         table = schema.subscriptions
         with self._change() as connection:
             query = (select(table.c.id, schema.destinations.c.name)
@@ -344,7 +364,7 @@ class Registration:
             for row in rows:
                 connection.execute(update(table).where(table.c.id == row.id).values(values))
                 self._tell(connection, now, action, row.name, f"subscriptions:{row.id}",
-                           {"handler": handler, "why": values["pause_reason"]})
+                           {"handler": handler, "why": values["pause_reason"]}, note)
         return len(rows)
 
     # --- how a change is made
@@ -362,9 +382,9 @@ class Registration:
             raise
 
     def _tell(self, connection: Connection, now: datetime, action: str, destination: str | None, subject: str,
-              detail: dict[str, Any]) -> None:
+              detail: dict[str, Any], note: str | None = None) -> None:
         write(connection, self._audit, [AuditEvent(action=action, outcome="done", at=now, actor=self._actor,
-                                                   destination=destination, subject=subject, detail=detail)])
+                                                   destination=destination, subject=subject, detail=detail, note=note)])
 
     def _insert(self, connection: Connection, table: Table, values: Mapping[str, Any], taken: str | None = None) -> int:
         try:

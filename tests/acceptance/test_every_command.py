@@ -204,5 +204,6 @@ def kept(run: Day) -> None:
     assert "keyring" in run("keys", "init", fails=True)
     for verb in ("current", "check", "upgrade"):
         run("db", verb)
+    run("deliveries", "resume", *WHY)
     run("db", "backup", str(run.at.root / "backup"))
     assert "up` runs on this data directory" in run("db", "restore", str(run.at.root / "backup"), fails=True)

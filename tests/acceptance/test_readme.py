@@ -53,7 +53,8 @@ NAMED = {"redox-receiver up --data-dir /srv/redox", "redox-receiver keys init", 
 # In running text the program's name is left away.
 SHORT = {"messages replay": "", "messages release": "", "messages discard": "", "outbox retry": "",
          "outbox show ID": "",
-         "outbox retry --state held": "run", "db restore": "", "db restore DIR": "",
+         "outbox retry --state held": "run", "deliveries skip": "",
+         "deliveries resume": "run", "db restore DIR": "",
          "credential revoke ID --grace 1h": "", "credential revoke ID --undo": "",
          "credential set ID --expires 30d": ""}
 

@@ -18,11 +18,15 @@ from receiver.cli import main
 from receiver.keyring import Keyring
 from receiver.outbound.outbox import Caller, Outbox
 from receiver.protocol.credentials import LegacyKey
-from receiver.storage import backups, migrations, outbox
+from receiver.storage import backups, lanes, migrations, outbox
 from receiver.storage.api_keys import ApiKeys, Where
 from receiver.storage.database import open_engine
+from receiver.storage.lanes import Fence
+from receiver.storage.ledger import Ledger
 from receiver.storage.registration import Registration
 from tests.postgres import drop_database, new_database
+from tests.storage.door import Door, body
+from tests.storage.hand import LANE, arrive
 
 Run = Callable[..., Any]
 
@@ -117,6 +121,57 @@ def test_what_waits_for_redox_is_held(
     with restored.connect() as connection:
         assert outbox.due(connection) == ["@outbox/lab/d"]
     restored.dispose()
+
+
+def test_deliveries_that_may_have_run_are_on_hold(
+        run: Run, door: Door, ledger: Ledger, empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No worker takes what was pending in the backup, nor what comes in behind it, until an operator resumes it."""
+    door.enable()
+    arrive(door, ledger, body())
+    run("db", "backup", str(tmp_path / "backup"))
+    monkeypatch.setenv("DATABASE_URL", empty)
+    said = run("db", "restore", str(tmp_path / "backup"), as_json=False)
+    assert "1 delivery on hold" in said
+    assert "deliveries resume" in said
+    restored = open_engine(empty)
+
+    def claimed() -> bool:
+        with restored.begin() as connection:
+            return isinstance(lanes.claim(connection, LANE, "worker-1", 30), Fence)
+
+    assert not claimed()
+    found = json.loads(CliRunner().invoke(main, ["status", "--json"]).stdout)["findings"]
+    fix, = (each["fix"] for each in found if each["code"] == "deliveries_held")
+    assert fix == "redox-receiver deliveries resume --handler register --destination clinic --reason …"
+    why = ("--reason", "those that had run are skipped")
+    assert run("deliveries", "resume", "--handler", "other", *why) == []
+    assert run("deliveries", "resume", *why) == [{"destination": "clinic", "handler": "register", "pending": 1}]
+    assert claimed()
+    assert run("deliveries", "resume", *why) == []
+    told, *_ = run("audit", "list", "--action", "handler.resume", "--notes", "--reason", "a review")
+    assert told["note"] == why[1]
+    restored.dispose()
+
+
+def test_what_was_paused_by_hand_is_not_resumed_with_it(
+        run: Run, door: Door, ledger: Ledger, empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is a handler paused for which nothing waits."""
+    door.enable()
+    run("db", "backup", str(tmp_path / "idle"))
+    run("handlers", "pause", "register")
+    arrive(door, ledger, body())
+    run("db", "backup", str(tmp_path / "paused"))
+    monkeypatch.setenv("DATABASE_URL", empty)
+    run("db", "restore", str(tmp_path / "paused"))
+    assert run("deliveries", "resume", "--reason", "x") == []
+    assert run("handlers", "list")[0]["pause_reason"] == "operator"
+    other = new_database()
+    try:
+        monkeypatch.setenv("DATABASE_URL", other)
+        run("db", "restore", str(tmp_path / "idle"))
+        assert run("handlers", "list")[0]["paused_at"] is None
+    finally:
+        drop_database(other)
 
 
 def test_a_backup_is_for_its_owner_alone(backup: Path) -> None:

@@ -100,6 +100,12 @@ def _paused(world: World) -> None:
     world.registration.pause_handler("register", datetime.now(UTC), destination=None, reason="many_dead")
 
 
+def _held_since_a_restore(world: World) -> None:
+    world.enable()
+    world.delivery()
+    assert world.registration.hold_restored(datetime.now(UTC)) == 1
+
+
 # What causes each finding that is about what the database holds.
 SITUATIONS: dict[str, Callable[[World], None]] = {
     "registry_key_missing": lambda world: world.sql("UPDATE destinations SET mac_key = 'mac-0'"),
@@ -113,6 +119,7 @@ SITUATIONS: dict[str, Callable[[World], None]] = {
     "lane_held": lambda world: world.insert(
         "lanes", lane=LANE, handler="register", destination_id=world.lab, state="held"),
     "handler_paused": _paused,
+    "deliveries_held": _held_since_a_restore,
     "handler_not_loaded": World.delivery,
     "dead": lambda world: world.delivery(state="dead", error_class="KeyError", finished_at=datetime.now(UTC)),
     "quarantine": lambda world: world.message(state="quarantined", quarantine_reason="not_json"),
