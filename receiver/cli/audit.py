@@ -5,6 +5,7 @@ May not change a row: nothing can, and `verify` finds what was changed around us
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from receiver.cli.options import (
     example,
     json_option,
     limit_option,
+    nothing,
     optional_reason_option,
     page_note,
     since_option,
@@ -72,7 +74,8 @@ def list_(*, before: int | None, limit: int, notes: bool, reason: str | None, re
                                    reason=str(reason))
     summed = any(each["count"] > 1 for each in found)
     shown = [name for name in COLUMNS if summed or name != "count"]
-    output.rows(found, [*shown, "note"] if notes else shown, as_json=as_json, nothing="no such audit row")
+    output.rows(found, [*shown, "note"] if notes else shown, as_json=as_json, nothing=nothing(
+        asdict(where), "no audit row yet: `redox-receiver destination add NAME` writes the first"))
     page_note(found, limit)
 
 

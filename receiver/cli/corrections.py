@@ -15,6 +15,7 @@ from receiver.storage.correction import Correction, Work
 
 # So many of those that were left are named; --json names all.
 TOLD: Final = 10
+_ONE: Final = {"deliveries": "delivery", "messages": "message"}
 
 
 def correction(session: Session) -> Correction:
@@ -42,14 +43,16 @@ def carry_out(work: Work, *, what: str, verb: str, dry_run: bool, as_json: bool,
                 lanes.update(batch.lanes)
                 advance(len(batch.done) + len(batch.left))
     except KeyboardInterrupt:
-        output.say(f"stopped: {len(done)} {what} {verb}; what is done stays done. {resume.format(last=last)}")
+        output.say(f"stopped: {output.count(len(done), _ONE[what], what)} {verb}; what is done stays done. "
+                   f"{resume.format(last=last)}")
         raise
     if as_json:
         output.document({"dry_run": dry_run, "done": done, "left": left, "made": made, "lanes": sorted(lanes),
                          "newer": newer})
     else:
-        click.echo(f"{'would be ' if dry_run else ''}{verb}: {len(done)} {what} in {len(lanes)} lanes"
-                   + (f", {made} new deliveries" if made else ""))
+        told = output.count(len(done), _ONE[what], what)
+        click.echo(f"{'would be ' if dry_run else ''}{verb}: {told} in {output.count(len(lanes), 'lane', 'lanes')}"
+                   + (f", {output.count(made, 'new delivery', 'new deliveries')}" if made else ""))
         if newer:
             click.echo(f"newer messages already handled in those lanes: {newer}")
     for each in left[:TOLD]:

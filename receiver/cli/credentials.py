@@ -80,7 +80,7 @@ def add(destination: str, *, kind: str, secret_file: Path | None, secret_out: Pa
     if kind in OWN_KINDS:
         row["token_path"] = f"/oauth/{destination}/token"
     if shown is not None:
-        row[shown] = secret if made and secret_out is None else None
+        row[shown] = secret if made and secret_out is None else None if as_json else f"(in {secret_out or secret_file})"
     output.row(row, as_json=as_json)
     if not any(kind in alternative.split("+") for alternative in require):
         output.say(f"{destination} does not require {kind} yet ({', '.join(require)}): see `destination set --help`")
@@ -112,7 +112,8 @@ def list_(destination: str | None, *, as_json: bool) -> None:
     """List credentials, of DESTINATION alone if named: until when each is live, and when it was last used."""
     with opened() as session, session.engine.connect() as connection:
         found = reading.credentials(connection, destination=destination)
-    output.rows(found, COLUMNS, as_json=as_json, nothing="no credential: `redox-receiver credential add DESTINATION`")
+    output.rows(found, COLUMNS, as_json=as_json, nothing=(
+        "no credential, so everything is refused: `redox-receiver credential add DESTINATION --kind token`"))
 
 
 @credential.command("set", epilog=example("credential set 7 --expires 90d", "credential set 7 --expires never"))

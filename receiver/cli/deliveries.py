@@ -19,6 +19,7 @@ from receiver.cli.options import (
     example,
     json_option,
     limit_option,
+    nothing,
     options,
     page_note,
     reason_option,
@@ -31,6 +32,8 @@ from receiver.storage.registration import RESTORED
 
 COLUMNS: Final = ("id", "kind", "handler", "state", "error_class", "attempts", "destination", "created_at",
                   "generation")
+NONE: Final = ("no delivery yet: each message makes one for each handler that is enabled for its kind; see "
+              "`redox-receiver handlers list`")
 STATES: Final = ("pending", "succeeded", "dead", "skipped")
 
 
@@ -62,7 +65,7 @@ def list_(*, before: int | None, limit: int, as_json: bool, **filters: Any) -> N
     with opened() as session, session.engine.connect() as connection:
         found = reading.deliveries(connection, DeliveryFilter(**filters), before=before, limit=limit)
     output.rows([each | ({"state": "running"} if each["running"] and not as_json else {}) for each in found], COLUMNS,
-                as_json=as_json, nothing="no such delivery")
+                as_json=as_json, nothing=nothing(filters, NONE))
     page_note(found, limit)
 
 
@@ -103,7 +106,7 @@ def retry(ids: tuple[int, ...], *, dry_run: bool, reason: str, as_json: bool, **
     where = _chosen(ids, filters)
     with opened() as session:
         carry_out(correction(session).retry(where, datetime.now(UTC), reason=reason, dry_run=dry_run),
-                  what="deliveries", verb="to run again", dry_run=dry_run, as_json=as_json,
+                  what="deliveries", verb="retried", dry_run=dry_run, as_json=as_json,
                   resume="Give the same command again for the rest.")
 
 

@@ -75,7 +75,9 @@ def add(name: str, *, token_file: Path | None, token_out: Path | None, as_json: 
     with opened() as session, new_file(token_out, token.encode()):
         number = session.registration.add_destination(name, datetime.now(UTC), token=token, **values)
     shown = token if token_file is None and token_out is None else None
-    output.row({"name": name, "path": path(name), "verification_token": shown, "id": number, **values}, as_json=as_json)
+    found = {"name": name, "path": path(name), "verification_token": shown, "id": number, **values}
+    output.row(found if as_json else found | {"verification_token": shown or f"(in {token_out or token_file})"},
+               as_json=as_json)
 
 
 @destination.command("set", epilog=example("destination set lab --test-messages quarantine"))
@@ -100,7 +102,7 @@ def list_(*, as_json: bool) -> None:
     with opened() as session, session.engine.connect() as connection:
         found = reading.destinations(connection)
     output.rows([_with_path(each) for each in found], COLUMNS, as_json=as_json,
-                nothing="no destination yet: `redox-receiver destination add NAME`")
+                nothing="no destination yet: `redox-receiver destination add NAME` makes one, with its URL and token")
 
 
 @destination.command(epilog=example("destination show lab"))
@@ -119,10 +121,11 @@ def show(name: str, *, as_json: bool) -> None:
     output.row(found, as_json=False)
     for title, columns, nothing in (
         ("credentials", ("id", "kind", "label", "live", "expires_at", "last_used_at"),
-         "no credential: nothing gets in"),
-        ("sources", ("source_id", "name", "enabled"), "no source: see `redox-receiver source list --refused`"),
+         f"no credential, so everything is refused: `redox-receiver credential add {name} --kind token`"),
+        ("sources", ("source_id", "name", "enabled"),
+         "no source: see `redox-receiver source add --help` and `redox-receiver source list --refused`"),
         ("subscriptions", ("handler", "role", "patterns", "enabled", "paused_at", "loaded"),
-         "no handler: what comes in is kept, unhandled"),
+         f"no handler: messages are kept, unhandled; `redox-receiver handlers enable NAME --destination {name}`"),
     ):
         click.echo()
         output.rows(belongings[title], columns, as_json=False, nothing=nothing)

@@ -43,7 +43,8 @@ def list_(*, as_json: bool) -> None:
     unbound = sorted(origins.keys() - {each["handler"] for each in bound})
     rows += [dict.fromkeys(COLUMNS) | {"handler": name, "enabled": False, "found": True, "loaded": False,
                                        "origin": origins[name]} for name in unbound]
-    output.rows(rows, COLUMNS, as_json=as_json, nothing="no handler is installed or enabled on this host")
+    output.rows(rows, COLUMNS, as_json=as_json, nothing="no handler is installed or enabled: install a "
+                "package that has some, or name a module of yours in RECEIVER_HANDLERS; README.md shows one")
 
 
 @handlers.command(epilog=example("handlers check"))
@@ -67,7 +68,7 @@ def check(*, as_json: bool) -> None:
     discovery.check_responders(specs)
     output.rows([{"handler": name, "origin": each.origin, "role": each.spec.role, "patterns": list(each.spec.patterns)}
                  for name, each in loaded.items()], ("handler", "role", "patterns", "origin"), as_json=as_json,
-                nothing="no handler is enabled")
+                nothing="no handler is enabled: `redox-receiver handlers enable NAME --destination D`")
 
 
 @handlers.command(epilog=example("handlers enable register --destination lab"))

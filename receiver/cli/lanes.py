@@ -12,7 +12,7 @@ import click
 
 from receiver.cli import output
 from receiver.cli.corrections import correction
-from receiver.cli.options import destination_option, example, json_option, limit_option, optional_reason_option
+from receiver.cli.options import destination_option, example, json_option, limit_option, nothing, optional_reason_option
 from receiver.cli.session import opened
 from receiver.storage import reading
 
@@ -35,7 +35,10 @@ def list_(*, handler: str | None, destination: str | None, state: str | None, li
     """List the lanes in which something waits, runs or is held, the longest waiting first."""
     with opened() as session, session.engine.connect() as connection:
         found = reading.lanes(connection, handler=handler, destination=destination, state=state, limit=limit)
-    output.rows(found, COLUMNS, as_json=as_json, nothing="no such lane: nothing waits")
+    output.rows(found, COLUMNS, as_json=as_json, nothing=nothing(
+        {"handler": handler, "destination": destination, "state": state},
+        "no lane has work: one is listed while deliveries wait or run in it, or it is held; see `redox-receiver "
+        "deliveries list`"))
 
 
 @lanes.command(epilog=example("lanes release 'register/lab/source:7ce6f387-c33c-417d-8682-81e83628cbd9'"))

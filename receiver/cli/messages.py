@@ -24,6 +24,7 @@ from receiver.cli.options import (
     json_option,
     limit_option,
     new_file,
+    nothing,
     optional_reason_option,
     options,
     page_note,
@@ -37,6 +38,8 @@ from receiver.storage.reading import AuditFilter, DeliveryFilter, MessageFilter
 
 COLUMNS: Final = ("id", "received_at", "destination", "kind", "source_id", "state", "quarantine_reason", "size")
 STATES: Final = ("accepted", "unhandled", "quarantined", "discarded")
+NONE: Final = ("no message yet: Redox posts them to the URLs of `redox-receiver destination list`, and "
+              "`redox-receiver simulate` sends made-up ones")
 # Of what belongs to one message, so much is shown; the lists of their own have more.
 BELONGINGS: Final = 100
 
@@ -68,7 +71,7 @@ def list_(*, before: int | None, limit: int, as_json: bool, **filters: Any) -> N
     """List messages, newest first."""
     with opened() as session, session.engine.connect() as connection:
         found = reading.messages(connection, MessageFilter(**filters), before=before, limit=limit)
-    output.rows(found, COLUMNS, as_json=as_json, nothing="no such message")
+    output.rows(found, COLUMNS, as_json=as_json, nothing=nothing(filters, NONE))
     page_note(found, limit)
 
 
@@ -99,7 +102,7 @@ def show(number: int | UUID, *, payload: bool, reason: str | None, out: Path | N
     output.row(found, as_json=False)
     click.echo()
     output.rows(made, ("id", "handler", "generation", "state", "attempts", "error_class", "lane"), as_json=False,
-                nothing="no delivery")
+                nothing="no delivery: no handler was enabled for its kind; see `redox-receiver handlers list`")
     click.echo()
     output.rows(told, ("id", "at", "action", "outcome", "reason", "actor"), as_json=False, nothing="no audit row")
 

@@ -167,6 +167,13 @@ def read_secret(path: Path) -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
+def nothing(filters: Mapping[str, object], empty: str) -> str:
+    """What a list without rows says: that nothing matches its filters, where some are given, else `empty`."""
+    if any(value not in (None, ()) for value in filters.values()):
+        return "nothing matches these options: leave some out to see more"
+    return empty
+
+
 def page_note(found: Sequence[Mapping[str, Any]], limit: int) -> None:
     """Say on stderr how a list goes on that was cut at `limit`."""
     if len(found) == limit:

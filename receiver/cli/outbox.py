@@ -20,6 +20,7 @@ from receiver.cli.options import (
     json_option,
     limit_option,
     new_file,
+    nothing,
     optional_reason_option,
     options,
     page_note,
@@ -63,7 +64,9 @@ def list_(*, before: int | None, limit: int, as_json: bool, **filters: Any) -> N
     with opened() as session, session.engine.connect() as connection:
         found = outbound_records.requests(connection, RequestFilter(**filters), before=before, limit=limit)
     output.rows([each | ({"state": "sending"} if each["sending"] and not as_json else {}) for each in found], COLUMNS,
-                as_json=as_json, nothing="no such request")
+                as_json=as_json, nothing=nothing(
+                    filters, "no request yet: handlers make them (`context.outbox`, `context.redox`), and so does "
+                             "`redox-receiver outbound send`"))
     page_note(found, limit)
 
 
@@ -121,7 +124,7 @@ def retry(ids: tuple[int, ...], *, dry_run: bool, reason: str, as_json: bool, **
     if as_json:
         output.document({"dry_run": dry_run, "done": list(done.done), "left": left})
     else:
-        click.echo(f"{'would be ' if dry_run else ''}to be sent again: {len(done.done)} requests")
+        click.echo(f"{'would be ' if dry_run else ''}retried: {output.count(len(done.done), 'request', 'requests')}")
     for each in left[:_TOLD]:
         output.say(f"left {each['id']}: {each['why']}")
     if len(left) > _TOLD:

@@ -11,6 +11,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
@@ -33,6 +34,8 @@ from receiver.testing.simulation import OUTCOMES, Plan, Result, Simulation
 
 # Wrong results that are printed one by one; the rest is counted.
 _SHOWN: Final = 20
+# The source that --register registers: of no hospital.
+_MADE_UP: Final = "00000000-0000-4000-8000-000000000000"
 
 
 @click.command(epilog=example(
@@ -50,6 +53,7 @@ _SHOWN: Final = 20
               metavar="FILE", help="Also prove it as FILE (TOML) says, by a credential of any kind; may be repeated.")
 @click.option("--source", metavar="UUID", help="The source to name.  [default: one that is registered, if the database "
                                                "can be asked]")
+@click.option("--register", is_flag=True, help="If the destination has no source, register a made-up one.")
 @click.option("--kind", "kinds", multiple=True, metavar="KIND",
               help="Model.Event, Model.*, FHIR.* or *; may be repeated.  [default: one of each]")
 @click.option("--file", "files", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -75,8 +79,8 @@ _SHOWN: Final = 20
 @json_option
 def simulate(*, url: str | None, destination: str, token_file: Path, signing_secret_file: Path | None,
              presenting: Sequence[Path], source: str | None, kinds: Sequence[str], files: Sequence[Path],
-             api: tuple[str, int] | None, production: bool, misbehave: bool, live: bool, seed: int | None,
-             as_json: bool, **how: Any) -> None:
+             api: tuple[str, int] | None, register: bool, production: bool, misbehave: bool, live: bool,
+             seed: int | None, as_json: bool, **how: Any) -> None:
     """Play Redox against a running receiver.
 
     Makes the handshake, then sends messages, first in first out in each feed, one at a time, with pauses and retries as
@@ -94,7 +98,7 @@ def simulate(*, url: str | None, destination: str, token_file: Path, signing_sec
     _refuse_production(url, destination, known, production=production)
     source = source or known.get("source_id")
     if source is None:
-        raise click.UsageError("name a registered source with --source: the database cannot be asked for one")
+        source = _register(destination, known, wanted=register)
     signer = None if signing_secret_file is None else Signer(secret=read_secret(signing_secret_file).encode())
     target = Target(base_url=url, destination=destination, token=read_secret(token_file), source_id=source,
                     signer=signer, presenters=tuple(
@@ -107,7 +111,7 @@ def simulate(*, url: str | None, destination: str, token_file: Path, signing_sec
         with output.progress("sending", simulation.total) as advance:
             results = simulation.run(lambda _: advance(1))
         sent = came()
-    _report(results, seed, sent, as_json=as_json)
+    _report(results, simulation.refused(), seed, sent, as_json=as_json)
     if any(result.wrong for result in results) or len(results) < simulation.total:
         click.get_current_context().exit(1)
 
@@ -154,6 +158,20 @@ def _look_up(url: str, destination: str) -> dict[str, Any]:
             **({"source_id": sources[0]} if sources else {})}
 
 
+def _register(destination: str, known: Mapping[str, Any], *, wanted: bool) -> str:
+    """Register the made-up source at the destination, which has none; its id. Raises UsageError."""
+    if not known:
+        raise click.UsageError("name a registered source with --source: the database cannot be asked for one")
+    if not wanted:
+        raise click.UsageError(f"{destination} has no registered source: add --register to register a made-up one "
+                               f"({_MADE_UP}), or name one that you have registered with --source")
+    with session.opened() as opened:
+        opened.registration.add_source(destination, _MADE_UP, datetime.now(UTC), name="simulate")
+    output.say(f"registered the source {_MADE_UP}: `redox-receiver source disable {destination} {_MADE_UP}` refuses it "
+               "again")
+    return _MADE_UP
+
+
 def _refuse_production(url: str, destination: str, known: Mapping[str, Any], *, production: bool) -> None:
     if production:
         return
@@ -167,13 +185,14 @@ def _refuse_production(url: str, destination: str, known: Mapping[str, Any], *, 
 
 # --- what became of it
 
-def _report(results: Sequence[Result], seed: int, came: Mapping[str, int] | None, *, as_json: bool) -> None:
-    """`came`: what handlers have sent, by its kind; None where no API was played."""
+def _report(results: Sequence[Result], refused: Mapping[str, int], seed: int, came: Mapping[str, int] | None, *,
+            as_json: bool) -> None:
+    """`refused`: see Simulation.refused. `came`: what handlers have sent, by its kind; None where no API was played."""
     summary = [_summed(outcome, seconds) for outcome, seconds in _by_outcome(results).items()]
     wrong = [result for result in results if result.wrong is not None]
     if as_json:
         output.document({"seed": seed, "summary": summary, "wrong": [asdict(result) for result in wrong],
-                         "retried": sum(result.attempts > 1 for result in results),
+                         "retried": sum(result.attempts > 1 for result in results), "retries": dict(refused),
                          **({} if came is None else {"came": came})})
         return
     output.rows(summary, ["outcome", "count", "median_ms", "p95_ms", "max_ms"], as_json=False, nothing="nothing sent")
@@ -181,6 +200,10 @@ def _report(results: Sequence[Result], seed: int, came: Mapping[str, int] | None
         click.echo(f"{output.escaped(result.what)}: {output.escaped(result.wrong or '')}")
     if len(wrong) > _SHOWN:
         click.echo(f"and {len(wrong) - _SHOWN} more")
+    if refused:
+        told = ", ".join(f"{reason} {number:,}" for reason, number in refused.items())
+        click.echo(f"{output.count(sum(refused.values()), 'attempt was', 'attempts were')} not accepted and made again "
+                   f"({told})")
     if came is not None:
         told = ", ".join(f"{output.escaped(kind)} {count}" for kind, count in came.items())
         click.echo(f"handlers have sent to Redox: {told or 'nothing'}")

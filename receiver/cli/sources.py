@@ -67,13 +67,16 @@ def list_(destination: str | None, *, refused: bool, since: datetime | None, lim
     with opened() as session, session.engine.connect() as connection:
         if not refused:
             found = reading.sources(connection, destination=destination)[:limit]
-            output.rows(found, COLUMNS, as_json=as_json, nothing="no source: `redox-receiver source list --refused`")
+            output.rows(found, COLUMNS, as_json=as_json, nothing=(
+                "no source is registered: `redox-receiver source add DESTINATION SOURCE_ID` lets one in, and "
+                "`redox-receiver source list --refused` lists those that were turned away"))
             return
         seen = reading.refused_sources(connection, destination=destination, limit=limit,
                                        since=since or datetime.now(UTC) - LOOK_BACK)
     found = [each | {"add": each["add"] and f"redox-receiver source add {each['add']}"} for each in seen]
+    back = "" if since else f" in the last {LOOK_BACK.days} days: --since looks further back"
     output.rows(found if as_json else [each | {"source_id": _shown(each)} for each in found], REFUSED, as_json=as_json,
-                nothing="no unknown source was seen")
+                nothing=f"no unknown source was turned away{back}")
     if not as_json:
         for line in dict.fromkeys(each["add"] for each in found if each["add"]):
             click.echo(line)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -118,6 +119,14 @@ class Simulation:
                 self.stop()
                 raise
         return self._results
+
+    def refused(self) -> dict[str, int]:
+        """How many attempts had to be made again, by status, or `no answer`; most first."""
+        last = {attempt.message: attempt for attempt in self.ledger.attempts}
+        found = Counter("no answer" if attempt.status is None else str(attempt.status)
+                        for attempt in self.ledger.attempts
+                        if not attempt.accepted and attempt.number < last[attempt.message].number)
+        return dict(found.most_common())
 
     def stop(self) -> None:
         """Send nothing more."""

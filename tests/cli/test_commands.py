@@ -106,6 +106,23 @@ class TestColumns:
         assert "--columns" in {option for each in EVERY[path].params for option in each.opts}
 
 
+class TestEmpty:
+    @pytest.mark.parametrize("path", [path for path in EVERY if path[-1] == "list" and path[0] != "keys"],
+                             ids=" ".join)
+    def test_an_empty_list_says_how_it_is_filled(self, path: tuple[str, ...], run: Commands) -> None:
+        """What would be there, and the command or setting that brings it."""
+        said = run(*path).stdout
+        assert said.startswith("no ")
+        assert "redox-receiver" in said or "RECEIVER_HANDLERS" in said
+
+    @pytest.mark.parametrize("given", [
+        ("audit", "--actor", "nobody"), ("outbox", "--state", "dead"), ("messages", "--kind", "No.Such"),
+        ("deliveries", "--handler", "none"), ("lanes", "--state", "held")], ids=" ".join)
+    def test_one_that_was_filtered_says_so(self, given: tuple[str, str, str], door: Door, run: Commands) -> None:
+        """That nothing matches is not that nothing is there."""
+        assert run(given[0], "list", *given[1:]).stdout.startswith("nothing matches")
+
+
 class TestReasons:
     @pytest.mark.parametrize("path", EVERY, ids=" ".join)
     def test_every_reason_may_come_by_stdin(self, path: tuple[str, ...]) -> None:

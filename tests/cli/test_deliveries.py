@@ -52,7 +52,7 @@ def test_retry_tells_what_it_did(dead: list[int], run: Commands, engine: Engine)
     hand.leave()
     arguments = ("deliveries", "retry", "--handler", "register", "--error-class", "KeyError", "--reason", WHY)
     assert run(*arguments, "--dry-run").stdout == (
-        "would be to run again: 2 deliveries in 1 lanes\nnewer messages already handled in those lanes: 1\n")
+        "would be retried: 2 deliveries in 1 lane\nnewer messages already handled in those lanes: 1\n")
     assert run.json(*arguments) == {"dry_run": False, "done": dead, "left": [], "made": 0, "lanes": [LANE], "newer": 1}
     assert run.json(*arguments)["done"] == []
     rows = run.json("audit", "list", "--action", "delivery.retry", "--notes", "--reason", "a review")

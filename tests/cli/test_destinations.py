@@ -133,3 +133,14 @@ def test_what_is_missing_is_said(run: Commands) -> None:
     assert "destination add" in run("destination", "list").stdout
     run("destination", "add", "lab")
     assert "source list --refused" in run("destination", "show", "lab").stdout
+
+
+def test_where_the_token_is(run: Commands, tmp_path: Path) -> None:
+    """A token that is not printed is said to be in its file; in JSON it is null."""
+    at = tmp_path / "lab.token"
+    assert f"verification_token  (in {at})" in run("destination", "add", "lab", "--token-out", str(at)).stdout
+    assert f"(in {at})" in run("destination", "add", "two", "--token-file", str(at)).stdout
+    other = tmp_path / "other.token"
+    assert f"verification_token  (in {other})" in run(
+        "credential", "add", "lab", "--kind", "token", "--token-out", str(other)).stdout
+    assert run.json("destination", "add", "three", "--token-file", str(at))["verification_token"] is None

@@ -10,7 +10,7 @@ from tests.storage.hand import LANE, Hand, arrive
 
 def test_list_what_waits(door: Door, ledger: Ledger, run: Commands) -> None:
     """The lanes in which something waits, by state."""
-    assert "nothing waits" in run("lanes", "list").stdout
+    assert "no lane has work" in run("lanes", "list").stdout
     door.enable()
     arrive(door, ledger, body())
     found, = run.json("lanes", "list", "--handler", "register", "--state", "ready")

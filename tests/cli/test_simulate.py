@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from sqlalchemy import Engine
 
 from receiver.cli import main
 from receiver.protocol.registry import Environment
+from receiver.storage import reading
 from receiver.storage.registration import Registration
 from receiver.testing.misbehaviour import Target
 from receiver.testing.samples import kinds
 from tests.protocol.made_up import SECRETS, SOURCE, TOKENS, signing, token
-from tests.testing.model_receiver import TEXT, model_receiver
+from tests.testing.model_receiver import TEXT, Answer, model_receiver
 
 Simulate = Callable[..., Result]
 
@@ -168,3 +170,49 @@ def test_another_host(simulate: Simulate) -> None:
     done = simulate("--source", SOURCE, "--kind", "Device.New", url="https://redox.hospital.example")
     assert done.exit_code == 1
     assert "main at https://redox.hospital.example" in done.stderr
+
+
+@pytest.mark.usefixtures("_asked")
+def test_a_destination_without_a_source(simulate: Simulate, registration: Registration, engine: Engine) -> None:
+    """It says that --register registers one, and with that it does; a second time there is one."""
+    registered(registration, "development")
+    registration.disable_source("main", SOURCE, datetime.now(UTC))
+    done = simulate("--kind", "Device.New")
+    assert done.exit_code == 2
+    assert "--register" in done.stderr
+    simulate("--kind", "Device.New", "--register")
+    with engine.connect() as connection:
+        made, = [each for each in reading.sources(connection, destination="main") if each["enabled"]]
+    assert made["name"] == "simulate"
+    assert "--register" not in simulate("--kind", "Device.New").stderr
+
+
+@pytest.mark.usefixtures("_asked")
+def test_production_gets_no_made_up_source(simulate: Simulate, registration: Registration, engine: Engine) -> None:
+    """--register is no way around --production."""
+    registered(registration, "production")
+    registration.disable_source("main", SOURCE, datetime.now(UTC))
+    assert simulate("--kind", "Device.New", "--register").exit_code == 1
+    with engine.connect() as connection:
+        assert len(reading.sources(connection, destination="main")) == 1
+
+
+def test_retries_are_counted(tmp_path: Path) -> None:
+    """Attempts that were answered 503 and made again are told, by status; the end is as it should be."""
+    (tmp_path / "token").write_text(TOKENS["first"])
+    arguments = ["--destination", "main", "--token-file", str(tmp_path / "token"), "--source", SOURCE, "--kind",
+                 "Device.New", "--time-scale", "0.001"]
+
+    def refusing(body: bytes, count: int, right: Answer) -> Answer:
+        return (503, TEXT, b"") if count < 5 and b"Device" in body else right
+
+    with model_receiver(refusing) as target:
+        done = CliRunner().invoke(main, ["simulate", "--url", target.base_url, *arguments])
+    assert done.exit_code == 0, done.output
+    found = re.search(r"(\d+) attempts were not accepted and made again \(503 (\d+)\)", done.stdout)
+    assert found
+    assert found[1] == found[2]
+    with model_receiver(refusing) as target:
+        told = json.loads(CliRunner().invoke(main, ["simulate", "--url", target.base_url, *arguments, "--json"]).stdout)
+    assert told["retried"] == 1
+    assert told["retries"] == {"503": int(found[1])}
