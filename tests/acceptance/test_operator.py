@@ -119,7 +119,7 @@ def test_a_bug_has_killed_400_deliveries(running: Machine) -> None:
     dry = running.json("deliveries", "retry", *chosen, "--dry-run")
     assert len(dry["done"]) == len(dead)
     assert settled(running)
-    assert f"to run again: {len(dead)} deliveries" in running.run("deliveries", "retry", *chosen)
+    assert f"retried: {len(dead)} deliver" in running.run("deliveries", "retry", *chosen)
     until(lambda: settled(running))
 
     assert count(running, "SELECT FROM deliveries WHERE state <> 'succeeded'") == 0
