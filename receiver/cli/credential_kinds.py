@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import click
 
-from receiver.cli.options import options
+from receiver.cli.options import Span, options
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +29,7 @@ class Kind:
     shown: str | None = None
 
 
-_KEYS: Final = ("keys", "jwks_url", "algorithm", "leeway")
+_KEYS: Final = ("keys", "jwks_url", "max_stale", "algorithm", "leeway")
 _CLIENT: Final = ("audience", "scope", "lifetime", "parameter", "grant_type")
 
 KINDS: Final[Mapping[str, Kind]] = {
@@ -81,6 +81,8 @@ kind_options = options(
     _option("keys", "the signer's public keys: a JWKS, or PEM.", type=_FILE, metavar="FILE"),
     _option("jwks_url", "where they are published (https); fetched again on a timer.  [default of google: Google's]",
             metavar="URL"),
+    _option("max_stale", "trust the keys of the URL for TIME after the last fetch that succeeded, such as 72h or 7d; "
+            "then requests are answered 503.  [default: 72h]", type=Span(), metavar="TIME"),
     _option("algorithm", "what may sign, such as RS384; may be repeated.", multiple=True),
     _option("leeway", "seconds that the signer's clock may be wrong.  [default: 30]", type=click.IntRange(0, 300)),
     _option("lifetime", "seconds that a token may live.  [default: 3600; of ours 300]", type=click.IntRange(1, 86_400)),
@@ -120,6 +122,8 @@ def settings(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _setting(kind: str, name: str, value: Any) -> tuple[str, Any]:
+    if name == "max_stale":
+        return name, int(value.total_seconds())
     if name == "keys":
         return name, value.read_bytes().decode("utf-8", "replace")
     if name == "parameter":

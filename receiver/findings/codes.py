@@ -8,6 +8,8 @@ from typing import Final
 CODES: Final[Mapping[str, str]] = {
     "registry_key_missing": "Rows of the registry are signed with a key that the keyring of this host lacks.",
     "registry_row_changed": "Rows of the registry were changed by something else, and are not in force.",
+    "key_set_stale": "Public keys of a URL are too old to be trusted: their kind is answered 503.",
+    "key_set_failing": "Public keys of a URL could not be fetched; the old ones are still in use.",
     "clock": "The clocks of this host and of the database differ.",
     "no_worker": "Deliveries or outbound requests need a worker, and none is running.",
     "outbox_pending": "Outbound requests fail and are tried again.",

@@ -1,4 +1,4 @@
-"""Findings about the proof of what is stored: rows of the registry that this host cannot prove."""
+"""Findings about proof: rows of the registry that this host cannot prove, and public keys that cannot be fetched."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 from receiver.findings.finding import Finding, command
 from receiver.findings.view import View
-from receiver.storage import registry
+from receiver.storage import key_sets, registry
 from receiver.storage.registry import UnprovedRow
 
 # So many rows are named in one finding.
@@ -28,6 +28,24 @@ def registry_rows(view: View) -> Iterator[Finding]:
         yield Finding(code="registry_row_changed", text=f"{_named(changed)} changed by something other than "
                       "redox-receiver, and not in force.", fix=command("audit", "verify"),
                       details={"rows": len(changed)})
+
+
+def public_keys(view: View) -> Iterator[Finding]:
+    """Keys of a URL that cannot be fetched, or were not for so long that they are not trusted any more."""
+    for each in key_sets.troubles(view.connection):
+        why = "" if each.failure is None else f" ({each.failure})"
+        since = f"since {each.fetched_at:%Y-%m-%d %H:%M} UTC"
+        details = {"url": each.url, "credential": each.credential, "kind": each.kind, "fetched_at": each.fetched_at,
+                   "failure": each.failure}
+        if each.stale:
+            yield Finding(code="key_set_stale", destination=each.destination, text=f"{each.destination}: requests of "
+                          f"kind {each.kind} are answered 503, because the keys at {each.url} could not be fetched "
+                          f"{since}{why}.", fix=command("credential", "list", each.destination), details=details)
+        else:
+            yield Finding(code="key_set_failing", destination=each.destination, severity="warning",
+                          text=f"{each.destination}: the keys at {each.url} for kind {each.kind} could not be fetched "
+                          f"{since}{why}; the old ones are still in use.",
+                          fix=command("credential", "list", each.destination), details=details)
 
 
 def _named(rows: Sequence[UnprovedRow]) -> str:

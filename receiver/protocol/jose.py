@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from cryptography.x509 import load_pem_x509_certificate
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
-from receiver.errors import ConfigurationError, Unreadable, Unverified
+from receiver.errors import ConfigurationError, Unavailable, Unreadable, Unverified
 from receiver.protocol.scanning import check_depth
 
 PublicKey = RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey
@@ -77,6 +77,7 @@ class Rules:
 
     `lifetime`: seconds that exp may lie after iat. `leeway`: seconds that the sender's clock may be wrong.
     `other_audiences`: whether it may name audiences that are not of `audiences` as well, as RFC 7519 4.1.3 allows.
+    `stale`: the keys could not be fetched for longer than the credential allows.
     """
 
     issuers: tuple[str, ...]
@@ -86,6 +87,7 @@ class Rules:
     lifetime: int
     leeway: int = LEEWAY
     other_audiences: bool = True
+    stale: bool = False
 
     def __post_init__(self) -> None:
         if not self.issuers or not self.audiences or not self.algorithms:
@@ -119,8 +121,11 @@ def prove(token: bytes, rules: Rules, now: datetime) -> Mapping[str, Any]:
 
     Raises Unverified: `jwt_malformed`, `_header_refused`, `_algorithm_wrong`, `_key_unknown`, `_signature_wrong`,
     `_claim_missing`, `_issuer_wrong`, `_audience_wrong`, `_audience_not_alone`, `_not_yet_valid`, `_expired`,
-    `_lives_too_long`.
+    `_lives_too_long`. Raises Unavailable `key_set_stale` for a token of an issuer whose keys are stale: it may be
+    signed with a key that is not trusted any more, or with a new one, so it is neither taken nor refused for good.
     """
+    if rules.stale and peek(token).claims.get("iss") in rules.issuers:
+        raise Unavailable("key_set_stale")
     claims = _proved(token, rules)
     _check_times(claims, rules, now)
     return claims

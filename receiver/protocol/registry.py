@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -258,12 +259,14 @@ class Destination:
 class Registry:
     """Every destination by name, at one version of the registry.
 
-    `public_keys`: those that Redox proves our client assertions by, as JWKs.
+    `public_keys`: those that Redox proves our client assertions by, as JWKs. `reload_after`: seconds after which it is
+    to be loaded again, also without a new version, since public keys that were fetched get too old, or are.
     """
 
     version: int
     destinations: Mapping[str, Destination]
     public_keys: tuple[Mapping[str, str], ...] = ()
+    reload_after: float = math.inf
 
 
 def default_test_policy(environment: Environment) -> TestPolicy:

@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl, unquote_plus
 
 import msgspec
 
-from receiver.errors import Unreadable, Unverified
+from receiver.errors import Unavailable, Unreadable, Unverified
 from receiver.protocol import jose
 from receiver.protocol.message import Head, Inbound, Once
 from receiver.protocol.registry import Client, Destination, OAuthCredential, SmartCredential, live
@@ -102,7 +102,8 @@ class _Refused(Exception):
 def decide(inbound: Inbound, destination: Destination, now: datetime, *, jti: str) -> Granted | Denied:
     """What the endpoint answers to a request for a token for `destination`. `jti`: the token's name, never used before.
 
-    The reasons are `token_*`, and with an assertion also those of `jose.prove`.
+    The reasons are `token_*`, and with an assertion also those of `jose.prove`, which raises Unavailable where the
+    client's keys are stale.
     """
     credential: OAuthCredential | SmartCredential | None = None
     try:
@@ -165,6 +166,7 @@ def _pairs(asked: _Asked, client: Client) -> Iterable[tuple[str, str]]:
 
 def _by_assertion(asked: _Asked, clients: Sequence[SmartCredential], now: datetime) -> tuple[SmartCredential, Once]:
     reasons = []
+    stale: Unavailable | None = None
     for each in clients:
         if not live(each, now):
             reasons.append("token_credential_expired")
@@ -173,6 +175,10 @@ def _by_assertion(asked: _Asked, clients: Sequence[SmartCredential], now: dateti
             return each, _prove(asked, each, now)
         except Unverified as exc:
             reasons.append(exc.reason)
+        except Unavailable as exc:
+            stale = exc
+    if stale is not None:
+        raise stale
     # The reason of the one that the assertion came furthest with would be better; mostly there is one.
     raise _Refused("invalid_client", reasons[-1] if reasons else "token_client_unknown")
 

@@ -5,8 +5,10 @@ May not read or write rows (receiver.storage.registry, receiver.storage.registra
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from hmac import compare_digest, digest
 from typing import Annotated, Any, Final, Literal
@@ -36,12 +38,26 @@ from receiver.protocol.verification import bearer, google, mtls, oauth
 from receiver.storage.evidence import token_key
 from receiver.storage.sealing import Seals
 
-# Keys by URL, as they were fetched last.
-KeySets = Mapping[str, tuple[VerifyingKey, ...]]
-
 _HOUR: Final = 3600
+# Seconds that fetched keys are trusted after the last fetch that succeeded, unless a credential says otherwise.
+MAX_STALE: Final = 72 * _HOUR
+# While keys are stale they are looked for this often, in seconds.
+_RELOAD: Final = 5.0
 _Seconds = Annotated[int, msgspec.Meta(ge=1, le=24 * _HOUR)]
+_MaxStale = Annotated[int, msgspec.Meta(ge=60, le=366 * 24 * _HOUR)]
 _Leeway = Annotated[int, msgspec.Meta(ge=0, le=300)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeySet:
+    """Public keys as they were fetched last, `age` seconds ago."""
+
+    keys: tuple[VerifyingKey, ...]
+    age: float
+
+
+# By URL.
+KeySets = Mapping[str, KeySet]
 
 
 class _Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -64,10 +80,14 @@ class Hmac(_Settings, kw_only=True):
 
 
 class _Keys(_Settings, kw_only=True):
-    """Whose keys: of a URL, fetched on a timer, or `keys`, the text of a JWKS or PEM."""
+    """Whose keys: of a URL, fetched on a timer, or `keys`, the text of a JWKS or PEM.
+
+    `max_stale`: seconds that those of a URL are trusted after the last fetch that succeeded.
+    """
 
     jwks_url: str | None = None
     keys: str | None = None
+    max_stale: _MaxStale = MAX_STALE
     leeway: _Leeway = LEEWAY
 
 
@@ -109,6 +129,7 @@ class Smart(OAuth, kw_only=True):
     audiences: list[str]
     jwks_url: str | None = None
     keys: str | None = None
+    max_stale: _MaxStale = MAX_STALE
     leeway: _Leeway = LEEWAY
     algorithms: list[str] = msgspec.field(default_factory=lambda: list(tokens.ASSERTION_ALGORITHMS))
     assertion_lifetime: _Seconds = tokens.ASSERTION_LIFETIME
@@ -155,9 +176,13 @@ def credential_binding(credential_id: int) -> str:
 
 
 class Makings:
-    """What rows are made into values with, under one keyring."""
+    """What rows are made into values with, under one keyring.
+
+    `reload_after`: seconds after which the first of the values made so far is another, since its keys get stale.
+    """
 
     def __init__(self, keyring: Keyring) -> None:
+        self.reload_after = math.inf
         self._seals = Seals(keyring)
         self._digest_keys = {"token": token_key(keyring), "oauth": client_secret_key(keyring)}
         newest = sorted((key for key in keyring.keys if key.purpose == "token"), key=lambda key: key.created)
@@ -229,17 +254,18 @@ class Makings:
     def _jwt(self, read: Jwt, common: dict[str, Any], _: bytes, __: bytes, sets: KeySets) -> Credential:
         if bearer.OURS in read.issuers:
             raise ConfigurationError(f"{bearer.OURS} is the issuer of our own access tokens")
-        return JwtCredential(rules=_rules(read, sets), subject=read.subject, **common)
+        return JwtCredential(rules=self._rules(read, sets), subject=read.subject, **common)
 
     def _google(self, read: Google, common: dict[str, Any], _: bytes, __: bytes, sets: KeySets) -> Credential:
-        return GoogleCredential(rules=_rules(read, sets), email=read.email, subject=read.subject, **common)
+        return GoogleCredential(rules=self._rules(read, sets), email=read.email, subject=read.subject, **common)
 
     def _oauth(self, read: OAuth, common: dict[str, Any], _: bytes, digest: bytes, __: KeySets) -> Credential:
         return OAuthCredential(client=_client(read), digest=digest, key=self._digest_keys["oauth"],
                                token_keys=self._token_keys, **common)
 
     def _smart(self, read: Smart, common: dict[str, Any], _: bytes, __: bytes, sets: KeySets) -> Credential:
-        rules = Rules(issuers=(read.client_id,), audiences=tuple(read.audiences), keys=_found(read, sets),
+        keys, stale = self._found(read, sets)
+        rules = Rules(issuers=(read.client_id,), audiences=tuple(read.audiences), keys=keys, stale=stale,
                       algorithms=_algorithms(read.algorithms), lifetime=read.assertion_lifetime, leeway=read.leeway,
                       other_audiences=read.other_audiences)
         return SmartCredential(client=_client(read), rules=rules, token_keys=self._token_keys, **common)
@@ -254,6 +280,28 @@ class Makings:
         return MtlsCredential(proxy=read.proxy, secret=secret, secret_header=read.secret_header, subject=read.subject,
                               san=read.san, fingerprint=fingerprint, **common)
 
+    # --- public keys
+
+    def _rules(self, read: Jwt | Google, sets: KeySets) -> Rules:
+        keys, stale = self._found(read, sets)
+        return Rules(issuers=tuple(read.issuers), audiences=tuple(read.audiences), keys=keys, stale=stale,
+                     algorithms=_algorithms(read.algorithms), lifetime=read.lifetime, leeway=read.leeway)
+
+    def _found(self, read: _Keys | Smart, sets: KeySets) -> tuple[tuple[VerifyingKey, ...], bool]:
+        """The keys, none as long as they were never fetched; and whether they are stale."""
+        if (read.keys is None) == (read.jwks_url is None):
+            raise ConfigurationError("public keys come from a file or from a URL: give one of --keys and --jwks-url")
+        if read.keys is not None:
+            if read.max_stale != MAX_STALE:
+                raise ConfigurationError("--max-stale is for keys of a --jwks-url: keys of a file do not get old")
+            return read_keys(read.keys.encode()), False
+        found = sets.get(read.jwks_url or "")
+        if found is None:
+            return (), False
+        left = read.max_stale - found.age
+        self.reload_after = min(self.reload_after, left if left > 0 else _RELOAD)
+        return found.keys, left <= 0
+
 
 _MAKERS: Final[Mapping[type[_Settings], Callable[..., Credential]]] = {
     Token: Makings._token, Hmac: Makings._hmac, Jwt: Makings._jwt, Google: Makings._google, OAuth: Makings._oauth,
@@ -263,18 +311,6 @@ _MAKERS: Final[Mapping[type[_Settings], Callable[..., Credential]]] = {
 def client_secret_key(keyring: Keyring) -> bytes:
     """What the secrets of our token endpoint's clients are digested under."""
     return keyring.current("index").derive("client secret")
-
-
-def _rules(read: Jwt | Google, sets: KeySets) -> Rules:
-    return Rules(issuers=tuple(read.issuers), audiences=tuple(read.audiences), keys=_found(read, sets),
-                 algorithms=_algorithms(read.algorithms), lifetime=read.lifetime, leeway=read.leeway)
-
-
-def _found(read: _Keys | Smart, sets: KeySets) -> tuple[VerifyingKey, ...]:
-    """The keys; none as long as they were never fetched."""
-    if (read.keys is None) == (read.jwks_url is None):
-        raise ConfigurationError("public keys come from a file or from a URL: give one of --keys and --jwks-url")
-    return sets.get(read.jwks_url or "", ()) if read.keys is None else read_keys(read.keys.encode())
 
 
 def _client(read: OAuth) -> Client:

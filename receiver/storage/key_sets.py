@@ -1,25 +1,30 @@
 """Renews the public keys that are fetched from a URL, on a timer; kept in the database, so that every host has them.
 
 Nothing in a request makes anybody fetch: a token of a key that is not here is refused, and that is all. When a fetch
-fails the keys stay as they are. May not fetch by itself: how is given to it. Started after fork, by whoever composes
-the process; any number of processes may do this at once, and one of them fetches.
+fails the keys stay as they are, until they are older than a credential allows. Must not fetch by itself: how is given
+to it. Started after fork, by whoever composes the process; any number of processes may do this at once, and one of them
+fetches.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
 import structlog
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from receiver.errors import ReceiverError
+from receiver.errors import ReceiverError, UnknownKey
 from receiver.keyring import Keyring
+from receiver.storage.credentials import MAX_STALE
 from receiver.storage.database import describe
 from receiver.storage.registration import Registration
+from receiver.storage.registry import credential_rows, proved
+from receiver.storage.schema import key_sets
 
 log: Final = structlog.get_logger(__name__)
 
@@ -34,7 +39,44 @@ UPDATE key_sets SET tried_at = now() WHERE id = (
                 AND (c.revoked_at IS NULL OR c.revoked_at > now())
                 AND (c.expires_at IS NULL OR c.expires_at > now()))
     ORDER BY k.tried_at LIMIT 1 FOR UPDATE SKIP LOCKED)
-RETURNING id, url"""
+RETURNING *"""
+# Who uses the keys of a URL, and how old those are.
+_TROUBLES: Final = """
+SELECT k.url, k.failure, k.fetched_at, extract(epoch FROM now() - k.fetched_at)::float8 AS age,
+       t.name AS destination, c.id AS credential, c.kind, c.settings -> 'max_stale' AS max_stale
+FROM key_sets k JOIN credentials c ON c.settings ->> 'jwks_url' = k.url JOIN destinations t ON t.id = c.destination_id
+WHERE c.revoked_at IS NULL AND (c.expires_at IS NULL OR c.expires_at > now())
+ORDER BY k.url, c.id"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StaleKeys:
+    """Keys of a live credential that are not fetched as they should be. Times by the database's clock.
+
+    `failure`: why the last fetch failed, None when it did not. `age`: seconds since the last that succeeded. `stale`:
+    older than the credential allows, so that its kind is answered 503.
+    """
+
+    url: str
+    failure: str | None
+    fetched_at: datetime
+    age: float
+    destination: str
+    credential: int
+    kind: str
+    stale: bool
+
+
+def troubles(connection: Connection) -> list[StaleKeys]:
+    """The live credentials whose keys could not be fetched lately, or are stale."""
+    found = []
+    for row in connection.exec_driver_sql(_TROUBLES).mappings():
+        values = dict(row)
+        most = values.pop("max_stale")
+        stale = values["age"] >= (most if isinstance(most, int) else MAX_STALE)
+        if stale or values["failure"] is not None:
+            found.append(StaleKeys(**values, stale=stale))
+    return found
 
 
 class KeyFetcher:
@@ -45,6 +87,7 @@ class KeyFetcher:
 
     def __init__(self, engine: Engine, keyring: Keyring, fetch: Callable[[str], bytes], *, every: float) -> None:
         self._engine = engine
+        self._keyring = keyring
         self._registration = Registration(engine, keyring, actor="redox-receiver")
         self._fetch = fetch
         self._every = every
@@ -73,9 +116,19 @@ class KeyFetcher:
         """Renew a key set that is due; whether there was one."""
         with self._engine.begin() as connection:
             taken = connection.exec_driver_sql(_TAKE, {"every": self._every}).one_or_none()
-        if taken is None:
-            return False
-        number, url = taken
+            if taken is None:
+                return False
+            number, url = taken.id, taken.url
+            # Where we fetch from is ours to say: a row that somebody else wrote must not make this host ask anywhere.
+            try:
+                ours = proved(key_sets, taken._asdict(), self._keyring) and any(
+                    row["settings"].get("jwks_url") == url for row in credential_rows(connection, self._keyring))
+            except UnknownKey as exc:
+                log.error("key_set.not_proved", id=number, error=str(exc))
+                return True
+        if not ours:
+            log.error("key_set.not_proved", id=number)
+            return True
         try:
             document = self._fetch(url)
             changed = self._registration.keys_fetched(url, document, datetime.now(UTC))

@@ -171,7 +171,7 @@ class Registration:
             row = connection.execute(select(schema.key_sets).where(schema.key_sets.c.url == url)).one_or_none()
             if row is not None and row.document == document:
                 connection.execute(update(schema.key_sets).where(schema.key_sets.c.id == row.id).values(
-                    fetched_at=now, failure=None))
+                    fetched_at=func.now(), failure=None))
                 return False
         with self._change() as connection:
             self._put_key_set(connection, url, document, now)
@@ -192,8 +192,8 @@ class Registration:
 
     def _put_key_set(self, connection: Connection, url: str, document: bytes, now: datetime) -> None:
         table = schema.key_sets
-        # When it is due again is asked by the database's clock.
-        times = {"changed_at": now, "fetched_at": now, "tried_at": func.now(), "failure": None}
+        # When it is due again, and how old it is, is judged by the database's clock.
+        times = {"changed_at": now, "fetched_at": func.now(), "tried_at": func.now(), "failure": None}
         row = connection.execute(select(table).where(table.c.url == url)).one_or_none()
         if row is None:
             number = self._insert(connection, table, {"url": url, "document": document} | times)

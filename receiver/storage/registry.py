@@ -7,6 +7,7 @@ since it may be the one that makes a request valid: the follower reports doubt u
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import defaultdict
@@ -24,11 +25,19 @@ from receiver import failpoints
 from receiver.errors import ConfigurationError, ReceiverError, UnknownKey
 from receiver.keyring import Keyring
 from receiver.protocol.jose import read_keys
-from receiver.protocol.registry import Credential, Destination, Registry, Subscription
+from receiver.protocol.registry import (
+    Credential,
+    Destination,
+    GoogleCredential,
+    JwtCredential,
+    Registry,
+    SmartCredential,
+    Subscription,
+)
 from receiver.protocol.verification import parse_require
 from receiver.storage import schema
 from receiver.storage.clock import Clock
-from receiver.storage.credentials import KeySets, Makings
+from receiver.storage.credentials import KeySet, KeySets, Makings
 from receiver.storage.database import describe
 from receiver.storage.evidence import mac_key, row_mac
 from receiver.storage.registration import check_keys
@@ -68,7 +77,14 @@ def load(connection: Connection, keyring: Keyring) -> Registry:
     public = sorted((row for row in _rows(connection, schema.signing_keys, keyring)
                      if row["proved"] and row["state"] != "retired"),
                     key=lambda row: (row["state"] != "active", -row["id"]))
-    return Registry(version=version or 0, destinations=found, public_keys=tuple(row["public_jwk"] for row in public))
+    return Registry(version=version or 0, destinations=found, public_keys=tuple(row["public_jwk"] for row in public),
+                    reload_after=makings.reload_after)
+
+
+def stale_credentials(registry: Registry) -> frozenset[int]:
+    """The ids of the credentials whose fetched keys are too old."""
+    return frozenset(each.id for destination in registry.destinations.values() for each in destination.credentials
+                     if isinstance(each, JwtCredential | GoogleCredential | SmartCredential) and each.rules.stale)
 
 
 def _rows(connection: Connection, table: Table, keyring: Keyring) -> list[dict[str, Any]]:
@@ -138,11 +154,15 @@ def _left_out_when_unreadable(table: str, row: int) -> Iterator[None]:
 
 
 def _key_sets(connection: Connection, keyring: Keyring) -> KeySets:
+    table = schema.key_sets
+    # By the database's clock: a host whose own is wrong neither trusts keys for longer nor gives them up early.
+    age = func.extract("epoch", func.now() - table.c.fetched_at)
+    ages = {row.id: float(row.age) for row in connection.execute(select(table.c.id, age.label("age")))}
     sets = {}
     for row in _rows(connection, schema.key_sets, keyring):
         if row["proved"]:
             with _left_out_when_unreadable("key_sets", row["id"]):
-                sets[row["url"]] = read_keys(row["document"])
+                sets[row["url"]] = KeySet(keys=read_keys(row["document"]), age=ages[row["id"]])
     return sets
 
 
@@ -177,6 +197,7 @@ class RegistryFollower:
         self._current: Registry | None = None
         self._doubt: str | None = None
         self._went_back = False
+        self._reload_at = math.inf
         self.clock: Final = Clock()
         self._compare_at = 0.0
         self._stop = threading.Event()
@@ -219,7 +240,7 @@ class RegistryFollower:
                         log.error("registry.went_back", version=version, in_force=self._current.version)
                     self._went_back = True
                 elif (self._current is None or self._doubt is not None or self._went_back
-                      or version != self._current.version):
+                      or version != self._current.version or time.monotonic() >= self._reload_at):
                     self._load(connection)
         except SQLAlchemyError as exc:
             log.warning("registry.not_read", error=describe(exc))
@@ -241,5 +262,11 @@ class RegistryFollower:
         failpoints.spare(each.name for each in loaded.destinations.values() if each.environment == "production")
         if self._current is not None and loaded.version < self._current.version:
             return  # it went back between two statements: the next look says so
+        before = self._current
         self._current, self._doubt, self._went_back = loaded, None, False
-        log.info("registry.loaded", version=loaded.version)
+        self._reload_at = time.monotonic() + loaded.reload_after
+        if before is None or loaded.version != before.version:
+            log.info("registry.loaded", version=loaded.version)
+        was_stale = frozenset() if before is None else stale_credentials(before)
+        for number in sorted(stale_credentials(loaded) - was_stale):
+            log.error("key_set.stale", credential=number)

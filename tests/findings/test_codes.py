@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from receiver.storage import schema
 from receiver.storage.audit import AuditChain, AuditEvent, write
 from receiver.storage.registration import HandlerSpec, Registration
 from receiver.storage.sealing import Seals
+from tests.protocol.verification.issuers import RSA_FIRST, jwk
 
 LANE = "register/lab/source:none"
 
@@ -55,6 +57,14 @@ class World:
         self.registration.enable_handler("lab", HandlerSpec(
             handler="register", role="handler", patterns=("*",), ordering="source", patient_key=None,
             acknowledge="after_commit", on_failure="hold", max_attempts=3, timeout=60.0), datetime.now(UTC))
+
+    def keys(self, change: str) -> None:
+        """Public keys of a URL, in that state."""
+        self.registration.add_credential(
+            "lab", datetime.now(UTC), "jwt",
+            {"issuers": ["i"], "audiences": ["a"], "jwks_url": "https://keys.example/"}, None, label=None,
+            expires_at=None, fetched=json.dumps({"keys": [jwk(RSA_FIRST, kid="a")]}).encode())
+        self.sql(f"UPDATE key_sets SET {change}")
 
     def delivery(self, **more: Any) -> None:
         """A delivery of `register`."""
@@ -110,6 +120,8 @@ def _held_since_a_restore(world: World) -> None:
 SITUATIONS: dict[str, Callable[[World], None]] = {
     "registry_key_missing": lambda world: world.sql("UPDATE destinations SET mac_key = 'mac-0'"),
     "registry_row_changed": lambda world: world.sql("UPDATE destinations SET require = '{}'"),
+    "key_set_failing": lambda world: world.keys("failure = 'nobody there'"),
+    "key_set_stale": lambda world: world.keys("fetched_at = now() - interval '73 hours'"),
     "no_worker": World.enable,
     "outbox_pending": lambda world: world.outbound("pending", error_class="Unreachable"),
     "outbox_held": lambda world: world.outbound("held"),

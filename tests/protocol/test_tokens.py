@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver.errors import ConfigurationError
+from receiver.errors import ConfigurationError, Unavailable
 from receiver.protocol.jose import Rules, VerifyingKey, read_keys
 from receiver.protocol.message import Head, Inbound
 from receiver.protocol.registry import Client, Destination, OAuthCredential, SmartCredential
@@ -42,11 +42,11 @@ def _oauth(secret: str = _SECRET, *, id: int = 1, client: Client | None = None, 
 
 def _smart(*, id: int = 2, client: Client | None = None, lifetime: int = 300,  # noqa: A002 - the field's name
            keys: tuple[VerifyingKey, ...] | None = None, audiences: tuple[str, ...] = (_URL,),
-           other_audiences: bool = False, **values: Any) -> SmartCredential:
+           other_audiences: bool = False, stale: bool = False, **values: Any) -> SmartCredential:
     client = client or _client(client_id="engine")
     rules = Rules(issuers=(client.client_id,), audiences=audiences,
                   algorithms=frozenset(ASSERTION_ALGORITHMS), keys=keys or jwks(r=RSA_FIRST, e=P384),
-                  lifetime=lifetime, other_audiences=other_audiences)
+                  lifetime=lifetime, other_audiences=other_audiences, stale=stale)
     return SmartCredential(id=id, client=client, rules=rules, token_keys=_TOKEN_KEYS, **values)
 
 
@@ -274,6 +274,14 @@ class TestAssertion:
         assert granted.once.until > NOW + timedelta(seconds=300)
         assert _granted({**_assertion(issuer), "client_id": "engine"}, at=at).credential == 2
         assert verify({"authorization": f"Bearer {granted.access_token}"}, at).kinds == {"smart"}
+
+    def test_keys_that_are_stale(self) -> None:
+        """An assertion is neither taken nor refused for good; a credential whose keys are fresh still takes it."""
+        old = _smart(stale=True)
+        with pytest.raises(Unavailable, match="key_set_stale"):
+            _ask(_assertion(), at=_at(old))
+        for clients in ((old, _smart(id=3)), (_smart(id=3), old)):
+            assert _granted(_assertion(), at=_at(*clients)).credential == 3
 
     def test_once(self) -> None:
         """The same jti of the same client is the same thing, whatever else differs; another is another."""

@@ -7,12 +7,18 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
+import pytest
 from sqlalchemy import Engine
 
+from receiver import keyring as keyrings
+from receiver.errors import ConfigurationError
 from receiver.keyring import Keyring
 from receiver.outbound.jwks import fetch
-from receiver.storage.key_sets import KeyFetcher
+from receiver.storage.key_sets import KeyFetcher, troubles
+from receiver.storage.registry import RegistryFollower, load, stale_credentials
 from tests.protocol.verification.issuers import RSA_FIRST, RSA_SECOND, PrivateKey, jwk
 from tests.storage.door import DESTINATION, Door
 from tests.testing.door import Door as Site
@@ -23,10 +29,10 @@ def document(**keys: PrivateKey) -> bytes:
     return json.dumps({"keys": [jwk(key, kid=kid) for kid, key in keys.items()]}).encode()
 
 
-def add(door: Door, url: str) -> int:
+def add(door: Door, url: str, **settings: Any) -> int:
     return door.registration.add_credential(
-        DESTINATION, door.now, "jwt", {"issuers": ["i"], "audiences": ["a"], "jwks_url": url}, None, label=None,
-        expires_at=None, fetched=document(a=RSA_FIRST))
+        DESTINATION, door.now, "jwt", {"issuers": ["i"], "audiences": ["a"], "jwks_url": url, **settings},
+        None, label=None, expires_at=None, fetched=document(a=RSA_FIRST))
 
 
 def due(door: Door) -> None:
@@ -88,6 +94,73 @@ def test_what_fails_keeps_the_keys(door: Door, engine: Engine, keyring: Keyring)
     assert "302" in failures[2]
     assert "larger" in failures[3]
     assert kids(door) == ["a"]
+
+
+def test_keys_that_are_too_old_are_not_trusted(door: Door, engine: Engine, keyring: Keyring) -> None:
+    """After --max-stale without a fetch that succeeded the credential is stale; a fetch that succeeds ends that."""
+    with Site(answer(200, document(a=RSA_FIRST))) as site:
+        add(door, f"{site.url}/keys", max_stale=3600)
+        assert not stale(door)
+        with engine.connect() as connection:
+            assert 0 < load(connection, keyring).reload_after <= 3600
+            assert troubles(connection) == []
+        door.rows("UPDATE key_sets SET fetched_at = now() - interval '61 minutes', failure = 'nobody there'")
+        assert stale(door)
+        with engine.connect() as connection:
+            assert load(connection, keyring).reload_after <= 5
+            [found] = troubles(connection)
+        assert (found.destination, found.kind, found.failure, found.stale) == (
+            DESTINATION, "jwt", "nobody there", True)
+        due(door)
+        assert KeyFetcher(engine, keyring, fetch, every=300).renew_one()
+        assert not stale(door)
+
+
+def test_a_follower_learns_that_keys_are_stale_without_a_new_version(
+        door: Door, keyring_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It loads the registry again when the first keys get too old, and again while they are; the log says it once."""
+    add(door, "https://keys.example/", max_stale=60)
+    door.rows("UPDATE key_sets SET fetched_at = now() - interval '58 seconds'")
+    follower = RegistryFollower(door.engine, keyrings.load(keyring_path))
+    follower.start()
+    assert follower.current is not None
+    assert stale_credentials(follower.current) == frozenset()
+    until(lambda: follower.current and stale_credentials(follower.current))
+    door.rows("UPDATE key_sets SET fetched_at = now()")
+    until(lambda: follower.current and not stale_credentials(follower.current))
+    follower.stop()
+    assert capsys.readouterr().out.count("key_set.stale") == 1
+
+
+def test_seventy_two_hours_unless_told_otherwise(door: Door) -> None:
+    """The keys of a file do not get old."""
+    add(door, "https://keys.example/")
+    for hours, expected in ((71, False), (73, True)):
+        door.rows(f"UPDATE key_sets SET fetched_at = now() - interval '{hours} hours'")
+        assert stale(door) is expected
+    with pytest.raises(ConfigurationError, match="--max-stale"):
+        door.registration.add_credential(
+            DESTINATION, door.now, "jwt", {"issuers": ["i"], "audiences": ["a"], "max_stale": 60, "keys": document(
+                a=RSA_FIRST).decode()}, None, label=None, expires_at=None)
+
+
+@pytest.mark.parametrize("edit", ["UPDATE key_sets SET url = :url", "UPDATE key_sets SET mac_key = 'mac-0'",
+                                  "UPDATE credentials SET settings = jsonb_set(settings, '{leeway}', '1')"])
+def test_a_row_that_was_changed_makes_nobody_fetch(door: Door, engine: Engine, keyring: Keyring, edit: str) -> None:
+    """Whoever writes the database must not have this host ask a place of their choice."""
+    with Site() as site:
+        add(door, f"{site.url}/keys")
+        door.rows("UPDATE credentials SET settings = jsonb_set(settings, '{jwks_url}', to_jsonb(CAST(:url AS text)))"
+                  if ":url" in edit else "SELECT 1", **({"url": f"{site.url}/other"} if ":url" in edit else {}))
+        door.rows(edit, **({"url": f"{site.url}/other"} if ":url" in edit else {}))
+        due(door)
+        assert KeyFetcher(engine, keyring, fetch, every=300).renew_one()
+        assert site.received == []
+
+
+def stale(door: Door) -> bool:
+    with door.engine.connect() as connection:
+        return bool(stale_credentials(load(connection, door.keyring)))
 
 
 def test_a_failure_is_over_when_it_works_again(door: Door, engine: Engine, keyring: Keyring) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, TypeVar
 
-from receiver.errors import Unverified
+from receiver.errors import Unavailable, Unverified
 from receiver.protocol import jose
 from receiver.protocol.message import Head, Inbound, Verified
 from receiver.protocol.registry import Destination, GoogleCredential, JwtCredential, live
@@ -54,21 +54,27 @@ def judge(head: Head, credentials: Sequence[_Foreign], check: Callable[[Mapping[
           now: datetime) -> int:
     """The id of the live credential that the presented token satisfies. `check` looks at the proved claims.
 
-    Raises Unverified: what `jose.prove` and `check` raise, `jwt_credential_missing`, `jwt_credential_expired`.
+    Raises Unverified: what `jose.prove` and `check` raise, `jwt_credential_missing`, `jwt_credential_expired`; and
+    Unavailable where only the keys of a credential that could match are stale.
     """
     token = bearer.presented(head)
     assert token is not None
     if not credentials:
         raise Unverified("jwt_credential_missing")
-    refusals = []
+    refusals: list[Unverified] = []
+    stale: Unavailable | None = None
     for credential in credentials:
         if live(credential, now):
             try:
                 check(jose.prove(token, credential.rules, now), credential)
             except Unverified as exc:
                 refusals.append(exc)
+            except Unavailable as exc:
+                stale = exc
             else:
                 return credential.id
+    if stale is not None:
+        raise stale
     if not refusals:
         raise Unverified("jwt_credential_expired")
     raise max(refusals, key=lambda exc: _PROGRESS.index(exc.reason) if exc.reason in _PROGRESS else len(_PROGRESS))

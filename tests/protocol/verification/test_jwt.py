@@ -11,9 +11,11 @@ from typing import Any, ClassVar
 
 import pytest
 
+from receiver.errors import Unavailable
+from receiver.protocol import verification
 from receiver.protocol.jose import Rules, read_keys
 from receiver.protocol.registry import Credential, GoogleCredential, JwtCredential
-from tests.protocol.made_up import NOW, TOKENS, Which, destination, token
+from tests.protocol.made_up import NOW, TOKENS, Which, destination, head, inbound, token
 from tests.protocol.verification.cases import Headers, VerificationCases, refusal, verify
 from tests.protocol.verification.issuers import (
     P256,
@@ -293,3 +295,30 @@ class TestSeveral:
         both = {**_bearer(_TOKENS["first"]), "verification-token": TOKENS["first"]}
         assert verify(both, at).credentials == (9, 1)
         assert refusal({**both, "verification-token": TOKENS["second"]}, at) == "token_wrong"
+
+
+class TestStale:
+    """Keys that were not fetched for too long."""
+
+    @pytest.mark.parametrize("headers", [_signed(), _signed({"kid": "new"}), _signed(iat=None)],
+                             ids=["that was right", "of a new key", "that is bad"])
+    def test_neither_taken_nor_refused_for_good(self, headers: Headers) -> None:
+        """Redox keeps the message until the keys are fetched again: 503 when the head has come in, and later."""
+        at = destination(JwtCredential(id=1, rules=_rules(stale=True)), require=("jwt",))
+        with pytest.raises(Unavailable, match="key_set_stale"):
+            verification.screen(head(headers), at, NOW)
+        with pytest.raises(Unavailable, match="key_set_stale"):
+            verification.verify(inbound(headers=headers), at, NOW)
+
+    def test_keys_that_are_fresh_still_open(self) -> None:
+        """Another credential of the kind, for the same issuer: whichever comes first."""
+        for rules in ((_rules(stale=True), _rules()), (_rules(), _rules(stale=True))):
+            at = destination(*(JwtCredential(id=number, rules=each) for number, each in enumerate(rules)),
+                             require=("jwt",))
+            assert verify(_signed(), at).kinds == {"jwt"}
+
+    def test_others_are_refused_by_their_own_reasons(self) -> None:
+        """A token of another issuer is nobody's, and what is no token is bad."""
+        at = destination(JwtCredential(id=1, rules=_rules(stale=True)), require=("jwt",))
+        assert refusal(_signed(iss="https://issuer.example.evil"), at) == "jwt_issuer_wrong"
+        assert refusal(_signed(b"alg"), at) == "jwt_malformed"
