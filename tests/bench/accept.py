@@ -1,0 +1,168 @@
+"""What accepting a message costs behind the HTTP server: CPU from the verdict to the COMMIT, by how many come at once.
+
+Run it as `python -m tests.bench.accept`. Messages of 4 KB are judged and recorded in one process, so many at a time,
+into a PostgreSQL that syncs every commit; 0 at a time means that they are judged only. With `--against TREE` another
+checkout of this project is measured in turn on the same PostgreSQL. It is no test: nothing is judged but that what was
+accepted is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from receiver import pipeline
+from receiver.pipeline import Admitted
+from receiver.protocol.message import Head, Inbound
+from receiver.storage import registry
+from receiver.storage.embedded import Cluster
+from receiver.storage.ledger import Ledger
+from tests.bench.bodies import Ids, of_size
+from tests.bench.targets import ROOT, Database, Receiver, Site
+
+QUOTA = 100_000_000
+MESSAGES = 1_000
+Figures = tuple[float, float, float]
+
+
+class Accepting:
+    """One process that judges and records."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        self._headers = {"verification-token": receiver.tokens["token"], "content-type": "application/json",
+                         "host": "127.0.0.1:8080", "content-length": "4096"}
+        with receiver.engine.connect() as connection:
+            self._registry = registry.load(connection, receiver.keyring)
+        self._ledger = Ledger(receiver.engine, receiver.keyring, quarantine_quota=QUOTA)
+        self._ledger.start()
+        self._ids = iter(Ids())
+        self._body = of_size("4 KB")
+        self.stop = self._ledger.stop
+
+    def run(self, together: int, messages: int) -> dict[str, float]:
+        """Accept them. Returns seconds of CPU of this process, and seconds, for each message."""
+        bodies = [self._body.with_id(each) for each in islice(self._ids, messages)]
+        began, cpu = time.perf_counter(), time.process_time()
+        if together:
+            for at in range(0, messages, together):
+                waiting = [self._ledger.accept(self._judge(body), gather=True) for body in bodies[at:at + together]]
+                self._ledger.hasten()
+                for each in waiting:
+                    each.result(60)
+        else:
+            for body in bodies:
+                self._judge(body)
+        return {"cpu": (time.process_time() - cpu) / messages, "seconds": (time.perf_counter() - began) / messages}
+
+    def _judge(self, body: bytes) -> Admitted:
+        now = datetime.now(UTC)
+        head = Head(destination="token", method="POST", headers=self._headers, target="/redox/token", query="",
+                    peer="127.0.0.1", received_at=now)
+        assert pipeline.screen(head, self._registry, now) is True
+        verdict = pipeline.judge(Inbound(head=head, body=body), self._registry, now)
+        assert isinstance(verdict, Admitted)
+        return verdict
+
+
+class Tree:
+    """A checkout whose code accepts, in a process of its own."""
+
+    def __init__(self, path: Path, site: Site, name: str) -> None:
+        command = [sys.executable, "-P", "-m", "tests.bench.accept", "--serve", str(site.root), name]
+        self._process = subprocess.Popen(command, cwd=path, env=os.environ | {"PYTHONPATH": str(path)}, text=True,
+                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._in, self._out = self._process.stdin, self._process.stdout
+        self._site = site
+        if self._out.readline() != "ready\n":
+            raise RuntimeError(f"the process of {path} ended")
+
+    def run(self, together: int, messages: int) -> Figures:
+        """(CPU of the process, CPU of PostgreSQL, seconds) of each message."""
+        database = self._site.database_cpu()
+        print(together, messages, file=self._in, flush=True)
+        found = json.loads(self._out.readline())
+        return found["cpu"], (self._site.database_cpu() - database) / messages, found["seconds"]
+
+    def end(self) -> None:
+        """Have it stop, and wait."""
+        self._in.close()
+        self._process.wait(60)
+        self._out.close()
+
+
+@contextmanager
+def _accepting(root: Path, name: str) -> Iterator[Accepting]:
+    directory = root / name
+    directory.mkdir()
+    receiver = Receiver(Database(Cluster(root / "postgres"), name), directory)
+    accepting = Accepting(receiver)
+    try:
+        yield accepting
+    finally:
+        accepting.stop()
+        proof = receiver.proof()
+        receiver.engine.dispose()
+        if proof.first_bad is not None:
+            raise RuntimeError(proof.first_bad)
+
+
+def _serve(root: Path, name: str) -> None:
+    with _accepting(root, name) as accepting:
+        print("ready", flush=True)
+        for line in sys.stdin:
+            together, messages = map(int, line.split())
+            print(json.dumps(accepting.run(together, messages)), flush=True)
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.accept", description=__doc__)
+    parser.add_argument("--against", type=Path, nargs="*", default=[], metavar="TREE", help="other checkouts")
+    parser.add_argument("--together", default="0,1,8,32", help="how many come at once (0,1,8,32)")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--messages", type=int, default=MESSAGES, help="in each measurement")
+    parser.add_argument("--serve", nargs=2, metavar=("ROOT", "NAME"), help=argparse.SUPPRESS)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, and print a line for each number and tree."""
+    options: Any = _options().parse_args(arguments)
+    if options.serve:
+        _serve(Path(options.serve[0]), options.serve[1])
+        return 0
+    found: defaultdict[tuple[int, Path], list[Figures]] = defaultdict(list)
+    paths = [ROOT, *(path.resolve() for path in options.against)]
+    with Site() as site, ExitStack() as stack:
+        trees = {}
+        for number, path in enumerate(paths):
+            trees[path] = Tree(path, site, f"tree_{number}")
+            stack.callback(trees[path].end)
+        for number in range(options.rounds + 1):
+            for together in map(int, options.together.split(",")):
+                for path in paths if number % 2 else reversed(paths):
+                    figures = trees[path].run(together, options.messages)
+                    if number:  # the first one only warms up
+                        found[together, path].append(figures)
+    print("at once  CPU µs  PostgreSQL's  µs until answered  tree")
+    for (together, path), rounds in sorted(found.items(), key=lambda item: (item[0][0], paths.index(item[0][1]))):
+        cpu, database, seconds = (statistics.median(column) * 1e6 for column in zip(*rounds, strict=True))
+        print(f"{together:7}  {cpu:6.0f}  {database:12.0f}  {seconds * max(1, together):17.0f}  {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
