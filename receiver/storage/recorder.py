@@ -16,10 +16,11 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
+import psycopg
 import structlog
 from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, Engine, event
-from sqlalchemy.exc import DataError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from receiver.errors import Unavailable
 from receiver.failpoints import point
@@ -29,6 +30,7 @@ from receiver.storage import statements
 from receiver.storage.audit import AuditChain, AuditEvent, Repeats
 from receiver.storage.database import dedicated, describe, sqlstate
 from receiver.storage.entry import Entry
+from receiver.storage.prepared import PreparedStatements
 from receiver.storage.sealing import Seals
 
 log: Final = structlog.get_logger(__name__)
@@ -42,8 +44,8 @@ _DUPLICATE: Final = "23505"
 # Classes of errors that one row's values cause: data exceptions, integrity, program limits.
 _DATA: Final = ("22", "23", "54")
 
-# uuid → (message id, its inline deliveries)
-_Written = Mapping[UUID, tuple[int, tuple[int, ...]]]
+# (message id, its inline deliveries) of each message, in their order.
+_Written = Sequence[tuple[int, tuple[int, ...]]]
 
 
 class BadRow(Exception):
@@ -81,6 +83,7 @@ class Recorder:
         self._chain = AuditChain(keyring, seals)
         self._repeats = Repeats()
         self._connection: Connection | None = None
+        self._prepared: PreparedStatements | None = None
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
 
@@ -93,7 +96,7 @@ class Recorder:
             try:
                 # The short way takes every key for new. It is nearly always right, and one round trip.
                 return self._longer(entries, events) if attempt else self._short(entries, events)
-            except SQLAlchemyError as exc:
+            except (SQLAlchemyError, psycopg.Error) as exc:
                 self._judge(exc, attempt)
             except Exception as exc:
                 # What cannot even be sent, such as text that is no UTF-8, is a bad row like any other.
@@ -131,7 +134,7 @@ class Recorder:
 
     def close(self) -> None:
         """Give the connection up; the next batch makes another."""
-        connection, self._connection = self._connection, None
+        connection, self._connection, self._prepared = self._connection, None, None
         # Nobody here knows how far the chain was written: where an answer never came, the rows may be there or not.
         self._chain.restart()
         if connection is not None:
@@ -143,16 +146,18 @@ class Recorder:
 
     def _short(self, entries: Sequence[Entry], events: Sequence[AuditEvent]) -> Recorded:
         """Everything in one statement, which is its own transaction. Raises 23505 when a key is there already."""
-        connection = self._connected()
         told, counted = self._repeats.split(_events(entries), time.monotonic())
-        self._chain.follow(connection)
+        self._chain.follow(self._connected())
         rows = self._chain.rows([*events, *told])
         _sending()
-        written = _write(connection, entries, rows, with_keys=True)
+        if len(entries) == len(rows) == 1:
+            written = _written(self._statements().run(statements.RECORD_ALONE, statements.alone(
+                entries[0].row, list(entries[0].delivery_rows()), rows[0])))
+        else:
+            written = self._write(entries, rows, with_keys=True)
         self._chain.written(rows)
         self._repeats.written(told)
-        return Recorded(receipts=[_receipt(entry, written) for entry in entries], lanes=_lanes(entries),
-                        counted=counted)
+        return Recorded(receipts=list(map(_receipt, entries, written)), lanes=_lanes(entries), counted=counted)
 
     def _longer(self, entries: Sequence[Entry], events: Sequence[AuditEvent]) -> Recorded:
         """The way of duplicates: claim the keys, look for what others hold, take up what of it was left undone."""
@@ -170,7 +175,7 @@ class Recorder:
         told, counted = self._repeats.split([*repeated, *_events(fresh)], time.monotonic())
         self._chain.follow(connection)
         rows = self._chain.rows([*events, *told])
-        written = _write(connection, fresh, rows, with_keys=False)
+        written = iter(self._write(fresh, rows, with_keys=False))
         inline = {message.id: _inline(connection, message.id) for entry, message in repeats if _dispatchable(entry)}
         _committing()
         connection.exec_driver_sql("COMMIT")
@@ -178,9 +183,19 @@ class Recorder:
         self._repeats.written(told)
         return Recorded(
             counted=counted,
-            receipts=[_repeat(known[entry.identity], inline) if entry.identity in known else _receipt(entry, written)
-                      for entry in entries],
+            receipts=[_repeat(known[entry.identity], inline) if entry.identity in known
+                      else _receipt(entry, next(written)) for entry in entries],
             lanes=[*lanes, *_lanes(fresh)])
+
+    def _write(self, entries: Sequence[Entry], audit: Sequence[Mapping[str, Any]], *, with_keys: bool) -> _Written:
+        """Run the recording statement."""
+        if entries:
+            deliveries = [row for entry in entries for row in entry.delivery_rows()]
+            return _written(self._statements().run(statements.RECORD[with_keys, len(entries) == 1], statements.batch(
+                [entry.row for entry in entries], deliveries, audit)))
+        if audit:
+            self._statements().run(statements.AUDIT, statements.audit_rows(audit))
+        return []
 
     # --- the connection
 
@@ -188,6 +203,14 @@ class Recorder:
         if self._connection is None:
             self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         return self._connection
+
+    def _statements(self) -> PreparedStatements:
+        """The prepared statements of the connection."""
+        if self._prepared is None:
+            driver = self._connected().connection.driver_connection
+            assert isinstance(driver, psycopg.Connection)
+            self._prepared = PreparedStatements(driver)
+        return self._prepared
 
     def _hold(self, driver: Any, _record: object) -> None:
         """Keep a duplicate of the new socket's descriptor: the number itself may be somebody else's by the time."""
@@ -201,10 +224,9 @@ class Recorder:
         if held is not None:
             held.close()
 
-    def _judge(self, exc: SQLAlchemyError, attempt: int) -> None:
+    def _judge(self, exc: SQLAlchemyError | psycopg.Error, attempt: int) -> None:
         """Return when the batch is to be written again. Raises what `record` raises."""
-        # psycopg's own, before anything was sent: a NUL in a text.
-        code = sqlstate(exc) or ("22000" if isinstance(exc, DataError) else "")
+        code = sqlstate(exc) or ""
         if not code.startswith((*_DATA, *_RETRY)) or not self._rolled_back():
             raise self._given_up(exc) from exc
         if code == _DUPLICATE and attempt:
@@ -227,27 +249,20 @@ class Recorder:
             return False
         return True
 
-    def _given_up(self, exc: SQLAlchemyError) -> Unavailable:
+    def _given_up(self, exc: SQLAlchemyError | psycopg.Error) -> Unavailable:
         """Drop the connection, for the address may lead to a better server by now; the error for who waits."""
-        lost = isinstance(exc, DBAPIError) and exc.connection_invalidated
+        lost = exc.connection_invalidated if isinstance(exc, DBAPIError) else self._prepared is None or (
+            self._prepared.lost)
         refused = sqlstate(exc) is not None and not lost
         log.error("ledger.refused" if refused else "ledger.connection_lost", error=describe(exc))
         self.close()
         return Unavailable("database_refuses" if refused else "database_away")
 
 
-def _write(connection: Connection, entries: Sequence[Entry], audit: Sequence[Mapping[str, Any]], *,
-           with_keys: bool) -> _Written:
-    """Run the recording statement."""
-    rows = statements.audit(audit)
-    if not entries:
-        if audit:
-            connection.exec_driver_sql(statements.AUDIT, rows)
-        return {}
-    rows |= statements.messages([entry.row for entry in entries])
-    rows |= statements.deliveries([row for entry in entries for row in entry.delivery_rows()])
-    found = connection.exec_driver_sql(statements.RECORD[with_keys, len(entries) == 1], rows)
-    return {r[0]: (r[1], tuple(r[2])) for r in found}
+def _written(rows: Sequence[Sequence[bytes | None]]) -> _Written:
+    """What the recording statements return: numbers, and arrays of them such as {1,2}."""
+    return [(int(number or b""), tuple(map(int, inline[1:-1].split(b","))) if inline and inline != b"{}" else ())
+            for number, inline in rows]
 
 
 def _claim(connection: Connection, keyed: Sequence[Entry]) -> dict[Any, _Known]:
@@ -292,10 +307,9 @@ def _inline(connection: Connection, message_id: int) -> tuple[int, ...]:
     return tuple(connection.exec_driver_sql(statements.INLINE_PENDING, {"message_id": message_id}).scalars())
 
 
-def _receipt(entry: Entry, written: _Written) -> Receipt:
-    uuid = entry.row["uuid"]
-    message_id, inline = written[uuid]
-    return Receipt(message_id=message_id, uuid=str(uuid), outcome=entry.row["state"], inline=inline)
+def _receipt(entry: Entry, written: tuple[int, tuple[int, ...]]) -> Receipt:
+    message_id, inline = written
+    return Receipt(message_id=message_id, uuid=str(entry.row["uuid"]), outcome=entry.row["state"], inline=inline)
 
 
 def _repeat(message: _Known, inline: Mapping[int, tuple[int, ...]]) -> Receipt:

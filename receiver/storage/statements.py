@@ -1,17 +1,22 @@
-"""The statements of the accept path: one that records a whole batch, and what duplicates need besides.
+"""The statements of the accept path: one that records a whole batch, one for a message that is recorded alone, and what
+duplicates need in addition.
 
-May not run them. The rows go in as JSON, one document a table, so that a statement's text is the same for every batch,
-the server plans it once, and both sides work on it in C: an array a column cost three times as much, and a plan each
-time. Only the sealed bodies are an array, which `%b` sends as it is, without a detour through text. A statement has at
-most 4,096 characters: psycopg takes a longer one apart anew each time.
+Must not run them. The rows of a batch go in as JSON, one document a table, so that a statement's text is the same for
+every batch, the server plans it once, and both sides work on it in C: an array a column cost three times as much, and a
+plan each time. Only the sealed bodies are an array. A message that is recorded alone goes in as one parameter a column:
+that takes half the server's CPU. What psycopg's cursor runs has at most 4,096 characters: it parses a longer one each
+time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
 from typing import Any, Final
 
 import msgspec
+
+from receiver.storage.prepared import Parameters, Statement, array, encoder
 
 # Column → type. `id` is null where the row's identity is still to be given.
 _MESSAGE: Final = {
@@ -34,15 +39,15 @@ _EXPIRES: Final = "now() + (key_expires_at - received_at)"
 _encode: Final = msgspec.json.Encoder().encode
 
 
-def _rows(parameter: str, columns: Mapping[str, str], *, sealed: str | None = None) -> str:
-    """The rows of a document as `r`, numbered by `place`; `sealed`: the array beside it that the sealed bodies are in.
+def _rows(document: str, columns: Mapping[str, str], *, sealed: str | None = None) -> str:
+    """The rows of a JSON document as `r`, numbered by `place`; `sealed`: the array that has the sealed bodies.
 
     Bytes are base64 in a document.
     """
     typed = ", ".join(f"{name} {'text' if kind == 'bytea' else kind}" for name, kind in columns.items())
     found = ", ".join(f"decode({name}, 'base64') AS {name}" if kind == "bytea" else name
                       for name, kind in columns.items())
-    document = f"json_to_recordset(%({parameter})s::json) AS ({typed})"
+    document = f"json_to_recordset({document}::json) AS ({typed})"
     if sealed is not None:
         document, found = f"{document}, unnest({sealed})", f"{found}, unnest AS sealed"
     return f"(SELECT {found}, ordinality AS place FROM ROWS FROM ({document}) WITH ORDINALITY AS j) r"
@@ -52,24 +57,26 @@ _STORED: Final = ", ".join(name for name in _MESSAGE if name not in
                            ("id", "key", "outside", "key_expires_at", "payload_key", "id_conflict"))
 
 
-def _record(*, with_keys: bool, alone: bool) -> str:
+def _record(*, with_keys: bool, alone: bool) -> Statement:
     """One statement that writes a batch: messages, payloads, deliveries, audit, and the keys where nobody did before.
 
     A key that is there already fails the whole (23505), and the batch goes the longer way. Identity numbers are given
     in the order of arrival, for the order of deliveries in a lane is that of their ids. A conflict within the batch is
     flagged by who folded it, and not here: that would flag the first of the two as well.
 
-    Of a body that is `alone` no array is made: it may have 40 MB.
+    Of a body that is `alone` no array is made: it may have 40 MB. Returns the message's id and the ids of its inline
+    deliveries, in the order of the messages.
     """
-    sealed = "ARRAY[%(sealed)b::bytea]" if alone else "%(sealed)b::bytea[]"
+    sealed = "ARRAY[$2::bytea]" if alone else "$2::bytea[]"
     keys = f"""
 k AS (INSERT INTO message_keys (destination_id, key, outside, message_id, expires_at)
       SELECT destination_id, key, outside, number, {_EXPIRES} FROM i WHERE key IS NOT NULL
       ORDER BY destination_id, key, outside),""" if with_keys else ""
-    return f"""
+    name = f"record_{'with_keys' if with_keys else 'claimed'}_{'one' if alone else 'many'}"
+    return Statement(name, f"""
 WITH i AS MATERIALIZED (
       SELECT r.*, coalesce(r.id, nextval('messages_id_seq')) AS number
-      FROM {_rows("messages", _MESSAGE, sealed=sealed)} ORDER BY place),
+      FROM {_rows("$1", _MESSAGE, sealed=sealed)} ORDER BY place),
 m AS (INSERT INTO messages (id, id_conflict, {_STORED}) OVERRIDING SYSTEM VALUE
       SELECT number, id_conflict OR EXISTS (
                  SELECT FROM message_keys o WHERE o.destination_id = i.destination_id AND o.key = i.key
@@ -79,21 +86,57 @@ p AS (INSERT INTO payloads (message_id, received_at, payload_key, sealed)
       SELECT number, received_at, payload_key, sealed FROM i),
 d AS (INSERT INTO deliveries (message_id, destination_id, handler, lane, inline)
       SELECT number, d_destination_id, d_handler, d_lane, d_inline
-      FROM {_rows("deliveries", _DELIVERY)} JOIN i ON i.uuid = d_uuid ORDER BY r.place
+      FROM {_rows("$3", _DELIVERY)} JOIN i ON i.uuid = d_uuid ORDER BY r.place
       RETURNING id, message_id, inline),
-a AS ({_audit_insert()})
-SELECT uuid, number, ARRAY(SELECT d.id FROM d WHERE d.message_id = number AND d.inline) AS inline FROM i"""
+a AS ({_audit_insert("$4")})
+SELECT number, ARRAY(SELECT d.id FROM d WHERE d.message_id = number AND d.inline) FROM i ORDER BY place""")
 
 
-def _audit_insert() -> str:
+def _audit_insert(document: str) -> str:
     names = ", ".join(_AUDIT)
-    return f"INSERT INTO audit_events ({names}) SELECT {names} FROM {_rows('audit', _AUDIT)} ORDER BY place"
+    return f"INSERT INTO audit_events ({names}) SELECT {names} FROM {_rows(document, _AUDIT)} ORDER BY place"
 
 
 # By (with_keys, alone).
 RECORD: Final = {(with_keys, alone): _record(with_keys=with_keys, alone=alone)
                  for with_keys in (True, False) for alone in (True, False)}
-AUDIT: Final = _audit_insert()
+AUDIT: Final = Statement("audit", _audit_insert("$1"))
+
+# The message and its audit row, as a message that is recorded alone has them. Its id is always a new one.
+_ALONE: Final = {name: kind for name, kind in _MESSAGE.items() if name not in ("id", "id_conflict")}
+_encode_alone: Final = encoder({**_ALONE, "sealed": "bytea"})
+_encode_audit: Final = encoder(_AUDIT)
+
+
+def _record_alone() -> Statement:
+    """One statement that writes one message with its key, payload and deliveries, and one audit row.
+
+    A key that is there already fails it (23505). Returns what a batch does.
+    """
+    given = dict(zip([*_ALONE, "sealed"], count(1)))
+    message = ", ".join(f"${at}::{_ALONE.get(name, 'bytea')} AS {name}" for name, at in given.items())
+    documents = len(given) + 1
+    audit = ", ".join(f"${at}::{kind}" for at, kind in enumerate(_AUDIT.values(), documents + 1))
+    return Statement("record_alone", f"""
+WITH i AS MATERIALIZED (SELECT nextval('messages_id_seq') AS number, {message}),
+m AS (INSERT INTO messages (id, id_conflict, {_STORED}) OVERRIDING SYSTEM VALUE
+      SELECT number, EXISTS (
+                 SELECT FROM message_keys o WHERE o.destination_id = i.destination_id AND o.key = i.key
+                 AND o.outside <> i.outside),
+             {_STORED} FROM i),
+k AS (INSERT INTO message_keys (destination_id, key, outside, message_id, expires_at)
+      SELECT destination_id, key, outside, number, {_EXPIRES} FROM i WHERE key IS NOT NULL),
+p AS (INSERT INTO payloads (message_id, received_at, payload_key, sealed)
+      SELECT number, received_at, payload_key, sealed FROM i),
+d AS (INSERT INTO deliveries (message_id, destination_id, handler, lane, inline)
+      SELECT number, d_destination_id, d_handler, d_lane, d_inline
+      FROM {_rows(f"${documents}", _DELIVERY)} CROSS JOIN i ORDER BY r.place
+      RETURNING id, inline),
+a AS (INSERT INTO audit_events ({", ".join(_AUDIT)}) SELECT {audit})
+SELECT number, ARRAY(SELECT d.id FROM d WHERE d.inline) FROM i""")
+
+
+RECORD_ALONE: Final = _record_alone()
 
 # The longer way is a transaction. Whatever the server's default: with one snapshot for all of it, what a concurrent
 # duplicate has just committed would stay out of sight.
@@ -104,7 +147,7 @@ BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
 CLAIM_KEYS: Final = f"""
 WITH i AS MATERIALIZED (
       SELECT r.*, nextval('messages_id_seq') AS id
-      FROM {_rows("keys", {name: _MESSAGE[name] for name in _KEYS})} ORDER BY place)
+      FROM {_rows("%(keys)s", {name: _MESSAGE[name] for name in _KEYS})} ORDER BY place)
 INSERT INTO message_keys AS k (destination_id, key, outside, message_id, expires_at)
 SELECT destination_id, key, outside, id, {_EXPIRES} FROM i ORDER BY destination_id, key, outside
 ON CONFLICT (destination_id, key, outside)
@@ -114,7 +157,7 @@ RETURNING destination_id, key, outside, message_id"""
 # Second step, a statement of its own: in the first one's snapshot a concurrent duplicate would see neither row.
 EXISTING: Final = f"""
 SELECT k.destination_id, k.key, k.outside, m.id, m.uuid, m.state
-FROM {_rows("keys", {name: _MESSAGE[name] for name in _KEYS})}
+FROM {_rows("%(keys)s", {name: _MESSAGE[name] for name in _KEYS})}
 JOIN message_keys k USING (destination_id, key, outside) JOIN messages m ON m.id = k.message_id"""
 
 # What a repeat takes up again. Not a message without its columns (it could not be read, or its columns could not be
@@ -127,7 +170,7 @@ UPDATE messages SET state = %(state)s, quarantine_reason = NULL
 WHERE id = %(message_id)s AND state IN ('unhandled', 'quarantined') AND kind IS NOT NULL"""
 ADD_DELIVERIES: Final = f"""
 INSERT INTO deliveries (message_id, destination_id, handler, lane, inline)
-SELECT %(message_id)s, d_destination_id, d_handler, d_lane, d_inline FROM {_rows("deliveries", _DELIVERY)}
+SELECT %(message_id)s, d_destination_id, d_handler, d_lane, d_inline FROM {_rows("%(deliveries)s", _DELIVERY)}
 ORDER BY place ON CONFLICT (message_id, handler, generation) DO NOTHING RETURNING lane"""
 INLINE_PENDING: Final = """
 SELECT id FROM deliveries WHERE message_id = %(message_id)s AND inline AND state = 'pending' ORDER BY id"""
@@ -142,26 +185,33 @@ UPDATE credentials SET last_used_at = u.at FROM unnest(%(id)s::bigint[], %(at)s:
 WHERE credentials.id = u.id AND (last_used_at IS NULL OR last_used_at < u.at)"""
 
 
-def messages(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The messages and their payloads, as the statements take them: one that is alone without an array."""
-    sealed = [row["sealed"] for row in rows]
-    return {"messages": _document(rows, _MESSAGE), "sealed": sealed[0] if len(sealed) == 1 else sealed}
-
-
 def keys(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The keys of the messages, as the statements take them."""
-    return {"keys": _document(rows, _KEYS)}
+    """The parameters of CLAIM_KEYS and EXISTING: the keys of the messages."""
+    return {"keys": _document(rows, _KEYS).decode()}
 
 
 def deliveries(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The deliveries, as the statements take them."""
+    """Of the parameters of ADD_DELIVERIES, the deliveries."""
     return {"deliveries": _encode(rows).decode()}
 
 
-def audit(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The audit rows, as the statements take them."""
-    return {"audit": _encode(rows).decode()}
+def batch(messages: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]],
+          audit: Sequence[Mapping[str, Any]]) -> Parameters:
+    """The parameters of RECORD: the messages with their sealed bodies, their deliveries, and the audit rows."""
+    sealed = [row["sealed"] for row in messages]
+    return (_document(messages, _MESSAGE), sealed[0] if len(sealed) == 1 else array("bytea", sealed), _encode(new),
+            _encode(audit))
 
 
-def _document(rows: Sequence[Mapping[str, Any]], names: Iterable[str]) -> str:
-    return _encode([{name: row[name] for name in names} for row in rows]).decode()
+def audit_rows(rows: Sequence[Mapping[str, Any]]) -> Parameters:
+    """The parameters of AUDIT."""
+    return (_encode(rows),)
+
+
+def alone(message: Mapping[str, Any], new: Sequence[Mapping[str, Any]], audit: Mapping[str, Any]) -> Parameters:
+    """The parameters of RECORD_ALONE. Raises UnicodeEncodeError, and struct.error, where a value does not fit."""
+    return [*_encode_alone(message), _encode(new), *_encode_audit(audit)]
+
+
+def _document(rows: Sequence[Mapping[str, Any]], names: Iterable[str]) -> bytes:
+    return _encode([{name: row[name] for name in names} for row in rows])

@@ -266,8 +266,8 @@ def test_a_repeat_does_not_take_up_what_could_not_be_stored(door: Door, ledger: 
     assert door.value("SELECT count(*) FROM deliveries") == 0
 
 
-def test_a_row_that_cannot_even_be_sent_is_kept_bare(door: Door, ledger: Ledger) -> None:
-    """The driver refuses a NUL before anything is sent. Guards the missing SQLSTATE in `_judge`."""
+def test_a_row_that_cannot_be_a_text_is_kept_bare(door: Door, ledger: Ledger) -> None:
+    """PostgreSQL refuses a NUL, in a batch and alone."""
     admitted = door.admit(body("bad"))
     assert admitted.message is not None
     with stalled(door, ledger):
