@@ -40,6 +40,8 @@ EVENTS: Final = 10_000
 _EVENTS_AT_ONCE: Final = 1_000
 # Refusals and handshakes are in the audit within a second.
 _FLUSH: Final = 0.5
+# While it stops: seconds between two attempts to write refusals that the database did not take.
+_AGAIN: Final = 0.2
 _LAST_USED: Final = 60.0
 # How old the sum of quarantined bytes may be when it is compared with the quota.
 _QUOTA_AGE: Final = 5.0
@@ -63,7 +65,8 @@ class Writer:
         self._flood = Flood()
         self._events: deque[AuditEvent] = deque()
         self._used: dict[int, datetime] = {}
-        self._hastened = self._stopping = False
+        self._hastened = self._stopping = self._refused = False
+        self._give_up_at = float("inf")
 
         # What the writer is at; the watchdog looks at it.
         self._busy: tuple[float, Sequence[Entry | Urgent]] | None = None
@@ -77,9 +80,13 @@ class Writer:
         self._watchdog.start()
 
     def stop(self) -> None:
-        """Write what waits, then end. Whoever comes after is told that it is too late."""
+        """Write what waits, then end. Whoever comes after is told that it is too late.
+
+        Refusals that the database does not take at first are tried for PATIENCE seconds, then given up.
+        """
         with self._wake:
             self._stopping = True
+            self._give_up_at = time.monotonic() + PATIENCE
             self._wake.notify()
         self._thread.join(2 * PATIENCE)
 
@@ -137,6 +144,8 @@ class Writer:
                 _fail("ledger_failed", entries, urgent)
             finally:
                 self._busy = None
+            with self._wake:
+                last = last and not self._events  # those that were put back
         self._recorder.close()
 
     def _take(self) -> tuple[list[Entry], list[Urgent], list[AuditEvent], bool]:
@@ -144,6 +153,9 @@ class Writer:
         with self._wake:
             if not (self._hastened or self._urgent or self._stopping):
                 self._wake.wait(_FLUSH)
+            elif self._refused and not (self._waiting or self._urgent):
+                self._wake.wait(_AGAIN)
+            self._refused = False
             entries: list[Entry] = []
             size = 0
             while self._waiting and len(entries) < BATCH_ROWS and (
@@ -209,12 +221,15 @@ class Writer:
             _fail("row_refused", entries, urgent)
 
     def _put_back(self, events: Sequence[AuditEvent]) -> None:
-        """Keep the refusals for a better time; there is none any more when we are stopping."""
+        """Keep the refusals for a better time: while we stop, for a moment only."""
+        if not events:
+            return
         with self._wake:
-            if not self._stopping:
-                self._events.extendleft(reversed(events))
-            elif events:
-                log.error("ledger.refusals_lost", count=sum(each.count for each in events))
+            self._events.extendleft(reversed(events))
+            self._refused = self._stopping
+            if time.monotonic() >= self._give_up_at:
+                log.error("ledger.refusals_lost", count=sum(each.count for each in self._events))
+                self._events.clear()
 
     def _hint(self, lanes: Sequence[str]) -> None:
         try:

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from hashlib import sha256
+from threading import Thread
 
 import psycopg
 import pytest
 from sqlalchemy import text
+from structlog.testing import capture_logs
 
 from receiver.errors import Unavailable
 from receiver.pipeline import Admitted, Receipt
@@ -367,16 +369,52 @@ def test_refusals_that_cannot_be_written_are_bounded_and_counted(
     monkeypatch.setattr(writer_module, "_EVENTS_AT_ONCE", 10)  # in hand they leave room for as many more
     refused = [door.refuse(b"", token="wrong", peer=f"198.51.100.{n}") for n in range(100)]
     door.rows("ALTER TABLE audit_events RENAME TO elsewhere")
-    for n in range(1000):
-        ledger.refuse(refused[n % 100])
-    began = time.monotonic()
-    until(lambda: time.monotonic() > began + 1.2, "the writer to have tried")
+    with capture_logs() as logs:
+        for n in range(1000):
+            ledger.refuse(refused[n % 100])
+        until(lambda: [each["event"] for each in logs].count("ledger.refused") >= 2, "the writer to have tried twice")
     door.rows("ALTER TABLE elsewhere RENAME TO audit_events")
     ledger.stop()
     told = door.rows("SELECT count(*), sum(count) FROM audit_events WHERE action = 'message.refuse'")[0]
     assert told[1] == 1000
     assert told[0] <= 50 + 100
     proved(door)
+
+
+def test_refusals_that_fail_while_it_stops_are_tried_again(door: Door, ledger: Ledger) -> None:
+    """An attempt that began before the end and fails after it, as when a database restarts, loses nothing.
+
+    Guards `_put_back` while stopping.
+    """
+    door.rows("CREATE SEQUENCE tries")
+    trigger(door, "audit_events", "BEFORE", """
+        PERFORM pg_advisory_xact_lock_shared(1);
+        IF nextval('tries') = 1 THEN RAISE EXCEPTION USING ERRCODE = '57P01'; END IF""", each="STATEMENT")
+    stopping = Thread(target=ledger.stop)
+    with door.engine.connect() as gate:
+        gate.execute(text("SELECT pg_advisory_lock(1)"))
+        ledger.refuse(door.refuse(b"", token="wrong", peer="198.51.100.1"))
+        until(lambda: waiting(door) == 1, "the writer to be at it")
+        stopping.start()
+        until(lambda: ledger.accept(door.admit(body())).done(), "the end to begin: nothing is taken any more")
+        gate.execute(text("SELECT pg_advisory_unlock(1)"))
+    stopping.join(30)
+    assert door.value("SELECT count(*) FROM audit_events WHERE action = 'message.refuse'") == 1
+    proved(door)
+
+
+def test_refusals_that_nobody_takes_end_with_the_process(
+        door: Door, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the database takes none until the end, it ends all the same, and says how many are lost."""
+    monkeypatch.setattr(writer_module, "PATIENCE", 0.5)
+    door.rows("ALTER TABLE audit_events RENAME TO elsewhere")
+    for n in range(3):
+        ledger.refuse(door.refuse(b"", token="wrong", peer=f"198.51.100.{n}"))
+    with capture_logs() as logs:
+        ledger.stop()
+        until(lambda: any(each["event"] == "ledger.refusals_lost" for each in logs), "the refusals to be given up")
+    assert [each["count"] for each in logs if each["event"] == "ledger.refusals_lost"] == [3]
+    door.rows("ALTER TABLE elsewhere RENAME TO audit_events")
 
 
 def test_a_queue_is_full_of_bytes_too(door: Door, open_ledger: Callable[..., Ledger]) -> None:
