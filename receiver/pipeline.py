@@ -105,6 +105,9 @@ class Ledger(Protocol):
     def refuse(self, refused: Refused) -> None:
         """Note a refusal in the audit; does not wait."""
 
+    def unavailable(self, reason: str, head: Head, destination: Destination | None, *, proved: bool) -> None:
+        """Note in the audit that a request was answered 503; does not wait. `proved`: it is known to be Redox's."""
+
     def challenged(self, challenged: Challenged) -> None:
         """Note an answered handshake in the audit; does not wait."""
 

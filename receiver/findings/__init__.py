@@ -20,8 +20,17 @@ __all__ = ["CODES", "FINDERS", "Finding", "View", "collect", "read"]
 
 # In the order of their findings: first what explains the others.
 FINDERS: Final[tuple[Callable[[View], Iterator[Finding]], ...]] = (
-    integrity.registry_rows, integrity.public_keys, installation.clocks, installation.workers, installation.outbox,
-    feeds.refusals, deliveries.lanes, deliveries.handlers, deliveries.dead, feeds.quarantine,
+    integrity.registry_rows,
+    integrity.public_keys,
+    installation.clocks,
+    installation.workers,
+    installation.outbox,
+    feeds.nowhere,
+    feeds.refusals,
+    deliveries.lanes,
+    deliveries.handlers,
+    deliveries.dead,
+    feeds.quarantine,
 )
 
 

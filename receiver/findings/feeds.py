@@ -2,42 +2,119 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
 
 from receiver.findings.finding import Finding, command
 from receiver.findings.view import View
 from receiver.storage import reading
 
-# Why Redox was refused → the command that lets it in again; {0} is the destination's name.
-_FIXES: Final = {
-    "source_unknown": ("source", "list", "{0}", "--refused"),
-    "source_missing": ("source", "list", "{0}", "--refused"),
-    "source_disabled": ("source", "list", "{0}", "--refused"),
-    "test_rejected": ("destination", "set", "{0}", "--test-messages", "quarantine"),
-    "destination_disabled": ("destination", "enable", "{0}"),
+# So many refusals are no accident.
+_SEVERAL: Final = 3
+
+_REFUSED_SOURCES: Final = ("source", "list", "{0}", "--refused")
+_NEW_TOKEN: Final = ("credential", "add", "{0}", "--kind", "token")
+_REFUSED: Final = ("audit", "list", "--action", "message.refuse", "--destination", "{0}", "--reason-code", "{1}")
+_CHECK: Final = ("check",)
+
+# Why a request was refused → what that means, and the command to run; {0} is the destination's name, {1} the reason.
+_REASONS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
+    "token_wrong": ("the verification token is not one of this destination's: enter a new one in Redox", _NEW_TOKEN),
+    "token_expired": ("the verification token has expired: enter a new one in Redox", _NEW_TOKEN),
+    "token_revoked": ("the verification token was revoked: enter a new one in Redox", _NEW_TOKEN),
+    "credential_missing": ("no credential was presented: compare what Redox is set to send with what is required",
+                           ("destination", "show", "{0}")),
+    "credential_insufficient": ("the credentials do not suffice: compare them with what the destination requires",
+                                ("destination", "show", "{0}")),
+    "bearer_differs": ("the request has two different tokens", ("destination", "show", "{0}")),
+    "source_unknown": ("the source is not registered", _REFUSED_SOURCES),
+    "source_missing": ("the message names no source", _REFUSED_SOURCES),
+    "source_disabled": ("the source is disabled", _REFUSED_SOURCES),
+    "test_rejected": ("test messages are rejected here",
+                      ("destination", "set", "{0}", "--test-messages", "quarantine")),
+    "destination_disabled": ("the destination is disabled", ("destination", "enable", "{0}")),
+    "destination_unknown": ("there is no destination of that name", ("destination", "list")),
+    "body_too_large": ("the body is larger than RECEIVER_MAX_BODY: raise it and restart", _REFUSED),
+    "quarantine_full": ("the quarantine of this destination is full: release or discard messages",
+                        ("messages", "list", "--state", "quarantined", "--destination", "{0}")),
+    "not_handled_yet": ("a handler with acknowledge=\"after_handling\" has not succeeded",
+                        ("deliveries", "list", "--state", "pending", "--destination", "{0}")),
 }
-_ANY_FIX: Final = ("credential", "list", "{0}")
+_EXPIRED: Final = ("the credential has expired: add another and set it in Redox", ("credential", "list", "{0}"))
+_CREDENTIAL: Final = ("what was presented does not verify", ("credential", "list", "{0}"))
+_UNAVAILABLE: Final = ("the receiver could not take it", _CHECK)
+_OTHER: Final = ("the audit has each of them", _REFUSED)
 
 
-def fix(reason: str | None, destination: str) -> str:
-    """The command that fixes a refusal with that reason."""
-    return command(*(word.format(destination) for word in _FIXES.get(reason or "", _ANY_FIX)))
+def _explain(reason: str, status: int | None, destination: str) -> tuple[str, str]:
+    """What a reason means, and the command that fixes it."""
+    meaning, words = _REASONS.get(reason) or (
+        _UNAVAILABLE if status == 503 else _EXPIRED if reason.endswith("_credential_expired") else
+        _CREDENTIAL if status == 401 else _OTHER)
+    return meaning, command(*(word.format(destination, reason) for word in words))
 
 
 def refusals(view: View) -> Iterator[Finding]:
-    """Feeds that Redox has probably paused, and sources that are not registered."""
+    """Feeds that Redox has probably paused, destinations whose recent requests are mostly refused, and sources that are
+    not registered.
+    """
     for each in view.feeds:
         name = each["destination"]
-        if each["probably_paused"]:
+        found = list(_refused(name, reading.recent_refusals(view.connection, name)))
+        if each["probably_paused"] and not found:
             reason = each["last_refusal_reason"]
+            meaning, fix = _explain(reason, each["last_refusal_status"], name)
             yield Finding(code="probably_paused", destination=name, text=f"{name}: Redox was refused ({reason}) and "
-                          "has probably paused the feed; it tries again by itself.", fix=fix(reason, name),
+                          f"has probably paused the feed; it tries again by itself. Cause: {meaning}.", fix=fix,
                           details={"reason": reason, "last_at": each["last_refusal_at"]})
-        elif refused := reading.refused_sources(view.connection, destination=name, limit=1):
+        yield from found
+        if not (each["probably_paused"] or found) and (
+                refused := reading.refused_sources(view.connection, destination=name, limit=1)):
             yield Finding(code="sources_refused", destination=name, text=f"{name}: a source that is not registered has "
                           f"sent messages ({refused[0]['reason']}).", fix=command("source", "list", name, "--refused"),
                           details={"reason": refused[0]["reason"], "last_at": refused[0]["last_at"]})
+
+
+def _refused(name: str, rows: list[dict[str, Any]]) -> Iterator[Finding]:
+    """A finding for each reason, where a destination's recent requests of one subject are mostly refused."""
+    for subject, noun in (("message", "requests"), ("token", "requests for an access token")):
+        these = [row for row in rows if row["subject"] == subject]
+        if sum(row["since"] for row in these) >= _SEVERAL:
+            span = "since"
+        elif these and any(row["mixed"] for row in these) and (
+                sum(row["window"] for row in these) >= max(_SEVERAL, these[0]["accepted_window"] + 1)):
+            span = "window"
+        else:
+            continue
+        for row in these:
+            if row[span]:
+                meaning, fix = _explain(row["reason"], row["status"], name)
+                first, last, accepted = row[f"{span}_first_at"], row[f"{span}_last_at"], row["last_accepted_at"]
+                yield Finding(
+                    code="requests_refused", destination=name, fix=fix,
+                    text=f"{name}: {row[span]:,} {noun} were refused ({row['reason']}) from {_time(first)} to "
+                    f"{_time(last)}, " + ("none was accepted in the last day" if accepted is None else
+                                          f"the last accepted was at {_time(accepted)}") + f": {meaning}.",
+                    details={"subject": subject, "reason": row["reason"], "status": row["status"], "count": row[span],
+                             "first_at": first, "last_at": last, "last_accepted_at": accepted})
+
+
+def _time(at: datetime) -> str:
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
+
+
+def nowhere(view: View) -> Iterator[Finding]:
+    """Requests whose URL names no destination, and those that came before any registry was loaded."""
+    for row in reading.recent_refusals(view.connection, None):
+        if row["subject"] == "message" and row["window"] >= _SEVERAL:
+            ours = row["status"] == 503
+            meaning, fix = _explain(row["reason"], row["status"], "")
+            yield Finding(
+                code="requests_unavailable" if ours else "destination_unknown", severity="error" if ours else "warning",
+                text=f"{row['window']:,} requests were refused ({row['reason']}), the last at "
+                f"{_time(row['window_last_at'])}: {meaning}.", fix=fix,
+                details={"reason": row["reason"], "count": row["window"], "last_at": row["window_last_at"]})
 
 
 def quarantine(view: View) -> Iterator[Finding]:

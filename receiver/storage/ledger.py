@@ -15,6 +15,8 @@ from sqlalchemy import Engine
 
 from receiver.keyring import Keyring
 from receiver.pipeline import Admitted, Challenged, Receipt, Refused
+from receiver.protocol.message import Head
+from receiver.protocol.registry import Destination
 from receiver.protocol.sources import ID_SHAPE
 from receiver.storage.audit import AuditEvent
 from receiver.storage.entry import Entries, Urgent
@@ -79,6 +81,13 @@ class Ledger:
             action="message.refuse", outcome="refused", at=refused.head.received_at,
             actor="unverified" if refused.verified is None else "redox", reason=refused.reason, peer=refused.head.peer,
             destination=refused.destination.name if refused.destination is not None else None, detail=detail))
+
+    def unavailable(self, reason: str, head: Head, destination: Destination | None, *, proved: bool) -> None:
+        """Note a request that was answered 503. Written when the database takes it again, in a flood as a count."""
+        self._writer.note(AuditEvent(
+            action="message.refuse", outcome="unavailable", at=head.received_at,
+            actor="redox" if proved else "unverified", reason=reason, peer=head.peer,
+            destination=None if destination is None else destination.name, detail={"status": 503}))
 
     def challenged(self, challenged: Challenged) -> None:
         """Note an answered handshake."""

@@ -49,6 +49,8 @@ WORKER_SILENT: Final = timedelta(seconds=60)
 
 # What was summed up is written up to a minute later: the latest is among so many of the newest rows.
 _LATEST: Final = 2_000
+# What happened within this time is recent.
+RECENT: Final = timedelta(minutes=5)
 _SOURCE_REASONS: Final = ("source_unknown", "source_missing", "source_disabled")
 
 _HIDDEN: Final = frozenset({"mac", "mac_key", "digest", "secret", "secret_key", "error_sealed", "error_key", "note",
@@ -455,6 +457,50 @@ def _answers(connection: Connection, destination: str) -> dict[str, Any]:
             "last_refusal_reason": bad and bad.reason, "last_refusal_status": bad and bad.status,
             "last_refusal_authentic": bool(bad and bad.authentic),
             "probably_paused": ours is not None and (good is None or ours.at > good.at)}
+
+
+def recent_refusals(connection: Connection, destination: str | None) -> Mappings:
+    """Requests that were refused lately, for a destination; None: for names of destinations that do not exist.
+
+    For each subject (`message`, `token`) and reason: status; `since` (how many after the last that was accepted, within
+    a day) with since_first_at and since_last_at; `window` (how many within RECENT), and as accepted_window how many
+    were accepted then; `mixed`: whether one of the last two that were accepted came before a refusal; last_accepted_at.
+    Reads the newest rows of the audit alone, and so counts no further back than those.
+    """
+    return _mappings_of(connection, _RECENT_REFUSALS, {
+        "destination": destination, "rows": _LATEST, "recent": RECENT})
+
+
+_RECENT_REFUSALS: Final = """
+WITH newest AS (
+    SELECT action, reason, at, count, detail::jsonb ->> 'status' AS status FROM audit_events
+    WHERE destination IS NOT DISTINCT FROM %(destination)s ORDER BY id DESC LIMIT %(rows)s),
+requests AS (
+    SELECT split_part(action, '.', 1) AS subject, action IN ('message.refuse', 'token.refuse') AS refused, reason, at,
+           count, status
+    FROM newest WHERE action IN ('message.receive', 'message.refuse', 'token.issue', 'token.refuse')
+      AND at > now() - interval '1 day'),
+accepted AS (
+    SELECT subject, max(at) AS last_accepted_at, (array_agg(at ORDER BY at DESC))[2] AS before_last,
+           sum(count) FILTER (WHERE at > now() - %(recent)s) AS accepted_window
+    FROM requests WHERE NOT refused GROUP BY subject)
+SELECT r.subject, r.reason, max(r.status)::integer AS status, a.last_accepted_at,
+       coalesce(sum(r.count) FILTER (WHERE r.at > s.after), 0)::bigint AS since,
+       min(r.at) FILTER (WHERE r.at > s.after) AS since_first_at,
+       max(r.at) FILTER (WHERE r.at > s.after) AS since_last_at,
+       coalesce(sum(r.count) FILTER (WHERE r.at > now() - %(recent)s), 0)::bigint AS "window",
+       min(r.at) FILTER (WHERE r.at > now() - %(recent)s) AS window_first_at,
+       max(r.at) FILTER (WHERE r.at > now() - %(recent)s) AS window_last_at,
+       coalesce(a.accepted_window, 0)::bigint AS accepted_window,
+       coalesce(bool_or(r.at > a.before_last), true) AS mixed
+FROM requests r LEFT JOIN accepted a USING (subject)
+CROSS JOIN LATERAL (SELECT coalesce(a.last_accepted_at, '-infinity') AS after) s
+WHERE r.refused GROUP BY r.subject, r.reason, a.last_accepted_at, a.accepted_window
+ORDER BY max(r.at) DESC"""
+
+
+def _mappings_of(connection: Connection, statement: str, values: Mapping[str, Any]) -> Mappings:
+    return [dict(row) for row in connection.exec_driver_sql(statement, dict(values)).mappings()]
 
 
 def _grouped(connection: Connection, query: Select[Any]) -> defaultdict[int, Mappings]:

@@ -169,11 +169,11 @@ class Door:
         try:
             return (yield from self._serve(head, length))
         except Unavailable as exc:
-            return _unavailable(str(exc))
+            return self._unavailable(str(exc), head, None)
         except Exception:
             # A fault of ours must not look like the message's, which may come again.
             log.exception("request.failed")
-            return _closing(UNAVAILABLE)
+            return self._unavailable("internal_error", head, None)
 
     def _serve(self, head: Head, length: int | None) -> Steps[Reply]:
         registry = self.registry()
@@ -185,17 +185,22 @@ class Door:
         # A small one takes no room, whoever sends it.
         small = length is not None and length <= SMALL
         proved = small or (screened and pipeline.proved(head, registry, head.received_at))
-        with self._room.share(proved=proved) as share:
-            body = yield from self._body(head, length, registry, share, whole=screened)
-            if isinstance(body, Refused):
-                return _closing(self._refuse(body))
-            _body_read()
-            inbound = Inbound(head=head, body=body)
-            verdict = yield from self._worked(body, partial(pipeline.judge, inbound, registry, head.received_at))
-            if isinstance(verdict, Admitted):
-                share.prove()
-            _judged()
-            reply = yield from self._carry_out(verdict, body)
+        admitted = False
+        try:
+            with self._room.share(proved=proved) as share:
+                body = yield from self._body(head, length, registry, share, whole=screened)
+                if isinstance(body, Refused):
+                    return _closing(self._refuse(body))
+                _body_read()
+                inbound = Inbound(head=head, body=body)
+                verdict = yield from self._worked(body, partial(pipeline.judge, inbound, registry, head.received_at))
+                if isinstance(verdict, Admitted):
+                    admitted = True
+                    share.prove()
+                _judged()
+                reply = yield from self._carry_out(verdict, body)
+        except Unavailable as exc:
+            return self._unavailable(str(exc), head, registry.destinations.get(head.destination), proved=admitted)
         return _closing(reply) if head.method == "GET" and length != 0 else reply
 
     def _body(self, head: Head, length: int | None, registry: Registry, share: Share, *,
@@ -251,6 +256,11 @@ class Door:
         if refused.query is not None:
             return _failure(refused.query, refused.status)
         return REFUSALS[refused.status]
+
+    def _unavailable(self, reason: str, head: Head, destination: Destination | None, *, proved: bool = False) -> Reply:
+        log.warning("request.unavailable", reason=reason)
+        self._ledger.unavailable(reason, head, destination, proved=proved)
+        return _closing(UNAVAILABLE)
 
     def _answer(self, admitted: Admitted, query: str, receipt: Receipt) -> Steps[Reply]:
         """A query that is recorded: its answer leaves after the row that says so has committed."""
@@ -332,11 +342,6 @@ def _failure(query: str, status: int) -> Reply:
     """No answer to a query, said as Redox says it (Redox: `Meta.Errors`)."""
     return Reply(status=status, body=msgspec.json.encode(error_body(kind=query, text=FAILURES[status])), media=_JSON,
                  retry_after=RETRY_AFTER if status == UNAVAILABLE.status else None)
-
-
-def _unavailable(reason: str) -> Reply:
-    log.warning("request.unavailable", reason=reason)
-    return _closing(UNAVAILABLE)
 
 
 def _closing(reply: Reply) -> Reply:

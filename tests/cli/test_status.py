@@ -111,7 +111,7 @@ def test_a_refused_query_pauses_nothing(status: Status, happened: Callable[..., 
 def test_a_pause_for_another_reason(status: Status, happened: Callable[..., None]) -> None:
     """The command fits the reason: here Redox presents an expired token."""
     happened("message.refuse", "refused", reason="token_expired", detail={"status": 401})
-    assert fixes(status()) == {"probably_paused": "redox-receiver credential list lab"}
+    assert fixes(status()) == {"probably_paused": "redox-receiver credential add lab --kind token"}
 
 
 def test_work_that_stands(

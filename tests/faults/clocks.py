@@ -91,7 +91,7 @@ def _signed(here: Site, found: Found, fault: str) -> None:
 
 def _told(here: Site, found: Found, fault: str, seconds: int) -> None:
     """The host says how its clock stands, and the other one, whose is right, does not."""
-    said = {host.root.name: [each["text"] for each in host.json("status")["findings"] if each["code"] == "clock"]
+    said = {host.root.name: [each["text"] for code, each in host.findings().items() if code == "clock"]
             for host in (here.first, here.second)}
     found.tell(f"{fault}: {said}")
     if not said["first"] or ("ahead" if seconds > 0 else "behind") not in said["first"][0] or said["second"]:

@@ -117,7 +117,7 @@ def _held_since_a_restore(world: World) -> None:
 
 
 # What causes each finding that is about what the database holds.
-SITUATIONS: dict[str, Callable[[World], None]] = {
+SITUATIONS: dict[str, Callable[[World], object]] = {
     "registry_key_missing": lambda world: world.sql("UPDATE destinations SET mac_key = 'mac-0'"),
     "registry_row_changed": lambda world: world.sql("UPDATE destinations SET require = '{}'"),
     "key_set_failing": lambda world: world.keys("failure = 'nobody there'"),
@@ -126,6 +126,12 @@ SITUATIONS: dict[str, Callable[[World], None]] = {
     "outbox_pending": lambda world: world.outbound("pending", error_class="Unreachable"),
     "outbox_held": lambda world: world.outbound("held"),
     "outbox_dead": lambda world: world.outbound("dead", error_class="Rejected"),
+    "requests_refused": lambda world: world.audit(
+        "message.refuse", reason="token_wrong", count=3, actor="unverified"),
+    "requests_unavailable": lambda world: world.audit(
+        "message.refuse", reason="registry_never_loaded", count=3, destination=None, detail={"status": 503}),
+    "destination_unknown": lambda world: world.audit(
+        "message.refuse", reason="destination_unknown", count=3, destination=None, detail={"status": 401}),
     "probably_paused": _source_refused,
     "sources_refused": _sources_refused,
     "lane_held": lambda world: world.insert(

@@ -34,6 +34,9 @@ class Nobody:
     def refuse(self, refused: Refused) -> None:
         raise AssertionError
 
+    def unavailable(self, reason: str, head: Head, destination: Destination | None, *, proved: bool) -> None:
+        """Nothing is kept of it."""
+
     def challenged(self, challenged: Challenged) -> None:
         raise AssertionError
 
