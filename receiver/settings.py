@@ -6,13 +6,16 @@ every process that it starts reads the same. May not open anything but the named
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import textwrap
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
+import structlog
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -23,6 +26,10 @@ from receiver.errors import ConfigurationError
 PREFIX: Final = "RECEIVER_"
 # Read before the table, for it says where more of it is.
 ENV_FILE: Final = f"{PREFIX}ENV_FILE"
+
+_ASSIGNED: Final = re.compile(r"^\s*(?:export\s+)?(\w+)\s*=", re.MULTILINE)
+
+log: Final = structlog.get_logger(__name__)
 
 MIB: Final = 1024 * 1024
 
@@ -181,6 +188,24 @@ def unread(names: Iterable[str]) -> list[str]:
     """Which of the variables are named like ours and read by nobody: misspelt, most likely."""
     read = {variable(field) for field in Settings.model_fields} | {ENV_FILE}
     return sorted(name for name in names if name.upper().startswith(PREFIX) and name.upper() not in read)
+
+
+def misspelt() -> str | None:
+    """The variables of the environment and of the .env file that nothing reads, each with the one that may be meant.
+
+    None where there are none. Raises ConfigurationError when the named .env file is not there.
+    """
+    known = [variable(field) for field in Settings.model_fields]
+    file = env_file(os.environ)
+    given = set(os.environ) | set(_ASSIGNED.findall(file.read_text(errors="replace") if file.is_file() else ""))
+    meant = {name: difflib.get_close_matches(name, known, 1) for name in unread(given)}
+    return ", ".join(name + "".join(f" ({each}?)" for each in near) for name, near in meant.items()) or None
+
+
+def warn_of_unread() -> None:
+    """Log the variables that nothing reads."""
+    if found := misspelt():
+        log.warning("settings.unread", error=f"nothing reads {found}: correct the name; .env.example lists them all")
 
 
 def render_example() -> str:

@@ -22,6 +22,7 @@ from receiver.cli.options import (
     optional_reason_option,
     page_note,
     since_option,
+    until_option,
 )
 from receiver.cli.session import opened
 from receiver.errors import IntegrityError
@@ -49,6 +50,7 @@ def audit() -> None:
 @click.option("--message-uuid", type=click.UUID, metavar="UUID", help="Of this message.")
 @click.option("--subject", metavar="TABLE:ID", help="Of this row, such as deliveries:1205.")
 @since_option
+@until_option
 @before_option
 @limit_option
 @click.option("--notes", is_flag=True, help="Open the reasons that people gave: audited, and wants --reason.")

@@ -5,9 +5,7 @@ May not mend anything, and starts nothing but the embedded PostgreSQL where it d
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
 import shutil
 import socket
 import ssl
@@ -46,7 +44,6 @@ _ENDS_SOON: Final = timedelta(days=30)
 _LEAST_DISK: Final = 2 * 1024**3
 _CERTIFICATE_DAYS: Final = 14
 
-_ASSIGNED: Final = re.compile(r"^\s*(?:export\s+)?(\w+)\s*=", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,15 +102,9 @@ def of_database(settings: Settings) -> list[Finding]:
 
 def _settings() -> Finding:
     """Variables of ours that nothing reads are misspelt."""
-    known = {table.variable(field) for field in Settings.model_fields} | {f"{table.PREFIX}ENV_FILE"}
-    file = table.env_file(os.environ)
-    given = set(os.environ) | set(_ASSIGNED.findall(file.read_text() if file.is_file() else ""))
-    unread = sorted(name for name in given - known if name.startswith(table.PREFIX))
-    if not unread:
+    if (found := table.misspelt()) is None:
         return Finding(name="settings", state="ok", told="every RECEIVER_* variable is one that is read")
-    meant = {name: difflib.get_close_matches(name, known, 1) for name in unread}
-    told = ", ".join(name + "".join(f" ({each}?)" for each in near) for name, near in meant.items())
-    return Finding(name="settings", state="bad", told=f"nothing reads {told}",
+    return Finding(name="settings", state="bad", told=f"nothing reads {found}",
                    mend="correct the name; .env.example lists them all")
 
 
@@ -178,7 +169,8 @@ def _keyring(settings: Settings) -> tuple[Keyring | None, Finding]:
     if any((path.parent / name).exists() for name in (backups.MANIFEST, backups.DUMP)):
         return keyring, Finding(name="keyring", state="bad", told=f"{path} lies beside a backup of the database",
                                 mend="keep the two apart: together they are as good as no encryption")
-    return keyring, Finding(name="keyring", state="ok", told=f"{path}: {len(keyring.keys)} keys")
+    held = output.count(len(keyring.keys), "key", "keys")
+    return keyring, Finding(name="keyring", state="ok", told=f"{path}: {held}")
 
 
 # --- the database
@@ -330,7 +322,8 @@ def _plugins(connection: Connection, _: Keyring | None) -> Finding:
         discovery.check_responders(specs)
     except ReceiverError as exc:
         return Finding(name="plugins", state="bad", told=str(exc), mend="redox-receiver handlers check")
-    return Finding(name="plugins", state="ok", told=f"{len(loaded)} handlers can be imported here")
+    told = f"{output.count(len(loaded), 'handler', 'handlers')} imported" if loaded else "no handler is enabled"
+    return Finding(name="plugins", state="ok", told=told)
 
 
 def _status(connection: Connection, keyring: Keyring | None) -> list[Finding]:
@@ -369,12 +362,21 @@ def _certificate(host: str, port: int) -> Finding:
                 ssl.create_default_context().wrap_socket(plain, server_hostname=host) as tls:
             ends = datetime.fromtimestamp(ssl.cert_time_to_seconds(str((tls.getpeercert() or {})["notAfter"])), UTC)
     except (OSError, KeyError, ValueError) as exc:
-        return Finding(name="tls", state="bad", told=f"{host}:{port}: {type(exc).__name__}",
-                       mend="mend the certificate: Redox would not connect")
+        return Finding(name="tls", state="bad", told=f"{host}:{port}: {_why(exc)}",
+                       mend="without a certificate that proves this name, Redox does not connect")
     days = (ends - datetime.now(UTC)).days
     told = f"the certificate ends in {days} days"
     return Finding(name="tls", state="ok", told=told) if days >= _CERTIFICATE_DAYS else Finding(
         name="tls", state="bad", told=told, mend="renew it")
+
+
+def _why(exc: Exception) -> str:
+    """Why the connection did not come about, in the words of OpenSSL or of the operating system."""
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return f"the certificate is not accepted: {exc.verify_message.rstrip('.')}"
+    if isinstance(exc, ssl.SSLError):
+        return f"TLS failed: {(exc.reason or type(exc).__name__).lower().replace('_', ' ')}"
+    return (isinstance(exc, OSError) and exc.strerror) or type(exc).__name__
 
 
 def _get(url: str, path: str) -> int | None:

@@ -39,7 +39,7 @@ def db() -> None:
 @json_option
 def upgrade(as_json: bool) -> None:
     """Bring the schema to what this version wants. May be run on several hosts at once: one does it."""
-    with session.database(table.load()) as engine:
+    with session.database(table.load(), make=True) as engine:
         with engine.connect() as connection:
             before = migrations.current(connection)
         migrations.upgrade(engine)

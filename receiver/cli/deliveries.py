@@ -24,6 +24,7 @@ from receiver.cli.options import (
     page_note,
     reason_option,
     since_option,
+    until_option,
 )
 from receiver.cli.session import opened
 from receiver.storage import reading
@@ -49,6 +50,7 @@ _filters = options(
     destination_option,
     click.option("--lane", help="In this lane."),
     since_option,
+    until_option,
 )
 
 

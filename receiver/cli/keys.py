@@ -46,7 +46,7 @@ def init(*, as_json: bool) -> None:
     if place.exists():
         raise Conflict(f"there is a keyring at {place} already: see `redox-receiver keys list`")
     made = keyrings.create(datetime.now(UTC))
-    with session.database(given) as engine:
+    with session.database(given, make=True) as engine:
         session.check_schema(engine)
         with _alone(engine) as connection:
             if reading.keys(connection):
@@ -63,6 +63,7 @@ def init(*, as_json: bool) -> None:
 def list_(*, as_json: bool) -> None:
     """List the keys that this host holds, and those that the database was written with."""
     given = settings.load()
+    session.check_made(given)
     held = keyrings.load(given.keyring_path)
     with session.database(given) as engine:
         session.check_schema(engine)

@@ -30,6 +30,7 @@ from receiver.cli.options import (
     page_note,
     reason_option,
     since_option,
+    until_option,
 )
 from receiver.cli.session import opened
 from receiver.storage import reading
@@ -56,6 +57,7 @@ _filters = options(
     click.option("--source-id", metavar="ID", help="From this source."),
     click.option("--quarantine-reason", metavar="WORD", help="In quarantine for this reason."),
     since_option,
+    until_option,
 )
 
 

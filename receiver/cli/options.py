@@ -141,6 +141,8 @@ limit_option = click.option("--limit", type=click.IntRange(1, 100_000), default=
                             help="At most so many rows.")
 since_option = click.option("--since", type=When(), metavar="TIME",
                             help="Not before: an ISO 8601 time, or 15m, 2h, 3d ago.")
+until_option = click.option("--until", type=When(), metavar="TIME",
+                            help="Not after: an ISO 8601 time, or 15m, 2h, 3d ago.")
 before_option = click.option("--before", type=click.IntRange(1), metavar="ID",
                              help="Only ids below: the next page of a list.")
 destination_option = click.option("--destination", metavar="NAME", help="Of this destination.")

@@ -12,6 +12,7 @@ import click
 
 from receiver.cli import output
 from receiver.cli.options import dry_run_option, example, json_option
+from receiver.cli.registry_export import exported, to_toml
 from receiver.cli.registry_file import Change, Plan, read
 from receiver.cli.session import opened
 
@@ -62,6 +63,23 @@ def apply(file: Path, *, dry_run: bool, prune: bool, as_json: bool) -> None:
                           "was": each.was, "becomes": each.becomes} for each in done])
     elif not done:
         click.echo("nothing to change")
+
+
+@registry.command(epilog=example("registry export > registry.toml", "registry export lab clinic"))
+@click.argument("names", metavar="[DESTINATION]...", nargs=-1)
+@json_option
+def export(names: tuple[str, ...], *, as_json: bool) -> None:
+    """Print what is registered, as `registry apply` takes it: all destinations, or those that are named.
+
+    Secrets are not in it. Each is named as a file, in the folder of the TOML file, that you have to put there; `apply`
+    changes nothing before all of them can be read.
+    """
+    with opened() as session, session.engine.connect() as connection:
+        found = exported(session, connection, names)
+    if as_json:
+        output.document({"destinations": found})
+    else:
+        click.echo(to_toml(found), nl=False)
 
 
 def _line(change: Change) -> str:

@@ -87,7 +87,7 @@ class WantedDestination(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     @property
     def columns(self) -> dict[str, Any]:
         """Its own columns."""
-        said = {name: getattr(self, name) for name in _COLUMNS}
+        said = {name: getattr(self, name) for name in COLUMNS}
         return said | {"test_messages": self.test_messages or default_test_policy(self.environment)}
 
 
@@ -97,7 +97,7 @@ class Wanted(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     destinations: dict[str, WantedDestination]
 
 
-_COLUMNS: Final = ("environment", "enabled", "require", "sources_policy", "on_unknown_source", "test_messages",
+COLUMNS: Final = ("environment", "enabled", "require", "sources_policy", "on_unknown_source", "test_messages",
                    "reply_with")
 
 

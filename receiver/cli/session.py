@@ -51,6 +51,7 @@ def opened() -> Iterator[Session]:
     Raises ConfigurationError (settings, keyring, schema, keys: each with what mends it) and Unavailable.
     """
     settings = table.load()
+    check_made(settings)
     keyring = keyrings.load(settings.keyring_path)
     with database(settings) as engine:
         check_schema(engine)
@@ -59,12 +60,25 @@ def opened() -> Iterator[Session]:
         yield Session(settings=settings, keyring=keyring, engine=engine, actor=actor())
 
 
+def check_made(settings: Settings) -> None:
+    """Raise ConfigurationError when the embedded PostgreSQL is meant, and was never made in the data directory."""
+    if settings.database_url is None and not _cluster(settings).exists():
+        raise ConfigurationError(f"there is no database in {settings.data_dir}: check --data-dir (RECEIVER_DATA_DIR), "
+                                 "or run `redox-receiver up`, which makes one there")
+
+
+def _cluster(settings: Settings) -> Cluster:
+    return Cluster(settings.data_dir, account=settings.postgres_account)
+
+
 @contextmanager
-def database(settings: Settings) -> Iterator[Engine]:
+def database(settings: Settings, *, make: bool = False) -> Iterator[Engine]:
     """An engine while the block runs: on DATABASE_URL, else on the embedded PostgreSQL, joined or started.
 
-    Raises Unavailable instead of a database error.
+    That is made where it was not, if `make`. Raises Unavailable instead of a database error, and ConfigurationError.
     """
+    if not make:
+        check_made(settings)
     if not structlog.is_configured():
         # Stdout is for the command's result alone, and stderr for one line that says what could not be done.
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
@@ -86,7 +100,7 @@ def _address(settings: Settings) -> Iterator[str]:
     if settings.database_url is not None:
         yield settings.database_url.get_secret_value()
     else:
-        with Cluster(settings.data_dir, account=settings.postgres_account).joined() as url:
+        with _cluster(settings).joined() as url:
             yield url
 
 

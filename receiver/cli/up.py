@@ -6,12 +6,13 @@ May not receive or deliver anything itself: it starts the processes that do, and
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from http.client import HTTPConnection, HTTPException
 from typing import Final
@@ -75,15 +76,18 @@ def up(bind: str | None, admin_bind: str | None, receivers: int | None, workers:
         patience = 0.0
         if settings.database_url is None:
             cluster = Cluster(settings.data_dir, account=settings.postgres_account)
+            cluster.check_unowned()
             patience = PORT_PATIENCE if cluster.running() else 0.0  # left by an `up` that was killed
+        # Before anything is made or started: a port in use is the commonest mistake.
+        public = stack.enter_context(_listen(settings.bind, "bind", patience))
+        admin = stack.enter_context(_listen(settings.admin_bind, "admin_bind", patience))
+        if cluster is not None:
             stack.enter_context(cluster.own())
             prepare_own_database(settings)
         else:
             with session.opened():
                 pass  # all that is to be said is an error
         arming.arm(database_url(settings))
-        public = stack.enter_context(_listen(settings.bind, "bind", patience))
-        admin = stack.enter_context(_listen(settings.admin_bind, "admin_bind", patience))
         _run(settings, public, admin, cluster, orders)
     log.info("up.stopped")
 
@@ -198,12 +202,13 @@ def _run(settings: Settings, public: socket.socket, admin: socket.socket, cluste
             for child in everybody:
                 child.start()
             _await_ready(everybody, settings, public, admin, orders, lambda: _at_work(engine, workers, began))
+            _say_what_next(engine, settings)
         postgres = _Postgres(cluster)
         while not orders.stop:
             postgres.keep()
             if orders.renew:
                 orders.renew = False
-                _renew(everybody)
+                _renew(everybody, settings)
             for child in everybody:
                 child.keep()
             time.sleep(GLANCE)
@@ -217,14 +222,33 @@ def _run(settings: Settings, public: socket.socket, admin: socket.socket, cluste
             stop(group, hurried=lambda: orders.hurry)
 
 
-def _renew(everybody: Sequence[Child]) -> None:
+def _say_what_next(engine: Engine, settings: Settings) -> None:
+    """After the first start there is no destination, and everything is refused: log the command that adds one."""
+    with suppress(SQLAlchemyError), engine.connect() as connection:
+        if connection.scalar(select(func.count()).select_from(schema.destinations)) == 0:
+            where = "" if settings.database_url else f" --data-dir {shlex.quote(str(settings.data_dir))}"
+            log.warning("up.no_destination", error="there is no destination yet, so every request is refused: run "
+                        f"`redox-receiver destination add NAME{where}` in another terminal")
+
+
+# What is read once, by `up` itself: how many workers there are, and what was opened at its start.
+_AT_START: Final = ("database_url", "data_dir", "postgres_account", "bind", "admin_bind", "workers")
+
+
+def _renew(everybody: Sequence[Child], began: Settings) -> None:
     """Have everybody take the settings as they are now, if they hold. How many of each part there are stays."""
     try:
-        keyrings.load(table.load().keyring_path)
+        settings = table.load()
+        keyrings.load(settings.keyring_path)
     except ConfigurationError as exc:
         log.error("up.settings_refused", error="; ".join(str(exc).splitlines()))
         return
     log.info("up.settings_read")
+    table.warn_of_unread()
+    kept = [table.variable(name) for name in _AT_START if getattr(settings, name) != getattr(began, name)]
+    if kept:
+        log.warning("up.restart_needed", error=f"{', '.join(kept)} changed: restart `up`, until then it goes on with "
+                    "what it was started with")
     for child in everybody:
         if child.part.name in ("receiver", "admin"):
             child.tell(signal.SIGHUP)  # its own workers are replaced one generation by the next

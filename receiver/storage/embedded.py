@@ -134,6 +134,12 @@ def binaries() -> Path:
     )
 
 
+def _owned(lock: int) -> Conflict:
+    """What another `up` gets to hear; the lock file holds the owner's process id."""
+    pid = os.pread(lock, 20, 0).decode("ascii", "replace").strip()
+    return Conflict(f"another `redox-receiver up` runs on this data directory (pid {pid or 'not known'})")
+
+
 class Cluster:
     """One PostgreSQL cluster, kept for one data directory.
 
@@ -164,14 +170,20 @@ class Cluster:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as exc:
-                pid = os.pread(lock, 20, 0).decode("ascii", "replace").strip()
-                raise Conflict(
-                    f"another `redox-receiver up` runs on this data directory (pid {pid or 'not known'})"
-                ) from exc
+                raise _owned(lock) from exc
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
             with self.joined() as url:
                 yield url
+
+    def check_unowned(self) -> None:
+        """Raise Conflict when an `up` owns the cluster. Makes nothing."""
+        with suppress(FileNotFoundError), (self._data_dir / "postgres.lock").open("rb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError as exc:
+                raise _owned(lock.fileno()) from exc
+            fcntl.flock(lock, fcntl.LOCK_UN)
 
     @contextmanager
     def joined(self) -> Iterator[str]:
@@ -266,7 +278,7 @@ class Cluster:
         account = self._account()
         self._settle(account)
         programs = self._usable_binaries(account)
-        if self._initialised():
+        if self.exists():
             self._check_version(programs)
         else:
             self._initialise(programs, account)
@@ -327,7 +339,8 @@ class Cluster:
         known = next((cause for words, cause in CAUSES if words in text), "the cause is in its log")
         return f"{known}; see {self.log_path}"
 
-    def _initialised(self) -> bool:
+    def exists(self) -> bool:
+        """Whether the cluster was made."""
         return (self.directory / "PG_VERSION").is_file()
 
     def _check_version(self, programs: Path) -> None:
@@ -389,7 +402,7 @@ class Cluster:
 
     def _account(self) -> Account | None:
         """Return the account to run under: None for oneself, who is not root."""
-        owner = self.directory.stat() if self._initialised() else None
+        owner = self.directory.stat() if self.exists() else None
         if os.geteuid() != 0:
             if owner is not None and owner.st_uid != os.geteuid():
                 raise self._not_ours()
@@ -457,7 +470,7 @@ class Cluster:
         """Take a directory elsewhere when the account cannot come to the data directory."""
         if account is None or (closed := _first_closed(account, self._home())) is None:
             return
-        if self._initialised():
+        if self.exists():
             raise ConfigurationError(
                 f"the account {account.name}, which PostgreSQL runs under, cannot enter {closed}: let it through, or "
                 "set DATABASE_URL"

@@ -61,7 +61,7 @@ _owner: Final = schema.destinations
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MessageFilter:
-    """Which messages: all that is given must hold. `ids` are ids or uuids. `since`: received then or later."""
+    """Which messages: all that is given must hold. `ids` are ids or uuids. `since` and `until`: when received."""
 
     ids: tuple[int | UUID, ...] = ()
     destination: str | None = None
@@ -70,6 +70,7 @@ class MessageFilter:
     state: str | None = None
     quarantine_reason: str | None = None
     since: datetime | None = None
+    until: datetime | None = None
 
     def clauses(self, connection: Connection) -> list[ColumnElement[bool]]:
         """The conditions on `messages`. Raises NotFound for a destination that is not there."""
@@ -82,12 +83,14 @@ class MessageFilter:
             found.append(table.c.destination_id == destination_named(connection, self.destination)["id"])
         if self.since is not None:
             found.append(table.c.received_at >= self.since)
+        if self.until is not None:
+            found.append(table.c.received_at <= self.until)
         return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeliveryFilter:
-    """Which deliveries: all that is given must hold. `since`: finished, or if it is not, made then or later."""
+    """Which deliveries: all that is given must hold. `since`, `until`: when finished, or if it is not, when made."""
 
     ids: tuple[int, ...] = ()
     destination: str | None = None
@@ -97,6 +100,7 @@ class DeliveryFilter:
     lane: str | None = None
     message_id: int | None = None
     since: datetime | None = None
+    until: datetime | None = None
 
     def clauses(self, connection: Connection) -> list[ColumnElement[bool]]:
         """The conditions on `deliveries`. Raises NotFound for a destination that is not there."""
@@ -108,6 +112,8 @@ class DeliveryFilter:
             found.append(table.c.destination_id == destination_named(connection, self.destination)["id"])
         if self.since is not None:
             found.append(func.coalesce(table.c.finished_at, table.c.created_at) >= self.since)
+        if self.until is not None:
+            found.append(func.coalesce(table.c.finished_at, table.c.created_at) <= self.until)
         return found
 
 
@@ -123,6 +129,7 @@ class AuditFilter:
     message_uuid: UUID | None = None
     subject: str | None = None
     since: datetime | None = None
+    until: datetime | None = None
 
     def clauses(self) -> list[ColumnElement[bool]]:
         """The conditions on `audit_events`."""
@@ -133,6 +140,8 @@ class AuditFilter:
                          else table.c.action.startswith(f"{self.action}.", autoescape=True))
         if self.since is not None:
             found.append(table.c.at >= self.since)
+        if self.until is not None:
+            found.append(table.c.at <= self.until)
         return found
 
 

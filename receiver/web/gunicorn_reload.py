@@ -49,6 +49,7 @@ class Reload:
             arbiter.app.cfg, arbiter.app.app_uri = before
             log.error("receiver.not_reloaded", error="; ".join(str(exc).splitlines()))
             return
+        table.warn_of_unread()
         if arbiter.app.cfg.address != before[0].address:
             log.warning("receiver.address_kept", error="another address to listen at wants a restart")
         arbiter.setup(arbiter.app)

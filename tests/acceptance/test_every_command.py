@@ -101,6 +101,7 @@ def registered(run: Day) -> None:
     run("source", "list")
     (root / "registry.toml").write_text('[destinations.other]\nenvironment = "staging"\n'
                                         'credentials = [{ kind = "token", file = "lab.token" }]\n')
+    run("registry", "export")
     run("registry", "apply", str(root / "registry.toml"))
 
 

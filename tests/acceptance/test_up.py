@@ -104,6 +104,43 @@ def test_the_database_is_started_again(running: Machine) -> None:
     until(lambda: send(running, token, 3) == 200)
 
 
+def test_it_says_what_comes_next(made: Machine) -> None:
+    """The last line of its start is the command that adds a destination, where there is none."""
+    made.up("--workers", "0")
+    *_, last = until(lambda: [line for line in made.lines() if line["event"].startswith("up.")
+                              and line["event"] == "up.no_destination"])
+    assert "redox-receiver destination add NAME --data-dir" in last["error"]
+    made.register("lab")
+    assert made.process is not None
+    made.process.terminate()
+    made.ended()
+    before = len(made.lines())
+    made.up("--workers", "0")
+    made.process.terminate()
+    made.ended()
+    assert "up.no_destination" not in [line["event"] for line in made.lines()[before:]]
+
+
+def test_a_sighup_tells_what_it_did_not_take(made: Machine) -> None:
+    """Variables that nothing reads, with the one that may be meant, and settings that want a restart."""
+    made.data_dir.mkdir(mode=0o700)
+    file = made.data_dir / ".env"
+    file.write_text("RECEIVER_WORKERS=0\n")
+    file.chmod(0o600)
+    made.up(no_terminal=True)
+    file.write_text("RECEIVER_WORKERS=2\nRECEIVER_TREADS=8\n")
+    assert made.process is not None
+    made.process.send_signal(signal.SIGHUP)
+
+    def told(event: str) -> str:
+        lines = until(lambda: [line for line in made.lines() if line["event"] == event])
+        return str(lines[-1]["error"])
+
+    assert "RECEIVER_TREADS (RECEIVER_THREADS?)" in told("settings.unread")
+    assert told("up.restart_needed").startswith("RECEIVER_WORKERS changed: restart `up`")
+    assert live(made)
+
+
 def test_a_second_up_is_refused(running: Machine) -> None:
     """Another `up` on the same data directory is told who runs there, and the first goes on."""
     assert running.process is not None
@@ -142,20 +179,27 @@ def test_told_twice(made: Machine) -> None:
 
 
 def test_a_port_in_use(made: Machine) -> None:
-    """A port that somebody else has is named, with the option that chooses another; the database is stopped again.
-
-    It was made, all the same: when its keyring is lost, it is not given another one.
-    """
+    """A port that somebody else has is named, with the option that chooses another, before anything is made."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        made.start("--bind", f"127.0.0.1:{port}", "--admin-bind", "127.0.0.1:0")
-        assert made.ended() == (1, "")
-    assert f"cannot listen at 127.0.0.1:{port} (Address already in use): choose another with --bind or " in (
-        made.log.read_text())
-    assert not made.cluster.running()
+        for options in (("--bind", f"127.0.0.1:{port}", "--admin-bind", "127.0.0.1:0"),
+                        ("--bind", "127.0.0.1:0", "--admin-bind", f"127.0.0.1:{port}")):
+            made.start(*options)
+            assert made.ended() == (1, "")
+            which = "--bind" if options[1].endswith(str(port)) else "--admin-bind"
+            assert (f"cannot listen at 127.0.0.1:{port} (Address already in use): choose another with {which} or "
+                    in made.log.read_text())
+    assert not made.data_dir.exists()
 
+
+def test_a_lost_keyring_is_not_replaced(made: Machine) -> None:
+    """A database that was made is not given another keyring; the ports are free again."""
+    made.up("--workers", "0")
+    assert made.process is not None
+    made.process.terminate()
+    made.ended()
     (made.data_dir / "keyring.json").rename(made.root / "elsewhere.json")
-    made.start()
+    made.start("--bind", "127.0.0.1:0", "--admin-bind", "127.0.0.1:0")
     assert made.ended() == (1, "")
     assert f"there is no keyring at {made.data_dir / 'keyring.json'}" in made.log.read_text()
 

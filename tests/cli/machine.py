@@ -43,21 +43,25 @@ class Machine:
         (self.root / f"{module}.py").write_text(code)
         self.environment |= {"RECEIVER_HANDLERS": module, "PYTHONPATH": str(self.root)}
 
-    def up(self, *options: str, bind: str = "127.0.0.1:0") -> None:
+    def up(self, *options: str, bind: str = "127.0.0.1:0", no_terminal: bool = False) -> None:
         """Start `up` and wait until it says that it is ready."""
-        self.start("--bind", bind, "--admin-bind", "127.0.0.1:0", "--receivers", "1", *options)
+        self.start("--bind", bind, "--admin-bind", "127.0.0.1:0", "--receivers", "1", *options, no_terminal=no_terminal)
         assert self.process is not None
         assert self.process.stdout is not None
         said = self.process.stdout.readline()
         assert said.startswith("ready http://127.0.0.1:"), f"{said!r} {self.log.read_text()}"
         self.url = said.split()[1]
 
-    def start(self, *options: str) -> None:
-        """Start `up`, in a process group of its own as a shell does, without waiting for anything."""
+    def start(self, *options: str, no_terminal: bool = False) -> None:
+        """Start `up`, in a process group of its own as a shell does, without waiting for anything.
+
+        `no_terminal`: in a session of its own, as a process manager does.
+        """
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 [self.python, "-P", "-m", "receiver", "up", *options], cwd=self.root, env=self._environment(),
-                stdout=subprocess.PIPE, stderr=log, text=True, process_group=0)
+                stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=no_terminal,
+                process_group=None if no_terminal else 0)
 
     def ended(self) -> tuple[int, str]:
         """Wait until `up` has ended: its exit status, and what it said on stdout and has not been read."""

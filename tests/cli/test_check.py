@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -118,6 +119,27 @@ def test_a_data_directory_that_is_not_there(check: Check, monkeypatch: pytest.Mo
     assert amiss(check()) == {"data_directory": "warn"}
 
 
+def test_it_makes_no_database(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In a mistyped data directory nothing is there, and that is what is said; nothing is made."""
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    done = CliRunner().invoke(main, ["check", "--data-dir", str(tmp_path / "nowhere"), "--json"])
+    assert done.exit_code == 1
+    found = {each["name"]: each for each in json.loads(done.stdout)}
+    assert f"there is no database in {tmp_path / 'nowhere'}: check --data-dir" in found["database"]["told"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_why_a_tls_connection_fails(check: Check) -> None:
+    """In OpenSSL's words, or the operating system's."""
+    with public("/livez") as url:
+        plain = check("--url", url.replace("http:", "https:"))["tls"]["told"]
+    assert "TLS failed: " in plain
+    assert "Error" not in plain
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    assert check("--url", f"https://127.0.0.1:{port}")["tls"]["told"].endswith(": Connection refused")
+
+
 def test_listeners_that_the_world_reaches(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     """A public listener off loopback speaks no TLS by itself, and the admin's is for nobody outside."""
     monkeypatch.setenv("RECEIVER_BIND", "0.0.0.0:8080")
@@ -217,7 +239,7 @@ def test_plugins(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plugin that cannot be imported is found, and named."""
     monkeypatch.setenv("RECEIVER_HANDLERS", "receiver.testing.example")
     assert check()["plugins"] == {
-        "name": "plugins", "state": "ok", "told": "3 handlers can be imported here", "mend": None}
+        "name": "plugins", "state": "ok", "told": "3 handlers imported", "mend": None}
     monkeypatch.setenv("RECEIVER_HANDLERS", "no.such.plugin")
     found = check()
     assert amiss(found) == {"plugins": "bad"}
@@ -278,10 +300,11 @@ def test_wrong_from_outside(check: Check) -> None:
 
 
 def test_a_certificate_that_nobody_trusts(check: Check, tmp_path: Path) -> None:
-    """A certificate that does not hold is told by the kind of error alone."""
+    """A certificate that is not accepted is told with OpenSSL's reason."""
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("localhost").configure_cert(made)
     with public("/livez", tls=made) as url:
         found = check("--url", url)
-    assert found["tls"]["told"].endswith(": SSLCertVerificationError")
+    assert "the certificate is not accepted: " in found["tls"]["told"]
+    assert "issuer certificate" in found["tls"]["told"]
     assert found["reachable"]["state"] == "bad"

@@ -19,8 +19,10 @@ from tests.storage.door import Door
 from tests.storage.hand import arrive
 
 
-def spawn(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RECEIVER_")}
+def spawn(*arguments: str, environment: dict[str, str] | None = None,
+          without_database: bool = False) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RECEIVER_")
+            and not (without_database and name == "DATABASE_URL")}
     return subprocess.run([sys.executable, "-P", "-m", "receiver", *arguments], capture_output=True, text=True,
                           check=False, timeout=120, env=kept | (environment or {}))
 
@@ -160,14 +162,24 @@ class TestWhere:
             assert done.returncode == 1
             assert "RECEIVER_THREADS" in done.stderr
 
-    def test_the_keyring_is_looked_for_in_the_data_directory(self, tmp_path: Path) -> None:
-        """Without a keyring a command ends with 1, in one line that says what makes one, and starts no database."""
-        done = spawn("destination", "list", "--data-dir", str(tmp_path / "data"))
+    @pytest.mark.parametrize("command", [("destination", "list"), ("status",), ("db", "current"), ("audit", "verify"),
+                                         ("keys", "list")], ids=" ".join)
+    def test_a_data_directory_in_which_nothing_is(self, command: tuple[str, ...], tmp_path: Path) -> None:
+        """A mistyped one is told in one line, with what would make a database there; nothing is made."""
+        done = spawn(*command, "--data-dir", str(tmp_path / "data"), without_database=True)
         assert done.returncode == 1
         assert len(done.stderr.splitlines()) == 1
-        assert "keys init" in done.stderr
-        assert str(tmp_path / "data") in done.stderr
+        assert f"there is no database in {tmp_path / 'data'}: check --data-dir" in done.stderr
+        assert "redox-receiver up" in done.stderr
         assert not (tmp_path / "data").exists()
+
+    def test_the_keyring_is_looked_for_in_the_data_directory(self, run: Commands, tmp_path: Path,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without a keyring a command ends with 1, in one line that says what makes one."""
+        monkeypatch.delenv("RECEIVER_KEYRING")
+        said = run.fails("destination", "list", "--data-dir", str(tmp_path / "data"))
+        assert "keys init" in said
+        assert str(tmp_path / "data") in said
 
 
 class TestErrors:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from receiver.storage.ledger import Ledger
 from tests.cli.conftest import ACTOR, Commands
@@ -81,3 +81,14 @@ def test_wrong_usage(dead: list[int], run: Commands) -> None:
         assert "say which" in run.fails("deliveries", verb, "--reason", WHY, status=2)
         assert "deliveries list" in run.fails("deliveries", verb, "999", "--reason", WHY)
     assert "--state" in run.fails("deliveries", "skip", "--handler", "register", "--reason", WHY, status=2)
+
+
+def test_until(dead: list[int], run: Commands, engine: Engine) -> None:
+    """--until leaves those that ended later as they are; --since and --until together are a window."""
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE deliveries SET finished_at = now() - interval '3 hours' WHERE id = :id"),
+                           {"id": dead[0]})
+    assert [each["id"] for each in run.json("deliveries", "list", "--state", "dead", "--until", "1h")] == [dead[0]]
+    window = ("--since", "4h", "--until", "2h")
+    assert run.json("deliveries", "retry", *window, "--reason", WHY)["done"] == [dead[0]]
+    assert run.json("deliveries", "list", "--state", "dead", "--since", "2h", "--until", "0s")[0]["id"] == dead[1]

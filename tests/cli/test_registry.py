@@ -6,9 +6,13 @@ from typing import Any
 
 import pytest
 
+from receiver.keyring import Keyring
 from receiver.pipeline import Admitted
+from receiver.storage.database import open_engine
+from receiver.storage.registration import record_keys
 from tests.cli.conftest import ACTOR, Commands
 from tests.cli.test_handlers import CODE
+from tests.postgres import drop_database, new_database
 from tests.storage.door import SOURCE, TOKEN, Door, body
 
 STRANGER = "22222222-2222-4222-8222-222222222222"
@@ -191,3 +195,69 @@ def test_a_row_that_was_changed_is_not_built_on(door: Door, run: Commands, write
     """Where the registry does not prove to be ours, nothing is compared with it."""
     door.rows("UPDATE destinations SET environment = 'development'")
     assert "audit verify" in run.fails("registry", "apply", write(CLINIC))
+
+
+class TestExport:
+    @pytest.fixture
+    def registered(self, door: Door, run: Commands, plugin: Callable[..., None], tmp_path: Path) -> None:
+        """What a registry can hold: every way to keep a secret, public keys, a source without a name, a handler."""
+        plugin("clinic_plugin", CODE, "admissions")
+        run("handlers", "enable", "admissions", "--destination", "clinic")
+        run("source", "add", "clinic", "--none")
+        run("source", "add", "clinic", STRANGER, "--name", 'A "quoted" \\ näme\U0001f3e5')
+        run("source", "disable", "clinic", SOURCE)
+        run("credential", "add", "clinic", "--kind", "hmac", "--label", "2027", "--expires", "2999-01-01T00:00:00Z",
+            stdin=SECRET)
+        (tmp_path / "session").write_text("a session token")
+        run("credential", "add", "clinic", "--kind", "sigv4", "--access-key", "K", "--region", "r", "--service", "s",
+            "--session-token-file", str(tmp_path / "session"), stdin=SECRET)
+        run("credential", "add", "clinic", "--kind", "oauth", "--client-id", "redox", "--scope", "a b",
+            "--secret-file", "-", stdin=SECRET)
+        gone = run.json("credential", "add", "clinic", "--kind", "token")["id"]
+        run("credential", "revoke", str(gone))
+        run("destination", "add", "off", "--token-file", "-", "--require", "token", stdin=TOKEN)
+        run("destination", "disable", "off")
+
+    def secrets(self, folder: Path) -> None:
+        """Put them where the file says."""
+        for name in ("clinic-token-1", "off-token-1"):
+            (folder / f"{name}.secret").write_text(TOKEN)
+        for name in ("hmac", "sigv4", "oauth"):
+            (folder / f"clinic-{name}-1.secret").write_text(SECRET)
+        (folder / "clinic-sigv4-1.session-token").write_text("a session token")
+
+    @pytest.mark.usefixtures("registered")
+    def test_it_is_what_apply_takes(self, run: Commands, tmp_path: Path) -> None:
+        """Applied where it came from, with --prune, it changes nothing; without a secret it changes nothing either."""
+        file = tmp_path / "registry.toml"
+        file.write_text(run("registry", "export").stdout)
+        assert "clinic-token-1.secret" in run.fails("registry", "apply", str(file), "--prune")
+        self.secrets(tmp_path)
+        assert run.json("registry", "apply", str(file), "--prune") == []
+
+    @pytest.mark.usefixtures("registered")
+    def test_it_makes_the_same_elsewhere(self, run: Commands, tmp_path: Path, keyring: Keyring,
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+        """Applied to an empty registry, what is exported there is the same file."""
+        file = tmp_path / "registry.toml"
+        file.write_text(run("registry", "export").stdout)
+        self.secrets(tmp_path)
+        url = new_database()
+        try:
+            monkeypatch.setenv("DATABASE_URL", url)
+            run("db", "upgrade")
+            with open_engine(url).begin() as connection:
+                record_keys(connection, keyring)
+            run("registry", "apply", str(file))
+            assert run("registry", "export").stdout == file.read_text()
+        finally:
+            drop_database(url)
+
+    @pytest.mark.usefixtures("registered")
+    def test_no_secret_is_in_it(self, run: Commands) -> None:
+        """Neither in TOML nor in JSON; and those destinations alone that are named."""
+        for said in (run("registry", "export").stdout, run("registry", "export", "--json").stdout):
+            assert SECRET not in said
+            assert TOKEN not in said
+        assert list(run.json("registry", "export", "off")["destinations"]) == ["off"]
+        run.fails("registry", "export", "nowhere")
