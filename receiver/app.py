@@ -112,9 +112,10 @@ def compose() -> PublicListener:
     # fetch the keys of others, and remember what may be used once.
     engine = open_engine(url, pool_size=places + 6, statement_timeout=_PATIENCE)
     hints = Hints(engine)
-    ledger = Recorder(engine, keyring, quarantine_quota=settings.quarantine_quota, on_commit=hints.hint)
-    follower = RegistryFollower(engine, keyring)
     responders = Responders(settings, url, engine)
+    ledger = Recorder(engine, keyring, quarantine_quota=settings.quarantine_quota, on_commit=hints.hint,
+                      no_responder=responders.no_responder)
+    follower = RegistryFollower(engine, keyring)
     registered = ProvedRegistry(engine, keyring, follower)
     fetcher = KeyFetcher(engine, keyring, _fetch, every=settings.key_set_refresh)
 
@@ -154,9 +155,11 @@ class Recorder(Ledger):
     """The ledger, with the rows that tell of a query's answer and of tokens, and with what may be used once."""
 
     def __init__(self, engine: Engine, keyring: Keyring, *, quarantine_quota: int,
-                 on_commit: Callable[[Sequence[str]], None]) -> None:
+                 on_commit: Callable[[Sequence[str]], None],
+                 no_responder: Callable[[str, str], None] = lambda _destination, _uuid: None) -> None:
         super().__init__(engine, keyring, quarantine_quota=quarantine_quota, on_commit=on_commit)
         self._seen = SeenOnce(engine)
+        self._no_responder = no_responder
 
     def first(self, once: Sequence[Once]) -> bool:
         """Whether none of it was ever seen; from now on all of it was. Raises Unavailable."""
@@ -185,6 +188,8 @@ class Recorder(Ledger):
         What discloses nothing is noted, and nobody waits.
         """
         disclosed = answered.status == 200
+        if answered.responder is None:
+            self._no_responder(answered.destination.name, answered.receipt.uuid)
         detail: dict[str, Any] = {"status": answered.status, "responder": answered.responder}
         if disclosed:
             detail |= {"length": answered.length, "sha256": answered.sha256.hex()}

@@ -1,9 +1,9 @@
 """Log lines: JSON, one object a line, whoever writes them: we, gunicorn, SQLAlchemy, Alembic or Procrastinate.
 
-May not print what it was not told to. Event names are fixed words; fields come from an allow-list, and a field that is
-not on it is counted, not printed. An exception is its class and our own frames, never its text: PostgreSQL quotes the
-row, and a parser the patient. A library's line is where it was written and, for the few that speak of processes alone,
-its text.
+Must not print what it was not told to. Event names are fixed words; fields come from an allow-list, and a field that is
+not on it is counted, not printed. A plugin's fields are judged by their value instead (`printable`). An
+exception is its class and our own frames, never its text: PostgreSQL quotes the row, and a parser the patient. A
+library's line is where it was written and, for the few that speak of processes alone, its text.
 
 What requests cause, anybody can cause as fast as they like: of lines that are alike the first of a minute are written,
 and then one that says how many `more` there were.
@@ -14,14 +14,17 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 import re
 import sys
 import threading
 import time
 from collections import Counter
 from datetime import UTC, datetime
+from hashlib import blake2s
 from types import TracebackType
 from typing import Any, Final, TextIO
+from uuid import UUID
 
 import structlog
 
@@ -29,11 +32,24 @@ import structlog
 FIELDS: Final = frozenset({
     "action", "again_in", "ahead", "attempt", "bind", "bound", "child", "count", "delivery", "destination", "error",
     "error_class", "frames", "handler", "handlers", "id", "kind", "lane", "lanes", "method", "ms", "part", "path",
-    "peer", "pid", "reason", "responder", "row", "seconds", "status", "subject", "table", "uuid", "version", "worker",
+    "outcome", "peer", "pid", "reason", "responder", "row", "seconds", "sqlstate", "status", "subject", "table", "uuid",
+    "version", "worker",
 })
 
 # subject.what_happened, as in the code: whatever else is given as an event was put together from data.
-_EVENT: Final = re.compile(r"[a-z_]+(?:\.[a-z_]+)+")
+EVENT: Final = re.compile(r"[a-z_]+(?:\.[a-z_]+)+")
+UNNAMED: Final = "log.unnamed"
+# The logger of plugins' lines. A name of theirs, and a text that may be printed as a value of theirs: a word.
+PLUGIN: Final = "receiver.plugin"
+FIELD_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_BITS: Final = 64
+_WORD: Final = re.compile(r"[a-z][a-z0-9_.-]{0,39}")
+_UUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+# A lane in which the order is a patient's ends with a code derived from their identifier.
+_PATIENT_LANE: Final = re.compile(r"([a-z0-9_-]+/[a-z0-9-]+/patient:)(.+)")
+# With it such a code becomes one that means nothing in any other process.
+_LANE_KEY: Final = os.urandom(16)
+
 # An error of ours names settings and commands in a sentence or two; longer is somebody's data.
 _LONGEST: Final = 500
 _LIST: Final = 50
@@ -43,10 +59,11 @@ _LIST: Final = 50
 _SPEAK_OF_PROCESSES: Final = frozenset({("gunicorn.error", "arbiter"), ("alembic.runtime.migration", "migration")})
 
 
-# Lines of one event and reason within a minute, of loggers that tell of requests. Handlers' own are not among them.
+# Lines of one event and reason within a minute, of loggers that tell of requests, and of deliveries by their handler.
+# Plugins' own are not among them.
 LINES: Final = 60
 WINDOW: Final = 60.0
-_OF_REQUESTS: Final = ("receiver.web.", "receiver.storage.", "gunicorn.")
+_OF_REQUESTS: Final = ("receiver.web.", "receiver.storage.", "receiver.delivery", "gunicorn.")
 
 
 def configure(level: str) -> None:
@@ -143,7 +160,7 @@ class _Handler(logging.StreamHandler[TextIO]):
 def _what(record: logging.LogRecord) -> tuple[str, str]:
     """What makes lines alike: event and reason, which are fixed words, or the place in a library."""
     if isinstance(record.msg, dict):
-        return str(record.msg.get("event")), str(record.msg.get("reason"))
+        return str(record.msg.get("event")), f"{record.msg.get('reason')} {record.msg.get('handler')}"
     return f"{record.module}:{record.lineno}", ""
 
 
@@ -167,7 +184,7 @@ class _Formatter(logging.Formatter):
             "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(), "logger": record.name}
         if isinstance(record.msg, dict) and hasattr(record, "_logger"):
-            line |= _ours(record.msg)
+            line |= _plugins(record.msg) if record.name == PLUGIN else _ours(record.msg)
             raised = record.msg.get("exc_info")
         else:
             line |= _theirs(record)
@@ -180,9 +197,45 @@ class _Formatter(logging.Formatter):
 def _ours(given: dict[str, Any]) -> dict[str, Any]:
     event = given["event"]
     fields = given.keys() - {"event", "exc_info"}
-    line = {"event": event if isinstance(event, str) and _EVENT.fullmatch(event) else "log.unnamed"}
-    line |= {field: _value(given[field]) for field in given if field in fields & FIELDS}
+    line = {"event": event if isinstance(event, str) and EVENT.fullmatch(event) else UNNAMED}
+    line |= {field: _field(field, given[field]) for field in given if field in fields & FIELDS}
     return line | ({"dropped": len(fields - FIELDS)} if fields - FIELDS else {})
+
+
+# What the handler process adds to a plugin's line.
+_OF_RUNS: Final = frozenset({
+    "handler", "destination", "uuid", "delivery", "attempt", "error_class", "frames", "dropped", "dropped_fields"})
+
+
+def printable(name: str, value: object) -> bool:
+    """Whether a plugin's field may be printed: a number, a boolean, None, a UUID, or a word.
+
+    A word is a-z, 0-9, _ . and -, at most 40, and begins with a letter. A sentence, a name, a date or the text of an
+    error is not one.
+    """
+    return FIELD_NAME.fullmatch(name) is not None and (
+        value is None or isinstance(value, bool | float | UUID)
+        or (isinstance(value, int) and value.bit_length() < _BITS)
+        or (isinstance(value, str) and (_WORD.fullmatch(value) or _UUID.fullmatch(value)) is not None))
+
+
+def _plugins(given: dict[str, Any]) -> dict[str, Any]:
+    """A plugin's line, which receiver.handlers.plugin_log has judged. It comes from another process: judged again."""
+    event = given["event"]
+    line = {"event": event if isinstance(event, str) and EVENT.fullmatch(event) else UNNAMED}
+    return line | {field: _value(value) for field, value in given.items()
+                   if field in _OF_RUNS or (field not in ("event", "exc_info") and printable(field, value))}
+
+
+def _field(name: str, value: object) -> Any:
+    if name == "lane" and isinstance(value, str):
+        return _PATIENT_LANE.sub(lambda found: found[1] + _short(found[2]), value)
+    return _value(value)
+
+
+def _short(code: str) -> str:
+    """A short form of a code, the same throughout this process and of no use outside of it."""
+    return "~" + blake2s(code.encode(), key=_LANE_KEY, digest_size=4).hexdigest()
 
 
 def _theirs(record: logging.LogRecord) -> dict[str, Any]:

@@ -314,16 +314,16 @@ def _plugins(connection: Connection, _: Keyring | None) -> Finding:
     """What is enabled and installed here, imported as a worker imports it."""
     bound = [each for each in reading.subscriptions(connection) if each["enabled"]]
     specs: dict[str, list[HandlerSpec]] = {}
-    try:
-        loaded = discovery.load({each["handler"] for each in bound}, table.load().handlers)
-        for each in bound:
-            if each["handler"] in loaded:
-                specs.setdefault(each["destination"], []).append(loaded[each["handler"]].spec)
-        discovery.check_responders(specs)
-    except ReceiverError as exc:
-        return Finding(name="plugins", state="bad", told=str(exc), mend="redox-receiver handlers check")
-    told = f"{output.count(len(loaded), 'handler', 'handlers')} imported" if loaded else "no handler is enabled"
-    return Finding(name="plugins", state="ok", told=told)
+    plugins = discovery.load({each["handler"] for each in bound}, table.load().handlers)
+    for each in bound:
+        if each["handler"] in plugins.loaded:
+            specs.setdefault(each["destination"], []).append(plugins.loaded[each["handler"]].spec)
+    wrong = [each.message for each in plugins.failures]
+    wrong += [sentence for *_, sentence in discovery.responder_conflicts(specs)]
+    if wrong:
+        return Finding(name="plugins", state="bad", told="; ".join(wrong), mend="redox-receiver handlers check")
+    told = output.count(len(plugins.loaded), "handler", "handlers") + " imported"
+    return Finding(name="plugins", state="ok", told=told if plugins.loaded else "no handler is enabled")
 
 
 def _status(connection: Connection, keyring: Keyring | None) -> list[Finding]:

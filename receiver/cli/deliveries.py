@@ -1,6 +1,7 @@
 """`deliveries`: what became of messages at their handlers, and putting that right.
 
-May not show the text of an error, for it may quote a patient: its class and frames (module:line:function) are shown.
+Must not show the text of an error, for it may quote a patient, but by `show --error --reason`, which is in the audit
+first.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from receiver.cli.options import (
     json_option,
     limit_option,
     nothing,
+    optional_reason_option,
     options,
     page_note,
     reason_option,
@@ -28,6 +30,7 @@ from receiver.cli.options import (
 )
 from receiver.cli.session import opened
 from receiver.storage import reading
+from receiver.storage.disclosure import disclose_error
 from receiver.storage.reading import DeliveryFilter
 from receiver.storage.registration import RESTORED
 
@@ -71,13 +74,27 @@ def list_(*, before: int | None, limit: int, as_json: bool, **filters: Any) -> N
     page_note(found, limit)
 
 
-@deliveries.command(epilog=example("deliveries show 1205"))
+@deliveries.command(epilog=example("deliveries show 1205", "deliveries show 1205 --error --reason 'ticket 4711'"))
 @click.argument("number", metavar="ID", type=int)
+@click.option("--error", is_flag=True, help="Show the text of the last error: audited, and wants --reason.")
+@optional_reason_option("With --error, why you read it")
 @json_option
-def show(number: int, *, as_json: bool) -> None:
-    """Show delivery ID, and each of its attempts with the frames where it failed."""
+def show(number: int, *, error: bool, reason: str | None, as_json: bool) -> None:
+    """Show delivery ID, and each of its attempts with the frames where it failed.
+
+    The text of an error is sealed, for it may quote a patient. --error opens that of the last attempt and records in
+    the audit who read it and why. Errors that the receiver itself wrote are shown without it, as `error_shown`.
+    """
+    if error != (reason is not None):
+        raise click.UsageError("--error and --reason TEXT go together: the text may quote a patient")
     with opened() as session, session.engine.connect() as connection:
         found = reading.delivery(connection, number)
+    if error:
+        with opened() as session:
+            found["error_text"] = disclose_error(session.engine, session.keyring, number, datetime.now(UTC),
+                                                 actor=session.actor, reason=str(reason))
+        if found["error_text"] is None:
+            output.say("no text of an error is kept for this delivery")
     if as_json:
         output.document(found)
         return

@@ -1,24 +1,28 @@
 """`handlers`: the plugins that messages are handed to.
 
-May not import a plugin that nobody asked for: `list` knows them by their entry points alone.
+Must not import a plugin that nobody asked for: `list` knows them by their entry points alone.
 """
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Final
 
 import click
 
+from receiver import findings
+from receiver import settings as table
 from receiver.cli import output
 from receiver.cli.options import destination_option, example, json_option
 from receiver.cli.session import Session, opened
-from receiver.errors import ConfigurationError
 from receiver.handlers import discovery
+from receiver.protocol.patterns import matches
 from receiver.storage import reading
-from receiver.storage.registration import HandlerSpec
+from receiver.testing.kinds import FHIR_CODED_EVENTS, FHIR_EVENTS, WIRE_NAMES
 
-COLUMNS: Final = ("handler", "destination", "role", "patterns", "enabled", "paused_at", "found", "loaded")
+COLUMNS: Final = ("handler", "destination", "role", "patterns", "enabled", "paused_at", "found", "loaded", "problems")
 
 
 @click.group()
@@ -30,45 +34,85 @@ def handlers() -> None:
 @output.columns_option
 @json_option
 def list_(*, as_json: bool) -> None:
-    """List handlers: `found` on this host, `enabled` at a destination, `loaded` by a live worker.
+    """List handlers: `found` on this host, `enabled` at a destination, `loaded` by a running worker.
 
-    What is found but not enabled anywhere is listed without being imported.
+    A handler that is found but not enabled anywhere is listed without being imported. `problems` names, for each, the
+    findings of `status`: not loaded, not started, failing, late.
     """
     with opened() as session, session.engine.connect() as connection:
         bound = reading.subscriptions(connection)
-        developing = discovery.load((), session.settings.handlers)
+        plugins = discovery.load((), session.settings.handlers)
+        problems = list(findings.plugins.read(connection))
     origins = {each.name: each.origin for each in discovery.found()} | {
-        name: each.origin for name, each in developing.items()}
+        name: each.origin for name, each in plugins.loaded.items()}
     rows = [each | {"found": each["handler"] in origins, "origin": origins.get(each["handler"])} for each in bound]
     unbound = sorted(origins.keys() - {each["handler"] for each in bound})
     rows += [dict.fromkeys(COLUMNS) | {"handler": name, "enabled": False, "found": True, "loaded": False,
                                        "origin": origins[name]} for name in unbound]
+    for row in rows:
+        row["problems"] = [each.code for each in problems if each.details["handler"] == row["handler"]
+                           and each.destination in (None, row["destination"])]
     output.rows(rows, COLUMNS, as_json=as_json, nothing="no handler is installed or enabled: install a "
                 "package that has some, or name a module of yours in RECEIVER_HANDLERS; README.md shows one")
+    for text in [each.text for each in problems] + [each.message for each in plugins.failures]:
+        output.say(output.escaped(text))
 
 
-@handlers.command(epilog=example("handlers check"))
+@handlers.command(epilog=example("handlers check", "handlers check --no-database"))
+@click.option("--no-database", is_flag=True,
+              help="Check everything installed here and in RECEIVER_HANDLERS, without a database. Default: only where "
+                   "neither DATABASE_URL nor a keyring exists.")
 @json_option
-def check(*, as_json: bool) -> None:
+def check(*, no_database: bool, as_json: bool) -> None:
     """Import every handler that is enabled, or named in RECEIVER_HANDLERS, as a worker does when it starts.
 
-    Fails, naming it, when one cannot be imported, or two would answer one query.
+    Exit status 1 when one cannot be imported, or two would answer one query. Warns of patterns that match no event type
+    in Redox's documentation. Without a database, as in continuous integration, it imports everything installed here.
     """
-    with opened() as session:
-        with session.engine.connect() as connection:
-            bound = [each for each in reading.subscriptions(connection) if each["enabled"]]
-        loaded = discovery.load({each["handler"] for each in bound}, session.settings.handlers)
-    specs: dict[str, list[HandlerSpec]] = {}
-    for each in bound:
-        if each["handler"] not in loaded:
-            raise ConfigurationError(
-                f"{each['handler']} is enabled at {each['destination']}, but not on this host: install its plugin, or "
-                f"run `redox-receiver handlers disable {each['handler']} --destination {each['destination']}`")
-        specs.setdefault(each["destination"], []).append(loaded[each["handler"]].spec)
-    discovery.check_responders(specs)
-    output.rows([{"handler": name, "origin": each.origin, "role": each.spec.role, "patterns": list(each.spec.patterns)}
-                 for name, each in loaded.items()], ("handler", "role", "patterns", "origin"), as_json=as_json,
+    settings = table.load()
+    offline = no_database or (settings.database_url is None and not settings.keyring_path.exists())
+    if offline:
+        bound, names, missing = {}, {each.name for each in discovery.found()}, []
+    else:
+        with opened() as session, session.engine.connect() as connection:
+            rows = [each for each in reading.subscriptions(connection) if each["enabled"]]
+        names = {each["handler"] for each in rows}
+        bound = {each["destination"]: [row["handler"] for row in rows if row["destination"] == each["destination"]]
+                 for each in rows}
+        missing = rows
+    plugins = discovery.load(names, settings.handlers)
+    specs = {destination: [plugins.loaded[name].spec for name in of if name in plugins.loaded]
+             for destination, of in bound.items()}
+    if offline:
+        specs["(any destination)"] = [each.spec for each in plugins.loaded.values()]
+    wrong = [each.message for each in plugins.failures]
+    failed = {each.handler for each in plugins.failures}
+    wrong += [f"{each['handler']} is enabled at {each['destination']}, but not on this host: install its plugin, or "
+              f"run `redox-receiver handlers disable {each['handler']} --destination {each['destination']}`"
+              for each in missing if each["handler"] not in plugins.loaded.keys() | failed]
+    wrong += [sentence for *_, sentence in discovery.responder_conflicts(specs)]
+    rows = [{"handler": name, "role": each.spec.role, "patterns": list(each.spec.patterns), "origin": each.origin}
+            for name, each in plugins.loaded.items()]
+    output.rows(rows, ("handler", "role", "patterns", "origin"), as_json=as_json,
                 nothing="no handler is enabled: `redox-receiver handlers enable NAME --destination D`")
+    for row in rows:
+        for pattern in unknown_patterns(row["patterns"]):
+            output.say(f"warning: {row['handler']}: Redox documents no event type {pattern}{_similar(pattern)}")
+    for text in wrong:
+        output.say(f"Error: {output.escaped(text)}")
+    if wrong:
+        click.get_current_context().exit(1)
+
+
+def unknown_patterns(patterns: Iterable[str]) -> list[str]:
+    """The patterns that match nothing that Redox documents."""
+    known = [*WIRE_NAMES, *(f"FHIR.{event}" for event in (*FHIR_EVENTS, *FHIR_CODED_EVENTS))]
+    return [each for each in patterns if not any(matches([each], kind) for kind in known)]
+
+
+def _similar(pattern: str) -> str:
+    near = difflib.get_close_matches(pattern, [*WIRE_NAMES, *(f"FHIR.{event}" for event in FHIR_EVENTS)], n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 @handlers.command(epilog=example("handlers enable register --destination lab"))
@@ -119,5 +163,5 @@ def resume(name: str, *, destination: str | None, as_json: bool) -> None:
 def _show(session: Session, name: str, destination: str | None, *, as_json: bool) -> None:
     with session.engine.connect() as connection:
         found = reading.subscriptions(connection, destination=destination)
-    output.rows([each for each in found if each["handler"] == name], [each for each in COLUMNS if each != "found"],
-                as_json=as_json, nothing="")
+    shown = [each for each in COLUMNS if each not in ("found", "problems")]
+    output.rows([each for each in found if each["handler"] == name], shown, as_json=as_json, nothing="")

@@ -288,16 +288,21 @@ def _await_ready(everybody: Sequence[Child], settings: Settings, public: socket.
                  orders: Orders, at_work: Callable[[], bool]) -> None:
     """Wait until it serves and its workers are `at_work`, and say so.
 
-    Raises ConfigurationError when a part ends instead.
+    The receiver does not depend on a worker: one that ends is started again, and no longer waited for. Raises
+    ConfigurationError when another part ends.
     """
+    worker_ended = False
     due = time.monotonic() + _NOT_READY
     while not orders.stop:
         for child in everybody:
-            status = child.ended()
-            if status is not None:
+            if child.part.name.startswith("worker-"):
+                before = child.pid
+                child.keep()
+                worker_ended |= child.pid != before
+            elif (status := child.ended()) is not None:
                 raise ConfigurationError(f"{child.part.name} did not start (exit status {status}): the log above says "
                                          "why, and `redox-receiver check` what mends it")
-        if _answers(public, "/livez") and _answers(admin, "/readyz") and at_work():
+        if _answers(public, "/livez") and _answers(admin, "/readyz") and (worker_ended or at_work()):
             log.info("up.ready", bind=_address(settings.bind, public), part="receiver")
             log.info("up.ready", bind=_address(settings.admin_bind, admin), part="admin")
             click.echo(f"ready http://{_address(settings.bind, public)}")
@@ -315,7 +320,7 @@ def _now(engine: Engine) -> datetime:
 
 
 def _at_work(engine: Engine, workers: Sequence[Child], since: datetime) -> bool:
-    """Whether each has loaded its handlers and said so. One that cannot load them ends, after the others serve."""
+    """Whether each has loaded its handlers and said so."""
     table = schema.workers
     try:
         with engine.connect() as connection:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from receiver.findings import deliveries, feeds, installation, integrity
+from receiver.findings import deliveries, feeds, installation, integrity, plugins
 from receiver.findings.codes import CODES
 from receiver.findings.finding import Finding
 from receiver.findings.view import View, read
@@ -29,6 +29,7 @@ FINDERS: Final[tuple[Callable[[View], Iterator[Finding]], ...]] = (
     feeds.refusals,
     deliveries.lanes,
     deliveries.handlers,
+    plugins.problems,
     deliveries.dead,
     feeds.quarantine,
 )

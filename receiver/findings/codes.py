@@ -24,6 +24,12 @@ CODES: Final[Mapping[str, str]] = {
     "handler_paused": "A handler is paused.",
     "deliveries_held": "Deliveries are on hold since a restore.",
     "handler_not_loaded": "Deliveries wait for a handler that no running worker has loaded.",
+    "plugin_not_loaded": "A worker could not load a plugin.",
+    "handler_not_started": "A worker has loaded a handler, but the processes that run it do not start.",
+    "handler_failing": "Pending deliveries of a handler have failed twice or more, or are put off for long.",
+    "responder_missing": "Queries were answered 501: no responder for them is enabled, or it cannot be loaded.",
+    "responder_failed": "Queries were answered 500: the responder failed.",
+    "responder_late": "Queries were answered 504: the responder took longer than its timeout.",
     "dead": "Deliveries are dead.",
     "quarantine": "Messages are in quarantine.",
 }

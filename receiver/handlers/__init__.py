@@ -1,6 +1,6 @@
 """The plugin contract: everything that a handler plugin needs is imported from here, and stands on this page.
 
-May not import anything that is slow: every handler process does.
+Must not import anything that is slow: every handler process imports this.
 
     from receiver.handlers import Context, GiveUp, Message, RetryLater, handler, responder
 
@@ -25,6 +25,8 @@ What a handler does, and what becomes of the delivery:
     returns                  succeeded; what it did on `context.connection` is committed in the same transaction
     raise RetryLater(after)  their system is away: again after `after` seconds, for up to 72 hours; no attempt used
     raise GiveUp(code)       it can never succeed: dead at once; `code` is a fixed word, free of patients' data
+    lets an error of receiver.outbound through
+    that is `retryable`      as RetryLater
     raises anything else,
     overruns its timeout,
     or ends its process      a failed attempt: again after a pause that doubles (2 s to 10 min), and after
@@ -34,6 +36,13 @@ A handler is a plain synchronous function. It runs in a process of its own, whic
 that it has started; what it prints goes nowhere. It may be run again after it has succeeded, when a machine failed
 before that could be recorded: work on `context.connection` happens exactly once all the same; another system is to be
 given `context.idempotency_key`.
+
+A statement on `context.connection` that may fail belongs in `context.connection.begin_nested()`: caught without it, its
+error leaves a transaction that PostgreSQL does not commit, and the attempt fails.
+
+What a handler logs is judged field by field: see `Context`. The text of what it raises is sealed, for it may quote a
+patient: `redox-receiver deliveries show ID --error --reason …` opens it. `redox-receiver handlers check` imports a
+plugin as a worker does; without a database, as in continuous integration, it imports all that is installed.
 
 To answer by a message of its own it says `context.outbox.send({"Meta": …})`: sent once it has succeeded, in order, at
 least once. What it must know now it asks Redox by `context.redox.query(…)`.
@@ -78,7 +87,9 @@ def handler(
 
 
 def responder(*queries: str, name: str, timeout: float = 20.0) -> Callable[[_Responder], _Responder]:
-    """Declare the one that answers queries, within the request. What it returns is the body of the answer, as JSON.
+    """Declare the one that answers queries, within the request.
+
+    It returns the body of the answer: a dict with a "Meta", of values that JSON has, at most 10 MiB.
 
     `queries`: their kinds in full, such as "PatientSearch.Query". `timeout`: seconds; Redox allows 120 in all, its own
     time included. Raises ConfigurationError.

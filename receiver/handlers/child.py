@@ -1,4 +1,4 @@
-"""The handler process: `python -m receiver.handlers.child FD`, started by receiver.handlers.runner and by nobody else.
+"""The handler process: `python -m receiver.handlers.child FD FRAMES`, started by receiver.handlers.runner alone.
 
 May not outlive whoever started it, nor a lease: then it kills its own process group, with all that handlers have
 started. One thread runs handlers, the other listens and keeps the time.
@@ -24,7 +24,8 @@ import structlog
 
 from receiver import keyring as keyrings
 from receiver.errors import ReceiverError
-from receiver.handlers import running
+from receiver.handlers import hang, plugin_log, running
+from receiver.handlers.discovery import PluginError
 from receiver.handlers.running import Room, Stay
 from receiver.handlers.wire import (
     Ask,
@@ -36,7 +37,6 @@ from receiver.handlers.wire import (
     Hello,
     LeaseUntil,
     Leave,
-    Log,
     Ready,
     RunLanes,
     ToChild,
@@ -48,7 +48,6 @@ _LARGEST: Final = (1 << 32) - 1
 # What keeps the time when the listening thread cannot, for a handler holds the interpreter: it ends this process alone,
 # so the thread goes first.
 _BACKSTOP: Final = 2.0
-_LONGEST_FIELD: Final = 200
 
 
 class Listener:
@@ -73,6 +72,7 @@ class Listener:
             faulthandler.cancel_dump_traceback_later()
 
     def _run(self) -> None:
+        hang.take_signal()
         try:
             while True:
                 said = self._channel.receive(ToChild, self._until)
@@ -111,8 +111,9 @@ def end() -> NoReturn:
     os._exit(1)
 
 
-def main(descriptor: int) -> None:
-    """Do what is said on the control channel until it is closed."""
+def main(descriptor: int, frames: int) -> None:
+    """Do what is said on the control channel until it is closed. `frames`: the file for receiver.handlers.hang."""
+    hang.answer_to_signal(frames)
     channel = Channel(socket.socket(fileno=descriptor), _LARGEST)
     try:
         hello = channel.receive(ToChild, None)
@@ -120,7 +121,7 @@ def main(descriptor: int) -> None:
             raise Broken
         _serve(channel, hello)
     except ReceiverError as exc:
-        channel.send(Failed(error=str(exc)))
+        channel.send(_failed(exc))
     except (EOFError, OSError, Broken):
         pass
     end()
@@ -130,12 +131,12 @@ def _serve(channel: Channel, hello: Hello) -> None:
     sys.path[:] = hello.path
     resource.setrlimit(resource.RLIMIT_DATA, (hello.memory, hello.memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold patients' data
-    _log_to(channel)
     arming.arm(hello.database_url)
     room = Room(
         keyring=keyrings.load(Path(hello.keyring)), url=hello.database_url, records=Records(hello.database_url),
         work=Work(hello.database_url), modules=hello.modules, tell=channel.send,
         env_file=None if hello.env_file is None else Path(hello.env_file))
+    _log_to(channel, room)
     for name in hello.handlers:
         with suppress(ReceiverError):  # told when it is to be run: the others are not to suffer
             room.handler(name)
@@ -153,23 +154,26 @@ def _do(room: Room, command: Command) -> FromChild:
     try:
         return Stay(room, command).run() if isinstance(command, RunLanes) else running.answer(room, command)
     except ReceiverError as exc:
-        return Failed(error=str(exc))
+        return _failed(exc)
 
 
-def _log_to(channel: Channel) -> None:
-    """Hand structlog's lines over to whoever started us. Stdout, stderr and the logging module go nowhere: what plugins
-    and their libraries say there is anybody's data.
+def _failed(exc: ReceiverError) -> Failed:
+    if isinstance(exc, PluginError):
+        return Failed(error=exc.failure.summary, error_class=exc.failure.error_class, place=exc.failure.place)
+    return Failed(error=str(exc))
+
+
+def _log_to(channel: Channel, room: Room) -> None:
+    """Hand structlog's lines over to the parent process. Stdout, stderr and the logging module go nowhere: what plugins
+    and their libraries print there is anybody's data.
     """
 
     def forward(_logger: object, method: str, line: MutableMapping[str, Any]) -> NoReturn:
-        event = str(line.pop("event", ""))[:_LONGEST_FIELD]
-        channel.send(Log(level=method, event=event, fields={
-            name: value if value is None or isinstance(value, bool | int | float) else str(value)[:_LONGEST_FIELD]
-            for name, value in line.items() if name not in ("exc_info", "stack_info", "self")}))
+        channel.send(plugin_log.line(method, line, room.run))
         raise structlog.DropEvent
 
     structlog.configure(processors=[forward], cache_logger_on_first_use=False)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

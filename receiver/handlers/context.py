@@ -1,6 +1,6 @@
-"""What a handler gets beside the message.
+"""What a handler gets with the message.
 
-May not open anything by itself: what costs something is handed in as a function, called when it is first asked for.
+Must not open anything by itself: what costs something is handed in as a function, called when it is first asked for.
 """
 
 from __future__ import annotations
@@ -28,8 +28,15 @@ class Context:
     `handler`, `destination`: their names. `idempotency_key`: the same for each attempt of this delivery, another one
     when an operator replays the message: give it to systems that can tell a repetition by it. `attempt` counts from 1.
     `epoch` grows each time the lane is taken over: a system that remembers the highest can refuse a process that was
-    frozen and comes back late. `replayed`: an operator asked for this run. `log`: bound to ids alone; an event is a
-    fixed name such as "bed.assigned", and nothing of a patient's may be given to it.
+    frozen and comes back late. `replayed`: an operator asked for this run.
+
+    `log` is a structlog logger. Each line carries the ids of the run (handler, destination, uuid, delivery, attempt),
+    which you cannot change. An event is a fixed name such as "bed.assigned". Fields are judged by their value, for
+    nobody but you knows what they mean: a number, a boolean, None, a UUID, or a word (a-z, 0-9, `_`, `.` and `-`, at
+    most 40, a letter first) is printed; anything else is dropped and counted as `dropped`, which at a development
+    destination comes with the names (`dropped_fields`). So `error=str(exc)`, which may quote a patient, is never
+    printed: use `log.exception("bed.not_assigned")`, which prints the class of the exception and its frames. Never give
+    it a patient's identifier that is a number or a word.
     """
 
     handler: str

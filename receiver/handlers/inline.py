@@ -11,15 +11,19 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
+from uuid import UUID
 
 import structlog
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from receiver.errors import ConfigurationError, NotFound, ReceiverError, Unavailable
+from receiver.handlers.discovery import PluginError
 from receiver.handlers.leases import Leases
+from receiver.handlers.problem_reporter import ProblemReporter, of_failure, summary
 from receiver.handlers.process import hello, process_name
 from receiver.handlers.runner import Cut, Gone, Slot
 from receiver.handlers.stays import stay
@@ -30,6 +34,7 @@ from receiver.protocol.registry import Destination, Subscription
 from receiver.settings import Settings
 from receiver.storage import lanes
 from receiver.storage.database import describe
+from receiver.storage.handler_problems import HandlerProblem, Kind
 
 log: Final = structlog.get_logger(__name__)
 
@@ -59,6 +64,7 @@ class Responders:
     def __init__(self, settings: Settings, url: str, engine: Engine) -> None:
         self._settings = settings
         self._leases = Leases(engine, process_name())
+        self._problems = ProblemReporter(self._leases.owner)
         self._slots = [Slot(lambda: hello(settings, url)) for _ in range(settings.responders)]
         self._free = list(self._slots)
         # One is left for the others, whatever a destination's responders do.
@@ -79,6 +85,15 @@ class Responders:
             self._changed.wait_for(lambda: len(self._free) == len(self._slots), _BUSY)
             for slot in self._free:
                 slot.close()
+        try:
+            self._problems.withdraw(self._leases.connection)
+        except SQLAlchemyError as exc:
+            log.warning("problems.not_withdrawn", error=describe(exc))
+
+    def no_responder(self, destination: str, message_uuid: str) -> None:
+        """A query came that no responder is enabled for. Does not wait."""
+        self._problems.add(HandlerProblem(kind="responder_missing", handler="", destination=destination,
+                                          message=UUID(message_uuid)))
 
     def answer(self, message: Message, responder: Subscription, destination: Destination, receipt: Receipt) -> bytes:
         """The answer to a query, as JSON.
@@ -94,16 +109,41 @@ class Responders:
             until=deadline + _MARGIN, largest=LARGEST_ANSWER, uuid=receipt.uuid, kind=message.kind,
             source_id=message.source_id, log_id=message.log_id, message_id=message.message_id,
             transmission_id=message.transmission_id, facility=message.facility, event_time=message.event_time,
-            received_at=datetime.now(UTC), test=message.test, raw=message.raw)
+            received_at=datetime.now(UTC), test=message.test, raw=message.raw,
+            development=destination.environment == "development")
         with self._slot(destination, deadline) as slot:
             try:
                 said = slot.ask(question, deadline)
             except ConfigurationError as exc:
-                log.error("responder.not_loaded", responder=responder.handler, error=str(exc))
+                log.error("responder.not_loaded", responder=responder.handler, error=summary(exc))
+                self._add("responder_missing", responder, destination, receipt, exc=exc)
                 raise NotFound from exc
             except Gone as exc:
                 raise Unavailable("responder_not_started") from exc
-        return _answered(said, responder, receipt)
+        if isinstance(said, Answered):
+            self._problems.clear(responder.handler, destination.name, "responder_missing", "responder_failed",
+                                 "responder_late")
+            return said.body
+        late = isinstance(said, Cut) and said.why == "timed_out"
+        self._add("responder_late" if late else "responder_failed", responder, destination, receipt, said=said)
+        raise TimeoutError if late else ResponderFailed
+
+    def _add(self, kind: Kind, responder: Subscription, destination: Destination, receipt: Receipt, *,
+             said: Unanswered | Cut | None = None, exc: ConfigurationError | None = None) -> None:
+        """Remember why a query was not answered, and log what the responder did."""
+        if said is not None:
+            shown = said.shown if isinstance(said, Unanswered) else None
+            code = said.sqlstate if isinstance(said, Unanswered) else None
+            log.error("responder.failed" if kind == "responder_failed" else "responder.late", uuid=receipt.uuid,
+                      responder=responder.handler, destination=destination.name, error_class=said.error_class,
+                      frames=list(said.frames), sqlstate=code, error=shown)
+            problem = HandlerProblem(kind=kind, handler=responder.handler, error_class=said.error_class, detail=shown,
+                                     place=said.frames[-1] if said.frames else None)
+        elif isinstance(exc, PluginError):
+            problem = of_failure(exc.failure, kind, responder.handler)
+        else:
+            problem = HandlerProblem(kind=kind, handler=responder.handler, detail=str(exc))
+        self._problems.add(replace(problem, destination=destination.name, message=UUID(receipt.uuid)))
 
     def run_inline(self, destination: Destination, receipt: Receipt) -> bool:
         """Run the deliveries of `receipt.inline`, and what is pending before them; whether they are done.
@@ -118,7 +158,7 @@ class Responders:
             log.warning("inline.not_run", uuid=receipt.uuid, error=error)
             raise Unavailable("not_handled_yet") from exc
         except ConfigurationError as exc:
-            log.error("inline.handler_not_loaded", uuid=receipt.uuid, error=str(exc))
+            log.error("inline.handler_not_loaded", uuid=receipt.uuid, error=summary(exc))
             return False
 
     def _run(self, delivery: int, destination: Destination, deadline: float) -> bool:
@@ -138,7 +178,8 @@ class Responders:
                     return False
             with self._slot(destination, deadline) as slot:
                 left = stay(slot, self._leases, lane, subscription, lease=self._settings.lease,
-                            leave_after=deadline - time.monotonic(), up_to=delivery)
+                            leave_after=deadline - time.monotonic(), up_to=delivery,
+                            development=destination.environment == "development")
             if left is not None:
                 with self._leases.connection() as connection:
                     found = lanes.inline_delivery(connection, delivery)
@@ -173,19 +214,13 @@ class Responders:
         renew_at = 0.0
         while not self._stopping.wait(min(_RELEASE, self._settings.lease / 3)):
             self._leases.release()
+            try:
+                self._problems.flush(self._leases.connection)
+            except SQLAlchemyError as exc:
+                log.warning("problems.not_reported", error=describe(exc))
             if time.monotonic() >= renew_at:
                 renew_at = time.monotonic() + self._settings.lease / 3
                 self._leases.renew(self._settings.lease)
-
-
-def _answered(said: Answered | Unanswered | Cut, responder: Subscription, receipt: Receipt) -> bytes:
-    if isinstance(said, Answered):
-        return said.body
-    if isinstance(said, Cut) and said.why == "timed_out":
-        raise TimeoutError
-    log.error("responder.failed", responder=responder.handler, uuid=receipt.uuid, error_class=said.error_class,
-              frames=list(said.frames) if isinstance(said, Unanswered) else [])
-    raise ResponderFailed
 
 
 def _after_handling(lane: str, destination: Destination) -> Subscription | None:

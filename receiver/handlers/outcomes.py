@@ -1,18 +1,21 @@
 """How a run of a handler ended, and what becomes of its delivery.
 
-May not write it down (receiver.storage.lanes does) and may not keep the exception: only what may be stored of it.
+Must not write it down (receiver.storage.lanes does), and must not keep the exception: only what may be stored of it.
 """
 
 from __future__ import annotations
 
 import random
 import re
+import sys
 import traceback
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from receiver.errors import GiveUp, RetryLater
+from receiver.errors import GiveUp, ReceiverError, RetryLater
+from receiver.storage.database import sqlstate
 from receiver.storage.lanes import Failure
+from receiver.storage.work import WorkAborted
 
 Kind = Literal["failed", "timed_out", "crashed", "retry_later", "gave_up"]
 
@@ -26,7 +29,8 @@ LONGEST_DEFERRAL: Final = 72 * 3600.0
 _SHORTEST_DEFERRAL: Final = 0.05
 
 _CODE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_NOT_NAME: Final = re.compile(r"[^\w.<>:-]")
+_NOT_NAME: Final = re.compile(r"[^\w.<>:-]", re.ASCII)
+_CLASS: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,79}")
 _LONGEST_NAME: Final = 200
 _MOST_FRAMES: Final = 50
 _LONGEST_TEXT: Final = 10_000
@@ -34,13 +38,18 @@ _LONGEST_TEXT: Final = 10_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """The end of a run that did not succeed. `text` may quote a patient: it is sealed; the rest may be shown."""
+    """The end of a run that did not succeed. `text` may quote a patient: it is sealed; the rest may be shown.
+
+    `shown`: the text again, where the receiver itself wrote it: it names settings and commands, never a patient.
+    """
 
     kind: Kind
     error_class: str
     frames: tuple[str, ...] = ()
     text: str | None = field(default=None, repr=False)
     after: float = 0.0
+    sqlstate: str | None = None
+    shown: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +81,7 @@ class Verdict:
 def of(exc: BaseException) -> Outcome:
     """The outcome of a handler that raised."""
     frames = _frames(exc)
-    text = _text(exc)
+    text, shown = _text(exc), _shown(exc)
     if isinstance(exc, RetryLater):
         # A NaN compares with nothing, and falls out as the shortest.
         return Outcome(kind="retry_later", error_class="RetryLater", frames=frames, text=text,
@@ -80,7 +89,61 @@ def of(exc: BaseException) -> Outcome:
     if isinstance(exc, GiveUp):
         code = exc.code if _CODE.fullmatch(str(exc.code)) else "unnamed"
         return Outcome(kind="gave_up", error_class=f"GiveUp:{code}", frames=frames, text=text)
-    return Outcome(kind="failed", error_class=_name(type(exc).__name__), frames=frames, text=text)
+    if _retryable(exc):
+        after = getattr(exc, "retry_after", None) or RetryLater().after
+        return Outcome(kind="retry_later", error_class=class_name(exc), frames=frames, text=text,
+                       after=min(max(_SHORTEST_DEFERRAL, after), LONGEST_DEFERRAL), shown=shown)
+    if isinstance(exc, WorkAborted):
+        frames = tuple(map(_name, exc.frames)) or frames
+    return Outcome(kind="failed", error_class=class_name(exc), frames=frames, text=text, sqlstate=_sqlstate(exc),
+                   shown=shown)
+
+
+def class_name(exc: BaseException) -> str:
+    """The name of an exception's class, or the nearest base that stands in code under its name.
+
+    A class that is made while the program runs can have a name that is made of data: type(f"No bed for {name}", …).
+    """
+    return class_name_of(type(exc))
+
+
+def class_name_of(given: type) -> str:
+    """As `class_name`, of any class; "object" where none of its bases stands in code."""
+    for kind in given.__mro__:
+        name, qualified = kind.__name__, kind.__qualname__
+        if not _CLASS.fullmatch(name):
+            continue
+        found: object = sys.modules.get(kind.__module__)
+        for part in qualified.split("."):
+            found = getattr(found, part, None)
+        # A class inside a function cannot be looked up; `type(name, …)` says nothing of a function.
+        if found is kind or qualified.endswith(f".<locals>.{name}"):
+            return name
+    return "object"
+
+
+def _retryable(exc: BaseException) -> bool:
+    """An error of receiver.outbound after which the same call may succeed; not imported here, for few handlers call."""
+    errors = sys.modules.get("receiver.outbound.errors")
+    return errors is not None and isinstance(exc, errors.OutboundError) and bool(exc.retryable)
+
+
+def _sqlstate(exc: BaseException) -> str | None:
+    """Of the exception, or of the one that it was raised from."""
+    cause: BaseException | None = exc
+    while cause is not None and not isinstance(code := getattr(cause, "sqlstate", None) or sqlstate(cause), str):
+        cause = cause.__cause__
+    return None if cause is None else code
+
+
+def _shown(exc: BaseException) -> str | None:
+    """The text of an error that the receiver raised to name a setting or a rule of the contract."""
+    raised = None
+    for frame, _ in traceback.walk_tb(exc.__traceback__):
+        raised = str(frame.f_globals.get("__name__", ""))
+    ours = raised is not None and raised.partition(".")[0] == "receiver"
+    told = isinstance(exc, ReceiverError) and not isinstance(exc, RetryLater | GiveUp)
+    return str(exc) if ours and told else None
 
 
 def judge(outcome: Outcome, policy: Policy, *, attempt: int, deferred_for: float) -> Verdict:
@@ -101,7 +164,8 @@ def failure(outcome: Outcome, verdict: Verdict, policy: Policy, *, key: str | No
     waiting = "waiting" if verdict.pause is not None and not policy.unordered else None
     return Failure(
         outcome=outcome.kind, state=verdict.state, error_class=outcome.error_class, error_frames=outcome.frames,
-        error_key=key, error_sealed=sealed, pause=verdict.pause, counted=verdict.counted, deferred=verdict.deferred,
+        error_key=key, error_sealed=sealed, error_shown=outcome.shown, pause=verdict.pause,
+        counted=verdict.counted, deferred=verdict.deferred,
         lane_state="held" if verdict.hold else waiting, release=release)
 
 

@@ -21,6 +21,8 @@ import structlog
 
 from receiver.errors import ConfigurationError, ReceiverError
 from receiver.failpoints import point
+from receiver.handlers import hang
+from receiver.handlers.discovery import LoadFailure, PluginError
 from receiver.handlers.wire import (
     Answered,
     Ask,
@@ -39,10 +41,12 @@ from receiver.handlers.wire import (
     Started,
     ToChild,
     Unanswered,
+    Unsuccessful,
 )
 from receiver.storage.lanes import Fence
 
 plugin_log: Final = structlog.get_logger("receiver.plugin")
+delivery_log: Final = structlog.get_logger("receiver.delivery")
 
 _told = point("lane.told")
 
@@ -103,7 +107,8 @@ class Lease:
 class Cut:
     """A run that was ended from outside, or ended the process. `delivery` is 0 when no handler ran.
 
-    `why`: "timed_out" · "crashed" · "stopped": we were told to stop · "fenced": the lease is over.
+    `frames`: where it stood when its time was over. `why`: "timed_out" · "crashed" · "stopped": we were told to stop ·
+    "fenced": the lease is over.
     """
 
     why: Why
@@ -112,6 +117,7 @@ class Cut:
     delivery: int = 0
     attempt: int = 0
     deferred_for: float = 0.0
+    frames: tuple[str, ...] = ()
 
 
 class Process:
@@ -120,14 +126,16 @@ class Process:
     def __init__(self, hello: Hello) -> None:
         ours, theirs = socket.socketpair()
         ours.settimeout(_SEND_PATIENCE)
+        self._stack = hang.new_file()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "receiver.handlers.child", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "receiver.handlers.child", str(theirs.fileno()), str(self._stack)],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()], start_new_session=True)
+                pass_fds=[theirs.fileno(), self._stack], start_new_session=True)
         self._end = os.pidfd_open(self._process.pid)
         self._channel = Channel(ours, _LARGEST)
         self._hello = hello
+        self.handler = self.destination = ""  # what it runs, for the log
 
     @property
     def pid(self) -> int:
@@ -139,7 +147,7 @@ class Process:
         self._say(self._hello)
         said = self.hear(time.monotonic() + START_PATIENCE)
         if isinstance(said, Failed):
-            raise ConfigurationError(said.error)
+            raise _failed(said)
         if not isinstance(said, Ready):
             raise Gone("the handler process does not start")
 
@@ -149,6 +157,7 @@ class Process:
 
     def command(self, said: RunLanes | Ask) -> None:
         """Tell it what to do. Raises Gone."""
+        self.handler, self.destination = said.handler, said.destination
         self._say(said)
 
     def _say(self, said: ToChild) -> None:
@@ -166,11 +175,19 @@ class Process:
                 raise Gone from exc
             if isinstance(said, Log):
                 level = said.level if said.level in ("debug", "info", "warning") else "error"
-                getattr(plugin_log, level)(said.event, **said.fields)
+                dropped = {"dropped": said.dropped} if said.dropped else {}
+                named = {"dropped_fields": list(said.names)} if said.names else {}
+                getattr(plugin_log, level)(said.event, **(said.fields | dropped | named))
+            elif isinstance(said, Unsuccessful):
+                log_attempt(said, self.handler, self.destination)
             elif said is not None or time.monotonic() >= deadline:
                 return said
             else:
                 raise Gone
+
+    def where(self) -> tuple[str, ...]:
+        """The frames of the handler that runs: module:line:function, outermost first."""
+        return hang.frames(self._process.pid, self._stack, self._hello.path)
 
     def kill(self) -> str:
         """End it and its group; how it ended, as a word."""
@@ -180,6 +197,7 @@ class Process:
         status = self._process.wait()
         self._channel.close()
         os.close(self._end)
+        os.close(self._stack)
         return signal.Signals(-status).name if status < 0 else f"Exit{status}"
 
     def ended(self) -> bool:
@@ -240,7 +258,7 @@ class Slot:
                     self._replace(said.worn)
                     return said
                 elif isinstance(said, Failed):
-                    raise ConfigurationError(said.error)
+                    raise _failed(said)
                 elif said is not None:
                     raise Gone
         except Gone:
@@ -263,7 +281,7 @@ class Slot:
                 if isinstance(said, Started):
                     deadline = min(deadline, time.monotonic() + question.timeout)
                 elif isinstance(said, Failed):
-                    raise ConfigurationError(said.error)
+                    raise _failed(said)
                 elif isinstance(said, Answered | Unanswered):
                     self._replace(said.worn)
                     return said
@@ -276,10 +294,35 @@ class Slot:
             self.close()
 
     def _cut(self, why: Why, running: Started) -> Cut:
+        # Asked first, for whoever is to correct the handler: where does it hang?
+        frames = self._process.where() if why == "timed_out" and self._process is not None else ()
         ended = self.close()
         classes = {"timed_out": "TimedOut", "crashed": ended, "stopped": "WorkerStopped", "fenced": "LeaseLost"}
         return Cut(why=why, error_class=classes[why], lane=running.lane, delivery=running.delivery,
-                   attempt=running.attempt, deferred_for=running.deferred_for)
+                   attempt=running.attempt, deferred_for=running.deferred_for, frames=frames)
+
+
+def log_attempt(said: Unsuccessful, handler: str, destination: str) -> None:
+    """The line of an attempt that did not succeed."""
+    told = {"sqlstate": said.sqlstate, "error": said.shown, "again_in": said.pause}
+    line = {name: value for name, value in told.items() if value is not None}
+    fields: dict[str, Any] = {
+        "handler": handler, "destination": destination, "lane": said.lane, "delivery": said.delivery,
+        "attempt": said.attempt, "outcome": said.outcome, "error_class": said.error_class,
+        "frames": list(said.frames), **line}
+    if said.state == "dead":
+        delivery_log.error("delivery.dead", **fields)
+    elif said.outcome == "retry_later":
+        delivery_log.info("delivery.deferred", **fields)
+    else:
+        delivery_log.warning("delivery.failed", **fields)
+
+
+def _failed(said: Failed) -> ConfigurationError:
+    if not said.error_class:
+        return ConfigurationError(said.error)
+    return PluginError(LoadFailure(handler=None, origin="", error_class=said.error_class, place=said.place,
+                                   summary=said.error, message=said.error))
 
 
 def _over(lease: Lease, deadline: float) -> Why | None:

@@ -18,14 +18,25 @@ import msgspec
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from receiver.errors import GiveUp
+from receiver.errors import GiveUp, ReceiverError
 from receiver.failpoints import point
 from receiver.handlers import discovery, outcomes
 from receiver.handlers.context import Context
 from receiver.handlers.discovery import Loaded
 from receiver.handlers.message import Message
 from receiver.handlers.outcomes import Outcome, Verdict
-from receiver.handlers.wire import Answered, Ask, Ended, FromChild, Left, RunLanes, Started, Unanswered
+from receiver.handlers.plugin_log import RUN, RunIds
+from receiver.handlers.wire import (
+    Answered,
+    Ask,
+    Ended,
+    FromChild,
+    Left,
+    RunLanes,
+    Started,
+    Unanswered,
+    Unsuccessful,
+)
 from receiver.keyring import Keyring
 from receiver.storage import lanes
 from receiver.storage.database import describe
@@ -45,6 +56,10 @@ _committing, _succeeded, _failed = (
 _WORN: Final = 10_000
 
 
+class InvalidAnswer(ReceiverError):
+    """What a responder returned cannot be an answer."""
+
+
 @dataclass(kw_only=True, slots=True)
 class Room:
     """What a handler process has to work with. `tell` speaks to whoever started it; `leave`: told to leave the lane."""
@@ -62,6 +77,7 @@ class Room:
     leave: bool = False
     worn: bool = False
     runs: int = 0
+    run: RunIds | None = None  # of the run that goes on
     _speaking: Speaking | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -81,6 +97,7 @@ class Room:
         result, outcome = None, None
         try:
             result = loaded.function(message(), context)
+            self.work.check()
         except BaseException as exc:  # noqa: BLE001 - whatever a handler does is an outcome, SystemExit included
             if os.getpid() == here:
                 outcome = outcomes.of(exc)
@@ -94,16 +111,17 @@ class Room:
         return result, outcome
 
     def context(self, loaded: Loaded, destination: str, *, uuid: str, generation: int, attempt: int, epoch: int,
-                delivery: int | None) -> Context:
-        """What the handler gets beside the message."""
+                delivery: int | None, development: bool) -> Context:
+        """What the handler gets with the message."""
         name = loaded.declaration.name
+        self.run = RunIds(handler=name, destination=destination, uuid=uuid, delivery=delivery, attempt=attempt,
+                          development=development)
         return Context(
             handler=name, destination=destination, idempotency_key=f"{uuid}:{name}:{generation}", attempt=attempt,
             epoch=epoch, replayed=generation > 1, _connect=self.work.connection, _env_file=self.env_file,
             _redox=lambda: self._speaker().redox(name, destination, uuid),
             _outbox=lambda: self._speaker().outbox(name, destination, uuid, self.work.connection),
-            log=structlog.get_logger("plugin").bind(handler=name, destination=destination, uuid=uuid,
-                                                    delivery=delivery, attempt=attempt))
+            log=structlog.get_logger("plugin").bind(**{RUN: self.run}))
 
     def _speaker(self) -> Speaking:
         if self._speaking is None:
@@ -213,7 +231,7 @@ class Stay:
         _started()
         context = self._room.context(
             loaded, self._command.destination, uuid=str(delivery.uuid), generation=delivery.generation,
-            attempt=attempt, epoch=self._fence.epoch, delivery=delivery.id)
+            attempt=attempt, epoch=self._fence.epoch, delivery=delivery.id, development=self._command.development)
         return self._room.call(loaded, lambda: self._message(delivery), context)[1]
 
     def _message(self, delivery: Waiting) -> Message:
@@ -284,6 +302,10 @@ class Stay:
                           outcomes.failure(outcome, verdict, self._policy, key=key, sealed=sealed)):
             return Left(why="fenced")
         _failed()
+        self._room.tell(Unsuccessful(
+            lane=self._fence.lane, delivery=delivery.id, attempt=attempt, state=verdict.state, outcome=outcome.kind,
+            error_class=outcome.error_class, frames=outcome.frames, sqlstate=outcome.sqlstate, shown=outcome.shown,
+            pause=verdict.pause))
         if verdict.state == "dead":
             return Left(why="dead", error_class=outcome.error_class, worn=self._room.worn)
         return Left(why="waiting", worn=self._room.worn) if verdict.hold else None
@@ -298,18 +320,14 @@ def answer(room: Room, command: Ask) -> Answered | Unanswered:
     room.work.patience = command.timeout
     message = Message(**{name: getattr(command, name) for name in Message.__dataclass_fields__})
     context = room.context(loaded, command.destination, uuid=command.uuid, generation=1, attempt=1, epoch=0,
-                           delivery=None)
+                           delivery=None, development=command.development)
     room.tell(Started())
     body = b""
 
     def respond(message: Message, context: Context) -> None:
         nonlocal body
-        given = loaded.function(message, context)
-        if not isinstance(given, dict):
-            raise TypeError(f"a responder returns a dict, not {type(given).__name__}")
-        body = msgspec.json.encode(given)
-        if len(body) > command.largest:
-            raise ValueError(f"the answer has {len(body)} bytes: at most {command.largest}")
+        body = _body(loaded.function(message, context), command.largest)
+        room.work.check()
         if room.work.used:
             room.work.commit()
 
@@ -318,4 +336,23 @@ def answer(room: Room, command: Ask) -> Answered | Unanswered:
     room.work.rollback()
     if outcome is None:
         return Answered(body=body, worn=room.worn)
-    return Unanswered(error_class=outcome.error_class, frames=outcome.frames, worn=room.worn)
+    return Unanswered(error_class=outcome.error_class, frames=outcome.frames, sqlstate=outcome.sqlstate,
+                      shown=outcome.shown, worn=room.worn)
+
+
+def _body(given: Any, largest: int) -> bytes:
+    """What a responder returned, as JSON. Raises InvalidAnswer, whose text never quotes a value."""
+    if not isinstance(given, dict):
+        hint = ": return model.model_dump(mode=\"json\", by_alias=True)" if hasattr(given, "model_dump") else ""
+        raise InvalidAnswer(f"a responder returns a dict, not {outcomes.class_name_of(type(given))}{hint}")
+    if not isinstance(given.get("Meta"), dict):
+        raise InvalidAnswer('an answer has a "Meta" with DataModel and EventType, and what the responder returned has '
+                            "none")
+    try:
+        body = msgspec.json.encode(given)
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise InvalidAnswer("the answer cannot be written as JSON: use dicts with str keys, lists, str, int, float, "
+                            "bool and None") from exc
+    if len(body) > largest:
+        raise InvalidAnswer(f"the answer has {len(body)} bytes, and at most {largest} can be sent")
+    return body

@@ -17,8 +17,8 @@ from receiver.failpoints import point
 from receiver.handlers import outcomes
 from receiver.handlers.leases import Leases
 from receiver.handlers.outcomes import Outcome, Policy, Verdict
-from receiver.handlers.runner import Cut, Lease, Slot
-from receiver.handlers.wire import Left, RunLanes
+from receiver.handlers.runner import Cut, Lease, Slot, log_attempt
+from receiver.handlers.wire import Left, RunLanes, Unsuccessful
 from receiver.protocol.registry import Subscription
 from receiver.storage import lanes
 from receiver.storage.database import describe
@@ -33,22 +33,23 @@ _STOPPED: Final = Verdict(state="pending", counted=False)
 
 
 def stay(slot: Slot, leases: Leases, lane: str, subscription: Subscription, *, lease: float, leave_after: float,
-         up_to: int | None = None) -> Left | None:
+         up_to: int | None = None, development: bool = False) -> Left | None:
     """Run what is pending in the lane for about `leave_after` seconds, under a lease of `lease` seconds.
 
-    `up_to`: run the deliveries that are inline, up to that one. None: the lane was not to be had, or the end of the run
-    is not known. Raises ConfigurationError when the handler cannot be loaded, Gone when no process starts,
-    SQLAlchemyError when nothing could be claimed.
+    `up_to`: run the deliveries that are inline, up to that one. `development`: the destination is one. None: the lane
+    was not to be had, or the end of the run is not known. Raises ConfigurationError when the handler cannot be loaded,
+    Gone when no process starts, SQLAlchemyError when nothing could be claimed.
     """
     slot.warm()  # first: a lease does not wait for a process
     held = leases.claim(lane, lease, inline=up_to is not None)
     if held is None:
         return None
-    return _run(slot, leases, held, subscription, leave_after=leave_after, up_to=up_to, slow=lambda _lane: None)
+    return _run(slot, leases, held, subscription, leave_after=leave_after, up_to=up_to, slow=lambda _lane: None,
+                development=development)
 
 
 def stay_in_some(slot: Slot, leases: Leases, names: Sequence[str], subscription: Subscription, *, lease: float,
-                 leave_after: float, others: Callable[[], None]) -> Left | None:
+                 leave_after: float, others: Callable[[], None], development: bool = False) -> Left | None:
     """As `stay`, in those of these ordered lanes of one handler at one destination that are to be had: the first few
     deliveries of each. `others` is called when some were given back unseen, for the handler is slow.
     """
@@ -60,11 +61,12 @@ def stay_in_some(slot: Slot, leases: Leases, names: Sequence[str], subscription:
     def slow(lane: str) -> None:
         if leases.give_back_after(held, lane):
             others()
-    return _run(slot, leases, held, subscription, leave_after=leave_after, up_to=None, slow=slow)
+    return _run(slot, leases, held, subscription, leave_after=leave_after, up_to=None, slow=slow,
+                development=development)
 
 
 def _run(slot: Slot, leases: Leases, held: Lease, subscription: Subscription, *, leave_after: float, up_to: int | None,
-         slow: Callable[[str], None]) -> Left | None:
+         slow: Callable[[str], None], development: bool) -> Left | None:
     lane = held.fence.lane
     policy = Policy(max_attempts=subscription.max_attempts, on_failure=subscription.on_failure,
                     unordered=unordered(lane), inline=up_to is not None)
@@ -74,7 +76,7 @@ def _run(slot: Slot, leases: Leases, held: Lease, subscription: Subscription, *,
             lanes=tuple((fence.lane, fence.epoch) for fence in held.fences), owner=held.fence.owner,
             handler=subscription.handler, destination=lane.split("/", 2)[1], policy=policy,
             timeout=subscription.timeout, until=held.until, leave_at=time.monotonic() + leave_after,
-            up_to=up_to or 0), held, slow)
+            up_to=up_to or 0, development=development), held, slow)
         if isinstance(ended, Left):
             _left()
             if ended.why == "lost":
@@ -84,19 +86,20 @@ def _run(slot: Slot, leases: Leases, held: Lease, subscription: Subscription, *,
         log.warning("handler.ended", handler=subscription.handler, lane=ended.lane or lane, delivery=ended.delivery,
                     attempt=ended.attempt, reason=ended.why, error_class=ended.error_class)
         _cut()
-        left, recorded = _record(leases, held, ended, policy)
+        left, recorded = _record(leases, held, ended, policy, subscription.handler)
         released = ended.lane if recorded else None
         return left
     finally:
         leases.give_back(held, released=released)
 
 
-def _record(leases: Leases, held: Lease, cut: Cut, policy: Policy) -> tuple[Left | None, bool]:
+def _record(leases: Leases, held: Lease, cut: Cut, policy: Policy, handler: str) -> tuple[Left | None, bool]:
     """Record what the process could not: (how the lane is left, whether its lease is released with it)."""
     if cut.why == "fenced" or not cut.delivery:
         return None, False
     fence = next(fence for fence in held.fences if fence.lane == cut.lane)
-    outcome = Outcome(kind="timed_out" if cut.why == "timed_out" else "crashed", error_class=cut.error_class)
+    outcome = Outcome(kind="timed_out" if cut.why == "timed_out" else "crashed", error_class=cut.error_class,
+                      frames=cut.frames)
     verdict = _STOPPED if cut.why == "stopped" else outcomes.judge(
         outcome, policy, attempt=cut.attempt, deferred_for=cut.deferred_for)
     try:
@@ -110,6 +113,11 @@ def _record(leases: Leases, held: Lease, cut: Cut, policy: Policy) -> tuple[Left
         return None, False
     if not recorded:  # it had recorded the end itself, just before
         return Left(why="time"), False
+    if cut.why != "stopped":
+        log_attempt(Unsuccessful(
+            lane=fence.lane, delivery=cut.delivery, attempt=cut.attempt, state=verdict.state, outcome=outcome.kind,
+            error_class=outcome.error_class, frames=outcome.frames, pause=verdict.pause),
+            handler, fence.lane.split("/", 2)[1])
     if verdict.state == "dead":
         return Left(why="dead", error_class=outcome.error_class), True
     return Left(why="waiting" if verdict.pause is None or not policy.unordered else "time"), True

@@ -60,6 +60,7 @@ class RunLanes(_Said, frozen=True, kw_only=True):
     until: float
     leave_at: float
     up_to: int = 0
+    development: bool = False
 
 
 class Ask(_Said, frozen=True, kw_only=True):
@@ -81,6 +82,7 @@ class Ask(_Said, frozen=True, kw_only=True):
     received_at: datetime
     test: bool
     raw: bytes
+    development: bool = False
 
 
 class LeaseUntil(_Said, frozen=True, kw_only=True):
@@ -100,9 +102,11 @@ class Ready(_Said, frozen=True, kw_only=True):
 
 
 class Failed(_Said, frozen=True, kw_only=True):
-    """It cannot do what it was told to: why, for the operator."""
+    """It cannot do what it was told to: why, for the operator. `error_class` and `place`: of a plugin's import."""
 
     error: str
+    error_class: str = ""
+    place: str | None = None
 
 
 class Started(_Said, frozen=True, kw_only=True):
@@ -116,6 +120,23 @@ class Started(_Said, frozen=True, kw_only=True):
 
 class Ended(_Said, frozen=True, kw_only=True):
     """The handler has returned or raised; the outcome is about to be recorded."""
+
+
+class Unsuccessful(_Said, frozen=True, kw_only=True):
+    """An attempt did not succeed, and that is recorded: for the log. `state`: of the delivery now. `shown`: the error's
+    text, where the receiver wrote it. `pause`: seconds until the next attempt.
+    """
+
+    lane: str
+    delivery: int
+    attempt: int
+    state: str
+    outcome: str
+    error_class: str
+    frames: tuple[str, ...] = ()
+    sqlstate: str | None = None
+    shown: str | None = None
+    pause: float | None = None
 
 
 class Left(_Said, frozen=True, kw_only=True):
@@ -139,24 +160,30 @@ class Answered(_Said, frozen=True, kw_only=True):
 
 
 class Unanswered(_Said, frozen=True, kw_only=True):
-    """The responder raised."""
+    """The responder raised, or what it returned is not an answer. `shown` as in Unsuccessful."""
 
     error_class: str
     frames: tuple[str, ...]
+    sqlstate: str | None = None
+    shown: str | None = None
     worn: bool = False
 
 
 class Log(_Said, frozen=True, kw_only=True):
-    """A log line of a plugin's."""
+    """A log line of a plugin's. `dropped`: how many of its fields may not be printed; `names`: theirs, at a
+    development destination.
+    """
 
     level: str
     event: str
-    fields: dict[str, str | int | float | bool | None]
+    fields: dict[str, Any]
+    dropped: int = 0
+    names: tuple[str, ...] = ()
 
 
 Command = RunLanes | Ask
 ToChild = Hello | Command | LeaseUntil | Leave
-FromChild = Ready | Failed | Started | Ended | Left | Answered | Unanswered | Log
+FromChild = Ready | Failed | Started | Ended | Unsuccessful | Left | Answered | Unanswered | Log
 
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import math
 import os
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Final
 
@@ -22,14 +22,15 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from receiver import keyring as keyrings
-from receiver.errors import ConfigurationError, Conflict
+from receiver.errors import ConfigurationError, ReceiverError
 from receiver.handlers import discovery, drains
-from receiver.handlers.discovery import Loaded
+from receiver.handlers.discovery import Loaded, PluginError
 from receiver.handlers.drains import Drains
 from receiver.handlers.engine import Engine
 from receiver.handlers.leases import Leases
 from receiver.handlers.outgoing import SENDERS, Outgoing
 from receiver.handlers.places import Places
+from receiver.handlers.problem_reporter import ProblemReporter, of_failure, summary
 from receiver.handlers.process import hello, process_name
 from receiver.handlers.runner import Gone, Slot
 from receiver.handlers.stays import stay, stay_in_some
@@ -40,6 +41,7 @@ from receiver.storage import arming, lanes, once, partitions, upkeep
 from receiver.storage.database import describe, open_engine, sqlstate
 from receiver.storage.embedded import Cluster
 from receiver.storage.evidence import PatientDigests
+from receiver.storage.handler_problems import HandlerProblem
 from receiver.storage.registration import Registration
 from receiver.storage.registry import RegistryFollower
 from receiver.storage.sealing import Seals
@@ -60,6 +62,10 @@ _REGISTRY: Final = 0.5
 _INDEX: Final = 1.0
 _FORGET: Final = 60.0
 _HOURLY: Final = 3600.0
+# How often what has changed of handlers' problems is reported.
+_REPORT: Final = 1.0
+# A plugin that could not be loaded is tried again so often: somebody may have installed what it lacked.
+_RELOAD: Final = 30.0
 # How often the main thread looks whether it was told to stop.
 _GLANCE: Final = 0.1
 # After an error of the database, or of a handler process that does not start.
@@ -73,8 +79,8 @@ _DUPLICATE: Final = "23505"
 def run_worker(settings: Settings) -> int:
     """Work until SIGTERM or SIGINT: claim nothing more, let handlers end, give the lanes back. A second one hurries.
 
-    Returns the exit status. Raises ConfigurationError at the start: the keyring, a plugin that cannot be imported, two
-    responders for one query.
+    Returns the exit status. Raises ConfigurationError at the start: the settings or the keyring. A plugin that cannot
+    be loaded stops nothing: its deliveries wait, and `status` names it.
     """
     worker = Worker(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -101,7 +107,7 @@ class Worker:
         self._seals = Seals(keyring)
         self._digests = PatientDigests(keyring)
         # A connection for each lane that is claimed or given back, and one for each of our threads.
-        self._engine = open_engine(self._url, pool_size=settings.concurrency + SENDERS + 9,
+        self._engine = open_engine(self._url, pool_size=settings.concurrency + SENDERS + 10,
                                    statement_timeout=_STATEMENT)
         self._schema = Watch(self._engine)
         self._follower = RegistryFollower(self._engine, keyring)
@@ -110,9 +116,11 @@ class Worker:
         self._drains = Drains(self._leases)
         self._outgoing = Outgoing(self._url, keyring, self._leases, lease=settings.lease,
                                   rate=settings.redox_rate)
+        self._problems = ProblemReporter(self.name)
         self._places = Places(settings.concurrency, self._run_lane, lambda: hello(settings, self._url, self._handlers))
         self._handlers: tuple[str, ...] = ()  # loaded here, by name
         self._version: int | None = None      # of the registry that they were loaded for
+        self._reload_at = math.inf            # when what could not be loaded is tried again
         self._others = 0                      # live workers that have loaded some of what we have
         self._swept = ""                      # the lane that the sweep has come to
         self._closed: set[int] = set()        # messages whose payload does not open here
@@ -127,7 +135,7 @@ class Worker:
         self._orders += 1
 
     def run(self) -> None:
-        """Work until `stop`. Raises ConfigurationError."""
+        """Work until `stop`."""
         arming.arm(self._url)
         self._await_schema()
         self._follower.start()
@@ -142,7 +150,8 @@ class Worker:
         taking.start()
         for interval, work in (
                 (self._settings.lease / 3, self._renew), (_PAUSE, self._leases.release), (_SEEN, self._say_seen),
-                (SWEEP, self._sweep), (SWEEP, self._outgoing.sweep), (_REGISTRY, self._follow), (_INDEX, self._index),
+                (_REPORT, self._report_problems), (SWEEP, self._sweep), (SWEEP, self._outgoing.sweep),
+                (_REGISTRY, self._follow), (_INDEX, self._index),
                 (_FORGET, self._forget), (_HOURLY, self._make_partitions), (GLANCE, self._look_at_schema)):
             threading.Thread(target=self._repeat, args=(interval, work), name=work.__name__, daemon=True).start()
         while not self._orders:
@@ -181,6 +190,7 @@ class Worker:
         self._follower.stop()
         try:
             self._leases.release()
+            self._problems.withdraw(self._leases.connection)
             with self._leases.connection() as connection:
                 upkeep.gone(connection, self.name)
         except SQLAlchemyError as exc:
@@ -203,46 +213,68 @@ class Worker:
     # --- handlers
 
     def _load(self, registry: Registry) -> None:
-        """Load what is enabled, and see that the registry says what it declares. Raises ConfigurationError."""
+        """Load what is enabled, each plugin by itself, and see that the registry says what it declares.
+
+        What cannot be loaded is reported, and treated as what is not installed: its deliveries wait.
+        """
         importlib.invalidate_caches()
         enabled = {each.handler for destination in registry.destinations.values() for each in destination.subscriptions}
-        loaded = discovery.load(enabled, self._settings.handlers)
-        for name in sorted(enabled - loaded.keys()):
+        plugins = discovery.load(enabled, self._settings.handlers)
+        loaded = plugins.loaded
+        problems = [of_failure(each, "plugin_not_loaded", each.handler or each.origin) for each in plugins.failures]
+        failed = {each.handler for each in problems}
+        for name in sorted(enabled - loaded.keys() - failed):
             log.warning("handler.not_installed", handler=name)
-        discovery.check_responders({
+        conflicts = discovery.responder_conflicts({
             destination.name: [loaded[each.handler].spec for each in destination.subscriptions
                                if each.handler in loaded] for destination in registry.destinations.values()})
-        self._bind_developed([each for each in loaded.values() if each.development])
-        # Once, not whenever it is changed: two workers with two versions of a plugin would never come to an end.
-        for name in loaded.keys() - self._refreshed:
-            with _naming(loaded[name]):
-                self._registration.refresh_handlers([loaded[name].spec], datetime.now(UTC))
-        self._refreshed.update(loaded)
+        problems += [_conflict(handler, destination, sentence) for handler, destination, sentence in conflicts]
+        bindings = self._development_bindings(loaded)
+        for each in loaded.values():
+            problems += self._register(each, bindings)
+        for problem in problems:
+            log.error("handler.not_loaded", handler=problem.handler, destination=problem.destination or None,
+                      error_class=problem.error_class, error=problem.detail)
+        self._problems.replace_all("plugin_not_loaded", problems)
+        self._reload_at = time.monotonic() + _RELOAD if problems else math.inf
         self._version = registry.version
         self._handlers = tuple(sorted(name for name, each in loaded.items() if each.declaration.role == "handler"))
 
-    def _bind_developed(self, developed: list[Loaded]) -> None:
-        """Modules of RECEIVER_HANDLERS are bound to development destinations by themselves, once."""
-        if not developed:
-            return
+    def _development_bindings(self, loaded: Mapping[str, Loaded]) -> Mapping[str, set[str]]:
+        """Each development destination with the handlers that were ever bound to it."""
+        if not any(each.development for each in loaded.values()):
+            return {}
         with self._engine.connect() as connection:
-            bound = upkeep.development_bindings(connection)
-        for destination, names in bound.items():
-            for each in developed:
-                if each.declaration.name not in names:
-                    with _naming(each):
-                        self._registration.enable_handler(destination, each.spec, datetime.now(UTC))
+            return upkeep.development_bindings(connection)
+
+    def _register(self, each: Loaded, bindings: Mapping[str, set[str]]) -> list[HandlerProblem]:
+        """Bind what a module of RECEIVER_HANDLERS holds to development destinations, once; and write down what the
+        handler declares now. What the registry refuses is a problem of this handler alone.
+        """
+        name, problems = each.declaration.name, []
+        for destination, names in bindings.items():
+            if each.development and name not in names:
+                try:
+                    self._registration.enable_handler(destination, each.spec, datetime.now(UTC))
+                except ReceiverError as exc:
+                    problems.append(_conflict(name, destination, f"{name} ({each.origin}): {exc}"))
+        # Once, not whenever it is changed: two workers with two versions of a plugin would never come to an end.
+        if name not in self._refreshed:
+            try:
+                self._registration.refresh_handlers([each.spec], datetime.now(UTC))
+                self._refreshed.add(name)
+            except ReceiverError as exc:
+                problems.append(_conflict(name, "", f"{name} ({each.origin}): {exc}"))
+        return problems
 
     def _follow(self) -> None:
-        """Load what was enabled since. What is wrong with it is told, and changes nothing for the others."""
+        """Load what was enabled since, and try again what could not be loaded."""
         registry = self._follower.current
-        if registry is None or registry.version == self._version:
-            return
-        try:
+        if registry is not None and (registry.version != self._version or time.monotonic() >= self._reload_at):
             self._load(registry)
-        except ConfigurationError as exc:
-            self._version = registry.version
-            log.error("handlers.not_loaded", error=str(exc))
+
+    def _report_problems(self) -> None:
+        self._problems.flush(self._leases.connection)
 
     # --- lanes
 
@@ -280,11 +312,22 @@ class Worker:
         except SQLAlchemyError as exc:
             log.warning("lane.not_run", lane=lane, error=describe(exc))
         except ConfigurationError as exc:
-            log.error("lane.handler_not_loaded", lane=lane, error=str(exc))
+            self._not_started(lane, exc)
+            log.error("lane.handler_not_loaded", lane=lane, error=summary(exc))
             self._stopping.wait(_UNLOADED_PAUSE)
         except Gone as exc:
+            self._not_started(lane, exc)
             log.error("lane.process_not_started", lane=lane, error=str(exc))
             self._stopping.wait(_PAUSE)
+
+    def _not_started(self, lane: str, exc: ReceiverError) -> None:
+        """This worker has loaded the handler, and the processes that should run it cannot."""
+        handler = lane.partition("/")[0]
+        if isinstance(exc, PluginError):
+            self._problems.add(of_failure(exc.failure, "handler_not_started", handler))
+        else:
+            self._problems.add(HandlerProblem(kind="handler_not_started", handler=handler, detail=str(exc),
+                                              error_class=type(exc).__name__))
 
     def _drain(self, slot: Slot, handler: str) -> None:
         """Run many lanes, some at a time, until there is none; whoever is free is called to help."""
@@ -298,8 +341,10 @@ class Worker:
                 continue
             began = time.monotonic()
             left = stay_in_some(slot, self._leases, names, subscription, lease=self._settings.lease,
-                                leave_after=drains.STAY, others=lambda: self._defer_many(handler))
+                                leave_after=drains.STAY, others=lambda: self._defer_many(handler),
+                                development=self._development(names[0]))
             self._drains.took(handler, time.monotonic() - began)
+            self._ran(handler, left)
             if left is not None and left.why == "dead":
                 self._perhaps_pause(names[0], left)
 
@@ -308,10 +353,16 @@ class Worker:
         subscription = self._subscription(lane)
         if subscription is None:
             return False
-        left = stay(slot, self._leases, lane, subscription, lease=self._settings.lease, leave_after=SLICE)
+        left = stay(slot, self._leases, lane, subscription, lease=self._settings.lease, leave_after=SLICE,
+                    development=self._development(lane))
+        self._ran(subscription.handler, left)
         if left is not None and left.why == "dead":
             self._perhaps_pause(lane, left)
         return left is not None and left.why in ("time", "dead")
+
+    def _ran(self, handler: str, left: Left | None) -> None:
+        if left is not None:
+            self._problems.clear(handler, "", "handler_not_started")
 
     def _subscription(self, lane: str) -> Subscription | None:
         handler, name, _ = lane.split("/", 2)
@@ -320,6 +371,12 @@ class Worker:
         if destination is None or handler not in self._handlers:
             return None
         return next((each for each in destination.subscriptions if each.handler == handler), None)
+
+    def _development(self, lane: str) -> bool:
+        """Whether the lane's destination is a development one."""
+        registry = self._follower.current
+        destination = None if registry is None else registry.destinations.get(lane.split("/", 2)[1])
+        return destination is not None and destination.environment == "development"
 
     def _perhaps_pause(self, lane: str, left: Left) -> None:
         """Many dead of one error are not the messages' fault: what is left stays pending, until somebody has looked."""
@@ -382,10 +439,7 @@ class Worker:
             log.info("partitions.made", count=len(made))
 
 
-@contextmanager
-def _naming(loaded: Loaded) -> Iterator[None]:
-    """What is in conflict with what is registered is a mistake of the configuration: which handler's it is."""
-    try:
-        yield
-    except Conflict as exc:
-        raise ConfigurationError(f"{loaded.declaration.name} ({loaded.origin}): {exc}") from exc
+def _conflict(handler: str, destination: str, sentence: str) -> HandlerProblem:
+    """What the registry refuses of a handler's declaration."""
+    return HandlerProblem(kind="plugin_not_loaded", handler=handler, destination=destination, error_class="Conflict",
+                          detail=sentence)

@@ -1,4 +1,4 @@
-"""Hands sealed content to a person: the bytes of a message, the reasons in the audit; and records first who asked.
+"""Hands sealed content to a person (a message, an error, reasons in the audit), and records first who asked for it.
 
 May not print or keep them.
 """
@@ -34,6 +34,24 @@ def disclose(engine: Engine, keyring: Keyring, number: int | UUID, now: datetime
             action="message.disclose", outcome="disclosed", at=now, actor=actor, destination=message["destination"],
             message_uuid=message["uuid"], subject=f"messages:{message['id']}", note=reason)])
     return body
+
+
+def disclose_error(engine: Engine, keyring: Keyring, number: int, now: datetime, *, actor: str,
+                   reason: str) -> str | None:
+    """The text of the error with which delivery `number` ended last, after its audit row (`delivery.disclose`) is
+    committed; None, without a row, where none is kept.
+
+    Raises NotFound, IntegrityError.
+    """
+    seals = Seals(keyring)
+    with engine.begin() as connection:
+        delivery = reading.delivery(connection, number)
+        text = reading.error_text(connection, seals, number)
+        if text is not None:
+            write(connection, AuditChain(keyring, seals), [AuditEvent(
+                action="delivery.disclose", outcome="disclosed", at=now, actor=actor, subject=f"deliveries:{number}",
+                destination=delivery["destination"], message_uuid=delivery["message_uuid"], note=reason)])
+    return text
 
 
 def disclose_notes(connection: Connection, keyring: Keyring, rows: Sequence[Mapping[str, Any]], now: datetime, *,

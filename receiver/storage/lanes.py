@@ -111,7 +111,8 @@ class Waiting:
 class Failure:
     """The end of an attempt that did not succeed, and what becomes of the delivery. `pause`: seconds; None: at once.
 
-    `error_sealed`: the error's text, sealed to `delivery_binding`. `lane_state`: None leaves the lane as it is.
+    `error_sealed`: the error's text, sealed to `delivery_binding`. `error_shown`: the text again, where the receiver
+    itself wrote it. `lane_state`: None leaves the lane as it is.
     `release`: the lease ends with it.
     """
 
@@ -121,6 +122,7 @@ class Failure:
     error_frames: Sequence[str] = ()
     error_key: str | None = None
     error_sealed: bytes | None = field(default=None, repr=False)
+    error_shown: str | None = None
     pause: float | None = None
     counted: bool = True
     deferred: bool = False
@@ -262,7 +264,7 @@ WITH {_FENCE}, {beside}
 begun AS (SELECT started_at FROM deliveries WHERE id = %(id)s),
 done AS (
     UPDATE deliveries SET state = 'succeeded', finished_at = clock_timestamp(), started_at = NULL, ready_at = NULL,
-           error_class = NULL, error_frames = NULL, error_sealed = NULL, error_key = NULL
+           error_class = NULL, error_frames = NULL, error_sealed = NULL, error_key = NULL, error_shown = NULL
     WHERE id = %(id)s AND state = 'pending' AND attempts = %(attempt)s AND EXISTS (SELECT FROM fence) RETURNING id),
 told AS (
     INSERT INTO delivery_attempts (delivery_id, attempt, epoch, worker, started_at, ended_at, outcome)
@@ -289,6 +291,7 @@ done AS (
                                  ELSE deferred_since END,
            error_class = %(error_class)s::text, error_frames = %(error_frames)s::text[],
            error_sealed = %(error_sealed)s::bytea, error_key = %(error_key)s::text,
+           error_shown = %(error_shown)s::text,
            finished_at = CASE WHEN %(state)s::text = 'dead' THEN clock_timestamp() END
     WHERE id = %(id)s AND state = 'pending' AND attempts = %(attempt)s AND EXISTS (SELECT FROM fence) RETURNING id),
 told AS (
@@ -402,7 +405,8 @@ def fail(connection: Connection, fence: Fence, delivery: int, attempt: int, fail
         "id": delivery, "attempt": attempt, "outcome": failure.outcome, "state": failure.state,
         "uncount": 0 if failure.counted else 1, "pause": failure.pause, "deferred": failure.deferred,
         "error_class": failure.error_class, "error_frames": list(failure.error_frames),
-        "error_sealed": failure.error_sealed, "error_key": failure.error_key, "lane_state": failure.lane_state,
+        "error_sealed": failure.error_sealed, "error_key": failure.error_key, "error_shown": failure.error_shown,
+        "lane_state": failure.lane_state,
         "release": failure.release}).scalar())
 
 

@@ -1,8 +1,8 @@
 """What people ask of the database: lists, single rows, and whether the feeds flow.
 
-May not write, and never returns a digest, a secret or a sealed text but by `payload` and `note`, whose callers have
-audited it. Lists come newest first, a page at a time by id (`before`), for offsets would slide under a list that grows.
-Rows are dicts; their keys are the tables' columns, with `destination` (its name) for `destination_id`.
+Must not write, and never returns a digest, a secret or a sealed text but by `payload`, `error_text` and `note`, whose
+callers have audited it. Lists come newest first, a page at a time by id (`before`), for offsets would slide under a
+list that grows. Rows are dicts; their keys are the tables' columns, with `destination` (its name) for `destination_id`.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from receiver.errors import IntegrityError, NotFound
 from receiver.protocol.sources import ID_SHAPE
 from receiver.storage import schema
 from receiver.storage.audit import AUTHENTIC_REASONS
+from receiver.storage.lanes import delivery_binding
 from receiver.storage.sealing import Seals, payload_binding
 
 Mappings = list[dict[str, Any]]
@@ -324,6 +325,15 @@ def delivery(connection: Connection, number: int) -> dict[str, Any]:
         raise NotFound(f"there is no delivery {number}: see `redox-receiver deliveries list`")
     return found[0] | {"delivery_attempts": _mappings(connection, select(attempts).where(
         attempts.c.delivery_id == number).order_by(attempts.c.id))}
+
+
+def error_text(connection: Connection, seals: Seals, number: int) -> str | None:
+    """The text of a delivery's last error, opened; None where none is kept. Raises IntegrityError."""
+    table = schema.deliveries
+    row = connection.execute(select(table.c.error_key, table.c.error_sealed).where(table.c.id == number)).one_or_none()
+    if row is None or row.error_sealed is None:
+        return None
+    return seals.open(row.error_key, row.error_sealed, delivery_binding(number)).decode()
 
 
 def _delivery_query() -> Select[Any]:

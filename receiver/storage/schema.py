@@ -302,6 +302,7 @@ deliveries = Table(
     Column("error_frames", ARRAY(Text)),    # module:line:function, outermost first
     Column("error_sealed", LargeBinary),    # the text: it may quote a patient
     _text("error_key", nullable=True),
+    _text("error_shown", nullable=True),    # the text again, where the receiver itself wrote it: settings, commands
     Column("epoch", BigInteger),            # of the lease that last ran it
     _created(),
     _time("started_at"),                    # of the attempt that runs, or that was lost with the process that ran it
@@ -352,6 +353,23 @@ workers = Table(
     Column("handlers", ARRAY(Text), nullable=False),
     _time("started_at", nullable=False, server_default=func.now()),
     _time("seen_at", nullable=False, server_default=func.now()),
+)
+
+handler_problems = Table(
+    "handler_problems", metadata,           # what worker and receiver processes report of handlers: see the module
+    Column("process", Text, primary_key=True),
+    Column("handler", Text, primary_key=True),      # '': no responder is bound to the query
+    Column("destination", Text, primary_key=True),  # '': at all of them
+    Column("kind", Text, primary_key=True),
+    _text("host"),
+    _text("error_class", nullable=True),
+    _text("place", nullable=True),          # module:line or file:line
+    _text("detail", nullable=True),         # a sentence of ours
+    Column("count", BigInteger, nullable=False),
+    Column("message_uuid", UUID),           # of the last message with which it was
+    _time("first_at", nullable=False, server_default=func.now()),
+    _time("last_at", nullable=False),
+    _time("reported_at", nullable=False, server_default=func.now()),
 )
 
 # --- what goes out

@@ -6,14 +6,17 @@ were lost.
 
 from __future__ import annotations
 
+import traceback
 from typing import Any, Final
 
 from psycopg import Error as PsycopgError
+from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, event
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from receiver.errors import ReceiverError
-from receiver.storage.database import open_engine
+from receiver.storage.database import open_engine, sqlstate
 
 # A process that was killed while its statement runs does not keep its locks: the server looks whether the client
 # lives. Where the server's system cannot tell, it refuses the setting.
@@ -22,10 +25,27 @@ _SESSION: Final = "SET client_connection_check_interval = '2s'"
 # keeps locks that whoever does its work elsewhere waits for.
 _IDLE: Final = "SELECT set_config('idle_in_transaction_session_timeout', %s, false)"
 _LONGEST: Final = 7200.0
+# Frames of a statement that failed are the plugin's, without those of the libraries below it and of ours above it.
+_LIBRARIES: Final = frozenset({"sqlalchemy", "psycopg", "threading", "runpy", "__main__"})
+_MOST_FRAMES: Final = 50
 
 
 class NotYours(ReceiverError):
     """context.connection is committed with the delivery's success: return, or use begin_nested() for a savepoint."""
+
+
+class WorkAborted(ReceiverError):
+    """A statement on context.connection failed, and the handler caught the error and returned.
+
+    `sqlstate` and `frames` (module:line:function) are the statement's.
+    """
+
+    def __init__(self, code: str | None, frames: tuple[str, ...]) -> None:
+        super().__init__("an SQL statement on context.connection failed and the handler caught the error, so "
+                         "PostgreSQL commits nothing of its transaction: run what may fail within "
+                         "context.connection.begin_nested(), or let the error through")
+        self.sqlstate = code
+        self.frames = frames
 
 
 class Records:
@@ -62,6 +82,8 @@ class Work:
         self._told: float | None = None  # the server
         event.listen(self._engine, "connect", _prepare)
         event.listen(self._engine, "commit", self._committing)
+        event.listen(self._engine, "handle_error", self._note_error)
+        self._failed: WorkAborted | None = None  # the statement that failed last
 
     def connection(self) -> Connection:
         """The connection of this run. Raises SQLAlchemyError when it cannot be opened."""
@@ -84,6 +106,20 @@ class Work:
         finally:
             self._ours = False
         self._told = self.patience
+
+    def check(self) -> None:
+        """Raise WorkAborted, naming the statement's place, where a statement failed and the handler went on."""
+        if self.used and self._connection is not None and not self._connection.closed:
+            driver: Any = self._connection.connection.driver_connection
+            if driver.info.transaction_status is TransactionStatus.INERROR:
+                raise self._failed or WorkAborted(None, ())
+
+    def _note_error(self, context: ExceptionContext) -> None:
+        """Remember where the statement stood: once the handler has caught the error, nothing else tells."""
+        frames = [f"{module}:{line}:{frame.f_code.co_name}" for frame, line in traceback.walk_stack(None)
+                  if (module := str(frame.f_globals.get("__name__", "?"))).partition(".")[0] not in _LIBRARIES
+                  and not module.startswith(("receiver.handlers.", "receiver.storage."))]
+        self._failed = WorkAborted(sqlstate(context.original_exception), tuple(reversed(frames))[-_MOST_FRAMES:])
 
     def commit(self) -> None:
         """Commit the run's work, and what was recorded on the same connection. Raises SQLAlchemyError."""

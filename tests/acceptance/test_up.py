@@ -217,15 +217,25 @@ def test_nothing_is_made_beside_a_database_of_the_operators(made: Machine) -> No
         drop_database(url)
 
 
-def test_a_part_that_cannot_start(made: Machine) -> None:
-    """Before it was ready, a part that ends is not started again and again: `up` ends, and names it."""
-    made.environment["RECEIVER_HANDLERS"] = "no.such.plugin"
-    made.start("--bind", "127.0.0.1:0", "--admin-bind", "127.0.0.1:0", "--workers", "1")
-    status, said = made.ended()
-    assert (status, said) == (1, "")
-    assert "no.such.plugin" in made.log.read_text()
-    assert "did not start (exit status " in made.log.read_text()
-    assert not made.cluster.running()
+def test_plugins_that_cannot_be_loaded(made: Machine) -> None:
+    """No plugin keeps `up` from starting, or a SIGHUP from taking hold: a syntax error and a missing library are named
+    by `status`, and the handlers of another plugin run."""
+    (made.root / "untidy.py").write_text("def broken(:\n")
+    made.plug_in("tidy", "from receiver.handlers import handler\n@handler('*', name='tidy')\ndef tidy(m, c): ...\n")
+    made.environment["RECEIVER_HANDLERS"] = "untidy,tidy,no.such.plugin"
+    made.up("--workers", "1")
+    made.register("lab", "--environment", "development")
+    until(lambda: made.findings().get("plugin_not_loaded"))
+    said = made.status()
+    assert "module no.such.plugin of RECEIVER_HANDLERS cannot be imported: ModuleNotFoundError" in said
+    assert f"({made.root / 'untidy.py'}:1)" in said
+
+    def working() -> set[int]:
+        return {each["pid"] for each in made.known_workers() if each["alive"] and "tidy" in each["handlers"]}
+    before = until(working)
+    assert made.process is not None
+    made.process.send_signal(signal.SIGHUP)
+    until(lambda: working() and not working() & before)
 
 
 def test_modules_that_lie_about_are_not_imported(made: Machine) -> None:

@@ -91,12 +91,21 @@ class Machine:
 
     def findings(self) -> dict[str, dict[str, Any]]:
         """The findings of `status`, by code; of several with one code, the last."""
+        return {each["code"]: each for each in self._status()["findings"]}
+
+    def known_workers(self) -> list[dict[str, Any]]:
+        """The workers, as `status` knows them."""
+        found: list[dict[str, Any]] = self._status()["workers"]
+        return found
+
+    def _status(self) -> dict[str, Any]:
         done = subprocess.run(
             [self.python, "-P", "-m", "receiver", "status", "--json"], cwd=self.root, env=self._environment(),
             capture_output=True, text=True, check=False, timeout=120)
-        found = json.loads(done.stdout)["findings"]
-        assert done.returncode == any(each["severity"] == "error" for each in found), done.stdout + done.stderr
-        return {each["code"]: each for each in found}
+        found: dict[str, Any] = json.loads(done.stdout)
+        errors = any(each["severity"] == "error" for each in found["findings"])
+        assert done.returncode == errors, done.stdout + done.stderr
+        return found
 
     def register(self, destination: str, *options: str) -> Path:
         """A destination with a source; returns the file that its token is in."""

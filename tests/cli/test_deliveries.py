@@ -3,7 +3,11 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import Engine, text
 
+from receiver.keyring import Keyring
+from receiver.storage import schema
+from receiver.storage.lanes import delivery_binding
 from receiver.storage.ledger import Ledger
+from receiver.storage.sealing import Seals
 from tests.cli.conftest import ACTOR, Commands
 from tests.storage.door import Door, body
 from tests.storage.hand import FRAMES, LANE, Hand, arrive
@@ -43,6 +47,25 @@ def test_show_tells_where_it_failed(dead: list[int], run: Commands) -> None:
     for shown in ("KeyError", *FRAMES, "hand-1"):
         assert shown in said
     assert "deliveries list" in run.fails("deliveries", "show", "999")
+
+
+def test_the_text_of_an_error(dead: list[int], run: Commands, door: Door, keyring: Keyring) -> None:
+    """It is opened for a reason, which is in the audit first, as for a payload; what the receiver itself wrote is shown
+    at once."""
+    key, sealed = Seals(keyring).seal("secret", b"no bed for Zoltana", delivery_binding(dead[0]))
+    with door.engine.begin() as connection:
+        connection.execute(schema.deliveries.update().where(schema.deliveries.c.id == dead[0]).values(
+            error_key=key, error_sealed=sealed, error_shown="set PLUGIN_REGISTER_URL"))
+    shown = run("deliveries", "show", str(dead[0])).stdout
+    assert "PLUGIN_REGISTER_URL" in shown
+    assert "Zoltana" not in shown
+    assert "--reason" in run.fails("deliveries", "show", str(dead[0]), "--error", status=2)
+    found = run.json("deliveries", "show", str(dead[0]), "--error", "--reason", WHY)
+    assert found["error_text"] == "no bed for Zoltana"
+    [row] = run.json("audit", "list", "--action", "delivery.disclose", "--notes", "--reason", "review")
+    assert (row["actor"], row["note"], row["subject"]) == (ACTOR, WHY, f"deliveries:{dead[0]}")
+    assert "no text" in run("deliveries", "show", str(dead[1]), "--error", "--reason", WHY).stderr
+    assert len(run.json("audit", "list", "--action", "delivery.disclose")) == 1
 
 
 def test_retry_tells_what_it_did(dead: list[int], run: Commands, engine: Engine) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -96,13 +97,13 @@ class TestCheck:
     def test_one_that_is_not_installed(self, door: Door, run: Commands) -> None:
         """What is enabled and not here is named, with what unbinds it."""
         door.enable()
-        assert "handlers disable register --destination clinic" in run.fails("handlers", "check")
+        assert "handlers disable register --destination clinic" in run("handlers", "check", status=1).stderr
 
     def test_one_that_cannot_be_imported(self, door: Door, run: Commands, plugin: Install) -> None:
         """The plugin that fails is named."""
         plugin("clinic_code", "import nothing_of_that_name", "register")
         door.enable()
-        assert "clinic_code" in run.fails("handlers", "check")
+        assert "clinic_code" in run("handlers", "check", status=1).stderr
 
     def test_two_answers_to_one_query(self, door: Door, run: Commands, plugin: Install,
                                       monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,9 +113,34 @@ class TestCheck:
         # `enable` would refuse it: this is a plugin that has come to answer more since.
         door.enable(handler("search", role="responder", patterns=("Results.Query",)))
         monkeypatch.setenv("RECEIVER_HANDLERS", "clinic_code")
-        said = run.fails("handlers", "check")
+        said = run("handlers", "check", status=1).stderr
         assert "find" in said
         assert "search" in said
+
+
+    def test_without_a_database(self, plugin: Install, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """For continuous integration neither a database nor a keyring is needed: everything installed is imported, two
+        responders to one query are an error, and an event type that Redox does not document is a warning."""
+        monkeypatch.setenv("RECEIVER_DATA_DIR", str(tmp_path / "nothing"))
+        monkeypatch.delenv("DATABASE_URL", raising=False)
+        run = Commands()
+        plugin("clinic_code", CODE.replace("PatientAdmin.*", "PatientAdmin.Arival"), "admissions", "search")
+        done = run("handlers", "check")
+        assert "admissions" in done.stdout
+        assert done.stderr == ("warning: admissions: Redox documents no event type PatientAdmin.Arival; did you mean "
+                               "PatientAdmin.Arrival?\n")
+        assert not (tmp_path / "nothing").exists()
+        plugin("other_code", CODE, "find")
+        assert "PatientSearch.Query is answered by both" in run("handlers", "check", status=1).stderr
+
+    def test_one_of_several(self, door: Door, run: Commands, plugin: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A module that cannot be imported is named by `list`, and others are listed and enabled."""
+        plugin("clinic_code", CODE, "search")
+        monkeypatch.setenv("RECEIVER_HANDLERS", "clinic_code,no_such_code")
+        listed = run("handlers", "list")
+        assert "admissions" in listed.stdout
+        assert "module no_such_code of RECEIVER_HANDLERS cannot be imported" in listed.stderr
+        run("handlers", "enable", "search", "--destination", "clinic")
 
 
 def test_modules_while_developing(door: Door, run: Commands, plugin: Install, monkeypatch: pytest.MonkeyPatch) -> None:

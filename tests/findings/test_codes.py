@@ -18,6 +18,7 @@ from receiver import findings
 from receiver.keyring import Keyring
 from receiver.storage import schema
 from receiver.storage.audit import AuditChain, AuditEvent, write
+from receiver.storage.handler_problems import HandlerProblem, Kind, report
 from receiver.storage.registration import HandlerSpec, Registration
 from receiver.storage.sealing import Seals
 from tests.protocol.verification.issuers import RSA_FIRST, jwk
@@ -84,6 +85,11 @@ class World:
             "query": False, "test": False, "received_at": datetime.now(UTC), "peer": "192.0.2.1", "sha256": b"",
             "size": 1, "state": "accepted", "id_conflict": False, "mac": b"", "mac_key": "k", **more})
 
+    def problem(self, kind: Kind, *, handler: str = "register", process: str = "worker", **more: Any) -> None:
+        """A problem that a process reports."""
+        with self.engine.begin() as connection:
+            report(connection, process, "host", [HandlerProblem(kind=kind, handler=handler, **more)])
+
     def found(self) -> dict[str, findings.Finding]:
         """The findings, by code."""
         with self.engine.connect() as connection:
@@ -139,6 +145,12 @@ SITUATIONS: dict[str, Callable[[World], object]] = {
     "handler_paused": _paused,
     "deliveries_held": _held_since_a_restore,
     "handler_not_loaded": World.delivery,
+    "plugin_not_loaded": lambda world: world.problem("plugin_not_loaded", detail="it cannot be imported"),
+    "handler_not_started": lambda world: world.problem("handler_not_started", detail="it cannot be imported"),
+    "handler_failing": lambda world: world.delivery(attempts=2, error_class="KeyError"),
+    "responder_missing": lambda world: world.problem("responder_missing", handler="", destination="lab"),
+    "responder_failed": lambda world: world.problem("responder_failed", destination="lab", error_class="KeyError"),
+    "responder_late": lambda world: world.problem("responder_late", destination="lab"),
     "dead": lambda world: world.delivery(state="dead", error_class="KeyError", finished_at=datetime.now(UTC)),
     "quarantine": lambda world: world.message(state="quarantined", quarantine_reason="not_json"),
 }

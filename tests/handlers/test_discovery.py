@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from receiver.errors import ConfigurationError
 from receiver.handlers import discovery
+from receiver.handlers.discovery import PluginError
 from receiver.storage.registration import HandlerSpec
 from tests.handlers.world import PLUGIN
 
@@ -54,7 +56,7 @@ def test_found_is_not_imported(install: Install) -> None:
         ("beds", "entry point beds = acme_beds:beds of acme-beds 1.0"),
         ("broken", "entry point broken = broken:nothing of broken 1.0")]
     assert not {"acme_beds", "broken"} & sys.modules.keys()
-    loaded = discovery.load({"beds", "not-installed"}, ())
+    loaded = discovery.load({"beds", "not-installed"}, ()).loaded
     assert list(loaded) == ["beds"]
     assert "broken" not in sys.modules
 
@@ -73,7 +75,7 @@ def test_its_spec(install: Install) -> None:
 def test_modules(install: Install) -> None:
     """All that a module of RECEIVER_HANDLERS holds is loaded, each function once."""
     install("acme-beds", "acme_beds", BEDS, beds="acme_beds:beds")
-    loaded = discovery.load({"beds"}, ["acme_beds"])
+    loaded = discovery.load({"beds"}, ["acme_beds"]).loaded
 
     assert sorted(loaded) == ["beds", "search"]
     assert all(each.development for each in loaded.values())  # also where the plugin is installed besides
@@ -82,7 +84,7 @@ def test_modules(install: Install) -> None:
 
 def test_the_test_plugin() -> None:
     """The handlers that the other tests use are found in their module."""
-    assert {"scripted", "search", "within"} <= discovery.load((), [PLUGIN]).keys()
+    assert {"scripted", "search", "within"} <= discovery.load((), [PLUGIN]).loaded.keys()
 
 
 @pytest.mark.parametrize(("source", "point", "says"), [
@@ -91,7 +93,7 @@ def test_the_test_plugin() -> None:
     ("import sys; sys.exit(3)", "bad:bad", "cannot be imported: SystemExit: 3"),
     ("import no_such_library", "bad:bad", "cannot be imported: ModuleNotFoundError"),
     ("", "bad:bad", "cannot be imported: AttributeError"),
-    ("def bad(message, context): ...", "bad:bad", "that is no function with @handler or @responder"),
+    ("def bad(message, context): ...", "bad:bad", "that is not a function with @handler or @responder"),
     ("from receiver.handlers import handler\n@handler('*', name='good')\ndef bad(message, context): ...", "bad:bad",
      "it is declared with name='good': the two must be the same"),
     ("from receiver.handlers import handler\n@handler('*', name='bad', ordring='none')\ndef bad(m, c): ...", "bad:bad",
@@ -99,20 +101,50 @@ def test_the_test_plugin() -> None:
     ("from receiver.handlers import handler\n@handler('*', name='bad', timeout=0)\ndef bad(m, c): ...", "bad:bad",
      "entry point bad = bad:bad of bad 1.0: @handler bad: timeout is more than 0")])
 def test_what_cannot_be_loaded(install: Install, source: str, point: str, says: str) -> None:
-    """A plugin that is enabled and cannot be loaded is a mistake of the configuration that names it and why."""
+    """A plugin that cannot be loaded is named with the reason, and the others are loaded."""
     install("bad", "bad", source, bad=point)
+    install("acme-beds", "acme_beds", BEDS, beds="acme_beds:beds")
 
-    with pytest.raises(ConfigurationError, match=says):
-        discovery.load({"bad"}, ())
+    plugins = discovery.load({"bad", "beds"}, ())
+    assert list(plugins.loaded) == ["beds"]
+    [failure] = plugins.failures
+    assert failure.handler == "bad"
+    assert re.search(says, failure.message)
+    with pytest.raises(PluginError, match=says):
+        discovery.load_one("bad", ())
+
+
+@pytest.mark.parametrize(("source", "place", "told", "hidden"), [
+    ("x = 1\nraise RuntimeError('password canary')", "bad:2", "RuntimeError", "canary"),
+    ("import no_such_library", "bad:1", "No module named 'no_such_library'", None),
+    ("x = 1\ndef broken(:\n", r"/bad\.py:2", "SyntaxError", None)])
+def test_where_an_import_failed(install: Install, source: str, place: str, told: str, hidden: str | None) -> None:
+    """A failure names its place in the plugin; its summary, for logs, quotes no text but that of Python's own errors.
+    """
+    install("bad", "bad", source, bad="bad:bad")
+
+    [failure] = discovery.load({"bad"}, ()).failures
+    assert re.search(place, failure.place or "")
+    assert told in failure.summary
+    assert hidden is None or (hidden in failure.message and hidden not in failure.summary + repr(failure))
 
 
 def test_a_module_without_handlers(install: Install) -> None:
     """A module of RECEIVER_HANDLERS that holds no handler, or does not exist, is a mistake."""
     install("empty", "empty", "")
-    with pytest.raises(ConfigurationError, match="module empty of RECEIVER_HANDLERS: there is no @handler"):
-        discovery.load((), ["empty"])
-    with pytest.raises(ConfigurationError, match="module no_such of RECEIVER_HANDLERS cannot be imported"):
-        discovery.load((), ["no_such"])
+    empty, missing = discovery.load((), ["empty", "no_such"]).failures
+    assert empty.message == "module empty of RECEIVER_HANDLERS: there is no @handler or @responder in it"
+    assert missing.message.startswith("module no_such of RECEIVER_HANDLERS cannot be imported: ModuleNotFoundError")
+    assert empty.handler is missing.handler is None
+
+
+def test_a_broken_module_beside_others(install: Install) -> None:
+    """A module that cannot be imported keeps no other handler from being loaded, in a handler process either; a handler
+    that may be in it is named with its failure."""
+    install("acme-beds", "acme_beds", BEDS, beds="acme_beds:beds")
+    assert discovery.load_one("beds", ["no_such"]).declaration.name == "beds"
+    with pytest.raises(PluginError, match="module no_such of RECEIVER_HANDLERS cannot be imported"):
+        discovery.load_one("elsewhere", ["no_such"])
 
 
 def test_two_of_one_name(install: Install) -> None:
@@ -120,10 +152,11 @@ def test_two_of_one_name(install: Install) -> None:
     install("acme-beds", "acme_beds", BEDS, beds="acme_beds:beds")
     install("other-beds", "other_beds", BEDS, beds="other_beds:beds")
 
-    with pytest.raises(ConfigurationError, match=r"two handlers are named beds: .*-beds 1\.0 and .*-beds 1\.0"):
-        discovery.load({"beds"}, ())
-    with pytest.raises(ConfigurationError, match=r"two handlers are named beds: module acme_beds .* and entry point"):
-        discovery.load({"beds"}, ["acme_beds"])
+    for modules, says in (((), r"two handlers are named beds: .*-beds 1\.0 and .*-beds 1\.0"),
+                          (("acme_beds",), r"two handlers are named beds: module acme_beds .* and entry point")):
+        plugins = discovery.load({"beds"}, modules)
+        assert "beds" not in plugins.loaded
+        assert [re.match(says, each.message) is not None for each in plugins.failures] == [True]
 
 
 def test_one_that_is_nowhere() -> None:
@@ -139,11 +172,11 @@ def spec(name: str, role: str, *patterns: str) -> HandlerSpec:
 
 
 def test_one_responder_for_a_query() -> None:
-    """Two responders for one query at one destination keep a process from starting; both are named, and the command
-    that mends it. At two destinations, or beside handlers, they are welcome."""
+    """Two responders for one query at one destination are both named, with the command that fixes it. At two
+    destinations, or beside handlers, they are welcome."""
     one, two = spec("one", "responder", "Order.Query", "Notes.Query"), spec("two", "responder", "Notes.Query")
-    discovery.check_responders({"lab": [one, spec("all", "handler", "*")], "ward": [two]})
+    assert discovery.responder_conflicts({"lab": [one, spec("all", "handler", "*")], "ward": [two]}) == []
 
-    with pytest.raises(ConfigurationError, match=r"Notes\.Query is answered by both one and two at lab: run "
-                                                 "`redox-receiver handlers disable two --destination lab`"):
-        discovery.check_responders({"lab": [one, two]})
+    assert discovery.responder_conflicts({"lab": [one, two]}) == [
+        ("two", "lab", ("Notes.Query is answered by both one and two at lab: run `redox-receiver handlers disable two "
+                        "--destination lab`"))]

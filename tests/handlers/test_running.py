@@ -226,7 +226,7 @@ def test_a_handler_does_not_commit(shared: World, warm: Slot, place: str) -> Non
     assert effects(shared, sent.numbers) == []
 
 
-@pytest.mark.parametrize(("deed", "error_class"), [("spoil", "InternalError"), ("late_violation", "IntegrityError")])
+@pytest.mark.parametrize(("deed", "error_class"), [("spoil", "WorkAborted"), ("late_violation", "IntegrityError")])
 def test_work_that_does_not_hold(shared: World, warm: Slot, place: str, deed: str, error_class: str) -> None:
     """A transaction that failed although the handler said nothing, or that fails at its commit, is no success."""
     shared.execute("DELETE FROM twins")

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
 
+from receiver.handlers import discovery
 from receiver.storage.database import open_engine
 from receiver.storage.embedded import Cluster
 from receiver.storage.registration import Registration
 from tests.handlers.plugins.scripted import PATIENT
-from tests.handlers.world import Sent, World, gone, handler_processes, until
+from tests.handlers.world import PLUGIN, ROOT, Sent, World, gone, handler_processes, until
 
 # A worker that is told to stop gives handlers half a minute.
 STOPPED_WITHIN = 50.0
@@ -139,39 +143,117 @@ def test_nothing_of_a_patient_s_in_the_log(working: World, place: str) -> None:
 
 # --- at its start and its end
 
-def start_and_end(world: World, **more: str) -> str:
-    """What a worker prints that does not start."""
-    process = world.start_worker(**more)
-    assert process.wait(60) == 1
-    return world.log_path.read_text()
+def problems(world: World) -> list[dict[str, Any]]:
+    """What processes report of handlers, by handler."""
+    return world.rows("SELECT handler, destination, kind, error_class, place, detail FROM handler_problems "
+                      "ORDER BY handler, kind")
 
 
 def test_a_plugin_that_cannot_be_imported(world: World) -> None:
-    """A worker does not start with a module that cannot be imported, and names it."""
-    assert "module no_such_plugin of RECEIVER_HANDLERS cannot be imported" in start_and_end(
-        world, RECEIVER_HANDLERS="no_such_plugin")
+    """A plugin that cannot be imported keeps a worker from nothing: the others run, and what failed is reported with
+    its error and place, in the log and in the database, until it can be imported."""
+    (world.directory / "fresh.py").write_text("import no_such_library\n")
+    world.enable("scripted")
+    sent = world.hand("nothing")
+    process = world.start_worker(RECEIVER_HANDLERS=f"fresh,{PLUGIN}", PYTHONPATH=f"{world.directory}:{ROOT}")
+    sent.until_states("succeeded")
+
+    [problem] = until(lambda: problems(world), "it is reported")
+    assert problem["detail"].startswith("module fresh of RECEIVER_HANDLERS cannot be imported: ModuleNotFoundError")
+    assert (problem["kind"], problem["error_class"], problem["place"]) == (
+        "plugin_not_loaded", "ModuleNotFoundError", "fresh:1")
+    assert '"event": "handler.not_loaded"' in world.log_path.read_text()
+    (world.directory / "fresh.py").write_text(
+        "from receiver.handlers import handler\n@handler('*', name='fresh')\ndef fresh(m, c): ...\n")
+    world.enable("fragile")  # what changes the registry has them looked for again
+    until(lambda: not problems(world), "it is over")
+    assert stop(process) == 0
 
 
 def test_two_responders_for_one_query(world: World) -> None:
-    """A worker does not start with two responders for one query at one destination, and names both."""
+    """Two responders for one query at one destination are both named, and the worker works on."""
     world.enable("search")
+    world.enable("scripted")
     world.execute("""
         INSERT INTO subscriptions (destination_id, handler, role, patterns, ordering, acknowledge, on_failure,
                                    max_attempts, timeout, mac, mac_key)
         SELECT destination_id, 'rival', role, '{Notes.Query}', ordering, acknowledge, on_failure, max_attempts, timeout,
-               mac, mac_key FROM subscriptions""")
+               mac, mac_key FROM subscriptions WHERE handler = 'search'""")
     _sign(world)
-    said = start_and_end(world, RECEIVER_HANDLERS="tests.handlers.plugins.scripted,tests.handlers.plugins.rival")
-    assert "PatientSearch.Query is answered by both search and rival at lab" in said
+    sent = world.hand("nothing")
+    process = world.start_worker(
+        RECEIVER_HANDLERS="tests.handlers.plugins.scripted,tests.handlers.plugins.rival")
+    sent.until_states("succeeded")
+    until(lambda: any("PatientSearch.Query is answered by both search and rival at lab" in each["detail"]
+                      for each in problems(world)), "it is reported")
+    assert stop(process) == 0
 
 
 def test_two_responders_in_development(world: World) -> None:
-    """Nor with a module of RECEIVER_HANDLERS whose responder would be the second one of a development destination."""
+    """So is a module of RECEIVER_HANDLERS whose responder would be the second one of a development destination."""
     world.add_destination("dev", environment="development")
     world.enable("search", "dev")
-    said = start_and_end(world, RECEIVER_HANDLERS="tests.handlers.plugins.rival")
-    assert ("rival (module tests.handlers.plugins.rival of RECEIVER_HANDLERS): PatientSearch.Query is answered by "
-            "search at dev" in said)
+    process = world.start_worker(RECEIVER_HANDLERS="tests.handlers.plugins.rival")
+    [problem] = until(lambda: problems(world), "it is reported")
+    assert (problem["handler"], problem["destination"], problem["detail"]) == ("rival", "dev", (
+        "rival (module tests.handlers.plugins.rival of RECEIVER_HANDLERS): PatientSearch.Query is answered by search "
+        "at dev: a query has one responder"))
+    assert stop(process) == 0
+    assert problems(world) == []
+
+
+def test_a_plugin_broken_under_a_live_worker(world: World) -> None:
+    """A handler that a worker has loaded and whose processes cannot load it is reported, and no more once they can."""
+    code = "from receiver.handlers import handler\n@handler('*', name='fresh')\ndef fresh(m, c): ...\n"
+    (world.directory / "fresh.py").write_text(code)
+    world.registration.enable_handler("lab", replace(discovery.load_one("scripted", [PLUGIN]).spec, handler="fresh"),
+                                      datetime.now(UTC))
+    process = world.start_worker(RECEIVER_HANDLERS="fresh", PYTHONPATH=f"{world.directory}:{ROOT}")
+    until(lambda: world.rows("SELECT FROM workers WHERE 'fresh' = ANY(handlers)"), "it is loaded")
+    (world.directory / "fresh.py").write_text("raise RuntimeError('half an upgrade, canary')\n")
+    sent = world.hand("nothing")
+
+    [problem] = until(lambda: problems(world), "it is reported")
+    assert (problem["handler"], problem["kind"], problem["error_class"], problem["place"]) == (
+        "fresh", "handler_not_started", "RuntimeError", "fresh:1")
+    assert "canary" not in problem["detail"] + world.log_path.read_text()
+    (world.directory / "fresh.py").write_text(code)
+    sent.until_states("succeeded")
+    until(lambda: not problems(world), "it is over")
+    assert stop(process) == 0
+
+
+def test_a_failing_handler_in_the_log(working: World, place: str) -> None:
+    """Each failed attempt and each death is a line with class, frames and SQLSTATE, without the text of the error; a
+    time-out has the frames where the handler hung; our own configuration error has its text."""
+    working.enable("scripted", place)
+    sent = working.hand("raise", "sql_error", "no_key", destination=place)
+    def dead() -> bool:
+        working.let_time_pass()
+        return "pending" not in sent.states()
+    until(dead, "they are dead")
+
+    lines = [json.loads(line) for line in working.log_path.read_text().splitlines()]
+    mine = [line for line in lines if line.get("logger") == "receiver.delivery" and line["destination"] == place]
+    first = [line for line in mine if line["handler"] == "scripted" and line["error_class"] == "ValueError"]
+    assert [line["event"] for line in first] == ["delivery.failed", "delivery.dead"]
+    assert first[0]["frames"][-1].startswith("tests.handlers.plugins.scripted:")
+    assert {line["sqlstate"] for line in mine if line["error_class"] == "ProgrammingError"} == {"42P01"}
+    assert all("has no API key" in line["error"] for line in mine if line["error_class"] == "ConfigurationError")
+    assert PATIENT not in working.log_path.read_text()
+
+
+def test_where_a_hung_handler_hung(working: World, place: str) -> None:
+    """The frames of a time-out are those of the handler as it was killed, in Python code or in a library's call, which
+    the question does not interrupt."""
+    working.enable("brief", place)
+    sent = working.hand("loop", "hold_interpreter", destination=place)
+    sent.until_states("dead", "dead")
+    for attempt, name in zip(sent.attempts(), ("_loop", "_hold_interpreter"), strict=True):
+        assert attempt["outcome"] == "timed_out"
+        assert [frame.split(":")[0] + ":" + frame.split(":")[2] for frame in attempt["error_frames"]] == [
+            "tests.handlers.plugins.scripted:brief", "tests.handlers.plugins.scripted:act",
+            f"tests.handlers.plugins.scripted:{name}"]
 
 
 def _sign(world: World) -> None:

@@ -26,7 +26,7 @@ def enabled(site: Site) -> None:
     """All of the plugin at `lab`, its handler at `inline`."""
     site.add("inline")
     site.add("other")
-    for each in discovery.load([], [answering.__name__]).values():
+    for each in discovery.load([], [answering.__name__]).loaded.values():
         for name in ("lab", "other") if each.declaration.role == "responder" else ("inline",):
             site.registration.enable_handler(name, each.spec, datetime.now(UTC))
     site.environment |= {"RECEIVER_HANDLERS": answering.__name__, "PYTHONPATH": str(ROOT), "RECEIVER_THREADS": "8"}

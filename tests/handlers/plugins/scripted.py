@@ -155,6 +155,14 @@ def _spoil(message: Message, context: Context) -> None:
         context.connection.execute(text("SELECT 1/0"))
 
 
+def _sql_error(message: Message, context: Context) -> None:
+    context.connection.execute(text("SELECT * FROM nothing_of_this_name"))
+
+
+def _no_key(message: Message, context: Context) -> None:
+    context.outbox.send({"Meta": {"DataModel": "PatientAdmin", "EventType": "Arrival"}})
+
+
 def _late_violation(message: Message, context: Context) -> None:
     context.connection.execute(text("INSERT INTO twins (n) VALUES (1)"))
 
@@ -178,7 +186,8 @@ DEEDS: dict[str, Callable[..., None]] = {
     "sleep": _sleep, "exit": _exit, "system_exit": _system_exit, "segfault": _segfault, "memory": _memory,
     "close_fds": _close_fds, "print": _print, "log": _log, "fork": _fork, "fork_return": _fork_return,
     "wait_for": _wait_for, "insert": _insert, "insert_raise": _insert_raise, "insert_wait": _insert_wait,
-    "commit": _commit, "spoil": _spoil, "late_violation": _late_violation, "query_sleep": _query_sleep,
+    "commit": _commit, "spoil": _spoil, "sql_error": _sql_error,
+    "no_key": _no_key, "late_violation": _late_violation, "query_sleep": _query_sleep,
     "settings": _settings, "facts": _facts}
 
 scripted = handler("*", name="scripted", max_attempts=2, timeout=3)(act)
