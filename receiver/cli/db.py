@@ -11,16 +11,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import click
+from pydantic import SecretStr
 from sqlalchemy import Engine, func, select
 
 from receiver import keyring as keyrings
 from receiver import settings as table
 from receiver.cli import checks, output, session
 from receiver.cli.options import example, json_option
-from receiver.errors import ConfigurationError
+from receiver.errors import ConfigurationError, IntegrityError
 from receiver.keyring import Keyring
 from receiver.settings import Settings
-from receiver.storage import backups, migrations, outbox, schema
+from receiver.storage import backups, migrations, outbox, proof, reading, schema
 from receiver.storage.audit import AuditChain, AuditEvent, write
 from receiver.storage.backups import Backup
 from receiver.storage.embedded import Cluster
@@ -78,7 +79,7 @@ def backup(directory: Path, as_json: bool) -> None:
     """
     now = datetime.now(UTC)
     with session.opened() as opened:
-        made = backups.dump(opened.engine, directory, now)
+        made = backups.dump(opened.engine, opened.keyring, directory, now)
         _tell(opened.engine, opened.keyring, "database.backup", made, now)
     if as_json:
         output.document({"directory": str(directory), **_shown(made)})
@@ -91,17 +92,23 @@ def backup(directory: Path, as_json: bool) -> None:
 
 @db.command(epilog=example("db restore /srv/backup/2026-01-31"))
 @click.argument("directory", metavar="DIR", type=_DIRECTORY)
+@click.option("--replaces", metavar="DATABASE", help="The database that is replaced, if it can still be read: its URL, "
+              "or the data directory of an embedded one. Lists what was revoked there since the backup.")
 @json_option
-def restore(directory: Path, as_json: bool) -> None:
+def restore(directory: Path, replaces: str | None, as_json: bool) -> None:
     """Fill an empty database from the backup in DIR, and bring it to this version's revision.
 
-    Put the keyring that belongs to it in its place first. Whatever was pending is put on hold, for it may have run
-    since the backup was made: see `deliveries resume` and `outbox retry --state held`.
+    Put the keyring that belongs to it in its place first: a backup that this keyring did not sign is refused. Whatever
+    was pending is put on hold, for it may have run since the backup was made: see `deliveries resume` and `outbox retry
+    --state held`. Credentials that were revoked after the backup was made are live again: they are listed with
+    --replaces, and without it every live credential is. Ends with `audit verify`.
     """
     settings = table.load()
-    found = backups.examine(directory)
+    found = backups.read_manifest(directory)
     keyring = _keyring_for(found, settings)
+    backups.prove(directory, found, keyring)
     now = datetime.now(UTC)
+    revoked = None if replaces is None else _revoked(settings, replaces)
     with _alone(settings) as engine:
         backups.restore(engine, directory, found)
         migrations.upgrade(engine)
@@ -110,11 +117,36 @@ def restore(directory: Path, as_json: bool) -> None:
             held = outbox.hold(connection)
             pending = connection.scalar(select(func.count()).select_from(schema.deliveries).where(
                 schema.deliveries.c.state == "pending"))
+            live = [{name: each[name] for name in ("id", "destination", "kind", "label")}
+                    for each in reading.credentials(connection)
+                    if each["live"] and (revoked is None or each["id"] in revoked)]
         Registration(engine, keyring, actor=session.actor()).hold_restored(now)
         _tell(engine, keyring, "database.restore", found, now)
+        with engine.connect() as connection:
+            proved = proof.verify(connection, keyring)
     if as_json:
-        output.document({"directory": str(directory), "pending": pending, "held": held, **_shown(found)})
-        return
+        output.document({"directory": str(directory), "pending": pending, "held": held, "live_again": live,
+                         "first_bad": proved.first_bad, **_shown(found)})
+    else:
+        _tell_restored(found, pending, held, live, known=revoked is not None)
+        click.echo(f"audit verify: {proved.rows:,} rows" + (" hold" if proved.first_bad is None else ""))
+    if proved.first_bad is not None:
+        raise IntegrityError(f"restored, but {proved.first_bad}: use another backup")
+
+
+def _revoked(settings: Settings, replaced: str) -> set[int]:
+    """The credentials that are revoked in the database that is replaced."""
+    place = Path(replaced)
+    old = settings.model_copy(update={"database_url": None, "data_dir": place.resolve()} if place.is_dir() else {
+        "database_url": SecretStr(replaced)})
+    with session.database(old) as engine:
+        session.check_schema(engine)
+        with engine.connect() as connection:
+            return {each["id"] for each in reading.credentials(connection) if each["revoked_at"] is not None}
+
+
+def _tell_restored(found: Backup, pending: int | None, held: int, live: list[dict[str, object]], *,
+                   known: bool) -> None:
     click.echo(f"restored as it was at {found.made_at:%Y-%m-%d %H:%M:%S} UTC, and brought to {migrations.head()}")
     click.echo("What came in since then is not here: Redox was answered 200 for it, and does not send it again. "
                "`redox-receiver reconcile` lists it.")
@@ -126,6 +158,13 @@ def restore(directory: Path, as_json: bool) -> None:
     if held:
         click.echo(f"{held:,} requests to Redox are held, for some may have been sent since the backup was made: see "
                    "`redox-receiver outbox list --state held`, and send again with `outbox retry`")
+    if known:
+        click.echo(f"{len(live):,} credentials that were revoked since are live again" + (
+            ": close them with `redox-receiver credential revoke ID`" if live else ""))
+    else:
+        click.echo("These credentials are live, also those that were revoked after the backup was made: close those "
+                   "with `redox-receiver credential revoke ID`")
+    output.rows(live, ["id", "destination", "kind", "label"], as_json=False, nothing="none")
 
 
 def _keyring_for(backup: Backup, settings: Settings) -> Keyring:

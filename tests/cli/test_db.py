@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from click.testing import CliRunner
-from sqlalchemy import Engine, make_url
+from sqlalchemy import Engine, make_url, text
 
 from receiver import keyring as keyrings
 from receiver.cli import main
@@ -221,7 +223,7 @@ def test_without_its_keyring(
     (lambda at: (at / backups.DUMP).unlink(), "holds no backup that can be read"),
     (lambda at: (at / backups.MANIFEST).write_text("{}"), "is damaged: take another backup"),
     (lambda at: (at / backups.MANIFEST).write_text(
-        (at / backups.MANIFEST).read_text().replace(migrations.head(), "9999")), "which redox-receiver"),
+        (at / backups.MANIFEST).read_text().replace(migrations.head(), "9999")), "MAC does not hold"),
 ])
 def test_a_damaged_backup(run: Run, backup: Path, empty: str, monkeypatch: pytest.MonkeyPatch,
                           damage: Callable[[Path], object], told: str) -> None:
@@ -230,6 +232,108 @@ def test_a_damaged_backup(run: Run, backup: Path, empty: str, monkeypatch: pytes
     damage(backup)
     assert told in run("db", "restore", str(backup), fails=True)
     assert run("db", "current")["revision"] is None
+
+
+def test_a_backup_that_the_keyring_did_not_sign(
+        run: Run, backup: Path, empty: str, keyring: Keyring, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another dump with a manifest that fits is refused before the dump is opened; a signed one of a later release is
+    not."""
+    monkeypatch.setenv("DATABASE_URL", empty)
+    monkeypatch.setattr(backups, "_program", lambda *_: pytest.fail("a dump is opened"))
+    (backup / backups.DUMP).write_bytes(b"another")
+    made = backups.read_manifest(backup)
+    for changes, told in ((
+            {"sha256": sha256(b"another").hexdigest(), "size": 7}, "MAC does not hold"),
+            ({"mac": ""}, "MAC does not hold"), ({"mac_key": "mac-0"}, "MAC does not hold")):
+        _write(backup, replace(made, **changes))
+        assert told in run("db", "restore", str(backup), fails=True)
+    later = replace(made, revision="9999", sha256=sha256(b"another").hexdigest())
+    _write(backup, replace(later, mac=later.signed(keyring)))
+    assert "which redox-receiver" in run("db", "restore", str(backup), fails=True)
+
+
+def _write(backup: Path, manifest: backups.Backup) -> None:
+    (backup / backups.MANIFEST).write_text(json.dumps(backups._fields(manifest)))
+
+
+def test_restored_as_no_superuser(
+        run: Run, backup: Path, empty: str, keyring: Keyring, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The role that fills the database can run no program on the server; it is gone afterwards, and what it made ours.
+    """
+    monkeypatch.setenv("DATABASE_URL", empty)
+    ran = backups._run
+    seen: list[bool] = []
+
+    def look(*arguments: Any, role: tuple[str, str]) -> None:
+        engine = open_engine(empty)
+        with engine.connect() as connection:
+            seen.append(connection.execute(text("SELECT rolsuper FROM pg_roles WHERE rolname = :name"),
+                                           {"name": role[0]}).scalar_one())
+        engine.dispose()
+        ran(*arguments, role=role)
+
+    monkeypatch.setattr(backups, "_run", look)
+    run("db", "restore", str(backup))
+    assert seen == [False]
+    restored = open_engine(empty)
+    with restored.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM pg_roles WHERE rolname ~ '^redox_restore'")).scalar() == 0
+        assert connection.execute(text("SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname IN "
+                                       "('public', 'procrastinate')")).scalars().all() == [restored.url.username]
+    restored.dispose()
+
+
+def test_a_dump_that_would_run_a_program(
+        run: Run, backup: Path, empty: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function in a dump that runs a program on the server while it is restored fails the restore: the role may not.
+    """
+    with engine.begin() as connection:
+        connection.execute(text("CREATE FUNCTION evil(integer) RETURNS integer LANGUAGE plpgsql AS $$ BEGIN "
+                                "COPY (SELECT 1) TO PROGRAM 'cat > /dev/null'; RETURN 1; END $$"))
+        connection.execute(text("CREATE MATERIALIZED VIEW trap AS SELECT public.evil(1)"))
+    second = tmp_path / "second"
+    run("db", "backup", str(second))
+    monkeypatch.setenv("DATABASE_URL", empty)
+    assert "pg_restore failed" in run("db", "restore", str(second), fails=True)
+    assert "permission denied" in (second / "pg_restore.log").read_text()
+    assert run("db", "current")["revision"] is None
+
+
+def test_revocations_that_are_taken_back_are_listed(
+        run: Run, backup: Path, empty: str, registration: Registration, engine: Engine,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the database that is replaced, those alone; without it, every live credential. It ends with the proof."""
+    [token] = run("credential", "list")
+    registration.add_token("lab", datetime.now(UTC), "another-token-of-some-length", label=None, expires_at=None)
+    run("credential", "revoke", str(token["id"]))
+    replaced = engine.url.render_as_string(hide_password=False)
+    monkeypatch.setenv("DATABASE_URL", empty)
+    told = run("db", "restore", str(backup), "--replaces", replaced)
+    assert told["live_again"] == [{"id": token["id"], "destination": "lab", "kind": "token", "label": None}]
+    assert told["first_bad"] is None
+
+
+def test_without_the_database_that_is_replaced(
+        run: Run, backup: Path, empty: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody knows what was revoked since: every live credential is listed, and the text says why."""
+    monkeypatch.setenv("DATABASE_URL", empty)
+    told = run("db", "restore", str(backup), as_json=False)
+    assert "also those that were revoked after the backup was made" in told
+    assert "lab" in told
+    assert "audit verify: " in told
+
+
+def test_a_restored_database_that_does_not_hold(
+        run: Run, backup: Path, empty: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is restored, the first row that does not hold is named, and the exit status is 1."""
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE destinations SET require = '{}'"))
+    run("db", "backup", str(tmp_path / "second"))
+    monkeypatch.setenv("DATABASE_URL", empty)
+    done = CliRunner().invoke(main, ["db", "restore", str(tmp_path / "second"), "--json"])
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)["first_bad"].startswith("destinations id 1: ")
+    assert "use another backup" in done.stderr
 
 
 def test_a_failed_restore_changes_nothing(
