@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import resource
 import secrets
 import stat
 import tempfile
@@ -151,7 +152,11 @@ def create(now: datetime) -> Keyring:
 
 
 def load(path: Path) -> Keyring:
-    """The keyring in `path`. Raises ConfigurationError: missing, readable by others, or damaged."""
+    """The keyring in `path`. Raises ConfigurationError: missing, readable by others, or damaged.
+
+    From then on this process, and those that it starts, leave no core dump: it would hold keys and patients' data.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     try:
         with path.open("rb") as file:
             status, text = os.fstat(file.fileno()), file.read()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import stat
 import textwrap
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_network
@@ -27,7 +28,8 @@ PREFIX: Final = "RECEIVER_"
 # Read before the table, for it says where more of it is.
 ENV_FILE: Final = f"{PREFIX}ENV_FILE"
 
-_ASSIGNED: Final = re.compile(r"^\s*(?:export\s+)?(\w+)\s*=", re.MULTILINE)
+# A line of a .env file that sets a variable: its name, and how its value begins.
+_ASSIGNED: Final = re.compile(r"^[ \t]*(?:export[ \t]+)?(\w+)[ \t]*=[ \t]*(\S?)", re.MULTILINE)
 
 log: Final = structlog.get_logger(__name__)
 
@@ -113,7 +115,7 @@ class Settings(BaseSettings):
         description="Dead deliveries of one error class within ten minutes that pause a handler.")
     postgres_account: str | None = Field(
         default=None, description="Account that runs the embedded PostgreSQL when started as root. "
-                                  "Unset: postgres if there is one, else nobody.")
+                                  "Unset: postgres if there is one, else nobody, which other programs use as well.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe log line: debug, info, warning or error.")
     failpoints: str | None = Field(
@@ -164,6 +166,7 @@ def load() -> Settings:
     Raises ConfigurationError with every mistake, each on a line with its variable.
     """
     file = env_file(os.environ)
+    _check_readers(file)
     try:
         settings = Settings(_env_file=file)
     except ValidationError as exc:
@@ -176,6 +179,20 @@ def load() -> Settings:
         # In a file it would be forgotten, and each process that is started here would have it.
         raise ConfigurationError(f"{failpoints.VARIABLE} stands in {file}: it is read from the environment alone")
     return settings
+
+
+def _check_readers(file: Path) -> None:
+    """Raise ConfigurationError for a file with secrets that others can open, as for the keyring's.
+
+    Secrets are DATABASE_URL, which has a password, and whatever is not ours: the settings of plugins.
+    """
+    try:
+        mode, text = stat.S_IMODE(file.stat().st_mode), file.read_text()
+    except (OSError, UnicodeDecodeError):
+        return  # there is none; or what reads it says what is wrong
+    if mode & 0o077 and any(
+            value and not name.upper().startswith(PREFIX) for name, value in _ASSIGNED.findall(text)):
+        raise ConfigurationError(f"{file} holds secrets and can be read by others: run `chmod 600 {file}`")
 
 
 def variable(field: str) -> str:
@@ -197,7 +214,8 @@ def misspelt() -> str | None:
     """
     known = [variable(field) for field in Settings.model_fields]
     file = env_file(os.environ)
-    given = set(os.environ) | set(_ASSIGNED.findall(file.read_text(errors="replace") if file.is_file() else ""))
+    written = _ASSIGNED.findall(file.read_text(errors="replace") if file.is_file() else "")
+    given = set(os.environ) | {name for name, _ in written}
     meant = {name: difflib.get_close_matches(name, known, 1) for name in unread(given)}
     return ", ".join(name + "".join(f" ({each}?)" for each in near) for name, near in meant.items()) or None
 

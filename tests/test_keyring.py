@@ -8,6 +8,8 @@ import json
 import os
 import resource
 import stat
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -206,3 +208,13 @@ def test_a_file_that_cannot_be_read_takes_no_key_away(path: Path, damage: str) -
     path.unlink(missing_ok=True)
     whole.save(path)
     assert held[whole.current("mac").id] == whole.current("mac")
+
+
+def test_a_process_that_holds_keys_leaves_no_core_dump(path: Path) -> None:
+    """Whichever process it is: what loads the keyring forbids them, for itself and for what it starts."""
+    code = ("import resource, sys; from pathlib import Path; from receiver import keyring; "
+            "keyring.load(Path(sys.argv[1])); print(resource.getrlimit(resource.RLIMIT_CORE)[0])")
+    most = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True,
+                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (most, most)))
+    assert done.stdout == "0\n"

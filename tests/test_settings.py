@@ -79,6 +79,7 @@ def test_responders_take_at_most_half_of_the_threads(monkeypatch: pytest.MonkeyP
 def test_the_environment_goes_before_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What stands in .env counts where the environment says nothing; the default where neither does."""
     (tmp_path / ".env").write_text("RECEIVER_THREADS=8\nRECEIVER_WORKERS=3\nDATABASE_URL=postgresql://a/b\n")
+    (tmp_path / ".env").chmod(0o600)
     monkeypatch.setenv("RECEIVER_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("RECEIVER_THREADS", "10")
     settings = load()
@@ -189,3 +190,20 @@ def test_the_example_file_is_read_as_the_defaults(monkeypatch: pytest.MonkeyPatc
     (tmp_path / "file").write_text("\n".join(lines))
     monkeypatch.setenv("RECEIVER_ENV_FILE", str(tmp_path / "file"))
     assert load() == expected
+
+
+@pytest.mark.parametrize(("text", "mode", "refused"), [
+    ("DATABASE_URL=postgresql://u:p@h/n\n", 0o640, True), ("export PLUGIN_X_KEY=secret\n", 0o604, True),
+    ("DATABASE_URL=postgresql://u:p@h/n\n", 0o600, False), ("RECEIVER_THREADS=4\n# A=b\n", 0o644, False)])
+def test_an_env_file_with_secrets_that_others_can_read(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, mode: int, *, refused: bool) -> None:
+    """Refused as the keyring is, with the command that fixes it; without a secret in it, it may be read."""
+    file = tmp_path / "file"
+    file.write_text(text)
+    file.chmod(mode)
+    monkeypatch.setenv("RECEIVER_ENV_FILE", str(file))
+    if refused:
+        with pytest.raises(ConfigurationError, match=f"chmod 600 {file}"):
+            load()
+    else:
+        load()

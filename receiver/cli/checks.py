@@ -6,6 +6,7 @@ May not mend anything, and starts nothing but the embedded PostgreSQL where it d
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import socket
 import ssl
@@ -16,7 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
@@ -41,6 +42,9 @@ _OWN: Final = frozenset({"clock", "no_worker"})
 
 _OLDEST_POSTGRESQL: Final = 14
 _ENDS_SOON: Final = timedelta(days=30)
+# Networks of proxies that are believed without a warning have prefixes of this length, or longer.
+_NARROWEST_4: Final = 8
+_NARROWEST_6: Final = 32
 _LEAST_DISK: Final = 2 * 1024**3
 _CERTIFICATE_DAYS: Final = 14
 
@@ -86,7 +90,8 @@ def of_everything(url: str | None) -> list[Finding]:
     except ReceiverError as exc:
         return [Finding(name="settings", state="bad", told="; ".join(str(exc).splitlines()),
                         mend="correct the variable")]
-    found = [_settings(), *_failpoints(settings), *_files(settings), *_listeners(settings), _disk(settings)]
+    found = [_settings(), *_failpoints(settings), *_files(settings), *_listeners(settings), *_proxies(settings),
+             *_account(settings), _disk(settings)]
     keyring, keyring_finding = _keyring(settings)
     found.append(keyring_finding)
     found += _with_database(settings, [*_DATABASE, *_WORK, _status], keyring)
@@ -142,6 +147,33 @@ def _listeners(settings: Settings) -> Iterator[Finding]:
     else:
         yield Finding(name="admin_listener", state="warn", told=f"{admin} is not on loopback",
                       mend="let nobody but your monitoring reach it, or set RECEIVER_ADMIN_BIND=127.0.0.1:PORT")
+
+
+def _proxies(settings: Settings) -> Iterator[Finding]:
+    """Whoever is believed can say that a request comes from any address, and bears any client certificate."""
+    wide = [each for each in settings.trusted_proxies if (net := ip_network(each, strict=False)).prefixlen
+            < (_NARROWEST_4 if net.version == 4 else _NARROWEST_6)]
+    if wide:
+        yield Finding(name="trusted_proxies", state="warn", told="RECEIVER_TRUSTED_PROXIES believes "
+                      f"{', '.join(wide)}: anybody there can claim any address and, where they know the proxy's "
+                      "secret, any client certificate", mend="name your proxies' own addresses")
+
+
+def _account(settings: Settings) -> Iterator[Finding]:
+    """The embedded PostgreSQL, when root starts it."""
+    if settings.database_url is None and os.geteuid() == 0 and (
+            settings.postgres_account == "nobody" or (settings.postgres_account is None and not _exists("postgres"))):
+        yield Finding(name="postgres_account", state="warn", told="the embedded PostgreSQL runs as nobody, an account "
+                      "that other programs use: they can read and change its files", mend="make an account of its own "
+                      "(adduser --system postgres) before the first start, or name one in RECEIVER_POSTGRES_ACCOUNT")
+
+
+def _exists(account: str) -> bool:
+    try:
+        pwd.getpwnam(account)
+    except KeyError:
+        return False
+    return True
 
 
 def _loopback(bind: str) -> bool:

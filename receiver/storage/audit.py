@@ -26,7 +26,7 @@ from receiver.storage.sealing import Seals
 
 # What a flood may write: this many rows a minute for one action, destination, reason and network, and for all together,
 # once for strangers and once for who holds a credential of ours: the ones must not hide the others. The rest is counted
-# into one row a minute each.
+# into one row a minute each. Strangers' share shrinks (see Flood).
 ROWS_EACH: Final = 10
 ROWS_IN_ALL: Final = 300
 # Of what is counted, so many sources and messages a minute are still told by name.
@@ -34,6 +34,9 @@ NAMED: Final = 100
 # Repeats of messages that have a row each, in the commit that answers them: so many a minute for one destination.
 REPEATS: Final = 100
 _WINDOW: Final = 60.0
+# Strangers who use up their allowance get half of it in the next minute, down to nothing but summary rows; all of it
+# again when they have not for so many seconds.
+_GIVEN_BACK: Final = 3600.0
 # Names that are known again when they come back. A name made up on the spot comes once.
 _NAMES: Final = 50_000
 _MANY: Final = "many"
@@ -161,12 +164,15 @@ class _Key:
 class Flood:
     """Lets the first events of a minute through as they are and sums up the rest. Not safe in threads.
 
-    Times are seconds of a monotonic clock.
+    Strangers who go on for minutes get ever fewer rows: what they write is kept for good. Times are seconds of a
+    monotonic clock.
     """
 
     def __init__(self) -> None:
         self._began = 0.0
-        self._classes = {proved: _Class() for proved in (False, True)}
+        self._halvings = 0
+        self._used_up_at = 0.0  # when strangers' last minute ended that used up their allowance
+        self._begin(0.0)
         self._names: OrderedDict[int, None] = OrderedDict()
 
     def take(self, event: AuditEvent, now: float, *, room: bool) -> list[AuditEvent]:
@@ -190,8 +196,16 @@ class Flood:
     def end(self, now: float) -> list[AuditEvent]:
         """All that is summed up so far: at the end of a minute, and before the process ends."""
         events = [each for proved in self._classes.values() for each in proved.summed()]
-        self._began, self._classes = now, {proved: _Class() for proved in (False, True)}
+        if self._classes[False].used_up:
+            self._halvings, self._used_up_at = self._halvings + 1, now
+        elif now - self._used_up_at >= _GIVEN_BACK:
+            self._halvings = 0
+        self._begin(now)
         return events
+
+    def _begin(self, now: float) -> None:
+        self._began = now
+        self._classes = {False: _Class(self._halvings), True: _Class(0)}
 
     def _came_back(self, name: int) -> bool:
         """Whether that name was seen not long ago."""
@@ -204,16 +218,19 @@ class Flood:
 
 
 class _Class:
-    """What strangers, or others, have caused within a minute."""
+    """What strangers, or others, have caused within a minute. `halvings`: how often their allowance was halved."""
 
-    def __init__(self) -> None:
+    def __init__(self, halvings: int) -> None:
+        self._each, self._in_all, self._names = (most >> halvings for most in (ROWS_EACH, ROWS_IN_ALL, NAMED))
+        self._seen = 0
         self._passed: Counter[_Key] = Counter()
         self._held: dict[_Key, tuple[AuditEvent, int]] = {}
         self._named = 0
 
     def passes(self, key: _Key) -> bool:
         """Whether one more is told as it is."""
-        passes = self._passed[key] < ROWS_EACH and self._passed.total() < ROWS_IN_ALL
+        passes = self._passed[key] < self._each and self._passed.total() < self._in_all
+        self._seen += 1
         self._passed[key] += passes
         return passes
 
@@ -228,13 +245,18 @@ class _Class:
             precise = replace(key, named=named, several=False)
             if precise in self._held:
                 return precise
-            if self._named < NAMED:
+            if self._named < self._names:
                 self._named += 1
                 return precise
-        if key in self._held or len(self._held) < ROWS_IN_ALL:
+        if key in self._held or len(self._held) < self._in_all:
             return key
         # Ever new addresses: what is left to tell is how many.
         return replace(key, peer=_MANY)
+
+    @property
+    def used_up(self) -> bool:
+        """Whether there was more than a quiet minute has: a single request does not prolong what a flood has caused."""
+        return bool(self._held) and self._seen > ROWS_EACH
 
     def summed(self) -> list[AuditEvent]:
         """One row for each place, with the last event's time and without what differed."""

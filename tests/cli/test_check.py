@@ -17,10 +17,12 @@ from typing import Any
 import pytest
 import trustme
 from click.testing import CliRunner
+from pydantic import SecretStr
 from sqlalchemy import Engine, insert, text
 
 from receiver import keyring as keyrings
 from receiver.cli import checks, main
+from receiver.settings import Settings
 from receiver.storage import clock, migrations, schema
 from receiver.storage.registration import HandlerSpec, Registration
 
@@ -148,6 +150,30 @@ def test_listeners_that_the_world_reaches(check: Check, monkeypatch: pytest.Monk
     monkeypatch.setenv("RECEIVER_BIND", "localhost:8080")
     monkeypatch.setenv("RECEIVER_ADMIN_BIND", "[::1]:8081")
     assert amiss(check()) == {}
+
+
+@pytest.mark.parametrize(("proxies", "told"), [
+    ("10.0.0.0/8,0.0.0.0/0", "0.0.0.0/0"), ("::/0", "::/0"), ("128.0.0.0/1", "128.0.0.0/1"), ("10.0.0.0/8", None)])
+def test_proxies_that_are_anybody(
+        check: Check, monkeypatch: pytest.MonkeyPatch, proxies: str, told: str | None) -> None:
+    """A network as wide as the world is warned of: whoever is in it says where a request comes from."""
+    monkeypatch.setenv("RECEIVER_TRUSTED_PROXIES", proxies)
+    found = check()
+    assert amiss(found) == ({} if told is None else {"trusted_proxies": "warn"})
+    if told is not None:
+        assert f"believes {told}:" in found["trusted_proxies"]["told"]
+
+
+@pytest.mark.parametrize(("account", "there", "warned"), [
+    (None, False, True), (None, True, False), ("nobody", True, True), ("somebody", False, False)])
+def test_the_account_of_the_embedded_database(
+        monkeypatch: pytest.MonkeyPatch, account: str | None, *, there: bool, warned: bool) -> None:
+    """Started by root where there is no account `postgres` it runs as nobody, whom other programs run as too."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(checks, "_exists", lambda _: there)
+    found = list(checks._account(Settings(postgres_account=account)))
+    assert [each.state for each in found] == (["warn"] if warned else [])
+    assert list(checks._account(Settings(database_url=SecretStr("postgresql://u@h/n"), postgres_account=account))) == []
 
 
 def test_a_full_disk(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
@@ -280,3 +281,44 @@ def test_a_summed_row_says_which_network(keyring: Keyring) -> None:
         flood.take(refusal(peer="2001:db8::1"), 100.0, room=True)
     row = AuditChain(keyring, Seals(keyring)).rows(flood.end(100.0))[0]
     assert (row["peer"], row["count"], row["detail"], row["reason"]) == ("2001:db8::/64", 1, None, "token_wrong")
+
+
+def strangers(flood: Flood, now: float, count: int) -> list[AuditEvent]:
+    """The rows that a minute from `now` on makes, in which so many strangers knock, each from another network."""
+    rows = [row for number in range(count)
+            for row in flood.take(refusal(peer=f"10.{number % 250}.{number // 250}.1"), now, room=True)]
+    return rows + flood.due(now + 60)
+
+
+def test_strangers_who_go_on_get_ever_fewer_rows() -> None:
+    """Each minute that uses up the allowance halves it, down to one summary row; nothing of it is lost."""
+    flood = Flood()
+    flood.end(0.0)
+    minutes = [strangers(flood, 60.0 * minute, 2_000) for minute in range(12)]
+    sizes = [len(rows) for rows in minutes]
+    assert sizes[0] == 2 * ROWS_IN_ALL + 1
+    assert all(after <= before // 2 + 1 for before, after in pairwise(sizes))
+    assert sizes[-2:] == [1, 1]
+    assert all(sum(each.count for each in rows) == 2_000 for rows in minutes)
+
+
+def test_the_allowance_is_given_back_after_an_hour() -> None:
+    """Not before; and a stranger now and then does not keep it from coming back."""
+    flood = Flood()
+    flood.end(0.0)
+    for minute in range(12):
+        strangers(flood, 60.0 * minute, 2_000)
+    for minute in range(12, 71):
+        assert [each.count for each in strangers(flood, 60.0 * minute, 2)] == [2]
+    flood.due(60.0 * 72)
+    assert [each.count for each in strangers(flood, 60.0 * 73, 2)] == [1, 1]
+
+
+def test_strangers_take_nothing_from_who_holds_a_credential() -> None:
+    """Redox's own refusals, by which a feed stands still, are told by name however long a flood lasts."""
+    flood = Flood()
+    flood.end(0.0)
+    for minute in range(12):
+        strangers(flood, 60.0 * minute, 2_000)
+    known = [flood.take(refusal(actor="redox", reason="source_unknown"), 721.0, room=True) for _ in range(ROWS_EACH)]
+    assert all(len(each) == 1 for each in known)
