@@ -1,18 +1,25 @@
 """Fills a plugin's own settings from PLUGIN_<NAME>_* variables.
 
-May not print a value: mistakes name their variables alone.
+Must not print a value: mistakes name their variables alone.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError
 
 from receiver.errors import ConfigurationError
+
+_FIELD: Final = re.compile(r'for field "([^"]+)"')
+_PLUGINS_OWN: Final = frozenset({"value_error", "assertion_error"})
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -24,10 +31,30 @@ def load(model: type[Model], handler: str, env_file: Path | None) -> Model:
     try:
         filled: Model = reading(_env_prefix=prefix, _env_file=env_file)
     except ValidationError as exc:
+        names = _variables(reading, prefix)
         raise ConfigurationError("\n".join(
-            f"{prefix}{'__'.join(map(str, error['loc'])).upper()}: {error['msg']}"
-            for error in exc.errors(include_input=False, include_context=False))) from None
+            _mistake(error, names) for error in exc.errors(include_input=False, include_context=False))) from None
+    except SettingsError as exc:  # a variable that holds no JSON, where the field is a list or a model
+        field = _FIELD.search(str(exc))
+        raise ConfigurationError(f"{_variables(reading, prefix).get(field[1], prefix) if field else prefix}: write the "
+                                 "value as JSON") from None
     return filled
+
+
+def _variables(reading: type[BaseSettings], prefix: str) -> dict[str, str]:
+    """What pydantic calls a field in its errors → the variable that fills it: without the prefix where it has an alias.
+    """
+    read = EnvSettingsSource(reading, env_prefix=prefix)._extract_field_info  # the one place that knows
+    return {each: variable.upper() for name, field in reading.model_fields.items()
+            for key, variable, _ in read(field, name) for each in (key, name)}
+
+
+def _mistake(error: ErrorDetails, names: Mapping[str, str]) -> str:
+    """The variable, what in its value is wrong, and why. A validator of the plugin's may quote the value."""
+    field, *inside = map(str, error["loc"]) if error["loc"] else ("",)
+    message = "the plugin's own check refuses the value" if error["type"] in _PLUGINS_OWN else error["msg"]
+    within = f" (in {'.'.join(inside)})" if inside else ""
+    return f"{names.get(field, field) or 'the settings together'}{within}: {message}"
 
 
 @cache

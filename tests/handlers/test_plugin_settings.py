@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings
 
 from receiver.errors import ConfigurationError
@@ -47,6 +47,44 @@ def test_below_it_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert load(Beds, "beds", tmp_path / ".env") == load(Beds, "beds", tmp_path / ".env")
     assert (load(Beds, "beds", tmp_path / ".env").url, load(Beds, "beds", tmp_path / ".env").limit) == (
         "http://environment", 5)
+
+
+class Board(BaseModel):
+    """Nested."""
+
+    size: int
+
+
+class Clinic(BaseModel):
+    """With what has another name in the environment, what is written as JSON, and a check of its own."""
+
+    url: str = Field(validation_alias="CLINIC_URL")
+    board: Board
+    beds: list[int] = []
+    key: str = "k"
+
+    @field_validator("key")
+    @classmethod
+    def careless(cls, value: str) -> str:
+        """Quotes the value."""
+        if len(value) > 3:
+            raise ValueError(f"{value} is too long")
+        return value
+
+
+def test_mistakes_name_the_variable_that_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an alias it has no prefix; of a nested model the variable is named that holds it as JSON; and what a
+    plugin's own check says of a value is not told."""
+    monkeypatch.setenv("PLUGIN_CLINIC_BOARD", '{"size": "hunter2"}')
+    monkeypatch.setenv("PLUGIN_CLINIC_KEY", "hunter2")
+    with pytest.raises(ConfigurationError) as caught:
+        load(Clinic, "clinic", None)
+    assert sorted(line.partition(":")[0] for line in str(caught.value).splitlines()) == [
+        "CLINIC_URL", "PLUGIN_CLINIC_BOARD (in size)", "PLUGIN_CLINIC_KEY"]
+    assert "hunter2" not in str(caught.value)
+    monkeypatch.setenv("PLUGIN_CLINIC_BEDS", "hunter2")
+    with pytest.raises(ConfigurationError, match=r"^PLUGIN_CLINIC_BEDS: write the value as JSON$"):
+        load(Clinic, "clinic", None)
 
 
 def test_mistakes_name_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
