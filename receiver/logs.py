@@ -30,10 +30,10 @@ import structlog
 
 # What a line may hold beside time, level, logger and event: words and ids of ours, numbers, and our own frames.
 FIELDS: Final = frozenset({
-    "action", "again_in", "ahead", "attempt", "bind", "bound", "child", "count", "delivery", "destination", "error",
-    "error_class", "frames", "handler", "handlers", "id", "kind", "lane", "lanes", "method", "ms", "part", "path",
-    "outcome", "peer", "pid", "reason", "responder", "row", "seconds", "sqlstate", "status", "subject", "table", "uuid",
-    "version", "worker",
+    "action", "again_in", "ahead", "attempt", "bind", "bound", "child", "count", "credential", "delivery",
+    "destination", "error", "error_class", "frames", "handler", "handlers", "id", "in_force", "kind", "lane", "lanes",
+    "method", "ms", "outcome", "part", "path", "peer", "pid", "reason", "responder", "row", "seconds", "sqlstate",
+    "status", "subject", "table", "uuid", "version", "worker",
 })
 
 # subject.what_happened, as in the code: whatever else is given as an event was put together from data.

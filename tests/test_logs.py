@@ -250,3 +250,27 @@ if (child := os.fork()) == 0:
 os.waitpid(child, 0)
 """)
     assert sorted(line["more"] for line in lines if "more" in line) == [1, 8]
+
+
+@pytest.mark.parametrize(("value", "shown"), [
+    (7, True), (1.5, True), (True, True), (None, True), ("assigned", True), ("ward-4.b_2", True),
+    ("a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11", True), ("Zoltana", False), ("no bed", False), ("1970-01-01", False),
+    ("zoltana@example.org", False), ("x" * 41, False), ("", False), ("a\n", False), (1 << 70, False), (["a"], False),
+    ({"a": 1}, False), (b"a", False)])
+def test_what_a_plugin_may_print(value: object, shown: bool) -> None:
+    """A plugin's fields are judged by their value: numbers, booleans, None, UUIDs and words, whatever their key."""
+    assert logs.printable("anything", value) is shown
+    assert not logs.printable("Zoltana Q", value)
+
+
+def test_a_patients_lane() -> None:
+    """Of a lane that is a patient's, the code derived from their identifier is replaced by a short one, the same for
+    the whole process and another in the next; other lanes are printed as they are."""
+    code = "0123456789abcdef" * 2
+    source = (f"[log.info('a.b', lane='register/lab/patient:{code}') for _ in 'ab']; "
+              "log.info('a.b', lane='x/lab/source:s')")
+    first, second = printed(source), printed(source)
+    assert code[:8] not in json.dumps(first)
+    assert re.fullmatch(r"register/lab/patient:~[0-9a-f]{8}", first[0]["lane"])
+    assert first[0]["lane"] == first[1]["lane"] != second[0]["lane"]
+    assert first[2]["lane"] == "x/lab/source:s"

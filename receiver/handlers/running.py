@@ -344,7 +344,8 @@ def _body(given: Any, largest: int) -> bytes:
     """What a responder returned, as JSON. Raises InvalidAnswer, whose text never quotes a value."""
     if not isinstance(given, dict):
         hint = ": return model.model_dump(mode=\"json\", by_alias=True)" if hasattr(given, "model_dump") else ""
-        raise InvalidAnswer(f"a responder returns a dict, not {outcomes.class_name_of(type(given))}{hint}")
+        kind = "None" if given is None else outcomes.class_name_of(type(given))
+        raise InvalidAnswer(f"a responder returns a dict, not {kind}{hint}")
     if not isinstance(given.get("Meta"), dict):
         raise InvalidAnswer('an answer has a "Meta" with DataModel and EventType, and what the responder returned has '
                             "none")

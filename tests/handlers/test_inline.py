@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import make_url
+from structlog.testing import capture_logs
 
 from receiver.errors import NotFound, Unavailable
 from receiver.handlers import inline
@@ -79,12 +80,41 @@ def test_no_answer(shared: World, responders: Responders, place: str, more: dict
     assert ask(shared, responders, place)["Echo"] == shared.count
 
 
+@pytest.mark.parametrize(("more", "sentence"), [
+    ({"Answer": "none"}, "a responder returns a dict, not None"),
+    ({"Answer": "text"}, "a responder returns a dict, not str"),
+    ({"Answer": "model"}, "a responder returns a dict, not Book: return model.model_dump("),
+    ({"Answer": "empty"}, 'an answer has a "Meta"'), ({"Answer": "object"}, "the answer cannot be written as JSON"),
+    ({"Size": inline.LARGEST_ANSWER}, f"at most {inline.LARGEST_ANSWER} can be sent")])
+def test_an_answer_that_is_none(shared: World, responders: Responders, place: str, more: dict[str, Any],
+                                sentence: str) -> None:
+    """What is not an answer ends with a sentence that says so, in the log and among the problems of handlers, until the
+    responder answers again."""
+    shared.enable("search", place)
+    with capture_logs() as lines, pytest.raises(ResponderFailed):
+        ask(shared, responders, place, **more)
+    [line] = [each for each in lines if each["event"] == "responder.failed"]
+    assert line["error_class"] == "InvalidAnswer"
+    assert sentence in line["error"]
+
+    def problems() -> list[dict[str, Any]]:
+        return shared.rows("SELECT kind, detail FROM handler_problems WHERE destination = :place", place=place)
+    [problem] = until(problems, "it is reported")
+    assert problem["kind"] == "responder_failed"
+    assert sentence in problem["detail"]
+    ask(shared, responders, place)
+    until(lambda: not problems(), "it is over")
+
+
 def test_out_of_time(shared: World, responders: Responders, place: str) -> None:
     """A responder that overruns its time-out is killed, and the query is out of time."""
     shared.enable("search", place)
     ask(shared, responders, place)
-    with pytest.raises(TimeoutError):
+    with capture_logs() as lines, pytest.raises(TimeoutError):
         ask(shared, responders, place, do="loop", timeout=1.0)
+    [late] = [each for each in lines if each["event"] == "responder.late"]
+    assert late["frames"][-1].startswith("tests.handlers.plugins.scripted:")
+    assert late["frames"][-1].endswith(":_loop")
 
     [begun] = [line for line in shared.journal("begin") if line["n"] == shared.count]
     assert gone(begun["pid"])

@@ -10,6 +10,7 @@ import pytest
 from receiver.errors import GiveUp, RetryLater
 from receiver.handlers import outcomes
 from receiver.handlers.outcomes import LONGEST_DEFERRAL, Outcome, Policy, Verdict, judge, of, pause
+from receiver.outbound.errors import RateLimited, Rejected, Unavailable
 
 POLICY = Policy(max_attempts=3, on_failure="dead")
 HOLDING = Policy(max_attempts=3, on_failure="hold")
@@ -142,3 +143,12 @@ def test_what_is_written_down() -> None:
     assert written(Verdict(state="pending", pause=2.0), unordered) == ("pending", 2.0, None)
     assert written(Verdict(state="pending", hold=True), HOLDING) == ("pending", None, "held")
     assert written(Verdict(state="dead"), POLICY) == ("dead", None, None)
+
+
+def test_an_outbound_error_that_may_pass() -> None:
+    """An error of receiver.outbound that a handler lets through uses no attempt where the same call may succeed later,
+    after the time that Redox asked for; any other is a failure."""
+    outcome = raised(Unavailable(retry_after=7.0))
+    assert (outcome.kind, outcome.error_class, outcome.after) == ("retry_later", "Unavailable", 7.0)
+    assert raised(RateLimited()).after == 60.0
+    assert raised(Rejected()).kind == "failed"

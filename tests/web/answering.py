@@ -33,7 +33,7 @@ def ends(message: Message, context: Context) -> dict[str, Any]:
 @responder("Notes.Query", name="slow", timeout=20)
 def slow(message: Message, context: Context) -> dict[str, Any]:
     time.sleep(4)
-    return {}
+    return {"Meta": {"DataModel": "PatientSearch", "EventType": "LocationQueryResponse"}}
 
 
 @handler("PatientAdmin.*", name="at-once", acknowledge="after_handling", max_attempts=5, timeout=20)
