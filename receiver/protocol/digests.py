@@ -7,13 +7,16 @@ need: others wait meanwhile.
 
 from __future__ import annotations
 
-import hmac
 from functools import lru_cache
 from hashlib import sha256 as new_sha256
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 # hashlib lets go of the lock for more than this at once.
 _PIECE: Final = 2047
+_BLOCK: Final = 64
 # From here on the work is worth letting others run.
 _LONG: Final = 32 * 1024
 
@@ -32,12 +35,16 @@ def sha256(*parts: bytes | memoryview) -> bytes:
 
 
 def hmac_sha256(key: bytes, data: bytes) -> bytes:
-    """HMAC-SHA256."""
-    mac = _begun(key).copy()
-    mac.update(data)
-    return mac.digest()
+    """HMAC-SHA256 (RFC 2104), from two copied hashes: quicker than to copy an object of `hmac`."""
+    begun, outer = _begun(key)
+    inner, outer = begun.copy(), outer.copy()
+    inner.update(data)
+    outer.update(inner.digest())
+    return outer.digest()
 
 
 @lru_cache(256)
-def _begun(key: bytes) -> hmac.HMAC:
-    return hmac.new(key, digestmod="sha256")
+def _begun(key: bytes) -> tuple[_Hash, _Hash]:
+    """The inner and the outer hash, each with its pad."""
+    padded = (new_sha256(key).digest() if len(key) > _BLOCK else key).ljust(_BLOCK, b"\0")
+    return new_sha256(bytes(byte ^ 0x36 for byte in padded)), new_sha256(bytes(byte ^ 0x5C for byte in padded))

@@ -14,14 +14,15 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Any, Final, Literal, Self
 
+from receiver.protocol.values import Value
+
 Method = Literal["GET", "POST"]
 
 # A destination's name is part of its URL and of lane names; the registry accepts nothing else.
 DESTINATION_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Head:
+class Head(Value, frozen=True, kw_only=True):
     """What is known of a request before its body is read.
 
     `headers` has lower-case names; the values are latin-1 text, as WSGI gives them (PEP 3333), so that
@@ -30,11 +31,13 @@ class Head:
     there. `proxied`: whether the connection comes from a proxy that we trust, or over a Unix socket.
     """
 
+    hidden = frozenset({"headers", "target", "query"})
+
     destination: str
     method: Method
-    headers: Mapping[str, str] = field(repr=False)
-    target: str = field(repr=False)
-    query: str = field(repr=False)
+    headers: Mapping[str, str]
+    target: str
+    query: str
     peer: str
     received_at: datetime
     proxied: bool = False
@@ -45,12 +48,13 @@ class Head:
         return None if value is None else value.encode("latin-1", "replace")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Inbound:
+class Inbound(Value, frozen=True, kw_only=True):
     """A whole request: its head and exactly the bytes of its body."""
 
+    hidden = frozenset({"body"})
+
     head: Head
-    body: bytes = field(repr=False)
+    body: bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,8 +70,7 @@ class Once:
         return cls(key=sha256(space.encode() + b"\0" + value).digest(), until=until)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Verified:
+class Verified(Value, frozen=True, kw_only=True):
     """The proof that a request is Redox's: which credentials vouched for it, and of which kinds they are.
 
     `once` holds a signature that was made for this one request, where it holds within a window of time: the same again
@@ -79,8 +82,7 @@ class Verified:
     once: tuple[Once, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Message:
+class Message(Value, frozen=True, kw_only=True):
     """A Redox message, Data Model or FHIR, in one shape. Nothing of the patient's is in here but inside `raw`.
 
     `kind` is `PatientAdmin.Arrival` (spaces removed from the names) or `FHIR.<event>`. `source_id` is normalised (a
@@ -91,11 +93,13 @@ class Message:
     Ids and times are claims of the sender, cleaned for index columns (no NUL, bounded); the exact bytes are `raw`.
     """
 
+    hidden = frozenset({"source_name", "key", "outside", "raw"})
+
     kind: str
     fhir: bool
     query: bool
     source_id: str | None
-    source_name: str | None = field(repr=False)
+    source_name: str | None
     log_id: str | None
     attempt_id: str | None
     message_id: str | None
@@ -103,10 +107,10 @@ class Message:
     facility: str | None
     event_time: datetime | None
     test: bool
-    key: bytes = field(repr=False)
+    key: bytes
     key_expires: bool
-    outside: bytes = field(repr=False)
-    raw: bytes = field(repr=False)
+    outside: bytes
+    raw: bytes
 
     @property
     def response_kind(self) -> tuple[str, str]:

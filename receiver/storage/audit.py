@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
@@ -16,9 +16,11 @@ from typing import Any, Final
 from uuid import UUID
 
 import msgspec
+from msgspec import structs
 from sqlalchemy import Connection, insert
 
 from receiver.keyring import Keyring
+from receiver.protocol.values import Value
 from receiver.storage.evidence import chain, mac_key
 from receiver.storage.identifiers import uuid7
 from receiver.storage.schema import audit_events
@@ -48,13 +50,14 @@ AUTHENTIC_REASONS: Final = ("token_expired", "token_revoked", "bearer_differs", 
                             "body_too_large")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AuditEvent:
+class AuditEvent(Value, frozen=True, kw_only=True):
     """One thing that happened. `action` is subject.verb; `reason` a fixed word; `detail` fixed keys with ids in them.
 
     `actor`: "redox", "worker:NAME", "handler:NAME", or "USER@HOST" of a command. `subject`: another row, as "table:id".
     `note`: a person's words, sealed.
     """
+
+    hidden = frozenset({"note"})
 
     action: str
     outcome: str
@@ -67,7 +70,7 @@ class AuditEvent:
     subject: str | None = None
     count: int = 1
     detail: dict[str, Any] | None = None
-    note: str | None = field(default=None, repr=False)
+    note: str | None = None
 
 
 class AuditChain:
@@ -266,7 +269,7 @@ class _Class:
 def _summed(key: _Key, event: AuditEvent, count: int) -> AuditEvent:
     detail: dict[str, Any] = ({"several": True} if key.several else _source(event)) | (
         {"query": True} if key.query else {})
-    return replace(event, peer=key.peer, count=count, subject=None, note=None, detail=detail or None,
+    return structs.replace(event, peer=key.peer, count=count, subject=None, note=None, detail=detail or None,
                    message_uuid=None if key.named is None else event.message_uuid)
 
 

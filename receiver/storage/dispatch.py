@@ -7,7 +7,7 @@ by. May not write: the ledger and the replay do.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from typing import Final
 
@@ -16,6 +16,7 @@ from receiver.protocol.patients import identifiers
 from receiver.protocol.patterns import matches
 from receiver.protocol.registry import Destination, Subscription
 from receiver.protocol.sources import ID_SHAPE
+from receiver.protocol.values import Value
 from receiver.storage.evidence import PatientDigests
 
 # Deliveries of a handler without order are spread over this many lanes, in which nothing waits for what is before it:
@@ -23,8 +24,7 @@ from receiver.storage.evidence import PatientDigests
 UNORDERED_LANES: Final = 16
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NewDelivery:
+class NewDelivery(Value, frozen=True, kw_only=True):
     """A delivery to be made: `inline` ones are run in the request, before it is answered."""
 
     handler: str
@@ -38,7 +38,7 @@ def deliveries(message: Message, destination: Destination, digests: PatientDiges
         return []
     return [NewDelivery(handler=each.handler, lane=lane(each, destination.name, message, digests),
                         inline=each.acknowledge == "after_handling")
-            for each in destination.subscriptions if each.role == "handler" and matches(each.patterns, message.kind)]
+            for each in destination.subscriptions if each.role == "handler" and _asks(each.patterns, message.kind)]
 
 
 def lane(subscription: Subscription, destination: str, message: Message, digests: PatientDigests) -> str:
@@ -53,6 +53,10 @@ def lane(subscription: Subscription, destination: str, message: Message, digests
     return f"{start}/source:{_short(message.source_id)}"
 
 
+# Kinds and patterns are few.
+_asks: Final = lru_cache(4096)(matches)
+
+
 def unordered(lane: str) -> bool:
     """Whether nothing in this lane waits for what is before it."""
     return lane.rpartition("/")[2].startswith("any:")
@@ -65,6 +69,7 @@ def _patient(found: Sequence[tuple[str, str]], patient_key: str, digests: Patien
     return None
 
 
+@lru_cache(1024)
 def _short(source_id: str | None) -> str:
     """The source as a lane's name can hold it: what is not shaped like an id is named by its digest."""
     if source_id is None:

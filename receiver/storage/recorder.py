@@ -152,7 +152,7 @@ class Recorder:
         _sending()
         if len(entries) == len(rows) == 1:
             written = _written(self._statements().run(statements.RECORD_ALONE, statements.alone(
-                entries[0].row, list(entries[0].delivery_rows()), rows[0])))
+                entries[0].row, entries[0].sealed, list(entries[0].delivery_rows()), rows[0])))
         else:
             written = self._write(entries, rows, with_keys=True)
         self._chain.written(rows)
@@ -192,7 +192,7 @@ class Recorder:
         if entries:
             deliveries = [row for entry in entries for row in entry.delivery_rows()]
             return _written(self._statements().run(statements.RECORD[with_keys, len(entries) == 1], statements.batch(
-                [entry.row for entry in entries], deliveries, audit)))
+                [entry.row for entry in entries], [entry.sealed for entry in entries], deliveries, audit)))
         if audit:
             self._statements().run(statements.AUDIT, statements.audit_rows(audit))
         return []

@@ -10,7 +10,7 @@ time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Any, Final
 
@@ -104,7 +104,7 @@ AUDIT: Final = Statement("audit", _audit_insert("$1"))
 
 # The message and its audit row, as a message that is recorded alone has them. Its id is always a new one.
 _ALONE: Final = {name: kind for name, kind in _MESSAGE.items() if name not in ("id", "id_conflict")}
-_encode_alone: Final = encoder({**_ALONE, "sealed": "bytea"})
+_encode_alone: Final = encoder(_ALONE)
 _encode_audit: Final = encoder(_AUDIT)
 
 
@@ -187,7 +187,7 @@ WHERE credentials.id = u.id AND (last_used_at IS NULL OR last_used_at < u.at)"""
 
 def keys(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The parameters of CLAIM_KEYS and EXISTING: the keys of the messages."""
-    return {"keys": _document(rows, _KEYS).decode()}
+    return {"keys": _encode([{name: row[name] for name in _KEYS} for row in rows]).decode()}
 
 
 def deliveries(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -195,12 +195,10 @@ def deliveries(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"deliveries": _encode(rows).decode()}
 
 
-def batch(messages: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]],
+def batch(messages: Sequence[Mapping[str, Any]], sealed: Sequence[bytes], new: Sequence[Mapping[str, Any]],
           audit: Sequence[Mapping[str, Any]]) -> Parameters:
-    """The parameters of RECORD: the messages with their sealed bodies, their deliveries, and the audit rows."""
-    sealed = [row["sealed"] for row in messages]
-    return (_document(messages, _MESSAGE), sealed[0] if len(sealed) == 1 else array("bytea", sealed), _encode(new),
-            _encode(audit))
+    """The parameters of RECORD: the messages, their sealed bodies, their deliveries, and the audit rows."""
+    return (_encode(messages), sealed[0] if len(sealed) == 1 else array("bytea", sealed), _encode(new), _encode(audit))
 
 
 def audit_rows(rows: Sequence[Mapping[str, Any]]) -> Parameters:
@@ -208,10 +206,7 @@ def audit_rows(rows: Sequence[Mapping[str, Any]]) -> Parameters:
     return (_encode(rows),)
 
 
-def alone(message: Mapping[str, Any], new: Sequence[Mapping[str, Any]], audit: Mapping[str, Any]) -> Parameters:
+def alone(message: Mapping[str, Any], sealed: bytes, new: Sequence[Mapping[str, Any]],
+          audit: Mapping[str, Any]) -> Parameters:
     """The parameters of RECORD_ALONE. Raises UnicodeEncodeError, and struct.error, where a value does not fit."""
-    return [*_encode_alone(message), _encode(new), *_encode_audit(audit)]
-
-
-def _document(rows: Sequence[Mapping[str, Any]], names: Iterable[str]) -> bytes:
-    return _encode([{name: row[name] for name in names} for row in rows])
+    return [*_encode_alone(message), sealed, _encode(new), *_encode_audit(audit)]

@@ -57,8 +57,9 @@ class Writer:
         self._on_commit = on_commit
         self._quota = Quota(recorder, quarantine_quota)
 
-        # Under the lock of `_wake`: what waits.
-        self._wake = threading.Condition()
+        # Under the lock: what waits.
+        self._lock = threading.Lock()
+        self._wake = threading.Condition(self._lock)
         self._waiting: deque[Entry] = deque()
         self._waiting_bytes = 0
         self._urgent: deque[Urgent] = deque()
@@ -84,7 +85,7 @@ class Writer:
 
         Refusals that the database does not take at first are tried for PATIENCE seconds, then given up.
         """
-        with self._wake:
+        with self._lock:
             self._stopping = True
             self._give_up_at = time.monotonic() + PATIENCE
             self._wake.notify()
@@ -93,7 +94,7 @@ class Writer:
     def put(self, entry: Entry) -> None:
         """Have the entry written; its future tells when it is, or that it cannot be. See `hasten`."""
         size = entry.row["size"]
-        with self._wake:
+        with self._lock:
             refusal = None
             if self._stopping:
                 refusal = "shutting_down"
@@ -102,20 +103,21 @@ class Writer:
             else:
                 self._waiting.append(entry)
                 self._waiting_bytes += size
-                self._used |= dict.fromkeys(entry.row["credential_ids"], entry.row["received_at"])
+                for credential in entry.row["credential_ids"]:
+                    self._used[credential] = entry.row["received_at"]
         if refusal is not None:
             entry.fail(refusal)
 
     def hasten(self) -> None:
         """Somebody waits for an entry: until then they gather, so that those who come together share a commit."""
-        with self._wake:
+        with self._lock:
             if self._waiting and not self._hastened:
                 self._hastened = True
                 self._wake.notify()
 
     def put_urgent(self, urgent: Urgent) -> None:
         """Have one audit row written that somebody waits for."""
-        with self._wake:
+        with self._lock:
             stopping = self._stopping
             if not stopping:
                 self._urgent.append(urgent)
@@ -125,7 +127,7 @@ class Writer:
 
     def note(self, audit_event: AuditEvent) -> None:
         """Have an audit row written that nobody waits for; in a flood, have it counted."""
-        with self._wake:
+        with self._lock:
             self._events += self._flood.take(audit_event, time.monotonic(), room=len(self._events) < EVENTS)
 
     # --- the writer's thread
@@ -144,13 +146,13 @@ class Writer:
                 _fail("ledger_failed", entries, urgent)
             finally:
                 self._busy = None
-            with self._wake:
+            with self._lock:
                 last = last and not self._events  # those that were put back
         self._recorder.close()
 
     def _take(self) -> tuple[list[Entry], list[Urgent], list[AuditEvent], bool]:
         """What waits, bounded in rows and bytes, the refusals that are due, and whether that is the last of it."""
-        with self._wake:
+        with self._lock:
             if not (self._hastened or self._urgent or self._stopping):
                 self._wake.wait(_FLUSH)
             elif self._refused and not (self._waiting or self._urgent):
@@ -224,7 +226,7 @@ class Writer:
         """Keep the refusals for a better time: while we stop, for a moment only."""
         if not events:
             return
-        with self._wake:
+        with self._lock:
             self._events.extendleft(reversed(events))
             self._refused = self._stopping
             if time.monotonic() >= self._give_up_at:
@@ -242,7 +244,7 @@ class Writer:
         if not last and time.monotonic() - self._used_flushed < _LAST_USED:
             return
         self._used_flushed = time.monotonic()
-        with self._wake:
+        with self._lock:
             used, self._used = self._used, {}
         if used:
             try:
@@ -265,7 +267,7 @@ class Writer:
     def _overdue(self, late: float) -> list[Entry | Urgent]:
         """What waits since before `late`, taken out of the queues."""
         overdue: list[Entry | Urgent] = []
-        with self._wake:
+        with self._lock:
             while self._waiting and self._waiting[0].enqueued < late:
                 entry = self._waiting.popleft()
                 self._waiting_bytes -= entry.row["size"]

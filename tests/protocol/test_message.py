@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+from inspect import Parameter
+from types import ModuleType
 
 import pytest
 
 from receiver.protocol import message, registry
 from receiver.protocol.message import DESTINATION_NAME, error_body
 from receiver.protocol.reading import read
+from receiver.protocol.values import Value
 from tests.protocol.made_up import head
 
 
 @pytest.mark.parametrize("module", [message, registry])
-def test_values_are_frozen(module: object) -> None:
+def test_values_are_frozen(module: ModuleType) -> None:
     """Every value of these modules is frozen, slotted and made by keyword."""
-    values = [each for each in vars(module).values() if isinstance(each, type) and dataclasses.is_dataclass(each)]
-    assert len(values) >= 5
+    types = [each for each in vars(module).values() if isinstance(each, type) and each.__module__ == module.__name__]
+    structs = [each for each in types if issubclass(each, Value)]
+    values = [each for each in types if dataclasses.is_dataclass(each)]
+    assert len(structs) + len(values) >= 5
     for value in values:
         assert value.__dataclass_params__.frozen, value  # type: ignore[attr-defined] # dataclass keeps them there
         assert all(field.kw_only for field in dataclasses.fields(value)), value
-        assert "__dict__" not in dir(value), value
+    for struct in structs:
+        assert struct.__struct_config__.frozen, struct
+        assert {each.kind for each in inspect.signature(struct).parameters.values()} == {Parameter.KEYWORD_ONLY}, struct
+    assert not [each for each in (*structs, *values) if "__dict__" in dir(each)]
 
 
 def test_headers_are_bytes_again() -> None:

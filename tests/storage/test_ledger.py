@@ -9,6 +9,7 @@ from datetime import timedelta
 from hashlib import sha256
 
 import pytest
+from msgspec import structs
 
 from receiver.errors import Unavailable
 from receiver.keyring import Keyring
@@ -259,8 +260,8 @@ def test_a_day_is_a_day_on_a_host_whose_clock_is_wrong(door: Door, ledger: Ledge
     also when the key is claimed by the longer way, beside a repeat."""
     def wrong(content: bytes, **apart: float) -> Admitted:
         admitted = door.admit(content)
-        head = replace(admitted.inbound.head, received_at=door.now + timedelta(**apart))
-        return replace(admitted, inbound=replace(admitted.inbound, head=head))
+        head = structs.replace(admitted.inbound.head, received_at=door.now + timedelta(**apart))
+        return replace(admitted, inbound=structs.replace(admitted.inbound, head=head))
 
     ledger.accept(wrong(body(log=None, outside="Ada"), hours=-30)).result(10)
     assert ledger.accept(door.admit(body(log=None, outside="Ada"))).result(10).outcome == "duplicate"

@@ -5,9 +5,18 @@ from __future__ import annotations
 import pytest
 
 from receiver.storage import statements
+from receiver.storage.entry import Entries
+from receiver.storage.sealing import Seals
+from tests.storage.door import Door, body
 
 
 @pytest.mark.parametrize("statement", [statements.CLAIM_KEYS, statements.EXISTING, statements.ADD_DELIVERIES])
 def test_psycopg_keeps_them(statement: str) -> None:
     """psycopg remembers how it takes a statement apart only up to this length: a longer one costs that at each run."""
     assert len(statement) <= 4096
+
+
+def test_a_message_has_a_value_for_each_column(door: Door) -> None:
+    """A column that a row lacks would be null, and a value without a column would be lost."""
+    entry = Entries(door.keyring, Seals(door.keyring)).make(door.admit(body("1")))
+    assert entry.row.keys() == statements._MESSAGE.keys()

@@ -11,6 +11,7 @@ from threading import Thread
 
 import psycopg
 import pytest
+from msgspec import structs
 from sqlalchemy import text
 from structlog.testing import capture_logs
 
@@ -274,7 +275,7 @@ def test_a_row_that_cannot_be_a_text_is_kept_bare(door: Door, ledger: Ledger) ->
     assert admitted.message is not None
     with stalled(door, ledger):
         futures = [ledger.accept(door.admit(body("1"))),
-                   ledger.accept(replace(admitted, message=replace(admitted.message, facility="a\0b")))]
+                   ledger.accept(replace(admitted, message=structs.replace(admitted.message, facility="a\0b")))]
     assert outcomes(futures) == ["unhandled", "quarantined"]
     proved(door)
 

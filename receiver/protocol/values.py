@@ -1,0 +1,24 @@
+"""The base of the values that are made for every request: a msgspec.Struct, made in half the time of a dataclass.
+
+Must not hold rules.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import msgspec
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True):
+    """An immutable value. `hidden` names the fields that a repr leaves out: secrets, and what may be of a patient."""
+
+    hidden: ClassVar[frozenset[str]] = frozenset()
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"{type(self).__name__}({shown})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """What rich, which formats tracebacks, shows."""
+        return [(name, getattr(self, name)) for name in self.__struct_fields__ if name not in self.hidden]
