@@ -35,6 +35,14 @@ class Unavailable(ReceiverError):
     """The ledger cannot record right now; whoever asked must be told to come back (503)."""
 
 
+class DatabaseUnavailable(Unavailable):
+    """The database cannot be reached, or refuses. `problem` says what is wrong, `fix` which setting to look at."""
+
+    def __init__(self, problem: str, fix: str) -> None:
+        super().__init__(f"{problem}: {fix}")
+        self.problem, self.fix = problem, fix
+
+
 class IntegrityError(ReceiverError):
     """Something stored does not prove to be what was stored: a MAC or a seal does not hold."""
 

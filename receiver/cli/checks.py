@@ -28,7 +28,7 @@ from receiver import failpoints, findings
 from receiver import keyring as keyrings
 from receiver import settings as table
 from receiver.cli import output, session
-from receiver.errors import ReceiverError
+from receiver.errors import DatabaseUnavailable, ReceiverError
 from receiver.handlers import discovery
 from receiver.keyring import Keyring
 from receiver.settings import Settings
@@ -218,6 +218,8 @@ def _with_database(settings: Settings, looks: Sequence[_Look], keyring: Keyring 
                 found += [seen] if isinstance(seen, Finding) else seen or ()
                 if any(each.name == "migrations" and each.state == "bad" for each in found):
                     break  # what is next reads our tables
+    except DatabaseUnavailable as exc:
+        found.append(Finding(name="database", state="bad", told=exc.problem, mend=exc.fix))
     except ReceiverError as exc:
         found.append(Finding(name="database", state="bad", told=str(exc), mend="see DATABASE_URL"))
     return found

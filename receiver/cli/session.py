@@ -15,16 +15,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import structlog
-from sqlalchemy import Engine
+from sqlalchemy import URL, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from receiver import keyring as keyrings
 from receiver import settings as table
-from receiver.errors import ConfigurationError, Unavailable
+from receiver.errors import ConfigurationError, DatabaseUnavailable
 from receiver.keyring import Keyring
 from receiver.settings import Settings
-from receiver.storage import standing
-from receiver.storage.database import describe, open_engine, sqlstate
+from receiver.storage import connecting, standing
+from receiver.storage.database import connection_code, describe, open_engine
 from receiver.storage.embedded import Cluster
 from receiver.storage.registration import Registration, check_keys
 
@@ -48,7 +48,7 @@ class Session:
 def opened() -> Iterator[Session]:
     """A session while the block runs.
 
-    Raises ConfigurationError (settings, keyring, schema, keys: each with what mends it) and Unavailable.
+    Raises ConfigurationError (settings, keyring, schema, keys: each with what fixes it), DatabaseUnavailable.
     """
     settings = table.load()
     check_made(settings)
@@ -75,7 +75,8 @@ def _cluster(settings: Settings) -> Cluster:
 def database(settings: Settings, *, make: bool = False) -> Iterator[Engine]:
     """An engine while the block runs: on DATABASE_URL, else on the embedded PostgreSQL, joined or started.
 
-    That is made where it was not, if `make`. Raises Unavailable instead of a database error, and ConfigurationError.
+    That is made where it was not, if `make`. Raises DatabaseUnavailable instead of a database error, and
+    ConfigurationError.
     """
     if not make:
         check_made(settings)
@@ -87,12 +88,20 @@ def database(settings: Settings, *, make: bool = False) -> Iterator[Engine]:
         try:
             yield engine
         except SQLAlchemyError as exc:
-            if sqlstate(exc) is None:
-                raise Unavailable(f"the database does not answer ({describe(exc)}): see DATABASE_URL, and run "
-                                  "`redox-receiver check`") from exc
-            raise Unavailable(f"the database refuses ({describe(exc)}): run `redox-receiver check`") from exc
+            raise _unavailable(exc, engine.url, settings) from exc
         finally:
             engine.dispose()
+
+
+def _unavailable(exc: SQLAlchemyError, url: URL, settings: Settings) -> DatabaseUnavailable:
+    """What an operator is told of a database error."""
+    code = connection_code(exc)
+    if code is None:
+        return DatabaseUnavailable(f"PostgreSQL refuses a statement ({describe(exc)})", "its log says more")
+    problem, fix = connecting.explain(code, url)
+    if settings.database_url is None:
+        fix = f"see {_cluster(settings).log_path}"
+    return DatabaseUnavailable(problem, fix)
 
 
 @contextmanager

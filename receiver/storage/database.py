@@ -8,17 +8,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+import psycopg
 from sqlalchemy import Engine, create_engine, event, make_url
 from sqlalchemy.engine import URL, ExceptionContext
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import NullPool
 
 from receiver.errors import ConfigurationError
+from receiver.storage import connecting
 
 # A transaction that idles for so long has lost its client, and keeps locks that others wait for. A client whose host is
 # cut off says no more, not even that it is gone: the server looks, as we do. Of a Unix socket these say nothing.
 _SESSION: Final = {"timezone": "UTC", "idle_in_transaction_session_timeout": "600000", "tcp_keepalives_idle": "5",
                    "tcp_keepalives_interval": "2", "tcp_keepalives_count": "3", "tcp_user_timeout": "10000"}
+
+
+_CODE: Final = "receiver_connection_code"
 
 
 def normalise(url: str) -> URL:
@@ -77,6 +82,7 @@ def _engine(url: URL, arguments: Mapping[str, str | int], **pool: Any) -> Engine
         # PostgreSQL quotes row values in DETAIL and CONTEXT, which SQLAlchemy's hide_parameters leaves in the text.
         for exc in (context.original_exception, context.sqlalchemy_exception):
             if exc is not None:
+                _keep_code(exc)
                 exc.args = (describe(exc),)
         if context.sqlalchemy_exception is not None:
             context.sqlalchemy_exception.params = None
@@ -91,6 +97,29 @@ def sqlstate(exc: BaseException) -> str | None:
 
 
 def describe(exc: BaseException) -> str:
-    """All that may be said of a database error: its class and code. Its text may quote a patient."""
-    original = exc.orig if isinstance(exc, DBAPIError) and exc.orig is not None else exc
-    return f"{type(original).__name__} {sqlstate(exc) or 'no SQLSTATE'}"
+    """All that may be said of a database error: its class and code. Its text may quote a patient.
+
+    The code is the SQLSTATE; of a connection that failed, which has none, one of receiver.storage.connecting.
+    """
+    original = _original(exc)
+    return f"{type(original).__name__} {sqlstate(exc) or connection_code(exc) or 'no SQLSTATE'}"
+
+
+def connection_code(exc: BaseException) -> str | None:
+    """Why a connection of psycopg or SQLAlchemy failed, as a code of receiver.storage.connecting; None: it did not."""
+    original = _original(exc)
+    # An option in the URL that there is not is a ProgrammingError; most of these are about something else.
+    if not isinstance(original, psycopg.OperationalError | psycopg.ProgrammingError) or original.sqlstate is not None:
+        return None
+    code = getattr(original, _CODE, None) or connecting.code_of(str(original))
+    return None if code == connecting.LOST and isinstance(original, psycopg.ProgrammingError) else code
+
+
+def _original(exc: BaseException) -> BaseException:
+    return exc.orig if isinstance(exc, DBAPIError) and exc.orig is not None else exc
+
+
+def _keep_code(exc: BaseException) -> None:
+    """Note the code while the text that it is read from is still there."""
+    if (code := connection_code(exc)) is not None:
+        setattr(_original(exc), _CODE, code)
