@@ -28,6 +28,7 @@ from receiver.allocation import large_blocks_apart
 from receiver.errors import ConfigurationError, ReceiverError
 from receiver.handlers.hints import Hints
 from receiver.handlers.inline import Responders
+from receiver.handlers.process import process_name
 from receiver.keyring import Keyring
 from receiver.protocol.message import Once
 from receiver.protocol.registry import Registry
@@ -36,13 +37,14 @@ from receiver.storage import arming, registry, schema, standing
 from receiver.storage.audit import AuditEvent, network
 from receiver.storage.database import describe, open_engine
 from receiver.storage.embedded import Cluster
+from receiver.storage.heartbeats import Heartbeat
 from receiver.storage.key_sets import KeyFetcher
 from receiver.storage.ledger import Ledger
 from receiver.storage.once import SeenOnce
 from receiver.storage.registration import check_keys
 from receiver.storage.registry import RegistryFollower
 from receiver.storage.standing import Watch
-from receiver.web import admin, public
+from receiver.web import admin, listening, public
 from receiver.web.admin import Check
 from receiver.web.door import Answered, Door
 from receiver.web.tokens import Issue, Refusal, TokenDoor
@@ -110,21 +112,22 @@ def compose() -> PublicListener:
     places = settings.threads // 2
     # One for each who waits for a handler; the others follow the registry, keep leases, tell lanes, watch the schema,
     # fetch the keys of others, and remember what may be used once.
-    engine = open_engine(url, pool_size=places + 6, statement_timeout=_PATIENCE)
+    engine = open_engine(url, pool_size=places + 7, statement_timeout=_PATIENCE)
     hints = Hints(engine)
     responders = Responders(settings, url, engine)
     ledger = Recorder(engine, keyring, quarantine_quota=settings.quarantine_quota, on_commit=hints.hint,
                       no_responder=responders.no_responder)
     follower = RegistryFollower(engine, keyring)
     registered = ProvedRegistry(engine, keyring, follower)
+    heartbeat = Heartbeat(engine, name=process_name(), role="receiver", address=listening.address(settings.bind))
     fetcher = KeyFetcher(engine, keyring, _fetch, every=settings.key_set_refresh)
 
     def start() -> None:
-        for part in (ledger, follower, registered, hints, responders, fetcher):
+        for part in (ledger, follower, registered, hints, responders, fetcher, heartbeat):
             part.start()
 
     def stop() -> None:
-        for part in (registered, follower, fetcher, responders, ledger, hints):
+        for part in (heartbeat, registered, follower, fetcher, responders, ledger, hints):
             part.stop()
         engine.dispose()
 
@@ -147,7 +150,10 @@ def admin_app() -> Flask:
     keyring = keyrings.load(settings.keyring_path)
     url = database_url(settings)
     arming.arm(url)
-    engine = open_engine(url, pool_size=2, statement_timeout=_PATIENCE)
+    engine = open_engine(url, pool_size=3, statement_timeout=_PATIENCE)
+    heartbeat = Heartbeat(engine, name=process_name(), role="admin", address=listening.address(settings.admin_bind))
+    heartbeat.start()
+    atexit.register(heartbeat.stop)
     return admin.admin_app(partial(readiness, engine, keyring))
 
 

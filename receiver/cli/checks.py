@@ -12,10 +12,11 @@ import socket
 import ssl
 import stat
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from ipaddress import ip_address, ip_network
 from typing import Any, Final, Literal
@@ -38,7 +39,7 @@ from receiver.storage.registration import HandlerSpec, check_keys
 State = Literal["ok", "warn", "bad"]
 
 # What `check` looks at more closely itself.
-_OWN: Final = frozenset({"clock", "no_worker"})
+_OWN: Final = frozenset({"clock", "no_worker", "no_credential", "credential_expires"})
 
 _OLDEST_POSTGRESQL: Final = 14
 _ENDS_SOON: Final = timedelta(days=30)
@@ -90,11 +91,13 @@ def of_everything(url: str | None) -> list[Finding]:
     except ReceiverError as exc:
         return [Finding(name="settings", state="bad", told="; ".join(str(exc).splitlines()),
                         mend="correct the variable")]
-    found = [_settings(), *_failpoints(settings), *_files(settings), *_listeners(settings), *_proxies(settings),
+    found = [_settings(), *_failpoints(settings), *_files(settings), *_proxies(settings),
              *_account(settings), _disk(settings)]
     keyring, keyring_finding = _keyring(settings)
     found.append(keyring_finding)
-    found += _with_database(settings, [*_DATABASE, *_WORK, _status], keyring)
+    found += _with_database(settings, [*_DATABASE, *_WORK, partial(_listening, settings), _status], keyring)
+    if not any(each.name == "listener" for each in found):
+        found += _listeners({"receiver": [settings.bind], "admin": [settings.admin_bind]}, "would listen at")
     return [*found, *(() if url is None else _outside(url))]
 
 
@@ -135,18 +138,22 @@ def _files(settings: Settings) -> Iterator[Finding]:
                       mend=f"chmod 600 {env_file}")
 
 
-def _listeners(settings: Settings) -> Iterator[Finding]:
-    public, admin = settings.bind, settings.admin_bind
-    if _loopback(public):
-        yield Finding(name="listener", state="ok", told=f"{public}, for a proxy on this host that speaks TLS")
-    else:
-        yield Finding(name="listener", state="warn", told=f"{public} speaks plain HTTP and is not on loopback",
-                      mend="let only a proxy that speaks TLS reach it, or set RECEIVER_BIND=127.0.0.1:PORT")
-    if _loopback(admin):
-        yield Finding(name="admin_listener", state="ok", told=admin)
-    else:
-        yield Finding(name="admin_listener", state="warn", told=f"{admin} is not on loopback",
-                      mend="let nobody but your monitoring reach it, or set RECEIVER_ADMIN_BIND=127.0.0.1:PORT")
+def _listeners(served: Mapping[str, Sequence[str]], how: str) -> Iterator[Finding]:
+    """The addresses of this host by role (`receiver`, `admin`); `how` they are known."""
+    for address in served["receiver"]:
+        if all(map(_loopback, address.split(", "))):
+            yield Finding(name="listener", state="ok", told=f"{how} {address}, for a proxy on this host that speaks "
+                          "TLS")
+        else:
+            yield Finding(name="listener", state="warn", told=f"{how} {address}, which speaks plain HTTP and is not on "
+                          "loopback", mend="let only a proxy that speaks TLS reach it, or set "
+                          "RECEIVER_BIND=127.0.0.1:PORT")
+    for address in served["admin"]:
+        if all(map(_loopback, address.split(", "))):
+            yield Finding(name="admin_listener", state="ok", told=f"{how} {address}")
+        else:
+            yield Finding(name="admin_listener", state="warn", told=f"{how} {address}, which is not on loopback",
+                          mend="let nobody but your monitoring reach it, or set RECEIVER_ADMIN_BIND=127.0.0.1:PORT")
 
 
 def _proxies(settings: Settings) -> Iterator[Finding]:
@@ -358,6 +365,18 @@ def _plugins(connection: Connection, _: Keyring | None) -> Finding:
         return Finding(name="plugins", state="bad", told="; ".join(wrong), mend="redox-receiver handlers check")
     told = output.count(len(plugins.loaded), "handler", "handlers") + " imported"
     return Finding(name="plugins", state="ok", told=told if plugins.loaded else "no handler is enabled")
+
+
+def _listening(settings: Settings, connection: Connection, _: Keyring | None) -> list[Finding]:
+    """Where the processes of this host listen, or would."""
+    running = [each for each in reading.listeners(connection)
+               if each["alive"] and each["host"] == socket.gethostname()]
+    found: list[Finding] = []
+    for role, bind in (("receiver", settings.bind), ("admin", settings.admin_bind)):
+        served = [each["address"] for each in running if each["role"] == role]
+        found += _listeners({"receiver": [], "admin": [], role: served or [bind]},
+                            "listens at" if served else "does not run here; would listen at")
+    return found
 
 
 def _status(connection: Connection, keyring: Keyring | None) -> list[Finding]:

@@ -5,14 +5,14 @@ May not keep a verification token but as its digest: it is shown once, when it i
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
 from receiver.cli import output
-from receiver.cli.options import SECRET_FILE, example, json_option, new_file, options, read_secret
+from receiver.cli.options import SECRET_FILE, Span, example, json_option, new_file, options, read_secret
 from receiver.cli.session import opened
 from receiver.protocol.registry import Environment, default_test_policy
 from receiver.storage import reading
@@ -80,15 +80,23 @@ def add(name: str, *, token_file: Path | None, token_out: Path | None, as_json: 
                as_json=as_json)
 
 
-@destination.command("set", epilog=example("destination set lab --test-messages quarantine"))
+@destination.command("set", epilog=example("destination set lab --test-messages quarantine",
+                                           "destination set lab --expect-every 10m"))
 @click.argument("name")
 @_policies
+@click.option("--expect-every", type=Span(), metavar="DURATION",
+              help="Messages come at least this often (10m, 2h): a longer silence is a finding of `status`.")
+@click.option("--expect-none", is_flag=True, help="Judge silence by what is usual for the feed, as by default.")
 @json_option
-def change(name: str, *, as_json: bool, **given: Any) -> None:
+def change(name: str, *, expect_every: timedelta | None, expect_none: bool, as_json: bool, **given: Any) -> None:
     """Change what is given of destination NAME; all else stays."""
+    if expect_every is not None and expect_none:
+        raise click.UsageError("--expect-every and --expect-none contradict each other")
     values = {column: list(value) if column == "require" else value for column, value in given.items() if value}
     if given["reply_with"] == "":
         values["reply_with"] = None
+    if expect_every is not None or expect_none:
+        values["expect_every"] = None if expect_every is None else int(expect_every.total_seconds())
     if not values:
         raise click.UsageError("say what to change: see --help")
     _change(name, values, as_json=as_json)

@@ -5,32 +5,35 @@ Must not change anything. What it prints is for pasting into a ticket: it names 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import click
 
 from receiver import findings
 from receiver.cli import output, session
-from receiver.cli.options import example, json_option
+from receiver.cli.options import Span, example, json_option
 
 _COLUMNS: Final = ("destination", "feed", "last_200", "refused", "reason", "backlog", "oldest", "dead", "quarantine")
+_HOSTS: Final = ("host", "part", "address", "state", "processes", "seen")
 
 
-@click.command(epilog=example("status", "status --json"))
+@click.command(epilog=example("status", "status --max-age 15m --json"))
+@click.option("--max-age", type=Span(), default="5m", show_default=True, metavar="DURATION",
+              help="How long a delivery may wait before that is a finding.")
 @json_option
-def status(as_json: bool) -> None:
+def status(*, max_age: timedelta, as_json: bool) -> None:
     """Show whether the feeds flow: a line for each destination, then each finding with the command that fixes it.
 
     Exit status 1 when a finding is an error; a warning alone does not change it.
     """
     with session.opened() as opened, opened.engine.connect() as connection:
-        view = findings.read(connection, opened.keyring)
+        view = findings.read(connection, opened.keyring, max_age=max_age)
         found = findings.collect(view)
     if as_json:
-        output.document({"destinations": view.feeds, "workers": view.workers,
+        output.document({"destinations": view.feeds, "workers": view.workers, "listeners": view.listeners,
                          "findings": [asdict(each) for each in found]})
     else:
         _show(view, found)
@@ -40,8 +43,12 @@ def status(as_json: bool) -> None:
 
 def _show(view: findings.View, found: list[findings.Finding]) -> None:
     now = datetime.now(UTC)
-    output.rows([_line(each, now) for each in view.feeds], _COLUMNS, as_json=False,
+    codes = {(each.destination, each.code) for each in found}
+    output.rows([_line(each, now, codes) for each in view.feeds], _COLUMNS, as_json=False,
                 nothing="no destination is registered: redox-receiver destination add NAME")
+    if view.listeners or view.workers:
+        click.echo()
+        output.rows([*map(_listener, view.listeners), *map(_worker, view.workers)], _HOSTS, as_json=False, nothing="")
     click.echo()
     for each in found:
         click.secho(output.escaped(each.text), fg="red" if each.severity == "error" else "yellow")
@@ -50,19 +57,35 @@ def _show(view: findings.View, found: list[findings.Finding]) -> None:
         click.echo("Nothing needs you.")
 
 
-def _feed(found: Mapping[str, Any]) -> str:
+def _feed(found: Mapping[str, Any], codes: Collection[tuple[str | None, str]]) -> str:
+    name = found["destination"]
     if not found["enabled"]:
         return "disabled"
     if found["probably_paused"]:
         return "paused?"
-    return "flows" if found["last_200_at"] else "silent"
+    if (name, "requests_refused") in codes:
+        return "refused"
+    return "silent" if not found["last_200_at"] or (name, "feed_silent") in codes else "flows"
 
 
-def _line(found: Mapping[str, Any], now: datetime) -> dict[str, Any]:
-    return {"destination": found["destination"], "feed": _feed(found), "last_200": _ago(found["last_200_at"], now),
-            "refused": _ago(found["last_refusal_at"], now), "reason": found["last_refusal_reason"],
-            "backlog": found["backlog"], "oldest": _ago(found["oldest_pending_at"], now),
-            "dead": sum(row["count"] for row in found["dead"]), "quarantine": found["quarantined"]}
+def _listener(found: Mapping[str, Any]) -> dict[str, Any]:
+    state = "running" if found["alive"] else "stopped" if found["stopped"] else "lost"
+    return {"host": found["host"], "part": found["role"], "address": found["address"], "state": state,
+            "processes": found["processes"], "seen": found["seen_at"]}
+
+
+def _worker(found: Mapping[str, Any]) -> dict[str, Any]:
+    state = "running" if found["alive"] else "lost"
+    return {"host": found["host"], "part": "worker", "address": None, "state": state,
+            "processes": int(found["alive"]), "seen": found["seen_at"]}
+
+
+def _line(found: Mapping[str, Any], now: datetime, codes: Collection[tuple[str | None, str]]) -> dict[str, Any]:
+    return {"destination": found["destination"], "feed": _feed(found, codes),
+            "last_200": _ago(found["last_200_at"], now), "refused": _ago(found["last_refusal_at"], now),
+            "reason": found["last_refusal_reason"], "backlog": found["backlog"],
+            "oldest": _ago(found["oldest_pending_at"], now), "dead": sum(row["count"] for row in found["dead"]),
+            "quarantine": found["quarantined"]}
 
 
 def _ago(at: datetime | None, now: datetime) -> str | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from receiver.findings import deliveries, feeds, installation, integrity, plugins
+from receiver.findings import backlog, deliveries, feeds, hosts, installation, integrity, plugins, setup
 from receiver.findings.codes import CODES
 from receiver.findings.finding import Finding
 from receiver.findings.view import View, read
@@ -23,14 +23,20 @@ FINDERS: Final[tuple[Callable[[View], Iterator[Finding]], ...]] = (
     integrity.registry_rows,
     integrity.public_keys,
     installation.clocks,
+    hosts.receivers,
     installation.workers,
     installation.outbox,
+    setup.lacking,
+    setup.expiring,
     feeds.nowhere,
+    feeds.silent,
     feeds.refusals,
     deliveries.lanes,
     deliveries.handlers,
     plugins.problems,
     deliveries.dead,
+    backlog.waiting,
+    backlog.unhandled,
     feeds.quarantine,
 )
 

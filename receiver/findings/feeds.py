@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import timedelta
 from typing import Any, Final
 
 from receiver.findings.finding import Finding, command
+from receiver.findings.times import at, span
 from receiver.findings.view import View
-from receiver.storage import reading
+from receiver.storage import reading, upkeep
 
+# A silence is unusual when it is so many times as long as the longest of the last days, and no shorter than this; a
+# feed of which less is known is not judged.
+_UNUSUAL: Final = 1.5
+_LEAST_SILENCE: Final = timedelta(minutes=30)
+_LEAST_HISTORY: Final = timedelta(days=1)
 # So many refusals are no accident.
 _SEVERAL: Final = 3
 
@@ -81,27 +87,23 @@ def _refused(name: str, rows: list[dict[str, Any]]) -> Iterator[Finding]:
     for subject, noun in (("message", "requests"), ("token", "requests for an access token")):
         these = [row for row in rows if row["subject"] == subject]
         if sum(row["since"] for row in these) >= _SEVERAL:
-            span = "since"
+            which = "since"
         elif these and any(row["mixed"] for row in these) and (
                 sum(row["window"] for row in these) >= max(_SEVERAL, these[0]["accepted_window"] + 1)):
-            span = "window"
+            which = "window"
         else:
             continue
         for row in these:
-            if row[span]:
+            if row[which]:
                 meaning, fix = _explain(row["reason"], row["status"], name)
-                first, last, accepted = row[f"{span}_first_at"], row[f"{span}_last_at"], row["last_accepted_at"]
+                first, last, accepted = row[f"{which}_first_at"], row[f"{which}_last_at"], row["last_accepted_at"]
                 yield Finding(
                     code="requests_refused", destination=name, fix=fix,
-                    text=f"{name}: {row[span]:,} {noun} were refused ({row['reason']}) from {_time(first)} to "
-                    f"{_time(last)}, " + ("none was accepted in the last day" if accepted is None else
-                                          f"the last accepted was at {_time(accepted)}") + f": {meaning}.",
-                    details={"subject": subject, "reason": row["reason"], "status": row["status"], "count": row[span],
+                    text=f"{name}: {row[which]:,} {noun} were refused ({row['reason']}) from {at(first)} to "
+                    f"{at(last)}, " + ("none was accepted in the last day" if accepted is None else
+                                          f"the last accepted was at {at(accepted)}") + f": {meaning}.",
+                    details={"subject": subject, "reason": row["reason"], "status": row["status"], "count": row[which],
                              "first_at": first, "last_at": last, "last_accepted_at": accepted})
-
-
-def _time(at: datetime) -> str:
-    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
 
 
 def nowhere(view: View) -> Iterator[Finding]:
@@ -113,8 +115,33 @@ def nowhere(view: View) -> Iterator[Finding]:
             yield Finding(
                 code="requests_unavailable" if ours else "destination_unknown", severity="error" if ours else "warning",
                 text=f"{row['window']:,} requests were refused ({row['reason']}), the last at "
-                f"{_time(row['window_last_at'])}: {meaning}.", fix=fix,
+                f"{at(row['window_last_at'])}: {meaning}.", fix=fix,
                 details={"reason": row["reason"], "count": row["window"], "last_at": row["window_last_at"]})
+
+
+def silent(view: View) -> Iterator[Finding]:
+    """Feeds that are silent for longer than `destination set --expect-every` says, or else than is usual."""
+    expected = {each["name"]: each for each in reading.destinations(view.connection) if each["enabled"]}
+    activity = reading.feed_activity(view.connection, upkeep.ACTIVITY_HISTORY)
+    for feed in view.feeds:
+        name = feed["destination"]
+        last, usual = feed["last_200_at"], activity.get(name)
+        if name not in expected:
+            continue
+        every = expected[name]["expect_every"]
+        if every is not None:
+            limit, why = timedelta(seconds=every), f"one is expected every {span(timedelta(seconds=every))}"
+            last = last or expected[name]["created_at"]
+        elif usual is not None and usual["last_at"] - usual["first_at"] >= _LEAST_HISTORY:
+            limit = max(_LEAST_SILENCE, usual["longest"] * _UNUSUAL)
+            why = f"in {upkeep.ACTIVITY_HISTORY.days} days it was never silent for longer than {span(usual['longest'])}"
+            last = last or usual["last_at"]
+        else:
+            continue
+        if view.now - last > limit:
+            yield Finding(code="feed_silent", destination=name, text=f"{name}: no message for {span(view.now - last)}, "
+                          f"since {at(last)}; {why}.", fix=command("check", "--url", "…"),
+                          details={"last_at": last, "limit_seconds": limit.total_seconds(), "expect_every": every})
 
 
 def quarantine(view: View) -> Iterator[Finding]:

@@ -6,12 +6,16 @@ Must not hold SQL: the queries are the storage's.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Final
 
 from sqlalchemy import Connection
 
 from receiver.keyring import Keyring
-from receiver.storage import reading
+from receiver.storage import reading, upkeep
+
+# How long a delivery may wait, unless the operator says otherwise.
+MAX_AGE: Final = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,16 +23,20 @@ class View:
     """An open connection for further queries, and what several finders share.
 
     `keyring`: None where there is none to prove rows with. `feeds`: see `reading.feed_status`. `workers`: see
-    `reading.workers`.
+    `reading.workers`. `listeners`: see `reading.listeners`. `now`: by the database's clock. `max_age`: how long a
+    delivery may wait.
     """
 
     connection: Connection
     feeds: list[dict[str, Any]]
     workers: list[dict[str, Any]]
+    listeners: list[dict[str, Any]]
+    now: datetime
+    max_age: timedelta = MAX_AGE
     keyring: Keyring | None = field(default=None, repr=False)
 
 
-def read(connection: Connection, keyring: Keyring | None) -> View:
+def read(connection: Connection, keyring: Keyring | None, *, max_age: timedelta = MAX_AGE) -> View:
     """Read the shared part. Raises SQLAlchemyError."""
     return View(connection=connection, feeds=reading.feed_status(connection), workers=reading.workers(connection),
-                keyring=keyring)
+                listeners=reading.listeners(connection), now=upkeep.now(connection), keyring=keyring, max_age=max_age)

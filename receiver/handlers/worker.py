@@ -435,6 +435,7 @@ class Worker:
     def _make_partitions(self) -> None:
         with self._engine.begin() as connection:
             made = partitions.ensure(connection, upkeep.now(connection))
+            upkeep.forget_activity(connection)
         if made:
             log.info("partitions.made", count=len(made))
 

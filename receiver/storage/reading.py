@@ -396,6 +396,52 @@ def workers(connection: Connection) -> Mappings:
                      .order_by(table.c.name))
 
 
+def listeners(connection: Connection) -> Mappings:
+    """Which hosts serve which address, for each role (`receiver`, `admin`): role, host, address, alive, processes (how
+    many run), started_at (the newest), seen_at (last, or stopped), stopped (the last one stopped in order).
+    """
+    return _mappings_of(connection, _LISTENERS, {"silent": WORKER_SILENT})
+
+
+_LISTENERS: Final = """
+WITH each AS (
+    SELECT *, coalesce(stopped_at, seen_at) AS last, stopped_at IS NULL AND seen_at > now() - %(silent)s AS alive
+    FROM listeners)
+SELECT role, host, address, bool_or(alive) AS alive, count(*) FILTER (WHERE alive) AS processes,
+       max(started_at) AS started_at, max(last) AS seen_at,
+       (array_agg(stopped_at IS NOT NULL ORDER BY last DESC))[1] AS stopped
+FROM each GROUP BY role, host, address ORDER BY role DESC, host, address"""
+
+
+def feed_activity(connection: Connection, history: timedelta) -> dict[str, dict[str, Any]]:
+    """How messages came to each destination within `history`: first_at and last_at (to five minutes), and longest, the
+    longest time without any. A destination to which none came is left out.
+    """
+    return {row.pop("name"): row for row in _mappings_of(connection, _ACTIVITY, {"history": history})}
+
+
+_ACTIVITY: Final = """
+SELECT d.name, min(slot) AS first_at, max(slot) AS last_at, coalesce(max(gap), '0') AS longest
+FROM (SELECT destination_id, slot, slot - lag(slot) OVER (PARTITION BY destination_id ORDER BY slot) AS gap
+      FROM feed_activity WHERE slot > now() - %(history)s) a JOIN destinations d ON d.id = a.destination_id
+GROUP BY d.name"""
+
+
+def recent_unhandled(connection: Connection) -> Mappings:
+    """Of the newest messages, those of the last day that came to a production destination and that no handler takes:
+    destination, kind, count, last_at.
+    """
+    return _mappings_of(connection, _UNHANDLED, {"rows": _LATEST})
+
+
+_UNHANDLED: Final = """
+SELECT d.name AS destination, m.kind, count(*) AS count, max(m.received_at) AS last_at
+FROM (SELECT destination_id, kind, state, received_at FROM messages ORDER BY id DESC LIMIT %(rows)s) m
+JOIN destinations d ON d.id = m.destination_id
+WHERE m.state = 'unhandled' AND d.environment = 'production' AND d.enabled AND m.received_at > now() - interval '1 day'
+GROUP BY d.name, m.kind ORDER BY d.name, count(*) DESC"""
+
+
 def _loaded(handler: ColumnElement[Any]) -> ColumnElement[bool]:
     table = schema.workers
     return exists().where(table.c.seen_at > func.now() - WORKER_SILENT, handler == table.c.handlers.any_())
@@ -432,7 +478,8 @@ def feed_status(connection: Connection) -> Mappings:
     last_refusal_at, last_refusal_reason, last_refusal_status (null in a summed-up row), last_refusal_authentic;
     probably_paused: whoever was refused last holds or held a credential of ours, and nothing was answered 200 since (a
     query's asker does not come again, and pauses nothing);
-    backlog, oldest_pending_at: deliveries that wait;
+    backlog, oldest_pending_at: deliveries that wait; waiting: the same for each handler, as [{handler, pending, oldest,
+    loaded (by a running worker), never_tried, oldest_never_tried}];
     held_lanes: [lane]; paused_handlers: [{handler, paused_at, pause_reason}];
     unserved: [{handler, pending}] that no live worker has loaded;
     dead: [{handler, error_class, count, last_at}];
@@ -445,6 +492,7 @@ def feed_status(connection: Connection) -> Mappings:
         **_answers(connection, each["name"]),
         "backlog": sum(row["pending"] for row in backlog[each["id"]]),
         "oldest_pending_at": min((row["oldest"] for row in backlog[each["id"]]), default=None),
+        "waiting": backlog[each["id"]],
         "held_lanes": [row["lane"] for row in held[each["id"]]],
         "paused_handlers": paused[each["id"]],
         "unserved": [{"handler": row["handler"], "pending": row["pending"]}
@@ -530,11 +578,17 @@ def _grouped(connection: Connection, query: Select[Any]) -> defaultdict[int, Map
     return found
 
 
+def _untried(table: Table) -> ColumnElement[bool]:
+    return and_(table.c.attempts == 0, table.c.started_at.is_(None))
+
+
 def _backlog(connection: Connection) -> defaultdict[int, Mappings]:
     table = schema.deliveries
     return _grouped(connection, select(
         table.c.destination_id, table.c.handler, func.count().label("pending"),
         func.min(table.c.created_at).label("oldest"), _loaded(table.c.handler).label("loaded"),
+        func.count().filter(_untried(table)).label("never_tried"),
+        func.min(table.c.created_at).filter(_untried(table)).label("oldest_never_tried"),
     ).where(table.c.state == "pending").group_by(table.c.destination_id, table.c.handler).order_by(table.c.handler))
 
 

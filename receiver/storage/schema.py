@@ -97,6 +97,7 @@ destinations = Table(
     _text("on_unknown_source"),
     _text("test_messages"),
     _text("reply_with", nullable=True),
+    Column("expect_every", Integer),        # seconds; not under the MAC: it lets nothing in
     _created(),
     *_mac(),
     _one_of("environment", "development", "staging", "production"),
@@ -370,6 +371,25 @@ handler_problems = Table(
     _time("first_at", nullable=False, server_default=func.now()),
     _time("last_at", nullable=False),
     _time("reported_at", nullable=False, server_default=func.now()),
+)
+
+listeners = Table(
+    "listeners", metadata,                  # processes that listen, and what they serve: for `status` and `check`
+    Column("name", Text, primary_key=True),
+    _text("role"),
+    _text("host"),
+    Column("pid", Integer, nullable=False),
+    _text("address"),
+    _time("started_at", nullable=False, server_default=func.now()),
+    _time("seen_at", nullable=False, server_default=func.now()),
+    _time("stopped_at"),                    # when it stopped in order; null: it runs, or was killed
+    _one_of("role", "receiver", "admin"),
+)
+
+feed_activity = Table(
+    "feed_activity", metadata,              # five minutes in which messages came: how long a feed is usually silent
+    Column("destination_id", BigInteger, primary_key=True, autoincrement=False),
+    _time("slot", primary_key=True, nullable=False),
 )
 
 # --- what goes out

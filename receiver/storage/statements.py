@@ -181,7 +181,12 @@ QUARANTINED_BYTES: Final = f"""
 SELECT coalesce(sum(greatest(size, {LEAST})), 0)::bigint FROM messages
 WHERE destination_id = %(destination_id)s AND state = 'quarantined'"""
 LAST_USED: Final = """
-UPDATE credentials SET last_used_at = u.at FROM unnest(%(id)s::bigint[], %(at)s::timestamptz[]) AS u(id, at)
+WITH u AS (SELECT * FROM unnest(%(id)s::bigint[], %(at)s::timestamptz[]) AS u(id, at)),
+activity AS (
+    INSERT INTO feed_activity (destination_id, slot)
+    SELECT DISTINCT c.destination_id, date_bin('5 minutes', u.at, '2000-01-01 00:00:00Z') AS slot
+    FROM u JOIN credentials c ON c.id = u.id ORDER BY 1, 2 ON CONFLICT DO NOTHING)
+UPDATE credentials SET last_used_at = u.at FROM u
 WHERE credentials.id = u.id AND (last_used_at IS NULL OR last_used_at < u.at)"""
 
 

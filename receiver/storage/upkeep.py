@@ -6,7 +6,7 @@ May not hand anything over (receiver.storage.lanes). Any number of workers may d
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 import msgspec
@@ -20,6 +20,8 @@ from receiver.storage.sealing import Seals, payload_binding
 
 log: Final = structlog.get_logger(__name__)
 
+# How far back it is looked how long a feed is usually silent.
+ACTIVITY_HISTORY: Final = timedelta(days=14)
 # A worker that was not seen for so long is gone; its row stays for a day, for people.
 _ALIVE: Final = "30 seconds"
 _REMEMBERED: Final = "1 day"
@@ -111,6 +113,12 @@ def index_patients(connection: Connection, seals: Seals, digests: PatientDigests
 def forget_keys(connection: Connection) -> int:
     """Delete some of the message keys whose time is over; how many."""
     return connection.exec_driver_sql(_FORGET).rowcount
+
+
+def forget_activity(connection: Connection) -> None:
+    """Delete what feeds did longer ago than is looked at."""
+    connection.exec_driver_sql(
+        "DELETE FROM feed_activity WHERE slot < now() - %(history)s", {"history": 2 * ACTIVITY_HISTORY})
 
 
 def development_bindings(connection: Connection) -> dict[str, set[str]]:

@@ -13,6 +13,7 @@ import receiver.web.lean  # noqa: F401 - first of all
 
 # isort: split
 from receiver.settings import load
+from receiver.web import listening
 from receiver.web.gunicorn_logger import JsonLogger
 from receiver.web.gunicorn_reload import Reload
 
@@ -57,6 +58,11 @@ control_socket_disable = True
 
 logger_class = JsonLogger
 loglevel = _settings.log_level
+
+
+def post_fork(_server: Any, worker: Any) -> None:
+    """Note where the process listens, for its heartbeats. The signature is gunicorn's."""
+    listening.note(worker.sockets)
 
 
 def on_starting(server: Any) -> None:

@@ -52,22 +52,29 @@ def amiss(found: dict[str, dict[str, Any]]) -> dict[str, str]:
     return {name: each["state"] for name, each in found.items() if each["state"] != "ok" and name != "durability"}
 
 
-def destination(registration: Registration, **more: Any) -> None:
+def destination(registration: Registration, engine: Engine, **more: Any) -> None:
     """The destination `lab`."""
     registration.add_destination("lab", datetime.now(UTC), **{
         "environment": "development", "require": ["token"], "sources_policy": "registered",
         "on_unknown_source": "reject", "test_messages": "accept", "reply_with": None,
         "token": "a-token-of-thirty-two-characters", **more})
+    registration.add_source("lab", "s-1", datetime.now(UTC), name=None)
+    registration.enable_handler("lab", HandlerSpec(
+        handler="search", role="responder", patterns=("*",), ordering="none", patient_key=None,
+        acknowledge="after_commit", on_failure="dead", max_attempts=1, timeout=60.0), datetime.now(UTC))
+    with engine.begin() as connection:
+        connection.execute(insert(schema.listeners).values(
+            name="r", role="receiver", host="there", pid=1, address="127.0.0.1:8080"))
 
 
-def test_a_sound_host(check: Check, registration: Registration) -> None:
+def test_a_sound_host(check: Check, engine: Engine, registration: Registration) -> None:
     """On a host with which nothing is wrong everything is OK; the names are a contract."""
-    destination(registration)
+    destination(registration, engine)
     found = check()
     assert amiss(found) == {}
     assert list(found) == [
-        "settings", "data_directory", "listener", "admin_listener", "disk", "keyring", "database", "writable",
-        "durability", "clock", "migrations", "keys", "credentials", "plugins", "workers"]
+        "settings", "data_directory", "disk", "keyring", "database", "writable", "durability", "clock", "migrations",
+        "keys", "credentials", "plugins", "workers", "listener", "admin_listener"]
     assert found["durability"]["state"] == "bad"
     assert {tuple(each) for each in found.values()} == {("name", "state", "told", "mend")}
 
@@ -233,10 +240,10 @@ def test_an_old_postgresql(check: Check, monkeypatch: pytest.MonkeyPatch) -> Non
     assert amiss(check()) == {"database": "bad"}
 
 
-def test_credentials(check: Check, registration: Registration) -> None:
+def test_credentials(check: Check, engine: Engine, registration: Registration) -> None:
     """A credential that ends soon is a warning; a required kind without a live one refuses everything."""
     now = datetime.now(UTC)
-    destination(registration)
+    destination(registration, engine)
     registration.add_token(
         "lab", now, "another-token-of-32-characters-x", label=None, expires_at=now + timedelta(days=9))
     assert amiss(check()) == {"credentials": "warn"}
@@ -248,7 +255,7 @@ def test_credentials(check: Check, registration: Registration) -> None:
 
 def test_workers(check: Check, engine: Engine, registration: Registration) -> None:
     """Enabled handlers want a live worker that has loaded them."""
-    destination(registration)
+    destination(registration, engine)
     registration.enable_handler("lab", HandlerSpec(
         handler="register", role="handler", patterns=("*",), ordering="source", patient_key=None,
         acknowledge="after_commit", on_failure="dead", max_attempts=3, timeout=60.0), datetime.now(UTC))

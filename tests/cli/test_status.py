@@ -26,14 +26,23 @@ SOURCE = "7ce6f387-c33c-417d-8682-81e83628cbd9"
 
 
 @pytest.fixture
-def lab(database_url: str, keyring_path: Path, registration: Registration, monkeypatch: pytest.MonkeyPatch) -> int:
-    """A destination `lab`; its id. Commands find its database."""
+def lab(database_url: str, keyring_path: Path, engine: Engine, registration: Registration,
+        monkeypatch: pytest.MonkeyPatch) -> int:
+    """A destination `lab` that lacks nothing, and a receiver; its id. Commands find its database."""
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.setenv("RECEIVER_KEYRING", str(keyring_path))
-    return registration.add_destination(
+    number = registration.add_destination(
         "lab", datetime.now(UTC), environment="production", require=["token"], sources_policy="registered",
         on_unknown_source="reject", test_messages="quarantine", reply_with=None,
         token="a-token-of-thirty-two-characters")
+    registration.add_source("lab", "s-1", datetime.now(UTC), name=None)
+    registration.enable_handler("lab", HandlerSpec(
+        handler="search", role="responder", patterns=("*",), ordering="none", patient_key=None,
+        acknowledge="after_commit", on_failure="dead", max_attempts=1, timeout=60.0), datetime.now(UTC))
+    with engine.begin() as connection:
+        connection.execute(insert(schema.listeners).values(
+            name="r", role="receiver", host="here", pid=1, address="127.0.0.1:8080"))
+    return number
 
 
 @pytest.fixture
@@ -164,6 +173,34 @@ def test_a_disabled_destination(engine: Engine, lab: int) -> None:
     with engine.begin() as connection:
         connection.execute(update(schema.destinations).where(schema.destinations.c.id == lab).values(enabled=False))
     assert line() == ["lab", "disabled"]
+
+
+def test_what_a_new_destination_lacks(
+        status: Status, database_url: str, keyring_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next command is named until nothing is lacking: a source, a credential, a handler."""
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("RECEIVER_KEYRING", str(keyring_path))
+    monkeypatch.setenv("RECEIVER_HANDLERS", "receiver.testing.example")
+
+    def run(command: str, *more: str) -> None:
+        words = [word for word in command.split()[1:] if word != "…"]
+        done = CliRunner().invoke(main, [*words, *more])
+        assert done.exit_code == 0, done.output
+
+    run("redox-receiver destination add lab")
+    found = fixes(status())
+    assert found == {"no_source": "redox-receiver source add lab …",
+                     "no_handler": "redox-receiver handlers enable … --destination lab"}
+    run(found["no_source"], SOURCE)
+    run(found["no_handler"], "example-result")
+    assert fixes(status()) == {}
+    with engine.connect() as connection:
+        number = connection.scalar(text("SELECT id FROM credentials"))
+    run(f"redox-receiver credential revoke {number}")
+    found = fixes(status())
+    assert found == {"no_credential": "redox-receiver credential add lab --kind token"}
+    run(found["no_credential"], "--expires", "9d")
+    assert fixes(status()) == {"credential_expires": "redox-receiver credential add lab --kind token"}
 
 
 @pytest.mark.parametrize(("ago", "told"), [

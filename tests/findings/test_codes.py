@@ -26,8 +26,14 @@ from tests.protocol.verification.issuers import RSA_FIRST, jwk
 LANE = "register/lab/source:none"
 
 
+def spec(name: str, role: str = "handler") -> HandlerSpec:
+    """A handler or responder of that name."""
+    return HandlerSpec(handler=name, role=role, patterns=("*",), ordering="source", patient_key=None,
+                       acknowledge="after_commit", on_failure="hold", max_attempts=3, timeout=60.0)
+
+
 class World:
-    """A destination `lab`, to which things can be made to happen."""
+    """A destination `lab` that lacks nothing, and a receiver that runs; things can be made to happen to them."""
 
     def __init__(self, engine: Engine, keyring: Keyring, registration: Registration) -> None:
         self.engine, self._keyring, self.registration = engine, keyring, registration
@@ -35,6 +41,19 @@ class World:
             "lab", datetime.now(UTC), environment="production", require=["token"], sources_policy="registered",
             on_unknown_source="reject", test_messages="quarantine", reply_with=None,
             token="a-token-of-thirty-two-characters")
+        registration.add_source("lab", "s-1", datetime.now(UTC), name=None)
+        registration.enable_handler("lab", spec("search", role="responder"), datetime.now(UTC))
+        self.listener()
+
+    def listener(self, **more: Any) -> None:
+        """A process that listens."""
+        self.insert("listeners", **{"name": f"{more}", "role": "receiver", "host": "here", "pid": 1,
+                                    "address": "127.0.0.1:8080", **more})
+
+    def waits(self) -> None:
+        """A delivery of `register` has waited for ten minutes, with a worker that has loaded it."""
+        self.insert("workers", name="w", host="here", pid=2, handlers=["register"])
+        self.delivery(created_at=datetime.now(UTC) - timedelta(minutes=10))
 
     def sql(self, statement: str, **values: Any) -> None:
         """Run a statement."""
@@ -55,9 +74,7 @@ class World:
 
     def enable(self) -> None:
         """Bind the handler `register`."""
-        self.registration.enable_handler("lab", HandlerSpec(
-            handler="register", role="handler", patterns=("*",), ordering="source", patient_key=None,
-            acknowledge="after_commit", on_failure="hold", max_attempts=3, timeout=60.0), datetime.now(UTC))
+        self.registration.enable_handler("lab", spec("register"), datetime.now(UTC))
 
     def keys(self, change: str) -> None:
         """Public keys of a URL, in that state."""
@@ -128,6 +145,20 @@ SITUATIONS: dict[str, Callable[[World], object]] = {
     "registry_row_changed": lambda world: world.sql("UPDATE destinations SET require = '{}'"),
     "key_set_failing": lambda world: world.keys("failure = 'nobody there'"),
     "key_set_stale": lambda world: world.keys("fetched_at = now() - interval '73 hours'"),
+    "no_receiver": lambda world: world.sql("UPDATE listeners SET stopped_at = now()"),
+    "receiver_stopped": lambda world: world.listener(host="there", stopped_at=datetime.now(UTC)),
+    "admin_stopped": lambda world: world.listener(role="admin", seen_at=datetime.now(UTC) - timedelta(minutes=2)),
+    "no_credential": lambda world: world.sql("UPDATE credentials SET revoked_at = now()"),
+    "no_source": lambda world: world.sql("UPDATE sources SET enabled = false"),
+    "no_handler": lambda world: world.sql("UPDATE subscriptions SET enabled = false"),
+    "credential_expires": lambda world: world.registration.add_token(
+        "lab", datetime.now(UTC), "another-token-of-32-characters-x", label=None,
+        expires_at=datetime.now(UTC) + timedelta(days=9)),
+    "feed_silent": lambda world: world.sql(
+        "UPDATE destinations SET expect_every = 60, created_at = now() - interval '1 hour'"),
+    "backlog": World.waits,
+    "deliveries_never_tried": World.waits,
+    "unhandled": lambda world: world.message(state="unhandled", kind="PatientAdmin.Arrival"),
     "no_worker": World.enable,
     "outbox_pending": lambda world: world.outbound("pending", error_class="Unreachable"),
     "outbox_held": lambda world: world.outbound("held"),
@@ -176,8 +207,34 @@ def test_rows_of_the_registry_are_named(world: World) -> None:
     world.sql("UPDATE sources SET name = 'x'")
     found = world.found()
     assert f"destinations id {world.lab} of lab is signed with key mac-0" in found["registry_key_missing"].text
-    assert "credentials id 1 of lab, sources id 1 of lab, sources id 2 of lab and 2 more are changed" in (
+    assert "credentials id 1 of lab, sources id 1 of lab, sources id 2 of lab and 3 more are changed" in (
         found["registry_row_changed"].text)
+
+
+@pytest.mark.parametrize(("silent", "unusual"), [("59 minutes", False), ("61 minutes", True)])
+def test_an_unusual_silence(world: World, silent: str, unusual: bool) -> None:
+    """Without --expect-every, one is unusual that is half as long again as the longest of the last days."""
+    # For two days messages came every 10 minutes, but for one silence of 40.
+    world.sql(f"INSERT INTO feed_activity SELECT {world.lab}, now() - interval '{silent}' - n * interval '10 minutes' "
+              "FROM generate_series(0, 288) n WHERE n NOT IN (100, 101, 102)")
+    assert ("feed_silent" in world.found()) is unusual
+    if unusual:
+        assert "lab: no message for 1 h, since " in world.found()["feed_silent"].text
+        assert world.found()["feed_silent"].text.endswith("; in 14 days it was never silent for longer than 40 min.")
+
+
+def test_little_is_known_of_a_new_feed(world: World) -> None:
+    """What came within a day says nothing of the nights."""
+    world.sql(f"INSERT INTO feed_activity SELECT {world.lab}, now() - n * interval '10 minutes' "
+              "FROM generate_series(60, 100) n")
+    assert "feed_silent" not in world.found()
+
+
+def test_a_host_that_serves_another_address_since(world: World) -> None:
+    """A receiver that was started anew elsewhere on its host is not missed where it was."""
+    world.listener(address="127.0.0.1:1", started_at=datetime.now(UTC) - timedelta(hours=1),
+                   stopped_at=datetime.now(UTC) - timedelta(minutes=1))
+    assert "receiver_stopped" not in world.found()
 
 
 def test_a_clock_that_is_wrong(world: World) -> None:

@@ -344,7 +344,7 @@ class TestFeedStatus:
             "destination": DESTINATION, "environment": "production", "enabled": True, "last_200_at": None,
             "last_refusal_at": None, "last_refusal_reason": None, "last_refusal_status": None,
             "last_refusal_authentic": False, "probably_paused": False, "backlog": 0, "oldest_pending_at": None,
-            "held_lanes": [], "paused_handlers": [], "unserved": [], "dead": [], "quarantined": 0,
+            "waiting": [], "held_lanes": [], "paused_handlers": [], "unserved": [], "dead": [], "quarantined": 0,
             "quarantined_bytes": 0, "quarantine": []}
 
     def test_a_refused_feed_is_paused_until_the_next_200(self, door: Door, ledger: Ledger,

@@ -1,0 +1,17 @@
+"""How findings write times and spans."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+
+def at(time: datetime) -> str:
+    """A time in UTC, to the second."""
+    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
+
+
+def span(length: timedelta) -> str:
+    """A length of time in the largest unit that fits: `3 h`."""
+    seconds = max(0, int(length.total_seconds()))
+    size, unit = next((each for each in ((86_400, "d"), (3_600, "h"), (60, "min")) if seconds >= each[0]), (1, "s"))
+    return f"{seconds // size} {unit}"
