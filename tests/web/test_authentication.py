@@ -13,6 +13,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from sqlalchemy import text
 
 from receiver.errors import ConfigurationError
 from receiver.storage.registration import HandlerSpec
@@ -78,11 +79,11 @@ class Place:
         self.token = site.add(self.name, require=[kind])
         self.credential = self.add(secret, **settings)
 
-    def add(self, secret: str | None = None, **settings: Any) -> int:
+    def add(self, secret: str | None = None, *, fetched: bytes | None = None, **settings: Any) -> int:
         """Another credential of the kind; its id."""
         return self.site.registration.add_credential(
             self.name, datetime.now(UTC), self.kind, settings, None if secret is None else secret.encode(), label=None,
-            expires_at=None)
+            expires_at=None, fetched=fetched)
 
     def revoke(self) -> None:
         """End the credential."""
@@ -138,6 +139,20 @@ def test_jwt(site: Site, server: Server) -> None:
     at.refused(SignedToken(key=private(RSA_FIRST), algorithm="RS256", kid="a", issuer=ISSUER, audience="them"),
                reason="jwt_audience_wrong")
     at.ends(right, reason="jwt_credential_expired")
+
+
+def test_keys_that_are_stale(site: Site, server: Server) -> None:
+    """Where the keys of a URL could not be fetched for 72 hours, 503 and not 401: Redox keeps its messages."""
+    at = Place(site, server, "jwt", issuers=[ISSUER], audiences=["us"], jwks_url="https://keys.example/",
+               fetched=_rsa_keys().encode())
+    right = SignedToken(key=private(RSA_FIRST), algorithm="RS256", kid="a", issuer=ISSUER, audience="us")
+    at.accepted(right)
+    with site.engine.begin() as connection:
+        connection.execute(text("UPDATE key_sets SET fetched_at = now() - interval '73 hours'"))
+    site.registration.set_destination(at.name, datetime.now(UTC), {"test_messages": "accept"})
+    until(lambda: at.send(right, seed=next(_SEEDS)).status == 503)
+    at.site.registration.keys_fetched("https://keys.example/", _rsa_keys().encode(), datetime.now(UTC))
+    at.accepted(right)
 
 
 def test_google(site: Site, server: Server) -> None:
