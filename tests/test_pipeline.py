@@ -464,10 +464,23 @@ class TestBody:
 
     @pytest.mark.parametrize(("make", "bound"), [
         (lambda: message(b'"x":"' + b"A" * 40_000_000 + b'"'), 1),
-        (lambda: message(b'"x":{' + b",".join(b'"k%d":%d' % (n, n) for n in range(1_000_000)) + b"}"), 4)],
-        ids=["one string of 40 MB", "a million keys"])
+        (lambda: message(b'"x":{' + b",".join(b'"k%d":%d' % (n, n) for n in range(1_000_000)) + b"}"), 4),
+        (lambda: message(b",".join(b'"k%d":%d' % (n, n) for n in range(200_000))), 4),
+        (lambda: b'{"Meta":{"DataModel":"A","EventType":"B",%b,"Source":{"ID":"%b"}}}' % (
+            b",".join(b'"k%d":%d' % (n, n) for n in range(200_000)), SOURCE.encode()), 4),
+        *((lambda text=text: text.replace(b"~", b"{}" + b",{}" * 1_000_000).replace(b"SOURCE", SOURCE.encode()), 4)
+          for text in (
+            b'{"Meta":{"DataModel":"A","EventType":"B","Source":{"ID":"SOURCE","x":[~]},"Logs":[{"ID":"1","x":[~]},~]}}',
+            b'{"Meta":{"DataModel":"A","EventType":"B","Source":{"ID":"SOURCE"},"Test":false,"FacilityCode":[~]}}',
+            (b'{"resourceType":"Bundle","type":"message","entry":[{"resource":{"resourceType":"MessageHeader",'
+            b'"eventUri":"a/B","source":{"endpoint":"SOURCE"}}},~]}'),
+            (b'{"resourceType":"Bundle","type":"message","entry":[{"x":[~],"resource":{"eventUri":"a/B","x":[~],'
+            b'"resourceType":"MessageHeader","source":{"x":[~],"endpoint":"SOURCE"},"eventCoding":[~]}}]}')))],
+        ids=["one string of 40 MB", "a million keys", "200,000 keys at the top", "200,000 keys in Meta",
+             "lists in Meta", "a list for a name", "entries", "lists in a MessageHeader"])
     def test_memory(self, make: Callable[[], bytes], bound: float) -> None:
-        """40 MB in one string and a million keys are admitted; judging takes a few times the body's memory at most."""
+        """40 MB in one string, a million keys, and lists of millions are admitted; judging takes a few times the body's
+        memory at most."""
         body = make()
         tracemalloc.start()
         verdict = receive(inbound(body, TOKEN))

@@ -1,78 +1,142 @@
 """Finds the patients' identifiers in a message: (type, value) pairs, for keyed digests alone.
 
-May not keep or format them: what is returned here goes into a MAC and nowhere else.
+Lists are walked one element at a time, and a value is decoded only where it is small: memory does not grow with the
+body, and a value that Python cannot hold hides itself alone. Must not keep or format what it finds: that goes into a
+MAC and nowhere else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
+from receiver.protocol.scanning import first_element, is_object, objects, value
+
 # More than any real message names; a bound against made-up ones.
 MAX_IDENTIFIERS: Final = 1000
+# Bytes of an identifier or its type, as JSON text. A longer one is not an identifier.
+MAX_LENGTH: Final = 1000
+
+Part = msgspec.Raw | msgspec.UnsetType
+S = TypeVar("S", bound=msgspec.Struct)
+_ABSENT: Final = msgspec.UNSET
 
 
 class _Body(msgspec.Struct):
-    """The members that hold patients: everything else of the body is passed over."""
+    """The members that hold patients: everything else of the body is passed over, as below."""
 
-    Patient: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    Patients: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    entry: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-
-
-_decode: Final = msgspec.json.Decoder(_Body)
+    Patient: Part = _ABSENT
+    Patients: Part = _ABSENT
+    entry: Part = _ABSENT
 
 
-def identifiers(body: bytes) -> list[tuple[str, str]]:
+class _Patient(msgspec.Struct):
+    Identifiers: Part = _ABSENT
+
+
+class _Identifier(msgspec.Struct):
+    ID: Part = _ABSENT
+    IDType: Part = _ABSENT
+
+
+class _Entry(msgspec.Struct):
+    resource: Part = _ABSENT
+
+
+class _Resource(msgspec.Struct):
+    resourceType: Part = _ABSENT  # noqa: N815 - FHIR's name, as are those below
+    identifier: Part = _ABSENT
+
+
+class _FhirIdentifier(msgspec.Struct):
+    type: Part = _ABSENT
+    system: Part = _ABSENT
+    value: Part = _ABSENT
+
+
+class _Type(msgspec.Struct):
+    coding: Part = _ABSENT
+
+
+class _Coding(msgspec.Struct):
+    code: Part = _ABSENT
+
+
+_body: Final = msgspec.json.Decoder(_Body)
+_patient: Final = msgspec.json.Decoder(_Patient)
+_identifier: Final = msgspec.json.Decoder(_Identifier)
+_entry: Final = msgspec.json.Decoder(_Entry)
+_resource: Final = msgspec.json.Decoder(_Resource)
+_fhir_identifier: Final = msgspec.json.Decoder(_FhirIdentifier)
+_type: Final = msgspec.json.Decoder(_Type)
+_coding: Final = msgspec.json.Decoder(_Coding)
+
+
+def identifiers(body: bytes) -> Iterator[tuple[str, str]]:
     """The (type, value) pairs in a body that was read without error, in the order of the body, each once.
 
     Redox, Data Model: `Patient.Identifiers[]{ID, IDType}` (`Patients[]` in a few models). FHIR: `identifier[]` of every
-    Patient resource; its type is the code of its type, or its system.
+    Patient resource; its type is the code of its type, or its system. At most MAX_IDENTIFIERS.
     """
-    found: dict[tuple[str, str], None] = {}
-    for pair in _pairs(_decode.decode(body)):
-        found[pair] = None
-        if len(found) == MAX_IDENTIFIERS:
-            break
-    return list(found)
+    found: set[tuple[str, str]] = set()
+    for pair in _pairs(body):
+        if pair not in found:
+            found.add(pair)
+            yield pair
+            if len(found) == MAX_IDENTIFIERS:
+                return
 
 
-def _pairs(body: _Body) -> Iterator[tuple[str, str]]:
-    patients = [_value(body.Patient), *_list(_value(body.Patients))]
-    for patient in patients:
-        for identifier in _list(_get(patient, "Identifiers")):
-            yield from _pair(_get(identifier, "IDType"), _get(identifier, "ID"))
-    for entry in _list(_value(body.entry)):
-        resource = _get(entry, "resource")
-        if _get(resource, "resourceType") == "Patient":
-            for identifier in _list(_get(resource, "identifier")):
-                yield from _pair(_fhir_type(identifier), _get(identifier, "value"))
+def _pairs(body: bytes) -> Iterator[tuple[str, str]]:
+    top = _body.decode(body)
+    yield from _of_patient(top.Patient)
+    for patient in _objects(top.Patients, b'"Identifiers"'):
+        yield from _of_patient(patient)
+    # Without one of the two no resource can be a Patient.
+    if b'"Patient"' in body or b"\\u" in body:
+        for entry in _objects(top.entry, b'"Patient"'):
+            yield from _of_resource(_of(_entry, entry).resource)
 
 
-def _fhir_type(identifier: Any) -> Any:
-    codings = _list(_get(_get(identifier, "type"), "coding"))
-    return (_get(codings[0], "code") if codings else None) or _get(identifier, "system")
+def _of_patient(text: Part | memoryview) -> Iterator[tuple[str, str]]:
+    for each in _objects(_of(_patient, text).Identifiers, b'"ID"'):
+        identifier = _of(_identifier, each)
+        yield from _pair(_scalar(identifier.IDType), _scalar(identifier.ID))
 
 
-def _pair(kind: Any, value: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    if isinstance(value, str) and value:
-        yield kind if isinstance(kind, str) else "", value
+def _of_resource(text: Part) -> Iterator[tuple[str, str]]:
+    resource = _of(_resource, text)
+    if _scalar(resource.resourceType) == "Patient":
+        for each in _objects(resource.identifier, b'"value"'):
+            identifier = _of(_fhir_identifier, each)
+            yield from _pair(_fhir_type(identifier), _scalar(identifier.value))
 
 
-def _value(raw: msgspec.Raw | msgspec.UnsetType) -> Any:
-    try:
-        return None if isinstance(raw, msgspec.UnsetType) else msgspec.json.decode(raw)
-    except msgspec.ValidationError:  # a number in it that Python cannot hold
-        return None
+def _fhir_type(identifier: _FhirIdentifier) -> Any:
+    codings = _of(_type, identifier.type).coding
+    first = None if isinstance(codings, msgspec.UnsetType) else first_element(codings)
+    return (None if first is None else _scalar(_of(_coding, first).code)) or _scalar(identifier.system)
 
 
-def _get(value: Any, name: str) -> Any:
-    return value.get(name) if isinstance(value, dict) else None
+def _pair(kind: Any, identifier: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(identifier, int) and not isinstance(identifier, bool):
+        identifier = str(identifier)
+    if isinstance(identifier, str) and identifier:
+        yield kind if isinstance(kind, str) else "", identifier
 
 
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+def _of(decoder: msgspec.json.Decoder[S], text: Part | memoryview) -> S:
+    """The members that are looked at of an object; none of any other value, or of an absent one."""
+    if isinstance(text, msgspec.UnsetType) or not is_object(text):
+        return decoder.type()
+    return decoder.decode(text)
+
+
+def _objects(text: Part, holding: bytes) -> Iterator[msgspec.Raw | memoryview]:
+    return iter(()) if isinstance(text, msgspec.UnsetType) else objects(text, holding=holding)
+
+
+def _scalar(text: Part) -> Any:
+    return None if isinstance(text, msgspec.UnsetType) else value(text, longest=MAX_LENGTH)

@@ -15,7 +15,7 @@ import msgspec
 from receiver.errors import Unreadable
 from receiver.protocol.digests import sha256
 from receiver.protocol.message import QUERIES, Message
-from receiver.protocol.scanning import check_depth, check_encoding, members
+from receiver.protocol.scanning import check_depth, check_encoding, first_element, is_object, members, value
 
 # Names are compared with spaces removed ("Clinical Summary"). Unknown ones are welcome, so only the shape is checked:
 # it is what may stand in a metric label, a log line and a pattern.
@@ -30,16 +30,14 @@ _HEADER: Final = frozenset({"resourceType", "eventUri", "eventCoding", "source"}
 
 
 class _Kind(msgspec.Struct):
-    DataModel: Any = None
-    EventType: Any = None
+    DataModel: str = ""
+    EventType: str = ""
 
 
 class _Envelope(msgspec.Struct):
     Meta: _Kind
 
 
-_decode_any: Final = msgspec.json.Decoder().decode
-_decode_raws: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_envelope: Final = msgspec.json.Decoder(_Envelope).decode
 
 
@@ -92,6 +90,22 @@ class _Meta(msgspec.Struct):
 
 _META: Final = frozenset(_Meta.__struct_fields__)
 _decode_meta: Final = msgspec.json.Decoder(_Meta).decode
+# A Meta has about a kilobyte. A larger one is not decoded at once: one list in it could take 40 times its size.
+_SMALL: Final = 1 << 16
+
+
+class _Part(msgspec.Struct):
+    """What is read of the objects within Meta and MessageHeader, whichever it is."""
+
+    ID: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    Name: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    AttemptID: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    code: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    endpoint: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    name: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_decode_part: Final = msgspec.json.Decoder(_Part).decode
 
 
 def _data_model(body: bytes, start: int, end: int) -> Message:
@@ -119,9 +133,9 @@ def _data_model(body: bytes, start: int, end: int) -> Message:
 
 def _fhir(body: bytes, top: dict[str, tuple[int, int]]) -> Message:
     """Redox, FHIR notifications: a Bundle of type `message` whose first entry is a MessageHeader."""
-    resource, bundle, entries = (body[slice(*top[name])] if name in top else b"null"
+    resource, bundle, entries = (memoryview(body)[slice(*top[name])] if name in top else memoryview(b"null")
                                  for name in ("resourceType", "type", "entry"))
-    header = _message_header(entries) if (_value(resource), _value(bundle)) == ("Bundle", "message") else {}
+    header = _message_header(entries) if (value(resource), value(bundle)) == ("Bundle", "message") else {}
     if header.get("resourceType") != "MessageHeader":
         raise Unreadable("fhir_not_message")
     # `eventUri` is today's form, `eventCoding` that until 2024; event names have changed, so none is hard-coded.
@@ -138,38 +152,48 @@ def _fhir(body: bytes, top: dict[str, tuple[int, int]]) -> Message:
         key=sha256(body), key_expires=True, outside=sha256(body, _judged(kind, source_id, test=False)), raw=body)
 
 
-def _message_header(entries: bytes) -> dict[str, Any]:
+def _message_header(entries: memoryview) -> dict[str, Any]:
     """What is read of the resource of the first of the Bundle's entries; nothing when there is none.
 
     It is FHIR's Meta, so no member may stand twice in it either.
     """
-    try:
-        first = bytes(_decode_raws(entries)[0])
-    except (msgspec.ValidationError, IndexError):
+    first = first_element(entries)
+    if first is None:
         return {}
-    resource = members(first, where="entry", wanted={"resource"}).get("resource")
-    return {} if resource is None else _decoded(first[slice(*resource)], where="header", wanted=_HEADER)
+    text = bytes(first)
+    resource = members(text, where="entry", wanted={"resource"}).get("resource")
+    if resource is None:
+        return {}
+    text = text[slice(*resource)]
+    found = members(text, where="header", wanted=_HEADER)
+    return {name: _bounded(memoryview(text)[start:end]) for name, (start, end) in found.items()}
 
 
 def _meta(text: bytes) -> _Meta:
     found = members(text, where="meta", wanted=_META)
-    try:
-        return _decode_meta(text)
-    except msgspec.ValidationError:  # one of its values is what Python cannot hold: the others count all the same
-        return _Meta(**{name: _value(text[start:end]) for name, (start, end) in found.items()})
+    if len(text) <= _SMALL:
+        try:
+            return _decode_meta(text)
+        except msgspec.ValidationError:  # one of its values is what Python cannot hold: the others count all the same
+            pass
+    return _Meta(**{name: _bounded(memoryview(text)[start:end]) for name, (start, end) in found.items()})
 
 
-def _decoded(text: bytes, *, where: str, wanted: frozenset[str]) -> dict[str, Any]:
-    return {name: _value(text[start:end])
-            for name, (start, end) in members(text, where=where, wanted=wanted).items()}
+def _bounded(text: memoryview) -> Any:
+    """What is read of a value, in bounded memory: of an array its first element, of an object the members of _Part.
+
+    What Python cannot hold, or is longer than anything that is read, is None.
+    """
+    first = first_element(text)
+    return _part(text) if first is None else [_part(first)]
 
 
-def _value(text: bytes) -> Any:
-    """The decoded value, or None where Python cannot hold it (1e400, an integer of 5,000 digits)."""
-    try:
-        return _decode_any(text)
-    except msgspec.ValidationError:
-        return None
+def _part(text: msgspec.Raw | memoryview) -> Any:
+    if not is_object(text):
+        return value(text)
+    part = _decode_part(text)
+    return {name: value(member) for name in _Part.__struct_fields__
+            if isinstance(member := getattr(part, name), msgspec.Raw)}
 
 
 def _perhaps_query(body: bytes) -> str | None:

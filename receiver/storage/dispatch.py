@@ -6,7 +6,7 @@ by. May not write: the ledger and the replay do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 from hashlib import sha256
 from typing import Final
@@ -62,7 +62,7 @@ def unordered(lane: str) -> bool:
     return lane.rpartition("/")[2].startswith("any:")
 
 
-def _patient(found: Sequence[tuple[str, str]], patient_key: str, digests: PatientDigests) -> str | None:
+def _patient(found: Iterable[tuple[str, str]], patient_key: str, digests: PatientDigests) -> str | None:
     for id_type, value in found:
         if id_type == patient_key:
             return digests.digest(id_type, value).hex()[:32]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from receiver.errors import Unreadable
-from receiver.protocol.patients import MAX_IDENTIFIERS, identifiers
+from receiver.protocol.patients import MAX_IDENTIFIERS, MAX_LENGTH, identifiers
 from receiver.protocol.reading import read
 from receiver.testing.people import person
 from receiver.testing.samples import encode, kinds, sample
@@ -20,12 +21,12 @@ META = {"DataModel": "PatientAdmin", "EventType": "Arrival"}
 
 
 def found(**members: Any) -> list[tuple[str, str]]:
-    return identifiers(json.dumps({"Meta": META, **members}).encode())
+    return list(identifiers(json.dumps({"Meta": META, **members}).encode()))
 
 
 def bundle(*resources: Any) -> list[tuple[str, str]]:
     entries = [{"resource": {"resourceType": "MessageHeader"}}, *({"resource": each} for each in resources)]
-    return identifiers(json.dumps({"resourceType": "Bundle", "type": "message", "entry": entries}).encode())
+    return list(identifiers(json.dumps({"resourceType": "Bundle", "type": "message", "entry": entries}).encode()))
 
 
 def test_a_data_model_patient_is_found_by_type_and_id() -> None:
@@ -82,12 +83,52 @@ def test_a_bundle_of_another_shape_has_none(entry: Any) -> None:
 
 
 @pytest.mark.parametrize("number", [b"1e400", b"1" * 5_000, b"-1e999999"])
-def test_a_number_that_python_cannot_hold_hides_that_member_alone(number: bytes) -> None:
-    """The message is accepted; the patients of its other members are found."""
-    content = (b'{"Meta":{"DataModel":"A","EventType":"B"},"Patient":{"Identifiers":[{"ID":"1"}],"X":' + number +
-               b'},"Patients":[{"Identifiers":[{"ID":"2","IDType":"MR"}]}],"Y":' + number + b"}")
+def test_a_number_that_python_cannot_hold_hides_nothing_else(number: bytes) -> None:
+    """Not the patient it stands in, nor its other identifiers: only the identifier that it is."""
+    content = (b'{"Meta":{"DataModel":"A","EventType":"B"},"Patient":{"X":[%b],"Identifiers":[{"ID":%b},'
+               b'{"ID":"1","IDType":"MR","X":%b},{"ID":"3","IDType":%b}]},"Patients":[%b,{"Identifiers":'
+               b'[{"ID":"2","IDType":"MR"}]}],"Y":%b}').replace(b"%b", number)
     assert read(content).kind == "A.B"
-    assert identifiers(content) == [("MR", "2")]
+    assert list(identifiers(content)) == [("MR", "1"), ("", "3"), ("MR", "2")]
+    content = (b'{"resourceType":"Bundle","type":"message","entry":[{"resource":{"resourceType":"MessageHeader",'
+               b'"eventUri":"a/B","x":%b}},{"x":%b,"resource":{"resourceType":"Patient","x":%b,"identifier":[{"value":'
+               b'%b},{"x":%b,"type":{"x":%b,"coding":[{"code":"MR","x":%b}]},"value":"1"}]}}]}').replace(b"%b", number)
+    assert read(content).kind == "FHIR.B"
+    assert list(identifiers(content)) == [("MR", "1")]
+
+
+def filled(content: bytes, filler: bytes) -> bytes:
+    """About half a megabyte: `content` with its `~` replaced by as many fillers, separated by commas."""
+    return content.replace(b"~", filler + (b"," + filler) * (500_000 // (len(filler) + 1)))
+
+
+@pytest.mark.parametrize("filler", [b"{}", b"[]", b"0", b'""', b'{"resource":{"resourceType":"Patient"}}',
+                                    b'{"a":[{"b":[[],{}]},1e999,"\\"]"]}', b"[" * 60 + b"]" * 60])
+@pytest.mark.parametrize("content", [
+    b'{"Patient":{"Identifiers":[~,{"ID":"1","IDType":"MR"},~]}}',
+    b'{"Patients":[~,{"Identifiers":[{"ID":"1","IDType":"MR"}]},~]}',
+    b'{"Patient":{"x":[~],"Identifiers":[{"ID":"1","x":[~],"IDType":"MR"}]}}',
+    (b'{"entry":[~ , {"resource":{"resourceType":"Patient","identifier":[{"type":{"coding":[{"code":"MR"},~]},'
+     b'"value":"1"}]}}\n,~]}'),
+    b'{"entry":[{"resource":{"resourceType":"Patient","identifier":[~,{"system":"MR","value":"1"}]}}]}',
+    (b'{"entry":[{"x":[~]},{"resource":{"x":[~],"identifier":[{"system":"MR","value":"1"}],'
+     b'"resourceType":"Patient"}}]}')],
+    ids=["Identifiers", "Patients", "an identifier", "entry", "identifier", "a resource"])
+def test_large_lists_take_no_memory_and_hide_nothing(content: bytes, filler: bytes) -> None:
+    """A list of millions is walked one element at a time: the worker that looks through it would be killed for it."""
+    body = filled(content, filler)
+    tracemalloc.start()
+    found = list(identifiers(body))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == [("MR", "1")]
+    assert peak < 12_000_000
+
+
+def test_what_is_too_long_is_not_an_identifier() -> None:
+    """A thousand values of a megabyte would otherwise be kept until the last is found."""
+    assert found(Patient={"Identifiers": [{"ID": "x" * MAX_LENGTH, "IDType": "MR"}, {"ID": "1", "IDType": "MR"}]}) == [
+        ("MR", "1")]
 
 
 def test_made_up_thousands_are_bounded() -> None:
@@ -106,7 +147,7 @@ def test_the_patient_of_a_sample_is_found(kind: str) -> None:
 @pytest.mark.parametrize("kind", kinds())
 def test_every_sample_is_looked_through(kind: str) -> None:
     """No identifier is empty, and none is padded: they go into a digest."""
-    found = identifiers(encode(sample(kind, source_id=SOURCE)))
+    found = list(identifiers(encode(sample(kind, source_id=SOURCE))))
     assert [value for _, value in found if value.strip() != value or not value] == []
 
 
@@ -122,7 +163,7 @@ def test_whatever_is_read_is_looked_through(patient: Any, patients: Any, entry: 
     """What was accepted must not fail afterwards: it would hold up a worker for ever."""
     content = json.dumps({"Meta": META, "Patient": patient, "Patients": patients, "entry": entry}).encode()
     read(content)
-    assert len(identifiers(content)) <= MAX_IDENTIFIERS
+    assert len(list(identifiers(content))) <= MAX_IDENTIFIERS
 
 
 @given(st.binary(max_size=60))

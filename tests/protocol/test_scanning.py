@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from threading import Thread, stack_size
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from receiver.errors import Unreadable
 from receiver.protocol import scanning
-from receiver.protocol.scanning import MAX_DEPTH, check_depth, check_encoding, members
+from receiver.protocol.scanning import MAX_DEPTH, check_depth, check_encoding, first_element, members, objects
 
 # JSON texts written piece by piece, not by a serialiser: with space anywhere, names escaped in several ways, and names
 # that come twice. Strings hold brackets, quotes and backslashes, which a scan must not take for structure.
@@ -72,28 +73,45 @@ def _depth(value: Any) -> int:
     return 0
 
 
+@contextmanager
+def _in_pieces(size: int | None) -> Iterator[None]:
+    """Have every object looked at as one of too many members is, and every array as a long one, so many bytes at once;
+    None: as small ones are."""
+    with pytest.MonkeyPatch.context() as patch:
+        if size is not None:
+            patch.setattr(scanning, "_PIECE", size)
+            patch.setattr(scanning, "_MANY", 0)
+        yield
+
+
+# Bytes of a piece.
+_SIZE = st.none() | st.integers(1, 40)
+
+
 class TestMembers:
     """`members` against Python's json as the oracle."""
 
-    @given(_OBJECT | _COMPACT)
-    def test_finds_what_json_finds(self, text: str) -> None:
+    @given(_OBJECT | _COMPACT, _SIZE)
+    @settings(max_examples=300)
+    def test_finds_what_json_finds(self, text: str, size: int | None) -> None:
         """Of any object it finds the values that json finds, at their exact bytes, or both find a name twice."""
         pairs = _read(text)
         names = [name for name, _ in pairs]
         wanted = {*names, "never"}
         body = text.encode()
         if len(names) > len(set(names)):
-            with pytest.raises(Unreadable) as refused:
+            with pytest.raises(Unreadable) as refused, _in_pieces(size):
                 members(body, where="top", wanted=wanted)
             assert refused.value.reason == "top_duplicate_key"
         else:
-            found = members(body, where="top", wanted=wanted)
+            with _in_pieces(size):
+                found = members(body, where="top", wanted=wanted)
             assert {name: _read(body[start:end].decode()) for name, (start, end) in found.items()} == dict(pairs)
             assert all(body[start:end] == body[start:end].strip() for start, end in found.values())
 
-    @given(_damaged())
-    @settings(max_examples=500)
-    def test_takes_what_json_takes(self, text: str) -> None:
+    @given(_damaged(), _SIZE)
+    @settings(max_examples=800)
+    def test_takes_what_json_takes(self, text: str, size: int | None) -> None:
         """Whatever one wrong character does to a text: it is JSON here when it is JSON to json, and an object too.
 
         One difference is allowed: of what is neither an object nor JSON, either may be said.
@@ -106,7 +124,8 @@ class TestMembers:
         except ValueError:
             expected = {"not_json"} if text.lstrip(" \t\n\r").startswith("{") else {"not_json", "top_not_object"}
         try:
-            members(text.encode(), where="top", wanted=())
+            with _in_pieces(size):
+                members(text.encode(), where="top", wanted=())
             reason = None
         except Unreadable as exc:
             reason = exc.reason
@@ -150,6 +169,57 @@ class TestMembers:
     def test_memory_of_the_members_themselves(self) -> None:
         """Each member of the outermost object takes under 200 bytes: a million of them can be taken."""
         assert _peak(b"{" + b",".join(b'"k%d":%d' % (n, n % 10) for n in range(200_000)) + b"}") < 200 * 200_000
+
+
+    def test_memory_of_very_many_members(self) -> None:
+        """Beyond some thousands they are not held at once: all of them take less than the body does."""
+        body = b"{" + b",".join(b'"k%d":%d' % (n, n % 10) for n in range(300_000)) + b',"x":[7]}'
+        assert _peak(body) < 3 * len(body)
+        start, end = members(body, where="top", wanted={"x"})["x"]
+        assert body[start:end] == b"[7]"
+        with pytest.raises(Unreadable) as refused:
+            members(body[:-1] + b',"k\\u0037":0}', where="top", wanted={"x"})
+        assert refused.value.reason == "top_duplicate_key"
+
+
+class TestElements:
+    """The elements of an array, one after another, against Python's json."""
+
+    @given(_array(_VALUE) | _OBJECT | _VALUE, _SIZE)
+    @settings(max_examples=500)
+    def test_finds_what_json_finds(self, text: str, size: int | None) -> None:
+        """The objects of any array, in their order, and none of any other value; also where they nest deep."""
+        text = text.strip()
+        value = _read(text)
+        with _in_pieces(size):
+            found = list(objects(memoryview(text.encode()), holding=b""))
+        expected = [] if isinstance(value, _Pairs) or not isinstance(value, list) else value
+        assert [_read(bytes(each).decode()) for each in found] == [
+            each for each in expected if isinstance(each, _Pairs)]
+
+    def test_deep_ones(self) -> None:
+        """Whatever the depth, and however long a string is, an element ends where it ends."""
+        deep = b'{"a":' * 150 + b"[{}]" + b"}" * 150
+        elements = [deep, b'{"]":"' + b"\\\"[" * 50_000 + b'"}', b"{}", deep]
+        text = b"[0, " + b" , ".join(elements) + b',"' + b"x" * 70_000 + b'"]'
+        assert [bytes(each) for each in objects(memoryview(text), holding=b"{")] == elements
+
+    def test_passes_over_what_holds_nothing(self) -> None:
+        """In a long array only runs of elements are decoded that hold the bytes asked for, or an escape."""
+        many = b",".join([b'{"a":1}'] * 10_000)
+        for one in (b'{"wanted":1}', b'{"w\\u0061nted":1}'):
+            found = [bytes(each) for each in objects(memoryview(b"[%b,%b,%b]" % (many, one, many)), holding=b"wanted")]
+            assert one in found
+            assert len(found) < 10_000
+
+    @given(_array(_VALUE) | _VALUE)
+    def test_the_first(self, text: str) -> None:
+        """The first element, whatever it is; None of an empty array and of any other value."""
+        text = text.strip()
+        value = _read(text)
+        first = first_element(memoryview(text.encode()))
+        expected = value[0] if isinstance(value, list) and not isinstance(value, _Pairs) and value else None
+        assert (None if first is None else _read(bytes(first).decode())) == expected
 
 
 class TestDepth:
