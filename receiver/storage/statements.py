@@ -11,7 +11,6 @@ time.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import count
 from typing import Any, Final
 
 import msgspec
@@ -53,8 +52,8 @@ def _rows(document: str, columns: Mapping[str, str], *, sealed: str | None = Non
     return f"(SELECT {found}, ordinality AS place FROM ROWS FROM ({document}) WITH ORDINALITY AS j) r"
 
 
-_STORED: Final = ", ".join(name for name in _MESSAGE if name not in
-                           ("id", "key", "outside", "key_expires_at", "payload_key", "id_conflict"))
+_STORED: Final = [name for name in _MESSAGE if name not in
+                  ("id", "key", "outside", "key_expires_at", "payload_key", "id_conflict")]
 
 
 def _record(*, with_keys: bool, alone: bool) -> Statement:
@@ -72,16 +71,17 @@ def _record(*, with_keys: bool, alone: bool) -> Statement:
 k AS (INSERT INTO message_keys (destination_id, key, outside, message_id, expires_at)
       SELECT destination_id, key, outside, number, {_EXPIRES} FROM i WHERE key IS NOT NULL
       ORDER BY destination_id, key, outside),""" if with_keys else ""
+    stored = ", ".join(_STORED)
     name = f"record_{'with_keys' if with_keys else 'claimed'}_{'one' if alone else 'many'}"
     return Statement(name, f"""
 WITH i AS MATERIALIZED (
       SELECT r.*, coalesce(r.id, nextval('messages_id_seq')) AS number
       FROM {_rows("$1", _MESSAGE, sealed=sealed)} ORDER BY place),
-m AS (INSERT INTO messages (id, id_conflict, {_STORED}) OVERRIDING SYSTEM VALUE
+m AS (INSERT INTO messages (id, id_conflict, {stored}) OVERRIDING SYSTEM VALUE
       SELECT number, id_conflict OR EXISTS (
                  SELECT FROM message_keys o WHERE o.destination_id = i.destination_id AND o.key = i.key
                  AND o.outside <> i.outside AND o.message_id NOT IN (SELECT number FROM i)),
-             {_STORED} FROM i ORDER BY place),{keys}
+             {stored} FROM i ORDER BY place),{keys}
 p AS (INSERT INTO payloads (message_id, received_at, payload_key, sealed)
       SELECT number, received_at, payload_key, sealed FROM i),
 d AS (INSERT INTO deliveries (message_id, destination_id, handler, lane, inline)
@@ -113,27 +113,27 @@ def _record_alone() -> Statement:
 
     A key that is there already fails it (23505). Returns what a batch does.
     """
-    given = dict(zip([*_ALONE, "sealed"], count(1)))
-    message = ", ".join(f"${at}::{_ALONE.get(name, 'bytea')} AS {name}" for name, at in given.items())
-    documents = len(given) + 1
-    audit = ", ".join(f"${at}::{kind}" for at, kind in enumerate(_AUDIT.values(), documents + 1))
+    at = {name: f"${number}::{_ALONE.get(name, 'bytea')}" for number, name in enumerate([*_ALONE, "sealed"], 1)}
+    documents = len(at) + 1
+    audit = ", ".join(f"${number}::{kind}" for number, kind in enumerate(_AUDIT.values(), documents + 1))
     return Statement("record_alone", f"""
-WITH i AS MATERIALIZED (SELECT nextval('messages_id_seq') AS number, {message}),
-m AS (INSERT INTO messages (id, id_conflict, {_STORED}) OVERRIDING SYSTEM VALUE
-      SELECT number, EXISTS (
-                 SELECT FROM message_keys o WHERE o.destination_id = i.destination_id AND o.key = i.key
-                 AND o.outside <> i.outside),
-             {_STORED} FROM i),
+WITH m AS (INSERT INTO messages (id_conflict, {", ".join(_STORED)})
+      SELECT EXISTS (SELECT FROM message_keys WHERE destination_id = {at["destination_id"]} AND key = {at["key"]}
+                     AND outside <> {at["outside"]}),
+             {", ".join(at[name] for name in _STORED)}
+      RETURNING id),
 k AS (INSERT INTO message_keys (destination_id, key, outside, message_id, expires_at)
-      SELECT destination_id, key, outside, number, {_EXPIRES} FROM i WHERE key IS NOT NULL),
+      SELECT {at["destination_id"]}, {at["key"]}, {at["outside"]}, id,
+             now() + ({at["key_expires_at"]} - {at["received_at"]})
+      FROM m WHERE {at["key"]} IS NOT NULL),
 p AS (INSERT INTO payloads (message_id, received_at, payload_key, sealed)
-      SELECT number, received_at, payload_key, sealed FROM i),
+      SELECT id, {at["received_at"]}, {at["payload_key"]}, {at["sealed"]} FROM m),
 d AS (INSERT INTO deliveries (message_id, destination_id, handler, lane, inline)
-      SELECT number, d_destination_id, d_handler, d_lane, d_inline
-      FROM {_rows(f"${documents}", _DELIVERY)} CROSS JOIN i ORDER BY r.place
+      SELECT m.id, d_destination_id, d_handler, d_lane, d_inline
+      FROM {_rows(f"${documents}", _DELIVERY)} CROSS JOIN m ORDER BY r.place
       RETURNING id, inline),
 a AS (INSERT INTO audit_events ({", ".join(_AUDIT)}) SELECT {audit})
-SELECT number, ARRAY(SELECT d.id FROM d WHERE d.inline) FROM i""")
+SELECT id, ARRAY(SELECT d.id FROM d WHERE d.inline) FROM m""")
 
 
 RECORD_ALONE: Final = _record_alone()
