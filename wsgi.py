@@ -1,7 +1,7 @@
 """The public application for any WSGI server, such as `gunicorn -k gthread wsgi:application`.
 
-May not be preloaded before a fork: its threads and sockets would not survive it. `redox-receiver serve` runs the same
-under a gunicorn that is configured for it.
+Must not be preloaded before a fork: its threads and sockets would not survive it. Put nginx before it: such a server
+has no defense against slow clients. `redox-receiver serve` runs the same application in an event loop, under gunicorn.
 """
 
 from receiver import logs, settings

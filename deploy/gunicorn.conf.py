@@ -1,25 +1,24 @@
 """gunicorn, for those who start it themselves: `gunicorn -c deploy/gunicorn.conf.py`, from anywhere.
 
 `redox-receiver serve` needs none of this: it starts gunicorn with the same settings. They are taken over whole from
-receiver.web.gunicorn_conf, which reads the RECEIVER_* variables; here stands what an operator may think of changing,
+receiver.server.conf, which reads the RECEIVER_* variables; here stands what an operator may think of changing,
 and why it is as it is. What is not named here is not for changing: the worker class has the deadlines that keep slow
-clients from holding a thread, and the rest keeps peers from being believed and tokens out of the log.
+clients from holding connections, and the rest keeps peers from being believed and tokens out of the log.
 
 The figures are of `python -m tests.bench.serving`, which says how to have them on your machine.
 """
 
-from receiver.web import gunicorn_conf as ours
-from receiver.web.gunicorn_conf import *  # noqa: F403 - gunicorn looks for these names here
+from receiver.server import conf as ours
+from receiver.server.conf import *  # noqa: F403 - gunicorn looks for these names here
 
 # Processes. Each fills a core with Python, so as many as there are cores for it (RECEIVER_RECEIVERS); each keeps one
 # connection to write through, and commits together what has come together. On two cores, PostgreSQL and the load on
 # them too, 64 connections: one process 1,976 messages a second, two 2,821, four 2,829.
 workers = ours.workers
 
-# Request threads of each process (RECEIVER_THREADS): for what the main loop does not take in itself, large bodies,
-# those that come in pieces, and who waits for a handler; queries and after_handling take up to half of them, however
-# long they last. Small messages need none: two processes took 2,866 a second with 4 threads, 2,821 with 16, 2,898
-# with 64. With RECEIVER_DOOR=asgi they stand beside an event loop, which takes also what comes in pieces.
+# Request threads of each process (RECEIVER_THREADS): for large bodies, and for requests that wait for a handler;
+# queries and after_handling take up to half of them, however long they last. Small messages are the event loop's and
+# need none: two processes took 2,866 a second with 4 threads, 2,821 with 16, 2,898 with 64.
 threads = ours.threads
 
 # Connections that the kernel keeps for us while nobody accepts any: while all processes restart, or are at work. Too

@@ -1,8 +1,8 @@
-"""The composition root: puts storage, handlers and doors together, as each process needs them.
+"""The composition root: puts storage, handlers and the web layer together, as each process needs them.
 
-`public_app` and `admin_app` are what gunicorn calls in each worker, after the fork: threads and sockets survive none.
-The ASGI door calls `compose` when its lifespan begins.
-May not hold a rule: those stand where they belong.
+Everything is made after fork, for threads and sockets do not survive one: by receiver.asgi when its lifespan begins, or
+by wsgi.py in a WSGI server's process.
+Must not hold a rule: those stand where they belong.
 """
 
 from __future__ import annotations
@@ -44,10 +44,11 @@ from receiver.storage.once import SeenOnce
 from receiver.storage.registration import check_keys
 from receiver.storage.registry import RegistryFollower
 from receiver.storage.standing import Watch
-from receiver.web import admin, listening, public
+from receiver.web import admin, listening, wsgi
 from receiver.web.admin import Check
-from receiver.web.door import Answered, Door
-from receiver.web.tokens import Issue, Refusal, TokenDoor
+from receiver.web.asgi import BlockingService, PublicService
+from receiver.web.endpoint import Answered, Endpoint
+from receiver.web.token_endpoint import Issue, Refusal, TokenEndpoint
 
 log: Final = structlog.get_logger(__name__)
 
@@ -70,7 +71,7 @@ def database_url(settings: Settings) -> str:
 
 
 def public_app() -> Flask:
-    """The public application in Flask, at work until the process ends. Raises what `compose` does."""
+    """The public application in Flask for a WSGI server, at work until the process ends. Raises what `compose` does."""
     listener = compose()
     listener.start()
     # Last of all, when the request threads have ended: what they have handed over is written.
@@ -80,22 +81,31 @@ def public_app() -> Flask:
 
 @dataclass(frozen=True, kw_only=True)
 class PublicListener:
-    """What the public listener is made of, whichever door serves it. `start` only after fork.
+    """What the public listener is made of, whichever server serves it. `start` only after fork.
 
     `now`: the clock by which everything is judged.
     """
 
     settings: Settings
-    door: Door
-    tokens: TokenDoor
+    endpoint: Endpoint
+    tokens: TokenEndpoint
     start: Callable[[], None]
     stop: Callable[[], None]
     now: Callable[[], datetime]
 
     def flask(self) -> Flask:
         """The application in Flask."""
-        return public.public_app(self.door, trusted_proxies=self.settings.trusted_proxies, tokens=self.tokens,
-                                 now=self.now)
+        return wsgi.public_app(self.endpoint, trusted_proxies=self.settings.trusted_proxies, tokens=self.tokens,
+                               now=self.now)
+
+    def service(self) -> PublicService:
+        """Start, for the event loop that runs now."""
+        directly = self.settings.server_mode == "asgi"
+        service = PublicService(
+            flask=self.flask(), endpoint=self.endpoint if directly else None, tokens=self.tokens if directly else None,
+            trusted_proxies=self.settings.trusted_proxies, now=self.now, threads=self.settings.threads, stop=self.stop)
+        self.start()
+        return service
 
 
 def compose() -> PublicListener:
@@ -109,10 +119,10 @@ def compose() -> PublicListener:
     keyring = keyrings.load(settings.keyring_path)
     url = database_url(settings)
     arming.arm(url)
-    places = settings.threads // 2
+    concurrency = settings.threads // 2
     # One for each who waits for a handler; the others follow the registry, keep leases, tell lanes, watch the schema,
     # fetch the keys of others, and remember what may be used once.
-    engine = open_engine(url, pool_size=places + 7, statement_timeout=_PATIENCE)
+    engine = open_engine(url, pool_size=concurrency + 7, statement_timeout=_PATIENCE)
     hints = Hints(engine)
     responders = Responders(settings, url, engine)
     ledger = Recorder(engine, keyring, quarantine_quota=settings.quarantine_quota, on_commit=hints.hint,
@@ -133,8 +143,9 @@ def compose() -> PublicListener:
 
     return PublicListener(
         settings=settings, start=start, stop=stop,
-        door=Door(registry=registered, ledger=ledger, responders=responders, max_body=settings.max_body, places=places),
-        tokens=TokenDoor(registry=registered, records=ledger, network=network), now=follower.clock.now)
+        endpoint=Endpoint(registry=registered, ledger=ledger, responders=responders, max_body=settings.max_body,
+                          concurrency=concurrency),
+        tokens=TokenEndpoint(registry=registered, records=ledger, network=network), now=follower.clock.now)
 
 
 def _fetch(url: str) -> bytes:
@@ -144,8 +155,10 @@ def _fetch(url: str) -> bytes:
     return fetch(url)
 
 
-def admin_app() -> Flask:
-    """The admin application. Raises ConfigurationError as `public_app` does, but for keys: `/readyz` tells of those."""
+def admin_service() -> BlockingService:
+    """The admin listener, for the event loop that runs now. Raises ConfigurationError as `compose` does, but for keys:
+    `/readyz` tells of those.
+    """
     settings = table.load()
     keyring = keyrings.load(settings.keyring_path)
     url = database_url(settings)
@@ -153,8 +166,12 @@ def admin_app() -> Flask:
     engine = open_engine(url, pool_size=3, statement_timeout=_PATIENCE)
     heartbeat = Heartbeat(engine, name=process_name(), role="admin", address=listening.address(settings.admin_bind))
     heartbeat.start()
-    atexit.register(heartbeat.stop)
-    return admin.admin_app(partial(readiness, engine, keyring))
+
+    def stop() -> None:
+        heartbeat.stop()
+        engine.dispose()
+
+    return BlockingService(admin.admin_app(partial(readiness, engine, keyring)), threads=settings.threads, stop=stop)
 
 
 class Recorder(Ledger):

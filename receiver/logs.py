@@ -63,7 +63,8 @@ _SPEAK_OF_PROCESSES: Final = frozenset({("gunicorn.error", "arbiter"), ("alembic
 # Plugins' own are not among them.
 LINES: Final = 60
 WINDOW: Final = 60.0
-_OF_REQUESTS: Final = ("receiver.web.", "receiver.storage.", "receiver.delivery", "gunicorn.")
+_OF_REQUESTS: Final = ("receiver.web.", "receiver.server.", "receiver.storage.", "receiver.delivery", "gunicorn.",
+                       "uvicorn.")
 
 
 def configure(level: str) -> None:
@@ -82,6 +83,9 @@ def configure(level: str) -> None:
         library = logging.getLogger(name)
         library.handlers.clear()
         library.propagate = True
+    access = logging.getLogger("uvicorn.access")  # its lines hold query strings
+    access.handlers.clear()
+    access.propagate = False
     logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)  # seven lines at each import
     logging.captureWarnings(capture=True)
     structlog.configure(

@@ -1,7 +1,7 @@
 """The sentence: verify → parse → check the source → record → reply.
 
-`screen` and `judge` are pure: bytes, the registry and the time come in, a verdict comes out. A door (receiver.web for
-WSGI) reads the request, carries the verdict out, and awaits `Ledger.accept`.
+Two calls, both pure: `check_head` says whether a request's body may be read, and how much of it; `judge` gives the
+verdict. The endpoint (receiver.web.endpoint) reads the request, carries the verdict out, and awaits `Ledger.accept`.
 
 May see receiver.protocol, receiver.errors and what it defines here: no framework, no database.
 
@@ -9,7 +9,7 @@ What Redox does with an answer (Redox: delivery rules): 200 → the next message
 whole feed pauses and the same message comes again. So a 4xx is only for what is not proved to be Redox's or not allowed
 in, and 503 only for what cannot be recorded now.
 
-| verdict     | what the door does                                                     | status              |
+| verdict     | what the endpoint does                                                 | status              |
 |-------------|------------------------------------------------------------------------|---------------------|
 | Refused     | audit (reason, peer, length, digest), never the body                   | 400 401 403 405 413 |
 | Challenged  | audit; the challenge as text/plain                                     | 200                 |
@@ -91,16 +91,16 @@ class Receipt:
 
 
 class Ledger(Protocol):
-    """What a door needs of the storage."""
+    """What the endpoint needs of the storage."""
 
-    def accept(self, admitted: Admitted, *, gather: bool = False) -> Future[Receipt]:
+    def accept(self, admitted: Admitted, *, batch: bool = False) -> Future[Receipt]:
         """Record in one commit. The future raises receiver.errors.Unavailable when that cannot be done now.
 
-        `gather`: it may wait for others to share the commit with, until `hasten`.
+        `batch`: it may wait for others to share the commit with, until `flush`.
         """
 
-    def hasten(self) -> None:
-        """Somebody waits for what has gathered."""
+    def flush(self) -> None:
+        """Write the batch now: its requests wait."""
 
     def refuse(self, refused: Refused) -> None:
         """Note a refusal in the audit; does not wait."""
@@ -116,61 +116,69 @@ class Ledger(Protocol):
 UNPROVED_BODY: Final = challenge.MAX_HANDSHAKE
 
 
-def screen(head: Head, registry: Registry, now: datetime) -> bool | Refused:
-    """Judge by the head alone, before the body is read.
+@dataclass(frozen=True, slots=True)
+class HeadAccepted:
+    """A head that `check_head` let pass.
 
-    True: the body may be read whole. False: at most UNPROVED_BODY bytes of it may, for it can only be a handshake.
+    `whole`: the body may be read whole; otherwise at most UNPROVED_BODY bytes of it, for it can only be a handshake.
+    `authenticated`: the head proves whose the body is, whatever it is: a token does, a signature over the body not.
     """
+
+    head: Head
+    destination: Destination
+    proof: verification.HeadProof | None
+
+    @property
+    def whole(self) -> bool:
+        return self.proof is not None and self.proof.sufficient
+
+    @property
+    def authenticated(self) -> bool:
+        return self.proof is not None and self.proof.authenticated
+
+    def missing(self) -> Refused:
+        """The verdict on a body larger than UNPROVED_BODY, where nothing in the head could suffice."""
+        return _refused(Unverified("credential_missing"), self.head, self.destination)
+
+    def not_received(self, exc: BadTransfer) -> Refused:
+        """The verdict on a body that did not arrive as it should."""
+        return _refused(exc, self.head, self.destination)
+
+
+def check_head(head: Head, registry: Registry, now: datetime) -> HeadAccepted | Refused:
+    """Judge by the head alone, before the body is read."""
     destination = registry.destinations.get(head.destination)
     if destination is None or not destination.enabled:
         return Refused(reason="destination_unknown" if destination is None else "destination_disabled",
                        status=Unverified.status_hint, head=head, destination=destination)
     if head.method == "GET":
-        return False
+        return HeadAccepted(head, destination, None)
     try:
-        return verification.screen(head, destination, now)
+        return HeadAccepted(head, destination, verification.check_head(head, destination, now))
     except Unverified as exc:
         return _refused(exc, head, destination)
 
 
-def proved(head: Head, registry: Registry, now: datetime) -> bool:
-    """Whether a head that `screen` let pass says for good whose the body is: a token does, a signature over it not."""
-    destination = registry.destinations.get(head.destination)
-    return destination is not None and verification.proved(head, destination, now)
-
-
-def judge(inbound: Inbound, registry: Registry, now: datetime) -> Verdict:
-    """The verdict on a whole request, one that `screen` let pass."""
-    head = inbound.head
-    destination = registry.destinations.get(head.destination)
-    if destination is None or not destination.enabled:  # the registry changed while the body came in
-        return Refused(reason="destination_disabled", status=Unverified.status_hint, head=head, destination=destination)
+def judge(accepted: HeadAccepted, body: bytes, now: datetime) -> Verdict:
+    """The verdict on a whole request, whose head was accepted at the same moment. A GET's body counts for nothing."""
+    head, destination, proof = accepted.head, accepted.destination, accepted.proof
+    inbound = Inbound(head=head, body=body)
     verified = None
     try:
-        if head.method == "GET":
+        if proof is None:
             return _handshake(challenge.from_query(head), head, destination, now)
-        handshake = challenge.from_body(inbound.body)
+        handshake = challenge.from_body(body)
         try:
             if handshake is not None:
                 return _handshake(handshake, head, destination, now)
         except Refusal:
             # With a head that could suffice it may be a message of unforeseen shape: if it verifies, it is kept.
-            if not verification.screen(head, destination, now):
+            if not proof.sufficient:
                 raise
-        verified = verification.verify(inbound, destination, now)
+        verified = proof.complete(inbound, destination, now)
         return _admit(inbound, destination, verified)
     except Refusal as exc:
-        return _refused(exc, head, destination, verified=verified, body=inbound.body)
-
-
-def unproved(head: Head, registry: Registry) -> Refused:
-    """The verdict on a body larger than UNPROVED_BODY, where `screen` found nothing in the head that could suffice."""
-    return _refused(Unverified("credential_missing"), head, registry.destinations.get(head.destination))
-
-
-def transfer_refused(exc: BadTransfer, head: Head, registry: Registry) -> Refused:
-    """The verdict on a body that did not arrive as it should."""
-    return _refused(exc, head, registry.destinations.get(head.destination))
+        return _refused(exc, head, destination, verified=verified, body=body)
 
 
 def replayed(admitted: Admitted) -> Refused:

@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import structlog
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -80,8 +89,10 @@ class Settings(BaseSettings):
         default=None, description="The keyring file (0600). Unset: keyring.json in the data directory.")
     bind: Bind = Field(default="127.0.0.1:8080", description="The public listener: destinations, nothing else.")
     admin_bind: Bind = Field(default="127.0.0.1:8081", description="The admin listener: keep it on loopback.")
-    door: Literal["flask", "asgi"] = Field(
-        default="flask", description="What serves the public listener: flask, or asgi (an event loop).")
+    server_mode: Literal["flask", "asgi"] = Field(
+        default="flask", validation_alias=AliasChoices(f"{PREFIX}SERVER_MODE", f"{PREFIX}DOOR"),
+        description="How destinations and the token endpoint are served in the event loop: by Flask (flask), or "
+                    "without it (asgi).")
     receivers: int = Field(default=2, ge=1, le=64, description="Receiver processes (gunicorn workers).")
     threads: int = Field(
         default=16, ge=2, le=256,
@@ -197,13 +208,20 @@ def _check_readers(file: Path) -> None:
 
 def variable(field: str) -> str:
     """The environment variable of a field of Settings."""
+    return _variables(field)[0]
+
+
+def _variables(field: str) -> list[str]:
+    """The environment variable of a field, and its other names."""
     alias = Settings.model_fields[field].validation_alias
-    return alias if isinstance(alias, str) else f"{PREFIX}{field.upper()}"
+    if isinstance(alias, AliasChoices):
+        return [str(choice) for choice in alias.choices]
+    return [alias if isinstance(alias, str) else f"{PREFIX}{field.upper()}"]
 
 
 def unread(names: Iterable[str]) -> list[str]:
     """Which of the variables are named like ours and read by nobody: misspelt, most likely."""
-    read = {variable(field) for field in Settings.model_fields} | {ENV_FILE}
+    read = {name for field in Settings.model_fields for name in _variables(field)} | {ENV_FILE}
     return sorted(name for name in names if name.upper().startswith(PREFIX) and name.upper() not in read)
 
 

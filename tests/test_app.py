@@ -25,7 +25,7 @@ from tests.waiting import until
 from tests.web.conftest import Site, sent
 from tests.web.server import OURS, Answer, Server, serving
 
-ADMIN = (*OURS, "--workers", "1", "receiver.app:admin_app()")
+ADMIN = (*OURS, "--workers", "1", "receiver.asgi:admin")
 
 
 @pytest.fixture

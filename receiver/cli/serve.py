@@ -38,8 +38,7 @@ def admin(admin_bind: str | None, fd: int | None) -> None:
     """Run the admin listener alone: liveness and readiness, for you and your monitoring."""
     settings = _settings(admin_bind=admin_bind)
     listen = settings.admin_bind if fd is None else f"fd://{fd}"
-    _gunicorn(settings, "--bind", listen, "--workers", "1", "--worker-class",
-              "receiver.web.gunicorn_worker.Worker", "receiver.app:admin_app()")
+    _gunicorn(settings, "--bind", listen, "--workers", "1", "receiver.asgi:admin")
 
 
 @click.command(epilog=example("worker", "worker --concurrency 8"))
@@ -87,5 +86,5 @@ def _gunicorn(settings: Settings, *arguments: str) -> None:
     """
     arming.arm(database_url(settings))  # what is wrong with it is said by its processes too, but not in a sentence
     os.chdir("/")
-    command = [sys.executable, "-P", "-m", "gunicorn", "--config", "python:receiver.web.gunicorn_conf", *arguments]
+    command = [sys.executable, "-P", "-m", "gunicorn", "--config", "python:receiver.server.conf", *arguments]
     os.execv(command[0], command)  # noqa: S606 - no shell is wanted

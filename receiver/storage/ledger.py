@@ -50,19 +50,19 @@ class Ledger:
         """Write what waits, then end. Whoever comes after is told that the ledger is unavailable."""
         self._writer.stop()
 
-    def accept(self, admitted: Admitted, *, gather: bool = False) -> Future[Receipt]:
+    def accept(self, admitted: Admitted, *, batch: bool = False) -> Future[Receipt]:
         """Record it. The future holds the Receipt after the COMMIT, or raises Unavailable, its text a fixed word.
 
-        `gather`: who waits for it says so (`hasten`), so that those who come together share a commit.
+        `batch`: it waits for `flush`, so that concurrent requests share one commit.
         """
         entry = self._entries.make(admitted)
         self._writer.put(entry)
-        if not gather:
+        if not batch:
             self._writer.hasten()
         return entry.future
 
-    def hasten(self) -> None:
-        """Somebody waits for what has gathered."""
+    def flush(self) -> None:
+        """Write the batch now: its requests wait."""
         self._writer.hasten()
 
     def refuse(self, refused: Refused) -> None:

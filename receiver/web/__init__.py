@@ -1,5 +1,6 @@
-"""The doors: HTTP in, a verdict out.
+"""The web layer: HTTP in, a verdict out.
 
-`door` and `transfer` know no framework; `public` and `admin` put Flask before them. May not see SQLAlchemy or the
-database: what a door needs of those comes in as a Protocol.
+`endpoint`, `token_endpoint`, `body` and `runtime` know no framework; `wsgi` and `admin` are Flask's, `asgi` is the
+adapter to an event loop. Must not see SQLAlchemy or the database: what an endpoint needs of those comes in as a
+Protocol.
 """

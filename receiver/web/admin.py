@@ -18,7 +18,7 @@ from flask import Flask, Response
 from werkzeug.exceptions import HTTPException
 
 from receiver.protocol.message import Reply
-from receiver.web.public import respond
+from receiver.web.wsgi import respond
 
 log: Final = structlog.get_logger(__name__)
 

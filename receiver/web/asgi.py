@@ -1,229 +1,328 @@
-"""The public listener as an ASGI application: `gunicorn -k asgi receiver.web.asgi:application`.
+"""The adapter to ASGI 3.0: awaits the endpoints in an event loop, and calls Flask applications from one.
 
-The steps of the doors (receiver.web.door, receiver.web.tokens) are taken in the event loop; what waits for a handler or
-a database, and what works through a large body, is done in a pool of threads. Everything else that the listener serves
-is Flask's (receiver.web.public), asked through asgiref.
+With `server_mode` "asgi" the endpoints are awaited directly; everything else that the listener serves is Flask's
+(receiver.web.wsgi). With "flask" every request is Flask's: its views never block, and what a reply still has to wait
+for is awaited here.
 
-The parts are at work from the lifespan's startup to its shutdown: without a lifespan everything is answered 503. May
-not hold a rule of its own about requests or answers.
+The parts are at work from the lifespan's startup to its shutdown: without a lifespan everything is answered 503. Must
+not hold a rule of its own about requests or replies.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections import deque
-from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+import io
+import logging
+import re
+import sys
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
-from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Final
+from functools import cached_property, lru_cache, partial
+from typing import Any, Final, Protocol
 
 import structlog
-from asgiref.wsgi import WsgiToAsgi
+from flask import Flask
 
-from receiver import logs
-from receiver.app import PublicListener, compose
 from receiver.errors import BadTransfer, ReceiverError
+from receiver.failpoints import point
 from receiver.protocol.message import Head, Reply
-from receiver.web.answers import Fields, fields, token_fields
-from receiver.web.door import UNAVAILABLE
-from receiver.web.peers import Peers
-from receiver.web.public import AUTHORITY, METHODS
-from receiver.web.steps import Read, Steps, T, Wait
-from receiver.web.transfer import framing
-
-if TYPE_CHECKING:
-    from asgiref.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope, Scope
+from receiver.web.body import SMALL, framing
+from receiver.web.body import receive as receive_body
+from receiver.web.client_address import ClientAddresses
+from receiver.web.endpoint import UNAVAILABLE, Endpoint
+from receiver.web.response_headers import Fields, fields, token_fields
+from receiver.web.runtime import EventLoopRuntime, Runtime
+from receiver.web.token_endpoint import TokenEndpoint
+from receiver.web.wsgi import HEAD, METHODS, DeferredResponse, without_authority
 
 log: Final = structlog.get_logger(__name__)
+_access_log: Final = structlog.get_logger("receiver.access")
+_access: Final = logging.getLogger("receiver.access")
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+
+# In the state of a scope: the connection, where the server tells (receiver.server.protocol).
+CONNECTION: Final = "receiver.connection"
+_SERVER: Final = (b"Server", b"redox-receiver")
+_NAME: Final = "[a-z0-9-]{1,64}"
+_PATHS: Final = re.compile(rf"/(?:redox/{_NAME}|oauth/{_NAME}/token|livez|readyz|\.well-known/jwks\.json)/?")
+_LOGGED_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
+# Seconds that a body for a Flask application may take.
+_BODY_TIMEOUT: Final = 15.0
+
+_answered = point("door.answered")
+
+
+class Connection(Protocol):
+    """What the server's connection wants to know of a request."""
+
+    def mark_authenticated(self) -> None:
+        """The head proves whose the request is."""
+
+    def replied(self, *, refused: bool) -> None:
+        """The reply was handed over. `refused`: the client gets less time for its next request."""
+
+
+class Service(Protocol):
+    """What is served, from startup to shutdown."""
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> int:
+        """Serve one request; the status. Raises nothing but what sending raises."""
+
+    def stop(self) -> None:
+        """Stop the parts. It may wait: no request is served any more."""
 
 
 class Application:
-    """The application. `open_listener` makes what is served, when the lifespan begins; it may raise ReceiverError."""
+    """An ASGI application. `start` makes and starts what is served, when the lifespan begins: after fork, in the event
+    loop that serves it. It may raise ReceiverError.
+    """
 
-    def __init__(self, open_listener: Callable[[], PublicListener]) -> None:
-        self._open = open_listener
-        self._served: _Served | None = None
+    def __init__(self, start: Callable[[], Service]) -> None:
+        self._start = start
+        self._service: Service | None = None
 
-    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        """Serve one connection scope (ASGI 3.0)."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection scope."""
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000, "reason": None})
         elif scope["type"] != "http":
             raise ValueError(f"no such scope is served: {scope['type']}")
-        elif self._served is None:
-            log.error("request.unavailable", reason="no_lifespan")
-            await _answer(send, UNAVAILABLE, fields(UNAVAILABLE))
         else:
-            await self._served.serve(scope, receive, send)
+            await self._serve(scope, receive, send)
 
-    async def _live(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        connection: Connection | None = scope.get("state", {}).get(CONNECTION)
+        began = time.monotonic()
+        if self._service is None:
+            log.error("request.unavailable", reason="no_lifespan")
+            status = await _send(send, UNAVAILABLE, fields(UNAVAILABLE))
+        else:
+            status = await self._service.serve(scope, receive, send)
+        _answered()
+        if connection is not None:
+            connection.replied(refused=400 <= status < 500)
+        if _access.isEnabledFor(logging.DEBUG):
+            _log_access(scope, status, time.monotonic() - began)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
         await receive()  # lifespan.startup
         try:
-            listener = self._open()
-            listener.start()
+            self._service = self._start()
         except ReceiverError as exc:
+            # Logged here: a server may take an error for an application without a lifespan, and go on.
+            log.error("receiver.not_started", error="; ".join(str(exc).splitlines()))
             await send({"type": "lifespan.startup.failed", "message": str(exc)})
             return
         except Exception as exc:
-            # Told here: some servers take an error for an application without a lifespan, and go on.
             log.exception("receiver.not_started")
             await send({"type": "lifespan.startup.failed", "message": type(exc).__name__})
             return
-        pool = ThreadPoolExecutor(listener.settings.threads, thread_name_prefix="request")
         try:
-            self._served = _Served(listener, pool, asyncio.get_running_loop())
             await send({"type": "lifespan.startup.complete"})
-            await receive()  # lifespan.shutdown: whoever was served has the answer
+            await receive()  # lifespan.shutdown: every request has its reply
         finally:
-            # Also when the server ends at once, which cancels us. It may wait: nobody else is served any more.
-            self._served = None
-            listener.stop()
-            pool.shutdown(wait=False, cancel_futures=True)
+            # Also when the server ends at once, which cancels us.
+            service, self._service = self._service, None
+            service.stop()
         await send({"type": "lifespan.shutdown.complete"})
 
 
-class _Served:
-    """The listener in one event loop."""
+class PublicService:
+    """The public listener. `endpoint` and `tokens` None: Flask serves them too. `flask` must never block.
 
-    def __init__(self, listener: PublicListener, pool: Executor, loop: asyncio.AbstractEventLoop) -> None:
-        self._door, self._tokens = listener.door, listener.tokens
-        self._peers = Peers(listener.settings.trusted_proxies)
-        self._now = listener.now
-        self._pool = pool
-        self._bell = Bell(loop)
-        self._rest: Any = WsgiToAsgi(listener.flask())  # type: ignore[no-untyped-call]  # asgiref has not typed it
+    `stop` is called at the end. Made in the event loop that serves it.
+    """
 
-    async def serve(self, scope: HTTPScope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        """Serve one request. Raises nothing but what sending raises."""
-        path = _without_authority(scope["path"])
+    def __init__(self, *, flask: Flask, endpoint: Endpoint | None, tokens: TokenEndpoint | None,
+                 trusted_proxies: Iterable[str], now: Callable[[], datetime], threads: int,
+                 stop: Callable[[], None]) -> None:
+        self._flask, self._endpoint, self._tokens = flask, endpoint, tokens
+        self._addresses = ClientAddresses(trusted_proxies)
+        self._now, self._stop = now, stop
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="request")
+        self._runtime = EventLoopRuntime(asyncio.get_running_loop(), self._pool)
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> int:
+        """See Service."""
+        method, path = scope["method"], without_authority(scope["path"])
         match [part for part in path.split("/") if part]:
-            case ["redox", name] if scope["method"] in METHODS:
-                reply = await self._reply(self._door.steps, scope, name, receive)
-                await _answer(send, reply, fields(reply))
-            case ["oauth", name, "token"] if scope["method"] == "POST":
-                reply = await self._reply(self._tokens.steps, scope, name, receive)
-                await _answer(send, reply, token_fields(reply))
+            case ["redox", name] if self._endpoint is not None and method in METHODS:
+                reply = await self._reply(self._endpoint.serve, scope, name, receive)
+                return await _send(send, reply, fields(reply))
+            case ["oauth", name, "token"] if self._tokens is not None and method == "POST":
+                reply = await self._reply(self._tokens.serve, scope, name, receive)
+                return await _send(send, reply, token_fields(reply))
             case _:
-                await self._rest(scope | {"path": path}, _no_body, partial(_named, send))
+                return await self._call_flask(scope, path, receive, send)
 
-    async def _reply(self, steps: Callable[[Head, int | None], Steps[Reply]], scope: HTTPScope, name: str,
-                     receive: ASGIReceiveCallable) -> Reply:
+    def stop(self) -> None:
+        """See Service."""
+        self._stop()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _reply(self, serve: Callable[[Head, AsgiTransfer, Runtime], Coroutine[Any, Any, Reply]], scope: Scope,
+                     name: str, receive: Receive) -> Reply:
         try:
-            transfer = AsgiTransfer(scope, receive)
-            return await self._take(steps(_head(scope, name, self._peers, self._now()), transfer.length), transfer)
+            return await serve(self._head(scope, name), AsgiTransfer(scope, receive), self._runtime)
         except Exception:
             log.exception("request.failed")
             return replace(UNAVAILABLE, close=True)
 
-    async def _take(self, steps: Steps[T], transfer: AsgiTransfer) -> T:
-        """Take the steps as `receiver.web.steps.take` does, while others are served. Raises what they raise."""
-        came: Any = None
-        failed: Exception | None = None
+    async def _call_flask(self, scope: Scope, path: str, receive: Receive, send: Send) -> int:
         try:
-            while True:
-                step = steps.send(came) if failed is None else steps.throw(failed)
-                came = failed = None
-                try:
-                    if isinstance(step, Read):
-                        came = await transfer.read(step.size)
-                    elif isinstance(step, Wait):
-                        came = await self._bell.outcome(step)
-                    else:
-                        came = await asyncio.get_running_loop().run_in_executor(self._pool, step.call)
-                except Exception as exc:  # noqa: BLE001 - it is theirs who asked for it
-                    failed = exc
-        except StopIteration as end:
-            outcome: T = end.value
-            return outcome
-        finally:
-            steps.close()  # when the server gave the request up, what it holds is given back
+            environ = _environ(scope, path)
+            environ[HEAD] = partial(self._head, scope)
+            called = _call(self._flask, environ)
+            if isinstance(called, DeferredResponse):
+                reply = await called.serve(AsgiTransfer(scope, receive), self._runtime)
+                called = _Response(reply.status, _encoded(called.fields_of(reply)), reply.body)
+        except Exception:
+            log.exception("request.failed")
+            called = _Response(UNAVAILABLE.status, _encoded(fields(replace(UNAVAILABLE, close=True))), UNAVAILABLE.body)
+        return await called.send(send)
+
+    def _head(self, scope: Scope, name: str) -> Head:
+        return _head(scope, name, self._addresses, self._now())
 
 
-class Bell:
-    """Tells an event loop of futures that end in another thread: one call into the loop for all that ended together.
+class BlockingService:
+    """A Flask application whose views may block, each request in a thread. `stop` is called at the end."""
 
-    The writer ends a whole batch at once; a call for each (asyncio.wrap_future) wakes the loop as many times.
+    def __init__(self, flask: Flask, *, threads: int, stop: Callable[[], None]) -> None:
+        self._flask, self._stop = flask, stop
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="request")
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> int:
+        """See Service. A body of more than SMALL is not read: the application is told that there is none."""
+        try:
+            body = await self._body(scope, receive)
+            environ = _environ(scope, scope["path"])
+            environ |= {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
+            called = await asyncio.get_running_loop().run_in_executor(self._pool, _call, self._flask, environ)
+            assert not isinstance(called, DeferredResponse)
+        except Exception:
+            log.exception("request.failed")
+            called = _Response(UNAVAILABLE.status, _encoded(fields(replace(UNAVAILABLE, close=True))), UNAVAILABLE.body)
+        return await called.send(send)
+
+    def stop(self) -> None:
+        """See Service."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._stop()
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        try:
+            return await receive_body(AsgiTransfer(scope, receive), limit=SMALL) or b""
+        except BadTransfer:
+            return b""
+
+
+class _Response:
+    """A response that is known."""
+
+    def __init__(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
+        self.status, self._headers, self._body = status, headers, body
+
+    async def send(self, send: Send) -> int:
+        """Send it; the status."""
+        length = () if any(name.lower() == b"content-length" for name, _ in self._headers) else (
+            (b"Content-Length", b"%d" % len(self._body)),)
+        await send({"type": "http.response.start", "status": self.status, "headers": [*self._headers, *length]})
+        await send({"type": "http.response.body", "body": self._body, "more_body": False})
+        return self.status
+
+
+def _call(app: Flask, environ: dict[str, Any]) -> _Response | DeferredResponse:
+    """Call a WSGI application (PEP 3333). Raises what it raises."""
+    started: list[Any] = []
+
+    def start_response(status: str, headers: list[tuple[str, str]], exc_info: object = None) -> Callable[[bytes], None]:  # noqa: ARG001
+        started[:] = [int(status[:3]), headers]
+        return written.append
+
+    written: list[bytes] = []
+    result = app(environ, start_response)
+    if isinstance(result, DeferredResponse):
+        return result
+    try:
+        written += result
+    finally:
+        if hasattr(result, "close"):
+            result.close()
+    status, headers = started
+    encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+    return _Response(status, (*encoded, _SERVER), b"".join(written))
+
+
+def _environ(scope: Scope, path: str) -> dict[str, Any]:
+    """The WSGI environment of a request (PEP 3333), without its body.
+
+    A header whose name has an underscore is dropped: it could not be told from one with a hyphen.
     """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._ended: deque[asyncio.Future[None]] = deque()
-        self._rung = False
-        self._hasten: dict[Callable[[], None], None] = {}
-
-    async def outcome(self, step: Wait) -> Any:
-        """What its future holds. Raises what it raises; TimeoutError after so many seconds."""
-        waiter = self._loop.create_future()
-        if not self._hasten:  # once for all that begin to wait in this turn of the loop
-            self._loop.call_soon(self._say_so)
-        self._hasten[step.hasten] = None
-        step.future.add_done_callback(partial(self._ring, waiter))
-        late = self._loop.call_later(step.seconds, _give_up, waiter)
-        try:
-            await waiter
-        finally:
-            late.cancel()
-        return step.future.result(0)
-
-    def _say_so(self) -> None:
-        while self._hasten:
-            self._hasten.popitem()[0]()
-
-    def _ring(self, waiter: asyncio.Future[None], _ended: Future[Any]) -> None:
-        self._ended.append(waiter)
-        if not self._rung:
-            self._rung = True
-            # An error: the loop has ended, and nobody waits any more.
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._tell)
-
-    def _tell(self) -> None:
-        self._rung = False  # first: what ends from now on rings again
-        while self._ended:
-            waiter = self._ended.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-
-
-def _give_up(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_exception(TimeoutError())
+    host, port = scope.get("server") or ("localhost", 80)
+    client = scope.get("client")
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": scope["method"], "SCRIPT_NAME": "", "PATH_INFO": path.encode().decode("latin-1"),
+        "QUERY_STRING": scope["query_string"].decode("latin-1"), "SERVER_NAME": host, "SERVER_PORT": str(port or 80),
+        "SERVER_PROTOCOL": f"HTTP/{scope['http_version']}", "REMOTE_ADDR": client[0] if client else "",
+        "wsgi.version": (1, 0), "wsgi.url_scheme": scope.get("scheme", "http"), "wsgi.input": io.BytesIO(),
+        "wsgi.errors": sys.stderr, "wsgi.multithread": True, "wsgi.multiprocess": True, "wsgi.run_once": False,
+        "wsgi.input_terminated": True}
+    for raw, value in scope["headers"]:
+        name = raw.decode("latin-1").upper()
+        if "_" in name:
+            continue
+        key = name.replace("-", "_")
+        if key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+            key = f"HTTP_{key}"
+        text = value.decode("latin-1")
+        environ[key] = f"{environ[key]},{text}" if key in environ else text
+    return environ
 
 
 class AsgiTransfer:
-    """A body out of ASGI's receive.
+    """A body out of ASGI's receive. A message that ASGI's HTTP does not know is taken for a malformed body."""
 
-    A server that knows that the body was malformed, and not only broken off, says so in `malformed` (ours does). What
-    is no message of a body (ASGI: HTTP) is taken for a malformed one.
-    """
-
-    def __init__(self, scope: HTTPScope, receive: ASGIReceiveCallable) -> None:
-        announced = b",".join(value for name, value in scope["headers"] if name == b"content-length").decode("latin-1")
-        # HTTP/2 frames bodies by itself, and needs no field that says so.
-        coded = any(name == b"transfer-encoding" for name, _ in scope["headers"]) or (
-            not announced and scope["http_version"] not in ("1.0", "1.1"))
-        length, self._ends = framing(announced, coded=coded)
-        self.length: Final = length
-        self._receive = receive
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self._scope, self._receive = scope, receive
         self._rest = b""
         self._more = True
 
-    async def read(self, size: int) -> bytes:
-        """At most `size` bytes; none at the end, or when the sender has gone. Raises BadTransfer `body_malformed`."""
-        if not self._ends:
-            raise BadTransfer("body_malformed")
+    @cached_property
+    def length(self) -> int | None:
+        """See `Transfer`."""
+        announced = coding = b""
+        for name, value in self._scope["headers"]:
+            if name == b"content-length":
+                announced = announced + b"," + value if announced else value
+            elif name == b"transfer-encoding":
+                coding = coding + b"," + value if coding else value
+        # HTTP/2 frames bodies by itself, and needs no field that says so.
+        if not announced and self._scope["http_version"] not in ("1.0", "1.1"):
+            return None
+        return framing(announced.decode("latin-1"), coding.decode("latin-1"))
+
+    async def read(self, size: int, seconds: float) -> bytes:
+        """See `Transfer`."""
         while not self._rest and self._more:
-            message: Any = await self._receive()
+            try:
+                async with asyncio.timeout(seconds):
+                    message = await self._receive()
+            except TimeoutError:
+                raise BadTransfer("body_too_slow") from None
             if message["type"] == "http.request":
                 self._rest, self._more = message.get("body", b""), message.get("more_body", False)
             else:
                 self._more = False
-                if self.length is None or message["type"] != "http.disconnect" or message.get("malformed"):
+                if self.length is None or message["type"] != "http.disconnect":
                     raise BadTransfer("body_malformed")
         if len(self._rest) <= size:
             piece, self._rest = self._rest, b""
@@ -231,8 +330,14 @@ class AsgiTransfer:
             piece, self._rest = self._rest[:size], self._rest[size:]
         return piece
 
+    def mark_authenticated(self) -> None:
+        """See `Transfer`."""
+        connection: Connection | None = self._scope.get("state", {}).get(CONNECTION)
+        if connection is not None:
+            connection.mark_authenticated()
 
-def _head(scope: HTTPScope, destination: str, peers: Peers, now: datetime) -> Head:
+
+def _head(scope: Mapping[str, Any], destination: str, addresses: ClientAddresses, now: datetime) -> Head:
     """The head of a request, with the values of the wire."""
     headers: dict[str, str] = {}
     for name, value in scope["headers"]:
@@ -240,48 +345,28 @@ def _head(scope: HTTPScope, destination: str, peers: Peers, now: datetime) -> He
         headers[key] = f"{headers[key]},{text}" if key in headers else text
     client = scope["client"]
     remote = client[0] if client else ""  # a Unix socket's has no address
-    method: Any = scope["method"]
-    return Head(destination=destination, method=method, headers=headers,
-                target=_without_authority((scope.get("raw_path") or scope["path"].encode()).decode("latin-1")),
-                query=scope["query_string"].decode("latin-1"), peer=peers.name(remote, headers.get("x-forwarded-for")),
-                proxied=peers.trusted(remote), received_at=now)
+    return Head(destination=destination, method=scope["method"], headers=headers,
+                target=without_authority((scope.get("raw_path") or scope["path"].encode()).decode("latin-1")),
+                query=scope["query_string"].decode("latin-1"),
+                peer=addresses.name(remote, headers.get("x-forwarded-for")), proxied=addresses.trusted(remote),
+                received_at=now)
 
 
-def _without_authority(target: str) -> str:
-    """A request target without scheme and host, where it has them (RFC 9112 section 3.2.2)."""
-    authority = None if target.startswith("/") else AUTHORITY.match(target)
-    return target[authority.end():] if authority else target
-
-
-async def _answer(send: ASGISendCallable, reply: Reply, found: Fields) -> None:
-    await send({"type": "http.response.start", "status": reply.status, "trailers": False,
-                "headers": [*_encoded(found), (b"Content-Length", b"%d" % len(reply.body))]})
-    await send({"type": "http.response.body", "body": reply.body, "more_body": False})
+async def _send(send: Send, reply: Reply, found: Fields) -> int:
+    return await _Response(reply.status, _encoded(found), reply.body).send(send)
 
 
 @lru_cache(maxsize=64)
-def _encoded(found: Fields) -> Iterable[tuple[bytes, bytes]]:
+def _encoded(found: Fields) -> tuple[tuple[bytes, bytes], ...]:
     return (*((name.encode("ascii"), value.encode("ascii")) for name, value in found), _SERVER)
 
 
-_SERVER: Final = (b"Server", b"redox-receiver")
+def _log_access(scope: Scope, status: int, seconds: float) -> None:
+    """Log a request that was served, at level debug alone.
 
-
-async def _no_body() -> Any:
-    """What is left to Flask is told by its head alone."""
-    return {"type": "http.request", "body": b"", "more_body": False}
-
-
-async def _named(send: ASGISendCallable, message: Any) -> None:
-    if message["type"] == "http.response.start":
-        message["headers"] = [*message["headers"], _SERVER]
-    await send(message)
-
-
-def _compose() -> PublicListener:
-    listener = compose()
-    logs.configure(listener.settings.log_level)
-    return listener
-
-
-application: Final = Application(_compose)
+    No query string: it holds the token of a handshake by GET.
+    """
+    path, client, method = scope["path"], scope.get("client"), scope["method"]
+    _access_log.debug("request.served", method=method if method in _LOGGED_METHODS else "other",
+                      path=path if _PATHS.fullmatch(path) else "other", status=status, ms=round(seconds * 1000, 1),
+                      peer=client[0] if client else None)

@@ -1,6 +1,6 @@
 """`/.well-known/jwks.json` on the public listener: the keys that Redox proves our client assertions by (RFC 7517).
 
-Answered from memory, a second at most behind the registry. May not serve a key but as the registry publishes it, which
+Answered from memory, a second at most behind the registry. Must not serve a key but as the registry publishes it, which
 is its public half alone.
 """
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from receiver import pipeline
 from receiver.pipeline import Admitted
-from receiver.protocol.message import Head, Inbound
+from receiver.protocol.message import Head
 from receiver.storage import registry
 from receiver.storage.embedded import Cluster
 from receiver.storage.ledger import Ledger
@@ -62,8 +62,8 @@ class Accepting:
         began, cpu = time.perf_counter(), time.process_time()
         if together:
             for at in range(0, messages, together):
-                waiting = [self._ledger.accept(self._judge(body), gather=True) for body in bodies[at:at + together]]
-                self._ledger.hasten()
+                waiting = [self._ledger.accept(self._judge(body), batch=True) for body in bodies[at:at + together]]
+                self._ledger.flush()
                 for each in waiting:
                     each.result(60)
         else:
@@ -75,8 +75,9 @@ class Accepting:
         now = datetime.now(UTC)
         head = Head(destination="token", method="POST", headers=self._headers, target="/redox/token", query="",
                     peer="127.0.0.1", received_at=now)
-        assert pipeline.screen(head, self._registry, now) is True
-        verdict = pipeline.judge(Inbound(head=head, body=body), self._registry, now)
+        accepted = pipeline.check_head(head, self._registry, now)
+        assert isinstance(accepted, pipeline.HeadAccepted)
+        verdict = pipeline.judge(accepted, body, now)
         assert isinstance(verdict, Admitted)
         return verdict
 

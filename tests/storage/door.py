@@ -16,8 +16,8 @@ from typing import Any
 from sqlalchemy import Engine, text
 
 from receiver.keyring import Keyring
-from receiver.pipeline import Admitted, Challenged, Refused, Verdict, judge
-from receiver.protocol.message import Head, Inbound
+from receiver.pipeline import Admitted, Challenged, Refused, Verdict, check_head, judge
+from receiver.protocol.message import Head
 from receiver.protocol.registry import Destination
 from receiver.storage.ledger import Ledger
 from receiver.storage.registration import HandlerSpec, Registration
@@ -83,7 +83,9 @@ class Door:
                     headers={"verification-token": token, "content-type": "application/json", **headers},
                     received_at=self.now)
         with self.engine.connect() as connection:
-            return judge(Inbound(head=head, body=content), load(connection, self.keyring), self.now)
+            known = load(connection, self.keyring)
+        accepted = check_head(head, known, self.now)
+        return accepted if isinstance(accepted, Refused) else judge(accepted, content, self.now)
 
     def admit(self, content: bytes, **request: str) -> Admitted:
         """The verdict, which lets it in."""

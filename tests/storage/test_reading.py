@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 
 from receiver.errors import BadTransfer, IntegrityError, NotFound
 from receiver.keyring import Keyring
-from receiver.pipeline import transfer_refused
+from receiver.pipeline import HeadAccepted, check_head
 from receiver.storage import reading
 from receiver.storage.ledger import Ledger
 from receiver.storage.reading import AuditFilter, DeliveryFilter, MessageFilter
@@ -396,7 +396,9 @@ class TestFeedStatus:
         head = door.admit(body()).inbound.head
         with engine.connect() as connection:
             known = load(connection, keyring)
-        ledger.refuse(transfer_refused(BadTransfer(reason, status_hint=status_hint), head, known))
+        accepted = check_head(head, known, door.now)
+        assert isinstance(accepted, HeadAccepted)
+        ledger.refuse(accepted.not_received(BadTransfer(reason, status_hint=status_hint)))
         until(lambda: status()["last_refusal_reason"] == reason, "audited")
         assert status()["probably_paused"] is paused
 

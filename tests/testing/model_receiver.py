@@ -14,7 +14,7 @@ from threading import Lock, Thread
 from typing import Any
 from urllib.parse import urlsplit
 
-from receiver.pipeline import UNPROVED_BODY, Challenged, Refused, Verdict, judge, screen, unproved
+from receiver.pipeline import UNPROVED_BODY, Challenged, Refused, Verdict, check_head, judge
 from receiver.protocol.message import Head, Inbound, error_body, response_event
 from receiver.protocol.registry import Credential, Destination
 from receiver.testing.misbehaviour import Target
@@ -31,14 +31,14 @@ TEXT, JSON = "text/plain; charset=utf-8", "application/json"
 def right(inbound: Inbound, at: Destination) -> Answer:
     """The answer that the table of answers promises."""
     known, now = registry(at), datetime.now(UTC)
-    screened = screen(inbound.head, known, now)
+    accepted = check_head(inbound.head, known, now)
     verdict: Verdict
-    if isinstance(screened, Refused):
-        verdict = screened
-    elif not screened and len(inbound.body) > UNPROVED_BODY:
-        verdict = unproved(inbound.head, known)
+    if isinstance(accepted, Refused):
+        verdict = accepted
+    elif not accepted.whole and len(inbound.body) > UNPROVED_BODY:
+        verdict = accepted.missing()
     else:
-        verdict = judge(inbound, known, now)
+        verdict = judge(accepted, inbound.body, now)
     if isinstance(verdict, Refused):
         return verdict.status, TEXT, b""
     if isinstance(verdict, Challenged):

@@ -82,15 +82,15 @@ def site(migrated_database: str, keyring: Keyring, tmp_path_factory: pytest.Temp
 
 
 @pytest.fixture(scope="module", params=["flask", "asgi"])
-def door(request: pytest.FixtureRequest) -> str:
+def server_mode(request: pytest.FixtureRequest) -> str:
     """Each door in turn: what is asked of one is asked of the other. A module whose facts lie behind them takes one."""
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def server(site: Site, door: str) -> Iterator[Server]:
+def server(site: Site, server_mode: str) -> Iterator[Server]:
     """A receiver at work on `site`."""
-    with serving(site.directory, site.environment | {"RECEIVER_DOOR": door}) as server:
+    with serving(site.directory, site.environment | {"RECEIVER_SERVER_MODE": server_mode}) as server:
         yield server
 
 

@@ -25,7 +25,7 @@ from tests.processes import end
 from tests.waiting import until
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-OURS: Final = ("-c", "python:receiver.web.gunicorn_conf")
+OURS: Final = ("-c", "python:receiver.server.conf")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,14 +65,16 @@ class Wire:
         self.socket.shutdown(socket.SHUT_WR)
         return self
 
-    def answer(self) -> Answer:
-        """The next answer. Raises EOFError when the connection ends before it."""
+    def answer(self, *, to_head: bool = False) -> Answer:
+        """The next answer; `to_head`: it has no body, whatever it says. Raises EOFError when the connection ends
+        before it.
+        """
         while b"\r\n\r\n" not in self._rest:
             self._more()
         head, _, self._rest = self._rest.partition(b"\r\n\r\n")
         status, *lines = head.decode("latin-1").split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        length = int(headers.get("content-length", "0"))
+        length = 0 if to_head else int(headers.get("content-length", "0"))
         while len(self._rest) < length:
             self._more()
         body, self._rest = self._rest[:length], self._rest[length:]

@@ -188,8 +188,8 @@ def _answer(server: Server, asked: Asked) -> Answer | None:
     with server.wire(timeout=60.0) as wire:
         wire.send(asked.data).finish()
         try:
-            answer = wire.answer()
-            return wire.answer() if answer.status == 100 else answer
+            answer = wire.answer(to_head=asked.method == "HEAD")
+            return wire.answer(to_head=asked.method == "HEAD") if answer.status == 100 else answer
         except (EOFError, ConnectionResetError):
             return None
 

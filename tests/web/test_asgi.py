@@ -1,4 +1,4 @@
-"""The ASGI application by itself: what it makes of scopes and messages, and whose time it takes for what."""
+"""The adapter to ASGI by itself: what it makes of scopes and messages, and in which thread it does what."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ import asyncio
 import gc
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from receiver import settings
-from receiver.app import PublicListener
 from receiver.errors import BadTransfer, ConfigurationError, Unavailable
 from receiver.pipeline import Admitted, Receipt, Refused
 from receiver.protocol.message import Head, Reply
 from receiver.protocol.registry import Registry
-from receiver.web import door as door_module
-from receiver.web.asgi import Application, AsgiTransfer, Bell
-from receiver.web.door import LARGE, Door
-from receiver.web.steps import Steps, Wait
-from receiver.web.tokens import TokenDoor
-from receiver.web.transfer import SMALL
+from receiver.web import endpoint as endpoint_module
+from receiver.web.asgi import CONNECTION, Application, AsgiTransfer, PublicService, _environ
+from receiver.web.body import SMALL, Transfer
+from receiver.web.endpoint import LARGE, Endpoint
+from receiver.web.runtime import EventLoopRuntime, Runtime
+from receiver.web.token_endpoint import TokenEndpoint
+from receiver.web.wsgi import public_app
 from tests.protocol import made_up
-from tests.web.test_public import Nobody
-from tests.web.test_tokens import Records
+from tests.web.test_token_endpoint import Records
+from tests.web.test_wsgi import Nobody
 
 Scope = dict[str, Any]
 Answer = tuple[int, dict[str, str], bytes]
+MODES = ("flask", "asgi")
 KNOWN = made_up.registry(made_up.destination(made_up.token()))
 
 
@@ -42,7 +42,7 @@ class Prompt(Nobody):
         self.threads: list[str] = []
         self.refusals: list[Refused] = []
 
-    def accept(self, admitted: Admitted, *, gather: bool = False) -> Future[Receipt]:
+    def accept(self, admitted: Admitted, *, batch: bool = False) -> Future[Receipt]:
         self.threads.append(threading.current_thread().name)
         future: Future[Receipt] = Future()
         future.set_result(Receipt(message_id=1, uuid="", outcome="accepted"))
@@ -55,26 +55,26 @@ class Prompt(Nobody):
 class Silent(Prompt):
     """A ledger that never says what became of anything."""
 
-    def accept(self, admitted: Admitted, *, gather: bool = False) -> Future[Receipt]:
-        super().accept(admitted, gather=gather)
+    def accept(self, admitted: Admitted, *, batch: bool = False) -> Future[Receipt]:
+        super().accept(admitted, batch=batch)
         return Future()
 
 
-class Listening(Door):
-    """A door that remembers what it is asked."""
+class Listening(Endpoint):
+    """An endpoint that remembers what it is asked."""
 
     def __init__(self) -> None:
-        super().__init__(registry=lambda: None, ledger=Nobody(), responders=Nobody(), max_body=100, places=1)
+        super().__init__(registry=lambda: None, ledger=Nobody(), responders=Nobody(), max_body=100, concurrency=1)
         self.heads: list[Head] = []
 
-    def steps(self, head: Head, length: int | None) -> Steps[Reply]:
+    async def serve(self, head: Head, transfer: Transfer, runtime: Runtime) -> Reply:
         self.heads.append(head)
-        yield from ()
         return Reply(status=200)
 
 
-def door(ledger: Nobody | None = None, registry: Callable[[], Registry | None] = lambda: KNOWN) -> Door:
-    return Door(registry=registry, ledger=ledger or Prompt(), responders=Nobody(), max_body=4 * LARGE, places=1)
+def endpoint(ledger: Nobody | None = None, registry: Callable[[], Registry | None] = lambda: KNOWN) -> Endpoint:
+    return Endpoint(registry=registry, ledger=ledger or Prompt(), responders=Nobody(), max_body=4 * LARGE,
+                    concurrency=1)
 
 
 @dataclass
@@ -85,17 +85,19 @@ class Listener:
     events: list[str] = field(default_factory=list)
 
 
-def listener(served: Door, proxies: Sequence[str] = ()) -> Listener:
+def listener(served: Endpoint, proxies: Sequence[str] = (), mode: str = "asgi") -> Listener:
     events: list[str] = []
 
-    def compose() -> PublicListener:
-        return PublicListener(
-            settings=settings.Settings(trusted_proxies=tuple(proxies)), door=served,
-            tokens=TokenDoor(registry=served.registry, records=Records(), network=str),
-            start=lambda: events.append("started"), stop=lambda: events.append("stopped"),
-            now=lambda: datetime.now(UTC))
+    def start() -> PublicService:
+        tokens = TokenEndpoint(registry=served.registry, records=Records(), network=str)
+        service = PublicService(
+            flask=public_app(served, trusted_proxies=proxies, tokens=tokens),
+            endpoint=served if mode == "asgi" else None, tokens=tokens if mode == "asgi" else None,
+            trusted_proxies=proxies, now=lambda: datetime.now(UTC), threads=2, stop=lambda: events.append("stopped"))
+        events.append("started")
+        return service
 
-    return Listener(application=Application(compose), events=events)
+    return Listener(application=Application(start), events=events)
 
 
 @asynccontextmanager
@@ -109,7 +111,7 @@ async def alive(application: Application) -> AsyncIterator[list[Any]]:
         said.append(message)
         ready.set()
 
-    task = asyncio.create_task(application({"type": "lifespan"}, to_app.get, send))  # type: ignore[arg-type]
+    task = asyncio.create_task(application({"type": "lifespan"}, to_app.get, send))
     await to_app.put({"type": "lifespan.startup"})
     await ready.wait()
     yield said
@@ -127,7 +129,7 @@ async def ask(application: Application, scope: Scope, *messages: Any) -> Answer:
     async def send(message: Any) -> None:
         said.append(message)
 
-    await application(scope, receive, send)  # type: ignore[arg-type]
+    await application(scope, receive, send)
     headers = {name.decode().lower(): value.decode() for name, value in said[0]["headers"]}
     return said[0]["status"], headers, b"".join(each.get("body", b"") for each in said[1:])
 
@@ -148,6 +150,11 @@ TOKEN = (b"verification-token", made_up.TOKENS["first"].encode())
 GONE = {"type": "http.disconnect"}
 
 
+async def never() -> Any:
+    """A server from which nothing comes."""
+    await asyncio.Event().wait()
+
+
 def run(work: Callable[[], Awaitable[Any]]) -> Any:
     async def main() -> Any:
         return await work()
@@ -155,9 +162,10 @@ def run(work: Callable[[], Awaitable[Any]]) -> Any:
     return asyncio.run(main())
 
 
-def served_by(served: Door, asked: Scope, *messages: Any, proxies: Sequence[str] = ()) -> Answer:
+def served_by(served: Endpoint, asked: Scope, *messages: Any, proxies: Sequence[str] = (),
+              mode: str = "asgi") -> Answer:
     async def work() -> Any:
-        application = listener(served, proxies).application
+        application = listener(served, proxies, mode).application
         async with alive(application):
             return await ask(application, asked, *messages)
 
@@ -166,9 +174,12 @@ def served_by(served: Door, asked: Scope, *messages: Any, proxies: Sequence[str]
 
 
 def head_of(asked: Scope, proxies: Sequence[str] = ()) -> Head:
+    """The head that the endpoint is given, which is the same in both modes."""
     listening = Listening()
-    served_by(listening, asked, proxies=proxies)
-    [found] = listening.heads
+    for mode in MODES:
+        served_by(listening, asked, proxies=proxies, mode=mode)
+    found, same = listening.heads
+    assert replace(found, received_at=same.received_at) == same
     return found
 
 
@@ -197,23 +208,30 @@ def test_head() -> None:
 
 
 @pytest.mark.parametrize(("headers", "length"), [
-    ([], 0), ([(b"content-length", b"4")], 4), ([(b"transfer-encoding", b"chunked")], None),
-    ([(b"content-length", b"-4")], None), ([(b"content-length", b"\xb2")], None),
-    ([(b"content-length", b"4, 4")], None), ([(b"content-length", b"9" * 20)], None),
-    ([(b"content-length", b"4"), (b"content-length", b"4")], None)])
+    ([], 0), ([(b"content-length", b"4")], 4), ([(b"transfer-encoding", b"chunked")], None)])
 def test_length(headers: list[tuple[bytes, bytes]], length: int | None) -> None:
-    """A body has a length, or none that is known; of what is neither a length nor chunks nothing is read."""
-    transfer = AsgiTransfer(scope(headers=headers), None)  # type: ignore[arg-type]
-    assert transfer.length == length
-    if length is None and headers[0][0] == b"content-length":
-        with pytest.raises(BadTransfer, match="body_malformed"):
-            read(headers, request(b"abcd"))
+    """A body has a length, or chunks."""
+    assert AsgiTransfer(scope(headers=headers), never).length == length
+
+
+@pytest.mark.parametrize("headers", [
+    [(b"content-length", b"-4")], [(b"content-length", b"\xb2")], [(b"content-length", b"4, 4")],
+    [(b"content-length", b"4"), (b"content-length", b"4")], [(b"transfer-encoding", b"gzip, chunked")],
+    [(b"transfer-encoding", b"gzip"), (b"transfer-encoding", b"chunked")]])
+@pytest.mark.parametrize("mode", MODES)
+def test_bad_length(headers: list[tuple[bytes, bytes]], mode: str) -> None:
+    """Of what is neither a length nor chunks nothing is read, should a server let it through."""
+    with pytest.raises(BadTransfer):
+        _ = AsgiTransfer(scope(headers=headers), never).length
+    coded = headers[0][0] == b"transfer-encoding"
+    answer = served_by(endpoint(), scope(headers=[*headers, TOKEN]), mode=mode)
+    assert (answer[0], answer[1]["connection"]) == (501 if coded else 400, "close")
 
 
 @pytest.mark.parametrize(("headers", "length"), [([], None), ([(b"content-length", b"4")], 4)])
 def test_length_in_http_2(headers: list[tuple[bytes, bytes]], length: int | None) -> None:
     """There a body need not be announced: should a server speak it, none is overlooked."""
-    transfer = AsgiTransfer(scope(headers=headers, http_version="2"), None)  # type: ignore[arg-type]
+    transfer = AsgiTransfer(scope(headers=headers, http_version="2"), never)
     assert transfer.length == length
 
 
@@ -224,10 +242,10 @@ def read(headers: list[tuple[bytes, bytes]], *messages: Any, size: int = 3) -> l
         return waiting.pop(0)
 
     async def work() -> list[bytes]:
-        transfer = AsgiTransfer(scope(headers=headers), receive)  # type: ignore[arg-type]
-        pieces = [await transfer.read(size)]
+        transfer = AsgiTransfer(scope(headers=headers), receive)
+        pieces = [await transfer.read(size, 5)]
         while pieces[-1]:
-            pieces.append(await transfer.read(size))
+            pieces.append(await transfer.read(size, 5))
         return pieces
 
     found: list[bytes] = run(work)
@@ -242,10 +260,10 @@ def test_pieces() -> None:
 
 
 @pytest.mark.parametrize(("headers", "message"), [
-    ([(b"transfer-encoding", b"chunked")], GONE), ([(b"content-length", b"9")], GONE | {"malformed": True}),
+    ([(b"transfer-encoding", b"chunked")], GONE),
     ([(b"content-length", b"9")], {"type": "http.unheard-of", "body": b"123456789"})])
 def test_malformed(headers: list[tuple[bytes, bytes]], message: Any) -> None:
-    """Chunks that end without their end are none; nor is what the server says is none, or says in words of its own."""
+    """Chunks that end without their end are malformed; so is what the server says in words of its own."""
     with pytest.raises(BadTransfer, match="body_malformed"):
         read(headers, message)
 
@@ -256,42 +274,50 @@ def test_gone() -> None:
         b"ab", b""]
 
 
-def test_answers() -> None:
+def test_too_slow() -> None:
+    """What does not come within the seconds that it may take is not waited for."""
+    with pytest.raises(BadTransfer, match="body_too_slow"):
+        run(lambda: AsgiTransfer(scope(headers=[(b"content-length", b"9")]), never).read(9, 0.01))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_answers(mode: str) -> None:
     """A message is accepted, a broken one refused and audited, everything else is Flask's; each answer is ours."""
     ledger = Prompt()
-    status, headers, body = served_by(door(ledger), scope(body=made_up.BODY, headers=[TOKEN]), request(made_up.BODY))
+    whole = scope(body=made_up.BODY, headers=[TOKEN])
+    status, headers, body = served_by(endpoint(ledger), whole, request(made_up.BODY), mode=mode)
     assert (status, body, headers["content-length"]) == (200, b"", "0")
     assert {"x-content-type-options": "nosniff", "cache-control": "no-store", "server": "redox-receiver"}.items() <= (
         headers.items())
     assert "connection" not in headers
-    status, headers, _ = served_by(door(ledger), scope(body=made_up.BODY, headers=[TOKEN]), GONE)
-    assert (status, headers["connection"]) == (400, "close")
+    status, headers, _ = served_by(endpoint(ledger), scope(body=made_up.BODY, headers=[TOKEN]), GONE, mode=mode)
+    assert status == 400
     assert [each.reason for each in ledger.refusals] == ["body_incomplete"]
-    status, headers, body = served_by(door(), scope("/nowhere"))
+    status, headers, body = served_by(endpoint(), scope("/nowhere"), mode=mode)
     assert (status, headers["server"], body) == (404, "redox-receiver", b"not found\n")
-    assert served_by(door(), scope("http://h/livez", method="GET"))[0] == 200
-    assert served_by(door(), scope(method="PUT"))[1]["allow"] == "GET, POST"
-    status, headers, _ = served_by(door(), scope("/oauth/nobody/token"))
+    assert served_by(endpoint(), scope("http://h/livez", method="GET"), mode=mode)[0] == 200
+    assert served_by(endpoint(), scope(method="PUT"), mode=mode)[1]["allow"] == "GET, POST"
+    status, headers, _ = served_by(endpoint(), scope("/oauth/nobody/token"), mode=mode)
     assert (status, headers["pragma"], headers["www-authenticate"]) == (401, "no-cache", 'Basic realm="oauth"')
 
 
 def test_faults_are_not_the_messages() -> None:
-    """Whatever goes wrong in the door or before it is a 503 that closes; so is asking without a lifespan."""
+    """Whatever goes wrong in the endpoint or before it is a 503 that closes; so is asking without a lifespan."""
     def fails() -> Registry | None:
         raise ValueError("CANARY")
 
-    status, headers, body = served_by(door(registry=fails), scope())
+    status, headers, body = served_by(endpoint(registry=fails), scope())
     assert (status, headers["connection"], body) == (503, "close", b"try again later\n")
-    status, headers, _ = served_by(door(), scope(headers=[("text", "not bytes")]))  # type: ignore[list-item]
+    status, headers, _ = served_by(endpoint(), scope(headers=[("text", "not bytes")]))  # type: ignore[list-item]
     assert (status, headers["retry-after"]) == (503, "5")
-    assert run(lambda: ask(listener(door()).application, scope()))[0] == 503
+    assert run(lambda: ask(listener(endpoint()).application, scope()))[0] == 503
 
 
 def test_a_silent_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
     """Should the ledger ever not answer, the sender is answered all the same: 503, never 200."""
-    monkeypatch.setattr(door_module, "PATIENCE", 0.05)
+    monkeypatch.setattr(endpoint_module, "LEDGER_TIMEOUT", 0.05)
     asked = scope(body=made_up.BODY, headers=[TOKEN])
-    assert served_by(door(Silent()), asked, request(made_up.BODY))[0] == 503
+    assert served_by(endpoint(Silent()), asked, request(made_up.BODY))[0] == 503
 
 
 def test_a_large_body_holds_up_nobody() -> None:
@@ -299,7 +325,7 @@ def test_a_large_body_holds_up_nobody() -> None:
     ledger = Prompt()
     large = made_up.BODY[:-1] + b" " * LARGE + b"}"
     for body in (made_up.BODY, large):
-        assert served_by(door(ledger), scope(body=body, headers=[TOKEN]), request(body))[0] == 200
+        assert served_by(endpoint(ledger), scope(body=body, headers=[TOKEN]), request(body))[0] == 200
     loop, beside = ledger.threads
     assert loop == threading.main_thread().name
     assert beside.startswith("request")
@@ -311,19 +337,19 @@ def test_given_up_by_the_server() -> None:
 
     async def work() -> None:
         ledger = Silent()
-        served = door(ledger)
+        served = endpoint(ledger)
         application = listener(served).application
         async with alive(application):
-            left = served._room._left
+            left = served._memory._left
             asked = asyncio.create_task(ask(application, scope(body=body, headers=[TOKEN]), request(body)))
             for _ in range(10):  # as far as it goes without an answer
                 await asyncio.sleep(0)
             assert ledger.threads
-            assert served._room._left == left - (len(body) - SMALL)
+            assert served._memory._left == left - (len(body) - SMALL)
             asked.cancel()
             with suppress(asyncio.CancelledError):
                 await asked
-            assert served._room._left == left
+            assert served._memory._left == left
 
     run(work)
     gc.collect()  # and no future is left with an error that nobody saw
@@ -341,14 +367,14 @@ def test_a_batch_wakes_the_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
             threadsafe(call)
 
         monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
-        bell = Bell(loop)
-        hastened: list[None] = []
+        runtime = EventLoopRuntime(loop, ThreadPoolExecutor(1))
+        flushed: list[None] = []
 
-        def hasten() -> None:
-            hastened.append(None)
+        def flush() -> None:
+            flushed.append(None)
 
         futures: list[Future[int]] = [Future() for _ in range(100)]
-        waiting = [asyncio.create_task(bell.outcome(Wait(each, 60, hasten))) for each in futures]
+        waiting = [asyncio.create_task(runtime.result(each, 60, flush=flush)) for each in futures]
         await asyncio.sleep(0)
         waiting[0].cancel()
         await asyncio.sleep(0)
@@ -362,7 +388,7 @@ def test_a_batch_wakes_the_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
         thread.start()
         thread.join()  # the loop stands still, as it does while it is busy
         outcomes = await asyncio.gather(*waiting, return_exceptions=True)
-        assert len(calls) == len(hastened) == 1
+        assert len(calls) == len(flushed) == 1
         assert outcomes[1:-1] == list(range(1, 99))
         assert isinstance(outcomes[-1], Unavailable)
 
@@ -371,7 +397,7 @@ def test_a_batch_wakes_the_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_lifespan() -> None:
     """The parts work from startup to shutdown, and are stopped too when the server ends at once."""
-    served = listener(door())
+    served = listener(endpoint())
 
     async def orderly() -> list[Any]:
         async with alive(served.application) as said:
@@ -393,7 +419,7 @@ def test_lifespan() -> None:
         async def send(message: Any) -> None:
             ready.set()
 
-        task = asyncio.create_task(served.application({"type": "lifespan"}, receive, send))  # type: ignore[arg-type]
+        task = asyncio.create_task(served.application({"type": "lifespan"}, receive, send))
         await ready.wait()
         task.cancel()
         with suppress(asyncio.CancelledError):
@@ -408,11 +434,11 @@ def test_lifespan() -> None:
     (ValueError("CANARY"), "ValueError")])
 def test_startup_that_fails(error: Exception, told: str) -> None:
     """A mistake of the operator's is told to the server, which says so and does not start; so is a fault of ours."""
-    def compose() -> PublicListener:
+    def start() -> PublicService:
         raise error
 
     async def work() -> list[Any]:
-        async with alive(Application(compose)) as said:
+        async with alive(Application(start)) as said:
             pass
         return said
 
@@ -426,11 +452,37 @@ def test_no_websockets() -> None:
     async def send(message: Any) -> None:
         said.append(message)
 
-    run(lambda: listener(door()).application({"type": "websocket"}, None, send))  # type: ignore[arg-type]
+    run(lambda: listener(endpoint()).application({"type": "websocket"}, never, send))
     assert [each["type"] for each in said] == ["websocket.close"]
 
 
 def test_no_scopes_of_other_kinds() -> None:
     """What is no kind of request that is known here is served by nobody."""
     with pytest.raises(ValueError, match="unheard-of"):
-        run(lambda: listener(door()).application({"type": "unheard-of"}, None, None))  # type: ignore[arg-type]
+        run(lambda: listener(endpoint()).application({"type": "unheard-of"}, never, never))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_the_connection_is_told(mode: str) -> None:
+    """The server's connection is told when the head authenticates a request, and when its reply was handed over."""
+    told: list[Any] = []
+
+    class Connection:
+        def mark_authenticated(self) -> None:
+            told.append("authenticated")
+
+        def replied(self, *, refused: bool) -> None:
+            told.append(refused)
+
+    for token, status in ((TOKEN, 200), ((b"verification-token", b"wrong"), 401)):
+        asked = scope(body=made_up.BODY, headers=[token], state={CONNECTION: Connection()})
+        assert served_by(endpoint(), asked, request(made_up.BODY), mode=mode)[0] == status
+    assert told == ["authenticated", False, True]
+
+
+def test_underscores() -> None:
+    """In a WSGI environment a header with an underscore could not be told from one with a hyphen: it is dropped."""
+    asked = scope(body=made_up.BODY, headers=[(b"verification_token", TOKEN[1])])
+    for mode in MODES:
+        assert served_by(endpoint(), asked, request(made_up.BODY), mode=mode)[0] == 401
+    assert "HTTP_VERIFICATION_TOKEN" not in _environ(asked, "/redox/main")

@@ -42,15 +42,15 @@ _SEEDS = count(100)  # the same message again would be a duplicate
 
 
 @pytest.fixture(scope="module")
-def door() -> str:
+def server_mode() -> str:
     """One: who proves what is judged behind the doors. What each makes of a head, their own tests tell."""
     return "flask"
 
 
 @pytest.fixture(scope="module")
-def server(site: Site, door: str) -> Iterator[Server]:
+def server(site: Site, server_mode: str) -> Iterator[Server]:
     """A receiver that trusts a proxy on this machine."""
-    trusting = {"RECEIVER_TRUSTED_PROXIES": "127.0.0.1", "RECEIVER_DOOR": door}
+    trusting = {"RECEIVER_TRUSTED_PROXIES": "127.0.0.1", "RECEIVER_SERVER_MODE": server_mode}
     with serving(site.directory, site.environment | trusting) as server:
         yield server
 

@@ -99,7 +99,7 @@ def aftermath(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         _destinations(site, front)
     environment = site.environment | {"RECEIVER_TRUSTED_PROXIES": ADDRESS}
     with (socket.create_server(("127.0.0.1", 0), backlog=64) as trap, serving(site.directory, environment) as server,
-          serving(site.directory, environment | {"RECEIVER_DOOR": "asgi"}) as asgi,
+          serving(site.directory, environment | {"RECEIVER_SERVER_MODE": "asgi"}) as asgi,
           proxying(tmp_path_factory.mktemp("nginx"), server.port) as nginx):
         url = f"http://127.0.0.1:{trap.getsockname()[1]}/keys"
         before = [*server.workers(), *asgi.workers(), *nginx.workers()]

@@ -21,7 +21,7 @@ MINUTES = 2
 
 
 @pytest.fixture(scope="module")
-def door() -> str:
+def server_mode() -> str:
     """One: what bounds a flood is the ledger's."""
     return "flask"
 

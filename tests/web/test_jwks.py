@@ -18,7 +18,7 @@ PUBLIC_MEMBERS = {"kty", "n", "e", "crv", "x", "y", "kid", "alg", "use"}
 
 
 @pytest.fixture(scope="module")
-def door() -> str:
+def server_mode() -> str:
     """One: whichever serves, the keys are Flask's to serve."""
     return "flask"
 

@@ -16,7 +16,7 @@ import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from receiver.web import gunicorn_conf
+from receiver.server import conf
 from tests.waiting import until
 from tests.web import nginx as proxies
 from tests.web.conftest import Site, message, sent
@@ -59,7 +59,7 @@ def test_the_receiver_keeps_connections_longer() -> None:
     """nginx gives up an idle connection before the receiver does: no message is sent into one that closes."""
     keepalive = re.search(r"keepalive 32;\s+keepalive_timeout (\d+)s;", CONFIGURATION.read_text())
     assert keepalive is not None
-    assert int(keepalive[1]) < gunicorn_conf.keepalive
+    assert int(keepalive[1]) < conf.keepalive
 
 
 def test_the_readme_points_to_it() -> None:

@@ -10,6 +10,7 @@ There may be no way through without a live credential of every kind of one requi
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from itertools import chain
@@ -26,7 +27,7 @@ from receiver.protocol.verification.oauth import OAuthKind
 from receiver.protocol.verification.sigv4 import SigV4Kind
 from receiver.protocol.verification.token import TokenKind
 
-__all__ = ["KINDS", "Kind", "parse_require", "proved", "screen", "verify"]
+__all__ = ["KINDS", "HeadProof", "Kind", "check_head", "parse_require"]
 
 
 class Kind(Protocol):
@@ -63,31 +64,41 @@ def parse_require(text: Sequence[str]) -> tuple[frozenset[str], ...]:
     return alternatives
 
 
-def screen(head: Head, destination: Destination, now: datetime) -> bool:
-    """Whether what the head presents could suffice, so that the body may be read whole.
-
-    Raises Unverified when something presented is already seen to be bad.
+@dataclass(frozen=True, slots=True)
+class HeadProof:
+    """What a head proves. `sufficient`: what it presents could suffice, so that the body may be read whole.
+    `authenticated`: it suffices, whatever the body is. `claims`: the kinds it presents, each with what it proved; None
+    where the kind needs the body too.
     """
-    claimed = _claimed(head, destination, now)
-    for kind in claimed:
-        kind.screen(head, destination, now)
-    return _suffices({kind.name for kind in claimed}, destination)
+
+    sufficient: bool
+    authenticated: bool
+    claims: tuple[tuple[Kind, Verified | None], ...]
+
+    def complete(self, inbound: Inbound, destination: Destination, now: datetime) -> Verified:
+        """The proof, with the body. What the head has proved is not proved again.
+
+        Raises Unverified: `credential_missing`, `credential_insufficient`, or what a kind found.
+        """
+        proofs = [kind.verify(inbound, destination, now) if proof is None else proof for kind, proof in self.claims]
+        if not proofs:
+            raise Unverified("credential_missing")
+        if not self.sufficient:
+            raise Unverified("credential_insufficient")
+        return proofs[0] if len(proofs) == 1 else _together(proofs)
 
 
-def proved(head: Head, destination: Destination, now: datetime) -> bool:
-    """Whether a head that `screen` let pass is proof enough, whatever the body is."""
-    return _suffices({kind.name for kind in _claimed(head, destination, now) if kind.by_head}, destination)
-
-
-def verify(inbound: Inbound, destination: Destination, now: datetime) -> Verified:
-    """The proof. Raises Unverified: `credential_missing`, `credential_insufficient`, or what a kind found."""
-    proofs = [kind.verify(inbound, destination, now) for kind in _claimed(inbound.head, destination, now)]
-    if not proofs:
-        raise Unverified("credential_missing")
-    proof = proofs[0] if len(proofs) == 1 else _together(proofs)
-    if not _suffices(proof.kinds, destination):
-        raise Unverified("credential_insufficient")
-    return proof
+def check_head(head: Head, destination: Destination, now: datetime) -> HeadProof:
+    """What the head proves. Raises Unverified when something presented is already seen to be bad."""
+    claims: list[tuple[Kind, Verified | None]] = []
+    for kind in _claimed(head, destination, now):
+        if kind.by_head:
+            claims.append((kind, kind.verify(Inbound(head=head, body=b""), destination, now)))
+        else:
+            kind.screen(head, destination, now)
+            claims.append((kind, None))
+    return HeadProof(_suffices({kind.name for kind, _ in claims}, destination),
+                     _suffices({kind.name for kind, proof in claims if proof is not None}, destination), tuple(claims))
 
 
 def _together(proofs: Sequence[Verified]) -> Verified:

@@ -26,19 +26,16 @@ _TICK = timedelta(microseconds=1)
 
 
 def verify(headers: Headers, at: Destination, *, body: bytes = BODY, now: datetime = NOW) -> Verified:
-    """Screened and verified, as a request with this body is."""
-    verification.screen(head(headers), at, now)
-    return verification.verify(inbound(body, headers), at, now)
+    """Verified by its head and then with its body, as a request is."""
+    request = inbound(body, headers)
+    return verification.check_head(request.head, at, now).complete(request, at, now)
 
 
 def refusal(headers: Headers, at: Destination, *, body: bytes = BODY, now: datetime = NOW) -> str:
-    """The reason why it does not verify, with or without a look at the head first."""
+    """The reason why it does not verify."""
     with pytest.raises(Unverified) as refused:
-        verification.verify(inbound(body, headers), at, now)
-    assert refused.value.status_hint == 401
-    with pytest.raises(Unverified) as screened:
         verify(headers, at, body=body, now=now)
-    assert screened.value.reason == refused.value.reason
+    assert refused.value.status_hint == 401
     return refused.value.reason
 
 
@@ -83,7 +80,7 @@ class VerificationCases:
     def test_right(self) -> None:
         """Who has the secret is let in, and the proof names credential and kind."""
         at = self.door(self.credential(id=7))
-        assert verification.screen(head(self.right["first"]), at, NOW) is True
+        assert verification.check_head(head(self.right["first"]), at, NOW).sufficient is True
         verified = verify(self.right["first"], at)
         assert verified.credentials == (7,)
         assert verified.kinds == {self.kind}
@@ -91,8 +88,8 @@ class VerificationCases:
     def test_what_the_head_proves(self) -> None:
         """A head that is proof enough is so beside any body; where it isn't, another body is refused."""
         at, headers = self.door(self.credential()), self.right["first"]
-        assert verification.proved(head(headers), at, NOW) is self.by_head
-        assert verification.proved(head(), at, NOW) is False
+        assert verification.check_head(head(headers), at, NOW).authenticated is self.by_head
+        assert verification.check_head(head(), at, NOW).authenticated is False
         if self.by_head:
             assert verify(headers, at, body=b"another").kinds == {self.kind}
         else:
@@ -102,7 +99,7 @@ class VerificationCases:
         """Who presents nothing is refused; of the body no more than a handshake's may be read."""
         at = self.door(self.credential())
         for headers in ({}, {"content-type": "application/json", "user-agent": "RedoxEngine", "cookie": "a=b"}):
-            assert verification.screen(head(headers), at, NOW) is False
+            assert verification.check_head(head(headers), at, NOW).sufficient is False
             assert refusal(headers, at) == "credential_missing"
 
     def test_bad(self, bad_one: tuple[Headers, str]) -> None:
@@ -170,14 +167,14 @@ class VerificationCases:
             dead = self.door(self.credential(revoked=True), credential, require=require)
             assert refusal({**self.right["first"], **proof}, dead) == self.revoked
             # Without anything of this kind the other alone does not suffice.
-            assert verification.screen(head(proof), dead, NOW) is False
+            assert verification.check_head(head(proof), dead, NOW).sufficient is False
             assert refusal(proof, dead) == "credential_insufficient"
 
     def test_adding_one_never_widens(self) -> None:
         """A credential of this kind at a destination that does not require it lets nobody in."""
         other, credential, _ = self.companion
         at = self.door(self.credential(), credential, require=(other,))
-        assert verification.screen(head(self.right["first"]), at, NOW) is False
+        assert verification.check_head(head(self.right["first"]), at, NOW).sufficient is False
         assert refusal(self.right["first"], at) == (
             "credential_insufficient" if self.claims_unrequired else "credential_missing")
 
@@ -196,12 +193,12 @@ class VerificationCases:
         other, credential, proof = self.companion
         at = self.door(self.credential(id=1), credential, require=(f"{other}+{self.kind}",))
         both = {**self.right["first"], **proof}
-        assert verification.screen(head(both), at, NOW) is True
+        assert verification.check_head(head(both), at, NOW).sufficient is True
         verified = verify(both, at)
         assert set(verified.credentials) == {1, credential.id}
         assert verified.kinds == {self.kind, other}
         for one in (self.right["first"], proof):
-            assert verification.screen(head(one), at, NOW) is False
+            assert verification.check_head(head(one), at, NOW).sufficient is False
             assert refusal(one, at) == "credential_insufficient"
 
     def test_either_suffices(self) -> None:
@@ -217,7 +214,7 @@ class VerificationCases:
         _, credential, _ = self.companion
         at = Destination(id=1, name="main", environment="staging", enabled=True, require=(frozenset(),),
                          credentials=(self.credential(), credential))
-        assert verification.screen(head(), at, NOW) is False
+        assert verification.check_head(head(), at, NOW).sufficient is False
         assert refusal({}, at) == "credential_missing"
         assert refusal(self.right["first"], at) == (
             "credential_insufficient" if self.claims_unrequired else "credential_missing")

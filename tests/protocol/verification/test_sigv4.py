@@ -148,9 +148,7 @@ def _verify(headers: Headers, at: Destination, *, body: bytes = BODY, target: st
             method: Method = "POST", now: datetime = NOW) -> Verified:
     made = Head(destination="main", method=method, headers=headers, target=target, query=query, peer="192.0.2.1",
                 received_at=now)
-    if method == "POST":
-        verification.screen(made, at, now)
-    return verification.verify(Inbound(head=made, body=body), at, now)
+    return verification.check_head(made, at, now).complete(Inbound(head=made, body=body), at, now)
 
 
 def _wrong(headers: Headers, at: Destination, **request: Any) -> str:

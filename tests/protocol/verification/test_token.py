@@ -138,7 +138,7 @@ class TestAuthorization:
     def test_what_is_not_the_token_s(self, value: str) -> None:
         """What belongs to another kind proves nothing here, and harms nothing beside the right token."""
         at = destination(token())
-        assert verification.screen(head({"authorization": value}), at, NOW) is False
+        assert verification.check_head(head({"authorization": value}), at, NOW).sufficient is False
         assert refusal({"authorization": value}, at) == "credential_missing"
         assert verify({**_token(_FIRST), "authorization": value}, at).credentials == (1,)
         assert refusal({**_token(_SECOND), "authorization": value}, at) == "token_wrong"

@@ -38,7 +38,7 @@ def test_nothing_required_is_no_door() -> None:
     """A destination without an alternative lets nobody in, whatever is presented."""
     at = destination(token(), require=())
     headers = {"verification-token": TOKENS["first"]}
-    assert verification.screen(head(headers), at, NOW) is False
+    assert verification.check_head(head(headers), at, NOW).sufficient is False
     assert refusal(headers, at) == "credential_insufficient"
     assert refusal({}, at) == "credential_missing"
 

@@ -43,6 +43,15 @@ def chunk(data: bytes) -> bytes:
     ("a length with a sign", lambda raw: raw.replace(b"content-length: ", b"content-length: +"), 400),
     ("both", lambda raw: raw.replace(b"content-length", b"transfer-encoding: chunked\r\ncontent-length"), 400),
     ("an unknown coding", lambda raw: raw.replace(b"content-length", b"transfer-encoding: xchunked\r\nx-length"), 501),
+    ("compressed chunks", lambda raw: raw.replace(b"content-length", b"transfer-encoding: gzip, chunked\r\nx-length"),
+     501),
+    ("two codings", lambda raw: raw.replace(b"content-length", b"transfer-encoding: gzip\r\ntransfer-encoding: chunked"
+                                            b"\r\nx-length"), 501),
+    ("two hosts", lambda raw: raw.replace(b"host: ", b"host: other.test\r\nhost: "), 400),
+    ("a head of 70 KB", lambda raw: raw.replace(b"host: ", b"".join(b"x-%d: %s\r\n" % (n, 7000 * b"y") for n in
+                                                                   range(10)) + b"host: "), 431),
+    ("HTTP/0.9", lambda raw: raw.replace(b" HTTP/1.1", b"", 1), 400),
+    ("HTTP/2", lambda raw: raw.replace(b"HTTP/1.1", b"HTTP/2.0", 1), 400),
     ("a NUL in a header", lambda raw: raw.replace(b"host: ", b"x-a: b\x00c\r\nhost: "), 400),
     ("a CR in a header", lambda raw: raw.replace(b"host: ", b"x-a: b\rc\r\nhost: "), 400),
     ("a folded header", lambda raw: raw.replace(b"host: ", b"x-a: b\r\n c\r\nhost: "), 400),
@@ -153,9 +162,9 @@ def test_unfinished_chunks(site: Site, server: Server, rest: bytes) -> None:
     assert site.count("messages") == messages
 
 
-def test_bad_chunks_in_the_audit(site: Site, server: Server, door: str) -> None:
+def test_bad_chunks_in_the_audit(site: Site, server: Server, server_mode: str) -> None:
     """The audit tells chunks that were none. Where many were, it would tell so at the end of the minute."""
-    before, name = site.now(), f"chunks-{door}"
+    before, name = site.now(), f"chunks-{server_mode}"
     with server.wire() as wire:
         wire.send(sent(site, b"", CHUNKED, to=name) + b"zz\r\n{}\r\n0\r\n\r\n").answer()
     row = site.audit(before, reason="body_malformed")
@@ -338,15 +347,15 @@ def test_who_hangs_up(site: Site, server: Server) -> None:
     assert not site.rows(kept, digest=sha256(part).digest())
 
 
-def test_unproved_body(site: Site, server: Server, door: str) -> None:
+def test_unproved_body(site: Site, server: Server, server_mode: str) -> None:
     """Of a body that nothing in the head vouches for, no more is read than a handshake has."""
     with server.wire() as wire:
-        answer = wire.send(post(f"/redox/bare-{door}", b"", content_length=str(30 * MIB))).answer()
+        answer = wire.send(post(f"/redox/bare-{server_mode}", b"", content_length=str(30 * MIB))).answer()
         assert wire.ended()
     assert answer.status == 401
     with server.wire() as wire:
-        wire.send(post(f"/redox/bare-{door}", b"", **CHUNKED) + chunk(8 * 1024 * b"x") + chunk(b"x"))
+        wire.send(post(f"/redox/bare-{server_mode}", b"", **CHUNKED) + chunk(8 * 1024 * b"x") + chunk(b"x"))
         assert wire.answer().status == 401
     refusals = "SELECT reason FROM audit_events WHERE destination = :name AND action = 'message.refuse'"
-    until(lambda: len(site.rows(refusals, name=f"bare-{door}")) == 2)
-    assert set(site.rows(refusals, name=f"bare-{door}")) == {("credential_missing",)}
+    until(lambda: len(site.rows(refusals, name=f"bare-{server_mode}")) == 2)
+    assert set(site.rows(refusals, name=f"bare-{server_mode}")) == {("credential_missing",)}

@@ -333,10 +333,10 @@ def test_compressed(site: Site, server: Server) -> None:
 
 
 @pytest.mark.parametrize("media", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
-def test_forms(site: Site, server: Server, door: str, media: str) -> None:
+def test_forms(site: Site, server: Server, server_mode: str, media: str) -> None:
     """A form of a million keys is bytes that are no message."""
     form = b"&".join(b"a%d=b" % n for n in range(1_000_000))
-    assert server.ask(sent(site, form + f"{media} {door}".encode(), content_type=media)).status == 200
+    assert server.ask(sent(site, form + f"{media} {server_mode}".encode(), content_type=media)).status == 200
     assert site.rows("SELECT state FROM messages ORDER BY id DESC LIMIT 1") == [("quarantined",)]
 
 
@@ -391,9 +391,9 @@ def test_not_handled_in_the_request(site: Site, server: Server) -> None:
 
 # --- changes
 
-def test_changes_are_followed(site: Site, server: Server, door: str) -> None:
+def test_changes_are_followed(site: Site, server: Server, server_mode: str) -> None:
     """What is changed in the registry holds within a second or two, in a receiver that runs."""
-    name = f"later-{door}"
+    name = f"later-{server_mode}"
     token = site.add(name)
     until(lambda: server.ask(sent(site, to=name)).status == 200)
     site.registration.set_destination(name, datetime.now(UTC), {"enabled": False})

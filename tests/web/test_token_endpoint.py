@@ -1,4 +1,4 @@
-"""The token endpoint's door: what it counts, and what it answers when nothing can be recorded."""
+"""The token endpoint: what it counts, and what it answers when nothing can be recorded."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from receiver.errors import BadTransfer, Unavailable
 from receiver.protocol.message import Once, Reply
 from receiver.protocol.registry import Registry
 from receiver.storage.audit import network
-from receiver.web.steps import take
-from receiver.web.tokens import GUESSES, Guesses, Issue, Refusal, TokenDoor
+from receiver.web.runtime import ThreadRuntime, drive
+from receiver.web.token_endpoint import GUESSES, Guesses, Issue, Refusal, TokenEndpoint
 from tests.protocol.made_up import destination, head, registry
 from tests.protocol.test_tokens import _RIGHT, _assertion, _oauth, _smart
 
@@ -75,22 +75,25 @@ class Body:
         self.length = len(content) if length is None else length
         self._rest = BytesIO(content)
 
-    def read(self, size: int) -> bytes:
+    async def read(self, size: int, seconds: float) -> bytes:
         """What is left."""
         return self._rest.read(size)
+
+    def mark_authenticated(self) -> None:
+        """No server is told."""
 
 
 class Broken(Body):
     """A body whose chunks are none."""
 
-    def read(self, size: int) -> bytes:
+    async def read(self, size: int, seconds: float) -> bytes:
         """Fails."""
         raise BadTransfer("body_malformed")
 
 
 def _served(records: Records, known: Registry | None, body: Body) -> Reply:
-    door = TokenDoor(registry=lambda: known, records=records, network=network)
-    return take(door.steps(_HEAD, body.length), body)
+    endpoint = TokenEndpoint(registry=lambda: known, records=records, network=network)
+    return drive(endpoint.serve(_HEAD, body, ThreadRuntime()))
 
 
 _KNOWN = registry(destination(_oauth(), _smart(), require=("oauth",)))
@@ -109,7 +112,7 @@ def test_granted() -> None:
     ("audit", _GOOD), ("silent", _GOOD), ("once", urlencode(_assertion()).encode())])
 def test_no_token_that_is_not_recorded(away: str, form: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be written down, or remembered as used, is not given: Redox is to come again."""
-    monkeypatch.setattr("receiver.web.door.PATIENCE", 0.05)
+    monkeypatch.setattr("receiver.web.endpoint.LEDGER_TIMEOUT", 0.05)
     reply = _served(Records(away=away), _KNOWN, Body(form))
     assert (reply.status, reply.close) == (503, True)
     assert b"access_token" not in reply.body
@@ -142,4 +145,4 @@ def test_nobody_s_destination(known: Registry, reason: str) -> None:
     reply = _served(records, known, body)
     assert (reply.status, json.loads(reply.body)) == (401, {"error": "invalid_client"})
     assert [each.denied.reason for each in records.refusals] == [reason]
-    assert body.read(-1) == _GOOD
+    assert drive(body.read(-1, 1.0)) == _GOOD

@@ -1,7 +1,7 @@
-"""Who is at the other end: the connection's address, or what a trusted proxy says of it.
+"""The address of the client: the connection's address, or what a trusted proxy says of it.
 
 X-Forwarded-For is written by anybody; only what trusted proxies have appended to it, at its right end, is worth
-something. May not believe a word of it when the connection does not come from a trusted proxy.
+something. Must not believe any of it when the connection does not come from a trusted proxy.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 _NODE = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?|([0-9.]+):[0-9]+")
 
 
-class Peers:
+class ClientAddresses:
     """Tells peers apart. `trusted`: addresses and networks of proxies. Raises ValueError on what is none."""
 
     def __init__(self, trusted: Iterable[str]) -> None:

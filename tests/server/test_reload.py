@@ -99,12 +99,13 @@ def test_a_keyring_that_is_not_there(site: Site, server: Server) -> None:
     assert server.ask(sent(site)).status == 200
 
 
-@pytest.mark.parametrize("door", ["flask", "asgi"])
-def test_workers_that_do_not_boot(site: Site, server: Server, env_file: Path, keyring: Keyring, door: str) -> None:
+@pytest.mark.parametrize("server_mode", ["flask", "asgi"])
+def test_workers_that_do_not_boot(site: Site, server: Server, env_file: Path, keyring: Keyring,
+                                  server_mode: str) -> None:
     """What only a worker finds out ends that worker, and nobody else; whoever is born later has the old door too."""
     before, refusals = pids(server), len(server.lines("receiver.not_started"))
     keyrings.create(datetime.now(UTC)).save(site.directory / "keyring.json")
-    env_file.write_text(f"{GOOD}RECEIVER_DOOR={door}\n")
+    env_file.write_text(f"{GOOD}RECEIVER_SERVER_MODE={server_mode}\n")
     try:
         with asked_all_the_while(site, server) as statuses:
             assert "the old ones serve on" in told(server, "receiver.not_reloaded")
@@ -120,11 +121,11 @@ def test_workers_that_do_not_boot(site: Site, server: Server, env_file: Path, ke
     assert server.ask(sent(site)).status == 200
 
 
-@pytest.mark.parametrize("door", ["flask", "asgi"])
-def test_settings_that_hold(site: Site, server: Server, env_file: Path, door: str) -> None:
+@pytest.mark.parametrize("server_mode", ["flask", "asgi"])
+def test_settings_that_hold(site: Site, server: Server, env_file: Path, server_mode: str) -> None:
     """They take over with as many workers as they say, and nobody who asks meanwhile is refused."""
     before = pids(server)
-    env_file.write_text(f"RECEIVER_THREADS=6\nRECEIVER_RECEIVERS=2\nRECEIVER_DOOR={door}\n")
+    env_file.write_text(f"RECEIVER_THREADS=6\nRECEIVER_RECEIVERS=2\nRECEIVER_SERVER_MODE={server_mode}\n")
     try:
         with asked_all_the_while(site, server) as statuses:
             told(server, "receiver.reloaded")

@@ -1,13 +1,14 @@
-"""The door: a request comes in, its verdict is carried out, an answer goes back. Knows no framework and no server.
+"""The endpoint of a destination: a request comes in, its verdict is carried out, a reply goes back.
 
-It is a sequence of steps (receiver.web.steps), which a thread of Flask's takes, or the event loop of ASGI.
+A coroutine, which an event loop awaits or a thread drives (receiver.web.runtime):
 
-    screen → read the body as far as it may be → judge → refuse, challenge, or record → answer
+    check the head → read the body as far as it may be → judge → refuse, challenge, or record → reply
 
 | what happens                                                | answer                              |
 |-------------------------------------------------------------|-------------------------------------|
 | refused by the head                                         | 401, the body unread                |
-| longer than the cap; broken off, or malformed               | 413; 400                            |
+| longer than the cap; broken off, malformed, or too slow     | 413; 400                            |
+| a transfer coding that is not chunked                       | 501                                 |
 | refused by the body; a signed query that was seen before    | 400, 401, 403                       |
 | handshake                                                   | 200, the challenge as text/plain    |
 | recorded                                                    | 200, empty                          |
@@ -15,21 +16,20 @@ It is a sequence of steps (receiver.web.steps), which a thread of Flask's takes,
 | query: answered, failed, out of time, nobody's, no room     | 200, 500, 504, 501, 503             |
 | not recorded, whatever the cause; anything unexpected       | 503                                 |
 
-May not judge (receiver.pipeline does), and may not answer 200 before the COMMIT. Redox pauses a whole feed at 400 and
-above, so what is not the sender's fault is a 503, which says that the message may come again.
+Must not know a framework or a server, must not judge (receiver.pipeline does), and must not answer 200 before the
+COMMIT. Redox pauses a whole feed at 400 and above, so what is not the sender's fault is a 503, which says that the
+message may come again.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
-from typing import Any, Final, Protocol, cast
+from typing import Final, Protocol
 
 import msgspec
 import structlog
@@ -37,17 +37,17 @@ import structlog
 from receiver import pipeline
 from receiver.errors import BadTransfer, NotFound, Unavailable
 from receiver.failpoints import point
-from receiver.pipeline import Admitted, Challenged, Receipt, Refused
-from receiver.protocol.message import Head, Inbound, Message, Once, Reply, error_body
+from receiver.pipeline import Admitted, Challenged, HeadAccepted, Receipt, Refused
+from receiver.protocol.message import Head, Message, Once, Reply, error_body
 from receiver.protocol.patterns import matches
 from receiver.protocol.registry import Destination, Registry, Subscription
-from receiver.web.steps import Call, Steps, T, Wait
-from receiver.web.transfer import SMALL, Room, Share, receive
+from receiver.web.body import BodyMemoryBudget, Reservation, Transfer, discarded, receive
+from receiver.web.runtime import ConcurrencyLimiter, Runtime, T
 
 log: Final = structlog.get_logger(__name__)
 
 # The ledger answers within five seconds; should it ever not, the sender is answered all the same.
-PATIENCE: Final = 4.9
+LEDGER_TIMEOUT: Final = 4.9
 # When the sender may come again after a 503. Redox has a schedule of its own; a proxy or another client may ask.
 RETRY_AFTER: Final = 5
 # Bodies in memory at once, at least this many bytes: a few of the largest beside many of the usual ones.
@@ -68,6 +68,7 @@ REFUSALS: Final = {
     401: Reply(status=401, body=b"unauthorized\n"),
     403: Reply(status=403, body=b"forbidden\n"),
     413: Reply(status=413, body=b"too large\n"),
+    501: Reply(status=501, body=b"not implemented\n"),
 }
 UNAVAILABLE: Final = Reply(status=503, body=b"try again later\n", retry_after=RETRY_AFTER)
 
@@ -96,7 +97,7 @@ class Answered:
 
 
 class Recorder(pipeline.Ledger, Protocol):
-    """What the door needs of the storage."""
+    """What the endpoint needs of the storage."""
 
     def answered(self, answered: Answered) -> Future[None]:
         """Write how a query ended in the audit; the future is done after the COMMIT, or raises Unavailable."""
@@ -106,7 +107,7 @@ class Recorder(pipeline.Ledger, Protocol):
 
 
 class Responders(Protocol):
-    """What the door needs of the handlers: those that run inside a request, in processes that end when time is up."""
+    """What the endpoint needs of the handlers that run inside a request, in processes that end when time is up."""
 
     def answer(self, message: Message, responder: Subscription, destination: Destination, receipt: Receipt, /) -> bytes:
         """The answer to a query, as JSON.
@@ -122,126 +123,100 @@ class Responders(Protocol):
         """
 
 
-class Places:
-    """Request threads that may wait for handlers, so that the others are left for feeds. Safe in threads.
-
-    `total` in all; half of them for one destination, so that no destination's slow responder takes every place.
-    """
-
-    def __init__(self, total: int) -> None:
-        self._total, self._each = total, max(1, total // 2)
-        self._taken: Counter[int] = Counter()
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def place(self, destination: Destination) -> Iterator[None]:
-        """A place while the block runs. Raises Unavailable at once when there is none."""
-        with self._lock:
-            if self._taken.total() >= self._total or self._taken[destination.id] >= self._each:
-                raise Unavailable("responders_busy")
-            self._taken[destination.id] += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._taken[destination.id] -= 1
-
-
-class Door:
+class Endpoint:
     """Serves requests to destinations. Safe in threads, one request each.
 
-    `registry` gives the registry of the moment, None as long as it was never loaded. `max_body` bytes. `places` is how
-    many of the request threads may wait for handlers.
+    `registry` gives the registry of the moment, None as long as it was never loaded. `max_body` bytes. `concurrency` is
+    how many request threads may wait for handlers.
     """
 
     def __init__(self, *, registry: Callable[[], Registry | None], ledger: Recorder, responders: Responders,
-                 max_body: int, places: int) -> None:
+                 max_body: int, concurrency: int) -> None:
         self.registry: Final = registry
         self._ledger = ledger
         self._responders = responders
         self._max_body = max_body
-        self._room = Room(max(BODIES, 4 * max_body))
-        self._places = Places(places)
+        self._memory = BodyMemoryBudget(max(BODIES, 4 * max_body))
+        self._limiter = ConcurrencyLimiter(concurrency)
         self._one_at_a_time = threading.Lock()
 
-    def steps(self, head: Head, length: int | None) -> Steps[Reply]:
-        """The answer to a request whose body has that length; None: it comes in chunks. Raises nothing."""
+    async def serve(self, head: Head, transfer: Transfer, runtime: Runtime) -> Reply:
+        """The reply to a request. Raises nothing of its own."""
         try:
-            return (yield from self._serve(head, length))
+            reply = await self._serve(head, transfer, runtime)
         except Unavailable as exc:
             return self._unavailable(str(exc), head, None)
         except Exception:
             # A fault of ours must not look like the message's, which may come again.
             log.exception("request.failed")
             return self._unavailable("internal_error", head, None)
+        # Whatever the reason of a refusal, its connection is kept or closed alike.
+        unread = head.method == "GET" or reply.status >= 400
+        return replace(reply, close=True) if unread and not discarded(_length(transfer)) else reply
 
-    def _serve(self, head: Head, length: int | None) -> Steps[Reply]:
+    async def _serve(self, head: Head, transfer: Transfer, runtime: Runtime) -> Reply:
         registry = self.registry()
         if registry is None:
             raise Unavailable("registry_never_loaded")
-        screened = pipeline.screen(head, registry, head.received_at)
-        if isinstance(screened, Refused):
-            return _closing(self._refuse(screened))
-        # A small one takes no room, whoever sends it.
-        small = length is not None and length <= SMALL
-        proved = small or (screened and pipeline.proved(head, registry, head.received_at))
-        admitted = False
+        accepted = pipeline.check_head(head, registry, head.received_at)
+        if isinstance(accepted, Refused):
+            return self._refuse(accepted)
+        if accepted.authenticated:
+            transfer.mark_authenticated()
+        proved = False
         try:
-            with self._room.share(proved=proved) as share:
-                body = yield from self._body(head, length, registry, share, whole=screened)
+            with self._memory.reservation(authenticated=accepted.authenticated) as reservation:
+                body = await self._body(accepted, transfer, reservation)
                 if isinstance(body, Refused):
-                    return _closing(self._refuse(body))
+                    return self._refuse(body)
                 _body_read()
-                inbound = Inbound(head=head, body=body)
-                verdict = yield from self._worked(body, partial(pipeline.judge, inbound, registry, head.received_at))
+                verdict = await self._work(runtime, body, partial(pipeline.judge, accepted, body, head.received_at))
                 if isinstance(verdict, Admitted):
-                    admitted = True
-                    share.prove()
+                    proved = True
+                    reservation.mark_authenticated()
                 _judged()
-                reply = yield from self._carry_out(verdict, body)
+                return await self._carry_out(runtime, verdict, body)
         except Unavailable as exc:
-            return self._unavailable(str(exc), head, registry.destinations.get(head.destination), proved=admitted)
-        return _closing(reply) if head.method == "GET" and length != 0 else reply
+            return self._unavailable(str(exc), head, accepted.destination, proved=proved)
 
-    def _body(self, head: Head, length: int | None, registry: Registry, share: Share, *,
-              whole: bool) -> Steps[bytes | Refused]:
-        if head.method == "GET":
+    async def _body(self, accepted: HeadAccepted, transfer: Transfer, reservation: Reservation) -> bytes | Refused:
+        if accepted.head.method == "GET":
             return b""  # all that is asked is in its head
         try:
-            body = None
+            body, length = None, transfer.length
             if length is None or length <= self._max_body:
-                limit = self._max_body if whole else pipeline.UNPROVED_BODY
-                body = yield from receive(length, limit=limit, share=share)
-                if body is None and not whole:
-                    return pipeline.unproved(head, registry)
+                limit = self._max_body if accepted.whole else pipeline.UNPROVED_BODY
+                body = await receive(transfer, limit=limit, reservation=reservation)
+                if body is None and not accepted.whole:
+                    return accepted.missing()
             if body is None:
                 # A stranger's is told apart: Redox, whose feed pauses at it, has at least a head that could suffice.
-                raise BadTransfer("body_too_large" if whole else "body_too_large_unproved", status_hint=413)
+                raise BadTransfer("body_too_large" if accepted.whole else "body_too_large_unproved", status_hint=413)
         except BadTransfer as exc:
-            return pipeline.transfer_refused(exc, head, registry)
+            return accepted.not_received(exc)
         return body
 
-    def _carry_out(self, verdict: pipeline.Verdict, body: bytes) -> Steps[Reply]:
+    async def _carry_out(self, runtime: Runtime, verdict: pipeline.Verdict, body: bytes) -> Reply:
         if isinstance(verdict, Refused):
-            return (yield from self._worked(body, partial(self._refuse, verdict)))
+            return await self._work(runtime, body, partial(self._refuse, verdict))
         if isinstance(verdict, Challenged):
             self._ledger.challenged(verdict)
             return Reply(status=200, body=verdict.challenge.encode("ascii"), media="text/plain; charset=utf-8")
         once = verdict.verified.once if verdict.query is not None else ()
-        if once and not (yield Call(partial(self._ledger.first, once))):
+        if once and not await runtime.run_in_thread(partial(self._ledger.first, once)):
             return self._refuse(pipeline.replayed(verdict))
-        recording = yield from self._worked(body, partial(self._ledger.accept, verdict, gather=True))
+        recording = await self._work(runtime, body, partial(self._ledger.accept, verdict, batch=True))
         _queued()
-        receipt: Receipt = yield from recorded(recording, self._ledger.hasten)
+        receipt = await recorded(runtime, recording, flush=self._ledger.flush)
         _recorded()
         if verdict.query is not None:
-            return (yield from self._answer(verdict, verdict.query, receipt))
+            return await self._answer(runtime, verdict, verdict.query, receipt)
         if receipt.inline:
-            yield from self._handle(verdict, receipt)
+            await self._handle(runtime, verdict, receipt)
         return ACCEPTED
 
-    def _worked(self, body: bytes, call: Callable[[], T]) -> Steps[T]:
-        """What `call` makes of the body. A large one takes its turn, beside those who serve others meanwhile."""
+    async def _work(self, runtime: Runtime, body: bytes, call: Callable[[], T]) -> T:
+        """What `call` makes of the body. A large body is worked on in a thread, one at a time."""
         if len(body) <= LARGE:
             return call()
 
@@ -249,7 +224,7 @@ class Door:
             with self._one_at_a_time:
                 return call()
 
-        return cast("T", (yield Call(in_turn)))
+        return await runtime.run_in_thread(in_turn)
 
     def _refuse(self, refused: Refused) -> Reply:
         self._ledger.refuse(refused)
@@ -260,34 +235,34 @@ class Door:
     def _unavailable(self, reason: str, head: Head, destination: Destination | None, *, proved: bool = False) -> Reply:
         log.warning("request.unavailable", reason=reason)
         self._ledger.unavailable(reason, head, destination, proved=proved)
-        return _closing(UNAVAILABLE)
+        return replace(UNAVAILABLE, close=True)
 
-    def _answer(self, admitted: Admitted, query: str, receipt: Receipt) -> Steps[Reply]:
+    async def _answer(self, runtime: Runtime, admitted: Admitted, query: str, receipt: Receipt) -> Reply:
         """A query that is recorded: its answer leaves after the row that says so has committed."""
         message, destination = admitted.message, admitted.destination
         if message is None:
             return _failure(query, 400)  # kept in quarantine, and audited so
         responder = next((each for each in destination.subscriptions
                           if each.role == "responder" and matches(each.patterns, message.kind)), None)
-        reply = yield from self._respond(message, query, responder, destination, receipt)
+        reply = await self._respond(runtime, message, query, responder, destination, receipt)
         answered = Answered(receipt=receipt, head=admitted.inbound.head, destination=destination,
                             responder=None if responder is None else responder.handler, status=reply.status,
                             length=len(reply.body), sha256=sha256(reply.body).digest())
         _query_answered()
         try:
-            yield from recorded(self._ledger.answered(answered))
+            await recorded(runtime, self._ledger.answered(answered))
         except Unavailable as exc:
             log.warning("query.not_recorded", reason=str(exc), destination=destination.name, uuid=receipt.uuid)
             return reply if reply.status != ACCEPTED.status else _failure(query, 503)
         _query_recorded()
         return reply
 
-    def _respond(self, message: Message, query: str, responder: Subscription | None, destination: Destination,
-                 receipt: Receipt) -> Steps[Reply]:
+    async def _respond(self, runtime: Runtime, message: Message, query: str, responder: Subscription | None,
+                       destination: Destination, receipt: Receipt) -> Reply:
         try:
             if responder is None:
                 raise NotFound
-            body = yield self._placed(destination, partial(
+            body = await self._limited(runtime, destination, partial(
                 self._responders.answer, message, responder, destination, receipt))
         except NotFound:
             status = 501
@@ -304,35 +279,45 @@ class Door:
         log.warning("query.not_answered", status=status, kind=query, destination=destination.name, uuid=receipt.uuid)
         return _failure(query, status)
 
-    def _handle(self, admitted: Admitted, receipt: Receipt) -> Steps[None]:
+    async def _handle(self, runtime: Runtime, admitted: Admitted, receipt: Receipt) -> None:
         """after_handling: Redox keeps the message until it is handled. Raises Unavailable when it is not yet."""
         destination = admitted.destination
         try:
-            handled = yield self._placed(destination, partial(self._responders.run_inline, destination, receipt))
+            handled = await self._limited(runtime, destination, partial(
+                self._responders.run_inline, destination, receipt))
         except TimeoutError:
             handled = False
         if not handled:
             raise Unavailable("not_handled_yet")
         _inline_handled()
 
-    def _placed(self, destination: Destination, call: Callable[[], Any]) -> Call:
-        """A call that waits for a handler. It holds its place as long as it runs, whether anybody still waits or not.
+    async def _limited(self, runtime: Runtime, destination: Destination, call: Callable[[], T]) -> T:
+        """A call that waits for a handler, in a thread. It holds its slot as long as it runs, whether the request still
+        waits or not.
 
-        Raises Unavailable at once when there is none.
+        Raises Unavailable at once when there is no slot.
         """
-        def placed() -> Any:
-            with self._places.place(destination):
+        def limited() -> T:
+            with self._limiter.slot(destination.id):
                 return call()
 
-        return Call(placed)
+        return await runtime.run_in_thread(limited)
 
 
-def recorded(future: Future[Any], *hasten: Callable[[], None]) -> Steps[Any]:
-    """What the ledger says, in time; `hasten` where it gathers (see Wait). Raises Unavailable."""
+async def recorded(runtime: Runtime, future: Future[T], *, flush: Callable[[], None] | None = None) -> T:
+    """What the ledger says, in time; `flush` where it batches. Raises Unavailable."""
     try:
-        return (yield Wait(future, PATIENCE, *hasten))
+        return await runtime.result(future, LEDGER_TIMEOUT, flush=flush)
     except TimeoutError as exc:
         raise Unavailable("ledger_silent") from exc
+
+
+def _length(transfer: Transfer) -> int | None:
+    """Its length; None where that is not known, or no length."""
+    try:
+        return transfer.length
+    except BadTransfer:
+        return None
 
 
 _JSON: Final = "application/json"
@@ -342,8 +327,3 @@ def _failure(query: str, status: int) -> Reply:
     """No answer to a query, said as Redox says it (Redox: `Meta.Errors`)."""
     return Reply(status=status, body=msgspec.json.encode(error_body(kind=query, text=FAILURES[status])), media=_JSON,
                  retry_after=RETRY_AFTER if status == UNAVAILABLE.status else None)
-
-
-def _closing(reply: Reply) -> Reply:
-    """The answer to a request of which something may be unread: what follows it on the connection is no request."""
-    return replace(reply, close=True)

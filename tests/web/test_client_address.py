@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from receiver.web.peers import Peers
+from receiver.web.client_address import ClientAddresses
 
 TRUSTED = ("10.0.0.0/8", "192.0.2.1", "2001:db8::/32")
 
@@ -33,18 +33,18 @@ TRUSTED = ("10.0.0.0/8", "192.0.2.1", "2001:db8::/32")
 ])
 def test_name(remote: str, forwarded: str | None, name: str) -> None:
     """What trusted proxies have appended is believed, from the right, as far as they reach."""
-    assert Peers(TRUSTED).name(remote, forwarded) == name
+    assert ClientAddresses(TRUSTED).name(remote, forwarded) == name
 
 
 @pytest.mark.parametrize(("remote", "trusted"), [
     ("10.1.2.3", True), ("192.0.2.2", False), ("", True), ("nonsense", False), ("::ffff:192.0.2.1", True)])
 def test_trusted(remote: str, trusted: bool) -> None:
     """A proxy of the list is trusted, and a Unix socket, which no other host can reach."""
-    assert Peers(TRUSTED).trusted(remote) is trusted
+    assert ClientAddresses(TRUSTED).trusted(remote) is trusted
 
 
 def test_nobody_is_trusted_unasked() -> None:
     """Without a list nobody's word is taken, this host's neither."""
-    assert Peers(()).name("127.0.0.1", "198.51.100.1") == "127.0.0.1"
+    assert ClientAddresses(()).name("127.0.0.1", "198.51.100.1") == "127.0.0.1"
     with pytest.raises(ValueError, match="does not appear to be an IPv4 or IPv6 network"):
-        Peers(["proxy.example"])
+        ClientAddresses(["proxy.example"])

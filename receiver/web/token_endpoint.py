@@ -1,4 +1,4 @@
-"""The token endpoint: a request comes in, is decided, and the decision is carried out. Knows no framework.
+"""The token endpoint: a request comes in, is decided, and the decision is carried out. A coroutine, as the endpoint is.
 
 | what happens                                             | answer                                          |
 |----------------------------------------------------------|-------------------------------------------------|
@@ -6,11 +6,13 @@
 | denied: the client, whatever the cause; the request      | 401; 400                                        |
 | denied to an address that was wrong many times           | 429                                             |
 | an assertion that was used before                        | 401                                             |
+| a transfer coding that is not chunked                    | 501                                             |
 | cannot be recorded; anything unexpected                  | 503                                             |
 
-May not decide (receiver.protocol.tokens does). May not refuse a right secret because others were wrong: strangers who
-share an address with Redox, or say they do, must not be able to stop a feed. So a wrong one is what is slowed, by the
-address it comes from and by nothing else; that the right one can't be guessed is its length's work.
+Must not know a framework, and must not decide (receiver.protocol.tokens does). Must not refuse a right secret because
+others were wrong: strangers who share an address with Redox, or say they do, must not be able to stop a feed. So a
+wrong one is what is slowed, by the address it comes from and by nothing else; that the right one can't be guessed is
+its length's work.
 """
 
 from __future__ import annotations
@@ -33,9 +35,9 @@ from receiver.protocol import tokens
 from receiver.protocol.message import Head, Inbound, Once, Reply
 from receiver.protocol.registry import Destination, Registry
 from receiver.protocol.tokens import Denied, Granted
-from receiver.web.door import UNAVAILABLE, recorded
-from receiver.web.steps import Call, Steps
-from receiver.web.transfer import receive
+from receiver.web.body import Transfer, receive
+from receiver.web.endpoint import UNAVAILABLE, recorded
+from receiver.web.runtime import Runtime
 
 log: Final = structlog.get_logger(__name__)
 
@@ -95,7 +97,7 @@ class Guesses:
         return count > GUESSES
 
 
-class TokenDoor:
+class TokenEndpoint:
     """Serves token requests. Safe in threads. `network` says whom a peer's address is counted under."""
 
     def __init__(self, *, registry: Callable[[], Registry | None], records: Records,
@@ -105,17 +107,17 @@ class TokenDoor:
         self._network = network
         self._guesses = Guesses()
 
-    def steps(self, head: Head, length: int | None) -> Steps[Reply]:
-        """The answer to a POST whose body has that length; None: it comes in chunks. Raises nothing."""
+    async def serve(self, head: Head, transfer: Transfer, runtime: Runtime) -> Reply:
+        """The reply to a POST. Raises nothing of its own."""
         try:
-            return (yield from self._serve(head, length))
+            return await self._serve(head, transfer, runtime)
         except Unavailable as exc:
             log.warning("token.unavailable", reason=str(exc))
         except Exception:
             log.exception("token.failed")
         return _closing(UNAVAILABLE)
 
-    def _serve(self, head: Head, length: int | None) -> Steps[Reply]:
+    async def _serve(self, head: Head, transfer: Transfer, runtime: Runtime) -> Reply:
         registry = self._registry()
         if registry is None:
             raise Unavailable("registry_never_loaded")
@@ -125,21 +127,22 @@ class TokenDoor:
                             "destination_disabled")
             return _closing(self._deny(head, destination, denied))
         try:
-            # So little that it needs no share of the room: no number of slow strangers keeps a client from its token.
-            body = yield from receive(length, limit=tokens.MAX_REQUEST)
+            # So little that it needs no reservation: no number of slow strangers keeps a client from its token.
+            body = await receive(transfer, limit=tokens.MAX_REQUEST)
         except BadTransfer as exc:
-            return _closing(self._deny(head, destination, Denied(error="invalid_request", reason=exc.reason)))
+            reply = self._deny(head, destination, Denied(error="invalid_request", reason=exc.reason))
+            return _closing(replace(reply, status=501) if exc.status_hint == 501 else reply)
         if body is None:
             denied = Denied(error="invalid_request", reason="token_request_too_large")
             return _closing(self._deny(head, destination, denied))
         decision = tokens.decide(Inbound(head=head, body=body), destination, head.received_at,
                                  jti=secrets.token_urlsafe(16))
         once = decision.once if isinstance(decision, Granted) else None
-        if once is not None and not (yield Call(partial(self._records.first, (once,)))):
+        if once is not None and not await runtime.run_in_thread(partial(self._records.first, (once,))):
             decision = Denied(error="invalid_client", reason="token_assertion_replayed", credential=decision.credential)
         if isinstance(decision, Denied):
             return self._deny(head, destination, decision)
-        yield from recorded(self._records.issued(Issue(head=head, destination=destination, granted=decision)))
+        await recorded(runtime, self._records.issued(Issue(head=head, destination=destination, granted=decision)))
         return _json(200, decision.body())
 
     def _deny(self, head: Head, destination: Destination | None, denied: Denied) -> Reply:

@@ -1,6 +1,6 @@
-"""What an answer bears besides its status and body, whichever door it leaves by.
+"""The header fields of a reply, the same in every server mode.
 
-May not know a framework: fields come out as pairs.
+Must not know a framework: fields come out as pairs.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ log: Final = structlog.get_logger(__name__)
 # How long new workers may take to boot, all together.
 PATIENCE: Final = 60.0
 _GLANCE: Final = 0.05
-_CONFIGURATION: Final = "receiver.web.gunicorn_conf"
+_CONFIGURATION: Final = "receiver.server.conf"
 _STOPPING: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
 
 

@@ -1,7 +1,8 @@
-"""The adapter between Flask and the door: what it makes of a WSGI environment, and of faults."""
+"""The Flask application: what it makes of a WSGI environment, and of faults."""
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -14,22 +15,23 @@ from receiver.errors import BadTransfer
 from receiver.pipeline import Admitted, Challenged, Receipt, Refused
 from receiver.protocol.message import Head, Message, Once, Reply
 from receiver.protocol.registry import Destination, Registry, Subscription
-from receiver.web import door as door_module
-from receiver.web import public
-from receiver.web.door import Answered, Door
-from receiver.web.public import WsgiTransfer
-from receiver.web.steps import Steps
+from receiver.web import endpoint as endpoint_module
+from receiver.web import wsgi
+from receiver.web.body import Transfer
+from receiver.web.endpoint import Answered, Endpoint
+from receiver.web.runtime import Runtime, ThreadRuntime, drive
+from receiver.web.wsgi import WsgiTransfer
 from tests.protocol import made_up
 
 
 class Nobody:
     """A ledger and responders that are never reached."""
 
-    def accept(self, admitted: Admitted, *, gather: bool = False) -> Future[Receipt]:
+    def accept(self, admitted: Admitted, *, batch: bool = False) -> Future[Receipt]:
         raise AssertionError
 
-    def hasten(self) -> None:
-        """Nobody waits."""
+    def flush(self) -> None:
+        """No request waits."""
 
     def refuse(self, refused: Refused) -> None:
         raise AssertionError
@@ -56,28 +58,27 @@ class Nobody:
 class Silent(Nobody):
     """A ledger that never says what became of anything."""
 
-    def accept(self, admitted: Admitted, *, gather: bool = False) -> Future[Receipt]:
+    def accept(self, admitted: Admitted, *, batch: bool = False) -> Future[Receipt]:
         return Future()
 
 
-class Listening(Door):
-    """A door that remembers what it is asked."""
+class Listening(Endpoint):
+    """An endpoint that remembers what it is asked."""
 
     def __init__(self) -> None:
-        super().__init__(registry=lambda: None, ledger=Nobody(), responders=Nobody(), max_body=100, places=1)
+        super().__init__(registry=lambda: None, ledger=Nobody(), responders=Nobody(), max_body=100, concurrency=1)
         self.heads: list[Head] = []
 
-    def steps(self, head: Head, length: int | None) -> Steps[Reply]:
+    async def serve(self, head: Head, transfer: Transfer, runtime: Runtime) -> Reply:
         self.heads.append(head)
-        yield from ()
         return Reply(status=200)
 
 
 def head_of(**environ: Any) -> Head:
-    door = Listening()
-    app = public.public_app(door, trusted_proxies=["10.0.0.0/8"])
+    listening = Listening()
+    app = wsgi.public_app(listening, trusted_proxies=["10.0.0.0/8"])
     app.test_client().post("/redox/lab", environ_overrides=environ)
-    [head] = door.heads
+    [head] = listening.heads
     return head
 
 
@@ -113,38 +114,50 @@ def test_head() -> None:
 def test_transfer(environ: dict[str, Any], length: int | None, read: bytes | None) -> None:
     """A body has a length, or chunks whose end the server marks; of anything else not a byte is read."""
     transfer = WsgiTransfer({"wsgi.input": io.BytesIO(b"body"), **environ})
-    assert transfer.length == length
     if read is None:
         with pytest.raises(BadTransfer, match="body_malformed"):
-            transfer.read(10)
+            _ = transfer.length
     else:
-        assert transfer.read(10) == read
+        assert transfer.length == length
+        assert drive(transfer.read(10, 1.0)) == read
+
+
+def test_a_coroutine_that_wants_an_event_loop() -> None:
+    """A thread that drives a coroutine says so, and does not wait for ever."""
+    async def waits() -> None:
+        await asyncio.sleep(0)
+
+    with pytest.raises(RuntimeError, match="event loop"):
+        drive(waits())
+    assert drive(ThreadRuntime().run_in_thread(lambda: 5)) == 5
 
 
 def test_faults_are_not_the_messages() -> None:
-    """Whatever goes wrong in the door or before it is a 503, which Redox takes for what it is; it quotes nothing."""
+    """Whatever goes wrong in the endpoint or before it is a 503, so that the message comes again; it quotes nothing."""
     def fails() -> Registry | None:
         raise ValueError("CANARY")
 
-    door = Door(registry=fails, ledger=Nobody(), responders=Nobody(), max_body=100, places=1)
-    client = public.public_app(door, trusted_proxies=[]).test_client()
+    endpoint = Endpoint(registry=fails, ledger=Nobody(), responders=Nobody(), max_body=100, concurrency=1)
+    client = wsgi.public_app(endpoint, trusted_proxies=[]).test_client()
     answer = client.post("/redox/lab", data=b"{}")
     assert (answer.status_code, answer.data) == (503, b"try again later\n")
 
     class Failing(Listening):
-        def steps(self, head: Head, length: int | None) -> Steps[Reply]:
-            raise ValueError("CANARY")
+        def __getattribute__(self, name: str) -> Any:
+            if name == "serve":
+                raise ValueError("CANARY")
+            return super().__getattribute__(name)
 
-    answer = public.public_app(Failing(), trusted_proxies=[]).test_client().post("/redox/lab", data=b"{}")
+    answer = wsgi.public_app(Failing(), trusted_proxies=[]).test_client().post("/redox/lab", data=b"{}")
     assert (answer.status_code, answer.data) == (503, b"try again later\n")
     assert answer.headers["Connection"] == "close"
 
 
 def test_a_silent_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
     """Should the ledger ever not answer, the sender is answered all the same: 503, never 200."""
-    monkeypatch.setattr(door_module, "PATIENCE", 0.05)
+    monkeypatch.setattr(endpoint_module, "LEDGER_TIMEOUT", 0.05)
     registry = made_up.registry(made_up.destination(made_up.token()))
-    door = Door(registry=lambda: registry, ledger=Silent(), responders=Nobody(), max_body=1000, places=1)
-    client = public.public_app(door, trusted_proxies=[]).test_client()
+    endpoint = Endpoint(registry=lambda: registry, ledger=Silent(), responders=Nobody(), max_body=1000, concurrency=1)
+    client = wsgi.public_app(endpoint, trusted_proxies=[]).test_client()
     answer = client.post("/redox/main", data=made_up.BODY, headers={"verification-token": made_up.TOKENS["first"]})
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")

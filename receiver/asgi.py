@@ -1,0 +1,26 @@
+"""The listeners for gunicorn's event-loop worker:
+`gunicorn -k receiver.server.worker.Worker receiver.asgi:application`.
+
+`redox-receiver serve` runs the same with the configuration that it needs (receiver.server.conf). Any ASGI server with a
+lifespan can serve it, behind a proxy.
+"""
+
+from typing import Final
+
+from receiver import logs, settings
+from receiver.app import admin_service, compose
+from receiver.web.asgi import Application, Service
+
+
+def _public() -> Service:
+    logs.configure(settings.load().log_level)
+    return compose().service()
+
+
+def _admin() -> Service:
+    logs.configure(settings.load().log_level)
+    return admin_service()
+
+
+application: Final = Application(_public)
+admin: Final = Application(_admin)

@@ -1,0 +1,27 @@
+"""gunicorn's log lines, written as ours are (receiver.logs)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gunicorn.glogging import Logger  # type: ignore[import-untyped]  # gunicorn ships no types
+
+from receiver import logs
+
+
+class JsonLogger(Logger):  # type: ignore[misc]  # gunicorn ships no types
+    """gunicorn's logger."""
+
+    def setup(self, cfg: Any) -> None:
+        """Take over, at gunicorn's `loglevel`."""
+        self.cfg = cfg
+        logs.configure(cfg.loglevel)
+        for name in ("critical", "error", "warning", "info", "debug", "exception"):
+            # Called directly, for a line tells where it was written.
+            setattr(self, name, getattr(self.error_log, name))
+
+    def reopen_files(self) -> None:
+        """There are none: lines go to standard error."""
+
+    def close_on_exec(self) -> None:
+        """There is nothing to close."""

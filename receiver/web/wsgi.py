@@ -1,0 +1,209 @@
+"""The public application in Flask: `/redox/<destination>`, `/oauth/<destination>/token`, `/.well-known/jwks.json`,
+`/livez`, and nothing else.
+
+Its views never block: what an endpoint still has to wait for is a `DeferredResponse`, which receiver.web.asgi awaits in
+its event loop, and which any WSGI server takes as an iterable that blocks its thread.
+
+A path is compared as segments: slashes that are doubled or trail change nothing, so no spelling of a path reaches
+anything by another way. Must not answer with a page, a word or a header that is not written here: no cookies, no
+sessions, no redirects, no forms.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import cached_property, partial
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from receiver.errors import BadTransfer
+from receiver.protocol.message import Head, Reply
+from receiver.web import jwks
+from receiver.web.body import Transfer, discarded, framing
+from receiver.web.client_address import ClientAddresses
+from receiver.web.endpoint import UNAVAILABLE, Endpoint
+from receiver.web.response_headers import Fields, fields, token_fields
+from receiver.web.runtime import Runtime, ThreadRuntime, drive
+from receiver.web.token_endpoint import TokenEndpoint
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+log: Final = structlog.get_logger(__name__)
+
+METHODS: Final = ("GET", "POST")
+# What receiver.web.asgi adds to the environment: a function that makes the head for a destination's name, at less cost
+# than out of the environment.
+HEAD: Final = "receiver.head"
+_AUTHORITY: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?]*")
+
+Serve = Callable[[Transfer, Runtime], Coroutine[Any, Any, Reply]]
+
+
+class PublicApp(Flask):
+    """A Flask application that finds its routes whatever slashes are in the path."""
+
+    def wsgi_app(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve, with PATH_INFO brought to one spelling."""
+        environ["PATH_INFO"] = "/" + "/".join(filter(None, environ.get("PATH_INFO", "").split("/")))
+        return super().wsgi_app(environ, start_response)
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def public_app(endpoint: Endpoint, *, trusted_proxies: Iterable[str], tokens: TokenEndpoint | None = None,
+               now: Callable[[], datetime] = _utc_now) -> PublicApp:
+    """The application. `trusted_proxies`: addresses and networks whose X-Forwarded-For is believed.
+
+    `tokens` None: there is no token endpoint. `now`: the clock by which everything is judged.
+    """
+    app = PublicApp(__name__, static_folder=None)
+    addresses = ClientAddresses(trusted_proxies)
+
+    def head(name: str) -> Head:
+        environ = request.environ
+        made = environ.get(HEAD)
+        found: Head = _head(environ, name, addresses, now()) if made is None else made(name)
+        return found
+
+    @app.route("/redox/<name>", methods=METHODS, provide_automatic_options=False)
+    def destination(name: str) -> Response:
+        if request.environ["REQUEST_METHOD"] not in METHODS:  # werkzeug lets HEAD in where GET is
+            raise MethodNotAllowed(METHODS)
+        return _Deferred(partial(endpoint.serve, head(name)), fields)
+
+    @app.route("/livez", methods=["GET"], provide_automatic_options=False)
+    def livez() -> Response:
+        return respond(Reply(status=200, body=b"ok\n"))
+
+    if tokens is not None:
+        @app.route("/oauth/<name>/token", methods=["POST"], provide_automatic_options=False)
+        def token(name: str) -> Response:
+            return _Deferred(partial(tokens.serve, head(name)), token_fields)
+
+    jwks.publish(app, endpoint.registry, lambda: respond(UNAVAILABLE))
+
+    @app.errorhandler(Exception)
+    def fault(exc: Exception) -> Response:
+        status = exc.code or 400 if isinstance(exc, HTTPException) else 500
+        if status >= 500:
+            log.error("request.failed", exc_info=exc)
+            return respond(UNAVAILABLE, close=True)
+        reply = Reply(status=status, body=_FAULTS.get(status, b"bad request\n"))
+        response = respond(reply, close=not _discarded(request.environ))
+        if isinstance(exc, MethodNotAllowed):
+            response.headers["Allow"] = ", ".join(sorted(set(exc.valid_methods or ()) & set(METHODS)))
+        return response
+
+    return app
+
+
+_FAULTS: Final = {404: b"not found\n", 405: b"method not allowed\n"}
+
+
+def respond(reply: Reply, *, close: bool = False) -> Response:
+    """The response that says `reply`."""
+    return Response(reply.body, status=reply.status,
+                    headers=list(fields(replace(reply, close=True) if close else reply)))
+
+
+class _Deferred(Response):
+    """The response of a view whose reply is not known yet."""
+
+    def __init__(self, serve: Serve, fields_of: Callable[[Reply], Fields]) -> None:
+        super().__init__()
+        self._serve, self._fields_of = serve, fields_of
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> DeferredResponse:
+        """As a WSGI application."""
+        return DeferredResponse(self._serve, self._fields_of, environ, start_response)
+
+
+class DeferredResponse:
+    """The body of a response whose reply is still to be waited for.
+
+    Under a WSGI server iterating over it waits, and calls `start_response` only then, as PEP 3333 allows. In an event
+    loop receiver.web.asgi awaits `serve` itself, and sends the reply with `fields_of`.
+    """
+
+    def __init__(self, serve: Serve, fields_of: Callable[[Reply], Fields], environ: WSGIEnvironment,
+                 start_response: StartResponse) -> None:
+        self.serve: Final = serve
+        self.fields_of: Final = fields_of
+        self._environ, self._start_response = environ, start_response
+
+    def __iter__(self) -> Iterator[bytes]:
+        reply = drive(self.serve(WsgiTransfer(self._environ), ThreadRuntime()))
+        self._start_response(f"{reply.status} {HTTPStatus(reply.status).phrase}",
+                             [*self.fields_of(reply), ("Content-Length", str(len(reply.body)))])
+        return iter((reply.body,))
+
+
+class WsgiTransfer:
+    """A body out of a WSGI environment (PEP 3333); reading blocks.
+
+    Chunks are read where the server says that it marks their end (`wsgi.input_terminated`), as gunicorn does. How long
+    a read takes is the server's: a slow sender is noticed between two pieces.
+    """
+
+    def __init__(self, environ: WSGIEnvironment) -> None:
+        self._environ = environ
+
+    @cached_property
+    def length(self) -> int | None:
+        """See `Transfer`."""
+        length = framing(self._environ.get("CONTENT_LENGTH") or "", self._environ.get("HTTP_TRANSFER_ENCODING", ""))
+        if length is None and not self._environ.get("wsgi.input_terminated"):
+            raise BadTransfer("body_malformed")
+        return length
+
+    async def read(self, size: int, seconds: float) -> bytes:  # noqa: ARG002 - Transfer's
+        """See `Transfer`."""
+        try:
+            piece: bytes = self._environ["wsgi.input"].read(size)
+        except Exception as exc:
+            # Servers have errors of their own for malformed chunks and for senders that went away.
+            raise BadTransfer("body_malformed") from exc
+        return piece
+
+    def mark_authenticated(self) -> None:
+        """See `Transfer`: a WSGI server cannot be told."""
+
+
+def _discarded(environ: WSGIEnvironment) -> bool:
+    try:
+        return discarded(WsgiTransfer(environ).length)
+    except BadTransfer:
+        return False
+
+
+def _head(environ: WSGIEnvironment, destination: str, addresses: ClientAddresses, now: datetime) -> Head:
+    headers = {key[5:].replace("_", "-").lower(): value for key, value in environ.items() if key.startswith("HTTP_")}
+    headers |= {key.replace("_", "-").lower(): environ[key] for key in ("CONTENT_TYPE", "CONTENT_LENGTH")
+                if environ.get(key)}
+    target, query = _raw(environ)
+    remote = environ.get("REMOTE_ADDR", "")
+    return Head(destination=destination, method=environ["REQUEST_METHOD"], headers=headers, target=target, query=query,
+                peer=addresses.name(remote, headers.get("x-forwarded-for")), proxied=addresses.trusted(remote),
+                received_at=now)
+
+
+def _raw(environ: dict[str, Any]) -> tuple[str, str]:
+    """Path and query as they were sent: the request target of RFC 9112 section 3.2, without scheme and host."""
+    target, _, query = without_authority(environ.get("RAW_URI") or environ.get("REQUEST_URI") or "").partition("?")
+    return target, query
+
+
+def without_authority(target: str) -> str:
+    """A request target without scheme and host, where it has them (RFC 9112 section 3.2.2)."""
+    authority = None if target.startswith("/") else _AUTHORITY.match(target)
+    return target[authority.end():] if authority else target
