@@ -7,5 +7,5 @@ has no defense against slow clients. `redox-receiver serve` runs the same applic
 from receiver import logs, settings
 from receiver.app import public_app
 
-logs.configure(settings.load().log_level)
+logs.configure(settings.load_settings().log_level)
 application = public_app()

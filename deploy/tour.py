@@ -23,14 +23,20 @@ from typing import Any, Final
 
 import click
 
-from receiver.testing.misbehaviour import Target, trespasses
+from receiver.simulator.attacks import AttackTarget, attack_cases
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 COMMAND: Final = Path(sys.executable).parent / "redox-receiver"
 DESTINATION: Final = "quickstart"
 SOURCE: Final = "7ce6f387-c33c-417d-8682-81e83628cbd9"
-KINDS: Final = ("PatientAdmin.NewPatient", "PatientAdmin.Arrival", "PatientAdmin.Discharge", "FHIR.PatientAdminCreated",
-                "Order.New", "PatientSearch.Query")
+KINDS: Final = (
+    "PatientAdmin.NewPatient",
+    "PatientAdmin.Arrival",
+    "PatientAdmin.Discharge",
+    "FHIR.PatientAdminCreated",
+    "Order.New",
+    "PatientSearch.Query",
+)
 REFUSED: Final = ("wrong token", "unknown source")
 
 # A first start makes a database; a slow machine needs its time.
@@ -51,8 +57,11 @@ class Tour:
         self.token_file = data_dir / f"{DESTINATION}.token"
         self.url = ""
         self.api = f"127.0.0.1:{8090 if _free(8090) else _free_port()}"
-        kept = {name: value for name, value in os.environ.items()
-                if not name.startswith(("RECEIVER_", "PLUGIN_", "PG")) and name != "DATABASE_URL"}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("RECEIVER_", "PLUGIN_", "PG")) and name != "DATABASE_URL"
+        }
         self.environment = kept | {"RECEIVER_DATA_DIR": str(data_dir), "RECEIVER_HANDLERS": "receiver.testing.example"}
 
     @contextmanager
@@ -63,8 +72,9 @@ class Tour:
         arguments = ["up", "--bind", binds[0], "--admin-bind", binds[1]]
         _say_command(arguments)
         with self.log.open("w") as log:
-            process = subprocess.Popen([COMMAND, *arguments], stdout=subprocess.PIPE, stderr=log, text=True,
-                                       env=self.environment)
+            process = subprocess.Popen(
+                [COMMAND, *arguments], stdout=subprocess.PIPE, stderr=log, text=True, env=self.environment
+            )
         told = False
 
         def stop(*_: object) -> None:
@@ -97,7 +107,8 @@ class Tour:
     def ask(self, *arguments: str) -> Any:
         """What a command says with --json. Raises Failed."""
         done = subprocess.run(
-            [COMMAND, *arguments, "--json"], env=self.environment, stdout=subprocess.PIPE, check=False)
+            [COMMAND, *arguments, "--json"], env=self.environment, stdout=subprocess.PIPE, check=False
+        )
         if done.returncode != 0:
             raise Failed(f"redox-receiver {shlex.join(arguments)} failed")
         return json.loads(done.stdout)
@@ -105,8 +116,9 @@ class Tour:
     def register(self) -> None:
         """A destination with a token, a source, and the example's handlers, as a development destination has them."""
         if not self.token_file.exists():
-            self.command("destination", "add", DESTINATION, "--environment", "development", "--token-out",
-                         str(self.token_file))
+            self.command(
+                "destination", "add", DESTINATION, "--environment", "development", "--token-out", str(self.token_file)
+            )
         self.command("source", "add", DESTINATION, SOURCE, "--name", "Example Hospital")
 
     def speak(self) -> None:
@@ -114,27 +126,53 @@ class Tour:
         known = bool(self.ask("outbound", "key", "list"))
         if not known:
             self.command("signing-key", "new")
-        self.command("outbound", "key", "add", DESTINATION, "--environment", "development", "--client-id", DESTINATION,
-                     "--source", SOURCE, "--base-url", f"http://{self.api}", *(["--replace"] if known else []))
+        self.command(
+            "outbound",
+            "key",
+            "add",
+            DESTINATION,
+            "--environment",
+            "development",
+            "--client-id",
+            DESTINATION,
+            "--source",
+            SOURCE,
+            "--base-url",
+            f"http://{self.api}",
+            *(["--replace"] if known else []),
+        )
         self.command("destination", "set", DESTINATION, "--reply-with", DESTINATION)
 
     def refuse(self) -> None:
         """Two who must be refused. Raises Failed when they are not."""
-        target = Target(base_url=self.url, destination=DESTINATION, token=self.token_file.read_text().strip(),
-                        source_id=SOURCE)
+        target = AttackTarget(
+            base_url=self.url, destination=DESTINATION, token=self.token_file.read_text().strip(), source_id=SOURCE
+        )
         click.echo("\nSomebody who is not Redox, and a source that nobody has registered:")
-        for each in trespasses():
+        for each in attack_cases():
             if each.name in REFUSED:
                 answer = each.send(target, random.randrange(1_000_000_000))  # noqa: S311 - no secret
                 click.echo(f"  {each.name}: answered {answer.status}")
-                if (wrong := each.judge(answer)) is not None:
+                if (wrong := each.check(answer)) is not None:
                     raise Failed(f"{each.name}: {wrong}")
 
     def play(self) -> None:
         """Redox: the handshake, messages, duplicates, a query; and its API, to which a handler answers."""
         kinds = [part for kind in KINDS for part in ("--kind", kind)]
-        self.command("simulate", "--url", self.url, "--destination", DESTINATION, "--token-file", str(self.token_file),
-                     "--count", "2", "--api", self.api, *kinds)
+        self.command(
+            "simulate",
+            "--url",
+            self.url,
+            "--destination",
+            DESTINATION,
+            "--token-file",
+            str(self.token_file),
+            "--count",
+            "2",
+            "--api",
+            self.api,
+            *kinds,
+        )
 
     def show(self) -> None:
         """What came of it, and the proof. Raises Failed when deliveries do not succeed, or something is missing."""
@@ -160,12 +198,15 @@ class Tour:
         """What to type next."""
         data_dir, receiver, token = (shlex.quote(str(path)) for path in (self.data_dir, COMMAND, self.token_file))
         for line in (
-            "", f"It serves at {self.url}/redox/{DESTINATION} until you stop it (Ctrl-C). In another terminal:", "",
+            "",
+            f"It serves at {self.url}/redox/{DESTINATION} until you stop it (Ctrl-C). In another terminal:",
+            "",
             f"  export RECEIVER_DATA_DIR={data_dir} RECEIVER_HANDLERS=receiver.testing.example",
             f"  {receiver} status",
             f"  {receiver} simulate --url {self.url} --destination {DESTINATION} --token-file {token}",
             f"  {receiver} messages list",
-            f"  {receiver} --help", "",
+            f"  {receiver} --help",
+            "",
             f"The log: {self.log}",
             "A handler of your own begins as a copy of receiver/testing/example.py; README.md goes on from here.",
         ):
@@ -194,8 +235,13 @@ def main() -> int:
     """The exit status: 0 when all was as it should be."""
     parser = argparse.ArgumentParser(prog="deploy/quickstart", description="Show what redox-receiver does.")
     parser.add_argument("--once", action="store_true", help="stop when the tour is over")
-    parser.add_argument("--data-dir", type=Path, default=ROOT / ".data" / "quickstart", metavar="DIR",
-                        help="where the database and the keyring live (default: .data/quickstart in the tree)")
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        default=ROOT / ".data" / "quickstart",
+        metavar="DIR",
+        help="where the database and the keyring live (default: .data/quickstart in the tree)",
+    )
     options = parser.parse_args()
     tour = Tour(options.data_dir.resolve(), once=options.once)
     try:

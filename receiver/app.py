@@ -24,36 +24,39 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from receiver import keyring as keyrings
 from receiver import settings as table
-from receiver.allocation import large_blocks_apart
+from receiver.database import compatibility
+from receiver.database.compatibility import SchemaMonitor
+from receiver.database.embedded.cluster import Cluster
+from receiver.database.engine import describe, open_engine
 from receiver.errors import ConfigurationError, ReceiverError
-from receiver.handlers.hints import Hints
-from receiver.handlers.inline import Responders
-from receiver.handlers.process import process_name
+from receiver.fault_injection import enable
 from receiver.keyring import Keyring
-from receiver.protocol.message import Once
+from receiver.protocol.message import Nonce
 from receiver.protocol.registry import Registry
+from receiver.server.allocation import large_blocks_apart
 from receiver.settings import Settings
-from receiver.storage import arming, registry, schema, standing
-from receiver.storage.audit import AuditEvent, network
-from receiver.storage.database import describe, open_engine
-from receiver.storage.embedded import Cluster
-from receiver.storage.heartbeats import Heartbeat
-from receiver.storage.key_sets import KeyFetcher
-from receiver.storage.ledger import Ledger
-from receiver.storage.once import SeenOnce
-from receiver.storage.registration import check_keys
-from receiver.storage.registry import RegistryFollower
-from receiver.storage.standing import Watch
+from receiver.storage import schema
+from receiver.storage.accept.ledger import MessageLedger
+from receiver.storage.accept.replay_guard import ReplayGuard
+from receiver.storage.evidence.audit_log import AuditEvent, network
+from receiver.storage.queue.heartbeats import Heartbeat
+from receiver.storage.registry import loader
+from receiver.storage.registry.changes import check_keys
+from receiver.storage.registry.jwks_refresher import JwksRefresher
+from receiver.storage.registry.loader import RegistryFollower
 from receiver.web import admin, listening, wsgi
 from receiver.web.admin import Check
 from receiver.web.asgi import BlockingService, PublicService
 from receiver.web.endpoint import Answered, Endpoint
 from receiver.web.token_endpoint import Issue, Refusal, TokenEndpoint
+from receiver.worker.handler_process.bootstrap import process_name
+from receiver.worker.hints import LaneNotifier
+from receiver.worker.inline import InlineHandlers
 
 log: Final = structlog.get_logger(__name__)
 
 # Seconds that a statement beside the ledger's may take.
-_PATIENCE: Final = 4.0
+_STATEMENT_TIMEOUT: Final = 4.0
 # Why a query was not answered, in the audit.
 _UNANSWERED: Final = {500: "responder_failed", 501: "responder_missing", 503: "responders_busy", 504: "responder_late"}
 # Workers say every few seconds that they live.
@@ -95,15 +98,22 @@ class PublicListener:
 
     def flask(self) -> Flask:
         """The application in Flask."""
-        return wsgi.public_app(self.endpoint, trusted_proxies=self.settings.trusted_proxies, tokens=self.tokens,
-                               now=self.now)
+        return wsgi.public_app(
+            self.endpoint, trusted_proxies=self.settings.trusted_proxies, tokens=self.tokens, now=self.now
+        )
 
     def service(self) -> PublicService:
         """Start, for the event loop that runs now."""
         directly = self.settings.server_mode == "asgi"
         service = PublicService(
-            flask=self.flask(), endpoint=self.endpoint if directly else None, tokens=self.tokens if directly else None,
-            trusted_proxies=self.settings.trusted_proxies, now=self.now, threads=self.settings.threads, stop=self.stop)
+            flask=self.flask(),
+            endpoint=self.endpoint if directly else None,
+            tokens=self.tokens if directly else None,
+            trusted_proxies=self.settings.trusted_proxies,
+            now=self.now,
+            threads=self.settings.threads,
+            stop=self.stop,
+        )
         self.start()
         return service
 
@@ -115,22 +125,27 @@ def compose() -> PublicListener:
     ConfigurationError: a setting, no keyring, or one that is not the database's.
     """
     large_blocks_apart()
-    settings = table.load()
-    keyring = keyrings.load(settings.keyring_path)
+    settings = table.load_settings()
+    keyring = keyrings.load_keyring(settings.keyring_path)
     url = database_url(settings)
-    arming.arm(url)
+    enable.enable_faults(url)
     concurrency = settings.threads // 2
     # One for each who waits for a handler; the others follow the registry, keep leases, tell lanes, watch the schema,
     # fetch the keys of others, and remember what may be used once.
-    engine = open_engine(url, pool_size=concurrency + 7, statement_timeout=_PATIENCE)
-    hints = Hints(engine)
-    responders = Responders(settings, url, engine)
-    ledger = Recorder(engine, keyring, quarantine_quota=settings.quarantine_quota, on_commit=hints.hint,
-                      no_responder=responders.no_responder)
+    engine = open_engine(url, pool_size=concurrency + 7, statement_timeout=_STATEMENT_TIMEOUT)
+    hints = LaneNotifier(engine)
+    responders = InlineHandlers(settings, url, engine)
+    ledger = Recorder(
+        engine,
+        keyring,
+        quarantine_quota=settings.quarantine_quota,
+        on_commit=hints.hint,
+        no_responder=responders.no_responder,
+    )
     follower = RegistryFollower(engine, keyring)
     registered = ProvedRegistry(engine, keyring, follower)
     heartbeat = Heartbeat(engine, name=process_name(), role="receiver", address=listening.address(settings.bind))
-    fetcher = KeyFetcher(engine, keyring, _fetch, every=settings.key_set_refresh)
+    fetcher = JwksRefresher(engine, keyring, _fetch, every=settings.key_set_refresh)
 
     def start() -> None:
         for part in (ledger, follower, registered, hints, responders, fetcher, heartbeat):
@@ -142,10 +157,19 @@ def compose() -> PublicListener:
         engine.dispose()
 
     return PublicListener(
-        settings=settings, start=start, stop=stop,
-        endpoint=Endpoint(registry=registered, ledger=ledger, responders=responders, max_body=settings.max_body,
-                          concurrency=concurrency),
-        tokens=TokenEndpoint(registry=registered, records=ledger, network=network), now=follower.clock.now)
+        settings=settings,
+        start=start,
+        stop=stop,
+        endpoint=Endpoint(
+            registry=registered,
+            ledger=ledger,
+            responders=responders,
+            max_body=settings.max_body,
+            concurrency=concurrency,
+        ),
+        tokens=TokenEndpoint(registry=registered, records=ledger, network=network),
+        now=follower.clock.now,
+    )
 
 
 def _fetch(url: str) -> bytes:
@@ -159,11 +183,11 @@ def admin_service() -> BlockingService:
     """The admin listener, for the event loop that runs now. Raises ConfigurationError as `compose` does, but for keys:
     `/readyz` tells of those.
     """
-    settings = table.load()
-    keyring = keyrings.load(settings.keyring_path)
+    settings = table.load_settings()
+    keyring = keyrings.load_keyring(settings.keyring_path)
     url = database_url(settings)
-    arming.arm(url)
-    engine = open_engine(url, pool_size=3, statement_timeout=_PATIENCE)
+    enable.enable_faults(url)
+    engine = open_engine(url, pool_size=3, statement_timeout=_STATEMENT_TIMEOUT)
     heartbeat = Heartbeat(engine, name=process_name(), role="admin", address=listening.address(settings.admin_bind))
     heartbeat.start()
 
@@ -174,36 +198,58 @@ def admin_service() -> BlockingService:
     return BlockingService(admin.admin_app(partial(readiness, engine, keyring)), threads=settings.threads, stop=stop)
 
 
-class Recorder(Ledger):
+class Recorder(MessageLedger):
     """The ledger, with the rows that tell of a query's answer and of tokens, and with what may be used once."""
 
-    def __init__(self, engine: Engine, keyring: Keyring, *, quarantine_quota: int,
-                 on_commit: Callable[[Sequence[str]], None],
-                 no_responder: Callable[[str, str], None] = lambda _destination, _uuid: None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        keyring: Keyring,
+        *,
+        quarantine_quota: int,
+        on_commit: Callable[[Sequence[str]], None],
+        no_responder: Callable[[str, str], None] = lambda _destination, _uuid: None,
+    ) -> None:
         super().__init__(engine, keyring, quarantine_quota=quarantine_quota, on_commit=on_commit)
-        self._seen = SeenOnce(engine)
+        self._seen = ReplayGuard(engine)
         self._no_responder = no_responder
 
-    def first(self, once: Sequence[Once]) -> bool:
+    def first(self, once: Sequence[Nonce]) -> bool:
         """Whether none of it was ever seen; from now on all of it was. Raises Unavailable."""
         return self._seen.first(once)
 
     def issued(self, issue: Issue) -> Future[None]:
         """Write it in the audit; the future is done after the COMMIT, or raises Unavailable."""
         granted = issue.granted
-        return self.record(AuditEvent(
-            action="token.issue", outcome="issued", at=issue.head.received_at, actor="redox", peer=issue.head.peer,
-            destination=issue.destination.name, subject=f"credentials:{granted.credential}",
-            detail={"kind": granted.kind, "seconds": granted.expires_in}))
+        return self.record(
+            AuditEvent(
+                action="token.issue",
+                outcome="issued",
+                at=issue.head.received_at,
+                actor="redox",
+                peer=issue.head.peer,
+                destination=issue.destination.name,
+                subject=f"credentials:{granted.credential}",
+                detail={"kind": granted.kind, "seconds": granted.expires_in},
+            )
+        )
 
     def not_issued(self, refusal: Refusal) -> None:
         """Note it in the audit; does not wait."""
         denied, known = refusal.denied, refusal.denied.credential
-        self.note(AuditEvent(
-            action="token.refuse", outcome="refused", at=refusal.head.received_at,
-            actor="unverified" if known is None else "redox", reason=denied.reason, peer=refusal.head.peer,
-            destination=None if refusal.destination is None else refusal.destination.name,
-            subject=None if known is None else f"credentials:{known}", detail={"status": denied.status}))
+        self.note(
+            AuditEvent(
+                action="token.refuse",
+                outcome="refused",
+                at=refusal.head.received_at,
+                actor="unverified" if known is None else "redox",
+                reason=denied.reason,
+                peer=refusal.head.peer,
+                destination=None if refusal.destination is None else refusal.destination.name,
+                subject=None if known is None else f"credentials:{known}",
+                detail={"status": denied.status},
+            )
+        )
 
     def answered(self, answered: Answered) -> Future[None]:
         """Write it in the audit; the future is done after the COMMIT, or raises Unavailable.
@@ -217,9 +263,16 @@ class Recorder(Ledger):
         if disclosed:
             detail |= {"length": answered.length, "sha256": answered.sha256.hex()}
         event = AuditEvent(
-            action="query.answer", outcome="answered" if disclosed else "failed", at=datetime.now(UTC), actor="redox",
-            reason=_UNANSWERED.get(answered.status), peer=answered.head.peer, destination=answered.destination.name,
-            message_uuid=UUID(answered.receipt.uuid), detail=detail)
+            action="query.answer",
+            outcome="answered" if disclosed else "failed",
+            at=datetime.now(UTC),
+            actor="redox",
+            reason=_UNANSWERED.get(answered.status),
+            peer=answered.head.peer,
+            destination=answered.destination.name,
+            message_uuid=UUID(answered.receipt.uuid),
+            detail=detail,
+        )
         if disclosed:
             return self.record(event)
         self.note(event)
@@ -240,7 +293,7 @@ class ProvedRegistry:
         self._engine = engine
         self._keyring = keyring
         self._follower = follower
-        self._schema = Watch(engine)
+        self._schema = SchemaMonitor(engine)
         self._proved = self._fits = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="schema", daemon=True)
@@ -259,13 +312,13 @@ class ProvedRegistry:
     def stop(self) -> None:
         """Look no more; what is being asked right now is waited for a little."""
         self._stopping.set()
-        self._thread.join(standing.GLANCE)
+        self._thread.join(compatibility.SCHEMA_POLL_INTERVAL)
 
     def _look(self) -> None:
-        found = self._schema.look()
+        found = self._schema.check()
         if found is not None:  # else it is away, and everything stays as it was last known
-            self._fits = found.fits
-        if found is not None and found.fits and not self._proved:
+            self._fits = found.compatible
+        if found is not None and found.compatible and not self._proved:
             self._proved = self._prove()
 
     def _prove(self) -> bool:
@@ -279,7 +332,7 @@ class ProvedRegistry:
 
     def _watch(self) -> None:
         told = None
-        while not self._stopping.wait(standing.GLANCE):
+        while not self._stopping.wait(compatibility.SCHEMA_POLL_INTERVAL):
             try:
                 self._look()
             except ConfigurationError as exc:
@@ -309,13 +362,18 @@ def readiness(engine: Engine, keyring: Keyring) -> list[Check]:
 
 def _database(connection: Connection) -> Check:
     reads_only = connection.scalar(text("SELECT current_setting('transaction_read_only')::boolean"))
-    return Check(name="database", ok=not reads_only, detail="reachable, and takes writes" if not reads_only else
-                 "read-only: DATABASE_URL must name the primary server")
+    return Check(
+        name="database",
+        ok=not reads_only,
+        detail="reachable, and takes writes"
+        if not reads_only
+        else "read-only: DATABASE_URL must name the primary server",
+    )
 
 
 def _schema(connection: Connection) -> Check:
-    found = standing.standing(connection)
-    return Check(name="schema", ok=found.fits, detail=found.told)
+    found = compatibility.schema_compatibility(connection)
+    return Check(name="schema", ok=found.compatible, detail=found.message)
 
 
 def _keys(connection: Connection, keyring: Keyring) -> Check:
@@ -328,7 +386,7 @@ def _keys(connection: Connection, keyring: Keyring) -> Check:
 
 def _registry(connection: Connection, keyring: Keyring) -> Check:
     try:
-        loaded = registry.load(connection, keyring)
+        loaded = loader.load_registry(connection, keyring)
     except ReceiverError as exc:
         return Check(name="registry", ok=False, detail=str(exc))
     return Check(name="registry", ok=True, detail=f"version {loaded.version}, {len(loaded.destinations)} destinations")
@@ -338,5 +396,6 @@ def _worker(connection: Connection) -> Check:
     silence = connection.scalar(select(func.now() - func.max(schema.workers.c.seen_at)))
     if silence is not None and silence <= _RECENTLY:
         return Check(name="worker", ok=True, detail=f"seen {int(silence.total_seconds())} s ago")
-    return Check(name="worker", ok=True,
-                 detail="none seen lately: messages are kept, and wait; start `redox-receiver worker`")
+    return Check(
+        name="worker", ok=True, detail="none seen lately: messages are kept, and wait; start `redox-receiver worker`"
+    )

@@ -13,12 +13,12 @@ from receiver.web.asgi import Application, Service
 
 
 def _public() -> Service:
-    logs.configure(settings.load().log_level)
+    logs.configure(settings.load_settings().log_level)
     return compose().service()
 
 
 def _admin() -> Service:
-    logs.configure(settings.load().log_level)
+    logs.configure(settings.load_settings().log_level)
     return admin_service()
 
 

@@ -97,6 +97,7 @@ class Unreadable(Refusal):
 
 # What a handler may say. Exported for plugin authors by receiver.handlers.
 
+
 class RetryLater(ReceiverError):
     """The system that a handler depends on is away: try again later, without using up an attempt."""
 

@@ -80,7 +80,7 @@ class Keyring:
             if self._path is None or self._read == _version(self._path):
                 return False
             try:
-                found = load(self._path)
+                found = load_keyring(self._path)
             except ConfigurationError:
                 return False
             self._read = found._read
@@ -95,7 +95,8 @@ class Keyring:
             return self._current[purpose]
         except KeyError:
             raise ConfigurationError(
-                f"the keyring holds no key for {purpose}: run `redox-receiver keys new {purpose}`") from None
+                f"the keyring holds no key for {purpose}: run `redox-receiver keys new {purpose}`"
+            ) from None
 
     def __getitem__(self, key_id: str) -> Key:
         """The key of that id. Raises UnknownKey naming the id."""
@@ -103,8 +104,7 @@ class Keyring:
         if key is None and self.refresh():
             key = self._by_id.get(key_id)
         if key is None:
-            raise UnknownKey(
-                f"the keyring holds no key {key_id}: restore the keyring file that this was written with")
+            raise UnknownKey(f"the keyring holds no key {key_id}: restore the keyring file that this was written with")
         return key
 
     def __contains__(self, key_id: str) -> bool:
@@ -116,15 +116,23 @@ class Keyring:
             raise ConfigurationError(f"no key is for {purpose!r}: choose {', '.join(PURPOSES)}")
         if purpose == "index" and purpose in self._current:
             raise ConfigurationError(
-                "there is one index key for good: its digests could not be made again with another")
+                "there is one index key for good: its digests could not be made again with another"
+            )
         secret = secrets.token_bytes(_LENGTH)
         key_id = f"{purpose}-{sha256(secret + b'id').hexdigest()[:8]}"
         return Keyring((*self.keys, Key(id=key_id, purpose=purpose, created=now, secret=secret)))
 
     def save(self, path: Path) -> None:
         """Write the file whole, 0600, or leave the old one as it is."""
-        entries = [{"id": key.id, "purpose": key.purpose, "created": key.created.isoformat(),
-                    "key": base64.b64encode(key.secret).decode()} for key in self.keys]
+        entries = [
+            {
+                "id": key.id,
+                "purpose": key.purpose,
+                "created": key.created.isoformat(),
+                "key": base64.b64encode(key.secret).decode(),
+            }
+            for key in self.keys
+        ]
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # 0600
         try:
@@ -151,7 +159,7 @@ def create(now: datetime) -> Keyring:
     return keyring
 
 
-def load(path: Path) -> Keyring:
+def load_keyring(path: Path) -> Keyring:
     """The keyring in `path`. Raises ConfigurationError: missing, readable by others, or damaged.
 
     From then on this process, and those that it starts, leave no core dump: it would hold keys and patients' data.
@@ -162,10 +170,12 @@ def load(path: Path) -> Keyring:
             status, text = os.fstat(file.fileno()), file.read()
     except FileNotFoundError:
         raise ConfigurationError(
-            f"there is no keyring at {path}: run `redox-receiver keys init`, or restore it") from None
+            f"there is no keyring at {path}: run `redox-receiver keys init`, or restore it"
+        ) from None
     except OSError as exc:
         raise ConfigurationError(
-            f"the keyring {path} cannot be read ({exc.strerror}); RECEIVER_KEYRING names it") from None
+            f"the keyring {path} cannot be read ({exc.strerror}); RECEIVER_KEYRING names it"
+        ) from None
     if stat.S_IMODE(status.st_mode) & 0o077:
         raise ConfigurationError(f"the keyring {path} can be read by others: run `chmod 600 {path}`")
     try:
@@ -190,8 +200,15 @@ def _read(document: Any) -> list[Key]:
     """Raises KeyError, TypeError, ValueError."""
     if document["version"] != _VERSION:
         raise ValueError("not of this version")
-    keys = [Key(id=str(entry["id"]), purpose=str(entry["purpose"]), created=datetime.fromisoformat(entry["created"]),
-                secret=base64.b64decode(entry["key"], validate=True)) for entry in document["keys"]]
+    keys = [
+        Key(
+            id=str(entry["id"]),
+            purpose=str(entry["purpose"]),
+            created=datetime.fromisoformat(entry["created"]),
+            secret=base64.b64decode(entry["key"], validate=True),
+        )
+        for entry in document["keys"]
+    ]
     if any(len(key.secret) != _LENGTH for key in keys) or len({key.id for key in keys}) != len(keys):
         raise ValueError("a key has 32 bytes and an id of its own")
     return keys

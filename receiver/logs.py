@@ -29,12 +29,49 @@ from uuid import UUID
 import structlog
 
 # What a line may hold beside time, level, logger and event: words and ids of ours, numbers, and our own frames.
-FIELDS: Final = frozenset({
-    "action", "again_in", "ahead", "attempt", "bind", "bound", "child", "count", "credential", "delivery",
-    "destination", "error", "error_class", "frames", "handler", "handlers", "id", "in_force", "kind", "lane", "lanes",
-    "method", "ms", "outcome", "part", "path", "peer", "pid", "reason", "responder", "row", "seconds", "sqlstate",
-    "status", "subject", "table", "uuid", "version", "worker",
-})
+FIELDS: Final = frozenset(
+    {
+        "action",
+        "again_in",
+        "ahead",
+        "attempt",
+        "bind",
+        "bound",
+        "child",
+        "count",
+        "credential",
+        "delivery",
+        "destination",
+        "error",
+        "error_class",
+        "frames",
+        "handler",
+        "handlers",
+        "id",
+        "in_force",
+        "kind",
+        "lane",
+        "lanes",
+        "method",
+        "ms",
+        "outcome",
+        "part",
+        "path",
+        "peer",
+        "pid",
+        "reason",
+        "responder",
+        "row",
+        "seconds",
+        "sqlstate",
+        "status",
+        "subject",
+        "table",
+        "uuid",
+        "version",
+        "worker",
+    }
+)
 
 # subject.what_happened, as in the code: whatever else is given as an event was put together from data.
 EVENT: Final = re.compile(r"[a-z_]+(?:\.[a-z_]+)+")
@@ -63,8 +100,14 @@ _SPEAK_OF_PROCESSES: Final = frozenset({("gunicorn.error", "arbiter"), ("alembic
 # Plugins' own are not among them.
 LINES: Final = 60
 WINDOW: Final = 60.0
-_OF_REQUESTS: Final = ("receiver.web.", "receiver.server.", "receiver.storage.", "receiver.delivery", "gunicorn.",
-                       "uvicorn.")
+_OF_REQUESTS: Final = (
+    "receiver.web.",
+    "receiver.server.",
+    "receiver.storage.",
+    "receiver.delivery",
+    "gunicorn.",
+    "uvicorn.",
+)
 
 
 def configure(level: str) -> None:
@@ -90,8 +133,10 @@ def configure(level: str) -> None:
     logging.captureWarnings(capture=True)
     structlog.configure(
         processors=[structlog.stdlib.filter_by_level, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(), wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=False)
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
     sys.excepthook = _uncaught
     sys.unraisablehook = lambda hint: _uncaught(hint.exc_type, hint.exc_value, hint.exc_traceback)
     threading.excepthook = lambda hint: _uncaught(hint.exc_type, hint.exc_value, hint.exc_traceback)
@@ -186,7 +231,9 @@ class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
             "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(), "logger": record.name}
+            "level": record.levelname.lower(),
+            "logger": record.name,
+        }
         if isinstance(record.msg, dict) and hasattr(record, "_logger"):
             line |= _plugins(record.msg) if record.name == PLUGIN else _ours(record.msg)
             raised = record.msg.get("exc_info")
@@ -207,8 +254,9 @@ def _ours(given: dict[str, Any]) -> dict[str, Any]:
 
 
 # What the handler process adds to a plugin's line.
-_OF_RUNS: Final = frozenset({
-    "handler", "destination", "uuid", "delivery", "attempt", "error_class", "frames", "dropped", "dropped_fields"})
+_OF_RUNS: Final = frozenset(
+    {"handler", "destination", "uuid", "delivery", "attempt", "error_class", "frames", "dropped", "dropped_fields"}
+)
 
 
 def printable(name: str, value: object) -> bool:
@@ -218,17 +266,22 @@ def printable(name: str, value: object) -> bool:
     error is not one.
     """
     return FIELD_NAME.fullmatch(name) is not None and (
-        value is None or isinstance(value, bool | float | UUID)
+        value is None
+        or isinstance(value, bool | float | UUID)
         or (isinstance(value, int) and value.bit_length() < _BITS)
-        or (isinstance(value, str) and (_WORD.fullmatch(value) or _UUID.fullmatch(value)) is not None))
+        or (isinstance(value, str) and (_WORD.fullmatch(value) or _UUID.fullmatch(value)) is not None)
+    )
 
 
 def _plugins(given: dict[str, Any]) -> dict[str, Any]:
-    """A plugin's line, which receiver.handlers.plugin_log has judged. It comes from another process: judged again."""
+    """A plugin's line, which receiver.worker.handler_process.plugin_log has judged. It comes from another process: judged again."""
     event = given["event"]
     line = {"event": event if isinstance(event, str) and EVENT.fullmatch(event) else UNNAMED}
-    return line | {field: _value(value) for field, value in given.items()
-                   if field in _OF_RUNS or (field not in ("event", "exc_info") and printable(field, value))}
+    return line | {
+        field: _value(value)
+        for field, value in given.items()
+        if field in _OF_RUNS or (field not in ("event", "exc_info") and printable(field, value))
+    }
 
 
 def _field(name: str, value: object) -> Any:

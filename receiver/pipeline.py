@@ -25,7 +25,7 @@ from typing import Final, Literal, Protocol
 
 from receiver.errors import BadTransfer, Refusal, UnknownSource, Unreadable, Unverified
 from receiver.protocol import challenge, sources, verification
-from receiver.protocol.message import Head, Inbound, Message, Verified
+from receiver.protocol.message import Head, Inbound, ParsedMessage, Verified
 from receiver.protocol.reading import read
 from receiver.protocol.registry import Destination, Registry
 from receiver.protocol.verification.token import match
@@ -72,7 +72,7 @@ class Admitted:
     inbound: Inbound
     destination: Destination
     verified: Verified
-    message: Message | None
+    message: ParsedMessage | None
     quarantine: str | None
     query: str | None
 
@@ -149,8 +149,12 @@ def check_head(head: Head, registry: Registry, now: datetime) -> HeadAccepted | 
     """Judge by the head alone, before the body is read."""
     destination = registry.destinations.get(head.destination)
     if destination is None or not destination.enabled:
-        return Refused(reason="destination_unknown" if destination is None else "destination_disabled",
-                       status=Unverified.status_hint, head=head, destination=destination)
+        return Refused(
+            reason="destination_unknown" if destination is None else "destination_disabled",
+            status=Unverified.status_hint,
+            head=head,
+            destination=destination,
+        )
     if head.method == "GET":
         return HeadAccepted(head, destination, None)
     try:
@@ -183,8 +187,13 @@ def judge(accepted: HeadAccepted, body: bytes, now: datetime) -> Verdict:
 
 def replayed(admitted: Admitted) -> Refused:
     """The verdict on a query whose signature was seen before: its first sender has the answer, and who is this?"""
-    return Refused(reason="signature_replayed", status=Unverified.status_hint, head=admitted.inbound.head,
-                   destination=admitted.destination, body=admitted.inbound.body)
+    return Refused(
+        reason="signature_replayed",
+        status=Unverified.status_hint,
+        head=admitted.inbound.head,
+        destination=admitted.destination,
+        body=admitted.inbound.body,
+    )
 
 
 def _handshake(handshake: challenge.Handshake, head: Head, destination: Destination, now: datetime) -> Challenged:
@@ -203,19 +212,49 @@ def _admit(inbound: Inbound, destination: Destination, verified: Verified) -> Ve
     try:
         message = read(inbound.body)
     except Unreadable as exc:
-        return Admitted(inbound=inbound, destination=destination, verified=verified, message=None,
-                        quarantine=exc.reason, query=exc.query)
+        return Admitted(
+            inbound=inbound,
+            destination=destination,
+            verified=verified,
+            message=None,
+            quarantine=exc.reason,
+            query=exc.query,
+        )
     query = message.kind if message.query else None
     try:
         quarantine = sources.admit(message, destination)
     except UnknownSource as exc:
-        return _refused(exc, inbound.head, destination, verified=verified, body=inbound.body,
-                        claimed_source=message.source_id, query=query)
-    return Admitted(inbound=inbound, destination=destination, verified=verified, message=message,
-                    quarantine=quarantine, query=query)
+        return _refused(
+            exc,
+            inbound.head,
+            destination,
+            verified=verified,
+            body=inbound.body,
+            claimed_source=message.source_id,
+            query=query,
+        )
+    return Admitted(
+        inbound=inbound, destination=destination, verified=verified, message=message, quarantine=quarantine, query=query
+    )
 
 
-def _refused(exc: Refusal, head: Head, destination: Destination | None, *, verified: Verified | None = None,
-             claimed_source: str | None = None, query: str | None = None, body: bytes | None = None) -> Refused:
-    return Refused(reason=exc.reason, status=exc.status_hint, head=head, destination=destination, verified=verified,
-                   claimed_source=claimed_source, query=query, body=body)
+def _refused(
+    exc: Refusal,
+    head: Head,
+    destination: Destination | None,
+    *,
+    verified: Verified | None = None,
+    claimed_source: str | None = None,
+    query: str | None = None,
+    body: bytes | None = None,
+) -> Refused:
+    return Refused(
+        reason=exc.reason,
+        status=exc.status_hint,
+        head=head,
+        destination=destination,
+        verified=verified,
+        claimed_source=claimed_source,
+        query=query,
+        body=body,
+    )

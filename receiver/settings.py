@@ -30,8 +30,8 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from receiver import failpoints
 from receiver.errors import ConfigurationError
+from receiver.fault_injection import faults
 
 PREFIX: Final = "RECEIVER_"
 # Read before the table, for it says where more of it is.
@@ -74,65 +74,107 @@ def _default_data_dir() -> Path:
 class Settings(BaseSettings):
     """The settings of every process. Each field's description stands in `.env.example` and in `--help`."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, hide_input_in_errors=True,
-                                      env_ignore_empty=True, env_file_encoding="utf-8", populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+        env_ignore_empty=True,
+        env_file_encoding="utf-8",
+        populate_by_name=True,
+    )
 
     database_url: SecretStr | None = Field(
-        default=None, validation_alias="DATABASE_URL",
+        default=None,
+        validation_alias="DATABASE_URL",
         description="PostgreSQL 14 or later, as postgresql://USER:PASSWORD@HOST/NAME. Unset: PostgreSQL from the "
-                    "extra `embedded`, in the data directory.")
+        "extra `embedded`, in the data directory.",
+    )
     data_dir: Place = Field(
         default_factory=_default_data_dir,
         description="Where the keyring, the .env file and the embedded database live. Unset: redox-receiver in "
-                    "XDG_DATA_HOME, or in ~/.local/share.")
+        "XDG_DATA_HOME, or in ~/.local/share.",
+    )
     keyring: Place | None = Field(
-        default=None, description="The keyring file (0600). Unset: keyring.json in the data directory.")
+        default=None, description="The keyring file (0600). Unset: keyring.json in the data directory."
+    )
     bind: Bind = Field(default="127.0.0.1:8080", description="The public listener: destinations, nothing else.")
     admin_bind: Bind = Field(default="127.0.0.1:8081", description="The admin listener: keep it on loopback.")
     server_mode: Literal["flask", "asgi"] = Field(
-        default="flask", validation_alias=AliasChoices(f"{PREFIX}SERVER_MODE", f"{PREFIX}DOOR"),
+        default="flask",
+        validation_alias=AliasChoices(f"{PREFIX}SERVER_MODE", f"{PREFIX}DOOR"),
         description="How destinations and the token endpoint are served in the event loop: by Flask (flask), or "
-                    "without it (asgi).")
+        "without it (asgi).",
+    )
     receivers: int = Field(default=2, ge=1, le=64, description="Receiver processes (gunicorn workers).")
     threads: int = Field(
-        default=16, ge=2, le=256,
+        default=16,
+        ge=2,
+        le=256,
         description="Request threads of each receiver process: for large bodies, slow senders, and who waits for a "
-                    "handler.")
+        "handler.",
+    )
     workers: int = Field(default=1, ge=0, le=64, description="Delivery workers that `up` starts.")
     concurrency: int = Field(default=4, ge=1, le=64, description="Handler processes of each delivery worker.")
     responders: int = Field(
-        default=2, ge=1, le=64, validate_default=True,
+        default=2,
+        ge=1,
+        le=64,
+        validate_default=True,
         description="Handler processes of each receiver process, for queries and after_handling; at most half of its "
-                    "threads wait for them.")
-    max_body: int = Field(default=40 * MIB, ge=1024, le=512 * MIB,
-                          description="Bytes of the largest body taken (Redox sends up to 40 MB).")
-    quarantine_quota: int = Field(default=1024 * MIB, ge=MIB,
-                                  description="Bytes of quarantined bodies a destination may hold; beyond it, 503.")
+        "threads wait for them.",
+    )
+    max_body: int = Field(
+        default=40 * MIB,
+        ge=1024,
+        le=512 * MIB,
+        description="Bytes of the largest body taken (Redox sends up to 40 MB).",
+    )
+    quarantine_quota: int = Field(
+        default=1024 * MIB, ge=MIB, description="Bytes of quarantined bodies a destination may hold; beyond it, 503."
+    )
     trusted_proxies: Networks = Field(
-        default=(), description="Addresses of proxies whose X-Forwarded-For is believed, separated by commas.")
-    key_set_refresh: int = Field(default=300, ge=1, le=86_400,
-                                 description="Seconds after which the public keys of a --jwks-url are fetched again.")
-    redox_rate: int = Field(default=7_500, ge=1,
-                            description="Requests a process sends to Redox in five minutes: Redox counts by address.")
+        default=(), description="Addresses of proxies whose X-Forwarded-For is believed, separated by commas."
+    )
+    key_set_refresh: int = Field(
+        default=300,
+        ge=1,
+        le=86_400,
+        description="Seconds after which the public keys of a --jwks-url are fetched again.",
+    )
+    redox_rate: int = Field(
+        default=7_500, ge=1, description="Requests a process sends to Redox in five minutes: Redox counts by address."
+    )
     handlers: CommaList = Field(
-        default=(), description="Modules with handlers while developing, separated by commas; bound to development "
-                                "destinations.")
-    handler_memory: int = Field(default=2048 * MIB, ge=128 * MIB,
-                                description="Bytes of data a handler process may allocate.")
-    lease: float = Field(default=30.0, ge=5, le=600,
-                         description="Seconds after which the lanes of a worker that fell silent are taken over.")
+        default=(),
+        description="Modules with handlers while developing, separated by commas; bound to development destinations.",
+    )
+    handler_memory: int = Field(
+        default=2048 * MIB, ge=128 * MIB, description="Bytes of data a handler process may allocate."
+    )
+    lease: float = Field(
+        default=30.0,
+        ge=5,
+        le=600,
+        description="Seconds after which the lanes of a worker that fell silent are taken over.",
+    )
     pause_after_dead: int = Field(
-        default=25, ge=1,
-        description="Dead deliveries of one error class within ten minutes that pause a handler.")
+        default=25, ge=1, description="Dead deliveries of one error class within ten minutes that pause a handler."
+    )
     postgres_account: str | None = Field(
-        default=None, description="Account that runs the embedded PostgreSQL when started as root. "
-                                  "Unset: postgres if there is one, else nobody, which other programs use as well.")
+        default=None,
+        description="Account that runs the embedded PostgreSQL when started as root. "
+        "Unset: postgres if there is one, else nobody, which other programs use as well.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="Least severe log line: debug, info, warning or error.")
+        default="info", description="Least severe log line: debug, info, warning or error."
+    )
     failpoints: str | None = Field(
-        default=None, description="For tests of this program alone: where its processes die, fail, dawdle or lose the "
-                                  "database (receiver/failpoints.py). Read from the environment alone, and refused "
-                                  "where a production destination is.")
+        default=None,
+        description="For tests of this program alone: where its processes die, fail, dawdle or lose the "
+        "database (receiver/fault_injection/faults.py). Read from the environment alone, and refused "
+        "where a production destination is.",
+    )
 
     @field_validator("responders")
     @classmethod
@@ -145,7 +187,7 @@ class Settings(BaseSettings):
     @classmethod
     def _read_failpoints(cls, value: str | None) -> str | None:
         try:
-            failpoints.parse(value or "")
+            faults.parse(value or "")
         except ConfigurationError as exc:
             raise ValueError(str(exc)) from None
         return value
@@ -171,7 +213,7 @@ def env_file(environment: Mapping[str, str]) -> Path:
     return (Path(data_dir).expanduser() if data_dir else _default_data_dir()) / ".env"
 
 
-def load() -> Settings:
+def load_settings() -> Settings:
     """The settings from the environment, and below it from the .env file (`env_file`).
 
     Raises ConfigurationError with every mistake, each on a line with its variable.
@@ -186,9 +228,9 @@ def load() -> Settings:
         raise ConfigurationError(f"{file} is no UTF-8 text: write it anew, .env.example shows how") from None
     except OSError as exc:
         raise ConfigurationError(f"{file} cannot be read ({exc.strerror})") from None
-    if settings.failpoints and not os.environ.get(failpoints.VARIABLE):
+    if settings.failpoints and not os.environ.get(faults.VARIABLE):
         # In a file it would be forgotten, and each process that is started here would have it.
-        raise ConfigurationError(f"{failpoints.VARIABLE} stands in {file}: it is read from the environment alone")
+        raise ConfigurationError(f"{faults.VARIABLE} stands in {file}: it is read from the environment alone")
     return settings
 
 
@@ -201,8 +243,7 @@ def _check_readers(file: Path) -> None:
         mode, text = stat.S_IMODE(file.stat().st_mode), file.read_text()
     except (OSError, UnicodeDecodeError):
         return  # there is none; or what reads it says what is wrong
-    if mode & 0o077 and any(
-            value and not name.upper().startswith(PREFIX) for name, value in _ASSIGNED.findall(text)):
+    if mode & 0o077 and any(value and not name.upper().startswith(PREFIX) for name, value in _ASSIGNED.findall(text)):
         raise ConfigurationError(f"{file} holds secrets and can be read by others: run `chmod 600 {file}`")
 
 
@@ -246,8 +287,10 @@ def warn_of_unread() -> None:
 
 def render_example() -> str:
     """The text of `.env.example`: every variable that is read, with what it says and its default."""
-    head = ("Every variable that redox-receiver reads, with its default. Copy this to .env in the data directory "
-            f"(chmod 600), or anywhere and name it in {ENV_FILE}. What stands in the environment goes before it.")
+    head = (
+        "Every variable that redox-receiver reads, with its default. Copy this to .env in the data directory "
+        f"(chmod 600), or anywhere and name it in {ENV_FILE}. What stands in the environment goes before it."
+    )
     parts = [_comment(head)]
     for name, field in Settings.model_fields.items():
         default = field.default
@@ -262,8 +305,12 @@ def _comment(text: str) -> str:
 
 
 def _bounds(field: FieldInfo) -> str:
-    words = [f"{word} {getattr(each, name)}" for each in field.metadata
-             for name, word in (("ge", "at least"), ("le", "at most")) if hasattr(each, name)]
+    words = [
+        f"{word} {getattr(each, name)}"
+        for each in field.metadata
+        for name, word in (("ge", "at least"), ("le", "at most"))
+        if hasattr(each, name)
+    ]
     return f" ({', '.join(words)})" if words else ""
 
 

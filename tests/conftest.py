@@ -13,12 +13,12 @@ import structlog
 from sqlalchemy import Engine
 
 from receiver import keyring as keyrings
+from receiver.database import migrations
+from receiver.database.engine import open_engine
 from receiver.keyring import Keyring
-from receiver.storage import migrations
-from receiver.storage.database import open_engine
-from receiver.storage.registration import Registration, record_keys
-from tests import measuring
-from tests.postgres import drop_database, new_database, session_cluster
+from receiver.storage.registry.changes import RegistryChanges, record_keys
+from tests.support import measuring
+from tests.support.postgres import drop_database, new_database, session_cluster
 
 # Where modules are that no test writes.
 _LASTING = tuple(f"{place}{os.sep}" for place in (sys.prefix, sys.base_prefix, Path(__file__).parents[1]))
@@ -100,6 +100,6 @@ def keyring_path(keyring: Keyring, engine: Engine, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def registration(engine: Engine, keyring: Keyring) -> Registration:
+def registration(engine: Engine, keyring: Keyring) -> RegistryChanges:
     """The verbs that change the registry, as tester@test."""
-    return Registration(engine, keyring, actor="tester@test")
+    return RegistryChanges(engine, keyring, actor="tester@test")

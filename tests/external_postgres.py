@@ -1,6 +1,6 @@
 """A real PostgreSQL that listens on TCP and asks for passwords, as an external one does.
 
-Not for speed: a test that needs any database takes `tests.postgres`.
+Not for speed: a test that needs any database takes `tests.support.postgres`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from threading import Thread
 
 import psycopg
 
-from receiver.storage.embedded import ENVIRONMENT, ROLE, Cluster, binaries
-from tests.postgres import QUICK, open_directory
-from tests.waiting import until
+from receiver.database.embedded.cluster import ENVIRONMENT, ROLE, Cluster, binaries
+from tests.support.postgres import QUICK, open_directory
+from tests.support.waiting import until
 
 PASSWORD = "a made-up password"
 # The account `plain` may connect as it likes, `secret` by TLS alone.
@@ -39,8 +39,16 @@ class ExternalPostgres:
     directory: Path
     socket: Path
 
-    def url(self, user: str = "plain", *, password: str = PASSWORD, host: str = "127.0.0.1", database: str = "receiver",
-            port: int | None = None, **options: str) -> str:
+    def url(
+        self,
+        user: str = "plain",
+        *,
+        password: str = PASSWORD,
+        host: str = "127.0.0.1",
+        database: str = "receiver",
+        port: int | None = None,
+        **options: str,
+    ) -> str:
         """DATABASE_URL as an operator would write it."""
         query = "&".join(f"{name}={value}" for name, value in options.items())
         written = password.replace(" ", "%20")
@@ -48,8 +56,9 @@ class ExternalPostgres:
 
     def execute(self, *statements: str) -> None:
         """As the superuser."""
-        with psycopg.connect(host=str(self.socket), port=self.port, user=ROLE, dbname="postgres",
-                             autocommit=True) as connection:
+        with psycopg.connect(
+            host=str(self.socket), port=self.port, user=ROLE, dbname="postgres", autocommit=True
+        ) as connection:
             for statement in statements:
                 connection.execute(statement)
 
@@ -73,8 +82,10 @@ def tls_front(server: ExternalPostgres, context: ssl.SSLContext) -> Iterator[int
         with plain, suppress(OSError):
             plain.recv(8)
             plain.sendall(b"S")
-            with context.wrap_socket(plain, server_side=True) as client, \
-                    socket.create_connection(("127.0.0.1", server.port)) as behind:
+            with (
+                context.wrap_socket(plain, server_side=True) as client,
+                socket.create_connection(("127.0.0.1", server.port)) as behind,
+            ):
                 back = Thread(target=hand_on, args=(behind, client), daemon=True)
                 back.start()
                 hand_on(client, behind)
@@ -110,18 +121,30 @@ def external_postgres() -> Iterator[ExternalPostgres]:
         os.chown(sockets, owner.st_uid, owner.st_gid)
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        settings = {**QUICK, "listen_addresses": "127.0.0.1", "port": str(port),
-                    "unix_socket_directories": str(sockets), "max_connections": "20"}
+        settings = {
+            **QUICK,
+            "listen_addresses": "127.0.0.1",
+            "port": str(port),
+            "unix_socket_directories": str(sockets),
+            "max_connections": "20",
+        }
         account = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []} if os.geteuid() == 0 else {}
         server = subprocess.Popen(  # type: ignore[call-overload]
             [binaries() / "postgres", "-D", directory, *(f"-c{name}={value}" for name, value in settings.items())],
-            cwd=directory, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, **account)
+            cwd=directory,
+            env=ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            **account,
+        )
         try:
             found = ExternalPostgres(port=port, directory=directory, socket=sockets)
             until(lambda: _answers(found))
-            found.execute(*(f"CREATE ROLE {name} LOGIN PASSWORD '{PASSWORD}'" for name in ("plain", "secret")),
-                          "CREATE DATABASE receiver OWNER plain")
+            found.execute(
+                *(f"CREATE ROLE {name} LOGIN PASSWORD '{PASSWORD}'" for name in ("plain", "secret")),
+                "CREATE DATABASE receiver OWNER plain",
+            )
             yield found
         finally:
             server.terminate()

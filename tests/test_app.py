@@ -15,13 +15,13 @@ from psycopg import sql
 from sqlalchemy import Engine, make_url, text
 
 from receiver import app, keyring, settings
+from receiver.database import migrations
+from receiver.database.engine import open_engine
 from receiver.errors import ConfigurationError
 from receiver.keyring import Keyring
-from receiver.storage import migrations
-from receiver.storage.database import open_engine
-from receiver.storage.registration import Registration, record_keys
-from tests.postgres import drop_database, new_database, open_directory, session_cluster
-from tests.waiting import until
+from receiver.storage.registry.changes import RegistryChanges, record_keys
+from tests.support.postgres import drop_database, new_database, open_directory, session_cluster
+from tests.support.waiting import until
 from tests.web.conftest import Site, sent
 from tests.web.server import OURS, Answer, Server, serving
 
@@ -29,10 +29,14 @@ ADMIN = (*OURS, "--workers", "1", "receiver.asgi:admin")
 
 
 @pytest.fixture
-def site(engine: Engine, database_url: str, registration: Registration, keyring_path: Path, tmp_path: Path) -> Site:
+def site(engine: Engine, database_url: str, registration: RegistryChanges, keyring_path: Path, tmp_path: Path) -> Site:
     """A database of this test's own, with one destination, `lab`."""
-    site = Site(engine=engine, registration=registration, directory=tmp_path, environment={
-        "DATABASE_URL": database_url, "RECEIVER_DATA_DIR": str(tmp_path), "RECEIVER_RECEIVERS": "1"})
+    site = Site(
+        engine=engine,
+        registration=registration,
+        directory=tmp_path,
+        environment={"DATABASE_URL": database_url, "RECEIVER_DATA_DIR": str(tmp_path), "RECEIVER_RECEIVERS": "1"},
+    )
     site.add("lab")
     return site
 
@@ -40,8 +44,13 @@ def site(engine: Engine, database_url: str, registration: Registration, keyring_
 def administer(statement: str, *names: str) -> None:
     """Run a statement on the server itself; {} are names."""
     address = make_url(session_cluster().url)
-    with psycopg.connect(host=str(address.query["host"]), port=str(address.query["port"]), user=address.username,
-                         dbname="postgres", autocommit=True) as connection:
+    with psycopg.connect(
+        host=str(address.query["host"]),
+        port=str(address.query["port"]),
+        user=address.username,
+        dbname="postgres",
+        autocommit=True,
+    ) as connection:
         connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
 
 
@@ -88,20 +97,22 @@ def unavailable(answer: Answer) -> bool:
 
 # --- where the database is
 
+
 def test_database_url(monkeypatch: pytest.MonkeyPatch) -> None:
     """DATABASE_URL goes first."""
     monkeypatch.setenv("DATABASE_URL", "postgres://u:p@h/n")
-    assert app.database_url(settings.load()) == "postgres://u:p@h/n"
+    assert app.database_url(settings.load_settings()) == "postgres://u:p@h/n"
 
 
 def test_database_url_of_the_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it, it is the embedded PostgreSQL that runs; when none does, the error says what starts it."""
     monkeypatch.setenv("RECEIVER_DATA_DIR", str(open_directory()))
     with pytest.raises(ConfigurationError, match="redox-receiver up"):
-        app.database_url(settings.load())
+        app.database_url(settings.load_settings())
 
 
 # --- starting
+
 
 def refuses_to_start(site: Site, **environment: str) -> str:
     """What is printed by a receiver that does not start."""
@@ -150,8 +161,12 @@ def test_started_before_the_migrations(keyring: Keyring, tmp_path: Path) -> None
     url = new_database()
     keyring.save(tmp_path / "keyring.json")
     engine = open_engine(url)
-    site = Site(engine=engine, registration=Registration(engine, keyring, actor="tester@test"), directory=tmp_path,
-                environment={"DATABASE_URL": url, "RECEIVER_DATA_DIR": str(tmp_path), "RECEIVER_RECEIVERS": "1"})
+    site = Site(
+        engine=engine,
+        registration=RegistryChanges(engine, keyring, actor="tester@test"),
+        directory=tmp_path,
+        environment={"DATABASE_URL": url, "RECEIVER_DATA_DIR": str(tmp_path), "RECEIVER_RECEIVERS": "1"},
+    )
     site.tokens["lab"] = "x" * 32
     with serving(tmp_path, site.environment) as server:
         assert unavailable(server.ask(sent(site)))
@@ -167,6 +182,7 @@ def test_started_before_the_migrations(keyring: Keyring, tmp_path: Path) -> None
 
 # --- running
 
+
 def test_a_new_key_is_read_by_running_receivers(site: Site, tmp_path: Path) -> None:
     """`keys new mac`, then a change of the destination: a row under the new key is proved, and the feed goes on."""
     with serving(site.directory, site.environment) as server:
@@ -181,25 +197,26 @@ def test_a_new_key_is_read_by_running_receivers(site: Site, tmp_path: Path) -> N
 def test_a_new_key_that_was_not_copied_here(site: Site, tmp_path: Path) -> None:
     """A host that lacks the key of a row answers 503, never 401, says which key it is, and is well with its file."""
     (tmp_path / "keyring.json").rename(tmp_path / "elsewhere.json")
-    keyring.load(tmp_path / "elsewhere.json").save(tmp_path / "keyring.json")
+    keyring.load_keyring(tmp_path / "elsewhere.json").save(tmp_path / "keyring.json")
     with serving(site.directory, site.environment) as server:
         assert server.ask(sent(site)).status == 200
         new = changed(site, tmp_path / "elsewhere.json", tmp_path / "elsewhere.json")
         until(lambda: server.lines("registry.in_doubt"))
         assert new in server.lines("registry.in_doubt")[0]["error"]
         assert unavailable(server.ask(sent(site)))
-        keyring.load(tmp_path / "elsewhere.json").save(tmp_path / "keyring.json")
+        keyring.load_keyring(tmp_path / "elsewhere.json").save(tmp_path / "keyring.json")
         until(lambda: server.ask(sent(site)).status == 200)
 
 
 def changed(site: Site, old: Path, place: Path) -> str:
     """What `keys new mac` and then `destination set` do; the id of the new key."""
-    ring = keyring.load(old).with_new("mac", datetime.now(UTC))
+    ring = keyring.load_keyring(old).with_new("mac", datetime.now(UTC))
     ring.save(place)
     with site.engine.begin() as connection:
         record_keys(connection, ring)
-    Registration(site.engine, ring, actor="tester@test").set_destination(
-        "lab", datetime.now(UTC), {"test_messages": "quarantine"})
+    RegistryChanges(site.engine, ring, actor="tester@test").set_destination(
+        "lab", datetime.now(UTC), {"test_messages": "quarantine"}
+    )
     return ring.current("mac").id
 
 
@@ -229,6 +246,7 @@ def test_away_and_back(site: Site) -> None:
 
 
 # --- the admin listener
+
 
 def test_admin(site: Site) -> None:
     """It says what is well and what is not, as JSON, and serves nothing else."""

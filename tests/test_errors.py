@@ -36,12 +36,16 @@ def test_the_docstring_is_the_message() -> None:
     assert str(errors.NotFound("no message 7")) == "no message 7"
 
 
-@pytest.mark.parametrize(("kind", "status"), [
-    (Refusal, 400), (Unverified, 401), (UnknownSource, 403), (BadTransfer, 400), (Unreadable, 400)])
+@pytest.mark.parametrize(
+    ("kind", "status"), [(Refusal, 400), (Unverified, 401), (UnknownSource, 403), (BadTransfer, 400), (Unreadable, 400)]
+)
 def test_refusals(kind: type[Refusal], status: int) -> None:
     """A refusal carries its machine reason and a status, which the place that raises it may set."""
-    assert (kind("some_reason").reason, kind("some_reason").status_hint, str(kind("some_reason"))) \
-        == ("some_reason", status, "some_reason")
+    assert (kind("some_reason").reason, kind("some_reason").status_hint, str(kind("some_reason"))) == (
+        "some_reason",
+        status,
+        "some_reason",
+    )
     assert kind("some_reason", status_hint=413).status_hint == 413
     assert kind("some_reason").status_hint == status
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from receiver.errors import ConfigurationError, UnknownKey
-from receiver.keyring import PURPOSES, Key, Keyring, create, load
+from receiver.keyring import PURPOSES, Key, Keyring, create, load_keyring
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -33,7 +33,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
     """Every key with its id, purpose and time."""
     keyring = create(NOW)
     keyring.save(tmp_path / "new" / "keyring.json")
-    assert load(tmp_path / "new" / "keyring.json").keys == keyring.keys
+    assert load_keyring(tmp_path / "new" / "keyring.json").keys == keyring.keys
     assert {key.purpose for key in keyring.keys} == set(PURPOSES)
 
 
@@ -54,20 +54,20 @@ def test_a_file_that_others_can_open_is_refused(path: Path, mode: int) -> None:
     """The error says which command mends it."""
     path.chmod(mode)
     with pytest.raises(ConfigurationError, match=f"chmod 600 {path}"):
-        load(path)
+        load_keyring(path)
 
 
 def test_a_missing_file_names_what_makes_one(tmp_path: Path) -> None:
     """Nothing is made unasked."""
     with pytest.raises(ConfigurationError, match="keys init"):
-        load(tmp_path / "nowhere.json")
+        load_keyring(tmp_path / "nowhere.json")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_path_that_is_no_file_names_the_setting(tmp_path: Path) -> None:
     """A directory, or what the disk does not give back."""
     with pytest.raises(ConfigurationError, match="RECEIVER_KEYRING"):
-        load(tmp_path)
+        load_keyring(tmp_path)
 
 
 def _entry(**changes: Any) -> dict[str, Any]:
@@ -75,22 +75,32 @@ def _entry(**changes: Any) -> dict[str, Any]:
     return {"id": "mac-1", "purpose": "mac", "created": "2026-01-01T00:00:00+00:00", "key": secret} | changes
 
 
-@pytest.mark.parametrize("damaged", [
-    b"", b"null", b"[]", b"{}", b"\xff\xfe", b'{"version": 1}', b'{"version": 1, "keys": 5}',
-    b'{"version": 1, "keys": ["canary"]}', b'{"version": 1, "keys": [{}]}',
-    json.dumps({"version": 2, "keys": [_entry()]}).encode(),
-    json.dumps({"version": 1, "keys": [_entry(key="canary")]}).encode(),
-    json.dumps({"version": 1, "keys": [_entry(key=base64.b64encode(b"canary" * 5).decode())]}).encode(),
-    json.dumps({"version": 1, "keys": [_entry(created="yesterday")]}).encode(),
-    json.dumps({"version": 1, "keys": [_entry(key=None)]}).encode(),
-    json.dumps({"version": 1, "keys": [_entry(), _entry(purpose="secret")]}).encode(),
-    json.dumps({"version": 1, "keys": [_entry(), _entry(id="mac-2", created="2026-01-01T00:00:00")]}).encode(),
-])
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"{}",
+        b"\xff\xfe",
+        b'{"version": 1}',
+        b'{"version": 1, "keys": 5}',
+        b'{"version": 1, "keys": ["canary"]}',
+        b'{"version": 1, "keys": [{}]}',
+        json.dumps({"version": 2, "keys": [_entry()]}).encode(),
+        json.dumps({"version": 1, "keys": [_entry(key="canary")]}).encode(),
+        json.dumps({"version": 1, "keys": [_entry(key=base64.b64encode(b"canary" * 5).decode())]}).encode(),
+        json.dumps({"version": 1, "keys": [_entry(created="yesterday")]}).encode(),
+        json.dumps({"version": 1, "keys": [_entry(key=None)]}).encode(),
+        json.dumps({"version": 1, "keys": [_entry(), _entry(purpose="secret")]}).encode(),
+        json.dumps({"version": 1, "keys": [_entry(), _entry(id="mac-2", created="2026-01-01T00:00:00")]}).encode(),
+    ],
+)
 def test_a_damaged_file_is_told_without_its_text(path: Path, damaged: bytes) -> None:
     """Half a file, another version, a key too short, two keys of one id: none is half used, and none is quoted."""
     path.write_bytes(damaged)
     with pytest.raises(ConfigurationError, match="is damaged") as caught:
-        load(path)
+        load_keyring(path)
     assert "canary" not in str(caught.value)
     assert caught.value.__suppress_context__
 
@@ -112,9 +122,9 @@ def test_saving_leaves_the_old_file_when_it_fails(path: Path) -> None:
 def test_the_file_is_replaced_not_rewritten(path: Path) -> None:
     """Whoever has it open reads the old one to its end."""
     with path.open("rb") as old:
-        load(path).with_new("mac", NOW).save(path)
+        load_keyring(path).with_new("mac", NOW).save(path)
         assert len(json.load(old)["keys"]) == len(PURPOSES)
-    assert len(load(path).keys) == len(PURPOSES) + 1
+    assert len(load_keyring(path).keys) == len(PURPOSES) + 1
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -159,8 +169,9 @@ def test_ids_and_fingerprints_differ_and_tell_nothing() -> None:
     """Sixteen keyrings: no two keys share an id or a fingerprint, and neither is a part of the key."""
     keys = [key for _ in range(16) for key in create(NOW).keys]
     assert len({key.id for key in keys}) == len({key.fingerprint for key in keys}) == len(keys)
-    assert all(key.fingerprint not in key.secret.hex() and key.id.rpartition("-")[2] not in key.secret.hex()
-               for key in keys)
+    assert all(
+        key.fingerprint not in key.secret.hex() and key.id.rpartition("-")[2] not in key.secret.hex() for key in keys
+    )
 
 
 def test_a_key_is_derived_as_rfc_5869_says() -> None:
@@ -168,8 +179,7 @@ def test_a_key_is_derived_as_rfc_5869_says() -> None:
     key = Key(id="k", purpose="mac", created=NOW, secret=bytes(range(32)))
     extracted = hmac.digest(bytes(32), key.secret, "sha256")
     assert key.derive("row mac") == hmac.digest(extracted, b"redox-receiver row mac\x01", "sha256")
-    assert key.derive("row mac").hex() == (
-        "5c715400d2ec876c17ba874d65d47f6842347a812aca1ccab628b1cfa38aadc1")
+    assert key.derive("row mac").hex() == ("5c715400d2ec876c17ba874d65d47f6842347a812aca1ccab628b1cfa38aadc1")
     assert key.derive("seal") != key.derive("row mac")
 
 
@@ -181,8 +191,8 @@ def test_a_fingerprint_never_changes() -> None:
 
 def test_a_loaded_keyring_reads_the_file_again_for_a_key_that_it_lacks(path: Path) -> None:
     """A key that another process has added is found; what is written keeps its key until the process starts again."""
-    held, old = load(path), load(path)
-    new = load(path).with_new("mac", NOW + timedelta(days=1))
+    held, old = load_keyring(path), load_keyring(path)
+    new = load_keyring(path).with_new("mac", NOW + timedelta(days=1))
     assert not held.refresh()
     new.save(path)
     assert held[new.current("mac").id] == new.current("mac")
@@ -194,7 +204,7 @@ def test_a_loaded_keyring_reads_the_file_again_for_a_key_that_it_lacks(path: Pat
 @pytest.mark.parametrize("damage", ["gone", "half written", "readable by others"])
 def test_a_file_that_cannot_be_read_takes_no_key_away(path: Path, damage: str) -> None:
     """The keys that were loaded stay; the missing one is named, and found when the file is whole again."""
-    held, whole = load(path), load(path).with_new("mac", NOW)
+    held, whole = load_keyring(path), load_keyring(path).with_new("mac", NOW)
     if damage == "gone":
         path.unlink()
     elif damage == "half written":
@@ -212,9 +222,16 @@ def test_a_file_that_cannot_be_read_takes_no_key_away(path: Path, damage: str) -
 
 def test_a_process_that_holds_keys_leaves_no_core_dump(path: Path) -> None:
     """Whichever process it is: what loads the keyring forbids them, for itself and for what it starts."""
-    code = ("import resource, sys; from pathlib import Path; from receiver import keyring; "
-            "keyring.load(Path(sys.argv[1])); print(resource.getrlimit(resource.RLIMIT_CORE)[0])")
+    code = (
+        "import resource, sys; from pathlib import Path; from receiver import keyring; "
+        "keyring.load(Path(sys.argv[1])); print(resource.getrlimit(resource.RLIMIT_CORE)[0])"
+    )
     most = resource.getrlimit(resource.RLIMIT_CORE)[1]
-    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True,
-                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (most, most)))
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (most, most)),
+    )
     assert done.stdout == "0\n"

@@ -25,8 +25,9 @@ log = structlog.get_logger("receiver.test")
 
 def printed(source: str, *, status: int = 0) -> list[dict[str, Any]]:
     """The lines that a process prints which configures its logs and runs `source`."""
-    done = subprocess.run([sys.executable, "-c", PREAMBLE + source], capture_output=True, text=True, check=False,
-                          timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", PREAMBLE + source], capture_output=True, text=True, check=False, timeout=60
+    )
     assert (done.returncode, done.stdout) == (status, ""), done.stderr
     assert done.stderr.isascii()
     return [json.loads(line) for line in done.stderr.splitlines()]
@@ -56,8 +57,10 @@ def test_events_are_fixed_words(event: str) -> None:
 
 def test_values_are_plain() -> None:
     """Values are numbers, short texts and lists of them; of anything else the type is told."""
-    [line] = printed("log.info('a.b', uuid='x' * 1000, status=1.5, error=object(), part={'a': 1}, count=None, "
-                     "lanes=['a', b'c', ('d',)], row=True)")
+    [line] = printed(
+        "log.info('a.b', uuid='x' * 1000, status=1.5, error=object(), part={'a': 1}, count=None, "
+        "lanes=['a', b'c', ('d',)], row=True)"
+    )
     assert (len(line["uuid"]), line["status"], line["error"], line["part"]) == (501, 1.5, "object", "dict")
     assert (line["count"], line["lanes"], line["row"]) == (None, ["a", "bytes", ["d"]], True)
 
@@ -96,8 +99,18 @@ except Exception as exc:
     assert [re.sub(r"\d+", "N", frame) for frame in line["frames"]] == ["receiver.keyring:N:load"]
 
 
-@pytest.mark.parametrize("name", ["sqlalchemy.engine", "alembic.env", "procrastinate.worker", "gunicorn.access",
-                                  "gunicorn.error", "flask.app", "anybody"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sqlalchemy.engine",
+        "alembic.env",
+        "procrastinate.worker",
+        "gunicorn.access",
+        "gunicorn.error",
+        "flask.app",
+        "anybody",
+    ],
+)
 def test_libraries(name: str) -> None:
     """Of a library's line the place is told, and the class of its exception; not its text, which may quote anything."""
     [first, second] = printed(f"""
@@ -126,15 +139,25 @@ place.log.handle(record)
 
 def test_a_line_that_cannot_be_made() -> None:
     """A library's mistake in its own line prints none of what was to go into it."""
-    done = subprocess.run([sys.executable, "-c", PREAMBLE + "logging.getLogger('alembic.runtime.migration')"
-                           ".handle(logging.LogRecord('alembic.runtime.migration', 20, 'migration.py', 1, "
-                           "'CANARY %d', ('CANARY',), None))"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            PREAMBLE + "logging.getLogger('alembic.runtime.migration')"
+            ".handle(logging.LogRecord('alembic.runtime.migration', 20, 'migration.py', 1, "
+            "'CANARY %d', ('CANARY',), None))",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "CANARY" not in done.stderr
 
 
 def test_uncaught() -> None:
     """What nobody catches, in any thread, is a line too: no traceback with the text of an exception."""
-    lines = printed("""
+    lines = printed(
+        """
 def fail():
     raise ValueError("CANARY")
 thread = threading.Thread(target=fail)
@@ -146,9 +169,15 @@ class Odd:
 Odd()
 warnings.warn("CANARY")
 fail()
-""", status=1)
-    assert [line["event"] for line in lines] == ["process.uncaught", "process.uncaught", "library.line",
-                                                 "process.uncaught"]
+""",
+        status=1,
+    )
+    assert [line["event"] for line in lines] == [
+        "process.uncaught",
+        "process.uncaught",
+        "library.line",
+        "process.uncaught",
+    ]
     assert [line.get("error") for line in lines] == ["ValueError", "KeyError", None, "ValueError"]
     assert "CANARY" not in json.dumps(lines)
 
@@ -156,12 +185,17 @@ fail()
 def _calls() -> list[tuple[str, ast.Call]]:
     """Every call of a structlog logger in the package, with where it stands."""
     package = Path(receiver.__file__).parent
-    return [(f"{path.relative_to(package)}:{node.lineno}", node)
-            for path in sorted(package.rglob("*.py")) if "structlog.get_logger" in path.read_text()
-            for node in ast.walk(ast.parse(path.read_bytes()))
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
-            and node.func.attr in ("debug", "info", "warning", "error", "exception", "critical")
-            and isinstance(node.func.value, ast.Name) and node.func.value.id == "log"]
+    return [
+        (f"{path.relative_to(package)}:{node.lineno}", node)
+        for path in sorted(package.rglob("*.py"))
+        if "structlog.get_logger" in path.read_text()
+        for node in ast.walk(ast.parse(path.read_bytes()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("debug", "info", "warning", "error", "exception", "critical")
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id == "log"
+    ]
 
 
 def test_our_own_lines() -> None:
@@ -198,7 +232,9 @@ def test_lines_that_requests_cause_are_bounded() -> None:
 
 def test_the_number_is_told_when_the_minute_is_over() -> None:
     """By the next line, or, should none come, by a timer; then the first are written again."""
-    lines = printed(FLOOD + """
+    lines = printed(
+        FLOOD
+        + """
 import time
 logs.WINDOW = 0.2
 flood(logs.LINES + 5)
@@ -207,7 +243,8 @@ flood(logs.LINES + 6)
 handler._began -= 1
 web.info("a.b")
 flood(1)
-""")
+"""
+    )
     assert [line["more"] for line in lines if "more" in line] == [5, 6]
     assert [line["event"] for line in lines[-3:]] == ["request.unavailable", "a.b", "request.unavailable"]
     assert len(lines) == 2 * (logs.LINES + 1) + 2
@@ -216,13 +253,22 @@ flood(1)
 def test_what_a_handler_says_is_never_cut() -> None:
     """A plugin's author reads every line of theirs; and at level debug every request is told."""
     assert len(printed(FLOOD + "flood(200, log)")) == 200
-    assert len(printed(FLOOD.replace("web =", "logs.configure('debug'); web =") +
-                       "[web.debug('request.served') for _ in range(200)]")) == 200
+    assert (
+        len(
+            printed(
+                FLOOD.replace("web =", "logs.configure('debug'); web =")
+                + "[web.debug('request.served') for _ in range(200)]"
+            )
+        )
+        == 200
+    )
 
 
 def test_a_library_s_lines_are_bounded_by_their_place() -> None:
     """And nothing of an exception is kept until they are told."""
-    lines = printed(FLOOD + """
+    lines = printed(
+        FLOOD
+        + """
 theirs = logging.getLogger("gunicorn.error")
 for _ in range(logs.LINES + 5):
     try:
@@ -231,15 +277,20 @@ for _ in range(logs.LINES + 5):
         theirs.exception("CANARY")
         web.exception("request.failed")
 assert all(each.exc_info is None and "exc_info" not in str(each.msg) for each in handler._last.values())
-""")
+"""
+    )
     assert [(line["event"], line["more"], "error" in line) for line in lines[-2:]] == [
-        ("library.line", 5, False), ("request.failed", 5, False)]
+        ("library.line", 5, False),
+        ("request.failed", 5, False),
+    ]
     assert len(lines) == 2 * (logs.LINES + 1)
 
 
 def test_a_process_that_was_forked_tells_its_own() -> None:
     """The timer of its parent is not there, and is made anew."""
-    lines = printed(FLOOD + """
+    lines = printed(
+        FLOOD
+        + """
 import os
 flood(logs.LINES + 1)
 if (child := os.fork()) == 0:
@@ -248,15 +299,34 @@ if (child := os.fork()) == 0:
     logging.shutdown()
     os._exit(0)
 os.waitpid(child, 0)
-""")
+"""
+    )
     assert sorted(line["more"] for line in lines if "more" in line) == [1, 8]
 
 
-@pytest.mark.parametrize(("value", "shown"), [
-    (7, True), (1.5, True), (True, True), (None, True), ("assigned", True), ("ward-4.b_2", True),
-    ("a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11", True), ("Zoltana", False), ("no bed", False), ("1970-01-01", False),
-    ("zoltana@example.org", False), ("x" * 41, False), ("", False), ("a\n", False), (1 << 70, False), (["a"], False),
-    ({"a": 1}, False), (b"a", False)])
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (7, True),
+        (1.5, True),
+        (True, True),
+        (None, True),
+        ("assigned", True),
+        ("ward-4.b_2", True),
+        ("a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11", True),
+        ("Zoltana", False),
+        ("no bed", False),
+        ("1970-01-01", False),
+        ("zoltana@example.org", False),
+        ("x" * 41, False),
+        ("", False),
+        ("a\n", False),
+        (1 << 70, False),
+        (["a"], False),
+        ({"a": 1}, False),
+        (b"a", False),
+    ],
+)
 def test_what_a_plugin_may_print(value: object, shown: bool) -> None:
     """A plugin's fields are judged by their value: numbers, booleans, None, UUIDs and words, whatever their key."""
     assert logs.printable("anything", value) is shown
@@ -267,8 +337,9 @@ def test_a_patients_lane() -> None:
     """Of a lane that is a patient's, the code derived from their identifier is replaced by a short one, the same for
     the whole process and another in the next; other lanes are printed as they are."""
     code = "0123456789abcdef" * 2
-    source = (f"[log.info('a.b', lane='register/lab/patient:{code}') for _ in 'ab']; "
-              "log.info('a.b', lane='x/lab/source:s')")
+    source = (
+        f"[log.info('a.b', lane='register/lab/patient:{code}') for _ in 'ab']; log.info('a.b', lane='x/lab/source:s')"
+    )
     first, second = printed(source), printed(source)
     assert code[:8] not in json.dumps(first)
     assert re.fullmatch(r"register/lab/patient:~[0-9a-f]{8}", first[0]["lane"])

@@ -18,11 +18,11 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, text
 
+from receiver.database import compatibility, migrations
+from receiver.database.engine import open_engine
 from receiver.errors import ConfigurationError, Conflict
-from receiver.storage import migrations, standing
-from receiver.storage.database import open_engine
 from receiver.storage.schema import metadata
-from tests.postgres import drop_database, new_database
+from tests.support.postgres import drop_database, new_database
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,7 +46,9 @@ def empty(empty_url: str) -> Iterator[Engine]:
 def shape(engine: Engine) -> list[str]:
     """Everything in the database that is not PostgreSQL's: relations, functions, triggers, constraints, schemas."""
     with engine.connect() as connection:
-        return list(connection.execute(text("""
+        return list(
+            connection.execute(
+                text("""
             SELECT concat_ws(' ', 'relation', c.oid::regclass, relkind, pg_get_indexdef(c.oid))
             FROM pg_class c WHERE relnamespace::regnamespace::text !~ '^(pg_|information_schema)'
             UNION ALL
@@ -68,7 +70,9 @@ def shape(engine: Engine) -> list[str]:
             WHERE typnamespace::regnamespace::text !~ '^(pg_|information_schema)'
             UNION ALL
             SELECT concat_ws(' ', 'schema', nspname) FROM pg_namespace WHERE nspname !~ '^(pg_|information_schema)'
-            ORDER BY 1""")).scalars())
+            ORDER BY 1""")
+            ).scalars()
+        )
 
 
 def test_there_is_one_head() -> None:
@@ -108,9 +112,15 @@ def test_every_step_can_be_taken_alone(empty: Engine) -> None:
 def test_the_tables_and_the_steps_agree(engine: Engine) -> None:
     """What the code queries is what the migrations make: columns, types, nulls, defaults, indexes, constraints."""
     with engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={
-            "compare_type": True, "compare_server_default": True, "include_object": migrations.include_object,
-            "target_metadata": metadata})
+        context = MigrationContext.configure(
+            connection,
+            opts={
+                "compare_type": True,
+                "compare_server_default": True,
+                "include_object": migrations.include_object,
+                "target_metadata": metadata,
+            },
+        )
         assert compare_metadata(context, metadata) == []
 
 
@@ -119,8 +129,14 @@ def test_the_comparison_finds_what_differs(engine: Engine) -> None:
     with engine.connect() as connection:
         connection.execute(text("ALTER TABLE messages DROP COLUMN facility"))
         connection.execute(text("ALTER TABLE deliveries ALTER COLUMN attempts SET DEFAULT 1"))
-        context = MigrationContext.configure(connection, opts={
-            "compare_server_default": True, "include_object": migrations.include_object, "target_metadata": metadata})
+        context = MigrationContext.configure(
+            connection,
+            opts={
+                "compare_server_default": True,
+                "include_object": migrations.include_object,
+                "target_metadata": metadata,
+            },
+        )
         assert len(compare_metadata(context, metadata)) == 2
         connection.rollback()
 
@@ -138,7 +154,7 @@ UPGRADE = """
 import sys
 from receiver.errors import ConfigurationError, Conflict
 from receiver.storage import migrations, standing
-from receiver.storage.database import open_engine
+from receiver.database.engine import open_engine
 print("begun", flush=True)
 migrations.upgrade(open_engine(sys.argv[1], pooled=False))
 """
@@ -148,8 +164,10 @@ def test_two_upgrades_at_once_do_it_once(empty: Engine, empty_url: str) -> None:
     """Both processes begin while the lock is held; one migrates, the other waits and finds nothing to do."""
     with empty.connect() as gate:
         gate.execute(text("SELECT pg_advisory_lock(:key)"), {"key": migrations._LOCK})
-        children = [subprocess.Popen([sys.executable, "-c", UPGRADE, empty_url], stdout=subprocess.PIPE, text=True)
-                    for _ in range(2)]
+        children = [
+            subprocess.Popen([sys.executable, "-c", UPGRADE, empty_url], stdout=subprocess.PIPE, text=True)
+            for _ in range(2)
+        ]
         for child in children:
             assert child.stdout is not None
             assert child.stdout.readline() == "begun\n"
@@ -202,40 +220,42 @@ def later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
 
 
 def test_a_later_release_says_which_code_runs_on_its_schema(
-        engine: Engine, later: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine: Engine, later: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One that only expands keeps the older code at work, which leaves it alone; one that contracts does not."""
     today, of_today = migrations.head(), migrations.location
     with engine.connect() as connection:
-        assert standing.standing(connection).state == "level"
+        assert compatibility.schema_compatibility(connection).state == "level"
         assert migrations.oldest_code(connection) is not None
 
     later("op.execute('ALTER TABLE workers ADD COLUMN note text')")
     with engine.connect() as connection:
-        assert standing.standing(connection).state == "behind"
+        assert compatibility.schema_compatibility(connection).state == "behind"
     migrations.upgrade(engine)
     with engine.connect() as connection:
-        assert standing.standing(connection).state == "level"
+        assert compatibility.schema_compatibility(connection).state == "level"
 
     monkeypatch.setattr(migrations, "location", of_today)
     with engine.begin() as connection:
-        found = standing.standing(connection)
-        assert (found.current, found.state, found.fits) == ("later", "ahead", True)
-        assert "install the release" in found.told
+        found = compatibility.schema_compatibility(connection)
+        assert (found.current, found.state, found.compatible) == ("later", "ahead", True)
+        assert "install the release" in found.message
     migrations.upgrade(engine)  # nothing to do
     with engine.begin() as connection:
         migrations.mark(connection, "later")
-        found = standing.standing(connection)
-        assert (found.wanted, found.state, found.fits) == (today, "beyond", False)
-        assert "install the release" in found.told
+        found = compatibility.schema_compatibility(connection)
+        assert (found.wanted, found.state, found.compatible) == (today, "beyond", False)
+        assert "install the release" in found.message
     with pytest.raises(ConfigurationError, match="of a newer release"):
         migrations.upgrade(engine)
     with engine.begin() as connection:
         connection.execute(text("COMMENT ON TABLE alembic_version IS NULL"))
-        assert standing.standing(connection).state == "beyond"
+        assert compatibility.schema_compatibility(connection).state == "beyond"
 
 
 def test_a_step_waits_for_a_lock_and_gets_by(
-        engine: Engine, later: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine: Engine, later: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While somebody holds a table, a step asks for it, lets go, and asks again; those who write get by meanwhile."""
     monkeypatch.setattr(migrations, "LOCK_PATIENCE", 0.2)
     monkeypatch.setattr(migrations, "PAUSE", 0.1)
@@ -256,7 +276,8 @@ def test_a_step_waits_for_a_lock_and_gets_by(
 
 
 def test_a_step_that_gets_no_lock_gives_up(
-        engine: Engine, later: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine: Engine, later: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It says who may hold it; nothing has changed."""
     monkeypatch.setattr(migrations, "LOCK_PATIENCE", 0.1)
     monkeypatch.setattr(migrations, "PAUSE", 0.0)
@@ -279,8 +300,9 @@ def test_an_index_can_be_built_beside_the_feed(engine: Engine, later: Callable[.
         op.create_index("ix_later", "messages", ["kind"], postgresql_concurrently=True, if_not_exists=True)""")
     migrations.upgrade(engine)
     with engine.connect() as connection:
-        assert connection.scalar(text(
-            "SELECT indisvalid FROM pg_index WHERE indexrelid = 'ix_later'::regclass")) is True
+        assert (
+            connection.scalar(text("SELECT indisvalid FROM pg_index WHERE indexrelid = 'ix_later'::regclass")) is True
+        )
         assert migrations.current(connection) == "later"
 
 
@@ -293,9 +315,12 @@ def test_the_installed_procrastinate_is_the_one_that_was_migrated() -> None:
 def test_procrastinate_lives_in_a_schema_of_its_own(engine: Engine) -> None:
     """Nothing of it is among our tables, and nothing of ours among its."""
     with engine.connect() as connection:
-        found = connection.execute(text(
-            "SELECT relnamespace::regnamespace::text, count(*) FROM pg_class "
-            "WHERE relname LIKE 'procrastinate%' AND relkind = 'r' GROUP BY 1")).all()
+        found = connection.execute(
+            text(
+                "SELECT relnamespace::regnamespace::text, count(*) FROM pg_class "
+                "WHERE relname LIKE 'procrastinate%' AND relkind = 'r' GROUP BY 1"
+            )
+        ).all()
     assert [row[0] for row in found] == ["procrastinate"]
     assert not [table for table in metadata.tables if table.startswith("procrastinate")]
 
@@ -306,8 +331,14 @@ def test_the_steps_travel_inside_the_package(tmp_path: Path, empty_url: str) -> 
     shutil.copytree(ROOT / "receiver", tmp_path / "receiver", ignore=ignore)
     shutil.copytree(ROOT / "migrations", tmp_path / "receiver" / "migrations", ignore=ignore)
     code = f"{UPGRADE}\nprint(migrations.location())"
-    done = subprocess.run([sys.executable, "-c", code, empty_url], cwd=tmp_path, check=True, capture_output=True,
-                          text=True, env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"})
+    done = subprocess.run(
+        [sys.executable, "-c", code, empty_url],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"},
+    )
     assert done.stdout == f"begun\n{tmp_path / 'receiver' / 'migrations'}\n"
 
 
@@ -320,12 +351,18 @@ def test_in_the_source_tree_the_steps_lie_beside_the_package() -> None:
 NEWER = re.compile(
     r"\b(MERGE INTO|NULLS NOT DISTINCT|ANY_VALUE|JSON_(TABLE|OBJECT|ARRAY|SCALAR|SERIALIZE|EXISTS|VALUE|QUERY)|"
     r"uuidv[47]|RETURNING (OLD|NEW)\b|WITHOUT OVERLAPS|NOT ENFORCED|regexp_(count|instr|substr|like)|"
-    r"array_(shuffle|sample|reverse|sort)|IS JSON|VIRTUAL)", re.IGNORECASE)
+    r"array_(shuffle|sample|reverse|sort)|IS JSON|VIRTUAL)",
+    re.IGNORECASE,
+)
 
 
 @pytest.mark.parametrize("folder", ["receiver", "migrations"])
 def test_no_statement_needs_more_than_postgresql_14(folder: str) -> None:
     """The oldest that is promised; the tests run on the newest."""
-    newer = {f"{path.relative_to(ROOT)}: {found.group()}" for path in (ROOT / folder).rglob("*")
-             if path.suffix in (".py", ".sql") for found in NEWER.finditer(path.read_text())}
+    newer = {
+        f"{path.relative_to(ROOT)}: {found.group()}"
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".sql")
+        for found in NEWER.finditer(path.read_text())
+    }
     assert newer == set()

@@ -94,8 +94,9 @@ def said(verdict: Verdict) -> str:
 class TestDestination:
     """Which destination, and whether it is open."""
 
-    @pytest.mark.parametrize(("method", "headers", "body"), [
-        ("POST", TOKEN, BODY), ("POST", {}, handshake()), ("GET", TOKEN, b"")])
+    @pytest.mark.parametrize(
+        ("method", "headers", "body"), [("POST", TOKEN, BODY), ("POST", {}, handshake()), ("GET", TOKEN, b"")]
+    )
     def test_unknown_or_disabled(self, method: Any, headers: Headers, body: bytes) -> None:
         """A destination that is not there, or closed, is refused like a wrong token, by its head."""
         closed = registry(destination(token(), enabled=False))
@@ -176,13 +177,18 @@ class TestToken:
             assert isinstance(admitted, Admitted)
             assert admitted.verified.credentials == (credential,)
 
-    @pytest.mark.parametrize(("credential", "reason"), [
-        (token(revoked=True), "token_revoked"), (token(expires_at=NOW), "token_expired")])
+    @pytest.mark.parametrize(
+        ("credential", "reason"), [(token(revoked=True), "token_revoked"), (token(expires_at=NOW), "token_expired")]
+    )
     def test_revoked_or_expired(self, credential: Any, reason: str) -> None:
         """A token that has ended opens neither for a message nor for a handshake in either form."""
         at = destination(credential, token("second", id=2))
-        for request in (inbound(headers=TOKEN), inbound(handshake()), inbound(handshake(given_token=None), TOKEN),
-                        inbound(b"", TOKEN, method="GET", query=f"challenge={UUID}")):
+        for request in (
+            inbound(headers=TOKEN),
+            inbound(handshake()),
+            inbound(handshake(given_token=None), TOKEN),
+            inbound(b"", TOKEN, method="GET", query=f"challenge={UUID}"),
+        ):
             assert said(receive(request, at)) == f"refused 401 {reason}"
 
     def test_beside_a_jwt(self) -> None:
@@ -194,19 +200,34 @@ class TestToken:
 HARMLESS = "refused 400 challenge_malformed"
 # Challenges that are never echoed, also with the right token.
 BAD_CHALLENGES: dict[str, object] = {
-    "HTML": "<script>alert(1)</script>", "CRLF": "a\r\nSet-Cookie: a=b", "long": "a" * 5_000, "an array": [UUID],
-    "an object": {"challenge": UUID}, "null": "\0", "empty": "", "a number": 7, "a space": "a b", "missing": None}
+    "HTML": "<script>alert(1)</script>",
+    "CRLF": "a\r\nSet-Cookie: a=b",
+    "long": "a" * 5_000,
+    "an array": [UUID],
+    "an object": {"challenge": UUID},
+    "null": "\0",
+    "empty": "",
+    "a number": 7,
+    "a space": "a b",
+    "missing": None,
+}
 
 
 class TestHandshake:
     """Bad inputs: the handshake. Good ones too."""
 
-    @pytest.mark.parametrize("request_", [
-        inbound(handshake()), inbound(handshake(), TOKEN), inbound(handshake(given_token=None), TOKEN),
-        inbound(handshake(), {**TOKEN, "authorization": f"Bearer {_FIRST}", "application-name": "RedoxEngine"}),
-        inbound(b"", method="GET", query=f"challenge={UUID}&verification-token={_FIRST}"),
-        inbound(b"", TOKEN, method="GET", query=f"challenge={UUID}"),
-        inbound(b"ignored", TOKEN, method="GET", query=f"challenge={UUID}&verification-token={_FIRST}")])
+    @pytest.mark.parametrize(
+        "request_",
+        [
+            inbound(handshake()),
+            inbound(handshake(), TOKEN),
+            inbound(handshake(given_token=None), TOKEN),
+            inbound(handshake(), {**TOKEN, "authorization": f"Bearer {_FIRST}", "application-name": "RedoxEngine"}),
+            inbound(b"", method="GET", query=f"challenge={UUID}&verification-token={_FIRST}"),
+            inbound(b"", TOKEN, method="GET", query=f"challenge={UUID}"),
+            inbound(b"ignored", TOKEN, method="GET", query=f"challenge={UUID}&verification-token={_FIRST}"),
+        ],
+    )
     @pytest.mark.parametrize("require", [("token",), ("hmac",), ("hmac+token",), ("hmac", "token"), ()])
     def test_right(self, request_: Inbound, require: tuple[str, ...]) -> None:
         """With the right token the challenge is echoed, wherever both stand, and whatever else messages require."""
@@ -218,22 +239,34 @@ class TestHandshake:
         """The same handshake again gets the same answer: it changes nothing that a second one could double."""
         assert receive(inbound(handshake())) == receive(inbound(handshake()))
 
-    @pytest.mark.parametrize(("request_", "reason"), [
-        (inbound(handshake(given_token="x" * 36)), "token_wrong"), (inbound(handshake(given_token="")), "token_wrong"),
-        (inbound(handshake(given_token="tökén")), "token_wrong"),
-        (inbound(handshake(given_token=5)), "credential_missing"),
-        (inbound(handshake(given_token=[_FIRST])), "credential_missing"),
-        (inbound(handshake(given_token=None)), "credential_missing"),
-        (inbound(handshake(), {"verification-token": _SECOND}), "token_wrong"),
-        (inbound(handshake(), {"authorization": f"Bearer {_SECOND}"}), "token_wrong"),
-        (inbound(b"", method="GET"), "credential_missing"),
-        (inbound(b"", method="GET", query=f"challenge={UUID}"), "credential_missing"),
-        (inbound(b"", method="GET", query=f"challenge={UUID}&verification-token=x"), "token_wrong"),
-        (inbound(b"", method="GET", query=f"challenge={UUID}&verification-token="), "token_wrong"),
-        (inbound(b"", {"verification-token": "x"}, method="GET", query=f"challenge={UUID}"), "token_wrong"),
-        (inbound(b"", TOKEN, method="GET", query=f"challenge={UUID}&verification-token=x"), "token_wrong"),
-        (inbound(b"", {"verification-token": "x"}, method="GET", query=f"challenge={UUID}&verification-token={_FIRST}"),
-         "token_wrong")])
+    @pytest.mark.parametrize(
+        ("request_", "reason"),
+        [
+            (inbound(handshake(given_token="x" * 36)), "token_wrong"),
+            (inbound(handshake(given_token="")), "token_wrong"),
+            (inbound(handshake(given_token="tökén")), "token_wrong"),
+            (inbound(handshake(given_token=5)), "credential_missing"),
+            (inbound(handshake(given_token=[_FIRST])), "credential_missing"),
+            (inbound(handshake(given_token=None)), "credential_missing"),
+            (inbound(handshake(), {"verification-token": _SECOND}), "token_wrong"),
+            (inbound(handshake(), {"authorization": f"Bearer {_SECOND}"}), "token_wrong"),
+            (inbound(b"", method="GET"), "credential_missing"),
+            (inbound(b"", method="GET", query=f"challenge={UUID}"), "credential_missing"),
+            (inbound(b"", method="GET", query=f"challenge={UUID}&verification-token=x"), "token_wrong"),
+            (inbound(b"", method="GET", query=f"challenge={UUID}&verification-token="), "token_wrong"),
+            (inbound(b"", {"verification-token": "x"}, method="GET", query=f"challenge={UUID}"), "token_wrong"),
+            (inbound(b"", TOKEN, method="GET", query=f"challenge={UUID}&verification-token=x"), "token_wrong"),
+            (
+                inbound(
+                    b"",
+                    {"verification-token": "x"},
+                    method="GET",
+                    query=f"challenge={UUID}&verification-token={_FIRST}",
+                ),
+                "token_wrong",
+            ),
+        ],
+    )
     def test_wrong(self, request_: Inbound, reason: str) -> None:
         """Without the right token, or beside a wrong one, nothing is echoed: 401."""
         assert said(receive(request_)) == f"refused 401 {reason}"
@@ -252,9 +285,18 @@ class TestHandshake:
         assert said(receive(inbound(handshake(challenge)))) == HARMLESS
         assert said(receive(inbound(handshake(challenge, None)))) == "refused 401 credential_missing"
 
-    @pytest.mark.parametrize("query", [
-        "challenge=%3Cscript%3E", "challenge=a%0d%0ab", "challenge=", "challenge=%ff", "",
-        "challenge=" + "a" * 1_000_000, "&".join(["challenge=a"] * 1_000)])
+    @pytest.mark.parametrize(
+        "query",
+        [
+            "challenge=%3Cscript%3E",
+            "challenge=a%0d%0ab",
+            "challenge=",
+            "challenge=%ff",
+            "",
+            "challenge=" + "a" * 1_000_000,
+            "&".join(["challenge=a"] * 1_000),
+        ],
+    )
     def test_bad_challenges_by_get(self, query: str) -> None:
         """The same in a query string, with the right token in the header."""
         assert said(receive(inbound(b"", TOKEN, method="GET", query=query))) == HARMLESS
@@ -318,9 +360,17 @@ class TestSignature:
         """401 with its reason, never an exception."""
         assert said(receive(inbound(headers=headers), self.at)) == f"refused 401 {reason}"
 
-    @pytest.mark.parametrize("body", [
-        BODY[:-2] + b" }", BODY.replace(b"Arrival", b"Arrivel"), b"", BODY.replace(
-            b'"DataModel":"PatientAdmin","EventType":"Arrival"', b'"EventType":"Arrival","DataModel":"PatientAdmin"')])
+    @pytest.mark.parametrize(
+        "body",
+        [
+            BODY[:-2] + b" }",
+            BODY.replace(b"Arrival", b"Arrivel"),
+            b"",
+            BODY.replace(
+                b'"DataModel":"PatientAdmin","EventType":"Arrival"', b'"EventType":"Arrival","DataModel":"PatientAdmin"'
+            ),
+        ],
+    )
     def test_another_body(self, body: bytes) -> None:
         """One byte changed, the keys reordered, no body at all: 401."""
         assert said(receive(inbound(body, SIGNED), self.at)) == "refused 401 signature_wrong"
@@ -328,8 +378,9 @@ class TestSignature:
     @pytest.mark.parametrize("stamp", ["1767225000", "1767226000", "NaN", "-1", "1" * 30, ""])
     def test_time_stamps(self, stamp: str) -> None:
         """Stale, in the future, no number, far too long: 401."""
-        at = destination(HmacCredential(id=1, secret=SECRETS["first"].encode(), timestamp_header="x-time"),
-                         require=("hmac",))
+        at = destination(
+            HmacCredential(id=1, secret=SECRETS["first"].encode(), timestamp_header="x-time"), require=("hmac",)
+        )
         headers = {"redox-signature": _STAMPED, "x-time": "1767225600"}
         assert said(receive(inbound(headers=headers), at)) == "admitted"
         assert said(receive(inbound(headers={**headers, "x-time": stamp}), at)) == "refused 401 signature_stale"
@@ -423,12 +474,16 @@ READABLE: dict[str, bytes] = {
     "an integer of 5,000 digits": message(b'"x":' + b"1" * 5_000),
     "1e400": message(b'"x":[1e400,-1E999]'),
     "duplicate keys deeper down": message(b'"x":{"a":1,"a":2}'),
-    "NUL in values, keys and ids": BODY.replace(b'"Source"', b'"FacilityCode":"a\\u0000b","Source"').replace(
-        b"Note", b"No\\u0000te").replace(b"\xc3\xa9", b"\\u0000"),
+    "NUL in values, keys and ids": BODY.replace(b'"Source"', b'"FacilityCode":"a\\u0000b","Source"')
+    .replace(b"Note", b"No\\u0000te")
+    .replace(b"\xc3\xa9", b"\\u0000"),
     "an unknown DataModel": BODY.replace(b"PatientAdmin", b"NeverHeardOf"),
     "a URL to a metadata service": message(b'"x":"http://169.254.169.254/latest/meta-data/"'),
-    "injections": message(json.dumps({"x": ["' OR 1=1 --", "{{7*7}}", "${jndi:ldap://x}", "=cmd|' /C calc'!A0",
-                                            "<script>", "\n\x1b[31m\u202e"]}).encode()[1:-1]),
+    "injections": message(
+        json.dumps(
+            {"x": ["' OR 1=1 --", "{{7*7}}", "${jndi:ldap://x}", "=cmd|' /C calc'!A0", "<script>", "\n\x1b[31m\u202e"]}
+        ).encode()[1:-1]
+    ),
     "a year of five digits": BODY.replace(b'"Source"', b'"EventDateTime":"99999-01-01T00:00:00Z","Source"'),
     "the year 0": BODY.replace(b'"Source"', b'"EventDateTime":"0000-01-01T00:00:00Z","Source"'),
     "space all around": b"\r\n\t " + BODY + b" \n",
@@ -467,22 +522,51 @@ class TestBody:
         assert len(kinds) == 10_000
         assert max(map(len, kinds)) < 202
 
-    @pytest.mark.parametrize(("make", "bound"), [
-        (lambda: message(b'"x":"' + b"A" * 40_000_000 + b'"'), 1),
-        (lambda: message(b'"x":{' + b",".join(b'"k%d":%d' % (n, n) for n in range(1_000_000)) + b"}"), 4),
-        (lambda: message(b",".join(b'"k%d":%d' % (n, n) for n in range(200_000))), 4),
-        (lambda: b'{"Meta":{"DataModel":"A","EventType":"B",%b,"Source":{"ID":"%b"}}}' % (
-            b",".join(b'"k%d":%d' % (n, n) for n in range(200_000)), SOURCE.encode()), 4),
-        *((lambda text=text: text.replace(b"~", b"{}" + b",{}" * 1_000_000).replace(b"SOURCE", SOURCE.encode()), 4)
-          for text in (
-            b'{"Meta":{"DataModel":"A","EventType":"B","Source":{"ID":"SOURCE","x":[~]},"Logs":[{"ID":"1","x":[~]},~]}}',
-            b'{"Meta":{"DataModel":"A","EventType":"B","Source":{"ID":"SOURCE"},"Test":false,"FacilityCode":[~]}}',
-            (b'{"resourceType":"Bundle","type":"message","entry":[{"resource":{"resourceType":"MessageHeader",'
-            b'"eventUri":"a/B","source":{"endpoint":"SOURCE"}}},~]}'),
-            (b'{"resourceType":"Bundle","type":"message","entry":[{"x":[~],"resource":{"eventUri":"a/B","x":[~],'
-            b'"resourceType":"MessageHeader","source":{"x":[~],"endpoint":"SOURCE"},"eventCoding":[~]}}]}')))],
-        ids=["one string of 40 MB", "a million keys", "200,000 keys at the top", "200,000 keys in Meta",
-             "lists in Meta", "a list for a name", "entries", "lists in a MessageHeader"])
+    @pytest.mark.parametrize(
+        ("make", "bound"),
+        [
+            (lambda: message(b'"x":"' + b"A" * 40_000_000 + b'"'), 1),
+            (lambda: message(b'"x":{' + b",".join(b'"k%d":%d' % (n, n) for n in range(1_000_000)) + b"}"), 4),
+            (lambda: message(b",".join(b'"k%d":%d' % (n, n) for n in range(200_000))), 4),
+            (
+                lambda: (
+                    b'{"Meta":{"DataModel":"A","EventType":"B",%b,"Source":{"ID":"%b"}}}'
+                    % (b",".join(b'"k%d":%d' % (n, n) for n in range(200_000)), SOURCE.encode())
+                ),
+                4,
+            ),
+            *(
+                (
+                    lambda text=text: text.replace(b"~", b"{}" + b",{}" * 1_000_000).replace(
+                        b"SOURCE", SOURCE.encode()
+                    ),
+                    4,
+                )
+                for text in (
+                    b'{"Meta":{"DataModel":"A","EventType":"B","Source":{"ID":"SOURCE","x":[~]},"Logs":[{"ID":"1","x":[~]},~]}}',
+                    b'{"Meta":{"DataModel":"A","EventType":"B","Source":{"ID":"SOURCE"},"Test":false,"FacilityCode":[~]}}',
+                    (
+                        b'{"resourceType":"Bundle","type":"message","entry":[{"resource":{"resourceType":"MessageHeader",'
+                        b'"eventUri":"a/B","source":{"endpoint":"SOURCE"}}},~]}'
+                    ),
+                    (
+                        b'{"resourceType":"Bundle","type":"message","entry":[{"x":[~],"resource":{"eventUri":"a/B","x":[~],'
+                        b'"resourceType":"MessageHeader","source":{"x":[~],"endpoint":"SOURCE"},"eventCoding":[~]}}]}'
+                    ),
+                )
+            ),
+        ],
+        ids=[
+            "one string of 40 MB",
+            "a million keys",
+            "200,000 keys at the top",
+            "200,000 keys in Meta",
+            "lists in Meta",
+            "a list for a name",
+            "entries",
+            "lists in a MessageHeader",
+        ],
+    )
     def test_memory(self, make: Callable[[], bytes], bound: float) -> None:
         """40 MB in one string, a million keys, and lists of millions are admitted; judging takes a few times the body's
         memory at most."""
@@ -502,8 +586,12 @@ class TestBody:
     def test_in_a_thread_of_a_small_stack(self) -> None:
         """Depth needs no stack: in a thread of 256 KB every body gets the verdict that it gets in the main thread."""
         verdicts: list[str] = []
-        bodies = [nested(100_000), nested(5_000, b'{"a":', b"}"), nested(199),
-                  b'{"challenge":' + b"[" * 4_000 + b"]" * 4_000]
+        bodies = [
+            nested(100_000),
+            nested(5_000, b'{"a":', b"}"),
+            nested(199),
+            b'{"challenge":' + b"[" * 4_000 + b"]" * 4_000,
+        ]
 
         def work() -> None:
             verdicts.extend(said(receive(inbound(body, headers))) for body in bodies for headers in (TOKEN, {}))
@@ -516,17 +604,33 @@ class TestBody:
             stack_size(before)
         thread.join()
         missing = "refused 401 credential_missing"
-        assert verdicts == ["quarantined too_deep", missing, "quarantined too_deep", missing, "admitted", missing,
-                            "quarantined too_deep", missing]
+        assert verdicts == [
+            "quarantined too_deep",
+            missing,
+            "quarantined too_deep",
+            missing,
+            "admitted",
+            missing,
+            "quarantined too_deep",
+            missing,
+        ]
 
 
 class TestSource:
     """After verification: whether the source may in."""
 
-    @pytest.mark.parametrize(("claimed", "normal", "reason"), [
-        (b'{"ID":"11111111-2222-4333-8444-555555555555"}', "11111111-2222-4333-8444-555555555555", "source_unknown"),
-        (b'{"ID":"Ann Example, born 1950"}', "Ann Example, born 1950", "source_unknown"),
-        (b"null", None, "source_missing")])
+    @pytest.mark.parametrize(
+        ("claimed", "normal", "reason"),
+        [
+            (
+                b'{"ID":"11111111-2222-4333-8444-555555555555"}',
+                "11111111-2222-4333-8444-555555555555",
+                "source_unknown",
+            ),
+            (b'{"ID":"Ann Example, born 1950"}', "Ann Example, born 1950", "source_unknown"),
+            (b"null", None, "source_missing"),
+        ],
+    )
     def test_refused(self, claimed: bytes, normal: str | None, reason: str) -> None:
         """403 with the proof and the id that was claimed, raw: whoever keeps it looks at its shape first."""
         body = BODY.replace(b'{"ID":"%b"}' % SOURCE.encode(), claimed)
@@ -539,18 +643,24 @@ class TestSource:
         assert refused.body is body
         assert normal is None or normal not in repr(refused)
 
-    @pytest.mark.parametrize(("policies", "expected"), [
-        ({"sources": {}, "on_unknown_source": "quarantine"}, "quarantined source_unknown"),
-        ({"sources": {}, "sources_policy": "any"}, "admitted"),
-        ({"sources": {SOURCE: False}}, "refused 403 source_disabled")])
+    @pytest.mark.parametrize(
+        ("policies", "expected"),
+        [
+            ({"sources": {}, "on_unknown_source": "quarantine"}, "quarantined source_unknown"),
+            ({"sources": {}, "sources_policy": "any"}, "admitted"),
+            ({"sources": {SOURCE: False}}, "refused 403 source_disabled"),
+        ],
+    )
     def test_policies(self, policies: dict[str, Any], expected: str) -> None:
         """What the destination says about sources is what happens; what is kept back has been read all the same."""
         verdict = receive(inbound(headers=TOKEN), destination(token(), **policies))
         assert said(verdict) == expected
         assert isinstance(verdict, Refused) or verdict.message is not None  # type: ignore[union-attr] # never a Challenged
 
-    @pytest.mark.parametrize(("policy", "expected"), [
-        ("accept", "admitted"), ("quarantine", "quarantined test_message"), ("reject", "refused 403 test_rejected")])
+    @pytest.mark.parametrize(
+        ("policy", "expected"),
+        [("accept", "admitted"), ("quarantine", "quarantined test_message"), ("reject", "refused 403 test_rejected")],
+    )
     def test_tests(self, policy: str, expected: str) -> None:
         """Messages that are tests go as the destination says."""
         body = BODY.replace(b'"Source"', b'"Test":true,"Source"')
@@ -597,15 +707,21 @@ class TestQuery:
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.sampled_from(["Meta", "challenge"]), inner),
-    max_leaves=8)
+    max_leaves=8,
+)
 _META = st.dictionaries(
-    st.sampled_from(["DataModel", "EventType", "EventDateTime", "Test", "Source", "Logs", "Message", "Transmission",
-                     "FacilityCode"]), _JSON | st.just("New"))
-_HEADER = st.dictionaries(st.sampled_from(["resourceType", "eventUri", "eventCoding", "source", "code"]),
-                          _JSON | st.just("MessageHeader"))
+    st.sampled_from(
+        ["DataModel", "EventType", "EventDateTime", "Test", "Source", "Logs", "Message", "Transmission", "FacilityCode"]
+    ),
+    _JSON | st.just("New"),
+)
+_HEADER = st.dictionaries(
+    st.sampled_from(["resourceType", "eventUri", "eventCoding", "source", "code"]), _JSON | st.just("MessageHeader")
+)
 _SHAPED = st.one_of(
     st.builds(lambda meta, beside: {"Meta": meta, **beside}, _META, st.dictionaries(st.text(), _JSON)),
-    _HEADER.map(lambda header: {"resourceType": "Bundle", "type": "message", "entry": [{"resource": header}]}))
+    _HEADER.map(lambda header: {"resourceType": "Bundle", "type": "message", "entry": [{"resource": header}]}),
+)
 
 
 @st.composite
@@ -614,7 +730,7 @@ def _damaged(draw: st.DrawFn) -> bytes:
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, len(body)))
         piece = draw(st.binary(max_size=2) | st.sampled_from([b'"', b"\\", b"{", b"]", b","]))
-        body[at:at + draw(st.integers(0, 2))] = piece
+        body[at : at + draw(st.integers(0, 2))] = piece
     return bytes(body)
 
 
@@ -622,12 +738,21 @@ _BODIES = st.binary() | st.one_of(_JSON, _SHAPED).map(lambda value: json.dumps(v
 _HEADERS = st.dictionaries(
     st.sampled_from(["verification-token", "authorization", "redox-signature", "x-time", "content-type"])
     | st.text(max_size=9),
-    st.text(max_size=60) | st.sampled_from([_FIRST, _SECOND, f"Bearer {_FIRST}", SIGNATURES["first"], "1767225600"]))
-_DESTINATIONS = st.sampled_from([
-    MAIN, destination(signing(), require=("hmac",)), destination(token(), signing(id=2), require=("hmac+token",)),
-    destination(token(), signing(id=2), require=("hmac", "token"), sources_policy="any"), destination(),
-    destination(HmacCredential(id=1, secret=b"x", timestamp_header="x-time", encoding="base64url"), require=("hmac",)),
-    destination(token(), on_unknown_source="quarantine", test_messages="reject", sources={})])
+    st.text(max_size=60) | st.sampled_from([_FIRST, _SECOND, f"Bearer {_FIRST}", SIGNATURES["first"], "1767225600"]),
+)
+_DESTINATIONS = st.sampled_from(
+    [
+        MAIN,
+        destination(signing(), require=("hmac",)),
+        destination(token(), signing(id=2), require=("hmac+token",)),
+        destination(token(), signing(id=2), require=("hmac", "token"), sources_policy="any"),
+        destination(),
+        destination(
+            HmacCredential(id=1, secret=b"x", timestamp_header="x-time", encoding="base64url"), require=("hmac",)
+        ),
+        destination(token(), on_unknown_source="quarantine", test_messages="reject", sources={}),
+    ]
+)
 
 
 class TestAnything:
@@ -654,8 +779,7 @@ class TestAnything:
 
     @given(_HEADERS, _BODIES, _DESTINATIONS)
     def test_head_and_whole_agree(self, headers: Headers, body: bytes, at: Destination) -> None:
-        """What is admitted has a head that could suffice; where the head alone authenticates, the body changes nothing.
-        """
+        """What is admitted has a head that could suffice; where the head alone authenticates, the body changes nothing."""
         checked = check_head(head(headers), registry(at), NOW)
         if isinstance(checked, HeadAccepted):
             judged = judge(checked, body, NOW)
@@ -663,7 +787,8 @@ class TestAnything:
                 assert checked.whole
             if checked.authenticated:
                 assert not (isinstance(judged, Refused) and judged.status == 401 and judged.verified is None) or (
-                    b"challenge" in body)
+                    b"challenge" in body
+                )
 
 
 class TestNothingLeaks:
@@ -673,24 +798,43 @@ class TestNothingLeaks:
     everywhere = BODY.replace("é".encode(), canary.encode()).replace(b'"Source"', b'"FacilityCode":null,"Source"')
     query = f"challenge={UUID}&verification-token={_FIRST}&more={canary}"
 
-    @pytest.mark.parametrize("request_", [
-        inbound(everywhere, {**TOKEN, "x-more": canary}), inbound(everywhere, {"verification-token": canary}),
-        inbound(everywhere, {"x-more": canary}), inbound(everywhere[:-1], TOKEN),
-        inbound(everywhere.replace(SOURCE.encode(), canary.encode()), TOKEN), inbound(handshake(canary), TOKEN),
-        inbound(handshake(_FIRST, _FIRST)), inbound(handshake(canary, canary)), inbound(handshake("a b", _FIRST)),
-        inbound(everywhere, {**TOKEN, "redox-signature": canary}), inbound(b"", method="GET", query=query)])
+    @pytest.mark.parametrize(
+        "request_",
+        [
+            inbound(everywhere, {**TOKEN, "x-more": canary}),
+            inbound(everywhere, {"verification-token": canary}),
+            inbound(everywhere, {"x-more": canary}),
+            inbound(everywhere[:-1], TOKEN),
+            inbound(everywhere.replace(SOURCE.encode(), canary.encode()), TOKEN),
+            inbound(handshake(canary), TOKEN),
+            inbound(handshake(_FIRST, _FIRST)),
+            inbound(handshake(canary, canary)),
+            inbound(handshake("a b", _FIRST)),
+            inbound(everywhere, {**TOKEN, "redox-signature": canary}),
+            inbound(b"", method="GET", query=query),
+        ],
+    )
     def test_no_repr_shows_them(self, request_: Inbound) -> None:
         """The repr of a request, of its head and of every verdict shows no body, token, header value or query."""
         at = destination(token(), signing(id=2))
         known = registry(at)
-        shown = [repr(each) for each in (request_, request_.head, known, check_head(request_.head, known, NOW),
-                                         receive(request_, at))]
+        shown = [
+            repr(each)
+            for each in (request_, request_.head, known, check_head(request_.head, known, NOW), receive(request_, at))
+        ]
         secrets = [self.canary, *TOKENS.values(), *TOKEN_DIGESTS.values(), TOKEN_KEY.decode(), *SECRETS.values()]
         assert not [secret for secret in secrets for text in shown if secret in text]
 
-    @pytest.mark.parametrize(("body", "headers"), [
-        (everywhere, {}), (everywhere, {"verification-token": "x"}), (handshake(canary, "x"), {}),
-        (handshake(f"{canary}!", _FIRST), {}), (everywhere.replace(SOURCE.encode(), b"unknown"), TOKEN)])
+    @pytest.mark.parametrize(
+        ("body", "headers"),
+        [
+            (everywhere, {}),
+            (everywhere, {"verification-token": "x"}),
+            (handshake(canary, "x"), {}),
+            (handshake(f"{canary}!", _FIRST), {}),
+            (everywhere.replace(SOURCE.encode(), b"unknown"), TOKEN),
+        ],
+    )
     def test_a_refusal_carries_the_body_in_one_place(self, body: bytes, headers: Headers) -> None:
         """Of a refused body nothing is anywhere but in `body`, whose length and digest are all that is to be kept."""
         refused = receive(inbound(body, headers))

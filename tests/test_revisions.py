@@ -10,19 +10,35 @@ import pytest
 from alembic.script import Script, ScriptDirectory
 from sqlalchemy import event
 
-from receiver.storage import migrations
-from receiver.storage.database import open_engine
-from tests.postgres import drop_database, new_database
+from receiver.database import migrations
+from receiver.database.engine import open_engine
+from tests.support.postgres import drop_database, new_database
 
 # What the feed or the workers write to all the time, and what grows for years.
-HOT: Final = frozenset({
-    "messages", "message_keys", "payloads", "payloads_default", "patient_digests", "deliveries", "delivery_attempts",
-    "lanes", "audit_events", "outbound_requests", "credentials", "seen_once", "procrastinate_jobs"})
+HOT: Final = frozenset(
+    {
+        "messages",
+        "message_keys",
+        "payloads",
+        "payloads_default",
+        "patient_digests",
+        "deliveries",
+        "delivery_attempts",
+        "lanes",
+        "audit_events",
+        "outbound_requests",
+        "credentials",
+        "seen_once",
+        "procrastinate_jobs",
+    }
+)
 
 _TABLE: Final = re.compile(
     r"(?:ALTER TABLE (?:IF EXISTS )?(?:ONLY )?|UPDATE (?:ONLY )?|DELETE FROM (?:ONLY )?|INSERT INTO |LOCK (?:TABLE )?|"
     r"TRUNCATE (?:TABLE )?|CLUSTER |REINDEX TABLE |VACUUM FULL |"
-    r"CREATE (?:UNIQUE )?INDEX (?:CONCURRENTLY )?(?:IF NOT EXISTS )?\w+ ON (?:ONLY )?)(?:\w+\.)?(\w+)", re.IGNORECASE)
+    r"CREATE (?:UNIQUE )?INDEX (?:CONCURRENTLY )?(?:IF NOT EXISTS )?\w+ ON (?:ONLY )?)(?:\w+\.)?(\w+)",
+    re.IGNORECASE,
+)
 _MADE: Final = re.compile(r"CREATE TABLE (?:IF NOT EXISTS )?(?:\w+\.)?(\w+)", re.IGNORECASE)
 # On a table that is hot: what holds it locked for as long as it is large.
 _SLOW: Final = (
@@ -39,10 +55,17 @@ _SLOW: Final = (
 )
 # Wherever: what older code may need, or trips over.
 _TAKES_AWAY: Final = (
-    r"^DROP (TABLE|SCHEMA|FUNCTION|VIEW|TYPE|SEQUENCE)", r"DROP COLUMN", r"\bRENAME (TO|COLUMN|CONSTRAINT)\b",
-    r"ALTER (COLUMN )?\w+ (SET DATA )?TYPE ", r"ALTER (COLUMN )?\w+ SET NOT NULL", r"ALTER (COLUMN )?\w+ DROP DEFAULT",
-    r"ADD COLUMN \w+ (?!.*DEFAULT).*NOT NULL", r"ADD (CONSTRAINT \w+ )?(CHECK|UNIQUE|FOREIGN KEY|PRIMARY KEY)",
-    r"^CREATE UNIQUE INDEX", r"^CREATE (OR REPLACE )?TRIGGER")
+    r"^DROP (TABLE|SCHEMA|FUNCTION|VIEW|TYPE|SEQUENCE)",
+    r"DROP COLUMN",
+    r"\bRENAME (TO|COLUMN|CONSTRAINT)\b",
+    r"ALTER (COLUMN )?\w+ (SET DATA )?TYPE ",
+    r"ALTER (COLUMN )?\w+ SET NOT NULL",
+    r"ALTER (COLUMN )?\w+ DROP DEFAULT",
+    r"ADD COLUMN \w+ (?!.*DEFAULT).*NOT NULL",
+    r"ADD (CONSTRAINT \w+ )?(CHECK|UNIQUE|FOREIGN KEY|PRIMARY KEY)",
+    r"^CREATE UNIQUE INDEX",
+    r"^CREATE (OR REPLACE )?TRIGGER",
+)
 
 
 def made_by(statements: Sequence[str]) -> set[str]:
@@ -123,39 +146,45 @@ def test_what_takes_away_shuts_out_the_code_that_needs_it(steps: list[Script], r
         before = step.module.oldest_code
 
 
-@pytest.mark.parametrize("statement", [
-    "CREATE INDEX ix ON messages (kind)",
-    "CREATE UNIQUE INDEX ix ON ONLY deliveries (id)",
-    "ALTER TABLE messages ADD COLUMN token uuid DEFAULT gen_random_uuid() NOT NULL",
-    "ALTER TABLE messages ADD COLUMN length integer GENERATED ALWAYS AS (size * 2) STORED",
-    "ALTER TABLE ONLY messages ADD COLUMN n bigserial",
-    "ALTER TABLE messages ALTER COLUMN size TYPE bigint",
-    "ALTER TABLE deliveries ALTER COLUMN epoch SET NOT NULL",
-    "ALTER TABLE lanes ADD CONSTRAINT c CHECK (epoch > 0)",
-    "ALTER TABLE deliveries ADD FOREIGN KEY (message_id) REFERENCES messages (id)",
-    "ALTER TABLE deliveries ADD CONSTRAINT u UNIQUE (lane)",
-    "ALTER TABLE audit_events SET UNLOGGED",
-    "UPDATE messages SET test = false",
-    "DELETE FROM payloads_default",
-    "LOCK TABLE lanes IN SHARE MODE",
-    "VACUUM FULL messages",
-    "CREATE INDEX ix ON procrastinate.procrastinate_jobs (id)",
-])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE INDEX ix ON messages (kind)",
+        "CREATE UNIQUE INDEX ix ON ONLY deliveries (id)",
+        "ALTER TABLE messages ADD COLUMN token uuid DEFAULT gen_random_uuid() NOT NULL",
+        "ALTER TABLE messages ADD COLUMN length integer GENERATED ALWAYS AS (size * 2) STORED",
+        "ALTER TABLE ONLY messages ADD COLUMN n bigserial",
+        "ALTER TABLE messages ALTER COLUMN size TYPE bigint",
+        "ALTER TABLE deliveries ALTER COLUMN epoch SET NOT NULL",
+        "ALTER TABLE lanes ADD CONSTRAINT c CHECK (epoch > 0)",
+        "ALTER TABLE deliveries ADD FOREIGN KEY (message_id) REFERENCES messages (id)",
+        "ALTER TABLE deliveries ADD CONSTRAINT u UNIQUE (lane)",
+        "ALTER TABLE audit_events SET UNLOGGED",
+        "UPDATE messages SET test = false",
+        "DELETE FROM payloads_default",
+        "LOCK TABLE lanes IN SHARE MODE",
+        "VACUUM FULL messages",
+        "CREATE INDEX ix ON procrastinate.procrastinate_jobs (id)",
+    ],
+)
 def test_what_holds_up_the_feed_is_found(statement: str) -> None:
     """Each of these keeps everybody waiting for as long as the table is large."""
     assert slow([statement])
 
 
-@pytest.mark.parametrize("statement", [
-    "CREATE INDEX CONCURRENTLY IF NOT EXISTS ix ON messages (kind)",
-    "CREATE INDEX ix ON api_keys (name)",
-    "ALTER TABLE messages ADD COLUMN note text",
-    "ALTER TABLE messages ADD COLUMN seen timestamptz DEFAULT now() NOT NULL",
-    "ALTER TABLE messages ADD COLUMN n integer DEFAULT 0 NOT NULL",
-    "ALTER TABLE lanes ADD CONSTRAINT c CHECK (epoch > 0) NOT VALID",
-    "ALTER TABLE lanes VALIDATE CONSTRAINT c",
-    "ALTER TABLE lanes SET (fillfactor = 50)",
-])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE INDEX CONCURRENTLY IF NOT EXISTS ix ON messages (kind)",
+        "CREATE INDEX ix ON api_keys (name)",
+        "ALTER TABLE messages ADD COLUMN note text",
+        "ALTER TABLE messages ADD COLUMN seen timestamptz DEFAULT now() NOT NULL",
+        "ALTER TABLE messages ADD COLUMN n integer DEFAULT 0 NOT NULL",
+        "ALTER TABLE lanes ADD CONSTRAINT c CHECK (epoch > 0) NOT VALID",
+        "ALTER TABLE lanes VALIDATE CONSTRAINT c",
+        "ALTER TABLE lanes SET (fillfactor = 50)",
+    ],
+)
 def test_what_does_not_is_let_by(statement: str) -> None:
     """Were these refused, nothing could ever be changed."""
     assert slow([statement]) == []
@@ -167,10 +196,18 @@ def test_what_is_new_may_be_made_as_one_likes() -> None:
     assert takes_away(["CREATE TABLE lanes (id bigint)", "CREATE UNIQUE INDEX ix ON lanes (id)"]) == []
 
 
-@pytest.mark.parametrize("statement", [
-    "DROP TABLE workers", "ALTER TABLE messages DROP COLUMN facility", "ALTER TABLE messages RENAME COLUMN a TO b",
-    "ALTER TABLE workers ADD COLUMN x text NOT NULL", "ALTER TABLE workers ALTER COLUMN host TYPE bigint",
-    "CREATE UNIQUE INDEX u ON workers (host)", "ALTER TABLE workers ADD CONSTRAINT c CHECK (pid > 1)"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DROP TABLE workers",
+        "ALTER TABLE messages DROP COLUMN facility",
+        "ALTER TABLE messages RENAME COLUMN a TO b",
+        "ALTER TABLE workers ADD COLUMN x text NOT NULL",
+        "ALTER TABLE workers ALTER COLUMN host TYPE bigint",
+        "CREATE UNIQUE INDEX u ON workers (host)",
+        "ALTER TABLE workers ADD CONSTRAINT c CHECK (pid > 1)",
+    ],
+)
 def test_what_takes_away_is_found(statement: str) -> None:
     """Code that was written before it fails on each of these."""
     assert takes_away([statement])

@@ -15,8 +15,11 @@ oldest_code = "0001"
 # pages that the visibility map names. By default a vacuum waits for a fifth of all rows, and meanwhile every look at
 # what is pending steps over the entries of what is done.
 _TABLES = ("messages", "deliveries", "outbound_requests")
-_SETTINGS = {"autovacuum_vacuum_scale_factor": "0.01", "autovacuum_vacuum_threshold": "200",
-             "autovacuum_analyze_scale_factor": "0.02"}
+_SETTINGS = {
+    "autovacuum_vacuum_scale_factor": "0.01",
+    "autovacuum_vacuum_threshold": "200",
+    "autovacuum_analyze_scale_factor": "0.02",
+}
 
 
 def upgrade() -> None:

@@ -25,12 +25,14 @@ def upgrade() -> None:
         sa.Column("seen_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("stopped_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint("role IN ('receiver', 'admin')", name=op.f("ck_listeners_role")),
-        sa.PrimaryKeyConstraint("name", name=op.f("pk_listeners")))
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_listeners")),
+    )
     op.create_table(
         "feed_activity",
         sa.Column("destination_id", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("slot", sa.DateTime(timezone=True), nullable=False),
-        sa.PrimaryKeyConstraint("destination_id", "slot", name=op.f("pk_feed_activity")))
+        sa.PrimaryKeyConstraint("destination_id", "slot", name=op.f("pk_feed_activity")),
+    )
     op.add_column("destinations", sa.Column("expect_every", sa.Integer(), nullable=True))
 
 

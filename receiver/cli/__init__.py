@@ -22,28 +22,28 @@ from receiver.errors import ReceiverError
 # Command → (module in this package, what the list of commands says of it). The module holds it under the command's
 # name, with _ for -.
 COMMANDS: Final = {
-    "up": ("up", "Run everything on one machine."),
-    "status": ("status", "Tell whether the feeds flow, and what mends them."),
-    "check": ("check", "Check settings, database, keys, plugins: a line each."),
-    "destination": ("destinations", "The URLs that Redox posts to."),
-    "credential": ("credentials", "What proves that a request is Redox's."),
-    "source": ("sources", "The sources whose messages are let in."),
-    "registry": ("registry", "Destinations and all that belongs to them, as a file."),
-    "handlers": ("handlers", "The plugins that messages are handed to."),
-    "messages": ("messages", "What came in: list, show, replay, release, discard."),
-    "deliveries": ("deliveries", "What became of it: list, show, retry, skip."),
-    "lanes": ("lanes", "The sequences that deliveries run in."),
-    "signing-key": ("signing_key", "The keys that we sign with when we speak to Redox."),
-    "outbound": ("outbound", "Speak to Redox: API keys, tokens, single calls."),
-    "outbox": ("outbox", "What is on its way to Redox."),
-    "audit": ("audit", "What happened, and whether its rows were changed."),
-    "reconcile": ("reconcile", "Compare what Redox says it has sent with what is recorded."),
-    "keys": ("keys", "The keyring."),
-    "db": ("db", "The database: migrate, check, back up, restore."),
-    "serve": ("serve", "Run the receiver alone."),
-    "admin": ("serve", "Run the admin listener alone."),
-    "worker": ("serve", "Run a delivery worker alone."),
-    "simulate": ("simulate", "Play Redox against a running receiver."),
+    "up": ("up.command", "Run everything on one machine."),
+    "status": ("commands.status", "Tell whether the feeds flow, and what mends them."),
+    "check": ("commands.check", "Check settings, database, keys, plugins: a line each."),
+    "destination": ("commands.destination", "The URLs that Redox posts to."),
+    "credential": ("commands.credential", "What proves that a request is Redox's."),
+    "source": ("commands.source", "The sources whose messages are let in."),
+    "registry": ("commands.registry", "Destinations and all that belongs to them, as a file."),
+    "handlers": ("commands.handlers", "The plugins that messages are handed to."),
+    "messages": ("commands.messages", "What came in: list, show, replay, release, discard."),
+    "deliveries": ("commands.deliveries", "What became of it: list, show, retry, skip."),
+    "lanes": ("commands.lanes", "The sequences that deliveries run in."),
+    "signing-key": ("commands.signing_key", "The keys that we sign with when we speak to Redox."),
+    "outbound": ("commands.outbound", "Speak to Redox: API keys, tokens, single calls."),
+    "outbox": ("commands.outbox", "What is on its way to Redox."),
+    "audit": ("commands.audit", "What happened, and whether its rows were changed."),
+    "reconcile": ("commands.reconcile", "Compare what Redox says it has sent with what is recorded."),
+    "keys": ("commands.keys", "The keyring."),
+    "db": ("commands.db", "The database: migrate, check, back up, restore."),
+    "serve": ("commands.serve", "Run the receiver alone."),
+    "admin": ("commands.serve", "Run the admin listener alone."),
+    "worker": ("commands.serve", "Run a delivery worker alone."),
+    "simulate": ("commands.simulate", "Play Redox against a running receiver."),
 }
 
 
@@ -77,8 +77,11 @@ class Commands(click.Group):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Complete command names without importing them."""
-        names = [CompletionItem(name, help=COMMANDS[name][1]) for name in self.list_commands(ctx)
-                 if name.startswith(incomplete)]
+        names = [
+            CompletionItem(name, help=COMMANDS[name][1])
+            for name in self.list_commands(ctx)
+            if name.startswith(incomplete)
+        ]
         return names + click.Command.shell_complete(self, ctx, incomplete)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -91,20 +94,34 @@ class Commands(click.Group):
 
 def _into_environment(variable: str) -> Callable[[click.Context, click.Parameter, Path | None], None]:
     """The environment is the one truth: every process that a command starts reads the same."""
+
     def put(_ctx: click.Context, _parameter: click.Parameter, value: Path | None) -> None:
         if value is not None:
             os.environ[variable] = str(value)
+
     return put
 
 
 def _locations() -> list[click.Option]:
     return [
-        click.Option(["--data-dir"], type=click.Path(file_okay=False, resolve_path=True, path_type=Path), metavar="DIR",
-                     expose_value=False, is_eager=True, callback=_into_environment("RECEIVER_DATA_DIR"),
-                     help="Keyring, .env file and embedded database.  [env: RECEIVER_DATA_DIR]"),
-        click.Option(["--env-file"], type=click.Path(dir_okay=False, resolve_path=True, path_type=Path), metavar="FILE",
-                     expose_value=False, is_eager=True, callback=_into_environment("RECEIVER_ENV_FILE"),
-                     help="The .env file, if it is not in the data directory.  [env: RECEIVER_ENV_FILE]"),
+        click.Option(
+            ["--data-dir"],
+            type=click.Path(file_okay=False, resolve_path=True, path_type=Path),
+            metavar="DIR",
+            expose_value=False,
+            is_eager=True,
+            callback=_into_environment("RECEIVER_DATA_DIR"),
+            help="Keyring, .env file and embedded database.  [env: RECEIVER_DATA_DIR]",
+        ),
+        click.Option(
+            ["--env-file"],
+            type=click.Path(dir_okay=False, resolve_path=True, path_type=Path),
+            metavar="FILE",
+            expose_value=False,
+            is_eager=True,
+            callback=_into_environment("RECEIVER_ENV_FILE"),
+            help="The .env file, if it is not in the data directory.  [env: RECEIVER_ENV_FILE]",
+        ),
     ]
 
 
@@ -118,8 +135,11 @@ def _take_locations(command: click.Command) -> None:
         command.params += [option for option in _locations() if option.name not in names]
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-             params=_locations(), epilog="""\b
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    params=_locations(),
+    epilog="""\b
 Examples:
   redox-receiver up
   redox-receiver destination add lab --environment production
@@ -128,7 +148,8 @@ Examples:
 \b
 Shell completion (bash_source, zsh_source or fish_source):
   eval "$(_REDOX_RECEIVER_COMPLETE=bash_source redox-receiver)"
-""")
+""",
+)
 @click.version_option(__version__, prog_name="redox-receiver")
 def main() -> None:
     """A webhook receiver for Redox destinations: verifies, records, orders and hands over every message.

@@ -1,4 +1,4 @@
-"""The options of `credential add`, kind by kind, and what they say as the settings of receiver.storage.credentials.
+"""The options of `credential add`, kind by kind, and what they say as the settings of receiver.storage.registry.credentials.
 
 May not register anything, nor decide what a setting means: what is wrong here is wrong usage.
 """
@@ -34,25 +34,53 @@ _CLIENT: Final = ("audience", "scope", "lifetime", "parameter", "grant_type")
 
 KINDS: Final[Mapping[str, Kind]] = {
     "token": Kind(says="the verification token", secret=True, shown="verification_token"),
-    "hmac": Kind(says="the webhook signing secret", secret=True,
-                 takes=("header", "hash", "encoding", "prefix", "timestamp_header", "tolerance")),
-    "jwt": Kind(says="a signed token with each request", needs=("issuer", "audience"),
-                takes=(*_KEYS, "subject", "lifetime")),
-    "oauth": Kind(says="an access token of ours, for a client secret", needs=("client_id",), takes=_CLIENT, secret=True,
-                  shown="client_secret"),
-    "smart": Kind(says="an access token of ours, for a signed assertion", needs=("client_id", "token_url"),
-                  takes=(*_CLIENT, *_KEYS, "other_audiences")),
-    "sigv4": Kind(says="AWS Signature Version 4", needs=("access_key", "region", "service"), secret=True,
-                  takes=("host", "session_token_file", "unsigned_payload")),
-    "google": Kind(says="a token that Google signed", needs=("audience",),
-                   takes=(*_KEYS, "issuer", "email", "subject", "lifetime")),
-    "mtls": Kind(says="a client certificate, as the proxy in front reports it", needs=("proxy",), secret=True,
-                 shown="proxy_secret", takes=("secret_header", "subject", "san", "fingerprint")),
+    "hmac": Kind(
+        says="the webhook signing secret",
+        secret=True,
+        takes=("header", "hash", "encoding", "prefix", "timestamp_header", "tolerance"),
+    ),
+    "jwt": Kind(
+        says="a signed token with each request", needs=("issuer", "audience"), takes=(*_KEYS, "subject", "lifetime")
+    ),
+    "oauth": Kind(
+        says="an access token of ours, for a client secret",
+        needs=("client_id",),
+        takes=_CLIENT,
+        secret=True,
+        shown="client_secret",
+    ),
+    "smart": Kind(
+        says="an access token of ours, for a signed assertion",
+        needs=("client_id", "token_url"),
+        takes=(*_CLIENT, *_KEYS, "other_audiences"),
+    ),
+    "sigv4": Kind(
+        says="AWS Signature Version 4",
+        needs=("access_key", "region", "service"),
+        secret=True,
+        takes=("host", "session_token_file", "unsigned_payload"),
+    ),
+    "google": Kind(
+        says="a token that Google signed", needs=("audience",), takes=(*_KEYS, "issuer", "email", "subject", "lifetime")
+    ),
+    "mtls": Kind(
+        says="a client certificate, as the proxy in front reports it",
+        needs=("proxy",),
+        secret=True,
+        shown="proxy_secret",
+        takes=("secret_header", "subject", "san", "fingerprint"),
+    ),
 }
 
 # Options that say the same under a name of their own, or in several parts.
-_RENAMED: Final = {"issuer": "issuers", "algorithm": "algorithms", "scope": "scopes", "parameter": "names",
-                   "token_url": "audiences", "host": "hosts"}
+_RENAMED: Final = {
+    "issuer": "issuers",
+    "algorithm": "algorithms",
+    "scope": "scopes",
+    "parameter": "names",
+    "token_url": "audiences",
+    "host": "hosts",
+}
 _FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -66,8 +94,12 @@ def _option(name: str, says: str, **how: Any) -> Any:
 
 
 kind_options = options(
-    click.option("--kind", type=click.Choice(list(KINDS)), required=True,
-                 help="; ".join(f"{name}: {each.says}" for name, each in KINDS.items()) + "."),
+    click.option(
+        "--kind",
+        type=click.Choice(list(KINDS)),
+        required=True,
+        help="; ".join(f"{name}: {each.says}" for name, each in KINDS.items()) + ".",
+    ),
     _option("header", "the header with the signature.  [default: redox-signature]"),
     _option("hash", "the hash.  [default: sha256]", type=click.Choice(["sha256", "sha384", "sha512"])),
     _option("encoding", "how it is written.  [default: base64]", type=click.Choice(["hex", "base64", "base64url"])),
@@ -79,10 +111,18 @@ kind_options = options(
     _option("subject", "the one it is about (sub), or of the certificate (RFC 4514)."),
     _option("email", "the account's e-mail."),
     _option("keys", "the signer's public keys: a JWKS, or PEM.", type=_FILE, metavar="FILE"),
-    _option("jwks_url", "where they are published (https); fetched again on a timer.  [default of google: Google's]",
-            metavar="URL"),
-    _option("max_stale", "trust the keys of the URL for TIME after the last fetch that succeeded, such as 72h or 7d; "
-            "then requests are answered 503.  [default: 72h]", type=Span(), metavar="TIME"),
+    _option(
+        "jwks_url",
+        "where they are published (https); fetched again on a timer.  [default of google: Google's]",
+        metavar="URL",
+    ),
+    _option(
+        "max_stale",
+        "trust the keys of the URL for TIME after the last fetch that succeeded, such as 72h or 7d; "
+        "then requests are answered 503.  [default: 72h]",
+        type=Span(),
+        metavar="TIME",
+    ),
     _option("algorithm", "what may sign, such as RS384; may be repeated.", multiple=True),
     _option("leeway", "seconds that the signer's clock may be wrong.  [default: 30]", type=click.IntRange(0, 300)),
     _option("lifetime", "seconds that a token may live.  [default: 3600; of ours 300]", type=click.IntRange(1, 86_400)),
@@ -91,13 +131,18 @@ kind_options = options(
     _option("other_audiences", "let an assertion name audiences beyond --token-url.", is_flag=True),
     _option("scope", "a scope that may be asked for; may be repeated.", multiple=True),
     _option("grant_type", "what grant_type says.  [default: client_credentials]"),
-    _option("parameter", "Redox sends the parameter NAME as SENT; may be repeated.", multiple=True,
-            metavar="NAME=SENT"),
+    _option(
+        "parameter", "Redox sends the parameter NAME as SENT; may be repeated.", multiple=True, metavar="NAME=SENT"
+    ),
     _option("access_key", "the access key."),
     _option("region", "the region."),
     _option("service", "the service's name."),
-    _option("host", "a Host header that a request may be signed for; may be repeated.  [default: any]", multiple=True,
-            metavar="HOST[:PORT]"),
+    _option(
+        "host",
+        "a Host header that a request may be signed for; may be repeated.  [default: any]",
+        multiple=True,
+        metavar="HOST[:PORT]",
+    ),
     _option("session_token_file", "the session token is in FILE.", type=_FILE, metavar="FILE"),
     _option("unsigned_payload", "let the body be left out of the signature.", is_flag=True),
     _option("proxy", "who checks certificates.", type=click.Choice(["nginx", "envoy", "aws-alb"])),

@@ -83,10 +83,12 @@ class MessageId(click.ParamType["int | UUID"]):
 
 def options(*given: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
     """Several options as one decorator, in the order in which help lists them."""
+
     def put(command: _Command) -> _Command:
         for option in reversed(given):
             command = option(command)
         return command
+
     return put
 
 
@@ -137,23 +139,33 @@ class Reason(click.ParamType[str]):
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
-limit_option = click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, metavar="N",
-                            help="At most so many rows.")
-since_option = click.option("--since", type=When(), metavar="TIME",
-                            help="Not before: an ISO 8601 time, or 15m, 2h, 3d ago.")
-until_option = click.option("--until", type=When(), metavar="TIME",
-                            help="Not after: an ISO 8601 time, or 15m, 2h, 3d ago.")
-before_option = click.option("--before", type=click.IntRange(1), metavar="ID",
-                             help="Only ids below: the next page of a list.")
+limit_option = click.option(
+    "--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, metavar="N", help="At most so many rows."
+)
+since_option = click.option(
+    "--since", type=When(), metavar="TIME", help="Not before: an ISO 8601 time, or 15m, 2h, 3d ago."
+)
+until_option = click.option(
+    "--until", type=When(), metavar="TIME", help="Not after: an ISO 8601 time, or 15m, 2h, 3d ago."
+)
+before_option = click.option(
+    "--before", type=click.IntRange(1), metavar="ID", help="Only ids below: the next page of a list."
+)
 destination_option = click.option("--destination", metavar="NAME", help="Of this destination.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would happen, and do none of it.")
 
 
-def optional_reason_option(says: str = "Why, in your words", *, required: bool = False,
-                           ) -> Callable[[_Command], _Command]:
+def optional_reason_option(
+    says: str = "Why, in your words", *, required: bool = False
+) -> Callable[[_Command], _Command]:
     """`--reason TEXT` where it is not always asked for."""
-    return click.option("--reason", required=required, type=Reason(), metavar="TEXT",
-                        help=f"{says}: kept in the audit, sealed. Use - to read it from stdin.")
+    return click.option(
+        "--reason",
+        required=required,
+        type=Reason(),
+        metavar="TEXT",
+        help=f"{says}: kept in the audit, sealed. Use - to read it from stdin.",
+    )
 
 
 reason_option = optional_reason_option(required=True)

@@ -29,8 +29,13 @@ _COLUMNS: Final = "receiver.columns"
 
 def columns_option(command: _Command) -> _Command:
     """`--columns NAME,…` for a command that prints one list: `rows` then shows these, in this order."""
-    return click.option("--columns", callback=_choose, expose_value=False, metavar="NAME[,NAME…]",
-                        help="Show these columns, in this order. All that --json shows can be chosen.")(command)
+    return click.option(
+        "--columns",
+        callback=_choose,
+        expose_value=False,
+        metavar="NAME[,NAME…]",
+        help="Show these columns, in this order. All that --json shows can be chosen.",
+    )(command)
 
 
 def _choose(ctx: click.Context, _parameter: click.Parameter, value: str | None) -> None:
@@ -185,15 +190,29 @@ def say(text: str) -> None:
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr while the block runs, where that is a terminal; yields what moves it on by so many."""
-    bar = Progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                   console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    bar = Progress(
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
     task = bar.add_task(what, total=total)
     with bar:
         yield lambda done: bar.advance(task, done)
 
 
-_STYLES: Final = {"dead": "red", "held": "red", "quarantined": "yellow", "paused": "yellow", "refused": "red",
-                  "succeeded": "green", "running": "green"}
+_STYLES: Final = {
+    "dead": "red",
+    "held": "red",
+    "quarantined": "yellow",
+    "paused": "yellow",
+    "refused": "red",
+    "succeeded": "green",
+    "running": "green",
+}
 
 
 def _plain(value: Any) -> Any:

@@ -16,8 +16,9 @@ from sqlalchemy import Connection
 from receiver.cli.registry_file import COLUMNS
 from receiver.cli.session import Session
 from receiver.protocol.registry import SigV4Credential
-from receiver.storage import reading, registry
-from receiver.storage.credentials import DIGESTED, SEALED
+from receiver.storage.operations import queries
+from receiver.storage.registry import loader
+from receiver.storage.registry.credentials import DIGESTED, SEALED
 
 _HEAD: Final = """\
 # What is registered, for `redox-receiver registry apply`. Put each secret into the file that is named for it, in the
@@ -27,8 +28,8 @@ _HEAD: Final = """\
 
 def exported(session: Session, connection: Connection, names: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """Destination → its table: columns, live credentials, enabled sources and handlers. Raises NotFound."""
-    chosen = [reading.destination_named(connection, name) for name in names] or reading.destinations(connection)
-    known = registry.load(connection, session.keyring).destinations
+    chosen = [queries.destination_named(connection, name) for name in names] or queries.destinations(connection)
+    known = loader.load_registry(connection, session.keyring).destinations
     found = {}
     for each in chosen:
         name = each["name"]
@@ -37,12 +38,17 @@ def exported(session: Session, connection: Connection, names: Sequence[str] = ()
         counted: Counter[str] = Counter()
         found[name]["credentials"] = [
             _credential(row, name, counted, credentials.get(row["id"]))
-            for row in reading.credentials(connection, destination=name) if row["live"] and row["revoked_at"] is None]
+            for row in queries.credentials(connection, destination=name)
+            if row["live"] and row["revoked_at"] is None
+        ]
         found[name]["sources"] = [
             {key: value for key, value in (("id", row["source_id"]), ("name", row["name"])) if value is not None}
-            for row in reading.sources(connection, destination=name) if row["enabled"]]
-        found[name]["handlers"] = [row["handler"] for row in reading.subscriptions(connection, destination=name)
-                                   if row["enabled"]]
+            for row in queries.sources(connection, destination=name)
+            if row["enabled"]
+        ]
+        found[name]["handlers"] = [
+            row["handler"] for row in queries.subscriptions(connection, destination=name) if row["enabled"]
+        ]
     return found
 
 

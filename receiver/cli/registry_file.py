@@ -19,7 +19,6 @@ from sqlalchemy import Connection
 
 from receiver.cli.session import Session
 from receiver.errors import ConfigurationError
-from receiver.handlers import discovery
 from receiver.outbound.jwks import fetch
 from receiver.protocol.reading import normalise_source
 from receiver.protocol.registry import (
@@ -30,9 +29,11 @@ from receiver.protocol.registry import (
     UnknownSourcePolicy,
     default_test_policy,
 )
-from receiver.storage import reading, registry
-from receiver.storage.credentials import Makings
-from receiver.storage.registration import Registration
+from receiver.storage.operations import queries
+from receiver.storage.registry import loader
+from receiver.storage.registry.changes import RegistryChanges
+from receiver.storage.registry.credentials import CredentialFactory
+from receiver.worker import discovery
 
 
 class WantedCredential(msgspec.Struct, kw_only=True, frozen=True):
@@ -97,12 +98,19 @@ class Wanted(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     destinations: dict[str, WantedDestination]
 
 
-COLUMNS: Final = ("environment", "enabled", "require", "sources_policy", "on_unknown_source", "test_messages",
-                   "reply_with")
+COLUMNS: Final = (
+    "environment",
+    "enabled",
+    "require",
+    "sources_policy",
+    "on_unknown_source",
+    "test_messages",
+    "reply_with",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Change:
+class RegistryChange:
     """One step: `+` adds, `~` changes from `was` to `becomes`, `-` disables or revokes."""
 
     sign: Literal["+", "~", "-"]
@@ -122,46 +130,62 @@ def read(path: Path) -> Wanted:
         raise ConfigurationError(f"{path}: {exc}") from exc
 
 
-class Plan:
+class RegistryPlan:
     """Compares a file, whose secrets are read from `folder`, with what is registered now."""
 
     def __init__(self, session: Session, connection: Connection, folder: Path, now: datetime) -> None:
         self._modules = session.settings.handlers
         self._folder = folder
         self._now = now
-        self._known = registry.load(connection, session.keyring).destinations
-        self._makings = Makings(session.keyring)
-        self._credential_rows = registry.credential_rows(connection, session.keyring)
-        self._rows = {each["name"]: each for each in reading.destinations(connection)}
-        self._names = {(each["destination"], each["source_id"]): each["name"] for each in reading.sources(connection)}
-        self._bound = {(each["destination"], each["handler"]): each for each in reading.subscriptions(connection)}
+        self._known = loader.load_registry(connection, session.keyring).destinations
+        self._makings = CredentialFactory(session.keyring)
+        self._credential_rows = loader.credential_rows(connection, session.keyring)
+        self._rows = {each["name"]: each for each in queries.destinations(connection)}
+        self._names = {(each["destination"], each["source_id"]): each["name"] for each in queries.sources(connection)}
+        self._bound = {(each["destination"], each["handler"]): each for each in queries.subscriptions(connection)}
 
-    def changes(self, wanted: Wanted, *, prune: bool) -> list[Change]:
+    def changes(self, wanted: Wanted, *, prune: bool) -> list[RegistryChange]:
         """What is to be done, in this order: what is added before what is taken away. Raises ConfigurationError."""
-        found = [change for name, each in wanted.destinations.items()
-                 for change in self._destination(name, each, prune=prune)]
+        found = [
+            change
+            for name, each in wanted.destinations.items()
+            for change in self._destination(name, each, prune=prune)
+        ]
         if prune:
-            found += [_setting(name, "enabled", True, False) for name, row in self._rows.items()
-                      if row["enabled"] and name not in wanted.destinations]
+            found += [
+                _setting(name, "enabled", True, False)
+                for name, row in self._rows.items()
+                if row["enabled"] and name not in wanted.destinations
+            ]
         return [each for each in found if each.sign != "-"] + [each for each in found if each.sign == "-"]
 
-    def _destination(self, name: str, wanted: WantedDestination, *, prune: bool) -> Iterator[Change]:
+    def _destination(self, name: str, wanted: WantedDestination, *, prune: bool) -> Iterator[RegistryChange]:
         columns, row, known = wanted.columns, self._rows.get(name), self._known.get(name)
         credentials = [self._settled(name, each) for each in wanted.credentials]
         if row is None:
-            first = next((each for each in credentials
-                          if each.wanted.kind == "token" and each.wanted.expires_at is None), None)
+            first = next(
+                (each for each in credentials if each.wanted.kind == "token" and each.wanted.expires_at is None), None
+            )
             if first is None:
-                raise ConfigurationError(f"destination {name}: give it a credential of kind token without expires_at, "
-                                         "which the dashboard's verification needs")
+                raise ConfigurationError(
+                    f"destination {name}: give it a credential of kind token without expires_at, "
+                    "which the dashboard's verification needs"
+                )
             credentials.remove(first)
             values = {column: value for column, value in columns.items() if column != "enabled"}
-            yield Change(sign="+", what="destination", destination=name, name=name, becomes=values,
-                         carry_out=partial(Registration.add_destination, name=name, token=_text(first), **values))
+            yield RegistryChange(
+                sign="+",
+                what="destination",
+                destination=name,
+                name=name,
+                becomes=values,
+                carry_out=partial(RegistryChanges.add_destination, name=name, token=_text(first), **values),
+            )
             row = values | {"enabled": True}
         elif known is None:
-            raise ConfigurationError(f"destination {name}: its row was changed by something else: run "
-                                     "`redox-receiver audit verify`")
+            raise ConfigurationError(
+                f"destination {name}: its row was changed by something else: run `redox-receiver audit verify`"
+            )
         for column, value in columns.items():
             if row[column] != value:
                 yield _setting(name, column, row[column], value)
@@ -169,14 +193,19 @@ class Plan:
         yield from self._sources(name, wanted.sources, known, prune)
         yield from self._handlers(name, wanted.handlers, prune)
 
-    def _credentials(self, destination: str, wanted: Sequence[Settled], known: Destination | None,
-                     prune: bool) -> Iterator[Change]:
-        alive = [] if known is None else [row for row in self._credential_rows
-                                          if row["destination_id"] == known.id and self._live(row)]
+    def _credentials(
+        self, destination: str, wanted: Sequence[Settled], known: Destination | None, prune: bool
+    ) -> Iterator[RegistryChange]:
+        alive = (
+            []
+            if known is None
+            else [row for row in self._credential_rows if row["destination_id"] == known.id and self._live(row)]
+        )
         kept: set[int] = set()
         for each in wanted:
-            same = next((row for row in alive if self._makings.same(
-                row, each.wanted.kind, each.settings, each.secret)), None)
+            same = next(
+                (row for row in alive if self._makings.same(row, each.wanted.kind, each.settings, each.secret)), None
+            )
             kept |= set() if same is None else {same["id"]}
             if same is None or same["expires_at"] != each.wanted.ends:
                 yield _adding_credential(destination, each)
@@ -196,42 +225,65 @@ class Plan:
             if wanted.keys_file is not None:
                 settings["keys"] = self._read(wanted.keys_file).decode("utf-8", "replace")
             secret = None if wanted.file is None else _line(self._read(wanted.file))
-            settled = self._makings.settle(wanted.kind, settings, secret)
+            settled = self._makings.resolve(wanted.kind, settings, secret)
             if secret is not None and wanted.session_token_file is not None:
                 secret += b"\n" + _line(self._read(wanted.session_token_file))
         except (ConfigurationError, msgspec.ValidationError) as exc:
             raise ConfigurationError(f"destination {destination}, credentials: {exc}") from exc
         return Settled(wanted=wanted, settings=settled, secret=secret)
 
-    def _sources(self, destination: str, wanted: Sequence[WantedSource], known: Destination | None,
-                 prune: bool) -> Iterator[Change]:
+    def _sources(
+        self, destination: str, wanted: Sequence[WantedSource], known: Destination | None, prune: bool
+    ) -> Iterator[RegistryChange]:
         there = {} if known is None else known.sources
         ids = {None if each.id is None else normalise_source(each.id): each for each in wanted}
         for source_id, each in ids.items():
             name = self._names.get((destination, source_id))
             if not there.get(source_id) or (each.name is not None and each.name != name):
-                yield Change(sign="~" if source_id in there else "+", what="source", destination=destination,
-                             name=source_id or "(none)", was=name, becomes=each.name, carry_out=partial(
-                                 Registration.add_source, destination=destination, source_id=source_id, name=each.name))
+                yield RegistryChange(
+                    sign="~" if source_id in there else "+",
+                    what="source",
+                    destination=destination,
+                    name=source_id or "(none)",
+                    was=name,
+                    becomes=each.name,
+                    carry_out=partial(
+                        RegistryChanges.add_source, destination=destination, source_id=source_id, name=each.name
+                    ),
+                )
         if prune:
             for source_id in [source_id for source_id, enabled in there.items() if enabled and source_id not in ids]:
-                yield Change(sign="-", what="source", destination=destination, name=source_id or "(none)",
-                             carry_out=partial(Registration.disable_source, destination=destination,
-                                               source_id=source_id))
+                yield RegistryChange(
+                    sign="-",
+                    what="source",
+                    destination=destination,
+                    name=source_id or "(none)",
+                    carry_out=partial(RegistryChanges.disable_source, destination=destination, source_id=source_id),
+                )
 
-    def _handlers(self, destination: str, wanted: Sequence[str], prune: bool) -> Iterator[Change]:
+    def _handlers(self, destination: str, wanted: Sequence[str], prune: bool) -> Iterator[RegistryChange]:
         for name in wanted:
-            spec = discovery.load_one(name, self._modules).spec
+            spec = discovery.load_handler(name, self._modules).spec
             row = self._bound.get((destination, name))
             if row is None or not row["enabled"] or not _declared(row, spec.columns()):
-                yield Change(sign="+" if row is None else "~", what="handler", destination=destination, name=name,
-                             becomes=list(spec.patterns), carry_out=partial(
-                                 Registration.enable_handler, destination=destination, spec=spec))
+                yield RegistryChange(
+                    sign="+" if row is None else "~",
+                    what="handler",
+                    destination=destination,
+                    name=name,
+                    becomes=list(spec.patterns),
+                    carry_out=partial(RegistryChanges.enable_handler, destination=destination, spec=spec),
+                )
         if prune:
             for (owner, name), row in self._bound.items():
                 if owner == destination and row["enabled"] and name not in wanted:
-                    yield Change(sign="-", what="handler", destination=destination, name=name,
-                                 carry_out=partial(Registration.disable_handler, destination=destination, handler=name))
+                    yield RegistryChange(
+                        sign="-",
+                        what="handler",
+                        destination=destination,
+                        name=name,
+                        carry_out=partial(RegistryChanges.disable_handler, destination=destination, handler=name),
+                    )
 
     def _read(self, file: str) -> bytes:
         path = self._folder / file
@@ -247,36 +299,54 @@ def _line(text: bytes) -> bytes:
 
 def _declared(row: Mapping[str, Any], columns: Mapping[str, Any]) -> bool:
     """Whether a subscription stands as the handler is declared now; the database keeps time-outs as 32 bits."""
-    return all(math.isclose(row[name], value, rel_tol=1e-6) if isinstance(value, float) else row[name] == value
-               for name, value in columns.items())
+    return all(
+        math.isclose(row[name], value, rel_tol=1e-6) if isinstance(value, float) else row[name] == value
+        for name, value in columns.items()
+    )
 
 
-def _setting(destination: str, column: str, was: Any, becomes: Any) -> Change:
-    return Change(sign="-" if column == "enabled" and not becomes else "~", what="destination", destination=destination,
-                  name=column, was=was, becomes=becomes,
-                  carry_out=partial(Registration.set_destination, name=destination, values={column: becomes}))
+def _setting(destination: str, column: str, was: Any, becomes: Any) -> RegistryChange:
+    return RegistryChange(
+        sign="-" if column == "enabled" and not becomes else "~",
+        what="destination",
+        destination=destination,
+        name=column,
+        was=was,
+        becomes=becomes,
+        carry_out=partial(RegistryChanges.set_destination, name=destination, values={column: becomes}),
+    )
 
 
-def _adding_credential(destination: str, settled: Settled) -> Change:
+def _adding_credential(destination: str, settled: Settled) -> RegistryChange:
     wanted = settled.wanted
     add: Callable[..., object] = partial(_add, kind=wanted.kind, settings=settled.settings, secret=settled.secret)
     if wanted.kind == "token":
-        add = partial(Registration.add_token, token=_text(settled))
+        add = partial(RegistryChanges.add_token, token=_text(settled))
     shown = {name: value for name, value in settled.settings.items() if name != "keys"}
-    return Change(sign="+", what="credential", destination=destination, name=wanted.label or wanted.kind,
-                  becomes={"kind": wanted.kind, "expires_at": wanted.ends, **shown},
-                  carry_out=partial(add, destination=destination, label=wanted.label, expires_at=wanted.ends))
+    return RegistryChange(
+        sign="+",
+        what="credential",
+        destination=destination,
+        name=wanted.label or wanted.kind,
+        becomes={"kind": wanted.kind, "expires_at": wanted.ends, **shown},
+        carry_out=partial(add, destination=destination, label=wanted.label, expires_at=wanted.ends),
+    )
 
 
-def _add(registration: Registration, *, settings: Mapping[str, Any], **how: Any) -> None:
+def _add(registration: RegistryChanges, *, settings: Mapping[str, Any], **how: Any) -> None:
     """Register it, with what its URL of keys holds now."""
     fetched = fetch(settings["jwks_url"]) if "jwks_url" in settings else None
     registration.add_credential(settings=settings, fetched=fetched, **how)
 
 
-def _revoking(destination: str, credential_id: int) -> Change:
-    return Change(sign="-", what="credential", destination=destination, name=str(credential_id),
-                  carry_out=partial(Registration.revoke_credential, credential_id=credential_id))
+def _revoking(destination: str, credential_id: int) -> RegistryChange:
+    return RegistryChange(
+        sign="-",
+        what="credential",
+        destination=destination,
+        name=str(credential_id),
+        carry_out=partial(RegistryChanges.revoke_credential, credential_id=credential_id),
+    )
 
 
 def _text(token: Settled) -> str:

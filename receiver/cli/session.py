@@ -20,13 +20,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from receiver import keyring as keyrings
 from receiver import settings as table
+from receiver.database import compatibility, connection_errors
+from receiver.database.embedded.cluster import Cluster
+from receiver.database.engine import connection_code, describe, open_engine
 from receiver.errors import ConfigurationError, DatabaseUnavailable
 from receiver.keyring import Keyring
 from receiver.settings import Settings
-from receiver.storage import connecting, standing
-from receiver.storage.database import connection_code, describe, open_engine
-from receiver.storage.embedded import Cluster
-from receiver.storage.registration import Registration, check_keys
+from receiver.storage.registry.changes import RegistryChanges, check_keys
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,9 +39,9 @@ class Session:
     actor: str
 
     @property
-    def registration(self) -> Registration:
+    def registration(self) -> RegistryChanges:
         """The verbs that change the registry, in the name of whoever runs the command."""
-        return Registration(self.engine, self.keyring, actor=self.actor)
+        return RegistryChanges(self.engine, self.keyring, actor=self.actor)
 
 
 @contextmanager
@@ -50,9 +50,9 @@ def opened() -> Iterator[Session]:
 
     Raises ConfigurationError (settings, keyring, schema, keys: each with what fixes it), DatabaseUnavailable.
     """
-    settings = table.load()
+    settings = table.load_settings()
     check_made(settings)
-    keyring = keyrings.load(settings.keyring_path)
+    keyring = keyrings.load_keyring(settings.keyring_path)
     with database(settings) as engine:
         check_schema(engine)
         with engine.connect() as connection:
@@ -63,8 +63,10 @@ def opened() -> Iterator[Session]:
 def check_made(settings: Settings) -> None:
     """Raise ConfigurationError when the embedded PostgreSQL is meant, and was never made in the data directory."""
     if settings.database_url is None and not _cluster(settings).exists():
-        raise ConfigurationError(f"there is no database in {settings.data_dir}: check --data-dir (RECEIVER_DATA_DIR), "
-                                 "or run `redox-receiver up`, which makes one there")
+        raise ConfigurationError(
+            f"there is no database in {settings.data_dir}: check --data-dir (RECEIVER_DATA_DIR), "
+            "or run `redox-receiver up`, which makes one there"
+        )
 
 
 def _cluster(settings: Settings) -> Cluster:
@@ -98,7 +100,7 @@ def _unavailable(exc: SQLAlchemyError, url: URL, settings: Settings) -> Database
     code = connection_code(exc)
     if code is None:
         return DatabaseUnavailable(f"PostgreSQL refuses a statement ({describe(exc)})", "its log says more")
-    problem, fix = connecting.explain(code, url)
+    problem, fix = connection_errors.explain(code, url)
     if settings.database_url is None:
         fix = f"see {_cluster(settings).log_path}"
     return DatabaseUnavailable(problem, fix)
@@ -116,9 +118,9 @@ def _address(settings: Settings) -> Iterator[str]:
 def check_schema(engine: Engine) -> None:
     """Raise ConfigurationError when the schema is none that this code runs on."""
     with engine.connect() as connection:
-        found = standing.standing(connection)
-    if not found.fits:
-        raise ConfigurationError(f"the schema is {found.told}")
+        found = compatibility.schema_compatibility(connection)
+    if not found.compatible:
+        raise ConfigurationError(f"the schema is {found.message}")
 
 
 def actor() -> str:

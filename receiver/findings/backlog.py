@@ -9,7 +9,7 @@ from typing import Any
 from receiver.findings.finding import Finding, command
 from receiver.findings.times import span
 from receiver.findings.view import View
-from receiver.storage import reading
+from receiver.storage.operations import queries
 
 
 def waiting(view: View) -> Iterator[Finding]:
@@ -19,28 +19,41 @@ def waiting(view: View) -> Iterator[Finding]:
         for each in feed["waiting"]:
             if view.now - each["oldest"] <= view.max_age:
                 continue
-            listed = command("deliveries", "list", "--state", "pending", "--handler", each["handler"], "--destination",
-                             name)
-            yield Finding(code="backlog", destination=name, text=f"{name}: {each['pending']:,} deliveries of "
-                          f"{each['handler']} wait, the oldest for {span(view.now - each['oldest'])}.", fix=listed,
-                          details=each)
+            listed = command(
+                "deliveries", "list", "--state", "pending", "--handler", each["handler"], "--destination", name
+            )
+            yield Finding(
+                code="backlog",
+                destination=name,
+                text=f"{name}: {each['pending']:,} deliveries of "
+                f"{each['handler']} wait, the oldest for {span(view.now - each['oldest'])}.",
+                fix=listed,
+                details=each,
+            )
             untried = each["oldest_never_tried"]
             if each["loaded"] and each["handler"] not in paused and untried and view.now - untried > view.max_age:
-                yield Finding(code="deliveries_never_tried", destination=name, text=f"{name}: {each['never_tried']:,} "
-                              f"deliveries of {each['handler']} were never tried, the oldest waits for "
-                              f"{span(view.now - untried)}, though a running worker has loaded it.",
-                              fix=command("lanes", "list", "--handler", each["handler"], "--destination", name),
-                              details=each)
+                yield Finding(
+                    code="deliveries_never_tried",
+                    destination=name,
+                    text=f"{name}: {each['never_tried']:,} "
+                    f"deliveries of {each['handler']} were never tried, the oldest waits for "
+                    f"{span(view.now - untried)}, though a running worker has loaded it.",
+                    fix=command("lanes", "list", "--handler", each["handler"], "--destination", name),
+                    details=each,
+                )
 
 
 def unhandled(view: View) -> Iterator[Finding]:
     """Recent messages at production destinations that matched no handler."""
     by_destination = defaultdict[str, list[dict[str, Any]]](list)
-    for each in reading.recent_unhandled(view.connection):
+    for each in queries.recent_unhandled(view.connection):
         by_destination[each["destination"]].append(each)
     for name, rows in by_destination.items():
         kinds = ", ".join(f"{each['kind']} {each['count']:,}" for each in rows[:3]) + (", …" if rows[3:] else "")
-        yield Finding(code="unhandled", destination=name, text=f"{name}: {sum(each['count'] for each in rows):,} "
-                      f"recent messages matched no handler ({kinds}).", fix=command(
-                          "messages", "list", "--state", "unhandled", "--destination", name),
-                      details={"kinds": {each["kind"]: each["count"] for each in rows}})
+        yield Finding(
+            code="unhandled",
+            destination=name,
+            text=f"{name}: {sum(each['count'] for each in rows):,} recent messages matched no handler ({kinds}).",
+            fix=command("messages", "list", "--state", "unhandled", "--destination", name),
+            details={"kinds": {each["kind"]: each["count"] for each in rows}},
+        )

@@ -9,7 +9,8 @@ from typing import Any, Final
 from receiver.findings.finding import Finding, command
 from receiver.findings.times import at, span
 from receiver.findings.view import View
-from receiver.storage import reading, upkeep
+from receiver.storage.operations import queries
+from receiver.storage.queue import maintenance
 
 # A silence is unusual when it is so many times as long as the longest of the last days, and no shorter than this; a
 # feed of which less is known is not judged.
@@ -29,23 +30,33 @@ _REASONS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "token_wrong": ("the verification token is not one of this destination's: enter a new one in Redox", _NEW_TOKEN),
     "token_expired": ("the verification token has expired: enter a new one in Redox", _NEW_TOKEN),
     "token_revoked": ("the verification token was revoked: enter a new one in Redox", _NEW_TOKEN),
-    "credential_missing": ("no credential was presented: compare what Redox is set to send with what is required",
-                           ("destination", "show", "{0}")),
-    "credential_insufficient": ("the credentials do not suffice: compare them with what the destination requires",
-                                ("destination", "show", "{0}")),
+    "credential_missing": (
+        "no credential was presented: compare what Redox is set to send with what is required",
+        ("destination", "show", "{0}"),
+    ),
+    "credential_insufficient": (
+        "the credentials do not suffice: compare them with what the destination requires",
+        ("destination", "show", "{0}"),
+    ),
     "bearer_differs": ("the request has two different tokens", ("destination", "show", "{0}")),
     "source_unknown": ("the source is not registered", _REFUSED_SOURCES),
     "source_missing": ("the message names no source", _REFUSED_SOURCES),
     "source_disabled": ("the source is disabled", _REFUSED_SOURCES),
-    "test_rejected": ("test messages are rejected here",
-                      ("destination", "set", "{0}", "--test-messages", "quarantine")),
+    "test_rejected": (
+        "test messages are rejected here",
+        ("destination", "set", "{0}", "--test-messages", "quarantine"),
+    ),
     "destination_disabled": ("the destination is disabled", ("destination", "enable", "{0}")),
     "destination_unknown": ("there is no destination of that name", ("destination", "list")),
     "body_too_large": ("the body is larger than RECEIVER_MAX_BODY: raise it and restart", _REFUSED),
-    "quarantine_full": ("the quarantine of this destination is full: release or discard messages",
-                        ("messages", "list", "--state", "quarantined", "--destination", "{0}")),
-    "not_handled_yet": ("a handler with acknowledge=\"after_handling\" has not succeeded",
-                        ("deliveries", "list", "--state", "pending", "--destination", "{0}")),
+    "quarantine_full": (
+        "the quarantine of this destination is full: release or discard messages",
+        ("messages", "list", "--state", "quarantined", "--destination", "{0}"),
+    ),
+    "not_handled_yet": (
+        'a handler with acknowledge="after_handling" has not succeeded',
+        ("deliveries", "list", "--state", "pending", "--destination", "{0}"),
+    ),
 }
 _EXPIRED: Final = ("the credential has expired: add another and set it in Redox", ("credential", "list", "{0}"))
 _CREDENTIAL: Final = ("what was presented does not verify", ("credential", "list", "{0}"))
@@ -56,8 +67,14 @@ _OTHER: Final = ("the audit has each of them", _REFUSED)
 def _explain(reason: str, status: int | None, destination: str) -> tuple[str, str]:
     """What a reason means, and the command that fixes it."""
     meaning, words = _REASONS.get(reason) or (
-        _UNAVAILABLE if status == 503 else _EXPIRED if reason.endswith("_credential_expired") else
-        _CREDENTIAL if status == 401 else _OTHER)
+        _UNAVAILABLE
+        if status == 503
+        else _EXPIRED
+        if reason.endswith("_credential_expired")
+        else _CREDENTIAL
+        if status == 401
+        else _OTHER
+    )
     return meaning, command(*(word.format(destination, reason) for word in words))
 
 
@@ -67,19 +84,29 @@ def refusals(view: View) -> Iterator[Finding]:
     """
     for each in view.feeds:
         name = each["destination"]
-        found = list(_refused(name, reading.recent_refusals(view.connection, name)))
+        found = list(_refused(name, queries.recent_refusals(view.connection, name)))
         if each["probably_paused"] and not found:
             reason = each["last_refusal_reason"]
             meaning, fix = _explain(reason, each["last_refusal_status"], name)
-            yield Finding(code="probably_paused", destination=name, text=f"{name}: Redox was refused ({reason}) and "
-                          f"has probably paused the feed; it tries again by itself. Cause: {meaning}.", fix=fix,
-                          details={"reason": reason, "last_at": each["last_refusal_at"]})
+            yield Finding(
+                code="probably_paused",
+                destination=name,
+                text=f"{name}: Redox was refused ({reason}) and "
+                f"has probably paused the feed; it tries again by itself. Cause: {meaning}.",
+                fix=fix,
+                details={"reason": reason, "last_at": each["last_refusal_at"]},
+            )
         yield from found
         if not (each["probably_paused"] or found) and (
-                refused := reading.refused_sources(view.connection, destination=name, limit=1)):
-            yield Finding(code="sources_refused", destination=name, text=f"{name}: a source that is not registered has "
-                          f"sent messages ({refused[0]['reason']}).", fix=command("source", "list", name, "--refused"),
-                          details={"reason": refused[0]["reason"], "last_at": refused[0]["last_at"]})
+            refused := queries.refused_sources(view.connection, destination=name, limit=1)
+        ):
+            yield Finding(
+                code="sources_refused",
+                destination=name,
+                text=f"{name}: a source that is not registered has sent messages ({refused[0]['reason']}).",
+                fix=command("source", "list", name, "--refused"),
+                details={"reason": refused[0]["reason"], "last_at": refused[0]["last_at"]},
+            )
 
 
 def _refused(name: str, rows: list[dict[str, Any]]) -> Iterator[Finding]:
@@ -88,8 +115,11 @@ def _refused(name: str, rows: list[dict[str, Any]]) -> Iterator[Finding]:
         these = [row for row in rows if row["subject"] == subject]
         if sum(row["since"] for row in these) >= _SEVERAL:
             which = "since"
-        elif these and any(row["mixed"] for row in these) and (
-                sum(row["window"] for row in these) >= max(_SEVERAL, these[0]["accepted_window"] + 1)):
+        elif (
+            these
+            and any(row["mixed"] for row in these)
+            and (sum(row["window"] for row in these) >= max(_SEVERAL, these[0]["accepted_window"] + 1))
+        ):
             which = "window"
         else:
             continue
@@ -98,31 +128,49 @@ def _refused(name: str, rows: list[dict[str, Any]]) -> Iterator[Finding]:
                 meaning, fix = _explain(row["reason"], row["status"], name)
                 first, last, accepted = row[f"{which}_first_at"], row[f"{which}_last_at"], row["last_accepted_at"]
                 yield Finding(
-                    code="requests_refused", destination=name, fix=fix,
+                    code="requests_refused",
+                    destination=name,
+                    fix=fix,
                     text=f"{name}: {row[which]:,} {noun} were refused ({row['reason']}) from {at(first)} to "
-                    f"{at(last)}, " + ("none was accepted in the last day" if accepted is None else
-                                          f"the last accepted was at {at(accepted)}") + f": {meaning}.",
-                    details={"subject": subject, "reason": row["reason"], "status": row["status"], "count": row[which],
-                             "first_at": first, "last_at": last, "last_accepted_at": accepted})
+                    f"{at(last)}, "
+                    + (
+                        "none was accepted in the last day"
+                        if accepted is None
+                        else f"the last accepted was at {at(accepted)}"
+                    )
+                    + f": {meaning}.",
+                    details={
+                        "subject": subject,
+                        "reason": row["reason"],
+                        "status": row["status"],
+                        "count": row[which],
+                        "first_at": first,
+                        "last_at": last,
+                        "last_accepted_at": accepted,
+                    },
+                )
 
 
 def nowhere(view: View) -> Iterator[Finding]:
     """Requests whose URL names no destination, and those that came before any registry was loaded."""
-    for row in reading.recent_refusals(view.connection, None):
+    for row in queries.recent_refusals(view.connection, None):
         if row["subject"] == "message" and row["window"] >= _SEVERAL:
             ours = row["status"] == 503
             meaning, fix = _explain(row["reason"], row["status"], "")
             yield Finding(
-                code="requests_unavailable" if ours else "destination_unknown", severity="error" if ours else "warning",
+                code="requests_unavailable" if ours else "destination_unknown",
+                severity="error" if ours else "warning",
                 text=f"{row['window']:,} requests were refused ({row['reason']}), the last at "
-                f"{at(row['window_last_at'])}: {meaning}.", fix=fix,
-                details={"reason": row["reason"], "count": row["window"], "last_at": row["window_last_at"]})
+                f"{at(row['window_last_at'])}: {meaning}.",
+                fix=fix,
+                details={"reason": row["reason"], "count": row["window"], "last_at": row["window_last_at"]},
+            )
 
 
 def silent(view: View) -> Iterator[Finding]:
     """Feeds that are silent for longer than `destination set --expect-every` says, or else than is usual."""
-    expected = {each["name"]: each for each in reading.destinations(view.connection) if each["enabled"]}
-    activity = reading.feed_activity(view.connection, upkeep.ACTIVITY_HISTORY)
+    expected = {each["name"]: each for each in queries.destinations(view.connection) if each["enabled"]}
+    activity = queries.feed_activity(view.connection, maintenance.ACTIVITY_HISTORY)
     for feed in view.feeds:
         name = feed["destination"]
         last, usual = feed["last_200_at"], activity.get(name)
@@ -134,14 +182,18 @@ def silent(view: View) -> Iterator[Finding]:
             last = last or expected[name]["created_at"]
         elif usual is not None and usual["last_at"] - usual["first_at"] >= _LEAST_HISTORY:
             limit = max(_LEAST_SILENCE, usual["longest"] * _UNUSUAL)
-            why = f"in {upkeep.ACTIVITY_HISTORY.days} days it was never silent for longer than {span(usual['longest'])}"
+            why = f"in {maintenance.ACTIVITY_HISTORY.days} days it was never silent for longer than {span(usual['longest'])}"
             last = last or usual["last_at"]
         else:
             continue
         if view.now - last > limit:
-            yield Finding(code="feed_silent", destination=name, text=f"{name}: no message for {span(view.now - last)}, "
-                          f"since {at(last)}; {why}.", fix=command("check", "--url", "…"),
-                          details={"last_at": last, "limit_seconds": limit.total_seconds(), "expect_every": every})
+            yield Finding(
+                code="feed_silent",
+                destination=name,
+                text=f"{name}: no message for {span(view.now - last)}, since {at(last)}; {why}.",
+                fix=command("check", "--url", "…"),
+                details={"last_at": last, "limit_seconds": limit.total_seconds(), "expect_every": every},
+            )
 
 
 def quarantine(view: View) -> Iterator[Finding]:
@@ -150,7 +202,10 @@ def quarantine(view: View) -> Iterator[Finding]:
         if each["quarantine"]:
             name = each["destination"]
             reasons = ", ".join(f"{row['quarantine_reason']} {row['count']:,}" for row in each["quarantine"])
-            yield Finding(code="quarantine", destination=name, text=f"{name}: {each['quarantined']:,} messages are in "
-                          f"quarantine ({reasons}).", fix=command("messages", "list", "--state", "quarantined",
-                                                                  "--destination", name),
-                          details={"count": each["quarantined"], "bytes": each["quarantined_bytes"]})
+            yield Finding(
+                code="quarantine",
+                destination=name,
+                text=f"{name}: {each['quarantined']:,} messages are in quarantine ({reasons}).",
+                fix=command("messages", "list", "--state", "quarantined", "--destination", name),
+                details={"count": each["quarantined"], "bytes": each["quarantined_bytes"]},
+            )

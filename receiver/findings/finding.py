@@ -40,6 +40,5 @@ class Finding:
 
 
 def command(*words: str) -> str:
-    """A command of ours, quoted for a shell: names in it may come from elsewhere. `…` marks what the operator fills in.
-    """
+    """A command of ours, quoted for a shell: names in it may come from elsewhere. `…` marks what the operator fills in."""
     return " ".join((_PROGRAM, *(word if word == "…" else shlex.quote(word) for word in words)))

@@ -17,18 +17,31 @@ def receivers(view: View) -> Iterator[Finding]:
     serving = [each for each in view.listeners if each["role"] == "receiver" and each["alive"]]
     if not serving and any(each["enabled"] for each in view.feeds):
         last = max((each["seen_at"] for each in view.listeners if each["role"] == "receiver"), default=None)
-        yield Finding(code="no_receiver", text="No receiver is running: Redox reaches nobody" + (
-            "." if last is None else f", since {at(last)}."), fix=command("up"), details={"last_seen_at": last})
+        yield Finding(
+            code="no_receiver",
+            text="No receiver is running: Redox reaches nobody" + ("." if last is None else f", since {at(last)}."),
+            fix=command("up"),
+            details={"last_seen_at": last},
+        )
     for each in view.listeners:
         if not each["alive"] and not _replaced(each, view.listeners) and (serving or each["role"] == "admin"):
             severity: Severity = "warning" if each["stopped"] or each["role"] == "admin" else "error"
             how = "was stopped" if each["stopped"] else "sends no heartbeats"
             yield Finding(
-                code=_STOPPED[each["role"]], severity=severity, text=f"Host {each['host']}: the {each['role']} at "
-                f"{each['address']} {how} since {at(each['seen_at'])}.", fix=command("up"), details=each)
+                code=_STOPPED[each["role"]],
+                severity=severity,
+                text=f"Host {each['host']}: the {each['role']} at {each['address']} {how} since {at(each['seen_at'])}.",
+                fix=command("up"),
+                details=each,
+            )
 
 
 def _replaced(stopped: dict[str, Any], listeners: list[dict[str, Any]]) -> bool:
     """Whether its host serves another address since."""
-    return any(each["alive"] and each["host"] == stopped["host"] and each["role"] == stopped["role"]
-               and each["started_at"] >= stopped["seen_at"] for each in listeners)
+    return any(
+        each["alive"]
+        and each["host"] == stopped["host"]
+        and each["role"] == stopped["role"]
+        and each["started_at"] >= stopped["seen_at"]
+        for each in listeners
+    )

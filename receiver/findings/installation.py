@@ -5,40 +5,55 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from receiver.database import clock
 from receiver.findings.finding import Finding, command
 from receiver.findings.view import View
-from receiver.storage import clock, outbound_records, reading
+from receiver.storage.operations import outbound_requests, queries
 
-_OUTBOX: Final = {"pending": ("outbox_pending", "fail and are tried again ({error})"),
-                  "held": ("outbox_held", "are held since a restore"),
-                  "dead": ("outbox_dead", "are dead ({error})")}
+_OUTBOX: Final = {
+    "pending": ("outbox_pending", "fail and are tried again ({error})"),
+    "held": ("outbox_held", "are held since a restore"),
+    "dead": ("outbox_dead", "are dead ({error})"),
+}
 
 
 def clocks(view: View) -> Iterator[Finding]:
     """This host's clock against the database's."""
-    ahead = clock.apart(view.connection)
-    if ahead is not None and abs(ahead) >= clock.APART:
-        yield Finding(code="clock", text=f"This host's clock is {clock.told(ahead)} the database's, which decides "
-                      f"every time: {clock.MEND}.", fix=command("check"), details={"seconds": ahead.total_seconds()})
+    ahead = clock.clock_skew(view.connection)
+    if ahead is not None and abs(ahead) >= clock.MAX_CLOCK_SKEW:
+        yield Finding(
+            code="clock",
+            text=f"This host's clock is {clock.skew_message(ahead)} the database's, which decides "
+            f"every time: {clock.FIX}.",
+            fix=command("check"),
+            details={"seconds": ahead.total_seconds()},
+        )
 
 
 def workers(view: View) -> Iterator[Finding]:
     """Whether a worker runs, where one is needed."""
     if any(each["alive"] for each in view.workers):
         return
-    bound = any(each["enabled"] and each["role"] == "handler" for each in reading.subscriptions(view.connection))
-    waiting = outbound_records.pending(view.connection)
+    bound = any(each["enabled"] and each["role"] == "handler" for each in queries.subscriptions(view.connection))
+    waiting = outbound_requests.pending(view.connection)
     if bound or waiting:
-        yield Finding(code="no_worker", text="No delivery worker is running: what comes in waits" + (
-            f", and so do {waiting:,} requests to Redox." if waiting else "."), fix=command("worker"),
-            details={"outbound_pending": waiting})
+        yield Finding(
+            code="no_worker",
+            text="No delivery worker is running: what comes in waits"
+            + (f", and so do {waiting:,} requests to Redox." if waiting else "."),
+            fix=command("worker"),
+            details={"outbound_pending": waiting},
+        )
 
 
 def outbox(view: View) -> Iterator[Finding]:
     """Outbound requests that do not go out, for each API key, state and error."""
-    for each in outbound_records.troubles(view.connection):
+    for each in outbound_requests.problems(view.connection):
         code, text = _OUTBOX[each["state"]]
         yield Finding(
-            code=code, text=f"To Redox with {each['api_key']}: {each['count']:,} requests "
+            code=code,
+            text=f"To Redox with {each['api_key']}: {each['count']:,} requests "
             f"{text.format(error=each['error_class'])}.",
-            fix=command("outbox", "list", "--key", each["api_key"], "--state", each["state"]), details=each)
+            fix=command("outbox", "list", "--key", each["api_key"], "--state", each["state"]),
+            details=each,
+        )

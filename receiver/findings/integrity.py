@@ -7,8 +7,8 @@ from typing import Final
 
 from receiver.findings.finding import Finding, command
 from receiver.findings.view import View
-from receiver.storage import key_sets, registry
-from receiver.storage.registry import UnprovedRow
+from receiver.storage.registry import jwks_refresher, loader
+from receiver.storage.registry.loader import UnprovedRow
 
 # So many rows are named in one finding.
 _NAMED: Final = 3
@@ -18,34 +18,58 @@ def registry_rows(view: View) -> Iterator[Finding]:
     """Rows under a key that this host lacks, and rows that were changed by something else."""
     if view.keyring is None:
         return
-    rows = registry.unproved_rows(view.connection, view.keyring)
+    rows = loader.unproved_rows(view.connection, view.keyring)
     for key in sorted({each.key for each in rows if each.key is not None}):
         signed = [each for each in rows if each.key == key]
-        yield Finding(code="registry_key_missing", text=f"Receivers on this host answer 503: {_named(signed)} signed "
-                      f"with key {key}, which the keyring of this host lacks. Copy the keyring file from the host that "
-                      "has it.", fix=command("keys", "list"), details={"key": key, "rows": len(signed)})
+        yield Finding(
+            code="registry_key_missing",
+            text=f"Receivers on this host answer 503: {_named(signed)} signed "
+            f"with key {key}, which the keyring of this host lacks. Copy the keyring file from the host that "
+            "has it.",
+            fix=command("keys", "list"),
+            details={"key": key, "rows": len(signed)},
+        )
     if changed := [each for each in rows if each.key is None]:
-        yield Finding(code="registry_row_changed", text=f"{_named(changed)} changed by something other than "
-                      "redox-receiver, and not in force.", fix=command("audit", "verify"),
-                      details={"rows": len(changed)})
+        yield Finding(
+            code="registry_row_changed",
+            text=f"{_named(changed)} changed by something other than redox-receiver, and not in force.",
+            fix=command("audit", "verify"),
+            details={"rows": len(changed)},
+        )
 
 
 def public_keys(view: View) -> Iterator[Finding]:
     """Keys of a URL that cannot be fetched, or were not for so long that they are not trusted any more."""
-    for each in key_sets.troubles(view.connection):
+    for each in jwks_refresher.troubles(view.connection):
         why = "" if each.failure is None else f" ({each.failure})"
         since = f"since {each.fetched_at:%Y-%m-%d %H:%M} UTC"
-        details = {"url": each.url, "credential": each.credential, "kind": each.kind, "fetched_at": each.fetched_at,
-                   "failure": each.failure}
+        details = {
+            "url": each.url,
+            "credential": each.credential,
+            "kind": each.kind,
+            "fetched_at": each.fetched_at,
+            "failure": each.failure,
+        }
         if each.stale:
-            yield Finding(code="key_set_stale", destination=each.destination, text=f"{each.destination}: requests of "
-                          f"kind {each.kind} are answered 503, because the keys at {each.url} could not be fetched "
-                          f"{since}{why}.", fix=command("credential", "list", each.destination), details=details)
+            yield Finding(
+                code="key_set_stale",
+                destination=each.destination,
+                text=f"{each.destination}: requests of "
+                f"kind {each.kind} are answered 503, because the keys at {each.url} could not be fetched "
+                f"{since}{why}.",
+                fix=command("credential", "list", each.destination),
+                details=details,
+            )
         else:
-            yield Finding(code="key_set_failing", destination=each.destination, severity="warning",
-                          text=f"{each.destination}: the keys at {each.url} for kind {each.kind} could not be fetched "
-                          f"{since}{why}; the old ones are still in use.",
-                          fix=command("credential", "list", each.destination), details=details)
+            yield Finding(
+                code="key_set_failing",
+                destination=each.destination,
+                severity="warning",
+                text=f"{each.destination}: the keys at {each.url} for kind {each.kind} could not be fetched "
+                f"{since}{why}; the old ones are still in use.",
+                fix=command("credential", "list", each.destination),
+                details=details,
+            )
 
 
 def _named(rows: Sequence[UnprovedRow]) -> str:

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from receiver.findings.finding import Finding, command
 from receiver.findings.view import View
-from receiver.storage import handler_problems
+from receiver.storage.queue import handler_problems
 
 Problem = Mapping[str, Any]
 
@@ -24,8 +24,9 @@ def read(connection: Connection) -> Iterator[Finding]:
     for each in handler_problems.problems(connection):
         text, fix = _TEXTS[each["problem"]](each)
         where = each["destination"] or None
-        yield Finding(code=each["problem"], destination=where, text=f"{where}: {text}" if where else text, fix=fix,
-                      details=each)
+        yield Finding(
+            code=each["problem"], destination=where, text=f"{where}: {text}" if where else text, fix=fix, details=each
+        )
 
 
 def _not_loaded(each: Problem) -> tuple[str, str]:
@@ -34,8 +35,10 @@ def _not_loaded(each: Problem) -> tuple[str, str]:
 
 
 def _not_started(each: Problem) -> tuple[str, str]:
-    text = (f"{each['handler']} is loaded on {_hosts(each)}, but its processes do not start: {each['detail']}. Its "
-            "deliveries wait.")
+    text = (
+        f"{each['handler']} is loaded on {_hosts(each)}, but its processes do not start: {each['detail']}. Its "
+        "deliveries wait."
+    )
     return text, command("handlers", "check")
 
 
@@ -81,5 +84,10 @@ def _at(each: Problem) -> str:
 
 
 _TEXTS: Final[Mapping[str, Callable[[Problem], tuple[str, str]]]] = {
-    "plugin_not_loaded": _not_loaded, "handler_not_started": _not_started, "handler_failing": _failing,
-    "responder_failed": _failed, "responder_late": _late, "responder_missing": _missing}
+    "plugin_not_loaded": _not_loaded,
+    "handler_not_started": _not_started,
+    "handler_failing": _failing,
+    "responder_failed": _failed,
+    "responder_late": _late,
+    "responder_missing": _missing,
+}

@@ -12,7 +12,8 @@ from typing import Any, Final
 from sqlalchemy import Connection
 
 from receiver.keyring import Keyring
-from receiver.storage import reading, upkeep
+from receiver.storage.operations import queries
+from receiver.storage.queue import maintenance
 
 # How long a delivery may wait, unless the operator says otherwise.
 MAX_AGE: Final = timedelta(minutes=5)
@@ -38,5 +39,12 @@ class View:
 
 def read(connection: Connection, keyring: Keyring | None, *, max_age: timedelta = MAX_AGE) -> View:
     """Read the shared part. Raises SQLAlchemyError."""
-    return View(connection=connection, feeds=reading.feed_status(connection), workers=reading.workers(connection),
-                listeners=reading.listeners(connection), now=upkeep.now(connection), keyring=keyring, max_age=max_age)
+    return View(
+        connection=connection,
+        feeds=queries.feed_status(connection),
+        workers=queries.workers(connection),
+        listeners=queries.listeners(connection),
+        now=maintenance.now(connection),
+        keyring=keyring,
+        max_age=max_age,
+    )

@@ -65,9 +65,14 @@ _Responder = TypeVar("_Responder", bound=Callable[[Message, Context], dict[str, 
 
 
 def handler(
-    *patterns: str, name: str, ordering: Literal["source", "patient", "none"] = "source",
-    patient_key: str | None = None, acknowledge: Literal["after_commit", "after_handling"] = "after_commit",
-    on_failure: Literal["dead", "hold"] = "dead", max_attempts: int = MAX_ATTEMPTS, timeout: float = TIMEOUT,
+    *patterns: str,
+    name: str,
+    ordering: Literal["source", "patient", "none"] = "source",
+    patient_key: str | None = None,
+    acknowledge: Literal["after_commit", "after_handling"] = "after_commit",
+    on_failure: Literal["dead", "hold"] = "dead",
+    max_attempts: int = MAX_ATTEMPTS,
+    timeout: float = TIMEOUT,
 ) -> Callable[[_Handler], _Handler]:
     """Declare a handler of notifications. The function stays as it is.
 
@@ -81,9 +86,19 @@ def handler(
 
     Raises ConfigurationError.
     """
-    return declare(Declaration(
-        role="handler", patterns=patterns, name=name, ordering=ordering, patient_key=patient_key,
-        acknowledge=acknowledge, on_failure=on_failure, max_attempts=max_attempts, timeout=timeout))
+    return declare(
+        Declaration(
+            role="handler",
+            patterns=patterns,
+            name=name,
+            ordering=ordering,
+            patient_key=patient_key,
+            acknowledge=acknowledge,
+            on_failure=on_failure,
+            max_attempts=max_attempts,
+            timeout=timeout,
+        )
+    )
 
 
 def responder(*queries: str, name: str, timeout: float = 20.0) -> Callable[[_Responder], _Responder]:

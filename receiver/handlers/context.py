@@ -85,6 +85,6 @@ class Context:
 
         NAME is the handler's in capitals, - as _. Raises ConfigurationError naming the variables that are wrong.
         """
-        from receiver.handlers.plugin_settings import load
+        from receiver.handlers.plugin_settings import load_plugin_settings
 
-        return load(model, self.handler, self._env_file)
+        return load_plugin_settings(model, self.handler, self._env_file)

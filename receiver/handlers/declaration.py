@@ -23,8 +23,11 @@ _LONGEST_TIMEOUT: Final = 3600.0
 # The name is part of the lanes' names and the name of a queue: PostgreSQL cuts a notification channel at 63 bytes, and
 # Procrastinate puts 23 of its own before the queue.
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
-_CHOICES: Final = {"ordering": ("source", "patient", "none"), "acknowledge": ("after_commit", "after_handling"),
-                   "on_failure": ("dead", "hold")}
+_CHOICES: Final = {
+    "ordering": ("source", "patient", "none"),
+    "acknowledge": ("after_commit", "after_handling"),
+    "on_failure": ("dead", "hold"),
+}
 _MARK: Final = "__redox_receiver__"
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])

@@ -86,7 +86,8 @@ def _model_class(kind: str) -> type[EventTypeAbstractModel]:
 def _packages() -> frozenset[str]:
     """One for each Data Model; `redox` itself imports none of them."""
     return frozenset(module.name for module in iter_modules(import_module("redox").__path__) if module.ispkg) - {
-        "generic"}
+        "generic"
+    }
 
 
 def _float(text: str) -> float | Decimal:

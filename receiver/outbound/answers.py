@@ -19,8 +19,8 @@ from receiver.outbound.errors import (
     ErrorDetail,
     OutboundError,
     RateLimited,
+    RedoxUnavailable,
     Rejected,
-    Unavailable,
 )
 
 # What may stand in a message of ours: ids and the words of Redox's error types, never a sentence.
@@ -45,7 +45,7 @@ class Answer:
         return _log_ids(self.data)
 
 
-def judge(response: httpx2.Response) -> Answer:
+def interpret(response: httpx2.Response) -> Answer:
     """The answer, or an error of receiver.outbound.errors by its status and its `Meta.Errors`."""
     status, body = response.status_code, response.content
     if not 200 <= status < 300:
@@ -53,12 +53,18 @@ def judge(response: httpx2.Response) -> Answer:
     try:
         data = msgspec.json.decode(body) if body else None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
-        raise BadAnswer(f"the answer is no JSON (HTTP {status}, {len(body)} bytes); Redox may have processed the "
-                        "request", status=status) from exc
+        raise BadAnswer(
+            f"the answer is no JSON (HTTP {status}, {len(body)} bytes); Redox may have processed the request",
+            status=status,
+        ) from exc
     details = _meta_errors(data)
     if details:
-        raise Rejected(_sentence("Redox refuses the request", status, details, _log_ids(data)), status=status,
-                       details=details, log_ids=_log_ids(data))
+        raise Rejected(
+            _sentence("Redox refuses the request", status, details, _log_ids(data)),
+            status=status,
+            details=details,
+            log_ids=_log_ids(data),
+        )
     return Answer(status=status, data=data, body=body)
 
 
@@ -80,12 +86,18 @@ def _failure(response: httpx2.Response) -> OutboundError:
         said = "Redox has had too many requests from this address" + (f" (limit {limit})" if limit.isdecimal() else "")
         kind, not_processed, retry_after = RateLimited, True, _retry_after(response)
     elif status == httpx2.codes.SERVICE_UNAVAILABLE:
-        kind, said, not_processed = Unavailable, "Redox cannot serve now", True
+        kind, said, not_processed = RedoxUnavailable, "Redox cannot serve now", True
         retry_after = _retry_after(response)
     elif status >= 500 or status == httpx2.codes.REQUEST_TIMEOUT:
-        kind, said = Unavailable, "Redox failed over the request"
-    return kind(_sentence(said, status, details, log_ids), status=status, details=details, log_ids=log_ids,
-                not_processed=not_processed, retry_after=retry_after)
+        kind, said = RedoxUnavailable, "Redox failed over the request"
+    return kind(
+        _sentence(said, status, details, log_ids),
+        status=status,
+        details=details,
+        log_ids=log_ids,
+        not_processed=not_processed,
+        retry_after=retry_after,
+    )
 
 
 def _sentence(said: str, status: int, details: tuple[ErrorDetail, ...], log_ids: tuple[str, ...]) -> str:
@@ -104,9 +116,15 @@ def _meta_errors(data: Any) -> tuple[ErrorDetail, ...]:
     if not errors:
         return ()
     listed = errors if isinstance(errors, Sequence) and not isinstance(errors, str) else [errors]
-    return tuple(ErrorDetail(id=_word(_member(error, "ID")), type=_word(_member(error, "Type")),
-                             module=_word(_member(error, "Module")), text=_text(_member(error, "Text")))
-                 for error in listed)
+    return tuple(
+        ErrorDetail(
+            id=_word(_member(error, "ID")),
+            type=_word(_member(error, "Type")),
+            module=_word(_member(error, "Module")),
+            text=_text(_member(error, "Text")),
+        )
+        for error in listed
+    )
 
 
 def _issues(data: Any) -> tuple[ErrorDetail, ...]:
@@ -114,9 +132,14 @@ def _issues(data: Any) -> tuple[ErrorDetail, ...]:
     issues = _member(data, "issue")
     if _member(data, "resourceType") != "OperationOutcome" or not isinstance(issues, list):
         return ()
-    return tuple(ErrorDetail(type=_word(_member(issue, "code")), module=_word(_member(issue, "severity")),
-                             text=_text(_member(issue, "diagnostics") or _member(_member(issue, "details"), "text")))
-                 for issue in issues)
+    return tuple(
+        ErrorDetail(
+            type=_word(_member(issue, "code")),
+            module=_word(_member(issue, "severity")),
+            text=_text(_member(issue, "diagnostics") or _member(_member(issue, "details"), "text")),
+        )
+        for issue in issues
+    )
 
 
 def _log_ids(data: Any) -> tuple[str, ...]:

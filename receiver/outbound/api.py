@@ -27,7 +27,7 @@ FilePart = tuple[str, bytes | BinaryIO, str | None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Speaker:
+class ApiProfile:
     """Who speaks: what an API key and its source make of what is to be said. Raises ConfigurationError.
 
     `several_keys` (Redox: several OAuth keys and sources in one environment): what ends up without a source is refused.
@@ -42,8 +42,9 @@ class Speaker:
     def __post_init__(self) -> None:
         for path in (self.query_path, self.upload_path):
             if not path.startswith("/") or any(c in path for c in "?# \\"):
-                raise ConfigurationError("a path on the Redox API begins with a slash and has no query: /endpoint, "
-                                         "/query")
+                raise ConfigurationError(
+                    "a path on the Redox API begins with a slash and has no query: /endpoint, /query"
+                )
         source = self.source
         if source is not None and (not source.isascii() or not source.isprintable() or not source.strip()):
             raise ConfigurationError("the source id is the UUID that the Redox dashboard shows for the source")
@@ -53,9 +54,15 @@ class Speaker:
         if onramp is not None and self.legacy:
             raise Unsendable("network onramps take no legacy API key (Redox: their tokens must live less than a day)")
         prepared = prepare(message, query=query, source=self.source, source_required=self.several_keys, onramp=onramp)
-        return Call(name="query" if query else "send", kind=prepared.kind, to=prepared.destinations, method="POST",
-                    path=self.query_path if query else "/endpoint", body=prepared.body,
-                    headers={"Content-Type": "application/json", **prepared.headers})
+        return Call(
+            name="query" if query else "send",
+            kind=prepared.kind,
+            to=prepared.destinations,
+            method="POST",
+            path=self.query_path if query else "/endpoint",
+            body=prepared.body,
+            headers={"Content-Type": "application/json", **prepared.headers},
+        )
 
     def fhir(self, slug: str, environment: Environment, carry_out: Callable[[Call], Result]) -> FhirDestination[Result]:
         """The FHIR R4 resources of a destination. Raises Unsendable with a legacy key."""
@@ -69,8 +76,9 @@ class Speaker:
 
     def upload(self) -> Call:
         """An upload, whose file travels beside. Raises Unsendable."""
-        return Call(name="upload", kind="upload", to=(), method="POST", path=self.upload_path,
-                    headers=self._source_header())
+        return Call(
+            name="upload", kind="upload", to=(), method="POST", path=self.upload_path, headers=self._source_header()
+        )
 
     def _source_header(self) -> Mapping[str, str]:
         if self.source is not None:
@@ -83,7 +91,7 @@ class Speaker:
 class RedoxApi(ABC):
     """The calls. All raise the errors of receiver.outbound.errors; `carry_out` says how they are made."""
 
-    def __init__(self, speaker: Speaker, limits: Limits) -> None:
+    def __init__(self, speaker: ApiProfile, limits: Limits) -> None:
         self.speaker: Final = speaker
         self.limits: Final = limits
 
@@ -106,8 +114,13 @@ class RedoxApi(ABC):
         """The FHIR R4 resources of a destination, by its slug. Raises Unsendable with a legacy key."""
         return self.speaker.fhir(destination, environment, self.carry_out)
 
-    def upload(self, file: bytes | str | os.PathLike[str] | BinaryIO, *, filename: str | None = None,
-               media_type: str | None = None) -> str:
+    def upload(
+        self,
+        file: bytes | str | os.PathLike[str] | BinaryIO,
+        *,
+        filename: str | None = None,
+        media_type: str | None = None,
+    ) -> str:
         """Upload a file (a path, bytes, or an open binary file, from its beginning) and return its URI.
 
         It is streamed, and refused before anything is sent when it is larger than `limits.upload_bytes`.
@@ -132,5 +145,6 @@ def _size_of(file: object) -> int:
     try:
         return int(file.seek(0, io.SEEK_END))  # type: ignore[attr-defined]  # what has no seek is refused just below
     except (AttributeError, OSError, ValueError) as exc:
-        raise Unsendable("the size of that stream can't be known beforehand; read it into bytes, or pass a "
-                         "path") from exc
+        raise Unsendable(
+            "the size of that stream can't be known beforehand; read it into bytes, or pass a path"
+        ) from exc

@@ -25,7 +25,7 @@ from receiver.outbound.errors import (
     BadAnswer,
     OutboundError,
     RateLimited,
-    Unavailable,
+    RedoxUnavailable,
     Unsendable,
 )
 from receiver.outbound.limits import Limits, deadline, remaining
@@ -66,9 +66,17 @@ class RedoxAuth(httpx2.Auth):
     token is to be had, all with `not_processed` set; Unsendable for a request to somewhere else.
     """
 
-    def __init__(self, key: ApiKey | Callable[[], ApiKey], *, base_url: str = US, limits: Limits | None = None,
-                 ssl_context: ssl.SSLContext | None = None, wire: Wire | None = None,
-                 now: Callable[[], datetime] = _utc_now, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        key: ApiKey | Callable[[], ApiKey],
+        *,
+        base_url: str = US,
+        limits: Limits | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        wire: Wire | None = None,
+        now: Callable[[], datetime] = _utc_now,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._key: Callable[[], ApiKey] = key if callable(key) else partial(_same, key)
         self.legacy: bool = isinstance(self._key(), LegacyKey)
         self._base_url = check_base_url(base_url)
@@ -106,9 +114,9 @@ class RedoxAuth(httpx2.Auth):
             try:
                 token = flight.result(remaining())
             except TimeoutError as exc:
-                raise Unavailable("no token from Redox in time", not_processed=True) from exc
+                raise RedoxUnavailable("no token from Redox in time", not_processed=True) from exc
         if token is refused:  # the renewal failed, and whoever led it could do with the token that we can't
-            raise Unavailable("Redox refused the token, and gave no other", not_processed=True)
+            raise RedoxUnavailable("Redox refused the token, and gave no other", not_processed=True)
         return token
 
     def sync_auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response]:
@@ -143,7 +151,9 @@ class RedoxAuth(httpx2.Auth):
         """Fetch a token for everybody who waits on `flight`; never raises but for an interrupt."""
         with self._lock:
             held = self._held
-        outcome: AccessToken | Exception = Unavailable("the renewal of the token was broken off", not_processed=True)
+        outcome: AccessToken | Exception = RedoxUnavailable(
+            "the renewal of the token was broken off", not_processed=True
+        )
         try:
             outcome = self._obtain(held)
         except Exception as exc:  # noqa: BLE001 — whatever it was, all who wait must learn of it
@@ -168,8 +178,9 @@ class RedoxAuth(httpx2.Auth):
         for request in requests:
             sent = self._monotonic()
             response = self._ask(request)
-            reply = read_token_reply(key, response.status_code, response.content, sent=sent,
-                                     now=_date_of(response) or self._now())
+            reply = read_token_reply(
+                key, response.status_code, response.content, sent=sent, now=_date_of(response) or self._now()
+            )
             if isinstance(reply, AccessToken):
                 return reply
             failure = self._failure(reply, response)
@@ -178,12 +189,16 @@ class RedoxAuth(httpx2.Auth):
         raise failure
 
     def _ask(self, request: TokenRequest) -> httpx2.Response:
-        outgoing = httpx2.Request("POST", request.url, content=request.body, headers={
-            "Content-Type": request.media_type, "Accept": "application/json", "Accept-Encoding": "identity"})
+        outgoing = httpx2.Request(
+            "POST",
+            request.url,
+            content=request.body,
+            headers={"Content-Type": request.media_type, "Accept": "application/json", "Accept-Encoding": "identity"},
+        )
         try:
             return self._wire.exchange(outgoing, most=self._limits.token_reply_bytes)
         except AnswerLost as exc:
-            raise Unavailable("the token endpoint gave no answer", not_processed=True) from exc
+            raise RedoxUnavailable("the token endpoint gave no answer", not_processed=True) from exc
         except OutboundError as exc:
             exc.not_processed = True  # whatever became of the token request, what needed the token was not sent
             raise
@@ -191,21 +206,33 @@ class RedoxAuth(httpx2.Auth):
     def _failure(self, denial: Denial, response: httpx2.Response) -> OutboundError:
         status = denial.status
         if status == httpx2.codes.TOO_MANY_REQUESTS:
-            return RateLimited(f"the token endpoint has had too many requests (HTTP {status})", status=status,
-                               not_processed=True)
+            return RateLimited(
+                f"the token endpoint has had too many requests (HTTP {status})", status=status, not_processed=True
+            )
         if 200 <= status < 300:
-            return BadAnswer(f"the token endpoint's answer holds no token that can be read (HTTP {status}); check the "
-                             "base URL", status=status, not_processed=True)
+            return BadAnswer(
+                f"the token endpoint's answer holds no token that can be read (HTTP {status}); check the base URL",
+                status=status,
+                not_processed=True,
+            )
         if not _is_refusal(status):
-            return Unavailable(f"the token endpoint gave no token (HTTP {status})", status=status, not_processed=True)
+            return RedoxUnavailable(
+                f"the token endpoint gave no token (HTTP {status})", status=status, not_processed=True
+            )
         said = ": ".join(word for word in (denial.error, denial.description) if word)
-        mend = ("check the legacy API key and its secret" if self.legacy else
-                "check the client id, the kid and the private key against the Redox dashboard")
+        mend = (
+            "check the legacy API key and its secret"
+            if self.legacy
+            else "check the client id, the kid and the private key against the Redox dashboard"
+        )
         date = _date_of(response)
         if date is not None and abs(off := (self._now() - date).total_seconds()) > _SKEW:
             mend = f"this host's clock differs from Redox's by {off:.0f} s; set it right, and then {mend}"
-        return AuthenticationFailed(f"Redox gives no token (HTTP {status}{', ' + said if said else ''}); {mend}",
-                                    status=status, not_processed=True)
+        return AuthenticationFailed(
+            f"Redox gives no token (HTTP {status}{', ' + said if said else ''}); {mend}",
+            status=status,
+            not_processed=True,
+        )
 
     def _check_origin(self, request: httpx2.Request) -> None:
         if _origin(request.url) != self._origin:

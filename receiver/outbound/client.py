@@ -15,8 +15,8 @@ from typing import Final, Self
 import httpx2
 
 from receiver import __version__
-from receiver.outbound.answers import Answer, judge
-from receiver.outbound.api import FilePart, RedoxApi, Speaker
+from receiver.outbound.answers import Answer, interpret
+from receiver.outbound.api import ApiProfile, FilePart, RedoxApi
 from receiver.outbound.auth import RedoxAuth
 from receiver.outbound.calls import Call
 from receiver.outbound.errors import OutboundError, Unsendable
@@ -24,8 +24,11 @@ from receiver.outbound.limits import Limits, SlidingWindow, deadline, remaining
 from receiver.outbound.wire import Wire, check_base_url
 from receiver.protocol.credentials import US, ApiKey
 
-_HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity",
-                   "User-Agent": f"redox-receiver/{__version__}"}
+_HEADERS: Final = {
+    "Accept": "application/json",
+    "Accept-Encoding": "identity",
+    "User-Agent": f"redox-receiver/{__version__}",
+}
 
 
 class RedoxClient(RedoxApi):
@@ -40,22 +43,40 @@ class RedoxClient(RedoxApi):
     is tried again within `limits`; nothing else is, since Redox may have acted on it.
     """
 
-    def __init__(self, key: ApiKey | Callable[[], ApiKey], *, base_url: str = US, source: str | None = None,
-                 several_keys: bool = False, query_path: str = "/endpoint", upload_path: str = "/uploads",
-                 limits: Limits | None = None, rate: SlidingWindow | None = None,
-                 ssl_context: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        key: ApiKey | Callable[[], ApiKey],
+        *,
+        base_url: str = US,
+        source: str | None = None,
+        several_keys: bool = False,
+        query_path: str = "/endpoint",
+        upload_path: str = "/uploads",
+        limits: Limits | None = None,
+        rate: SlidingWindow | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
         limits = limits or Limits()
         self._base_url = check_base_url(base_url)
         self._wire = Wire(limits=limits, rate=rate, ssl_context=ssl_context)
         self._auth = RedoxAuth(key, base_url=self._base_url, limits=limits, wire=self._wire)
-        super().__init__(Speaker(legacy=self._auth.legacy, source=source, several_keys=several_keys,
-                                 query_path=query_path, upload_path=upload_path), limits)
+        super().__init__(
+            ApiProfile(
+                legacy=self._auth.legacy,
+                source=source,
+                several_keys=several_keys,
+                query_path=query_path,
+                upload_path=upload_path,
+            ),
+            limits,
+        )
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -70,18 +91,24 @@ class RedoxClient(RedoxApi):
     def carry_out(self, call: Call, file: FilePart | None = None) -> Answer:
         """Send a call that was made ready; `file` goes with an upload."""
         if call.body is not None and len(call.body) > self.limits.request_bytes:
-            raise Unsendable(f"the message has {len(call.body)} bytes, and Redox takes {self.limits.request_bytes} at "
-                             "most")
+            raise Unsendable(
+                f"the message has {len(call.body)} bytes, and Redox takes {self.limits.request_bytes} at most"
+            )
         try:
-            request = httpx2.Request(call.method, f"{self._base_url}{call.path}", headers={**_HEADERS, **call.headers},
-                                     content=call.body, files=None if file is None else {"file": file})
+            request = httpx2.Request(
+                call.method,
+                f"{self._base_url}{call.path}",
+                headers={**_HEADERS, **call.headers},
+                content=call.body,
+                files=None if file is None else {"file": file},
+            )
         except ValueError as exc:
             raise Unsendable("the file's name or media type can't be written into a request") from exc
         attempt = 1
         with deadline(self.limits.total):
             while True:
                 try:
-                    return judge(self._exchange(request))
+                    return interpret(self._exchange(request))
                 except OutboundError as exc:
                     pause = self._pause(attempt, exc)
                     sure = exc.retryable and exc.not_processed

@@ -34,9 +34,16 @@ class OutboundError(ReceiverError):
 
     retryable: bool = False
 
-    def __init__(self, message: str | None = None, *, status: int | None = None, not_processed: bool = False,
-                 details: tuple[ErrorDetail, ...] = (), log_ids: tuple[str, ...] = (),
-                 retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        status: int | None = None,
+        not_processed: bool = False,
+        details: tuple[ErrorDetail, ...] = (),
+        log_ids: tuple[str, ...] = (),
+        retry_after: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.not_processed = not_processed
@@ -63,7 +70,7 @@ class RateLimited(OutboundError):
     retryable = True
 
 
-class Unavailable(OutboundError):
+class RedoxUnavailable(OutboundError):
     """Redox could not be reached, or says that it cannot serve now."""
 
     retryable = True

@@ -51,9 +51,13 @@ class FhirDestination(Generic[Result]):
 
     def search(self, resource: str, parameters: Mapping[str, str | Sequence[str]]) -> Result:
         """Search by POST, so that what is asked for stands in no URL; `answer.data` is a Bundle."""
-        return self._call("POST", resource, "_search",
-                          {"Accept": _MEDIA, "Content-Type": "application/x-www-form-urlencoded"},
-                          urlencode(parameters, doseq=True).encode())
+        return self._call(
+            "POST",
+            resource,
+            "_search",
+            {"Accept": _MEDIA, "Content-Type": "application/x-www-form-urlencoded"},
+            urlencode(parameters, doseq=True).encode(),
+        )
 
     def operation(self, resource: str, operation: str, body: Outgoing) -> Result:
         """Call an operation, such as `$patient-update`, with a FHIR resource."""
@@ -71,13 +75,22 @@ class FhirDestination(Generic[Result]):
             raise Unsendable("a message is a Bundle of type message whose first entry is a MessageHeader")
         return self.operation(resource, operation, whole)
 
-    def _call(self, method: Literal["GET", "POST"], resource: str, rest: str, headers: Mapping[str, str],
-              body: bytes | None) -> Result:
+    def _call(
+        self, method: Literal["GET", "POST"], resource: str, rest: str, headers: Mapping[str, str], body: bytes | None
+    ) -> Result:
         _check(_RESOURCE, resource, "a resource type, such as Patient")
         kind = f"FHIR.{resource}" if method == "GET" else f"FHIR.{resource}/{rest}"
-        return self.carry_out(Call(
-            name="fhir", kind=kind, to=(f"{self.slug}/{self.environment}",), method=method, headers=headers, body=body,
-            path=f"/fhir/R4/{self.slug}/{self.environment}/{resource}/{rest}"))
+        return self.carry_out(
+            Call(
+                name="fhir",
+                kind=kind,
+                to=(f"{self.slug}/{self.environment}",),
+                method=method,
+                headers=headers,
+                body=body,
+                path=f"/fhir/R4/{self.slug}/{self.environment}/{resource}/{rest}",
+            )
+        )
 
 
 def _fhir_bytes(body: Outgoing) -> bytes:

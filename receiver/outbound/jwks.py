@@ -16,9 +16,9 @@ from receiver.outbound.limits import Limits, deadline
 from receiver.outbound.wire import Wire, check_base_url
 
 # Real sets have a few keys of half a kilobyte each.
-MOST: Final = 256 * 1024
+MAX_BYTES: Final = 256 * 1024
 # Seconds for all of it.
-PATIENCE: Final = 10.0
+FETCH_TIMEOUT: Final = 10.0
 
 
 def fetch(url: str, *, ssl_context: ssl.SSLContext | None = None) -> bytes:
@@ -28,12 +28,19 @@ def fetch(url: str, *, ssl_context: ssl.SSLContext | None = None) -> bytes:
         check_base_url(str(parsed.copy_with(query=None)))
     except (httpx2.InvalidURL, ConfigurationError):
         raise ConfigurationError("a URL of keys begins with https:// (http:// is for loopback only)") from None
-    wire = Wire(limits=Limits(connect=PATIENCE, read=PATIENCE), ssl_context=ssl_context)
-    request = httpx2.Request("GET", parsed, headers={"accept": "application/jwk-set+json, application/json",
-                                                     "accept-encoding": "identity", "user-agent": "redox-receiver"})
+    wire = Wire(limits=Limits(connect=FETCH_TIMEOUT, read=FETCH_TIMEOUT), ssl_context=ssl_context)
+    request = httpx2.Request(
+        "GET",
+        parsed,
+        headers={
+            "accept": "application/jwk-set+json, application/json",
+            "accept-encoding": "identity",
+            "user-agent": "redox-receiver",
+        },
+    )
     try:
-        with deadline(PATIENCE):
-            answer = wire.exchange(request, most=MOST)
+        with deadline(FETCH_TIMEOUT):
+            answer = wire.exchange(request, most=MAX_BYTES)
     finally:
         wire.close()
     if answer.status_code != httpx2.codes.OK:

@@ -15,15 +15,17 @@ from receiver.protocol.credentials import OAuthKey, load_oauth_key
 _LARGEST_FILE = 64 * 1024
 
 
-def oauth_key_from_file(path: str | os.PathLike[str], *, client_id: str, kid: str | None = None,
-                        scope: str | None = None) -> OAuthKey:
+def oauth_key_from_file(
+    path: str | os.PathLike[str], *, client_id: str, kid: str | None = None, scope: str | None = None
+) -> OAuthKey:
     """The key in a PEM or JWK file. Raises ConfigurationError naming the file."""
     try:
         with Path(path).open("rb") as file:
             text = file.read(_LARGEST_FILE + 1)
     except OSError as exc:
-        raise ConfigurationError(f"the private key {path} can't be read ({exc.strerror}); check the path, and who may "
-                                 "read it") from exc
+        raise ConfigurationError(
+            f"the private key {path} can't be read ({exc.strerror}); check the path, and who may read it"
+        ) from exc
     if len(text) > _LARGEST_FILE:
         raise ConfigurationError(f"{path} is too large to be a private key")
     try:

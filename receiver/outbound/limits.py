@@ -33,8 +33,8 @@ class Limits:
     total: float = 150.0
     token: float = 30.0
     connections: int = 64
-    request_bytes: int = 40 * _MB   # Redox: 413 from 10 to 40 MB on
-    upload_bytes: int = 30 * _MB    # Redox: uploads, up to 30 MB
+    request_bytes: int = 40 * _MB  # Redox: 413 from 10 to 40 MB on
+    upload_bytes: int = 30 * _MB  # Redox: uploads, up to 30 MB
     response_bytes: int = 64 * _MB  # above the largest message that Redox carries
     token_reply_bytes: int = 64 * 1024
     attempts: int = 3
@@ -65,9 +65,12 @@ class SlidingWindow:
             full = len(self._taken) >= self.requests
             at = max(now, self._taken[0] + self.seconds) if full else now
             if at - now > most:
-                raise RateLimited(f"{self.requests} requests within {self.seconds:g} s are out, and the next may go "
-                                  f"only in {at - now:.1f} s; send less, or raise the limit if Redox raised yours",
-                                  not_processed=True, retry_after=at - now)
+                raise RateLimited(
+                    f"{self.requests} requests within {self.seconds:g} s are out, and the next may go "
+                    f"only in {at - now:.1f} s; send less, or raise the limit if Redox raised yours",
+                    not_processed=True,
+                    retry_after=at - now,
+                )
             if full:
                 self._taken.popleft()
             self._taken.append(at)

@@ -49,10 +49,12 @@ class NetworkOnramp:
 
     def extensions(self) -> dict[str, Any]:
         """The four members of `Meta.Extensions`."""
-        return {"sender-organization-id": _extension("sender-organization-id", string=self.organization),
-                "user-id": _extension("user-id", string=self.user),
-                "user-role": _extension("user-role", coding=_coding(self.role, self.role_name)),
-                "purpose-of-use": _extension("purpose-of-use", coding=_coding(self.purpose, self.purpose_name))}
+        return {
+            "sender-organization-id": _extension("sender-organization-id", string=self.organization),
+            "user-id": _extension("user-id", string=self.user),
+            "user-role": _extension("user-role", coding=_coding(self.role, self.role_name)),
+            "purpose-of-use": _extension("purpose-of-use", coding=_coding(self.purpose, self.purpose_name)),
+        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,12 +70,13 @@ class Prepared:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-class _Envelope(msgspec.Struct):
+class _OutboundEnvelope(msgspec.Struct):
     Meta: Any = None
 
 
-def prepare(message: Outgoing, *, query: bool, source: str | None, source_required: bool,
-            onramp: NetworkOnramp | None) -> Prepared:
+def prepare(
+    message: Outgoing, *, query: bool, source: str | None, source_required: bool, onramp: NetworkOnramp | None
+) -> Prepared:
     """The message as it will be sent. Raises Unsendable for what Redox would refuse.
 
     A dict or model without `Meta.Source.ID` gets `source` there; bytes are not touched, and get it as a header.
@@ -85,13 +88,19 @@ def prepare(message: Outgoing, *, query: bool, source: str | None, source_requir
     named = meta.get("Source")
     missing = not (isinstance(named, Mapping) and named.get("ID"))
     if missing and source is None and source_required:
-        raise Unsendable("several API keys exist here, and the message names no source; set Meta.Source.ID, or give "
-                         "the client its source")
+        raise Unsendable(
+            "several API keys exist here, and the message names no source; set Meta.Source.ID, or give "
+            "the client its source"
+        )
     if isinstance(message, bytes):
         if onramp is not None:
             raise Unsendable("network-onramp extensions can't be put into bytes; pass the message as a dict or a model")
-        return Prepared(body=message, kind=kind, destinations=destinations,
-                        headers={SOURCE_HEADER: source} if missing and source else {})
+        return Prepared(
+            body=message,
+            kind=kind,
+            destinations=destinations,
+            headers={SOURCE_HEADER: source} if missing and source else {},
+        )
     filled: dict[str, Any] = dict(meta)
     if missing and source is not None:
         filled["Source"] = {**(named if isinstance(named, Mapping) else {}), "ID": source}
@@ -126,7 +135,7 @@ def _open(message: Outgoing) -> tuple[Mapping[str, Any], Any]:
         return whole, whole.get("Meta")
     try:
         message.decode()
-        return {}, msgspec.json.decode(message, type=_Envelope).Meta
+        return {}, msgspec.json.decode(message, type=_OutboundEnvelope).Meta
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
         raise Unsendable("the bytes are no JSON object in UTF-8") from None
 

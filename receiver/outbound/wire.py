@@ -16,14 +16,7 @@ import httpcore2
 import httpx2
 
 from receiver.errors import ConfigurationError
-from receiver.outbound.errors import (
-    AnswerLost,
-    OutboundError,
-    Unavailable,
-    Unsendable,
-    Untrusted,
-    UnusableAnswer,
-)
+from receiver.outbound.errors import AnswerLost, OutboundError, RedoxUnavailable, Unsendable, Untrusted, UnusableAnswer
 from receiver.outbound.limits import Limits, SlidingWindow, remaining
 
 # An idle connection is dropped before a load balancer is likely to (60 s is common), so that a request is seldom
@@ -50,14 +43,18 @@ def check_base_url(text: str) -> str:
 class Wire:
     """Connections to one service. Threads may share it; processes may not (make it after a fork)."""
 
-    def __init__(self, *, limits: Limits, rate: SlidingWindow | None = None,
-                 ssl_context: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, *, limits: Limits, rate: SlidingWindow | None = None, ssl_context: ssl.SSLContext | None = None
+    ) -> None:
         self._limits = limits
         self._rate = rate or SlidingWindow()
         self._pool = httpcore2.ConnectionPool(
             ssl_context=ssl_context or httpx2.create_ssl_context(trust_env=False),
-            max_connections=limits.connections, max_keepalive_connections=limits.connections,
-            keepalive_expiry=_KEEP_IDLE, network_backend=_Backend())
+            max_connections=limits.connections,
+            max_keepalive_connections=limits.connections,
+            keepalive_expiry=_KEEP_IDLE,
+            network_backend=_Backend(),
+        )
 
     def close(self) -> None:
         """Close the connections."""
@@ -71,13 +68,21 @@ class Wire:
         """
         self._rate.wait(remaining())
         if remaining() <= 0:
-            raise Unavailable("out of time before the request was sent", not_processed=True)
-        timeouts = {"connect": self._limits.connect, "read": self._limits.read, "write": self._limits.read,
-                    "pool": remaining()}
+            raise RedoxUnavailable("out of time before the request was sent", not_processed=True)
+        timeouts = {
+            "connect": self._limits.connect,
+            "read": self._limits.read,
+            "write": self._limits.read,
+            "pool": remaining(),
+        }
         url = request.url
         outgoing = httpcore2.Request(
-            request.method, httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
-            headers=request.headers.raw, content=_exactly(request), extensions={"timeout": timeouts})
+            request.method,
+            httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
+            headers=request.headers.raw,
+            content=_exactly(request),
+            extensions={"timeout": timeouts},
+        )
         try:
             answer = self._pool.handle_request(outgoing)
             try:
@@ -89,8 +94,10 @@ class Wire:
         except (httpcore2.ConnectError, httpcore2.ConnectTimeout, httpcore2.PoolTimeout) as exc:
             raise _no_connection(exc, url.host) from exc
         except (httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.ProtocolError) as exc:
-            raise AnswerLost(f"the request went to {url.host} and no answer came back ({type(exc).__name__}); Redox "
-                             "may have processed it") from exc
+            raise AnswerLost(
+                f"the request went to {url.host} and no answer came back ({type(exc).__name__}); Redox "
+                "may have processed it"
+            ) from exc
         return httpx2.Response(answer.status, headers=answer.headers, content=body, request=request)
 
 
@@ -109,12 +116,15 @@ def _exactly(request: httpx2.Request) -> Iterator[bytes]:
 
 def _read_capped(answer: httpcore2.Response, most: int) -> bytes:
     if 300 <= answer.status < 400:
-        raise UnusableAnswer(f"redirected (HTTP {answer.status}), which is never followed: set the base URL to the "
-                             "service's own", status=answer.status)
+        raise UnusableAnswer(
+            f"redirected (HTTP {answer.status}), which is never followed: set the base URL to the service's own",
+            status=answer.status,
+        )
     encodings = (value for name, value in answer.headers if name.lower() == b"content-encoding")
     if any(encoding.strip().lower() not in (b"", b"identity") for encoding in encodings):
-        raise UnusableAnswer("the answer is compressed, though we asked for none, and is not inflated",
-                             status=answer.status)
+        raise UnusableAnswer(
+            "the answer is compressed, though we asked for none, and is not inflated", status=answer.status
+        )
     body = bytearray()
     assert isinstance(answer.stream, Iterable)
     for chunk in answer.stream:
@@ -129,9 +139,11 @@ def _no_connection(exc: Exception, host: str) -> OutboundError:
     if isinstance(cause, ssl.SSLCertVerificationError):
         return Untrusted(f"the certificate of {host} is refused: {cause.verify_message}", not_processed=True)
     if isinstance(exc, httpcore2.PoolTimeout):
-        return Unavailable("every connection of this client is in use; share it among fewer threads, or allow it more "
-                           "connections", not_processed=True)
-    return Unavailable(f"no connection to {host} ({type(cause).__name__})", not_processed=True)
+        return RedoxUnavailable(
+            "every connection of this client is in use; share it among fewer threads, or allow it more connections",
+            not_processed=True,
+        )
+    return RedoxUnavailable(f"no connection to {host} ({type(cause).__name__})", not_processed=True)
 
 
 def _is_loopback(host: str) -> bool:
@@ -163,8 +175,9 @@ class _Stream(httpcore2.NetworkStream):
     def close(self) -> None:
         self._inner.close()
 
-    def start_tls(self, ssl_context: ssl.SSLContext, server_hostname: str | None = None,
-                  timeout: float | None = None) -> httpcore2.NetworkStream:
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore2.NetworkStream:
         return _Stream(self._inner.start_tls(ssl_context, server_hostname, _sooner(timeout, httpcore2.ConnectTimeout)))
 
     def get_extra_info(self, info: str) -> Any:
@@ -172,7 +185,14 @@ class _Stream(httpcore2.NetworkStream):
 
 
 class _Backend(httpcore2.SyncBackend):
-    def connect_tcp(self, host: str, port: int, timeout: float | None = None, local_address: str | None = None,
-                    socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None) -> httpcore2.NetworkStream:
-        return _Stream(super().connect_tcp(host, port, _sooner(timeout, httpcore2.ConnectTimeout), local_address,
-                                           socket_options))
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
+    ) -> httpcore2.NetworkStream:
+        return _Stream(
+            super().connect_tcp(host, port, _sooner(timeout, httpcore2.ConnectTimeout), local_address, socket_options)
+        )

@@ -44,14 +44,14 @@ class Handshake:
         return self.challenge
 
 
-class _Body(msgspec.Struct):
+class _HandshakeBody(msgspec.Struct):
     challenge: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     token: msgspec.Raw | msgspec.UnsetType = msgspec.field(name="verification-token", default=msgspec.UNSET)
     Meta: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     resourceType: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET  # noqa: N815 - FHIR's name
 
 
-_decode: Final = msgspec.json.Decoder(_Body).decode
+_decode: Final = msgspec.json.Decoder(_HandshakeBody).decode
 _MESSAGE: Final = (b'{"Meta":', b'{"resourceType":')
 _decode_text: Final = msgspec.json.Decoder(str).decode
 

@@ -138,8 +138,7 @@ class Denial:
     description: str | None = None
 
 
-def load_oauth_key(text: str | bytes, *, client_id: str, kid: str | None = None,
-                   scope: str | None = None) -> OAuthKey:
+def load_oauth_key(text: str | bytes, *, client_id: str, kid: str | None = None, scope: str | None = None) -> OAuthKey:
     """The key from PEM or JWK text. `kid` may be left out when a JWK names it.
 
     PEM from an environment variable may have its line ends written as backslash and n.
@@ -158,16 +157,20 @@ def load_oauth_key(text: str | bytes, *, client_id: str, kid: str | None = None,
     jwk = _jwk_members(text)
     private_key = _from_jwk(jwk)
     named = jwk.get("kid")
-    key = OAuthKey(client_id=client_id, kid=kid or (named if isinstance(named, str) else ""), scope=scope,
-                   private_key=private_key)
+    key = OAuthKey(
+        client_id=client_id, kid=kid or (named if isinstance(named, str) else ""), scope=scope, private_key=private_key
+    )
     if jwk.get("alg", key.algorithm) != key.algorithm:
-        raise ConfigurationError(f"the JWK's alg is not {key.algorithm}, the algorithm this key must sign with for "
-                                 f"Redox; make the key anew with alg {key.algorithm}, and register that one")
+        raise ConfigurationError(
+            f"the JWK's alg is not {key.algorithm}, the algorithm this key must sign with for "
+            f"Redox; make the key anew with alg {key.algorithm}, and register that one"
+        )
     return key
 
 
-def token_requests(key: ApiKey, base_url: str, *, held: AccessToken | None, now: datetime,
-                   jti: str) -> tuple[TokenRequest, ...]:
+def token_requests(
+    key: ApiKey, base_url: str, *, held: AccessToken | None, now: datetime, jti: str
+) -> tuple[TokenRequest, ...]:
     """What to ask, in this order, until one is granted. `now` is the wall clock, `jti` a name never used before.
 
     An OAuth key asks once: a fresh assertion, for these tokens can't be refreshed. A legacy key with a token `held`
@@ -175,25 +178,40 @@ def token_requests(key: ApiKey, base_url: str, *, held: AccessToken | None, now:
     """
     if isinstance(key, OAuthKey):
         url = f"{base_url}/v2/auth/token"
-        form = {"grant_type": "client_credentials", "client_assertion_type": _ASSERTION_TYPE,
-                "client_assertion": build_assertion(key, url, now=now, jti=jti)}
+        form = {
+            "grant_type": "client_credentials",
+            "client_assertion_type": _ASSERTION_TYPE,
+            "client_assertion": build_assertion(key, url, now=now, jti=jti),
+        }
         if key.scope is not None:
             form["scope"] = key.scope
         return (TokenRequest(url=url, media_type="application/x-www-form-urlencoded", body=urlencode(form).encode()),)
-    authenticate = TokenRequest(url=f"{base_url}/auth/authenticate", media_type="application/json",
-                                body=json.dumps({"apiKey": key.api_key, "secret": key.secret}).encode())
+    authenticate = TokenRequest(
+        url=f"{base_url}/auth/authenticate",
+        media_type="application/json",
+        body=json.dumps({"apiKey": key.api_key, "secret": key.secret}).encode(),
+    )
     if held is None or held.refresh_token is None:
         return (authenticate,)
-    refresh = TokenRequest(url=f"{base_url}/auth/refreshToken", media_type="application/json",
-                           body=json.dumps({"apiKey": key.api_key, "refreshToken": held.refresh_token}).encode())
+    refresh = TokenRequest(
+        url=f"{base_url}/auth/refreshToken",
+        media_type="application/json",
+        body=json.dumps({"apiKey": key.api_key, "refreshToken": held.refresh_token}).encode(),
+    )
     return refresh, authenticate
 
 
 def build_assertion(key: OAuthKey, token_url: str, *, now: datetime, jti: str) -> str:
     """The signed client assertion (Redox: OAuth API keys; RFC 7523 3): iss = sub = client id, aud = the token URL."""
     issued = math.floor(now.timestamp())
-    claims = {"iss": key.client_id, "sub": key.client_id, "aud": token_url, "iat": issued,
-              "exp": issued + ASSERTION_SECONDS, "jti": jti}
+    claims = {
+        "iss": key.client_id,
+        "sub": key.client_id,
+        "aud": token_url,
+        "iat": issued,
+        "exp": issued + ASSERTION_SECONDS,
+        "jti": jti,
+    }
     return jwt.encode(claims, key.private_key, algorithm=key.algorithm, headers={"kid": key.kid, "typ": "JWT"})
 
 
@@ -216,8 +234,12 @@ def read_token_reply(key: ApiKey, status: int, body: bytes, *, sent: float, now:
         return Denial(status=status)
     lifetime = _seconds(reply.get("expires_in")) if oauth else _until(reply.get("expires"), now)
     refresh_token = None if oauth else reply.get("refreshToken")
-    return AccessToken(value=value, obtained=sent, lifetime=min(lifetime, LONGEST_TOKEN_SECONDS),
-                       refresh_token=refresh_token if isinstance(refresh_token, str) else None)
+    return AccessToken(
+        value=value,
+        obtained=sent,
+        lifetime=min(lifetime, LONGEST_TOKEN_SECONDS),
+        refresh_token=refresh_token if isinstance(refresh_token, str) else None,
+    )
 
 
 def _check_private_key(key: object) -> None:
@@ -239,8 +261,10 @@ def _from_pem(text: str) -> PrivateKey:
     try:
         key = load_pem_private_key(text.encode("ascii", "replace"), password=None)
     except TypeError:  # how cryptography says that a password is missing
-        raise ConfigurationError("the private key is encrypted with a passphrase; write it out without one "
-                                 "(openssl pkey -in KEY -out NEW) and protect the file instead") from None
+        raise ConfigurationError(
+            "the private key is encrypted with a passphrase; write it out without one "
+            "(openssl pkey -in KEY -out NEW) and protect the file instead"
+        ) from None
     except Exception:  # noqa: BLE001 — its parsers raise several kinds, whose texts may quote the key
         raise ConfigurationError(f"the private key can't be read as PEM; {_MENDING}") from None
     _check_private_key(key)

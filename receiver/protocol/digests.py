@@ -28,7 +28,7 @@ def sha256(*parts: bytes | memoryview) -> bytes:
         if _PIECE < len(part) < _LONG:
             view = memoryview(part)
             for at in range(0, len(view), _PIECE):
-                digest.update(view[at:at + _PIECE])
+                digest.update(view[at : at + _PIECE])
         else:
             digest.update(part)
     return digest.digest()

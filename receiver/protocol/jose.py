@@ -112,8 +112,9 @@ def peek(token: bytes) -> Unproved:
     parts = _JWT.fullmatch(token) if len(token) <= MAX_TOKEN else None
     if parts is None or len(parts[1]) > _MAX_HEADER:
         raise Unverified("jwt_malformed")
-    return Unproved(header=_members(parts[1]), claims=_members(parts[2]), signed=token[:parts.end(2)],
-                    signature=_bytes(parts[3]))
+    return Unproved(
+        header=_members(parts[1]), claims=_members(parts[2]), signed=token[: parts.end(2)], signature=_bytes(parts[3])
+    )
 
 
 def prove(token: bytes, rules: Rules, now: datetime) -> Mapping[str, Any]:

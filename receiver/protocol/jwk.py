@@ -19,8 +19,11 @@ def public_jwk(key: PrivateKey) -> dict[str, str]:
     """The public half of an RSA or P-384 key: the members of RFC 7518 6.2.1 and 6.3.1, with kid, alg and use."""
     if isinstance(key, RSAPrivateKey):
         rsa = key.public_key().public_numbers()
-        members = {"kty": "RSA", "n": _number(rsa.n, (rsa.n.bit_length() + 7) // 8),
-                   "e": _number(rsa.e, (rsa.e.bit_length() + 7) // 8)}
+        members = {
+            "kty": "RSA",
+            "n": _number(rsa.n, (rsa.n.bit_length() + 7) // 8),
+            "e": _number(rsa.e, (rsa.e.bit_length() + 7) // 8),
+        }
         algorithm = "RS384"
     else:
         point, octets = key.public_key().public_numbers(), (key.curve.key_size + 7) // 8

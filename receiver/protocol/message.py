@@ -58,7 +58,7 @@ class Inbound(Value, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Once:
+class Nonce:
     """What may be used once: who lets it in remembers `key`, 32 bytes, until then, and refuses it a second time."""
 
     key: bytes = field(repr=False)
@@ -79,10 +79,10 @@ class Verified(Value, frozen=True, kw_only=True):
 
     credentials: tuple[int, ...]
     kinds: frozenset[str]
-    once: tuple[Once, ...] = ()
+    nonces: tuple[Nonce, ...] = ()
 
 
-class Message(Value, frozen=True, kw_only=True):
+class ParsedMessage(Value, frozen=True, kw_only=True):
     """A Redox message, Data Model or FHIR, in one shape. Nothing of the patient's is in here but inside `raw`.
 
     `kind` is `PatientAdmin.Arrival` (spaces removed from the names) or `FHIR.<event>`. `source_id` is normalised (a

@@ -24,7 +24,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 _ABSENT: Final = msgspec.UNSET
 
 
-class _Body(msgspec.Struct):
+class _PatientBody(msgspec.Struct):
     """The members that hold patients: everything else of the body is passed over, as below."""
 
     Patient: Part = _ABSENT
@@ -64,7 +64,7 @@ class _Coding(msgspec.Struct):
     code: Part = _ABSENT
 
 
-_body: Final = msgspec.json.Decoder(_Body)
+_body: Final = msgspec.json.Decoder(_PatientBody)
 _patient: Final = msgspec.json.Decoder(_Patient)
 _identifier: Final = msgspec.json.Decoder(_Identifier)
 _entry: Final = msgspec.json.Decoder(_Entry)

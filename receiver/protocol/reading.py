@@ -14,7 +14,7 @@ import msgspec
 
 from receiver.errors import Unreadable
 from receiver.protocol.digests import sha256
-from receiver.protocol.message import QUERIES, Message
+from receiver.protocol.message import QUERIES, ParsedMessage
 from receiver.protocol.scanning import check_depth, check_encoding, first_element, is_object, members, value
 
 # Names are compared with spaces removed ("Clinical Summary"). Unknown ones are welcome, so only the shape is checked:
@@ -41,7 +41,7 @@ class _Envelope(msgspec.Struct):
 _decode_envelope: Final = msgspec.json.Decoder(_Envelope).decode
 
 
-def read(body: bytes) -> Message:
+def read(body: bytes) -> ParsedMessage:
     """The message that `body` is.
 
     Raises `Unreadable` with the reason that quarantine shows: `empty`, `not_utf8`, `too_deep`, `not_json`, `no_meta`,
@@ -69,8 +69,8 @@ def normalise_source(identity: str) -> str:
 
     RFC 9562 4: a UUID's case says nothing; RFC 8141 3.1: nor does that of `urn:uuid:`.
     """
-    if identity[:len(_URN)].lower() == _URN:
-        identity = identity[len(_URN):]
+    if identity[: len(_URN)].lower() == _URN:
+        identity = identity[len(_URN) :]
     return identity.lower() if _UUID.fullmatch(identity) else identity
 
 
@@ -108,7 +108,7 @@ class _Part(msgspec.Struct):
 _decode_part: Final = msgspec.json.Decoder(_Part).decode
 
 
-def _data_model(body: bytes, start: int, end: int) -> Message:
+def _data_model(body: bytes, start: int, end: int) -> ParsedMessage:
     """Redox, Data Model messages: `{"Meta": {…}, …}`."""
     meta = _meta(body[start:end])
     kind = _kind(meta.DataModel, meta.EventType)
@@ -123,18 +123,32 @@ def _data_model(body: bytes, start: int, end: int) -> Message:
         key = _key("message", f"{source_id}\0{message_id}")
     else:
         key = sha256(body)
-    return Message(
-        kind=kind, fhir=False, query=kind in QUERIES, source_id=source_id, source_name=_id(source.get("Name")),
-        log_id=log_id, attempt_id=_id(log.get("AttemptID")), message_id=message_id,
-        transmission_id=_id(_mapping(meta.Transmission).get("ID")), facility=_id(meta.FacilityCode),
-        event_time=_time(meta.EventDateTime), test=test,
-        key=key, key_expires=log_id is None and message_id is None, outside=outside, raw=body)
+    return ParsedMessage(
+        kind=kind,
+        fhir=False,
+        query=kind in QUERIES,
+        source_id=source_id,
+        source_name=_id(source.get("Name")),
+        log_id=log_id,
+        attempt_id=_id(log.get("AttemptID")),
+        message_id=message_id,
+        transmission_id=_id(_mapping(meta.Transmission).get("ID")),
+        facility=_id(meta.FacilityCode),
+        event_time=_time(meta.EventDateTime),
+        test=test,
+        key=key,
+        key_expires=log_id is None and message_id is None,
+        outside=outside,
+        raw=body,
+    )
 
 
-def _fhir(body: bytes, top: dict[str, tuple[int, int]]) -> Message:
+def _fhir(body: bytes, top: dict[str, tuple[int, int]]) -> ParsedMessage:
     """Redox, FHIR notifications: a Bundle of type `message` whose first entry is a MessageHeader."""
-    resource, bundle, entries = (memoryview(body)[slice(*top[name])] if name in top else memoryview(b"null")
-                                 for name in ("resourceType", "type", "entry"))
+    resource, bundle, entries = (
+        memoryview(body)[slice(*top[name])] if name in top else memoryview(b"null")
+        for name in ("resourceType", "type", "entry")
+    )
     header = _message_header(entries) if (value(resource), value(bundle)) == ("Bundle", "message") else {}
     if header.get("resourceType") != "MessageHeader":
         raise Unreadable("fhir_not_message")
@@ -146,10 +160,24 @@ def _fhir(body: bytes, top: dict[str, tuple[int, int]]) -> Message:
         event = _mapping(header.get("eventCoding")).get("code")
     source = _mapping(header.get("source"))
     kind, source_id = _kind("FHIR", event), _source(source.get("endpoint"))
-    return Message(
-        kind=kind, fhir=True, query=False, source_id=source_id, source_name=_id(source.get("name")),
-        log_id=None, attempt_id=None, message_id=None, transmission_id=None, facility=None, event_time=None, test=False,
-        key=sha256(body), key_expires=True, outside=sha256(body, _judged(kind, source_id, test=False)), raw=body)
+    return ParsedMessage(
+        kind=kind,
+        fhir=True,
+        query=False,
+        source_id=source_id,
+        source_name=_id(source.get("name")),
+        log_id=None,
+        attempt_id=None,
+        message_id=None,
+        transmission_id=None,
+        facility=None,
+        event_time=None,
+        test=False,
+        key=sha256(body),
+        key_expires=True,
+        outside=sha256(body, _judged(kind, source_id, test=False)),
+        raw=body,
+    )
 
 
 def _message_header(entries: memoryview) -> dict[str, Any]:
@@ -192,8 +220,11 @@ def _part(text: msgspec.Raw | memoryview) -> Any:
     if not is_object(text):
         return value(text)
     part = _decode_part(text)
-    return {name: value(member) for name in _Part.__struct_fields__
-            if isinstance(member := getattr(part, name), msgspec.Raw)}
+    return {
+        name: value(member)
+        for name in _Part.__struct_fields__
+        if isinstance(member := getattr(part, name), msgspec.Raw)
+    }
 
 
 def _perhaps_query(body: bytes) -> str | None:

@@ -1,6 +1,6 @@
 """What is registered, as one immutable value: destinations with their credentials, sources, subscriptions and policies.
 
-`receiver.storage.registry` loads it and follows changes; here stands what a row means. May not look anything up.
+`receiver.storage.registry.loader` loads it and follows changes; here stands what a row means. May not look anything up.
 """
 
 from __future__ import annotations
@@ -22,11 +22,42 @@ Ordering = Literal["source", "patient", "none"]
 
 # Headers that every request has for a purpose of its own, or that a proxy in front sets. A signature or a secret that
 # was looked for in one of them would refuse the whole feed.
-RESERVED_HEADERS: Final = frozenset({
-    "accept", "accept-charset", "accept-encoding", "accept-language", "authorization", "cache-control", "connection",
-    "content-encoding", "content-length", "content-type", "cookie", "date", "expect", "forwarded", "host", "keep-alive",
-    "origin", "pragma", "proxy-authorization", "proxy-connection", "referer", "te", "traceparent", "tracestate",
-    "trailer", "transfer-encoding", "upgrade", "user-agent", "verification-token", "via", "x-real-ip", "x-request-id"})
+RESERVED_HEADERS: Final = frozenset(
+    {
+        "accept",
+        "accept-charset",
+        "accept-encoding",
+        "accept-language",
+        "authorization",
+        "cache-control",
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "cookie",
+        "date",
+        "expect",
+        "forwarded",
+        "host",
+        "keep-alive",
+        "origin",
+        "pragma",
+        "proxy-authorization",
+        "proxy-connection",
+        "referer",
+        "te",
+        "traceparent",
+        "tracestate",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "user-agent",
+        "verification-token",
+        "via",
+        "x-real-ip",
+        "x-request-id",
+    }
+)
 RESERVED_PREFIXES: Final = ("ssl-client-", "x-amz-", "x-amzn-", "x-forwarded-")
 
 # A shorter verification token could be guessed; the dashboard takes any length.
@@ -94,8 +125,10 @@ class GoogleCredential:
 
     def __post_init__(self) -> None:
         if not self.email and not self.subject:
-            raise ConfigurationError("kind google needs the e-mail or the subject of the account: anybody can have a "
-                                     "token from Google for your audience")
+            raise ConfigurationError(
+                "kind google needs the e-mail or the subject of the account: anybody can have a "
+                "token from Google for your audience"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,12 +222,22 @@ class MtlsCredential:
 
     def __post_init__(self) -> None:
         if self.subject is None and self.san is None and self.fingerprint is None:
-            raise ConfigurationError("kind mtls needs a subject, a SAN or a fingerprint: the authority that signed "
-                                     "Redox's certificate has signed others")
+            raise ConfigurationError(
+                "kind mtls needs a subject, a SAN or a fingerprint: the authority that signed "
+                "Redox's certificate has signed others"
+            )
 
 
-Credential = (TokenCredential | HmacCredential | JwtCredential | GoogleCredential | OAuthCredential | SmartCredential
-              | SigV4Credential | MtlsCredential)
+Credential = (
+    TokenCredential
+    | HmacCredential
+    | JwtCredential
+    | GoogleCredential
+    | OAuthCredential
+    | SmartCredential
+    | SigV4Credential
+    | MtlsCredential
+)
 
 
 def live(credential: Credential, now: datetime) -> bool:

@@ -53,8 +53,11 @@ _SPACE: Final = rb"[ \t\n\r]*+"
 _TEXT: Final = rb'"(?:[^"\\]++|\\.)*+"'
 _FLAT: Final = rb'[^\]\[{}"]++|' + _TEXT
 _SIMPLE: Final = rb"(?:" + _TEXT + rb'|[^\]\[{}", \t\n\r]++)'
-_NESTED: Final = reduce(lambda inner, _: rb"[\[{](?:" + _FLAT + rb"|" + inner + rb")*+[\]}]", range(_LEVELS),
-                        rb"[\[{](?:" + _FLAT + rb")*+[\]}]")
+_NESTED: Final = reduce(
+    lambda inner, _: rb"[\[{](?:" + _FLAT + rb"|" + inner + rb")*+[\]}]",
+    range(_LEVELS),
+    rb"[\[{](?:" + _FLAT + rb")*+[\]}]",
+)
 _NAMED: Final = _TEXT + _SPACE + rb":" + _SPACE
 _VALUE: Final = rb"(?:" + _SIMPLE + rb"|" + _NESTED + rb")"
 _OPEN: Final = re.compile(_SPACE + rb"[\[{]" + _SPACE)
@@ -72,7 +75,7 @@ def check_encoding(body: bytes) -> None:
     decode = getincrementaldecoder("utf-8")().decode
     try:
         for at in range(0, len(body), _PIECE):
-            decode(body[at:at + _PIECE], final=at + _PIECE >= len(body))
+            decode(body[at : at + _PIECE], final=at + _PIECE >= len(body))
     except UnicodeDecodeError as exc:
         raise Unreadable("not_utf8") from exc
 
@@ -131,8 +134,9 @@ def members(text: bytes, *, where: str, wanted: Collection[str]) -> dict[str, tu
     return _located(text, values, where=where, wanted=wanted)
 
 
-def _located(text: bytes, values: dict[str, msgspec.Raw], *, where: str,
-             wanted: Collection[str]) -> dict[str, tuple[int, int]]:
+def _located(
+    text: bytes, values: dict[str, msgspec.Raw], *, where: str, wanted: Collection[str]
+) -> dict[str, tuple[int, int]]:
     """Where the wanted members stand in `text`, of which `values` is what msgspec made. Empties `values`."""
     if (found := _close_together(values, len(text), wanted)) is not None:
         return found
@@ -154,8 +158,9 @@ def _located(text: bytes, values: dict[str, msgspec.Raw], *, where: str,
     return found
 
 
-def _close_together(values: Mapping[str, msgspec.Raw], length: int,
-                    wanted: Collection[str]) -> dict[str, tuple[int, int]] | None:
+def _close_together(
+    values: Mapping[str, msgspec.Raw], length: int, wanted: Collection[str]
+) -> dict[str, tuple[int, int]] | None:
     """What `members` finds in an object of `length` bytes without white space and escapes around its names, as machines
     write them; None of any other.
 
@@ -214,8 +219,10 @@ def _many_members(text: bytes, *, where: str, wanted: Collection[str]) -> dict[s
         values = _decode_members(piece)
         for name in values:
             hashes[hash(name) & 255].append(hash(name))
-        found |= {name: (start - 1 + first, start - 1 + last)
-                  for name, (first, last) in _located(piece, values, where=where, wanted=wanted).items()}
+        found |= {
+            name: (start - 1 + first, start - 1 + last)
+            for name, (first, last) in _located(piece, values, where=where, wanted=wanted).items()
+        }
     if any(len(set(some)) < len(some) for some in hashes):
         raise Unreadable(f"{where}_duplicate_key")
     return found

@@ -9,7 +9,7 @@ import re
 from typing import Final
 
 from receiver.errors import UnknownSource
-from receiver.protocol.message import Message
+from receiver.protocol.message import ParsedMessage
 from receiver.protocol.registry import Destination
 
 # What an id looks like: without a digit it may be a name. Anything else that is claimed as a source is kept as a
@@ -17,7 +17,7 @@ from receiver.protocol.registry import Destination
 ID_SHAPE: Final = re.compile(r"(?=[^0-9]*[0-9])[A-Za-z0-9._:-]{1,64}")
 
 
-def admit(message: Message, destination: Destination) -> str | None:
+def admit(message: ParsedMessage, destination: Destination) -> str | None:
     """None when the message is to be dispatched, else the reason for its quarantine.
 
     Raises UnknownSource (403): `source_missing`, `source_unknown`, `source_disabled`, `test_rejected`. A query is never
@@ -35,7 +35,7 @@ def admit(message: Message, destination: Destination) -> str | None:
     return None
 
 
-def _source_fault(message: Message, destination: Destination) -> str | None:
+def _source_fault(message: ParsedMessage, destination: Destination) -> str | None:
     enabled = destination.sources.get(message.source_id)
     if enabled is False:
         return "source_disabled"

@@ -22,7 +22,7 @@ import msgspec
 
 from receiver.errors import Unavailable, Unreadable, Unverified
 from receiver.protocol import jose
-from receiver.protocol.message import Head, Inbound, Once
+from receiver.protocol.message import Head, Inbound, Nonce
 from receiver.protocol.registry import Client, Destination, OAuthCredential, SmartCredential, live
 from receiver.protocol.scanning import check_depth, check_encoding, members
 from receiver.protocol.verification import oauth
@@ -35,8 +35,15 @@ ASSERTION_LIFETIME: Final = 300
 ASSERTION_ALGORITHMS: Final = ("RS384", "ES384")
 ASSERTION_TYPE: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 # The parameters that Redox lets one rename (its fields grantType, clientId, clientSecret, audience, scopes …).
-PARAMETERS: Final = ("grant_type", "client_id", "client_secret", "scope", "audience", "client_assertion",
-                     "client_assertion_type")
+PARAMETERS: Final = (
+    "grant_type",
+    "client_id",
+    "client_secret",
+    "scope",
+    "audience",
+    "client_assertion",
+    "client_assertion_type",
+)
 _MAX_PARAMETERS: Final = 50
 
 
@@ -49,7 +56,7 @@ class Granted:
     access_token: str = field(repr=False)
     expires_in: int
     scope: str
-    once: Once | None = None
+    once: Nonce | None = None
 
     def body(self) -> dict[str, Any]:
         """RFC 6749 5.1."""
@@ -118,13 +125,19 @@ def decide(inbound: Inbound, destination: Destination, now: datetime, *, jti: st
         scopes = _scopes(asked.value("scope", client), client)
     except _Refused as exc:
         return Denied(error=exc.error, reason=exc.reason, credential=None if credential is None else credential.id)
-    return Granted(credential=credential.id, kind="oauth" if isinstance(credential, OAuthCredential) else "smart",
-                   access_token=oauth.issue(credential, destination, now, scopes=scopes, jti=jti),
-                   expires_in=client.lifetime, scope=" ".join(scopes), once=once)
+    return Granted(
+        credential=credential.id,
+        kind="oauth" if isinstance(credential, OAuthCredential) else "smart",
+        access_token=oauth.issue(credential, destination, now, scopes=scopes, jti=jti),
+        expires_in=client.lifetime,
+        scope=" ".join(scopes),
+        once=once,
+    )
 
 
-def _authenticate(asked: _Asked, destination: Destination,
-                  now: datetime) -> tuple[OAuthCredential | SmartCredential, Once | None]:
+def _authenticate(
+    asked: _Asked, destination: Destination, now: datetime
+) -> tuple[OAuthCredential | SmartCredential, Nonce | None]:
     clients = [each for each in destination.credentials if isinstance(each, OAuthCredential | SmartCredential)]
     secrets = any(asked.value("client_secret", each.client) for each in clients)
     assertions = any(asked.value("client_assertion", each.client) for each in clients)
@@ -164,7 +177,7 @@ def _pairs(asked: _Asked, client: Client) -> Iterable[tuple[str, str]]:
     return [pair for pair in asked.basic if name in (None, pair[0])]
 
 
-def _by_assertion(asked: _Asked, clients: Sequence[SmartCredential], now: datetime) -> tuple[SmartCredential, Once]:
+def _by_assertion(asked: _Asked, clients: Sequence[SmartCredential], now: datetime) -> tuple[SmartCredential, Nonce]:
     reasons = []
     stale: Unavailable | None = None
     for each in clients:
@@ -183,7 +196,7 @@ def _by_assertion(asked: _Asked, clients: Sequence[SmartCredential], now: dateti
     raise _Refused("invalid_client", reasons[-1] if reasons else "token_client_unknown")
 
 
-def _prove(asked: _Asked, credential: SmartCredential, now: datetime) -> Once:
+def _prove(asked: _Asked, credential: SmartCredential, now: datetime) -> Nonce:
     """RFC 7523 3: iss and sub are the client, aud is this endpoint; jti names this assertion alone."""
     client = credential.client
     if asked.value("client_assertion_type", client) != ASSERTION_TYPE:
@@ -196,7 +209,7 @@ def _prove(asked: _Asked, credential: SmartCredential, now: datetime) -> Once:
     if not isinstance(jti, str) or not jti:
         raise Unverified("token_jti_missing")
     until = datetime.fromtimestamp(claims["exp"], UTC) + timedelta(seconds=credential.rules.leeway + 1)
-    return Once.of(f"jti {client.client_id}", jti.encode("utf-8", "surrogatepass"), until)
+    return Nonce.of(f"jti {client.client_id}", jti.encode("utf-8", "surrogatepass"), until)
 
 
 def _scopes(asked: str | None, client: Client) -> tuple[str, ...]:
@@ -222,8 +235,7 @@ def _parameters(inbound: Inbound) -> dict[str, str]:
 
 def _form(body: bytes) -> dict[str, str]:
     try:
-        pairs = parse_qsl(body.decode("ascii"), keep_blank_values=True, max_num_fields=_MAX_PARAMETERS,
-                          errors="strict")
+        pairs = parse_qsl(body.decode("ascii"), keep_blank_values=True, max_num_fields=_MAX_PARAMETERS, errors="strict")
     except ValueError:
         raise _Refused("invalid_request", "token_request_malformed") from None
     parameters = dict(pairs)

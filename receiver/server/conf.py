@@ -11,10 +11,10 @@ from typing import Any
 from receiver.server import dependencies
 from receiver.server.logger import JsonLogger
 from receiver.server.reload import Reload
-from receiver.settings import load
+from receiver.settings import load_settings
 from receiver.web import listening
 
-_settings = load()
+_settings = load_settings()
 
 bind = _settings.bind
 workers = _settings.receivers

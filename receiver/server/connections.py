@@ -110,7 +110,7 @@ class ConnectionTable:
             del pool[connection.network]
 
     def _evict(self) -> bool:
-        pool = next((pool for pool in self._pools[:Pool.AT_WORK] if pool), None)
+        pool = next((pool for pool in self._pools[: Pool.AT_WORK] if pool), None)
         if pool is None:
             return False
         most = max(pool, key=lambda network: len(pool[network]))

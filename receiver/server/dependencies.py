@@ -24,25 +24,58 @@ log: Final = structlog.get_logger(__name__)
 # By distribution: a class, and its members.
 UNDOCUMENTED: Final[Mapping[str, tuple[tuple[type, tuple[str, ...]], ...]]] = {
     "gunicorn": (  # receiver.server.reload
-        (Arbiter, ("SIG_QUEUE", "WORKERS", "WORKER_BOOT_ERROR", "kill_worker", "num_workers", "reap_workers", "reload",
-                   "setup", "spawn_worker")),
-        (WorkerTmp, ("close", "last_update"))),
+        (
+            Arbiter,
+            (
+                "SIG_QUEUE",
+                "WORKERS",
+                "WORKER_BOOT_ERROR",
+                "kill_worker",
+                "num_workers",
+                "reap_workers",
+                "reload",
+                "setup",
+                "spawn_worker",
+            ),
+        ),
+        (WorkerTmp, ("close", "last_update")),
+    ),
     "uvicorn": (
         # receiver.server.worker
         (Server, ("lifespan", "server_state", "servers", "should_exit", "shutdown", "startup")),
         (ServerState, ("connections",)),
-        (HttpToolsProtocol, (  # receiver.server.protocol
-            "connection_lost", "connection_made", "data_received", "eof_received", "on_body", "on_header",
-            "on_headers_complete", "on_message_begin", "on_message_complete", "on_url", "parser", "shutdown"))),
+        (
+            HttpToolsProtocol,
+            (  # receiver.server.protocol
+                "connection_lost",
+                "connection_made",
+                "data_received",
+                "eof_received",
+                "on_body",
+                "on_header",
+                "on_headers_complete",
+                "on_message_begin",
+                "on_message_complete",
+                "on_url",
+                "parser",
+                "shutdown",
+            ),
+        ),
+    ),
     "uvicorn-worker": ((UvicornWorker, ("CONFIG_KWARGS", "init_signals", "run")),),
 }
 
 
 def missing() -> list[str]:
     """What is missing, each in a sentence."""
-    return [f"{name} {metadata.version(name)} has no {owner.__qualname__}.{member}: install the version of "
-            "deploy/requirements.txt" for name, owners in UNDOCUMENTED.items() for owner, members in owners
-            for member in members if not _has(owner, member)]
+    return [
+        f"{name} {metadata.version(name)} has no {owner.__qualname__}.{member}: install the version of "
+        "deploy/requirements.txt"
+        for name, owners in UNDOCUMENTED.items()
+        for owner, members in owners
+        for member in members
+        if not _has(owner, member)
+    ]
 
 
 def check() -> None:
@@ -55,4 +88,5 @@ def check() -> None:
 def _has(owner: type, member: str) -> bool:
     """Whether the class has it, or any method of it sets it on its instances."""
     return hasattr(owner, member) or any(
-        member in method.__code__.co_names for method in vars(owner).values() if isinstance(method, FunctionType))
+        member in method.__code__.co_names for method in vars(owner).values() if isinstance(method, FunctionType)
+    )

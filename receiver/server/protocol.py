@@ -280,8 +280,9 @@ class Connection:
         if self._closing:
             return
         if self._at_work:
-            pool = Pool.AT_WORK if not self._in_body else (
-                Pool.AUTHENTICATED_BODY if self._authenticated else Pool.BODY)
+            pool = (
+                Pool.AT_WORK if not self._in_body else (Pool.AUTHENTICATED_BODY if self._authenticated else Pool.BODY)
+            )
         elif self._in_body:
             pool = Pool.BODY
         elif self._in_head or self.pool is Pool.WAITING:
@@ -305,10 +306,13 @@ class Connection:
             log.info("request.malformed", status=int(status), peer=self.peer)
         if not self._writing and (self._at_work or not self._in_body):
             body = f"{status.phrase.lower()}\n"
-            self._transport.write((
-                f"HTTP/1.1 {int(status)} {status.phrase}\r\nConnection: close\r\n"
-                f"Content-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\nContent-Length: {len(body)}\r\n"
-                f"\r\n{body}").encode("ascii"))
+            self._transport.write(
+                (
+                    f"HTTP/1.1 {int(status)} {status.phrase}\r\nConnection: close\r\n"
+                    f"Content-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\nContent-Length: {len(body)}\r\n"
+                    f"\r\n{body}"
+                ).encode("ascii")
+            )
         self.close(linger=True)
 
 
@@ -349,8 +353,13 @@ class HttpProtocol(HttpToolsProtocol):
 
     table: ClassVar[ConnectionTable]
 
-    def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any],
-                 _loop: asyncio.AbstractEventLoop | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
         self.tracked = Connection(self.table)
         super().__init__(config, server_state, {**app_state, CONNECTION: self.tracked}, _loop)
 

@@ -41,7 +41,7 @@ class Reload:
         """Replace the workers by ones with the configuration as it is now; or tell why not, and leave them."""
         arbiter, before = self._arbiter, (self._arbiter.app.cfg, self._arbiter.app.app_uri)
         try:
-            keyrings.load(table.load().keyring_path)
+            keyrings.load_keyring(table.load_settings().keyring_path)
             # Imported once, it would stay as it was.
             sys.modules.pop(_CONFIGURATION, None)
             arbiter.app.reload()

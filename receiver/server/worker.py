@@ -36,9 +36,14 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker ships no ty
     """A worker process."""
 
     CONFIG_KWARGS: ClassVar[dict[str, Any]] = {  # uvicorn.Config
-        "loop": "uvloop", "ws": "none", "lifespan": "on", "interface": "asgi3", "access_log": False,
+        "loop": "uvloop",
+        "ws": "none",
+        "lifespan": "on",
+        "interface": "asgi3",
+        "access_log": False,
         # Nothing that a peer says of itself is believed by the server: receiver.web.client_address judges it.
-        "proxy_headers": False, "server_header": False,
+        "proxy_headers": False,
+        "server_header": False,
     }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -118,4 +123,5 @@ class _Server(uvicorn.Server):
 
     def _protocol(self) -> asyncio.Protocol:
         return self.config.http_protocol_class(  # type: ignore[call-arg]  # as uvicorn calls it
-            config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )

@@ -2,7 +2,7 @@
 
 Alembic compares this with the migrations. May not hold queries.
 
-Times are timestamptz; digests and MACs bytea of 32 bytes. `mac` columns are HMAC-SHA256 (receiver.storage.evidence)
+Times are timestamptz; digests and MACs bytea of 32 bytes. `mac` columns are HMAC-SHA256 (receiver.storage.evidence.macs)
 over the columns named there, under the key `mac_key`.
 """
 
@@ -32,10 +32,15 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, UUID
 
-metadata: Final = MetaData(naming_convention={
-    "ix": "ix_%(table_name)s_%(column_0_N_name)s", "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-    "ck": "ck_%(table_name)s_%(constraint_name)s", "fk": "fk_%(table_name)s_%(column_0_name)s",
-    "pk": "pk_%(table_name)s"})
+metadata: Final = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
 
 
 def _id() -> Column[int]:
@@ -80,14 +85,16 @@ def _recorded_at() -> Column[Any]:
 # --- the registry: what may come in, and who gets it. Every change bumps registry_version and is audited.
 
 registry_version = Table(
-    "registry_version", metadata,
+    "registry_version",
+    metadata,
     Column("one", Boolean, primary_key=True, server_default=text("true")),
     Column("version", BigInteger, nullable=False),
     CheckConstraint("one", name="one"),
 )
 
 destinations = Table(
-    "destinations", metadata,
+    "destinations",
+    metadata,
     _id(),
     _text("name", unique=True),
     _text("environment"),
@@ -97,7 +104,7 @@ destinations = Table(
     _text("on_unknown_source"),
     _text("test_messages"),
     _text("reply_with", nullable=True),
-    Column("expect_every", Integer),        # seconds; not under the MAC: it lets nothing in
+    Column("expect_every", Integer),  # seconds; not under the MAC: it lets nothing in
     _created(),
     *_mac(),
     _one_of("environment", "development", "staging", "production"),
@@ -107,46 +114,50 @@ destinations = Table(
 )
 
 credentials = Table(
-    "credentials", metadata,
+    "credentials",
+    metadata,
     _id(),
     _destination(index=True),
     _text("kind"),
     _text("label", nullable=True),
-    Column("digest", LargeBinary),          # token: HMAC under the index key
-    Column("secret", LargeBinary),          # sealed, where it must be recoverable
-    _text("secret_key", nullable=True),     # id of the key that sealed it, or that keyed the digest
+    Column("digest", LargeBinary),  # token: HMAC under the index key
+    Column("secret", LargeBinary),  # sealed, where it must be recoverable
+    _text("secret_key", nullable=True),  # id of the key that sealed it, or that keyed the digest
     Column("settings", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
     _created(),
     _time("expires_at"),
     _time("revoked_at"),
-    _time("last_used_at"),                  # not under the MAC: flushed at most once a minute
+    _time("last_used_at"),  # not under the MAC: flushed at most once a minute
     *_mac(),
 )
 
 key_sets = Table(
-    "key_sets", metadata,                   # public keys of who signs for Redox, as fetched last, for every host
+    "key_sets",
+    metadata,  # public keys of who signs for Redox, as fetched last, for every host
     _id(),
     _text("url", unique=True),
     Column("document", LargeBinary, nullable=False),
     _created(),
     _time("changed_at", nullable=False),
-    _time("fetched_at", nullable=False),    # these three are not under the MAC
+    _time("fetched_at", nullable=False),  # these three are not under the MAC
     _time("tried_at", nullable=False),
-    _text("failure", nullable=True),        # why the last try failed; null when it did not
+    _text("failure", nullable=True),  # why the last try failed; null when it did not
     *_mac(),
 )
 
 seen_once = Table(
-    "seen_once", metadata,                  # what may be used once: assertions, and the signatures of queries
+    "seen_once",
+    metadata,  # what may be used once: assertions, and the signatures of queries
     Column("key", LargeBinary, primary_key=True),
     _time("until", nullable=False, index=True),  # after that it opens nothing by itself
 )
 
 sources = Table(
-    "sources", metadata,
+    "sources",
+    metadata,
     _id(),
     _destination(),
-    _text("source_id", nullable=True),      # null: messages that name no source
+    _text("source_id", nullable=True),  # null: messages that name no source
     _text("name", nullable=True),
     _flag("enabled", default=True),
     _created(),
@@ -155,7 +166,8 @@ sources = Table(
 )
 
 subscriptions = Table(
-    "subscriptions", metadata,
+    "subscriptions",
+    metadata,
     _id(),
     _destination(),
     _text("handler"),
@@ -168,7 +180,7 @@ subscriptions = Table(
     Column("max_attempts", Integer, nullable=False),
     Column("timeout", REAL, nullable=False),
     _flag("enabled", default=True),
-    _time("paused_at"),                     # not under the MAC: a state of work, changed by workers
+    _time("paused_at"),  # not under the MAC: a state of work, changed by workers
     _text("pause_reason", nullable=True),
     _created(),
     *_mac(),
@@ -180,13 +192,14 @@ subscriptions = Table(
 )
 
 signing_keys = Table(
-    "signing_keys", metadata,               # what our client assertions are signed with; the public halves are served
+    "signing_keys",
+    metadata,  # what our client assertions are signed with; the public halves are served
     _id(),
-    _text("kid", unique=True),              # RFC 7638: the thumbprint of the public half
+    _text("kid", unique=True),  # RFC 7638: the thumbprint of the public half
     _text("algorithm"),
     Column("public_jwk", JSONB, nullable=False),
-    _text("state"),                         # published: found by Redox, and signs nothing (not yet, or no longer)
-    Column("secret", LargeBinary),          # sealed: the private key, PKCS #8
+    _text("state"),  # published: found by Redox, and signs nothing (not yet, or no longer)
+    Column("secret", LargeBinary),  # sealed: the private key, PKCS #8
     _text("secret_key", nullable=True),
     _created(),
     _time("activated_at"),
@@ -198,7 +211,8 @@ signing_keys = Table(
 )
 
 api_keys = Table(
-    "api_keys", metadata,                   # what we speak to Redox with
+    "api_keys",
+    metadata,  # what we speak to Redox with
     _id(),
     _text("name", unique=True),
     _text("environment"),
@@ -206,10 +220,10 @@ api_keys = Table(
     _text("base_url"),
     _text("source_id", nullable=True),
     _text("client_id", nullable=True),
-    _text("kid", nullable=True),            # of a private key of its own; null: the signing key that is active
+    _text("kid", nullable=True),  # of a private key of its own; null: the signing key that is active
     _text("scope", nullable=True),
     _text("query_path"),
-    Column("secret", LargeBinary),          # sealed: that private key, or a legacy key with its secret
+    Column("secret", LargeBinary),  # sealed: that private key, or a legacy key with its secret
     _text("secret_key", nullable=True),
     _created(),
     *_mac(),
@@ -218,7 +232,8 @@ api_keys = Table(
 )
 
 keys = Table(
-    "keys", metadata,                       # fingerprints only; the keys are in the keyring file
+    "keys",
+    metadata,  # fingerprints only; the keys are in the keyring file
     Column("id", Text, primary_key=True),
     _text("purpose"),
     _text("fingerprint"),
@@ -228,18 +243,19 @@ keys = Table(
 # --- what came in
 
 messages = Table(
-    "messages", metadata,
+    "messages",
+    metadata,
     _id(),
     Column("uuid", UUID, nullable=False, unique=True),
     _recorded_at(),
     Column("credential_ids", ARRAY(BigInteger), nullable=False),
     _text("source_id", nullable=True),
-    _text("kind", nullable=True),           # null: unreadable
+    _text("kind", nullable=True),  # null: unreadable
     Column("query", Boolean, nullable=False),
     Column("test", Boolean, nullable=False),
     _text("log_id", nullable=True),
     _text("attempt_id", nullable=True),
-    _text("message_id", nullable=True),     # Redox's Meta.Message.ID
+    _text("message_id", nullable=True),  # Redox's Meta.Message.ID
     _text("transmission_id", nullable=True),
     _text("facility", nullable=True),
     _time("event_time"),
@@ -251,7 +267,7 @@ messages = Table(
     _text("state"),
     _text("quarantine_reason", nullable=True),
     Column("id_conflict", Boolean, nullable=False),
-    _time("patients_indexed_at"),           # when the worker filled patient_digests
+    _time("patients_indexed_at"),  # when the worker filled patient_digests
     *_mac(),
     _one_of("state", "accepted", "unhandled", "quarantined", "discarded"),
     Index("ix_messages_quarantined", "destination_id", "id", postgresql_where=text("state = 'quarantined'")),
@@ -260,7 +276,8 @@ messages = Table(
 )
 
 message_keys = Table(
-    "message_keys", metadata,
+    "message_keys",
+    metadata,
     Column("destination_id", BigInteger, primary_key=True),
     Column("key", LargeBinary, primary_key=True),
     Column("outside", LargeBinary, primary_key=True),  # SHA-256 of the bytes outside Meta, kind, source, test
@@ -270,7 +287,8 @@ message_keys = Table(
 )
 
 payloads = Table(
-    "payloads", metadata,                   # partitioned by time from the first migration, purged by partition
+    "payloads",
+    metadata,  # partitioned by time from the first migration, purged by partition
     Column("message_id", BigInteger, primary_key=True, autoincrement=False),
     _time("received_at", nullable=False, primary_key=True),
     _text("payload_key"),
@@ -279,7 +297,8 @@ payloads = Table(
 )
 
 patient_digests = Table(
-    "patient_digests", metadata,            # HMAC of "TYPE\0identifier" under the index key
+    "patient_digests",
+    metadata,  # HMAC of "TYPE\0identifier" under the index key
     Column("digest", LargeBinary, primary_key=True),
     Column("message_id", BigInteger, primary_key=True, autoincrement=False),
 )
@@ -287,7 +306,8 @@ patient_digests = Table(
 # --- what becomes of it
 
 deliveries = Table(
-    "deliveries", metadata,                 # in one lane, the order of ids is the order of running
+    "deliveries",
+    metadata,  # in one lane, the order of ids is the order of running
     _id(),
     Column("message_id", BigInteger, nullable=False),
     _recorded_at(),
@@ -297,29 +317,35 @@ deliveries = Table(
     Column("inline", Boolean, nullable=False),  # acknowledge="after_handling": run in the request, by no worker
     _text("state", server_default=text("'pending'")),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
-    _time("ready_at"),                      # null: at once; else not before
-    _time("deferred_since"),                # since when the handler says RetryLater
+    _time("ready_at"),  # null: at once; else not before
+    _time("deferred_since"),  # since when the handler says RetryLater
     _text("error_class", nullable=True),
-    Column("error_frames", ARRAY(Text)),    # module:line:function, outermost first
-    Column("error_sealed", LargeBinary),    # the text: it may quote a patient
+    Column("error_frames", ARRAY(Text)),  # module:line:function, outermost first
+    Column("error_sealed", LargeBinary),  # the text: it may quote a patient
     _text("error_key", nullable=True),
-    _text("error_shown", nullable=True),    # the text again, where the receiver itself wrote it: settings, commands
-    Column("epoch", BigInteger),            # of the lease that last ran it
+    _text("error_shown", nullable=True),  # the text again, where the receiver itself wrote it: settings, commands
+    Column("epoch", BigInteger),  # of the lease that last ran it
     _created(),
-    _time("started_at"),                    # of the attempt that runs, or that was lost with the process that ran it
+    _time("started_at"),  # of the attempt that runs, or that was lost with the process that ran it
     _time("finished_at"),
     UniqueConstraint("message_id", "handler", "generation"),
     _one_of("state", "pending", "succeeded", "dead", "skipped"),
     Index("ix_deliveries_pending", "lane", "id", postgresql_where=text("state = 'pending'")),
     # Of lanes in which nothing waits for what is before it: what may run now is found without a look at what may not.
-    Index("ix_deliveries_unordered", "lane", "ready_at", "id",
-          postgresql_where=text("state = 'pending' AND lane ~ '^[^/]+/[^/]+/any:'")),
+    Index(
+        "ix_deliveries_unordered",
+        "lane",
+        "ready_at",
+        "id",
+        postgresql_where=text("state = 'pending' AND lane ~ '^[^/]+/[^/]+/any:'"),
+    ),
     Index("ix_deliveries_dead", "handler", "finished_at", postgresql_where=text("state = 'dead'")),
     Index("ix_deliveries_dead_by_id", "id", postgresql_where=text("state = 'dead'")),
 )
 
 delivery_attempts = Table(
-    "delivery_attempts", metadata,
+    "delivery_attempts",
+    metadata,
     _id(),
     Column("delivery_id", BigInteger, nullable=False, index=True),
     Column("attempt", Integer, nullable=False),
@@ -327,18 +353,19 @@ delivery_attempts = Table(
     _text("worker"),
     _time("started_at", nullable=False),
     _time("ended_at", nullable=False, server_default=func.now()),
-    _text("outcome"),                       # succeeded, failed, timed_out, crashed, retry_later, gave_up
+    _text("outcome"),  # succeeded, failed, timed_out, crashed, retry_later, gave_up
     _text("error_class", nullable=True),
     Column("error_frames", ARRAY(Text)),
 )
 
 lanes = Table(
-    "lanes", metadata,                      # made when a lane is first claimed; no row means ready
+    "lanes",
+    metadata,  # made when a lane is first claimed; no row means ready
     Column("lane", Text, primary_key=True),
     _text("handler"),
     _recorded_at(),
     _text("state", server_default=text("'ready'")),
-    _time("ready_at"),                      # waiting: not before
+    _time("ready_at"),  # waiting: not before
     _text("owner", nullable=True),
     Column("epoch", BigInteger, nullable=False, server_default=text("0")),
     _time("lease_until"),
@@ -347,7 +374,8 @@ lanes = Table(
 )
 
 workers = Table(
-    "workers", metadata,                    # who is alive: for `status`, `check` and taking over
+    "workers",
+    metadata,  # who is alive: for `status`, `check` and taking over
     Column("name", Text, primary_key=True),
     _text("host"),
     Column("pid", Integer, nullable=False),
@@ -357,24 +385,26 @@ workers = Table(
 )
 
 handler_problems = Table(
-    "handler_problems", metadata,           # what worker and receiver processes report of handlers: see the module
+    "handler_problems",
+    metadata,  # what worker and receiver processes report of handlers: see the module
     Column("process", Text, primary_key=True),
-    Column("handler", Text, primary_key=True),      # '': no responder is bound to the query
+    Column("handler", Text, primary_key=True),  # '': no responder is bound to the query
     Column("destination", Text, primary_key=True),  # '': at all of them
     Column("kind", Text, primary_key=True),
     _text("host"),
     _text("error_class", nullable=True),
-    _text("place", nullable=True),          # module:line or file:line
-    _text("detail", nullable=True),         # a sentence of ours
+    _text("place", nullable=True),  # module:line or file:line
+    _text("detail", nullable=True),  # a sentence of ours
     Column("count", BigInteger, nullable=False),
-    Column("message_uuid", UUID),           # of the last message with which it was
+    Column("message_uuid", UUID),  # of the last message with which it was
     _time("first_at", nullable=False, server_default=func.now()),
     _time("last_at", nullable=False),
     _time("reported_at", nullable=False, server_default=func.now()),
 )
 
 listeners = Table(
-    "listeners", metadata,                  # processes that listen, and what they serve: for `status` and `check`
+    "listeners",
+    metadata,  # processes that listen, and what they serve: for `status` and `check`
     Column("name", Text, primary_key=True),
     _text("role"),
     _text("host"),
@@ -382,12 +412,13 @@ listeners = Table(
     _text("address"),
     _time("started_at", nullable=False, server_default=func.now()),
     _time("seen_at", nullable=False, server_default=func.now()),
-    _time("stopped_at"),                    # when it stopped in order; null: it runs, or was killed
+    _time("stopped_at"),  # when it stopped in order; null: it runs, or was killed
     _one_of("role", "receiver", "admin"),
 )
 
 feed_activity = Table(
-    "feed_activity", metadata,              # five minutes in which messages came: how long a feed is usually silent
+    "feed_activity",
+    metadata,  # five minutes in which messages came: how long a feed is usually silent
     Column("destination_id", BigInteger, primary_key=True, autoincrement=False),
     _time("slot", primary_key=True, nullable=False),
 )
@@ -395,30 +426,31 @@ feed_activity = Table(
 # --- what goes out
 
 outbound_requests = Table(
-    "outbound_requests", metadata,          # in one lane, the order of ids is the order of sending
+    "outbound_requests",
+    metadata,  # in one lane, the order of ids is the order of sending
     _id(),
     Column("uuid", UUID, nullable=False, unique=True),
     _text("api_key"),
-    _text("lane", nullable=True),           # null: a call that was made at once, and is on record here
+    _text("lane", nullable=True),  # null: a call that was made at once, and is on record here
     _text("call"),
-    _text("kind"),                          # PatientAdmin.NewPatient, FHIR.Patient/$patient-update
+    _text("kind"),  # PatientAdmin.NewPatient, FHIR.Patient/$patient-update
     Column("message_uuid", UUID, index=True),  # of the message that it answers
-    Column("destination_id", BigInteger),   # of ours, where it came in
+    Column("destination_id", BigInteger),  # of ours, where it came in
     _text("state"),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     Column("unanswered", Integer, nullable=False, server_default=text("0")),  # of them, where Redox may have acted
-    _time("ready_at"),                      # null: at once; else not before
-    Column("status", Integer),              # HTTP, of the last answer
+    _time("ready_at"),  # null: at once; else not before
+    Column("status", Integer),  # HTTP, of the last answer
     _text("error_class", nullable=True),
     Column("log_ids", ARRAY(Text), nullable=False, server_default=text("'{}'::text[]")),  # Redox's
-    Column("request", LargeBinary),         # sealed; null: purged
+    Column("request", LargeBinary),  # sealed; null: purged
     _text("request_key", nullable=True),
-    Column("answer", LargeBinary),          # sealed: what Redox answered, or of a refusal its errors
+    Column("answer", LargeBinary),  # sealed: what Redox answered, or of a refusal its errors
     _text("answer_key", nullable=True),
-    Column("epoch", BigInteger),            # of the lease that last sent it
+    Column("epoch", BigInteger),  # of the lease that last sent it
     _text("created_by"),
     _created(),
-    _time("started_at"),                    # of the attempt that runs, or that was lost with the process that made it
+    _time("started_at"),  # of the attempt that runs, or that was lost with the process that made it
     _time("finished_at"),
     _one_of("call", "send", "query", "fhir", "upload"),
     _one_of("state", "pending", "sent", "dead", "held"),
@@ -429,30 +461,30 @@ outbound_requests = Table(
 # --- evidence
 
 audit_events = Table(
-    "audit_events", metadata,               # append-only: a trigger refuses UPDATE, DELETE and TRUNCATE
+    "audit_events",
+    metadata,  # append-only: a trigger refuses UPDATE, DELETE and TRUNCATE
     _id(),
     Column("writer", UUID, nullable=False),  # one process; it numbers and chains its rows
     Column("n", BigInteger, nullable=False),
     _time("at", nullable=False),
-    _text("action"),                        # subject.verb, such as message.accept
+    _text("action"),  # subject.verb, such as message.accept
     _text("outcome"),
-    _text("reason", nullable=True),         # a fixed word
-    _text("actor"),                         # redox, worker:<name>, or user@host
+    _text("reason", nullable=True),  # a fixed word
+    _text("actor"),  # redox, worker:<name>, or user@host
     _text("peer", nullable=True),
     _text("destination", nullable=True),
     Column("message_uuid", UUID),
-    _text("subject", nullable=True),        # which other row: table:id
+    _text("subject", nullable=True),  # which other row: table:id
     Column("count", Integer, nullable=False, server_default=text("1")),  # more than one: a flood, summed up
-    _text("detail", nullable=True),         # JSON with fixed keys, free of patients' data
-    Column("note", LargeBinary),            # sealed: why, in a person's words
+    _text("detail", nullable=True),  # JSON with fixed keys, free of patients' data
+    Column("note", LargeBinary),  # sealed: why, in a person's words
     _text("note_key", nullable=True),
     Column("mac", LargeBinary, nullable=False),  # over this row and the MAC before: the writer's, or that of `follows`
     _text("mac_key"),
-    Column("follows", BigInteger),          # of a writer's first row: the id of the newest row that it saw
+    Column("follows", BigInteger),  # of a writer's first row: the id of the newest row that it saw
     UniqueConstraint("writer", "n"),
     Index("ix_audit_events_at", "at"),
     Index("ix_audit_events_message_uuid", "message_uuid"),
     Index("ix_audit_events_destination_id", "destination", "id"),
     Index("ix_audit_events_refused", "destination", "id", postgresql_where=text("action = 'message.refuse'")),
 )
-

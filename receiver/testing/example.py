@@ -31,12 +31,18 @@ def result(message: Message, context: Context) -> None:
     tried until Redox has it. The destination needs a key to speak with (`destination set NAME --reply-with KEY`).
     """
     order = message.data.get("Order") or {}
-    context.outbox.send({
-        "Meta": {"DataModel": "Results", "EventType": "New", "Test": message.test,
-                 "Destinations": [{"ID": RESULTS_TO}]},
-        "Patient": message.data.get("Patient"),
-        "Orders": [{"ID": order.get("ID"), "Status": "Final", "Results": []}],
-    })
+    context.outbox.send(
+        {
+            "Meta": {
+                "DataModel": "Results",
+                "EventType": "New",
+                "Test": message.test,
+                "Destinations": [{"ID": RESULTS_TO}],
+            },
+            "Patient": message.data.get("Patient"),
+            "Orders": [{"ID": order.get("ID"), "Status": "Final", "Results": []}],
+        }
+    )
 
 
 @responder("PatientSearch.Query", name="example-search", timeout=10)

@@ -36,8 +36,16 @@ class InclusionProof:
 
     def text(self) -> str:
         """As a file; the entry is the `extra` line, so that the file needs nothing beside it."""
-        return "\n".join((INCLUSION, f"extra {_encoded(self.entry)}", f"index {self.index}",
-                          *map(_encoded, self.path), "", self.note))
+        return "\n".join(
+            (
+                INCLUSION,
+                f"extra {_encoded(self.entry)}",
+                f"index {self.index}",
+                *map(_encoded, self.path),
+                "",
+                self.note,
+            )
+        )
 
     @classmethod
     def parse(cls, text: str) -> InclusionProof:
@@ -46,8 +54,12 @@ class InclusionProof:
         first, *lines = head.split("\n")
         if first != INCLUSION or [line.partition(" ")[0] for line in lines[:2]] != ["extra", "index"]:
             raise ProofInvalid(f"not an inclusion proof: the file begins with {INCLUSION}, an extra and an index line")
-        return cls(entry=_decoded(lines[0].removeprefix("extra ")), index=_number(lines[1].removeprefix("index ")),
-                   path=_hashes(lines[2:]), note=note)
+        return cls(
+            entry=_decoded(lines[0].removeprefix("extra ")),
+            index=_number(lines[1].removeprefix("index ")),
+            path=_hashes(lines[2:]),
+            note=note,
+        )
 
     def verify(self, key: VerifierKey) -> Checkpoint:
         """Check the signature and the path; the checkpoint that the entry is in. Raises ProofInvalid."""

@@ -48,17 +48,27 @@ def admin_app(checks: Callable[[], Sequence[Check]]) -> Flask:
     def readyz() -> Response:
         found = probe()
         ready = all(check.ok for check in found)
-        return respond(Reply(
-            status=200 if ready else 503, media="application/json",
-            body=msgspec.json.encode({"ready": ready, "checks": [asdict(check) for check in found]})))
+        return respond(
+            Reply(
+                status=200 if ready else 503,
+                media="application/json",
+                body=msgspec.json.encode({"ready": ready, "checks": [asdict(check) for check in found]}),
+            )
+        )
 
     @app.errorhandler(Exception)
     def fault(exc: Exception) -> Response:
         status = exc.code or 400 if isinstance(exc, HTTPException) else 500
         if status >= 500:
             log.error("request.failed", exc_info=exc)
-        return respond(Reply(status=status, body=b'{"error":"not here"}' if status < 500 else b'{"error":"failed"}',
-                             media="application/json"), close=True)
+        return respond(
+            Reply(
+                status=status,
+                body=b'{"error":"not here"}' if status < 500 else b'{"error":"failed"}',
+                media="application/json",
+            ),
+            close=True,
+        )
 
     return app
 
@@ -80,5 +90,10 @@ class _Probe:
         try:
             return asked.result(PATIENCE)
         except TimeoutError:
-            return [Check(name="database", ok=False, detail=f"no answer within {PATIENCE:g} seconds: see DATABASE_URL, "
-                                                            "and whether the server is frozen")]
+            return [
+                Check(
+                    name="database",
+                    ok=False,
+                    detail=f"no answer within {PATIENCE:g} seconds: see DATABASE_URL, and whether the server is frozen",
+                )
+            ]

@@ -27,7 +27,7 @@ import structlog
 from flask import Flask
 
 from receiver.errors import BadTransfer, ReceiverError
-from receiver.failpoints import point
+from receiver.fault_injection.faults import point
 from receiver.protocol.message import Head, Reply
 from receiver.web.body import SMALL, framing
 from receiver.web.body import receive as receive_body
@@ -141,9 +141,17 @@ class PublicService:
     `stop` is called at the end. Made in the event loop that serves it.
     """
 
-    def __init__(self, *, flask: Flask, endpoint: Endpoint | None, tokens: TokenEndpoint | None,
-                 trusted_proxies: Iterable[str], now: Callable[[], datetime], threads: int,
-                 stop: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        *,
+        flask: Flask,
+        endpoint: Endpoint | None,
+        tokens: TokenEndpoint | None,
+        trusted_proxies: Iterable[str],
+        now: Callable[[], datetime],
+        threads: int,
+        stop: Callable[[], None],
+    ) -> None:
         self._flask, self._endpoint, self._tokens = flask, endpoint, tokens
         self._addresses = ClientAddresses(trusted_proxies)
         self._now, self._stop = now, stop
@@ -168,8 +176,13 @@ class PublicService:
         self._stop()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _reply(self, serve: Callable[[Head, AsgiTransfer, Runtime], Coroutine[Any, Any, Reply]], scope: Scope,
-                     name: str, receive: Receive) -> Reply:
+    async def _reply(
+        self,
+        serve: Callable[[Head, AsgiTransfer, Runtime], Coroutine[Any, Any, Reply]],
+        scope: Scope,
+        name: str,
+        receive: Receive,
+    ) -> Reply:
         try:
             return await serve(self._head(scope, name), AsgiTransfer(scope, receive), self._runtime)
         except Exception:
@@ -233,8 +246,11 @@ class _Response:
 
     async def send(self, send: Send) -> int:
         """Send it; the status."""
-        length = () if any(name.lower() == b"content-length" for name, _ in self._headers) else (
-            (b"Content-Length", b"%d" % len(self._body)),)
+        length = (
+            ()
+            if any(name.lower() == b"content-length" for name, _ in self._headers)
+            else ((b"Content-Length", b"%d" % len(self._body)),)
+        )
         await send({"type": "http.response.start", "status": self.status, "headers": [*self._headers, *length]})
         await send({"type": "http.response.body", "body": self._body, "more_body": False})
         return self.status
@@ -270,12 +286,23 @@ def _environ(scope: Scope, path: str) -> dict[str, Any]:
     host, port = scope.get("server") or ("localhost", 80)
     client = scope.get("client")
     environ: dict[str, Any] = {
-        "REQUEST_METHOD": scope["method"], "SCRIPT_NAME": "", "PATH_INFO": path.encode().decode("latin-1"),
-        "QUERY_STRING": scope["query_string"].decode("latin-1"), "SERVER_NAME": host, "SERVER_PORT": str(port or 80),
-        "SERVER_PROTOCOL": f"HTTP/{scope['http_version']}", "REMOTE_ADDR": client[0] if client else "",
-        "wsgi.version": (1, 0), "wsgi.url_scheme": scope.get("scheme", "http"), "wsgi.input": io.BytesIO(),
-        "wsgi.errors": sys.stderr, "wsgi.multithread": True, "wsgi.multiprocess": True, "wsgi.run_once": False,
-        "wsgi.input_terminated": True}
+        "REQUEST_METHOD": scope["method"],
+        "SCRIPT_NAME": "",
+        "PATH_INFO": path.encode().decode("latin-1"),
+        "QUERY_STRING": scope["query_string"].decode("latin-1"),
+        "SERVER_NAME": host,
+        "SERVER_PORT": str(port or 80),
+        "SERVER_PROTOCOL": f"HTTP/{scope['http_version']}",
+        "REMOTE_ADDR": client[0] if client else "",
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": scope.get("scheme", "http"),
+        "wsgi.input": io.BytesIO(),
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": True,
+        "wsgi.run_once": False,
+        "wsgi.input_terminated": True,
+    }
     for raw, value in scope["headers"]:
         name = raw.decode("latin-1").upper()
         if "_" in name:
@@ -345,11 +372,16 @@ def _head(scope: Mapping[str, Any], destination: str, addresses: ClientAddresses
         headers[key] = f"{headers[key]},{text}" if key in headers else text
     client = scope["client"]
     remote = client[0] if client else ""  # a Unix socket's has no address
-    return Head(destination=destination, method=scope["method"], headers=headers,
-                target=without_authority((scope.get("raw_path") or scope["path"].encode()).decode("latin-1")),
-                query=scope["query_string"].decode("latin-1"),
-                peer=addresses.name(remote, headers.get("x-forwarded-for")), proxied=addresses.trusted(remote),
-                received_at=now)
+    return Head(
+        destination=destination,
+        method=scope["method"],
+        headers=headers,
+        target=without_authority((scope.get("raw_path") or scope["path"].encode()).decode("latin-1")),
+        query=scope["query_string"].decode("latin-1"),
+        peer=addresses.name(remote, headers.get("x-forwarded-for")),
+        proxied=addresses.trusted(remote),
+        received_at=now,
+    )
 
 
 async def _send(send: Send, reply: Reply, found: Fields) -> int:
@@ -367,6 +399,11 @@ def _log_access(scope: Scope, status: int, seconds: float) -> None:
     No query string: it holds the token of a handshake by GET.
     """
     path, client, method = scope["path"], scope.get("client"), scope["method"]
-    _access_log.debug("request.served", method=method if method in _LOGGED_METHODS else "other",
-                      path=path if _PATHS.fullmatch(path) else "other", status=status, ms=round(seconds * 1000, 1),
-                      peer=client[0] if client else None)
+    _access_log.debug(
+        "request.served",
+        method=method if method in _LOGGED_METHODS else "other",
+        path=path if _PATHS.fullmatch(path) else "other",
+        status=status,
+        ms=round(seconds * 1000, 1),
+        peer=client[0] if client else None,
+    )

@@ -36,9 +36,9 @@ import structlog
 
 from receiver import pipeline
 from receiver.errors import BadTransfer, NotFound, Unavailable
-from receiver.failpoints import point
+from receiver.fault_injection.faults import point
 from receiver.pipeline import Admitted, Challenged, HeadAccepted, Receipt, Refused
-from receiver.protocol.message import Head, Message, Once, Reply, error_body
+from receiver.protocol.message import Head, Nonce, ParsedMessage, Reply, error_body
 from receiver.protocol.patterns import matches
 from receiver.protocol.registry import Destination, Registry, Subscription
 from receiver.web.body import BodyMemoryBudget, Reservation, Transfer, discarded, receive
@@ -57,9 +57,16 @@ BODIES: Final = 256 * 1024 * 1024
 LARGE: Final = 1024 * 1024
 
 _body_read, _judged, _queued, _recorded = (
-    point("door.body_read"), point("door.judged"), point("door.queued"), point("door.recorded"))
+    point("door.body_read"),
+    point("door.judged"),
+    point("door.queued"),
+    point("door.recorded"),
+)
 _query_answered, _query_recorded, _inline_handled = (
-    point("query.answered"), point("query.recorded"), point("inline.handled"))
+    point("query.answered"),
+    point("query.recorded"),
+    point("inline.handled"),
+)
 
 ACCEPTED: Final = Reply(status=200)
 # What the sender of a refused request is told: nothing but that. The audit has the reason.
@@ -102,14 +109,16 @@ class Recorder(pipeline.Ledger, Protocol):
     def answered(self, answered: Answered) -> Future[None]:
         """Write how a query ended in the audit; the future is done after the COMMIT, or raises Unavailable."""
 
-    def first(self, once: Sequence[Once]) -> bool:
+    def first(self, once: Sequence[Nonce]) -> bool:
         """Whether none of it was ever seen; from now on all of it was. Raises Unavailable."""
 
 
 class Responders(Protocol):
     """What the endpoint needs of the handlers that run inside a request, in processes that end when time is up."""
 
-    def answer(self, message: Message, responder: Subscription, destination: Destination, receipt: Receipt, /) -> bytes:
+    def answer(
+        self, message: ParsedMessage, responder: Subscription, destination: Destination, receipt: Receipt, /
+    ) -> bytes:
         """The answer to a query, as JSON.
 
         Raises NotFound (nobody has loaded it), Unavailable (no process is free), TimeoutError; anything else is the
@@ -130,8 +139,15 @@ class Endpoint:
     how many request threads may wait for handlers.
     """
 
-    def __init__(self, *, registry: Callable[[], Registry | None], ledger: Recorder, responders: Responders,
-                 max_body: int, concurrency: int) -> None:
+    def __init__(
+        self,
+        *,
+        registry: Callable[[], Registry | None],
+        ledger: Recorder,
+        responders: Responders,
+        max_body: int,
+        concurrency: int,
+    ) -> None:
         self.registry: Final = registry
         self._ledger = ledger
         self._responders = responders
@@ -202,7 +218,7 @@ class Endpoint:
         if isinstance(verdict, Challenged):
             self._ledger.challenged(verdict)
             return Reply(status=200, body=verdict.challenge.encode("ascii"), media="text/plain; charset=utf-8")
-        once = verdict.verified.once if verdict.query is not None else ()
+        once = verdict.verified.nonces if verdict.query is not None else ()
         if once and not await runtime.run_in_thread(partial(self._ledger.first, once)):
             return self._refuse(pipeline.replayed(verdict))
         recording = await self._work(runtime, body, partial(self._ledger.accept, verdict, batch=True))
@@ -242,12 +258,24 @@ class Endpoint:
         message, destination = admitted.message, admitted.destination
         if message is None:
             return _failure(query, 400)  # kept in quarantine, and audited so
-        responder = next((each for each in destination.subscriptions
-                          if each.role == "responder" and matches(each.patterns, message.kind)), None)
+        responder = next(
+            (
+                each
+                for each in destination.subscriptions
+                if each.role == "responder" and matches(each.patterns, message.kind)
+            ),
+            None,
+        )
         reply = await self._respond(runtime, message, query, responder, destination, receipt)
-        answered = Answered(receipt=receipt, head=admitted.inbound.head, destination=destination,
-                            responder=None if responder is None else responder.handler, status=reply.status,
-                            length=len(reply.body), sha256=sha256(reply.body).digest())
+        answered = Answered(
+            receipt=receipt,
+            head=admitted.inbound.head,
+            destination=destination,
+            responder=None if responder is None else responder.handler,
+            status=reply.status,
+            length=len(reply.body),
+            sha256=sha256(reply.body).digest(),
+        )
         _query_answered()
         try:
             await recorded(runtime, self._ledger.answered(answered))
@@ -257,13 +285,21 @@ class Endpoint:
         _query_recorded()
         return reply
 
-    async def _respond(self, runtime: Runtime, message: Message, query: str, responder: Subscription | None,
-                       destination: Destination, receipt: Receipt) -> Reply:
+    async def _respond(
+        self,
+        runtime: Runtime,
+        message: ParsedMessage,
+        query: str,
+        responder: Subscription | None,
+        destination: Destination,
+        receipt: Receipt,
+    ) -> Reply:
         try:
             if responder is None:
                 raise NotFound
-            body = await self._limited(runtime, destination, partial(
-                self._responders.answer, message, responder, destination, receipt))
+            body = await self._limited(
+                runtime, destination, partial(self._responders.answer, message, responder, destination, receipt)
+            )
         except NotFound:
             status = 501
         except Unavailable:
@@ -283,8 +319,9 @@ class Endpoint:
         """after_handling: Redox keeps the message until it is handled. Raises Unavailable when it is not yet."""
         destination = admitted.destination
         try:
-            handled = await self._limited(runtime, destination, partial(
-                self._responders.run_inline, destination, receipt))
+            handled = await self._limited(
+                runtime, destination, partial(self._responders.run_inline, destination, receipt)
+            )
         except TimeoutError:
             handled = False
         if not handled:
@@ -297,6 +334,7 @@ class Endpoint:
 
         Raises Unavailable at once when there is no slot.
         """
+
         def limited() -> T:
             with self._limiter.slot(destination.id):
                 return call()
@@ -325,5 +363,9 @@ _JSON: Final = "application/json"
 
 def _failure(query: str, status: int) -> Reply:
     """No answer to a query, said as Redox says it (Redox: `Meta.Errors`)."""
-    return Reply(status=status, body=msgspec.json.encode(error_body(kind=query, text=FAILURES[status])), media=_JSON,
-                 retry_after=RETRY_AFTER if status == UNAVAILABLE.status else None)
+    return Reply(
+        status=status,
+        body=msgspec.json.encode(error_body(kind=query, text=FAILURES[status])),
+        media=_JSON,
+        retry_after=RETRY_AFTER if status == UNAVAILABLE.status else None,
+    )

@@ -32,7 +32,7 @@ import structlog
 
 from receiver.errors import BadTransfer, Unavailable
 from receiver.protocol import tokens
-from receiver.protocol.message import Head, Inbound, Once, Reply
+from receiver.protocol.message import Head, Inbound, Nonce, Reply
 from receiver.protocol.registry import Destination, Registry
 from receiver.protocol.tokens import Denied, Granted
 from receiver.web.body import Transfer, receive
@@ -69,7 +69,7 @@ class Issue:
 class Records(Protocol):
     """What the endpoint needs of the storage."""
 
-    def first(self, once: Sequence[Once]) -> bool:
+    def first(self, once: Sequence[Nonce]) -> bool:
         """Whether none of it was ever seen; from now on all of it was. Raises Unavailable."""
 
     def issued(self, issue: Issue) -> Future[None]:
@@ -100,8 +100,9 @@ class Guesses:
 class TokenEndpoint:
     """Serves token requests. Safe in threads. `network` says whom a peer's address is counted under."""
 
-    def __init__(self, *, registry: Callable[[], Registry | None], records: Records,
-                 network: Callable[[str], str]) -> None:
+    def __init__(
+        self, *, registry: Callable[[], Registry | None], records: Records, network: Callable[[str], str]
+    ) -> None:
         self._registry = registry
         self._records = records
         self._network = network
@@ -123,8 +124,9 @@ class TokenEndpoint:
             raise Unavailable("registry_never_loaded")
         destination = registry.destinations.get(head.destination)
         if destination is None or not destination.enabled:
-            denied = Denied(error="invalid_client", reason="destination_unknown" if destination is None else
-                            "destination_disabled")
+            denied = Denied(
+                error="invalid_client", reason="destination_unknown" if destination is None else "destination_disabled"
+            )
             return _closing(self._deny(head, destination, denied))
         try:
             # So little that it needs no reservation: no number of slow strangers keeps a client from its token.
@@ -135,8 +137,9 @@ class TokenEndpoint:
         if body is None:
             denied = Denied(error="invalid_request", reason="token_request_too_large")
             return _closing(self._deny(head, destination, denied))
-        decision = tokens.decide(Inbound(head=head, body=body), destination, head.received_at,
-                                 jti=secrets.token_urlsafe(16))
+        decision = tokens.decide(
+            Inbound(head=head, body=body), destination, head.received_at, jti=secrets.token_urlsafe(16)
+        )
         once = decision.once if isinstance(decision, Granted) else None
         if once is not None and not await runtime.run_in_thread(partial(self._records.first, (once,))):
             decision = Denied(error="invalid_client", reason="token_assertion_replayed", credential=decision.credential)

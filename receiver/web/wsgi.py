@@ -60,8 +60,13 @@ def _utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def public_app(endpoint: Endpoint, *, trusted_proxies: Iterable[str], tokens: TokenEndpoint | None = None,
-               now: Callable[[], datetime] = _utc_now) -> PublicApp:
+def public_app(
+    endpoint: Endpoint,
+    *,
+    trusted_proxies: Iterable[str],
+    tokens: TokenEndpoint | None = None,
+    now: Callable[[], datetime] = _utc_now,
+) -> PublicApp:
     """The application. `trusted_proxies`: addresses and networks whose X-Forwarded-For is believed.
 
     `tokens` None: there is no token endpoint. `now`: the clock by which everything is judged.
@@ -86,6 +91,7 @@ def public_app(endpoint: Endpoint, *, trusted_proxies: Iterable[str], tokens: To
         return respond(Reply(status=200, body=b"ok\n"))
 
     if tokens is not None:
+
         @app.route("/oauth/<name>/token", methods=["POST"], provide_automatic_options=False)
         def token(name: str) -> Response:
             return _Deferred(partial(tokens.serve, head(name)), token_fields)
@@ -112,8 +118,9 @@ _FAULTS: Final = {404: b"not found\n", 405: b"method not allowed\n"}
 
 def respond(reply: Reply, *, close: bool = False) -> Response:
     """The response that says `reply`."""
-    return Response(reply.body, status=reply.status,
-                    headers=list(fields(replace(reply, close=True) if close else reply)))
+    return Response(
+        reply.body, status=reply.status, headers=list(fields(replace(reply, close=True) if close else reply))
+    )
 
 
 class _Deferred(Response):
@@ -135,16 +142,23 @@ class DeferredResponse:
     loop receiver.web.asgi awaits `serve` itself, and sends the reply with `fields_of`.
     """
 
-    def __init__(self, serve: Serve, fields_of: Callable[[Reply], Fields], environ: WSGIEnvironment,
-                 start_response: StartResponse) -> None:
+    def __init__(
+        self,
+        serve: Serve,
+        fields_of: Callable[[Reply], Fields],
+        environ: WSGIEnvironment,
+        start_response: StartResponse,
+    ) -> None:
         self.serve: Final = serve
         self.fields_of: Final = fields_of
         self._environ, self._start_response = environ, start_response
 
     def __iter__(self) -> Iterator[bytes]:
         reply = drive(self.serve(WsgiTransfer(self._environ), ThreadRuntime()))
-        self._start_response(f"{reply.status} {HTTPStatus(reply.status).phrase}",
-                             [*self.fields_of(reply), ("Content-Length", str(len(reply.body)))])
+        self._start_response(
+            f"{reply.status} {HTTPStatus(reply.status).phrase}",
+            [*self.fields_of(reply), ("Content-Length", str(len(reply.body)))],
+        )
         return iter((reply.body,))
 
 
@@ -188,13 +202,21 @@ def _discarded(environ: WSGIEnvironment) -> bool:
 
 def _head(environ: WSGIEnvironment, destination: str, addresses: ClientAddresses, now: datetime) -> Head:
     headers = {key[5:].replace("_", "-").lower(): value for key, value in environ.items() if key.startswith("HTTP_")}
-    headers |= {key.replace("_", "-").lower(): environ[key] for key in ("CONTENT_TYPE", "CONTENT_LENGTH")
-                if environ.get(key)}
+    headers |= {
+        key.replace("_", "-").lower(): environ[key] for key in ("CONTENT_TYPE", "CONTENT_LENGTH") if environ.get(key)
+    }
     target, query = _raw(environ)
     remote = environ.get("REMOTE_ADDR", "")
-    return Head(destination=destination, method=environ["REQUEST_METHOD"], headers=headers, target=target, query=query,
-                peer=addresses.name(remote, headers.get("x-forwarded-for")), proxied=addresses.trusted(remote),
-                received_at=now)
+    return Head(
+        destination=destination,
+        method=environ["REQUEST_METHOD"],
+        headers=headers,
+        target=target,
+        query=query,
+        peer=addresses.name(remote, headers.get("x-forwarded-for")),
+        proxied=addresses.trusted(remote),
+        received_at=now,
+    )
 
 
 def _raw(environ: dict[str, Any]) -> tuple[str, str]:
@@ -206,4 +228,4 @@ def _raw(environ: dict[str, Any]) -> tuple[str, str]:
 def without_authority(target: str) -> str:
     """A request target without scheme and host, where it has them (RFC 9112 section 3.2.2)."""
     authority = None if target.startswith("/") else _AUTHORITY.match(target)
-    return target[authority.end():] if authority else target
+    return target[authority.end() :] if authority else target

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from tests.cli.commands.test_serve import free_port
 from tests.cli.machine import SOURCE, machine
-from tests.cli.test_serve import free_port
 
 
 def test_a_handler_answers_a_message_by_sending_one() -> None:
@@ -15,11 +15,38 @@ def test_a_handler_answers_a_message_by_sending_one() -> None:
         made.up("--workers", "1")
         token = made.register("lab")
         made.run("signing-key", "new", "--algorithm", "ES384")
-        made.run("outbound", "key", "add", "ours", "--environment", "development", "--client-id", "client-1",
-                 "--source", SOURCE, "--base-url", f"http://{api}")
+        made.run(
+            "outbound",
+            "key",
+            "add",
+            "ours",
+            "--environment",
+            "development",
+            "--client-id",
+            "client-1",
+            "--source",
+            SOURCE,
+            "--base-url",
+            f"http://{api}",
+        )
         made.run("destination", "set", "lab", "--reply-with", "ours")
-        told = made.json("simulate", "--url", made.url, "--destination", "lab", "--token-file", str(token),
-                         "--source", SOURCE, "--kind", "Order.New", "--count", "3", "--api", api)
+        told = made.json(
+            "simulate",
+            "--url",
+            made.url,
+            "--destination",
+            "lab",
+            "--token-file",
+            str(token),
+            "--source",
+            SOURCE,
+            "--kind",
+            "Order.New",
+            "--count",
+            "3",
+            "--api",
+            api,
+        )
 
         assert (told["wrong"], told["came"]) == ([], {"Results.New": 3})
         sent = made.json("outbox", "list")

@@ -23,16 +23,16 @@ import pytest
 from sqlalchemy import make_url
 
 from receiver import keyring as keyrings
-from receiver.testing import samples
-from receiver.testing.line import Answer
-from receiver.testing.sender import FakeRedox
-from receiver.testing.signer import Signer
+from receiver.samples import sample
+from receiver.simulator.fake_redox import FakeRedox
+from receiver.simulator.http_connection import HttpReply
+from receiver.simulator.signer import Signer
 from tests.cli.machine import SOURCE, Machine
 from tests.faults import leaky
 from tests.faults.canary import Canaries
 from tests.faults.site import ROOT
-from tests.postgres import open_directory
-from tests.waiting import until
+from tests.support.postgres import open_directory
+from tests.support.waiting import until
 
 FAMILY = "Quibbleworthington"
 SIGNING_SECRET = "a-signing-secret-that-nobody-else-has"
@@ -58,8 +58,16 @@ class Clerk(Machine):
     def commands(self, *several: Sequence[str]) -> list[tuple[str, str]]:
         """Run commands one after another in one process: what each was, and all that it printed."""
         done = subprocess.run(
-            [self.python, "-P", "-c", CLERK], cwd=self.root, env=self._environment(), input=json.dumps(several),
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True, timeout=120)
+            [self.python, "-P", "-c", CLERK],
+            cwd=self.root,
+            env=self._environment(),
+            input=json.dumps(several),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=True,
+            timeout=120,
+        )
         parts = re.split(r"^\$ ", done.stdout, flags=re.MULTILINE)[1:]
         printed = [(f"`{part.splitlines()[0]}`", part) for part in parts]
         assert len(printed) == len(several)
@@ -76,7 +84,7 @@ class Driven:
     statuses: dict[str, int | None] = field(default_factory=dict)
     admin: str = ""
 
-    def answered(self, what: str, answer: Answer, *, discloses: bool = False) -> None:
+    def answered(self, what: str, answer: HttpReply, *, discloses: bool = False) -> None:
         """Keep an answer; one that discloses was given to whoever had asked for just that."""
         self.statuses[what] = answer.status
         if not discloses:
@@ -94,7 +102,7 @@ class Driven:
         return make_url(self.machine.cluster.url).set(drivername="postgresql").render_as_string()
 
 
-PATIENT = replace(samples.person(7, family=FAMILY), mrn="QW-MR-77310044", ssn="QW-SSN-990011")
+PATIENT = replace(sample.person(7, family=FAMILY), mrn="QW-MR-77310044", ssn="QW-SSN-990011")
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +111,13 @@ def driven() -> Iterator[Driven]:
     made = Clerk(open_directory(), sys.executable)
     try:
         made.environment |= {
-            "RECEIVER_HANDLERS": leaky.__name__, "PYTHONPATH": str(ROOT), "RECEIVER_MAX_BODY": "200000",
-            "RECEIVER_LOG_LEVEL": "debug", "TMPDIR": str(made.root), "HOME": str(made.root)}
+            "RECEIVER_HANDLERS": leaky.__name__,
+            "PYTHONPATH": str(ROOT),
+            "RECEIVER_MAX_BODY": "200000",
+            "RECEIVER_LOG_LEVEL": "debug",
+            "TMPDIR": str(made.root),
+            "HOME": str(made.root),
+        }
         made.up("--workers", "1")
         token = made.register("lab").read_text().strip()
         made.register("ward", "--require", "hmac+token")
@@ -112,8 +125,9 @@ def driven() -> Iterator[Driven]:
         secret.write_text(SIGNING_SECRET)
         made.run("credential", "add", "ward", "--kind", "hmac", "--secret-file", str(secret))
         found = Driven(machine=made, token=token)
-        found.admin = next(line["bind"] for line in made.lines()
-                           if line["event"] == "up.ready" and line["part"] == "admin")
+        found.admin = next(
+            line["bind"] for line in made.lines() if line["event"] == "up.ready" and line["part"] == "admin"
+        )
         drive(found)
         yield found
     finally:
@@ -163,8 +177,13 @@ def accepted(at: Driven, redox: FakeRedox) -> None:
     at.answered("a notification", redox.send(body(redox, "FHIR.PatientAdminArrived", 1)))
     at.answered("a kind that nobody asked for", redox.send(body(redox, "Results.New", 1)))
     at.answered("a handler that fails within the request", redox.send(body(redox, "PatientAdmin.Transfer", 1)))
-    ward = FakeRedox(at.machine.url, "ward", (at.machine.root / "ward.token").read_text().strip(), source_id=SOURCE,
-                     signer=Signer(secret=SIGNING_SECRET.encode()))
+    ward = FakeRedox(
+        at.machine.url,
+        "ward",
+        (at.machine.root / "ward.token").read_text().strip(),
+        source_id=SOURCE,
+        signer=Signer(secret=SIGNING_SECRET.encode()),
+    )
     at.answered("a signed message", ward.send(body(redox, "PatientAdmin.Arrival", 2)))
     at.answered("a handshake", redox.handshake_post().answer)
     at.answered("a handshake by GET", redox.handshake_get().answer)
@@ -180,10 +199,12 @@ def refused(at: Driven, redox: FakeRedox) -> None:
     at.answered("a wrong Bearer", redox.send(arrival, headers={"authorization": f"Bearer {STRANGER}"}))
     at.answered("two tokens", redox.send(arrival, headers={"verification-token": f"{at.token},{STRANGER}"}))
     at.answered("no signature", FakeRedox(at.machine.url, "ward", at.token, source_id=SOURCE).send(arrival))
-    at.answered("a token in the place of a name", FakeRedox(
-        at.machine.url, at.token, at.token, source_id=SOURCE).send(arrival))
-    at.answered("a patient in the place of a name", FakeRedox(
-        at.machine.url, FAMILY, at.token, source_id=SOURCE).send(arrival))
+    at.answered(
+        "a token in the place of a name", FakeRedox(at.machine.url, at.token, at.token, source_id=SOURCE).send(arrival)
+    )
+    at.answered(
+        "a patient in the place of a name", FakeRedox(at.machine.url, FAMILY, at.token, source_id=SOURCE).send(arrival)
+    )
     for what, source in (("an unknown source", f"{PATIENT.given} {FAMILY}"), ("no source", None)):
         message = json.loads(arrival)
         message["Meta"]["Source"] = {"ID": source, "Name": FAMILY}
@@ -198,7 +219,7 @@ def malformed(at: Driven) -> None:
     head = f"Host: x\r\nVerification-Token: {at.token}\r\nContent-Type: application/json\r\n"
     for what, request in {
         "a token in a query": f"POST /redox/lab?verification-token={at.token}&patient={name} HTTP/1.1\r\nHost: x\r\n"
-                              "Content-Length: 0\r\n\r\n",
+        "Content-Length: 0\r\n\r\n",
         "a path that is none": f"GET /{name}/{at.token} HTTP/1.1\r\nHost: x\r\n\r\n",
         "a method that is none": f"{FAMILY} /redox/lab HTTP/1.1\r\nHost: x\r\n\r\n",
         "a version that is none": f"GET /redox/lab?verification-token={at.token} HTTP/{FAMILY}\r\nHost: x\r\n\r\n",
@@ -207,9 +228,9 @@ def malformed(at: Driven) -> None:
         "a header that is too large": f"GET /redox/lab HTTP/1.1\r\nHost: x\r\nX: {FAMILY}{at.token * 400}\r\n\r\n",
         "two lengths": f"POST /redox/lab HTTP/1.1\r\n{head}Content-Length: 5\r\nContent-Length: {FAMILY}\r\n\r\n",
         "a chunk that is none": f"POST /redox/lab HTTP/1.1\r\n{head}Transfer-Encoding: chunked\r\n\r\n"
-                                f"{FAMILY}\r\n{at.token}\r\n",
+        f"{FAMILY}\r\n{at.token}\r\n",
         "a body that ends early": f"POST /redox/lab HTTP/1.1\r\n{head}Content-Length: 1000\r\n\r\n"
-                                  f"{{\"Patient\": \"{FAMILY}\"",
+        f'{{"Patient": "{FAMILY}"',
     }.items():
         with socket.create_connection((host, int(port)), timeout=30) as connection:
             connection.sendall(request.encode())
@@ -228,7 +249,8 @@ def kept_apart(at: Driven, redox: FakeRedox) -> None:
     other = json.loads(arrival)
     other["Meta"]["DataModel"] = f"{PATIENT.given}, {FAMILY}"
     for what, content in {
-        "half a message": arrival[:len(arrival) // 2], "text": f"no bed for {FAMILY}".encode(),
+        "half a message": arrival[: len(arrival) // 2],
+        "text": f"no bed for {FAMILY}".encode(),
         "a name twice": arrival[:-1] + f',"Meta":"{FAMILY}"}}'.encode(),
         "a kind that is none": json.dumps(other).encode(),
         "bad UTF-8": arrival[:-1] + b',"X":"' + FAMILY.encode() + b'\xff"}',
@@ -251,8 +273,10 @@ def database_errors(at: Driven, redox: FakeRedox, connection: psycopg.Connection
         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN RAISE EXCEPTION '%', '{FAMILY[:half]}' || '{FAMILY[half:]}' USING ERRCODE = '22023',
               DETAIL = '{FAMILY[:half]}' || '{FAMILY[half:]}'; END $$""")
-    connection.execute("CREATE TRIGGER refuse BEFORE INSERT ON messages FOR EACH ROW WHEN (NEW.facility = 'POISON') "
-                       "EXECUTE FUNCTION refuse()")
+    connection.execute(
+        "CREATE TRIGGER refuse BEFORE INSERT ON messages FOR EACH ROW WHEN (NEW.facility = 'POISON') "
+        "EXECUTE FUNCTION refuse()"
+    )
     message = json.loads(body(redox, "PatientAdmin.Arrival", 6))
     message["Meta"]["FacilityCode"] = "POISON"
     at.answered("a row that is refused", redox.send(message))
@@ -268,27 +292,62 @@ def commands(at: Driven) -> None:
     (dead,) = rows(at, "SELECT min(id) FROM deliveries WHERE state = 'dead'")[0]
     (message,) = rows(at, "SELECT min(message_id) FROM deliveries WHERE state = 'dead'")[0]
     (quarantined,) = rows(at, "SELECT min(id) FROM messages WHERE state = 'quarantined'")[0]
-    shown = [("messages", "show", str(message)), ("messages", "show", str(quarantined)),
-             ("deliveries", "show", str(dead)), ("audit", "list")]
-    listed = [*shown, ("messages", "list"), ("deliveries", "list"), ("lanes", "list"), ("audit", "verify"),
-              ("destination", "list"), ("destination", "show", "lab"), ("credential", "list"), ("source", "list"),
-              ("source", "list", "--refused"), ("handlers", "list"), ("keys", "list")]
+    shown = [
+        ("messages", "show", str(message)),
+        ("messages", "show", str(quarantined)),
+        ("deliveries", "show", str(dead)),
+        ("audit", "list"),
+    ]
+    listed = [
+        *shown,
+        ("messages", "list"),
+        ("deliveries", "list"),
+        ("lanes", "list"),
+        ("audit", "verify"),
+        ("destination", "list"),
+        ("destination", "show", "lab"),
+        ("credential", "list"),
+        ("source", "list"),
+        ("source", "list", "--refused"),
+        ("handlers", "list"),
+        ("keys", "list"),
+    ]
     at.ran(*shown, *([*arguments, "--json"] for arguments in listed))
     reason = ("--reason", f"for {PATIENT.given} {FAMILY}")
     at.ran(("deliveries", "retry", str(dead), *reason))
     until(lambda: rows(at, f"SELECT state FROM deliveries WHERE id = {dead}") == [("dead",)])
-    at.ran(("messages", "replay", str(message), "--handler", "talking", *reason),
-           ("messages", "discard", str(quarantined), *reason), ("audit", "list", "--action", "message"),
-           ("simulate", "--url", at.machine.url, "--destination", "lab", "--token-file", "lab.token", "--kind",
-            "Flowsheet.New", "--seed", "1"))
+    at.ran(
+        ("messages", "replay", str(message), "--handler", "talking", *reason),
+        ("messages", "discard", str(quarantined), *reason),
+        ("audit", "list", "--action", "message"),
+        (
+            "simulate",
+            "--url",
+            at.machine.url,
+            "--destination",
+            "lab",
+            "--token-file",
+            "lab.token",
+            "--kind",
+            "Flowsheet.New",
+            "--seed",
+            "1",
+        ),
+    )
     # What they find amiss, and where, is not the question here.
     at.said += at.machine.commands(
-        ("status",), ("status", "--json"), ("check",), ("check", "--json"), ("messages", "show", "99999999"),
-        ("messages", "list", "--since", FAMILY[:5]))
+        ("status",),
+        ("status", "--json"),
+        ("check",),
+        ("check", "--json"),
+        ("messages", "show", "99999999"),
+        ("messages", "list", "--since", FAMILY[:5]),
+    )
     # Asked for, and audited, it is told.
     for _, told in at.machine.commands(
-            ("audit", "list", "--action", "message.discard", "--notes", "--json", *reason),
-            ("messages", "show", str(message), "--payload", *reason)):
+        ("audit", "list", "--action", "message.discard", "--notes", "--json", *reason),
+        ("messages", "show", str(message), "--payload", *reason),
+    ):
         assert FAMILY in told
     for path in ("livez", "readyz", "metrics"):
         at.said.append((f"/{path}", _get(f"http://{at.admin}/{path}")))
@@ -305,37 +364,83 @@ def _get(url: str) -> bytes:
 @pytest.fixture(scope="module")
 def canaries(driven: Driven) -> Canaries:
     """Everything that may be nowhere but in its own file, or sealed."""
-    keys = keyrings.load(driven.machine.data_dir / "keyring.json").keys
-    return Canaries({
-        "the token": driven.token, "the other token": (driven.machine.root / "ward.token").read_text().strip(),
-        "the signing secret": SIGNING_SECRET, "what a stranger presented": STRANGER,
-        "the patient's name": FAMILY, "the patient's number": PATIENT.mrn, "the patient's other number": PATIENT.ssn,
-        **{f"the key {key.id}": key.secret for key in keys}})
+    keys = keyrings.load_keyring(driven.machine.data_dir / "keyring.json").keys
+    return Canaries(
+        {
+            "the token": driven.token,
+            "the other token": (driven.machine.root / "ward.token").read_text().strip(),
+            "the signing secret": SIGNING_SECRET,
+            "what a stranger presented": STRANGER,
+            "the patient's name": FAMILY,
+            "the patient's number": PATIENT.mrn,
+            "the patient's other number": PATIENT.ssn,
+            **{f"the key {key.id}": key.secret for key in keys},
+        }
+    )
 
 
 def test_each_path_was_taken(driven: Driven) -> None:
     """Else nothing is shown by what is not found."""
     assert driven.statuses == {
-        "a message": 200, "the same again": 200, "a notification": 200, "a kind that nobody asked for": 200,
-        "a handler that fails within the request": 503, "a signed message": 200, "a handshake": 200,
+        "a message": 200,
+        "the same again": 200,
+        "a notification": 200,
+        "a kind that nobody asked for": 200,
+        "a handler that fails within the request": 503,
+        "a signed message": 200,
+        "a handshake": 200,
         "a handshake by GET": 200,
-        "a wrong token": 401, "a wrong token's handshake": 401, "a wrong token's handshake by GET": 401,
-        "a wrong Bearer": 401, "two tokens": 401, "no signature": 401, "a token in the place of a name": 401,
-        "a patient in the place of a name": 401, "an unknown source": 403, "no source": 403,
+        "a wrong token": 401,
+        "a wrong token's handshake": 401,
+        "a wrong token's handshake by GET": 401,
+        "a wrong Bearer": 401,
+        "two tokens": 401,
+        "no signature": 401,
+        "a token in the place of a name": 401,
+        "a patient in the place of a name": 401,
+        "an unknown source": 403,
+        "no source": 403,
         "a body that is too large": 413,
-        "a token in a query": 401, "a path that is none": 404, "a method that is none": 400,
-        "a version that is none": 400, "a header that is none": 400, "a header with a NUL": 400,
-        "a header that is too large": 431, "two lengths": 400, "a chunk that is none": 400,
+        "a token in a query": 401,
+        "a path that is none": 404,
+        "a method that is none": 400,
+        "a version that is none": 400,
+        "a header that is none": 400,
+        "a header with a NUL": 400,
+        "a header that is too large": 431,
+        "two lengths": 400,
+        "a chunk that is none": 400,
         "a body that ends early": 400,
-        "half a message": 200, "text": 200, "a name twice": 200, "a kind that is none": 200, "bad UTF-8": 200,
-        "a query that fails": 500, "a query whose answer is none": 500, "a query": 200, "nobody's query": 501,
-        "a row that is refused": 200, "a row that is not taken": 503, "the same, later": 200}
-    ends = dict(rows(driven, "SELECT handler, array_agg(DISTINCT state) FROM deliveries WHERE generation = 1 GROUP BY 1"
-                     ))
-    assert ends == {"raising": ["dead"], "giving-up": ["dead"], "exiting": ["dead"], "storing": ["dead"],
-                    "asking": ["dead"], "talking": ["succeeded"], "within": ["pending"]}
-    assert rows(driven, "SELECT quarantine_reason FROM messages WHERE facility IS NULL AND kind IS NULL "
-                        "AND quarantine_reason = 'unstorable_columns'") == [("unstorable_columns",)]
+        "half a message": 200,
+        "text": 200,
+        "a name twice": 200,
+        "a kind that is none": 200,
+        "bad UTF-8": 200,
+        "a query that fails": 500,
+        "a query whose answer is none": 500,
+        "a query": 200,
+        "nobody's query": 501,
+        "a row that is refused": 200,
+        "a row that is not taken": 503,
+        "the same, later": 200,
+    }
+    ends = dict(
+        rows(driven, "SELECT handler, array_agg(DISTINCT state) FROM deliveries WHERE generation = 1 GROUP BY 1")
+    )
+    assert ends == {
+        "raising": ["dead"],
+        "giving-up": ["dead"],
+        "exiting": ["dead"],
+        "storing": ["dead"],
+        "asking": ["dead"],
+        "talking": ["succeeded"],
+        "within": ["pending"],
+    }
+    assert rows(
+        driven,
+        "SELECT quarantine_reason FROM messages WHERE facility IS NULL AND kind IS NULL "
+        "AND quarantine_reason = 'unstorable_columns'",
+    ) == [("unstorable_columns",)]
 
 
 def test_not_in_the_tables(driven: Driven, canaries: Canaries) -> None:

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from receiver.testing.api import FakeRedoxApi
-from receiver.testing.sender import FakeRedox
+from receiver.simulator.api import FakeRedoxApi
+from receiver.simulator.fake_redox import FakeRedox
 from tests.cli.conftest import Commands
 from tests.cli.machine import SOURCE, Machine, machine
 from tests.cli.test_commands import EVERY
-from tests.waiting import until
+from tests.support.waiting import until
 
-PLUGIN = '''
+PLUGIN = """
 from receiver.handlers import handler
 
 @handler("PatientAdmin.Arrival", name="fails", max_attempts=1)
@@ -29,7 +29,7 @@ def fails(message, context):
 @handler("PatientAdmin.Discharge", name="holds", max_attempts=1, on_failure="hold")
 def holds(message, context):
     message.data["Nothing of this name"]
-'''
+"""
 # They are what runs: `up` is this machine, and the others are its parts.
 RUNNING = {"up", "serve", "admin", "worker"}
 WHY = ("--reason", "an operator's day")
@@ -77,8 +77,19 @@ def test_a_day(running: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     spoken(run)
     kept(run)
     compared(run)
-    run("simulate", "--destination", "lab", "--token-file", str(token), "--url", running.url, "--source", SOURCE,
-        "--kind", "Results.New")
+    run(
+        "simulate",
+        "--destination",
+        "lab",
+        "--token-file",
+        str(token),
+        "--url",
+        running.url,
+        "--source",
+        SOURCE,
+        "--kind",
+        "Results.New",
+    )
     assert {" ".join(path) for path in EVERY} - run.done == set()
 
 
@@ -99,8 +110,9 @@ def registered(run: Day) -> None:
     run("source", "disable", "lab", SOURCE)
     run("source", "add", "lab", SOURCE)
     run("source", "list")
-    (root / "registry.toml").write_text('[destinations.other]\nenvironment = "staging"\n'
-                                        'credentials = [{ kind = "token", file = "lab.token" }]\n')
+    (root / "registry.toml").write_text(
+        '[destinations.other]\nenvironment = "staging"\ncredentials = [{ kind = "token", file = "lab.token" }]\n'
+    )
     run("registry", "export")
     run("registry", "apply", str(root / "registry.toml"))
 
@@ -133,7 +145,7 @@ def worked(run: Day, redox: FakeRedox) -> None:
     run("messages", "show", str(one["message_id"]))
     run("messages", "replay", str(one["message_id"]), *WHY, "--dry-run")
     run("deliveries", "retry", str(one["id"]), *WHY)
-    lane, = held(run)
+    (lane,) = held(run)
     run("lanes", "release", lane["lane"], *WHY)
     until(lambda: held(run) != [])  # it has run once more, and failed
     run("deliveries", "skip", str(lane["head"]), *WHY)
@@ -177,20 +189,44 @@ def spoken(run: Day) -> None:
     run("signing-key", "list")
     with FakeRedoxApi() as api:
         api.register_oauth("client", json.loads(run("signing-key", "jwks")))
-        run("outbound", "key", "add", "lab", "--environment", "development", "--client-id", "client",
-            "--source", SOURCE, "--base-url", api.base_url)
+        run(
+            "outbound",
+            "key",
+            "add",
+            "lab",
+            "--environment",
+            "development",
+            "--client-id",
+            "client",
+            "--source",
+            SOURCE,
+            "--base-url",
+            api.base_url,
+        )
         run("outbound", "key", "list")
         run("outbound", "token")
         for verb, kind in (("send", "PatientAdmin.Arrival"), ("query", "PatientSearch.Query")):
             model, event = kind.split(".")
             asked = root / f"{verb}.json"
-            asked.write_text(json.dumps({"Meta": {"DataModel": model, "EventType": event,
-                                                  "Destinations": [{"ID": SOURCE}]}}))
+            asked.write_text(
+                json.dumps({"Meta": {"DataModel": model, "EventType": event, "Destinations": [{"ID": SOURCE}]}})
+            )
             run("outbound", verb, str(asked), "--out", str(root / f"{verb}.answer"), *WHY)
         search = root / "search.json"
         search.write_text(json.dumps({"family": "Example"}))
-        run("outbound", "fhir", str(search), "--to", "somewhere", "--resource", "Patient", "--search",
-            "--out", str(root / "fhir.answer"), *WHY)
+        run(
+            "outbound",
+            "fhir",
+            str(search),
+            "--to",
+            "somewhere",
+            "--resource",
+            "Patient",
+            "--search",
+            "--out",
+            str(root / "fhir.answer"),
+            *WHY,
+        )
     kept = run.json("outbox", "list")
     run("outbox", "show", str(kept[0]["id"]))
     run("outbox", "retry", "--state", "held", *WHY)

@@ -17,16 +17,16 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
-from receiver.testing import samples
-from receiver.testing.feed import Feed
-from receiver.testing.ledger import Ledger
-from receiver.testing.sender import FakeRedox
+from receiver.samples import sample
+from receiver.simulator.attempt_log import AttemptLog
+from receiver.simulator.fake_redox import FakeRedox
+from receiver.simulator.feed import FeedSimulator
 from tests.cli.machine import SOURCE, Machine, machine
-from tests.waiting import until
+from tests.support.waiting import until
 
 FAMILY = "Quibbleworthington"
 # What a plugin's author has written, before and after they were called.
-PLUGIN = '''
+PLUGIN = """
 import os
 from receiver.handlers import handler
 
@@ -41,7 +41,7 @@ def admit(message, context):
     ward_of(name)
     with open(os.environ["ADMITTED"], "a") as admitted:
         admitted.write(message.log_id + "\\n")
-'''
+"""
 FIXED = PLUGIN.replace("WARDS[name]", 'WARDS.get(name, "south")')
 
 
@@ -59,8 +59,16 @@ def bound(at: Machine, destination: str) -> FakeRedox:
     """Redox, towards a destination to which the worker has bound the handler."""
     redox = FakeRedox(at.url, destination, at.register(destination).read_text().strip(), source_id=SOURCE)
 
-    until(lambda: count(at, "SELECT FROM subscriptions s JOIN destinations t ON t.id = s.destination_id "
-                            "WHERE t.name = %s", destination) == 1)
+    until(
+        lambda: (
+            count(
+                at,
+                "SELECT FROM subscriptions s JOIN destinations t ON t.id = s.destination_id WHERE t.name = %s",
+                destination,
+            )
+            == 1
+        )
+    )
     return redox
 
 
@@ -84,15 +92,20 @@ def test_a_bug_has_killed_400_deliveries(running: Machine) -> None:
     """It is found from `status`, seen without a patient's name, mended in the plugin, and all of it runs again in its
     order."""
     redox = bound(running, "lab")
-    ledger = Ledger()
-    patient = samples.person(11, family=FAMILY)
-    until(lambda: redox.send(redox.body("PatientAdmin.Arrival", seed=1, patient=patient)).status == 200
-          and count(running, "SELECT FROM deliveries") > 0)
+    ledger = AttemptLog()
+    patient = sample.person(11, family=FAMILY)
+    until(
+        lambda: (
+            redox.send(redox.body("PatientAdmin.Arrival", seed=1, patient=patient)).status == 200
+            and count(running, "SELECT FROM deliveries") > 0
+        )
+    )
 
     def send(number: int) -> bool:
-        with Feed(redox, name=f"feed-{number}", ledger=ledger, deadline=60) as feed:
-            return feed.run(redox.body("PatientAdmin.Arrival", seed=10_000 * number + each, patient=patient)
-                            for each in range(100))
+        with FeedSimulator(redox, name=f"feed-{number}", ledger=ledger, deadline=60) as feed:
+            return feed.run(
+                redox.body("PatientAdmin.Arrival", seed=10_000 * number + each, patient=patient) for each in range(100)
+            )
 
     with ThreadPoolExecutor(4) as threads:
         assert all(threads.map(send, range(1, 5)))
@@ -137,11 +150,13 @@ def test_redox_has_paused_a_feed(running: Machine) -> None:
     lets it in, and with no more than that the feed goes on by itself, nothing lost and in order."""
     bound(running, "ward")
     redox = FakeRedox(running.url, "ward", (running.root / "ward.token").read_text().strip(), source_id=str(uuid4()))
-    ledger = Ledger()
-    patient = samples.person(12, family="other")
+    ledger = AttemptLog()
+    patient = sample.person(12, family="other")
     bodies = [redox.body("PatientAdmin.Discharge", seed=seed, patient=patient) for seed in range(20)]
-    with Feed(redox, name="new clinic", time_scale=0.02, deadline=150, ledger=ledger) as feed, \
-            ThreadPoolExecutor(1) as threads:
+    with (
+        FeedSimulator(redox, name="new clinic", time_scale=0.02, deadline=150, ledger=ledger) as feed,
+        ThreadPoolExecutor(1) as threads,
+    ):
         sending = threads.submit(feed.run, bodies)
         until(lambda: len(ledger.attempts) >= 3)
         said = running.status()

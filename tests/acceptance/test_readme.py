@@ -12,26 +12,25 @@ from pathlib import Path
 
 import pytest
 
-from receiver.testing.sender import FakeRedox
+from receiver.simulator.fake_redox import FakeRedox
 from tests.cli.machine import SOURCE, Machine, machine
-from tests.waiting import until
+from tests.support.waiting import until
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
-PLUGIN = '''
+PLUGIN = """
 from receiver.handlers import handler
 
 @handler("PatientAdmin.*", name="register", max_attempts=1)
 def register(message, context):
     message.data["Nothing of this name"]
-'''
+"""
 RETRY = "redox-receiver deliveries retry --handler register --error-class KeyError --reason 'fixed in 1.4.2'"
 # As the README has it → what is run for it. Words in capitals and numbers stand for something of this machine's.
 COMMANDS = {
     "redox-receiver destination add lab --environment development --token-out lab.token": None,
     "redox-receiver source add lab 7ce6f387-c33c-417d-8682-81e83628cbd9 --name 'North Clinic'": None,
-    "redox-receiver simulate --destination lab --token-file lab.token":
-        "redox-receiver simulate --destination lab --token-file lab.token --url {url} --kind PatientAdmin.Arrival "
-        f"--source {SOURCE}",
+    "redox-receiver simulate --destination lab --token-file lab.token": "redox-receiver simulate --destination lab --token-file lab.token --url {url} --kind PatientAdmin.Arrival "
+    f"--source {SOURCE}",
     "redox-receiver status": None,
     "redox-receiver check": None,
     "redox-receiver handlers check": None,
@@ -51,16 +50,30 @@ COMMANDS = {
 # They exit with 1 here, for they find that a handler fails.
 FINDING = {"redox-receiver status", "redox-receiver check"}
 # What cannot be run on a machine that serves, or needs what is not there: that it exists is shown by its help.
-NAMED = {"redox-receiver up --data-dir /srv/redox", "redox-receiver keys init", "redox-receiver serve",
-         "redox-receiver worker", "redox-receiver reconcile --from FILE --column 'Log ID'"}
+NAMED = {
+    "redox-receiver up --data-dir /srv/redox",
+    "redox-receiver keys init",
+    "redox-receiver serve",
+    "redox-receiver worker",
+    "redox-receiver reconcile --from FILE --column 'Log ID'",
+}
 # In running text the program's name is left away.
-SHORT = {"messages replay": "", "messages release": "", "messages discard": "", "outbox retry": "",
-         "outbox show ID": "",
-         "outbox retry --state held": "run", "deliveries skip": "",
-         "deliveries resume": "run", "db restore DIR": "", "db restore": "",
-         "db restore --replaces DATABASE": "",
-         "credential revoke ID --grace 1h": "", "credential revoke ID --undo": "",
-         "credential set ID --expires 30d": ""}
+SHORT = {
+    "messages replay": "",
+    "messages release": "",
+    "messages discard": "",
+    "outbox retry": "",
+    "outbox show ID": "",
+    "outbox retry --state held": "run",
+    "deliveries skip": "",
+    "deliveries resume": "run",
+    "db restore DIR": "",
+    "db restore": "",
+    "db restore --replaces DATABASE": "",
+    "credential revoke ID --grace 1h": "",
+    "credential revoke ID --undo": "",
+    "credential set ID --expires 30d": "",
+}
 
 
 def chapters() -> str:
@@ -77,8 +90,11 @@ def phrases() -> tuple[list[str], list[str]]:
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     quoted = [re.sub(r"\s+", " ", each) for each in re.findall(r"`([^`]+)`", prose)]
     commands = [each for each in [*console, *quoted] if each.startswith("redox-receiver ")]
-    short = [re.sub(r" --[a-z-]+ (?:FILE|…).*", "", each) for each in quoted
-             if re.match(r"(?:messages|outbox|db|credential|deliveries|keys) [a-z]+", each)]
+    short = [
+        re.sub(r" --[a-z-]+ (?:FILE|…).*", "", each)
+        for each in quoted
+        if re.match(r"(?:messages|outbox|db|credential|deliveries|keys) [a-z]+", each)
+    ]
     return list(dict.fromkeys(commands)), list(dict.fromkeys(short))
 
 
@@ -93,8 +109,9 @@ def running() -> Iterator[Machine]:
 
 def killed(at: Machine) -> list[dict[str, object]]:
     """Send a message that the handler fails on; its delivery, once that is dead."""
-    redox = FakeRedox(at.url, "lab", (at.root / "lab.token").read_text().strip(),
-                      source_id="7ce6f387-c33c-417d-8682-81e83628cbd9")
+    redox = FakeRedox(
+        at.url, "lab", (at.root / "lab.token").read_text().strip(), source_id="7ce6f387-c33c-417d-8682-81e83628cbd9"
+    )
     until(lambda: redox.send(redox.body("PatientAdmin.Arrival", seed=7)).status == 200)
     until(lambda: bool(at.json("deliveries", "list", "--state", "dead")))
     dead: list[dict[str, object]] = at.json("deliveries", "list", "--state", "dead")
@@ -113,7 +130,7 @@ def test_every_command_runs(running: Machine) -> None:
     dead: list[dict[str, object]] = []
     for phrase in phrases()[0]:
         if phrase in NAMED:
-            running.run(*shlex.split(phrase)[1:3 if "keys" in phrase else 2], "--help")
+            running.run(*shlex.split(phrase)[1 : 3 if "keys" in phrase else 2], "--help")
             continue
         if phrase.endswith("--state dead"):
             dead = killed(running)

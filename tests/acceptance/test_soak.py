@@ -9,6 +9,7 @@ def test_a_leak_is_found() -> None:
     """With a handler that keeps a descriptor of each message, the verdict names who has too many."""
     found = soak.measure(lambda _: None, minutes=0.12, rate=12, also=[hoarding.__name__])
     assert any(each.startswith("descriptors of worker's handler processes is growing") for each in found.violations), (
-        found.text)
+        found.text
+    )
     assert "Bytes a message, indexes included: " in found.text
     assert not [each for each in found.violations if "answered" in each or "not done" in each]

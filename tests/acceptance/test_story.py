@@ -13,12 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
-from receiver.testing import samples
-from receiver.testing.simulation import Plan, Simulation
+from receiver.samples import sample
+from receiver.simulator.simulation import Simulation, SimulationPlan
 from tests.cli.machine import gone
 from tests.faults.load import name_of
 from tests.faults.site import Site, receiver_workers, site
-from tests.waiting import until
+from tests.support.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +36,21 @@ def test_all_that_redox_sends(running: Site) -> None:
     """Every kind from several feeds at once, some twice, queries, and what must be refused: each is answered as it
     should be, and all of it is recorded, handed over in order, and proved."""
     runs = {
-        "lab": Simulation(running.target("lab"), Plan(kinds=samples.kinds(), feeds=6, seed=1, misbehave=True,
-                                                       time_scale=0.02)),
-        "ward": Simulation(running.target("ward"), Plan(
-            kinds=[kind for kind in samples.kinds() if kind.startswith(("PatientAdmin.", "FHIR.", "Inventory."))],
-            feeds=3, seed=1, count=2, time_scale=0.02))}
+        "lab": Simulation(
+            running.target("lab"),
+            SimulationPlan(kinds=sample.kinds(), feeds=6, seed=1, misbehave=True, time_scale=0.02),
+        ),
+        "ward": Simulation(
+            running.target("ward"),
+            SimulationPlan(
+                kinds=[kind for kind in sample.kinds() if kind.startswith(("PatientAdmin.", "FHIR.", "Inventory."))],
+                feeds=3,
+                seed=1,
+                count=2,
+                time_scale=0.02,
+            ),
+        ),
+    }
     with ThreadPoolExecutor(2) as threads:
         results = {name: threads.submit(run.run) for name, run in runs.items()}
     for name, run in runs.items():
@@ -61,7 +71,8 @@ def test_all_that_redox_sends(running: Site) -> None:
     # Nothing but one handler's failures is dead, and nothing but one's lanes are held.
     assert {row["handler"] for row in running.rows("SELECT handler FROM deliveries WHERE state = 'dead'")} == {"shaky"}
     assert {row["handler"] for row in running.rows("SELECT handler FROM deliveries WHERE state = 'pending'")} == {
-        "strict"}
+        "strict"
+    }
 
 
 def test_a_worker_is_killed_inside_a_handler(running: Site) -> None:
@@ -74,8 +85,9 @@ def test_a_worker_is_killed_inside_a_handler(running: Site) -> None:
         assert feed.run(bodies)
 
     def inside() -> list[dict[str, int]]:
-        return [line for line in running.journal() if line["phase"] == "inside"
-                and line["message"] == name_of(bodies[1])]
+        return [
+            line for line in running.journal() if line["phase"] == "inside" and line["message"] == name_of(bodies[1])
+        ]
 
     until(inside)
     process, worker = (psutil.Process(inside()[-1][which]) for which in ("pid", "worker"))
@@ -89,7 +101,8 @@ def test_a_worker_is_killed_inside_a_handler(running: Site) -> None:
     tried = running.rows(
         "SELECT a.outcome FROM delivery_attempts a JOIN deliveries d ON d.id = a.delivery_id "
         "JOIN messages m ON m.id = d.message_id WHERE d.handler = 'book' AND m.log_id = :log ORDER BY a.id",
-        log=name_of(bodies[1]))
+        log=name_of(bodies[1]),
+    )
     assert [row["outcome"] for row in tried] == ["crashed", "succeeded"]
 
 
@@ -111,8 +124,10 @@ def test_a_receiver_is_killed_between_commit_and_answer(running: Site) -> None:
         assert sending.result(120)
     lost, repeated = running.sent["ward"].of(name_of(first))
     assert (lost.status, repeated.status) == (None, 200)
-    told = running.rows("SELECT outcome FROM audit_events WHERE message_uuid = :uuid AND action = 'message.receive' "
-                        "ORDER BY id", uuid=there[0]["uuid"])
+    told = running.rows(
+        "SELECT outcome FROM audit_events WHERE message_uuid = :uuid AND action = 'message.receive' ORDER BY id",
+        uuid=there[0]["uuid"],
+    )
     assert [row["outcome"] for row in told] == ["accepted", "duplicate"]
     assert running.violations() == []
 
@@ -127,8 +142,13 @@ def test_a_replay(running: Site) -> None:
     said = running.first.json("messages", "replay", str(message["id"]), "--handler", "outside", "--reason", "a test")
     assert said["made"] == 1
     assert running.violations() == []
-    done = [line for line in running.journal() if line["message"] == name_of(body) and line["phase"] == "done"
-            and line["handler"] == "outside"]
+    done = [
+        line
+        for line in running.journal()
+        if line["message"] == name_of(body) and line["phase"] == "done" and line["handler"] == "outside"
+    ]
     assert [(line["key"], line["replayed"]) for line in done] == [
-        (f"{message['uuid']}:outside:1", False), (f"{message['uuid']}:outside:2", True)]
+        (f"{message['uuid']}:outside:1", False),
+        (f"{message['uuid']}:outside:2", True),
+    ]
     assert running.second.json("audit", "verify", "--payloads")["first_bad"] is None

@@ -12,10 +12,10 @@ from urllib.request import urlopen
 import psutil
 import pytest
 
-from receiver.testing.sender import FakeRedox
+from receiver.simulator.fake_redox import FakeRedox
 from tests.cli.machine import SOURCE, Machine, gone, machine
-from tests.postgres import drop_database, new_database
-from tests.waiting import until
+from tests.support.postgres import drop_database, new_database
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -84,8 +84,9 @@ def test_a_part_that_dies_is_started_again(running: Machine, part: str) -> None:
     os.kill(killed, signal.SIGKILL)
 
     def ended() -> list[int]:
-        return [line["status"] for line in running.lines()
-                if line["event"] == "up.child_ended" and line["part"] == part]
+        return [
+            line["status"] for line in running.lines() if line["event"] == "up.child_ended" and line["part"] == part
+        ]
 
     until(ended)
     assert live(running)
@@ -107,8 +108,11 @@ def test_the_database_is_started_again(running: Machine) -> None:
 def test_it_says_what_comes_next(made: Machine) -> None:
     """The last line of its start is the command that adds a destination, where there is none."""
     made.up("--workers", "0")
-    *_, last = until(lambda: [line for line in made.lines() if line["event"].startswith("up.")
-                              and line["event"] == "up.no_destination"])
+    *_, last = until(
+        lambda: [
+            line for line in made.lines() if line["event"].startswith("up.") and line["event"] == "up.no_destination"
+        ]
+    )
     assert "redox-receiver destination add NAME --data-dir" in last["error"]
     made.register("lab")
     assert made.process is not None
@@ -182,13 +186,17 @@ def test_a_port_in_use(made: Machine) -> None:
     """A port that somebody else has is named, with the option that chooses another, before anything is made."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        for options in (("--bind", f"127.0.0.1:{port}", "--admin-bind", "127.0.0.1:0"),
-                        ("--bind", "127.0.0.1:0", "--admin-bind", f"127.0.0.1:{port}")):
+        for options in (
+            ("--bind", f"127.0.0.1:{port}", "--admin-bind", "127.0.0.1:0"),
+            ("--bind", "127.0.0.1:0", "--admin-bind", f"127.0.0.1:{port}"),
+        ):
             made.start(*options)
             assert made.ended() == (1, "")
             which = "--bind" if options[1].endswith(str(port)) else "--admin-bind"
-            assert (f"cannot listen at 127.0.0.1:{port} (Address already in use): choose another with {which} or "
-                    in made.log.read_text())
+            assert (
+                f"cannot listen at 127.0.0.1:{port} (Address already in use): choose another with {which} or "
+                in made.log.read_text()
+            )
     assert not made.data_dir.exists()
 
 
@@ -232,6 +240,7 @@ def test_plugins_that_cannot_be_loaded(made: Machine) -> None:
 
     def working() -> set[int]:
         return {each["pid"] for each in made.known_workers() if each["alive"] and "tidy" in each["handlers"]}
+
     before = until(working)
     assert made.process is not None
     made.process.send_signal(signal.SIGHUP)

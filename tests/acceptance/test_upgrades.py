@@ -20,16 +20,16 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
+from receiver.database import migrations
 from receiver.keyring import Keyring
-from receiver.storage import migrations
-from receiver.storage.registration import Registration
-from receiver.testing.feed import Feed
-from receiver.testing.ledger import Ledger
-from receiver.testing.sender import FakeRedox
-from tests.cli.test_serve import free_port
+from receiver.simulator.attempt_log import AttemptLog
+from receiver.simulator.fake_redox import FakeRedox
+from receiver.simulator.feed import FeedSimulator
+from receiver.storage.registry.changes import RegistryChanges
+from tests.cli.commands.test_serve import free_port
 from tests.faults import steady
+from tests.support.waiting import until
 from tests.test_migrations import LATER, ROOT
-from tests.waiting import until
 from tests.web.conftest import SOURCE, Site
 
 
@@ -40,24 +40,41 @@ class Release:
         self.log = tree.parent / f"{name}.log"
         self.port, self.admin_port = free_port(), free_port()
         self.parts: dict[str, subprocess.Popen[bytes]] = {}
-        kept = {name: value for name, value in os.environ.items()
-                if not name.startswith(("RECEIVER_", "PG")) and name != "DATABASE_URL"}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("RECEIVER_", "PG")) and name != "DATABASE_URL"
+        }
         self._environment = kept | environment | {"PYTHONPATH": os.pathsep.join((str(tree), str(ROOT)))}
 
     def run(self, *arguments: str, check: bool = True) -> str:
         """Run a command, which is done unless told otherwise; what it says."""
-        return subprocess.run([sys.executable, "-P", "-m", "receiver", *arguments], env=self._environment, check=check,
-                              capture_output=True, text=True, timeout=120).stdout
+        return subprocess.run(
+            [sys.executable, "-P", "-m", "receiver", *arguments],
+            env=self._environment,
+            check=check,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        ).stdout
 
     def start(self, *parts: str) -> None:
         """Start these parts: serve, admin, worker."""
-        options = {"serve": ("--bind", f"127.0.0.1:{self.port}"), "worker": (),
-                   "admin": ("--admin-bind", f"127.0.0.1:{self.admin_port}")}
+        options = {
+            "serve": ("--bind", f"127.0.0.1:{self.port}"),
+            "worker": (),
+            "admin": ("--admin-bind", f"127.0.0.1:{self.admin_port}"),
+        }
         for part in parts:
             with self.log.open("ab") as log:
                 self.parts[part] = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "receiver", part, *options[part]], env=self._environment, stdout=log,
-                    stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+                    [sys.executable, "-P", "-m", "receiver", part, *options[part]],
+                    env=self._environment,
+                    stdout=log,
+                    stderr=log,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
 
     def lines(self, event: str) -> list[dict[str, Any]]:
         """What it has logged of that."""
@@ -96,13 +113,29 @@ def ask(port: int, path: str) -> tuple[int | None, bytes]:
 
 
 @pytest.fixture
-def site(engine: Engine, database_url: str, registration: Registration, keyring: Keyring, keyring_path: Path,
-         tmp_path: Path) -> Site:
+def site(
+    engine: Engine,
+    database_url: str,
+    registration: RegistryChanges,
+    keyring: Keyring,
+    keyring_path: Path,
+    tmp_path: Path,
+) -> Site:
     """A database of today's release, with one destination."""
-    made = Site(engine=engine, registration=registration, directory=tmp_path, environment={
-        "DATABASE_URL": database_url, "RECEIVER_KEYRING": str(keyring_path), "RECEIVER_DATA_DIR": str(tmp_path),
-        "RECEIVER_RECEIVERS": "1", "RECEIVER_CONCURRENCY": "1", "RECEIVER_LEASE": "5",
-        "RECEIVER_HANDLERS": steady.__name__})
+    made = Site(
+        engine=engine,
+        registration=registration,
+        directory=tmp_path,
+        environment={
+            "DATABASE_URL": database_url,
+            "RECEIVER_KEYRING": str(keyring_path),
+            "RECEIVER_DATA_DIR": str(tmp_path),
+            "RECEIVER_RECEIVERS": "1",
+            "RECEIVER_CONCURRENCY": "1",
+            "RECEIVER_LEASE": "5",
+            "RECEIVER_HANDLERS": steady.__name__,
+        },
+    )
     made.add("lab")
     with engine.begin() as connection:
         connection.execute(text(steady.TABLE))
@@ -126,9 +159,13 @@ def tomorrow(site: Site, tmp_path: Path) -> Iterator[Release]:
     shutil.copytree(ROOT / "receiver", tree / "receiver", ignore=without)
     shutil.copytree(ROOT / "migrations", tree / "migrations", ignore=without)
     head = migrations.head()
-    (tree / "migrations" / "versions" / "later.py").write_text(LATER.format(
-        head=head, oldest=head,
-        does="op.execute('ALTER TABLE messages ADD COLUMN later text'); op.execute('CREATE TABLE later (id bigint)')"))
+    (tree / "migrations" / "versions" / "later.py").write_text(
+        LATER.format(
+            head=head,
+            oldest=head,
+            does="op.execute('ALTER TABLE messages ADD COLUMN later text'); op.execute('CREATE TABLE later (id bigint)')",
+        )
+    )
     made = Release(tree, "tomorrow", site.environment)
     yield made
     made.clear()
@@ -138,8 +175,8 @@ class Sending:
     """A feed that sends one message after another, until `stop`."""
 
     def __init__(self, redox: FakeRedox, name: str, seeds: int) -> None:
-        self.ledger = Ledger()
-        self._feed = Feed(redox, name=name, time_scale=0.01, ledger=self.ledger)
+        self.ledger = AttemptLog()
+        self._feed = FeedSimulator(redox, name=name, time_scale=0.01, ledger=self.ledger)
         self._redox, self._seeds = redox, seeds
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._send, daemon=True)
@@ -229,8 +266,11 @@ def test_one_host_after_another(site: Site, today: Release, tomorrow: Release) -
     answered = {each.message for sending in (old, new) for each in sending.ledger.attempts if each.accepted}
     assert answered <= set(recorded)
     assert len(recorded) == len(set(recorded))
-    assert site.count("booked") == len(site.rows("SELECT DISTINCT key FROM booked")) == site.count(
-        "deliveries WHERE handler = 'book' AND state = 'succeeded'")
+    assert (
+        site.count("booked")
+        == len(site.rows("SELECT DISTINCT key FROM booked"))
+        == site.count("deliveries WHERE handler = 'book' AND state = 'succeeded'")
+    )
     beyond(site, today)
 
 

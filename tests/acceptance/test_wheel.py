@@ -27,7 +27,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of the tree as it is."""
     made = tmp_path_factory.mktemp("wheel")
     pip(sys.executable, "wheel", "--no-deps", "--wheel-dir", made, ROOT)
-    found, = made.glob("*.whl")
+    (found,) = made.glob("*.whl")
     return found
 
 
@@ -47,14 +47,29 @@ def test_installed_alone(wheel: Path, tmp_path: Path) -> None:
     python = tmp_path / "alone" / "bin" / "python"
     pip(python, "install", "--constraint", ROOT / "deploy" / "requirements.txt", f"{wheel}[embedded]")
     with machine(str(python)) as made:
-        where = subprocess.run([python, "-P", "-c", "import receiver; print(receiver.__file__)"], capture_output=True,
-                               text=True, check=True, cwd=made.root)
+        where = subprocess.run(
+            [python, "-P", "-c", "import receiver; print(receiver.__file__)"],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=made.root,
+        )
         assert Path(where.stdout.strip()).is_relative_to(tmp_path)
         made.environment["RECEIVER_HANDLERS"] = "receiver.testing.example"
         made.up("--workers", "1")
         token = made.register("lab")
-        told = made.json("simulate", "--url", made.url, "--destination", "lab", "--token-file", str(token),
-                         "--source", SOURCE, "--misbehave")
+        told = made.json(
+            "simulate",
+            "--url",
+            made.url,
+            "--destination",
+            "lab",
+            "--token-file",
+            str(token),
+            "--source",
+            SOURCE,
+            "--misbehave",
+        )
         assert told["wrong"] == []
         assert {each["outcome"] for each in told["summary"]} >= {"accepted", "accepted again", "answered"}
         assert made.process is not None
@@ -71,6 +86,7 @@ def pins(file: str) -> set[str]:
 
 def test_everything_is_pinned() -> None:
     """What is depended on stands, with its version, in the files that the scripts install from."""
+
     def names(wanted: list[str]) -> set[str]:
         return {re.split(r"[\[<>=~!; ]", each, maxsplit=1)[0].lower() for each in wanted}
 

@@ -15,7 +15,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from receiver.storage.embedded import binaries
+from receiver.database.embedded.cluster import binaries
 from tests.bench import machine, report
 from tests.bench.bodies import SIZES
 from tests.bench.measure import Bench, Plan
@@ -38,9 +38,16 @@ def main(arguments: list[str] | None = None) -> int:
     with Site() as site:
         results = Bench(site, plan, lambda line: print(f"{datetime.now(UTC):%H:%M:%S} {line}", file=sys.stderr)).run()
     if options.json is not None:
-        document = {"began": began.isoformat(), "ended": datetime.now(UTC).isoformat(), "versions": versions,
-                    **results.as_json(), "goals": [{"says": each.says, "bound": each.bound, "reached": each.reached,
-                                                    "verdict": each.verdict} for each in report.goals(results)]}
+        document = {
+            "began": began.isoformat(),
+            "ended": datetime.now(UTC).isoformat(),
+            "versions": versions,
+            **results.as_json(),
+            "goals": [
+                {"says": each.says, "bound": each.bound, "reached": each.reached, "verdict": each.verdict}
+                for each in report.goals(results)
+            ],
+        }
         options.json.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     if options.readme:
         print(report.markdown(results, versions))
@@ -50,10 +57,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="./tests/bench/run", description=(__doc__ or "").partition(":")[0],
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=(*NAMES, *PARTS), default=(),
-                        help=f"these targets ({', '.join(NAMES)}) and these parts ({', '.join(PARTS)}) alone")
+    parser = argparse.ArgumentParser(
+        prog="./tests/bench/run",
+        description=(__doc__ or "").partition(":")[0],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        choices=(*NAMES, *PARTS),
+        default=(),
+        help=f"these targets ({', '.join(NAMES)}) and these parts ({', '.join(PARTS)}) alone",
+    )
     parser.add_argument("--seconds", type=float, default=3.0, metavar="S", help="of each measurement (3)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of all of them (3)")
     parser.add_argument("--short", action="store_true", help="a minute or so, to see that it works: worth no figure")
@@ -66,10 +82,26 @@ def _plan(options: argparse.Namespace) -> Plan:
     targets = [name for name in NAMES if name in options.only] or NAMES
     parts = [name for name in PARTS if name in options.only] or PARTS
     if options.short:
-        return Plan(targets=targets, parts=parts, cases=[("4 KB", 16), ("1 MB", 4)], rates=[300], rounds=1, seconds=1.0,
-                    messages=500, largest=(1,))
-    return Plan(targets=targets, parts=parts, cases=[(size, each) for size in SIZES for each in CONNECTIONS],
-                rates=RATES, rounds=options.rounds, seconds=options.seconds, messages=100_000, largest=(1, 4))
+        return Plan(
+            targets=targets,
+            parts=parts,
+            cases=[("4 KB", 16), ("1 MB", 4)],
+            rates=[300],
+            rounds=1,
+            seconds=1.0,
+            messages=500,
+            largest=(1,),
+        )
+    return Plan(
+        targets=targets,
+        parts=parts,
+        cases=[(size, each) for size in SIZES for each in CONNECTIONS],
+        rates=RATES,
+        rounds=options.rounds,
+        seconds=options.seconds,
+        messages=100_000,
+        largest=(1, 4),
+    )
 
 
 def _versions() -> list[tuple[str, str]]:

@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from receiver import pipeline
+from receiver.database.embedded.cluster import Cluster
 from receiver.pipeline import Admitted
 from receiver.protocol.message import Head
-from receiver.storage import registry
-from receiver.storage.embedded import Cluster
-from receiver.storage.ledger import Ledger
+from receiver.storage.accept.ledger import MessageLedger
+from receiver.storage.registry import loader
 from tests.bench.bodies import Ids, of_size
 from tests.bench.targets import ROOT, Database, Receiver, Site
 
@@ -42,11 +42,15 @@ class Accepting:
     """One process that judges and records."""
 
     def __init__(self, receiver: Receiver) -> None:
-        self._headers = {"verification-token": receiver.tokens["token"], "content-type": "application/json",
-                         "host": "127.0.0.1:8080", "content-length": "4096"}
+        self._headers = {
+            "verification-token": receiver.tokens["token"],
+            "content-type": "application/json",
+            "host": "127.0.0.1:8080",
+            "content-length": "4096",
+        }
         with receiver.engine.connect() as connection:
-            self._registry = registry.load(connection, receiver.keyring)
-        self._ledger = Ledger(receiver.engine, receiver.keyring, quarantine_quota=QUOTA)
+            self._registry = loader.load_registry(connection, receiver.keyring)
+        self._ledger = MessageLedger(receiver.engine, receiver.keyring, quarantine_quota=QUOTA)
         self._ledger.start()
         # As servers do: a collection would be counted where it happens to be due.
         gc.collect()
@@ -62,7 +66,7 @@ class Accepting:
         began, cpu = time.perf_counter(), time.process_time()
         if together:
             for at in range(0, messages, together):
-                waiting = [self._ledger.accept(self._judge(body), batch=True) for body in bodies[at:at + together]]
+                waiting = [self._ledger.accept(self._judge(body), batch=True) for body in bodies[at : at + together]]
                 self._ledger.flush()
                 for each in waiting:
                     each.result(60)
@@ -73,8 +77,15 @@ class Accepting:
 
     def _judge(self, body: bytes) -> Admitted:
         now = datetime.now(UTC)
-        head = Head(destination="token", method="POST", headers=self._headers, target="/redox/token", query="",
-                    peer="127.0.0.1", received_at=now)
+        head = Head(
+            destination="token",
+            method="POST",
+            headers=self._headers,
+            target="/redox/token",
+            query="",
+            peer="127.0.0.1",
+            received_at=now,
+        )
         accepted = pipeline.check_head(head, self._registry, now)
         assert isinstance(accepted, pipeline.HeadAccepted)
         verdict = pipeline.judge(accepted, body, now)
@@ -87,8 +98,14 @@ class Tree:
 
     def __init__(self, path: Path, site: Site, name: str) -> None:
         command = [sys.executable, "-P", "-m", "tests.bench.accept", "--serve", str(site.root), name]
-        self._process = subprocess.Popen(command, cwd=path, env=os.environ | {"PYTHONPATH": str(path)}, text=True,
-                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._process = subprocess.Popen(
+            command,
+            cwd=path,
+            env=os.environ | {"PYTHONPATH": str(path)},
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._in, self._out = self._process.stdin, self._process.stdout

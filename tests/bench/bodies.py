@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import uuid4
 
-from receiver.testing import samples
+from receiver.samples import sample
 from tests.cli.machine import SOURCE
 
 # Where the id goes; as long as one.
@@ -61,28 +61,28 @@ def media(size: int) -> bytes:
     """A document of so many bytes: most of it is base64 that no compression makes smaller."""
     message = _sample("Media.New")
     message["Media"]["FileContents"] = ""
-    room = size - len(samples.encode(message))
+    room = size - len(sample.encode(message))
     message["Media"]["FileContents"] = base64.b64encode(random.Random(0).randbytes(room * 3 // 4 - 2)).decode()
-    return samples.encode(message)
+    return sample.encode(message)
 
 
 def _results(size: int) -> bytes:
     """A laboratory's report of at least so many bytes: as many orders as it takes."""
     message = _sample("Results.New")
     seed = 0
-    while len(samples.encode(message)) < size:
+    while len(sample.encode(message)) < size:
         seed += 1
         message["Orders"] += _sample("Results.New", seed)["Orders"]
-    return samples.encode(message)
+    return sample.encode(message)
 
 
 def _sample(kind: str, seed: int = 0) -> dict[str, Any]:
-    return samples.sample(kind, seed=seed, source_id=SOURCE, log_id=HOLE)
+    return sample.sample(kind, seed=seed, source_id=SOURCE, log_id=HOLE)
 
 
 SIZES: Final = {
-    "2 KB": lambda: samples.encode(_sample("Flowsheet.New")),
-    "4 KB": lambda: samples.encode(_sample("Results.New")),
+    "2 KB": lambda: sample.encode(_sample("Flowsheet.New")),
+    "4 KB": lambda: sample.encode(_sample("Results.New")),
     "50 KB": lambda: _results(50_000),
     "1 MB": lambda: media(1_000_000),
 }

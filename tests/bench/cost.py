@@ -54,23 +54,32 @@ class Cost:
 
 
 def _worker(receiver: Receiver, number: int) -> Server:
-    return Server(lambda _: [sys.executable, "-P", "-m", "receiver", "worker"],
-                  receiver.environment | {"RECEIVER_CONCURRENCY": "2"}, receiver.root / f"worker-{number}.log")
+    return Server(
+        lambda _: [sys.executable, "-P", "-m", "receiver", "worker"],
+        receiver.environment | {"RECEIVER_CONCURRENCY": "2"},
+        receiver.root / f"worker-{number}.log",
+    )
 
 
 def _load(receiver: Receiver, servers: Sequence[Server], destinations: Sequence[str], seconds: float) -> list[Sent]:
     """Send to all destinations at once, half of them to each server."""
-    targets = [receiver.target("receiver", servers[number % len(servers)], name)
-               for number, name in enumerate(destinations)]
+    targets = [
+        receiver.target("receiver", servers[number % len(servers)], name) for number, name in enumerate(destinations)
+    ]
     with ThreadPoolExecutor(len(targets)) as pool:
-        return list(pool.map(lambda target: target.closed_loop(
-            of_size("4 KB"), connections=CONNECTIONS, seconds=seconds), targets))
+        return list(
+            pool.map(
+                lambda target: target.closed_loop(of_size("4 KB"), connections=CONNECTIONS, seconds=seconds), targets
+            )
+        )
 
 
 def _sizes(database: Database) -> tuple[dict[str, int], dict[str, int], int]:
-    return ({table: database.value(_SIZE.format(table=table)) for table in TABLES},
-            {table: database.value(f"SELECT count(*) FROM {table}") for table in TABLES},
-            database.value("SELECT (pg_current_wal_lsn() - '0/0')::bigint"))
+    return (
+        {table: database.value(_SIZE.format(table=table)) for table in TABLES},
+        {table: database.value(f"SELECT count(*) FROM {table}") for table in TABLES},
+        database.value("SELECT (pg_current_wal_lsn() - '0/0')::bigint"),
+    )
 
 
 def measure(site: Site, *, receivers: int, workers: int, seconds: float) -> tuple[Cost, str, int]:
@@ -80,8 +89,9 @@ def measure(site: Site, *, receivers: int, workers: int, seconds: float) -> tupl
     for name in destinations:
         receiver.add(name)
     with ExitStack() as stack:
-        servers = [stack.enter_context(receiver.serve(f"receiver-{number}", receivers="1"))
-                   for number in range(receivers)]
+        servers = [
+            stack.enter_context(receiver.serve(f"receiver-{number}", receivers="1")) for number in range(receivers)
+        ]
         hands = [stack.enter_context(_worker(receiver, number)) for number in range(workers)]
         for server in servers:
             await_answer(receiver.target("receiver", server, destinations[0]))
@@ -97,19 +107,24 @@ def measure(site: Site, *, receivers: int, workers: int, seconds: float) -> tupl
         accepted = time.monotonic() - began
         _until(lambda: not _pending(receiver))
         handled = time.monotonic() - began
-        _until(lambda: not receiver.database.value(
-            "SELECT count(*) FROM messages WHERE patients_indexed_at IS NULL"))
+        _until(lambda: not receiver.database.value("SELECT count(*) FROM messages WHERE patients_indexed_at IS NULL"))
         after = [machine.cpu_seconds(*(each.process.pid for each in group)) for group in (servers, hands)]
         postgres = site.database_cpu() - postgres
         disk_after, rows_after, wal_after = _sizes(receiver.database)
     count = rows_after["messages"] - rows["messages"]
     wrong = receiver.database.value(_WRONG) + sum(each.wrong + each.broken for each in sent)
-    cost = Cost(disk={table: (disk_after[table] - disk[table]) / count for table in TABLES},
-                rows={table: (rows_after[table] - rows[table]) / count for table in TABLES},
-                wal=(wal_after - wal) / count, receiver=(after[0] - before[0]) / count,
-                worker=(after[1] - before[1]) / count, postgres=postgres / count)
-    words = (f"{receivers} receivers, {workers} workers: {count} messages, accepted at {count / accepted:.0f}/s, all "
-             f"handled at {count / handled:.0f}/s; {wrong} wrong")
+    cost = Cost(
+        disk={table: (disk_after[table] - disk[table]) / count for table in TABLES},
+        rows={table: (rows_after[table] - rows[table]) / count for table in TABLES},
+        wal=(wal_after - wal) / count,
+        receiver=(after[0] - before[0]) / count,
+        worker=(after[1] - before[1]) / count,
+        postgres=postgres / count,
+    )
+    words = (
+        f"{receivers} receivers, {workers} workers: {count} messages, accepted at {count / accepted:.0f}/s, all "
+        f"handled at {count / handled:.0f}/s; {wrong} wrong"
+    )
     return cost, words, wrong
 
 
@@ -128,14 +143,21 @@ def _until(holds: Callable[[], bool]) -> None:
 def table(cost: Cost) -> list[str]:
     """The lines of what it makes."""
     disk, rows = sum(cost.disk.values()), sum(cost.rows.values())
-    lines = ["a message: " + ", ".join(f"{name} {cost.rows[name]:.2f} rows {size:.0f} B"
-                                       for name, size in cost.disk.items()),
-             (f"a message: {rows:.1f} rows, {disk:.0f} B on disk, {cost.wal:.0f} B of WAL; CPU ms: receiver "
-              f"{cost.receiver * 1e3:.2f}, worker {cost.worker * 1e3:.2f}, PostgreSQL {cost.postgres * 1e3:.2f}"),
-             "messages/s  rows/day  disk/day  WAL/s  WAL/day  cores: receivers, workers, PostgreSQL"]
-    lines += [f"{rate:10,}  {rows * rate * DAY / 1e6:,.1f} M  {disk * rate * DAY / 1e9:,.2f} GB  "
-              f"{cost.wal * rate / 1e6:,.2f} MB  {cost.wal * rate * DAY / 1e9:,.1f} GB  {cost.receiver * rate:.2f}, "
-              f"{cost.worker * rate:.2f}, {cost.postgres * rate:.2f}" for rate in RATES]
+    lines = [
+        "a message: "
+        + ", ".join(f"{name} {cost.rows[name]:.2f} rows {size:.0f} B" for name, size in cost.disk.items()),
+        (
+            f"a message: {rows:.1f} rows, {disk:.0f} B on disk, {cost.wal:.0f} B of WAL; CPU ms: receiver "
+            f"{cost.receiver * 1e3:.2f}, worker {cost.worker * 1e3:.2f}, PostgreSQL {cost.postgres * 1e3:.2f}"
+        ),
+        "messages/s  rows/day  disk/day  WAL/s  WAL/day  cores: receivers, workers, PostgreSQL",
+    ]
+    lines += [
+        f"{rate:10,}  {rows * rate * DAY / 1e6:,.1f} M  {disk * rate * DAY / 1e9:,.2f} GB  "
+        f"{cost.wal * rate / 1e6:,.2f} MB  {cost.wal * rate * DAY / 1e9:,.1f} GB  {cost.receiver * rate:.2f}, "
+        f"{cost.worker * rate:.2f}, {cost.postgres * rate:.2f}"
+        for rate in RATES
+    ]
     return lines
 
 
@@ -147,8 +169,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=10.0, help="of sending")
     options = parser.parse_args(arguments)
     with Site() as site:
-        cost, words, wrong = measure(site, receivers=options.receivers, workers=options.workers,
-                                     seconds=options.seconds)
+        cost, words, wrong = measure(
+            site, receivers=options.receivers, workers=options.workers, seconds=options.seconds
+        )
         print(words, *table(cost), sep="\n")
     return 1 if wrong else 0
 

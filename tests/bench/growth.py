@@ -23,9 +23,10 @@ from typing import Final
 
 from sqlalchemy import Connection, event
 
-from receiver.storage import lanes, partitions, reading
-from receiver.storage.ledger import Ledger
-from receiver.storage.reading import DeliveryFilter, MessageFilter
+from receiver.storage.accept.ledger import MessageLedger
+from receiver.storage.operations import queries
+from receiver.storage.operations.queries import DeliveryFilter, MessageFilter
+from receiver.storage.queue import lanes, partitions
 from tests.bench.lanes import Bench, durable
 
 ALLOWED: Final = 0.15
@@ -37,7 +38,8 @@ _PLANS: Final = 2
 FIRST: Final = 2_000
 
 # Sealed bodies are as wide as those of messages of 4 KB.
-_FILL: Final = ("""
+_FILL: Final = (
+    """
 INSERT INTO messages (uuid, destination_id, credential_ids, source_id, kind, query, test, log_id, attempt_id,
     message_id, transmission_id, facility, event_time, received_at, peer, sha256, size, content_type, state,
     quarantine_reason, id_conflict, patients_indexed_at, mac, mac_key)
@@ -45,28 +47,35 @@ SELECT uuidv7(), 1, ARRAY[1], 's' || g % 20, 'PatientAdmin.Arrival', false, fals
     gen_random_uuid()::text, g::text, g::text, 'Main', :at, :at, '127.0.0.1', sha256(g::text::bytea), 4096,
     'application/json', CASE WHEN g <= 2000 AND g % 40 = 7 THEN 'quarantined' ELSE 'accepted' END,
     CASE WHEN g <= 2000 AND g % 40 = 7 THEN 'not_json' END, false, :at, sha256(g::text::bytea), 'mac-1'
-FROM generate_series(CAST(:first AS bigint), CAST(:last AS bigint)) g""", """
+FROM generate_series(CAST(:first AS bigint), CAST(:last AS bigint)) g""",
+    """
 INSERT INTO message_keys (destination_id, key, outside, message_id)
-SELECT destination_id, sha256(log_id::bytea), sha256, id FROM messages WHERE id BETWEEN :low AND :high""", """
+SELECT destination_id, sha256(log_id::bytea), sha256, id FROM messages WHERE id BETWEEN :low AND :high""",
+    """
 INSERT INTO payloads (message_id, received_at, payload_key, sealed)
 SELECT id, received_at, 'payload-1', decode(repeat(encode(sha256, 'hex'), 20) || md5(id::text), 'hex')
-FROM messages WHERE id BETWEEN :low AND :high""", """
+FROM messages WHERE id BETWEEN :low AND :high""",
+    """
 INSERT INTO deliveries (message_id, destination_id, handler, lane, inline, state, attempts, epoch, created_at,
     error_class, finished_at)
 SELECT id, 1, 'by-source', 'by-source/lab/source:old' || id % 500, id <= 2000 AND id % 80 = 17,
     CASE WHEN id > 2000 OR id % 40 NOT IN (17, 27) THEN 'succeeded' WHEN id % 40 = 17 THEN 'pending' ELSE 'dead' END,
     1, 1, received_at, CASE WHEN id <= 2000 AND id % 40 = 27 THEN 'KeyError' END,
     CASE WHEN id > 2000 OR id % 40 <> 17 THEN received_at END
-FROM messages WHERE id BETWEEN :low AND :high AND state = 'accepted'""", """
+FROM messages WHERE id BETWEEN :low AND :high AND state = 'accepted'""",
+    """
 INSERT INTO delivery_attempts (delivery_id, attempt, epoch, worker, started_at, ended_at, outcome)
 SELECT id, 1, 1, 'host:1234:abcdef01', created_at, created_at, 'succeeded' FROM deliveries
-WHERE message_id BETWEEN :low AND :high""", """
+WHERE message_id BETWEEN :low AND :high""",
+    """
 INSERT INTO patient_digests (digest, message_id)
-SELECT sha256((id / 10)::text::bytea), id FROM messages WHERE id BETWEEN :low AND :high""", """
+SELECT sha256((id / 10)::text::bytea), id FROM messages WHERE id BETWEEN :low AND :high""",
+    """
 INSERT INTO audit_events (writer, n, at, action, outcome, actor, peer, destination, message_uuid, detail, mac, mac_key)
 SELECT '00000000-0000-4000-8000-000000000001', id, received_at, 'message.receive', state, 'redox', '127.0.0.1', 'lab',
     uuid, '{"credentials":[1],"attempt":"' || attempt_id || '"}', mac, 'mac-1'
-FROM messages WHERE id BETWEEN :low AND :high ORDER BY id""")
+FROM messages WHERE id BETWEEN :low AND :high ORDER BY id""",
+)
 
 
 def fill(bench: Bench, rows: int) -> None:
@@ -96,7 +105,7 @@ def settle(bench: Bench) -> None:
 class Acts:
     """What is measured, in one database. Each act is timed; what prepares it is not."""
 
-    def __init__(self, bench: Bench, ledger: Ledger) -> None:
+    def __init__(self, bench: Bench, ledger: MessageLedger) -> None:
         self._bench = bench
         self._ledger = ledger
         self._number = 0
@@ -147,24 +156,27 @@ class Acts:
 
     def messages(self) -> float:
         """`messages list`."""
-        return self._read(lambda connection: reading.messages(connection, MessageFilter(), limit=50))
+        return self._read(lambda connection: queries.messages(connection, MessageFilter(), limit=50))
 
     def messages_of(self) -> float:
         """`messages list --destination lab --state quarantined`."""
-        return self._read(lambda connection: reading.messages(
-            connection, MessageFilter(destination="lab", state="quarantined"), limit=5))
+        return self._read(
+            lambda connection: queries.messages(
+                connection, MessageFilter(destination="lab", state="quarantined"), limit=5
+            )
+        )
 
     def deliveries(self) -> float:
         """`deliveries list`."""
-        return self._read(lambda connection: reading.deliveries(connection, DeliveryFilter(), limit=50))
+        return self._read(lambda connection: queries.deliveries(connection, DeliveryFilter(), limit=50))
 
     def dead(self) -> float:
         """`deliveries list --state dead`."""
-        return self._read(lambda connection: reading.deliveries(connection, DeliveryFilter(state="dead"), limit=5))
+        return self._read(lambda connection: queries.deliveries(connection, DeliveryFilter(state="dead"), limit=5))
 
     def status(self) -> float:
         """`status`."""
-        return self._read(reading.feed_status)
+        return self._read(queries.feed_status)
 
 
 ACTS: Final = ("accept", "duplicate", "claim", "sweep", "messages", "messages_of", "deliveries", "dead", "status")
@@ -181,6 +193,7 @@ def plans(bench: Bench, act: Callable[[], float]) -> list[str]:
 
     def after(_connection: object, _cursor: object, statement: str, parameters: object, *_: object) -> None:
         asked.append((time.perf_counter() - began, statement, parameters))
+
     event.listen(bench.engine, "before_cursor_execute", before)
     event.listen(bench.engine, "after_cursor_execute", after)
     act()
@@ -191,8 +204,7 @@ def plans(bench: Bench, act: Callable[[], float]) -> list[str]:
         for took, statement, parameters in sorted(asked, key=lambda each: -each[0])[:_PLANS]:
             if statement.lstrip().startswith(("SELECT", "WITH RECURSIVE")):
                 lines.append(f"{took * 1e3:.1f} ms: {' '.join(statement.split())[:200]}")
-                lines += connection.exec_driver_sql(
-                    f"EXPLAIN (ANALYZE, BUFFERS) {statement}", parameters).scalars()  # type: ignore[arg-type]  # as given
+                lines += connection.exec_driver_sql(f"EXPLAIN (ANALYZE, BUFFERS) {statement}", parameters).scalars()  # type: ignore[arg-type]  # as given
     return lines
 
 
@@ -214,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{options.rows:,} messages, {size / 1e9:.1f} GB, filled in {time.monotonic() - began:.0f} s", flush=True)
         acts = []
         for bench in benches:
-            ledger = Ledger(bench.engine, bench.keyring, quarantine_quota=1 << 50)
+            ledger = MessageLedger(bench.engine, bench.keyring, quarantine_quota=1 << 50)
             ledger.start()
             stack.callback(ledger.stop)
             acts.append(Acts(bench, ledger))
@@ -237,8 +249,10 @@ def judge(benches: Sequence[Bench], acts: Sequence[Acts], rounds: int) -> int:
         empty, full = (statistics.median(took[name, which]) for which in (0, 1))
         grown = full > empty * (1 + ALLOWED) and full - empty > LEAST
         missed += [name] if grown else []
-        print(f"{name:>12}: empty {empty * 1e3:7.2f} ms, full {full * 1e3:7.2f} ms, {(full / empty - 1) * 100:+5.0f} %"
-              f"{'  GROWN' if grown else ''}")
+        print(
+            f"{name:>12}: empty {empty * 1e3:7.2f} ms, full {full * 1e3:7.2f} ms, {(full / empty - 1) * 100:+5.0f} %"
+            f"{'  GROWN' if grown else ''}"
+        )
     for name in missed:
         print(f"\n{name}:", *plans(benches[1], getattr(acts[1], name)), sep="\n")
     return 1 if missed else 0

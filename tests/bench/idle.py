@@ -38,8 +38,10 @@ def _note(message: Message, context: Context) -> None:
 def notes(path: Path) -> list[Note]:
     """What has been noted, in the order of the clock."""
     written = path.read_bytes() if path.exists() else b""
-    return sorted((Note(*each) for each in NOTE.iter_unpack(written[:len(written) // NOTE.size * NOTE.size])),
-                  key=lambda note: note.at)
+    return sorted(
+        (Note(*each) for each in NOTE.iter_unpack(written[: len(written) // NOTE.size * NOTE.size])),
+        key=lambda note: note.at,
+    )
 
 
 @handler("*", name="by-source")

@@ -28,20 +28,21 @@ import psutil
 from sqlalchemy import Engine, make_url, text
 
 from receiver import keyring as keyrings
-from receiver.handlers import discovery
-from receiver.handlers.hints import Hints
+from receiver.database import migrations
+from receiver.database.embedded.cluster import Cluster
+from receiver.database.engine import open_engine
 from receiver.pipeline import Admitted
 from receiver.protocol.message import Head, Inbound, Verified
 from receiver.protocol.reading import read
 from receiver.protocol.registry import Destination
-from receiver.storage import migrations, registry
-from receiver.storage.database import open_engine
-from receiver.storage.embedded import Cluster
-from receiver.storage.ledger import Ledger
-from receiver.storage.registration import Registration, record_keys
+from receiver.storage.accept.ledger import MessageLedger
+from receiver.storage.registry import loader
+from receiver.storage.registry.changes import RegistryChanges, record_keys
+from receiver.worker import discovery
+from receiver.worker.hints import LaneNotifier
 from tests.bench import idle
-from tests.postgres import open_directory
-from tests.processes import end
+from tests.support.postgres import open_directory
+from tests.support.processes import end
 
 PLUGIN = "tests.bench.idle"
 ROOT = Path(__file__).parents[2]
@@ -79,11 +80,18 @@ class Bench:
         self.keyring.save(self.directory / "keyring.json")
         with self.engine.begin() as connection:
             record_keys(connection, self.keyring)
-        self.registration = Registration(self.engine, self.keyring, actor="bench@bench")
+        self.registration = RegistryChanges(self.engine, self.keyring, actor="bench@bench")
         self.registration.add_destination(
-            "lab", datetime.now(UTC), environment="staging", require=["token"], sources_policy="any",
-            on_unknown_source="reject", test_messages="accept", reply_with=None,
-            token="a token of twenty-four characters")
+            "lab",
+            datetime.now(UTC),
+            environment="staging",
+            require=["token"],
+            sources_policy="any",
+            on_unknown_source="reject",
+            test_messages="accept",
+            reply_with=None,
+            token="a token of twenty-four characters",
+        )
 
     @property
     def notes_path(self) -> Path:
@@ -100,38 +108,59 @@ class Bench:
 
     def enable(self, handler: str) -> None:
         """Bind one of the handlers."""
-        self.registration.enable_handler("lab", discovery.load_one(handler, [PLUGIN]).spec, datetime.now(UTC))
+        self.registration.enable_handler("lab", discovery.load_handler(handler, [PLUGIN]).spec, datetime.now(UTC))
         self.__dict__.pop("destination", None)
 
     @cached_property
     def destination(self) -> Destination:
         """It, with what is bound."""
         with self.engine.connect() as connection:
-            return registry.load(connection, self.keyring).destinations["lab"]
+            return loader.load_registry(connection, self.keyring).destinations["lab"]
 
     def admitted(self, lane: str) -> Admitted:
         """The next message, of the source and the patient `lane`."""
         number = len(self.bodies) + 1
         self.bodies[number] = lane
-        made: dict[str, Any] = {"Meta": {"DataModel": "PatientAdmin", "EventType": "Arrival", "Source": {"ID": lane},
-                         "Logs": [{"ID": str(number)}]},
-                "Patient": {"Identifiers": [{"ID": lane, "IDType": "MR"}], "Notes": []}}
+        made: dict[str, Any] = {
+            "Meta": {
+                "DataModel": "PatientAdmin",
+                "EventType": "Arrival",
+                "Source": {"ID": lane},
+                "Logs": [{"ID": str(number)}],
+            },
+            "Patient": {"Identifiers": [{"ID": lane, "IDType": "MR"}], "Notes": []},
+        }
         made["Patient"]["Notes"] = ["synthetic " * ((SIZE - len(json.dumps(made))) // 10)]
         body = json.dumps(made).encode()
-        head = Head(destination="lab", method="POST", headers={}, target="/redox/lab", query="", peer="127.0.0.1",
-                    received_at=datetime.now(UTC))
-        return Admitted(inbound=Inbound(head=head, body=body), destination=self.destination, message=read(body),
-                        verified=Verified(credentials=(1,), kinds=frozenset({"token"})), quarantine=None, query=None)
+        head = Head(
+            destination="lab",
+            method="POST",
+            headers={},
+            target="/redox/lab",
+            query="",
+            peer="127.0.0.1",
+            received_at=datetime.now(UTC),
+        )
+        return Admitted(
+            inbound=Inbound(head=head, body=body),
+            destination=self.destination,
+            message=read(body),
+            verified=Verified(credentials=(1,), kinds=frozenset({"token"})),
+            quarantine=None,
+            query=None,
+        )
 
     def fill(self, count: int, among: int, prefix: str = "s") -> int:
         """Record messages, in turn of each lane; the number of the first. The ledger is the real one."""
         first = len(self.bodies) + 1
-        ledger = Ledger(self.engine, self.keyring, quarantine_quota=1 << 30)
+        ledger = MessageLedger(self.engine, self.keyring, quarantine_quota=1 << 30)
         ledger.start()
         try:
             for start in range(0, count, 500):
-                waiting = [ledger.accept(self.admitted(f"{prefix}{number % among}"))
-                           for number in range(start, min(count, start + 500))]
+                waiting = [
+                    ledger.accept(self.admitted(f"{prefix}{number % among}"))
+                    for number in range(start, min(count, start + 500))
+                ]
                 for each in waiting:
                     each.result(60)
         finally:
@@ -141,14 +170,26 @@ class Bench:
     def work(self, count: int = 1) -> None:
         """Start workers, and wait until each lives."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RECEIVER_")} | {
-            "PYTHONPATH": str(ROOT), "DATABASE_URL": self.url, "RECEIVER_DATA_DIR": str(self.directory),
-            "RECEIVER_HANDLERS": PLUGIN, "RECEIVER_CONCURRENCY": str(self.concurrency),
-            idle.VARIABLE: str(self.notes_path)}
+            "PYTHONPATH": str(ROOT),
+            "DATABASE_URL": self.url,
+            "RECEIVER_DATA_DIR": str(self.directory),
+            "RECEIVER_HANDLERS": PLUGIN,
+            "RECEIVER_CONCURRENCY": str(self.concurrency),
+            idle.VARIABLE: str(self.notes_path),
+        }
         for _ in range(count):
             with (self.directory / "workers.log").open("ab") as log:
-                self.workers.append(subprocess.Popen(
-                    [sys.executable, "-m", "receiver", "worker"], env=environment, cwd="/", stdin=subprocess.DEVNULL,
-                    stdout=log, stderr=log, start_new_session=True))
+                self.workers.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", "receiver", "worker"],
+                        env=environment,
+                        cwd="/",
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        start_new_session=True,
+                    )
+                )
             self.stack.callback(end, self.workers[-1], 40)
         until(lambda: self.scalar("SELECT count(*) FROM workers") >= count, "the workers have started")
 
@@ -189,9 +230,16 @@ class Bench:
 
     def until_done(self, handler: str) -> None:
         """Wait until nothing of the handler's may run any more."""
-        until(lambda: not self.scalar(
-            "SELECT count(*) FROM deliveries WHERE state = 'pending' AND handler = :handler "
-            "AND lane <> handler || '/lab/source:stuck'", handler=handler), f"{handler} is done")
+        until(
+            lambda: (
+                not self.scalar(
+                    "SELECT count(*) FROM deliveries WHERE state = 'pending' AND handler = :handler "
+                    "AND lane <> handler || '/lab/source:stuck'",
+                    handler=handler,
+                )
+            ),
+            f"{handler} is done",
+        )
 
     def judge(self, first: int, last: int, *, ordered: bool) -> list[str]:
         """What is wrong with the runs of messages `first` to `last`: each once, in its lane's order."""
@@ -210,7 +258,9 @@ class Bench:
             "SELECT count(*) FROM delivery_attempts a JOIN deliveries d ON d.id = a.delivery_id "
             "JOIN messages m ON m.id = d.message_id WHERE a.outcome = 'succeeded' AND a.attempt = 1 AND "
             "m.log_id::bigint BETWEEN :first AND :last AND d.state = 'succeeded' AND d.attempts = 1",
-            first=first, last=last)
+            first=first,
+            last=last,
+        )
         if recorded != last - first + 1:
             wrong.append(f"{recorded} successes are on record, of {last - first + 1}")
         return wrong
@@ -243,8 +293,13 @@ class Server:
         directory = self._directory / name
         directory.mkdir()
         with ExitStack() as stack:
-            yield Bench(make_url(self.cluster.url).set(database=name).render_as_string(), directory, concurrency,
-                        self.cluster.pid() or 0, stack)
+            yield Bench(
+                make_url(self.cluster.url).set(database=name).render_as_string(),
+                directory,
+                concurrency,
+                self.cluster.pid() or 0,
+                stack,
+            )
         with admin.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
 
@@ -264,8 +319,12 @@ class Scene:
         return self.lanes * self.each
 
 
-SCENES = [Scene("1", "by-source", 1, 6_000), Scene("8", "by-source", 8, 1_000),
-          Scene("10000", "by-patient", 10_000, 1), Scene("none", "in-none", 1_000, 8)]
+SCENES = [
+    Scene("1", "by-source", 1, 6_000),
+    Scene("8", "by-source", 8, 1_000),
+    Scene("10000", "by-patient", 10_000, 1),
+    Scene("none", "in-none", 1_000, 8),
+]
 
 
 @dataclass(frozen=True)
@@ -298,13 +357,20 @@ def backlog(bench: Bench, scene: Scene, scale: float) -> Result:
 
 def stick(bench: Bench, handler: str) -> None:
     """100,000 pending in a lane that waits for its time."""
-    bench.execute("""
+    bench.execute(
+        """
         INSERT INTO deliveries (message_id, destination_id, handler, lane, inline, generation)
         SELECT (SELECT max(id) FROM messages), 1, :handler, :handler || '/lab/source:stuck', false, g
-        FROM generate_series(2, :count) g""", handler=handler, count=STUCK + 1)
-    bench.execute("""
+        FROM generate_series(2, :count) g""",
+        handler=handler,
+        count=STUCK + 1,
+    )
+    bench.execute(
+        """
         INSERT INTO lanes (lane, handler, destination_id, state, ready_at)
-        SELECT :handler || '/lab/source:stuck', :handler, 1, 'waiting', now() + interval '1 day'""", handler=handler)
+        SELECT :handler || '/lab/source:stuck', :handler, 1, 'waiting', now() + interval '1 day'""",
+        handler=handler,
+    )
     bench.execute("ANALYZE deliveries")
 
 
@@ -327,16 +393,18 @@ def stuck(bench: Bench, rounds: int, scale: float) -> tuple[Result, Result]:
 
 def median(results: list[Result]) -> Result:
     """Of each figure; of what was wrong, all."""
-    return Result(statistics.median(each.rate for each in results), statistics.median(each.cpu for each in results),
-                  [wrong for each in results for wrong in each.wrong])
+    return Result(
+        statistics.median(each.rate for each in results),
+        statistics.median(each.cpu for each in results),
+        [wrong for each in results for wrong in each.wrong],
+    )
 
 
 def latency(bench: Bench, count: int) -> list[float]:
-    """Milliseconds from the COMMIT to the handler's start, of messages that come to an idle worker, one after another.
-    """
-    hints = Hints(bench.engine)
+    """Milliseconds from the COMMIT to the handler's start, of messages that come to an idle worker, one after another."""
+    hints = LaneNotifier(bench.engine)
     hints.start()
-    ledger = Ledger(bench.engine, bench.keyring, quarantine_quota=1 << 30, on_commit=hints.hint)
+    ledger = MessageLedger(bench.engine, bench.keyring, quarantine_quota=1 << 30, on_commit=hints.hint)
     ledger.start()
     took = []
     try:
@@ -392,9 +460,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 bench.warm("by-source")
                 free, beside = stuck(bench, 3, options.scale / 2)
                 wrong += free.wrong + beside.wrong
-                print(f"     8 lanes: {free}\n     beside {STUCK:,} pending in a stuck one: {beside}\n"
-                      f"     slower by {(1 - beside.rate / free.rate) * 100:.0f} %, by CPU "
-                      f"{(beside.cpu / free.cpu - 1) * 100:.0f} %", flush=True)
+                print(
+                    f"     8 lanes: {free}\n     beside {STUCK:,} pending in a stuck one: {beside}\n"
+                    f"     slower by {(1 - beside.rate / free.rate) * 100:.0f} %, by CPU "
+                    f"{(beside.cpu / free.cpu - 1) * 100:.0f} %",
+                    flush=True,
+                )
         if "latency" in wanted:
             with server.bench(options.concurrency) as bench:
                 bench.enable("by-source")

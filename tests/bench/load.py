@@ -21,7 +21,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from receiver.testing.signer import Signer
+from receiver.simulator.signer import Signer
 from tests.bench.bodies import Body, Ids, signatures
 
 _LUA: Final = Path(__file__).with_name("wrk.lua")
@@ -36,8 +36,8 @@ class Sent:
 
     answered: int
     cut: int
-    wrong: int    # answered with another status than 2xx
-    broken: int   # not answered: refused, reset, timed out
+    wrong: int  # answered with another status than 2xx
+    broken: int  # not answered: refused, reset, timed out
     seconds: float
     p50: float
     p99: float
@@ -48,8 +48,9 @@ class Sent:
         return self.answered / self.seconds
 
 
-def closed_loop(url: str, body: Body, headers: Mapping[str, str], *, connections: int, seconds: float,
-                signed: bytes | None = None) -> Sent:
+def closed_loop(
+    url: str, body: Body, headers: Mapping[str, str], *, connections: int, seconds: float, signed: bytes | None = None
+) -> Sent:
     """Send for so many seconds; with `signed`, the webhook signing secret, a signature too."""
     ids = Ids()
     with tempfile.TemporaryDirectory() as directory:
@@ -65,16 +66,42 @@ def closed_loop(url: str, body: Body, headers: Mapping[str, str], *, connections
         head.write_text("".join(f"{name}: {value}\r\n" for name, value in lines.items()))
         template.write_bytes(body.template)
         done = subprocess.run(
-            ["wrk", "-t", "1", "-c", str(connections), "-d", f"{math.ceil(seconds)}s", "--timeout", "30s",
-             "-s", str(_LUA), url, "--", *command], capture_output=True, text=True, check=False, timeout=seconds + 120)
+            [
+                "wrk",
+                "-t",
+                "1",
+                "-c",
+                str(connections),
+                "-d",
+                f"{math.ceil(seconds)}s",
+                "--timeout",
+                "30s",
+                "-s",
+                str(_LUA),
+                url,
+                "--",
+                *command,
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=seconds + 120,
+        )
     try:
         said = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, json.JSONDecodeError):
         raise RuntimeError(f"wrk: {done.stdout} {done.stderr}") from None
     if said["unsigned"]:
         raise RuntimeError("more requests than signatures")
-    return Sent(answered=said["answered"], cut=max(0, said["issued"] - said["answered"]), wrong=said["refused"],
-                broken=said["broken"], seconds=said["seconds"], p50=said["p50"] / 1e6, p99=said["p99"] / 1e6)
+    return Sent(
+        answered=said["answered"],
+        cut=max(0, said["issued"] - said["answered"]),
+        wrong=said["refused"],
+        broken=said["broken"],
+        seconds=said["seconds"],
+        p50=said["p50"] / 1e6,
+        p99=said["p99"] / 1e6,
+    )
 
 
 def once(url: str, body: Body, headers: Mapping[str, str], *, signed: bytes | None = None) -> int | None:
@@ -92,22 +119,30 @@ def once(url: str, body: Body, headers: Mapping[str, str], *, signed: bytes | No
         connection.close()
 
 
-def open_loop(url: str, body: Body, headers: Mapping[str, str], *, rate: float, seconds: float,
-              connections: int = 64) -> Sent:
+def open_loop(
+    url: str, body: Body, headers: Mapping[str, str], *, rate: float, seconds: float, connections: int = 64
+) -> Sent:
     """Send `rate` a second for so many seconds, and wait for every answer."""
     return asyncio.run(_open_loop(url, body, headers, round(rate * seconds), rate, connections))
 
 
-async def _open_loop(url: str, body: Body, headers: Mapping[str, str], count: int, rate: float,
-                     connections: int) -> Sent:
+async def _open_loop(
+    url: str, body: Body, headers: Mapping[str, str], count: int, rate: float, connections: int
+) -> Sent:
     loop = asyncio.get_running_loop()
     address = urlsplit(url)
-    lines = [f"POST {address.path} HTTP/1.1", f"Host: {address.netloc}", "Content-Type: application/json",
-             f"Content-Length: {len(body.template)}", *(f"{name}: {value}" for name, value in headers.items())]
+    lines = [
+        f"POST {address.path} HTTP/1.1",
+        f"Host: {address.netloc}",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body.template)}",
+        *(f"{name}: {value}" for name, value in headers.items()),
+    ]
     head = "\r\n".join([*lines, "", ""])
     requests = (head.encode() + body.with_id(each) for _, each in zip(range(count), Ids(), strict=False))
-    line = _Line(count, connections, lambda made: loop.create_connection(
-        made, str(address.hostname), address.port or 80))
+    line = _Line(
+        count, connections, lambda made: loop.create_connection(made, str(address.hostname), address.port or 80)
+    )
     await line.open()
     began = loop.time() + 0.05
     for number, request in enumerate(requests):
@@ -123,8 +158,15 @@ async def _open_loop(url: str, body: Body, headers: Mapping[str, str], count: in
     ended = loop.time()
     line.close()
     answered = len(line.latencies)
-    return Sent(answered=answered, cut=0, wrong=line.wrong, broken=count - answered, seconds=ended - began,
-                p50=quantile(line.latencies, 0.5), p99=quantile(line.latencies, 0.99))
+    return Sent(
+        answered=answered,
+        cut=0,
+        wrong=line.wrong,
+        broken=count - answered,
+        seconds=ended - began,
+        p50=quantile(line.latencies, 0.5),
+        p99=quantile(line.latencies, 0.99),
+    )
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -141,8 +183,9 @@ class _Line:
     a thread. At most `connections`; `connect` makes one.
     """
 
-    def __init__(self, count: int, connections: int,
-                 connect: Callable[[Callable[[], _Connection]], Coroutine[Any, Any, object]]) -> None:
+    def __init__(
+        self, count: int, connections: int, connect: Callable[[Callable[[], _Connection]], Coroutine[Any, Any, object]]
+    ) -> None:
         self.latencies: list[float] = []
         self.wrong = 0
         self.finished = asyncio.Event()

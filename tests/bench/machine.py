@@ -48,6 +48,9 @@ def _kilobytes(pid: int, file: str) -> dict[str, int]:
 def describe(programs: Iterable[tuple[str, str]]) -> dict[str, str]:
     """The machine, and the versions of what ran on it: `programs` as (name, version)."""
     model = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return {"machine": f"{os.cpu_count()} cores, {model[1] if model else platform.machine()}, "
-                       f"{psutil.virtual_memory().total / 1024**3:.0f} GB",
-            "Python": platform.python_version(), **dict(programs)}
+    return {
+        "machine": f"{os.cpu_count()} cores, {model[1] if model else platform.machine()}, "
+        f"{psutil.virtual_memory().total / 1024**3:.0f} GB",
+        "Python": platform.python_version(),
+        **dict(programs),
+    }

@@ -80,13 +80,17 @@ class Results:
 
     def of(self, part: str, target: str, body: str, load: int) -> list[Sample]:
         """The samples of one case, a round after the other."""
-        return [each for each in self.samples
-                if (each.part, each.target, each.body, each.load) == (part, target, body, load)]
+        return [
+            each
+            for each in self.samples
+            if (each.part, each.target, each.body, each.load) == (part, target, body, load)
+        ]
 
     def as_json(self) -> dict[str, Any]:
         """As one document; what was not measured is null."""
-        samples = [{name: None if value != value else value for name, value in asdict(each).items()}
-                   for each in self.samples]
+        samples = [
+            {name: None if value != value else value for name, value in asdict(each).items()} for each in self.samples
+        ]
         return asdict(self) | {"samples": samples}
 
 
@@ -134,16 +138,30 @@ class Bench:
             for name, target in self._present.items():
                 if isinstance(target, PgBench) and connections != PgBench.CLIENTS:
                     continue
-                self._sample("closed", name, body, connections, number, partial(
-                    target.closed_loop, body, connections=connections, seconds=self._plan.seconds))
+                self._sample(
+                    "closed",
+                    name,
+                    body,
+                    connections,
+                    number,
+                    partial(target.closed_loop, body, connections=connections, seconds=self._plan.seconds),
+                )
 
     def _open(self) -> None:
         body = of_size("4 KB")
         for number, rate in self._rounds(self._plan.rates):
             for name, target in self._present.items():
                 if isinstance(target, Target) and target.hmac is None:
-                    self._sample("open", name, body, rate, number, partial(
-                        load.open_loop, target.url, body, target.headers, rate=rate, seconds=2 * self._plan.seconds))
+                    self._sample(
+                        "open",
+                        name,
+                        body,
+                        rate,
+                        number,
+                        partial(
+                            load.open_loop, target.url, body, target.headers, rate=rate, seconds=2 * self._plan.seconds
+                        ),
+                    )
 
     def _refused(self) -> None:
         body = of_size("4 KB")
@@ -151,8 +169,14 @@ class Bench:
             target = self._present.get(name)
             if isinstance(target, Target) and target.hmac is None:
                 asked = replace(target, headers=WRONG)
-                self._sample("refused", name, body, 16, number, partial(
-                    asked.closed_loop, body, connections=16, seconds=self._plan.seconds))
+                self._sample(
+                    "refused",
+                    name,
+                    body,
+                    16,
+                    number,
+                    partial(asked.closed_loop, body, connections=16, seconds=self._plan.seconds),
+                )
 
     def _rounds(self, cases: Sequence[Case]) -> Iterable[tuple[int, Case]]:
         return ((number, case) for number in range(1, self._plan.rounds + 1) for case in cases)
@@ -171,16 +195,29 @@ class Bench:
             self._answered += good
             self._cut += sent.cut
         if good != sent.answered or sent.broken:
-            self.results.faults.append(f"{case}: of {sent.answered} answers {sent.answered - good} were wrong, and "
-                                       f"{sent.broken} never came")
+            self.results.faults.append(
+                f"{case}: of {sent.answered} answers {sent.answered - good} were wrong, and {sent.broken} never came"
+            )
         elif not good:
             self.results.faults.append(f"{case}: no answer within the measurement, which is too short")
         each = max(1, sent.answered)
-        sample = Sample(part=part, target=name, body=body.name, load=size, round=number, rate=sent.rate, p50=sent.p50,
-                        p99=sent.p99, server_cpu=server / each, database_cpu=database / each)
+        sample = Sample(
+            part=part,
+            target=name,
+            body=body.name,
+            load=size,
+            round=number,
+            rate=sent.rate,
+            p50=sent.p50,
+            p99=sent.p99,
+            server_cpu=server / each,
+            database_cpu=database / each,
+        )
         self.results.samples.append(sample)
-        self._tell(f"{case}: {sent.rate:.0f}/s, p50 {sent.p50 * 1e3:.2f} ms, p99 {sent.p99 * 1e3:.2f} ms, CPU "
-                   f"{sample.server_cpu * 1e6:.0f} + {sample.database_cpu * 1e6:.0f} µs")
+        self._tell(
+            f"{case}: {sent.rate:.0f}/s, p50 {sent.p50 * 1e3:.2f} ms, p99 {sent.p99 * 1e3:.2f} ms, CPU "
+            f"{sample.server_cpu * 1e6:.0f} + {sample.database_cpu * 1e6:.0f} µs"
+        )
 
     # --- what ours takes, and keeps
 
@@ -231,8 +268,10 @@ class Bench:
         proof = receiver.proof()
         kept |= {"proved": proof.first_bad is None, "rows": proof.rows}
         if not self._answered <= kept["kept"] <= self._answered + self._cut:
-            self.results.faults.append(f"{kept['kept']} messages are kept, {self._answered} were answered 200, and "
-                                       f"{self._cut} were on their way when a load ended")
+            self.results.faults.append(
+                f"{kept['kept']} messages are kept, {self._answered} were answered 200, and "
+                f"{self._cut} were on their way when a load ended"
+            )
         if kept["repeats"]:
             self.results.faults.append(f"{kept['repeats']} messages were taken for repeats")
         if proof.first_bad is not None:

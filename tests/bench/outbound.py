@@ -20,11 +20,17 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
 
 from receiver.outbound import OAuthKey, RedoxClient, SlidingWindow
-from receiver.testing.api import FakeRedoxApi
+from receiver.simulator.api import FakeRedoxApi
 
-MESSAGE = {"Meta": {"DataModel": "PatientAdmin", "EventType": "Arrival", "Destinations": [{"ID": "destination-1"}],
-                    "Source": {"ID": "source-1"}},
-           "Patient": {"Notes": ["synthetic " * 8] * 40}}  # about 4 KB, as an ordinary message has
+MESSAGE = {
+    "Meta": {
+        "DataModel": "PatientAdmin",
+        "EventType": "Arrival",
+        "Destinations": [{"ID": "destination-1"}],
+        "Source": {"ID": "source-1"},
+    },
+    "Patient": {"Notes": ["synthetic " * 8] * 40},
+}  # about 4 KB, as an ordinary message has
 ROUNDS = 7
 SECONDS = 1.5
 
@@ -69,10 +75,14 @@ def main() -> None:
     server.start()
     try:
         base_url = ours.recv()
-        client = RedoxClient(OAuthKey(client_id="client", kid="kid", private_key=private), base_url=base_url,
-                             rate=SlidingWindow(10_000_000))
+        client = RedoxClient(
+            OAuthKey(client_id="client", kid="kid", private_key=private),
+            base_url=base_url,
+            rate=SlidingWindow(10_000_000),
+        )
         header = {"Authorization": f"Bearer {client.auth.token().value}"}
         with client, httpx2.Client(headers=header, trust_env=False) as bare:
+
             def bare_send() -> None:
                 bare.post(f"{base_url}/endpoint", json=MESSAGE).raise_for_status().json()
 

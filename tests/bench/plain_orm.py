@@ -39,7 +39,13 @@ def receive() -> tuple[str, int]:
         abort(401)
     meta = request.get_json()["Meta"]
     with Session(engine) as session:
-        session.add(Received(log_id=meta["Logs"][0]["ID"], kind=f"{meta['DataModel']}.{meta['EventType']}",
-                             received_at=datetime.now(UTC), body=request.get_data(as_text=True)))
+        session.add(
+            Received(
+                log_id=meta["Logs"][0]["ID"],
+                kind=f"{meta['DataModel']}.{meta['EventType']}",
+                received_at=datetime.now(UTC),
+                body=request.get_data(as_text=True),
+            )
+        )
         session.commit()
     return "", 200

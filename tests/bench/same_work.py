@@ -104,11 +104,24 @@ class Chain(threading.local):
 
     def event(self, outcome: str, message_uuid: UUID, at: datetime) -> AuditEvent:
         """The next row; `committed` must follow its commit."""
-        values = [str(self.writer), self.n + 1, int(at.timestamp() * 1000), "message.receive", outcome,
-                  str(message_uuid)]
+        values = [
+            str(self.writer),
+            self.n + 1,
+            int(at.timestamp() * 1000),
+            "message.receive",
+            outcome,
+            str(message_uuid),
+        ]
         mac = hmac.digest(MAC_KEY, self.mac + json.dumps(values, separators=(",", ":")).encode(), "sha256")
-        return AuditEvent(writer=self.writer, n=self.n + 1, at=at, action="message.receive", outcome=outcome,
-                          message_uuid=message_uuid, mac=mac)
+        return AuditEvent(
+            writer=self.writer,
+            n=self.n + 1,
+            at=at,
+            action="message.receive",
+            outcome=outcome,
+            message_uuid=message_uuid,
+            mac=mac,
+        )
 
     def committed(self, n: int, mac: bytes) -> None:
         """The chain goes on behind that row."""
@@ -136,11 +149,22 @@ def receive() -> tuple[str, int]:
             abort(403)
         uuid = uuid4()
         event = chain.event("accepted", uuid, now)
-        session.add_all([event, Message(
-            uuid=uuid, log_id=meta["Logs"][0]["ID"], source_id=source.source_id, received_at=now,
-            kind=f"{meta['DataModel']}.{meta['EventType']}", sha256=sha256(body).digest(), size=len(body),
-            payload=Payload(sealed=seal(body, uuid)),
-            deliveries=[Delivery(handler="idle", lane=f"idle/{source.source_id}")])])
+        session.add_all(
+            [
+                event,
+                Message(
+                    uuid=uuid,
+                    log_id=meta["Logs"][0]["ID"],
+                    source_id=source.source_id,
+                    received_at=now,
+                    kind=f"{meta['DataModel']}.{meta['EventType']}",
+                    sha256=sha256(body).digest(),
+                    size=len(body),
+                    payload=Payload(sealed=seal(body, uuid)),
+                    deliveries=[Delivery(handler="idle", lane=f"idle/{source.source_id}")],
+                ),
+            ]
+        )
         n, mac = event.n, event.mac
         try:
             session.commit()

@@ -24,11 +24,20 @@ Figures = tuple[float, float, float, float]
 def gunicorn(receiver: Receiver, processes: int, threads: int) -> Server:
     """gunicorn as somebody would start it by hand."""
     return Server(
-        lambda fd: [sys.executable, "-P", "-m", "gunicorn", "-c", str(ROOT / "deploy" / "gunicorn.conf.py"),
-                    "--bind", f"fd://{fd}"],
-        receiver.environment | {"RECEIVER_RECEIVERS": str(processes), "RECEIVER_THREADS": str(threads),
-                                "RECEIVER_RESPONDERS": "1"},
-        receiver.root / f"gunicorn-{processes}-{threads}.log")
+        lambda fd: [
+            sys.executable,
+            "-P",
+            "-m",
+            "gunicorn",
+            "-c",
+            str(ROOT / "deploy" / "gunicorn.conf.py"),
+            "--bind",
+            f"fd://{fd}",
+        ],
+        receiver.environment
+        | {"RECEIVER_RECEIVERS": str(processes), "RECEIVER_THREADS": str(threads), "RECEIVER_RESPONDERS": "1"},
+        receiver.root / f"gunicorn-{processes}-{threads}.log",
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,8 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0)
     options = parser.parse_args(arguments)
-    grid = [(int(processes), int(threads)) for processes in options.processes.split(",")
-            for threads in options.threads.split(",")]
+    grid = [
+        (int(processes), int(threads))
+        for processes in options.processes.split(",")
+        for threads in options.threads.split(",")
+    ]
     found: defaultdict[tuple[int, int], list[Figures]] = defaultdict(list)
     with Site() as site:
         for _ in range(options.rounds):

@@ -27,19 +27,19 @@ from psycopg import sql
 from sqlalchemy import make_url
 
 from receiver import keyring as keyrings
-from receiver.handlers import discovery
+from receiver.database import migrations
+from receiver.database.embedded.cluster import Cluster, binaries
+from receiver.database.engine import open_engine
 from receiver.settings import Settings
-from receiver.storage import migrations
-from receiver.storage.database import open_engine
-from receiver.storage.embedded import Cluster, binaries
-from receiver.storage.proof import Proof, verify
-from receiver.storage.registration import Registration, new_token, record_keys
+from receiver.storage.evidence.verify import VerificationResult, verify
+from receiver.storage.registry.changes import RegistryChanges, new_token, record_keys
+from receiver.worker import discovery
 from tests.bench import load, machine, subscribed
 from tests.bench.bodies import Body, of_size
 from tests.bench.load import Sent
 from tests.cli.machine import SOURCE
-from tests.postgres import open_directory
-from tests.processes import end
+from tests.support.postgres import open_directory
+from tests.support.processes import end
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 NODE: Final = Path(__file__).with_name("node")
@@ -66,7 +66,11 @@ class Database:
         self.cluster = cluster
         url = make_url(cluster.url)
         self.host, self.port, self.user, self.name = (
-            str(url.query["host"]), str(url.query["port"]), str(url.username), name)
+            str(url.query["host"]),
+            str(url.query["port"]),
+            str(url.username),
+            name,
+        )
         self.url = url.set(database=name).render_as_string()
         with self.connected("postgres") as connection:
             connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
@@ -74,8 +78,9 @@ class Database:
     @contextmanager
     def connected(self, name: str | None = None) -> Iterator[psycopg.Connection]:
         """A connection to it."""
-        with psycopg.connect(host=self.host, port=self.port, user=self.user, dbname=name or self.name,
-                             autocommit=True) as connection:
+        with psycopg.connect(
+            host=self.host, port=self.port, user=self.user, dbname=name or self.name, autocommit=True
+        ) as connection:
             yield connection
 
     def execute(self, statement: str) -> None:
@@ -112,8 +117,16 @@ class Server:
 
     def _started(self, command: Sequence[str], *descriptors: int) -> subprocess.Popen[bytes]:
         with self.log.open("w") as log:
-            return subprocess.Popen(command, cwd=ROOT, env=_environment(self.environment), stdin=subprocess.DEVNULL,
-                                    stdout=log, stderr=log, pass_fds=descriptors, start_new_session=True)
+            return subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=_environment(self.environment),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=descriptors,
+                start_new_session=True,
+            )
 
 
 class NodeServer(Server):
@@ -153,8 +166,9 @@ class Target:
 
     def closed_loop(self, body: Body, *, connections: int, seconds: float) -> Sent:
         """Load it: see tests.bench.load."""
-        return load.closed_loop(self.url, body, self.headers, connections=connections, seconds=seconds,
-                                signed=self.hmac)
+        return load.closed_loop(
+            self.url, body, self.headers, connections=connections, seconds=seconds, signed=self.hmac
+        )
 
     def cpu_seconds(self) -> float:
         """CPU time of its processes so far."""
@@ -190,16 +204,48 @@ INSERT INTO inbox (kind, body) VALUES ('Results.New', :body);
             connection.execute("TRUNCATE template")
             connection.execute("INSERT INTO template VALUES (%s)", (body.template.decode(),))
         done = subprocess.run(
-            [str(binaries() / "pgbench"), "-n", "-M", "prepared", "-D", "begun=0", "-f", str(self._script), "-c",
-             str(connections), "-j", "1", "-T", str(math.ceil(seconds)), "-h", self.inbox.host, "-p", self.inbox.port,
-             "-U", self.inbox.user, self.inbox.name], capture_output=True, text=True, check=False,
-            timeout=seconds + 60, env=_environment({}))
+            [
+                str(binaries() / "pgbench"),
+                "-n",
+                "-M",
+                "prepared",
+                "-D",
+                "begun=0",
+                "-f",
+                str(self._script),
+                "-c",
+                str(connections),
+                "-j",
+                "1",
+                "-T",
+                str(math.ceil(seconds)),
+                "-h",
+                self.inbox.host,
+                "-p",
+                self.inbox.port,
+                "-U",
+                self.inbox.user,
+                self.inbox.name,
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=seconds + 60,
+            env=_environment({}),
+        )
         found = {name: re.search(pattern, done.stdout) for name, pattern in _PGBENCH.items()}
         if done.returncode or not all(found.values()):
             raise RuntimeError(f"pgbench: {done.stdout} {done.stderr}")
         count, failed, latency, rate = (float(match[1]) for match in found.values() if match)
-        return Sent(answered=int(count), cut=0, wrong=0, broken=int(failed), seconds=count / rate, p50=latency / 1000,
-                    p99=math.nan)
+        return Sent(
+            answered=int(count),
+            cut=0,
+            wrong=0,
+            broken=int(failed),
+            seconds=count / rate,
+            p50=latency / 1000,
+            p99=math.nan,
+        )
 
     def cpu_seconds(self) -> float:
         """None but the database's."""
@@ -211,13 +257,19 @@ INSERT INTO inbox (kind, body) VALUES ('Results.New', :body);
 
 
 _PGBENCH: Final = {
-    "count": r"number of transactions actually processed: (\d+)", "failed": r"number of failed transactions: (\d+)",
-    "latency": r"latency average = ([\d.]+) ms", "rate": r"tps = ([\d.]+)"}
+    "count": r"number of transactions actually processed: (\d+)",
+    "failed": r"number of failed transactions: (\d+)",
+    "latency": r"latency average = ([\d.]+) ms",
+    "rate": r"tps = ([\d.]+)",
+}
 
 
 def _environment(added: Mapping[str, str]) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items()
-            if not name.startswith(("RECEIVER_", "PLUGIN_", "PG", "NODE_")) and name != "DATABASE_URL"}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("RECEIVER_", "PLUGIN_", "PG", "NODE_")) and name != "DATABASE_URL"
+    }
     return {**kept, "PYTHONPATH": str(ROOT), **added}
 
 
@@ -227,8 +279,11 @@ class Receiver:
     def __init__(self, database: Database, directory: Path) -> None:
         self.root = directory
         self.database = database
-        self.environment = {"DATABASE_URL": database.url, "RECEIVER_DATA_DIR": str(directory),
-                            "RECEIVER_HANDLERS": subscribed.__name__}
+        self.environment = {
+            "DATABASE_URL": database.url,
+            "RECEIVER_DATA_DIR": str(directory),
+            "RECEIVER_HANDLERS": subscribed.__name__,
+        }
         self.engine = open_engine(database.url, pooled=False)
         self.keyring = keyrings.create(datetime.now(UTC))
         self.keyring.save(directory / "keyring.json")
@@ -242,13 +297,21 @@ class Receiver:
 
     def add(self, name: str, require: str = "token") -> None:
         """A destination."""
-        registration = Registration(self.engine, self.keyring, actor="bench@test")
+        registration = RegistryChanges(self.engine, self.keyring, actor="bench@test")
         now, token = datetime.now(UTC), new_token()
-        registration.add_destination(name, now, environment="development", require=[require], token=token,
-                                     sources_policy="registered", on_unknown_source="reject", test_messages="accept",
-                                     reply_with=None)
+        registration.add_destination(
+            name,
+            now,
+            environment="development",
+            require=[require],
+            token=token,
+            sources_policy="registered",
+            on_unknown_source="reject",
+            test_messages="accept",
+            reply_with=None,
+        )
         registration.add_source(name, SOURCE, now, name=None)
-        registration.enable_handler(name, discovery.load_one("idle", [subscribed.__name__]).spec, now)
+        registration.enable_handler(name, discovery.load_handler("idle", [subscribed.__name__]).spec, now)
         if "hmac" in require:
             registration.add_hmac(name, now, self.secret, {}, label=None, expires_at=None)
         self.tokens[name] = token
@@ -256,14 +319,21 @@ class Receiver:
     def serve(self, name: str, **settings: str) -> Server:
         """A server of it, to be entered; `settings` are further RECEIVER_* variables, without that."""
         added = {f"RECEIVER_{key.upper()}": value for key, value in settings.items()}
-        return Server(lambda fd: [sys.executable, "-P", "-m", "receiver", "serve", "--fd", str(fd)],
-                      self.environment | added, self.root / f"{name}.log")
+        return Server(
+            lambda fd: [sys.executable, "-P", "-m", "receiver", "serve", "--fd", str(fd)],
+            self.environment | added,
+            self.root / f"{name}.log",
+        )
 
     def target(self, name: str, server: Server, destination: str = "token") -> Target:
         """The destination, as it is reached through that server."""
-        return Target(name=name, server=server, path=f"/redox/{destination}",
-                      headers={"verification-token": self.tokens[destination]},
-                      hmac=self.secret if destination == "hmac" else None)
+        return Target(
+            name=name,
+            server=server,
+            path=f"/redox/{destination}",
+            headers={"verification-token": self.tokens[destination]},
+            hmac=self.secret if destination == "hmac" else None,
+        )
 
     def kept(self) -> int:
         """How many messages are in the database."""
@@ -271,10 +341,13 @@ class Receiver:
 
     def repeats(self) -> int:
         """How many of those that came were taken for ones that had come before."""
-        return int(self.database.value(
-            "SELECT count(*) FROM audit_events WHERE action = 'message.receive' AND outcome = 'duplicate'"))
+        return int(
+            self.database.value(
+                "SELECT count(*) FROM audit_events WHERE action = 'message.receive' AND outcome = 'duplicate'"
+            )
+        )
 
-    def proof(self) -> Proof:
+    def proof(self) -> VerificationResult:
         """What `audit verify` finds."""
         with self.engine.connect() as connection:
             return verify(connection, self.keyring, payloads=False)
@@ -335,9 +408,13 @@ class Site:
 
     def gunicorn(self, name: str, *arguments: str, **environment: str) -> Server:
         """A gunicorn with an application of ours."""
-        return self.enter(Server(
-            lambda fd: [sys.executable, "-m", "gunicorn", *arguments, "--bind", f"fd://{fd}"],
-            {"RECEIVER_DATA_DIR": str(self.root / "nothing"), **environment}, self.root / f"{name}.log"))
+        return self.enter(
+            Server(
+                lambda fd: [sys.executable, "-m", "gunicorn", *arguments, "--bind", f"fd://{fd}"],
+                {"RECEIVER_DATA_DIR": str(self.root / "nothing"), **environment},
+                self.root / f"{name}.log",
+            )
+        )
 
     def inbox(self, name: str) -> Database:
         """A new database with the table of those that insert one row a message."""
@@ -378,16 +455,15 @@ def _nothing(site: Site, name: str, *arguments: str) -> Target:
 def _orm(site: Site) -> Target:
     database, token = site.inbox("orm"), secrets.token_hex(32)
     server = site.gunicorn("orm", *_STOCK, "tests.bench.plain_orm:app", BENCH_TOKEN=token, BENCH_DATABASE=database.url)
-    return Target(name="orm", server=server,
-                  headers={"verification-token": token}, inbox=database)
+    return Target(name="orm", server=server, headers={"verification-token": token}, inbox=database)
 
 
 def _orm_work(site: Site) -> Target:
     database, token = site.same_work("orm_work"), secrets.token_hex(32)
-    server = site.gunicorn("orm-work", *_STOCK, "tests.bench.same_work:app", BENCH_TOKEN=token,
-                           BENCH_DATABASE=database.url, **_keys())
-    return Target(name="orm-work", server=server, headers={"verification-token": token}, inbox=database,
-                  tables=_FILLED)
+    server = site.gunicorn(
+        "orm-work", *_STOCK, "tests.bench.same_work:app", BENCH_TOKEN=token, BENCH_DATABASE=database.url, **_keys()
+    )
+    return Target(name="orm-work", server=server, headers={"verification-token": token}, inbox=database, tables=_FILLED)
 
 
 def _node(site: Site, framework: str) -> Target:
@@ -402,10 +478,17 @@ def _on_node(site: Site, name: str, program: str, made: Callable[[str], Database
     if not (NODE / "node_modules").is_dir():
         raise Missing("node, npm, or their packages (npm ci in tests/bench/node)")
     database, token = made(name.replace("-", "_")), secrets.token_hex(32)
-    environment |= {"BENCH_TOKEN": token, "BENCH_PGHOST": database.host, "BENCH_PGPORT": database.port,
-                    "BENCH_PGUSER": database.user, "BENCH_PGDATABASE": database.name, "NODE_ENV": "production"}
-    server = site.enter(NodeServer(lambda _: ["node", str(NODE / "server.js"), program], environment,
-                                   site.root / f"{name}.log"))
+    environment |= {
+        "BENCH_TOKEN": token,
+        "BENCH_PGHOST": database.host,
+        "BENCH_PGPORT": database.port,
+        "BENCH_PGUSER": database.user,
+        "BENCH_PGDATABASE": database.name,
+        "NODE_ENV": "production",
+    }
+    server = site.enter(
+        NodeServer(lambda _: ["node", str(NODE / "server.js"), program], environment, site.root / f"{name}.log")
+    )
     return Target(name=name, server=server, headers={"verification-token": token}, inbox=database)
 
 

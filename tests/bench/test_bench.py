@@ -18,13 +18,13 @@ import pytest
 import zstandard
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from receiver.testing.signer import Signer
+from receiver.simulator.signer import Signer
 from tests.bench import load, report
 from tests.bench.bodies import HOLE, SIZES, Ids, of_size, signatures
 from tests.bench.measure import WRONG, Bench, Plan, Results, Sample
 from tests.bench.targets import SAYS, Missing, Site, Target
 from tests.cli.machine import SOURCE
-from tests.postgres import session_cluster
+from tests.support.postgres import session_cluster
 
 needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not on this machine")
 
@@ -38,8 +38,16 @@ def site() -> Iterator[Site]:
 @needs_wrk
 def test_a_plan_is_run(site: Site) -> None:
     told: list[str] = []
-    plan = Plan(targets=["orm"], parts=["closed", "open"], cases=[("4 KB", 4)], rates=[50], rounds=1, seconds=1,
-                messages=0, largest=())
+    plan = Plan(
+        targets=["orm"],
+        parts=["closed", "open"],
+        cases=[("4 KB", 4)],
+        rates=[50],
+        rounds=1,
+        seconds=1,
+        messages=0,
+        largest=(),
+    )
     results = Bench(site, plan, told.append).run()
     assert not results.faults
     closed, opened = results.samples
@@ -93,17 +101,31 @@ def test_signatures_are_of_the_ids_that_are_sent() -> None:
 
 
 def sample(target: str, rate: float, *, part: str = "closed", load: int = 16, number: int = 1) -> Sample:
-    return Sample(part=part, target=target, body="4 KB", load=load, round=number, rate=rate, p50=0.001, p99=0.003,
-                  server_cpu=0.0005, database_cpu=0.0001)
+    return Sample(
+        part=part,
+        target=target,
+        body="4 KB",
+        load=load,
+        round=number,
+        rate=rate,
+        p50=0.001,
+        p99=0.003,
+        server_cpu=0.0005,
+        database_cpu=0.0001,
+    )
 
 
 def test_goals_are_judged_by_the_median_of_the_rounds() -> None:
-    results = Results(samples=[
-        *(sample("flask", 1_000, number=number) for number in (1, 2, 3)),
-        *(sample("flask-mode", rate, number=number) for number, rate in ((1, 100), (2, 650), (3, 900))),
-        *(sample("orm", 300, number=number) for number in (1, 2, 3)),
-        sample("flask", 1_000, load=64), sample("asgi-mode", 2_000, load=64),
-        sample("flask-mode", 300, part="open", load=300)])
+    results = Results(
+        samples=[
+            *(sample("flask", 1_000, number=number) for number in (1, 2, 3)),
+            *(sample("flask-mode", rate, number=number) for number, rate in ((1, 100), (2, 650), (3, 900))),
+            *(sample("orm", 300, number=number) for number in (1, 2, 3)),
+            sample("flask", 1_000, load=64),
+            sample("asgi-mode", 2_000, load=64),
+            sample("flask-mode", 300, part="open", load=300),
+        ]
+    )
     judged = {goal.says: (goal.reached and round(goal.reached, 2), goal.verdict) for goal in report.goals(results)}
     assert judged[f"Flask mode to {SAYS['flask']}, 4 KB, 16 connections"] == (0.65, "met")
     assert judged[f"Flask mode to {SAYS['orm']}, 4 KB, 16 connections"] == (2.17, "missed")
@@ -129,15 +151,20 @@ def test_those_that_do_the_same_work_do_it(site: Site, name: str) -> None:
     answers = [post(target, body, {}), post(target, stranger), post(target, body), post(target, body)]
     assert answers == [401, 403, 200, 200]
     with target.inbox.connected() as connection:
-        messages = connection.execute("SELECT uuid, log_id, sha256, sealed, lane FROM messages m "
-                                      "JOIN payloads ON message_id = m.id JOIN deliveries d ON d.message_id = m.id "
-                                      "WHERE log_id = 'one'")
-        (uuid, log_id, digest, sealed, lane), = messages.fetchall()
-        events = connection.execute("SELECT writer::text, n, floor(extract(epoch FROM at) * 1000)::bigint, action, "
-                                    "outcome, message_uuid::text, mac FROM audit_events ORDER BY at").fetchall()
+        messages = connection.execute(
+            "SELECT uuid, log_id, sha256, sealed, lane FROM messages m "
+            "JOIN payloads ON message_id = m.id JOIN deliveries d ON d.message_id = m.id "
+            "WHERE log_id = 'one'"
+        )
+        ((uuid, log_id, digest, sealed, lane),) = messages.fetchall()
+        events = connection.execute(
+            "SELECT writer::text, n, floor(extract(epoch FROM at) * 1000)::bigint, action, "
+            "outcome, message_uuid::text, mac FROM audit_events ORDER BY at"
+        ).fetchall()
     assert (log_id, digest, lane) == ("one", sha256(body).digest(), f"idle/{SOURCE}")
     compressed = AESGCM(bytes.fromhex(target.server.environment["BENCH_PAYLOAD_KEY"])).decrypt(
-        sealed[:12], sealed[12:], uuid.bytes)
+        sealed[:12], sealed[12:], uuid.bytes
+    )
     plain = zlib.decompress if name == "fastify-work" else zstandard.ZstdDecompressor().decompress
     assert plain(compressed) == body
     assert [event[4] for event in events[-2:]] == ["accepted", "duplicate"]
@@ -147,7 +174,9 @@ def test_those_that_do_the_same_work_do_it(site: Site, name: str) -> None:
         assert values[1] == 1 or values[0] in previous
         previous[values[0]] = hmac.digest(
             bytes.fromhex(target.server.environment["BENCH_MAC_KEY"]),
-            previous.get(values[0], b"") + json.dumps(values, separators=(",", ":")).encode(), "sha256")
+            previous.get(values[0], b"") + json.dumps(values, separators=(",", ":")).encode(),
+            "sha256",
+        )
         assert previous[values[0]] == mac
 
 
@@ -155,6 +184,10 @@ def post(target: Target, body: bytes, headers: Mapping[str, str] | None = None) 
     """Send the body: the status of the answer."""
     address = urlsplit(target.url)
     with closing(HTTPConnection(address.netloc, timeout=60)) as connection:
-        connection.request("POST", address.path, body, {
-            "Content-Type": "application/json", **(target.headers if headers is None else headers)})
+        connection.request(
+            "POST",
+            address.path,
+            body,
+            {"Content-Type": "application/json", **(target.headers if headers is None else headers)},
+        )
         return connection.getresponse().status

@@ -36,8 +36,13 @@ from receiver.protocol.registry import (
 )
 from receiver.protocol.verification import bearer
 from receiver.protocol.verification.oauth import issue
-from receiver.testing.presenting import Certificate, Hmac, Outgoing, SigV4
-from receiver.testing.signer import Signer
+from receiver.simulator.client_auth import (
+    CertificateAuthenticator,
+    HmacAuthenticator,
+    OutgoingRequest,
+    SigV4Authenticator,
+)
+from receiver.simulator.signer import Signer
 from tests.protocol.made_up import NOW, TOKEN_KEY, TOKENS, destination, head, token
 from tests.protocol.verification.issuers import P384, RSA_FIRST, Issuer, jwks
 from tests.protocol.verification.test_mtls import _CERTIFICATES
@@ -67,23 +72,46 @@ def cases(body: bytes) -> list[Case]:
 
 def _token() -> Case:
     value = TOKENS["first"].encode()
-    return Case(name="token", credential=token(), headers=[{"verification-token": TOKENS["first"]}],
-                bare=lambda: hmac.digest(TOKEN_KEY, value, "sha256"))
+    return Case(
+        name="token",
+        credential=token(),
+        headers=[{"verification-token": TOKENS["first"]}],
+        bare=lambda: hmac.digest(TOKEN_KEY, value, "sha256"),
+    )
 
 
 def _hmac(body: bytes) -> Case:
-    return Case(name="hmac", credential=HmacCredential(id=1, secret=SECRET),
-                headers=[Hmac(signer=Signer(secret=SECRET)).headers(_outgoing(body), now=_AT)],
-                bare=lambda: hmac.digest(SECRET, body, "sha256"))
+    return Case(
+        name="hmac",
+        credential=HmacCredential(id=1, secret=SECRET),
+        headers=[HmacAuthenticator(signer=Signer(secret=SECRET)).headers(_outgoing(body), now=_AT)],
+        bare=lambda: hmac.digest(SECRET, body, "sha256"),
+    )
 
 
 def _jwt(algorithm: str) -> list[Case]:
     key = RSA_FIRST if algorithm == "RS256" else P384
     issuer = Issuer(key=key, algorithm=algorithm, kid="k")
-    rules = Rules(issuers=("https://issuer.example",), audiences=("https://receiver.example/redox/main",),
-                  lifetime=3600, algorithms=frozenset({algorithm}), keys=jwks(k=key))
-    texts = [issuer.token({"iss": "https://issuer.example", "aud": "https://receiver.example/redox/main", "iat": _AT,
-                           "exp": _AT + 300, "sub": "redox", "jti": str(n)}) for n in range(TOKENS_IN_TURN)]
+    rules = Rules(
+        issuers=("https://issuer.example",),
+        audiences=("https://receiver.example/redox/main",),
+        lifetime=3600,
+        algorithms=frozenset({algorithm}),
+        keys=jwks(k=key),
+    )
+    texts = [
+        issuer.token(
+            {
+                "iss": "https://issuer.example",
+                "aud": "https://receiver.example/redox/main",
+                "iat": _AT,
+                "exp": _AT + 300,
+                "sub": "redox",
+                "jti": str(n),
+            }
+        )
+        for n in range(TOKENS_IN_TURN)
+    ]
     signed, _, signature = texts[0].encode().rpartition(b".")
     raw = urlsafe_b64decode(signature + b"==")
     credential = JwtCredential(id=1, rules=rules)
@@ -106,30 +134,47 @@ def _oauth() -> list[Case]:
 
 def _both(name: str, credential: Credential, texts: list[str], bare: Callable[[], object]) -> list[Case]:
     headers: list[Mapping[str, str]] = [{"authorization": f"Bearer {text}"} for text in texts]
-    return [Case(name=f"{name}, new token", credential=credential, headers=headers, bare=bare, fresh=True),
-            Case(name=f"{name}, same token", credential=credential, headers=headers[:1], bare=bare)]
+    return [
+        Case(name=f"{name}, new token", credential=credential, headers=headers, bare=bare, fresh=True),
+        Case(name=f"{name}, same token", credential=credential, headers=headers[:1], bare=bare),
+    ]
 
 
 def _sigv4(body: bytes) -> Case:
-    signer = SigV4(access_key="AKID", secret=SECRET.decode(), region="us-east-1", service="execute-api")
+    signer = SigV4Authenticator(access_key="AKID", secret=SECRET.decode(), region="us-east-1", service="execute-api")
     outgoing = _outgoing(body)
-    return Case(name="sigv4", headers=[{**outgoing.headers, **signer.headers(outgoing, now=_AT)}],
-                credential=SigV4Credential(id=1, access_key="AKID", secret=SECRET, region="us-east-1",
-                                           service="execute-api"),
-                bare=lambda: hmac.digest(SECRET, sha256(body).digest(), "sha256"))
+    return Case(
+        name="sigv4",
+        headers=[{**outgoing.headers, **signer.headers(outgoing, now=_AT)}],
+        credential=SigV4Credential(id=1, access_key="AKID", secret=SECRET, region="us-east-1", service="execute-api"),
+        bare=lambda: hmac.digest(SECRET, sha256(body).digest(), "sha256"),
+    )
 
 
 def _mtls() -> Case:
     pem = _CERTIFICATES["first"].public_bytes(Encoding.PEM)
-    return Case(name="mtls (bare: reading the certificate)", credential=MtlsCredential(
-        id=1, proxy="nginx", secret=SECRET, fingerprint=_CERTIFICATES["first"].fingerprint(SHA256())),
-        headers=[Certificate(proxy="nginx", pem=pem.decode(), secret=SECRET.decode()).headers(_outgoing(b""), now=_AT)],
-        bare=lambda: load_pem_x509_certificate(pem).fingerprint(SHA256()))
+    return Case(
+        name="mtls (bare: reading the certificate)",
+        credential=MtlsCredential(
+            id=1, proxy="nginx", secret=SECRET, fingerprint=_CERTIFICATES["first"].fingerprint(SHA256())
+        ),
+        headers=[
+            CertificateAuthenticator(proxy="nginx", pem=pem.decode(), secret=SECRET.decode()).headers(
+                _outgoing(b""), now=_AT
+            )
+        ],
+        bare=lambda: load_pem_x509_certificate(pem).fingerprint(SHA256()),
+    )
 
 
-def _outgoing(body: bytes) -> Outgoing:
-    return Outgoing(method="POST", host="receiver.example", target="/redox/main", body=body,
-                    headers={"host": "receiver.example", "content-type": "application/json"})
+def _outgoing(body: bytes) -> OutgoingRequest:
+    return OutgoingRequest(
+        method="POST",
+        host="receiver.example",
+        target="/redox/main",
+        body=body,
+        headers={"host": "receiver.example", "content-type": "application/json"},
+    )
 
 
 def measure(case: Case, body: bytes) -> tuple[float, float]:

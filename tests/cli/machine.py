@@ -14,9 +14,9 @@ from typing import Any
 
 import psutil
 
+from receiver.database.embedded.cluster import Cluster
 from receiver.errors import ConfigurationError
-from receiver.storage.embedded import Cluster
-from tests.postgres import open_directory
+from tests.support.postgres import open_directory
 
 SOURCE = "5f3c1d9e-0000-4000-8000-000000000001"
 
@@ -59,9 +59,15 @@ class Machine:
         """
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                [self.python, "-P", "-m", "receiver", "up", *options], cwd=self.root, env=self._environment(),
-                stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=no_terminal,
-                process_group=None if no_terminal else 0)
+                [self.python, "-P", "-m", "receiver", "up", *options],
+                cwd=self.root,
+                env=self._environment(),
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=no_terminal,
+                process_group=None if no_terminal else 0,
+            )
 
     def ended(self) -> tuple[int, str]:
         """Wait until `up` has ended: its exit status, and what it said on stdout and has not been read."""
@@ -80,8 +86,15 @@ class Machine:
 
     def _run(self, *arguments: str, stdin: str | None = None, status: int) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [self.python, "-P", "-m", "receiver", *arguments], cwd=self.root, env=self._environment(),
-            input=stdin, capture_output=True, text=True, check=False, timeout=120)
+            [self.python, "-P", "-m", "receiver", *arguments],
+            cwd=self.root,
+            env=self._environment(),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
         assert done.returncode == status, done.stdout + done.stderr
         return done
 
@@ -100,8 +113,14 @@ class Machine:
 
     def _status(self) -> dict[str, Any]:
         done = subprocess.run(
-            [self.python, "-P", "-m", "receiver", "status", "--json"], cwd=self.root, env=self._environment(),
-            capture_output=True, text=True, check=False, timeout=120)
+            [self.python, "-P", "-m", "receiver", "status", "--json"],
+            cwd=self.root,
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
         found: dict[str, Any] = json.loads(done.stdout)
         errors = any(each["severity"] == "error" for each in found["findings"])
         assert done.returncode == errors, done.stdout + done.stderr
@@ -118,8 +137,10 @@ class Machine:
         """Everything that `up` has started, and the database."""
         assert self.process is not None
         postmaster = self.cluster.pid()
-        return [*psutil.Process(self.process.pid).children(recursive=True),
-                *([] if postmaster is None else [psutil.Process(postmaster)])]
+        return [
+            *psutil.Process(self.process.pid).children(recursive=True),
+            *([] if postmaster is None else [psutil.Process(postmaster)]),
+        ]
 
     def part(self, name: str) -> int:
         """The process id of that child (`receiver`, `admin`, `worker-1`), as the log last told it."""
@@ -135,8 +156,11 @@ class Machine:
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
 
     def _environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("RECEIVER_", "PG"))
-                and name != "DATABASE_URL"}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("RECEIVER_", "PG")) and name != "DATABASE_URL"
+        }
         return kept | self.environment
 
     def clear(self) -> None:

@@ -13,18 +13,28 @@ import pytest
 from receiver import __version__
 from receiver.cli import COMMANDS, main
 from receiver.cli.options import Reason
-from receiver.storage.ledger import Ledger
+from receiver.storage.accept.ledger import MessageLedger
 from tests.cli.conftest import Commands
 from tests.storage.door import Door
 from tests.storage.hand import arrive
 
 
-def spawn(*arguments: str, environment: dict[str, str] | None = None,
-          without_database: bool = False) -> subprocess.CompletedProcess[str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RECEIVER_")
-            and not (without_database and name == "DATABASE_URL")}
-    return subprocess.run([sys.executable, "-P", "-m", "receiver", *arguments], capture_output=True, text=True,
-                          check=False, timeout=120, env=kept | (environment or {}))
+def spawn(
+    *arguments: str, environment: dict[str, str] | None = None, without_database: bool = False
+) -> subprocess.CompletedProcess[str]:
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("RECEIVER_") and not (without_database and name == "DATABASE_URL")
+    }
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "receiver", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env=kept | (environment or {}),
+    )
 
 
 def leaves(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
@@ -45,8 +55,10 @@ EVERY = dict(leaves(main))
 class TestStart:
     def test_help_and_version_import_no_command(self) -> None:
         """What a shell asks for at each TAB must not load the database's library."""
-        code = ("import sys; from receiver.cli import main; main(['--help'], standalone_mode=False); "
-                "print([name for name in sys.modules if name.split('.')[0] in ('sqlalchemy', 'rich', 'alembic')])")
+        code = (
+            "import sys; from receiver.cli import main; main(['--help'], standalone_mode=False); "
+            "print([name for name in sys.modules if name.split('.')[0] in ('sqlalchemy', 'rich', 'alembic')])"
+        )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
         assert done.stdout.splitlines()[-1] == "[]"
 
@@ -71,10 +83,16 @@ class TestStart:
 
     def test_shells_complete_it(self) -> None:
         """Commands are completed by their names, and their own commands and options by theirs."""
+
         def completed(*words: str) -> str:
-            return spawn(environment={"_REDOX_RECEIVER_COMPLETE": "bash_complete",
-                                      "COMP_WORDS": " ".join(("redox-receiver", *words)),
-                                      "COMP_CWORD": str(len(words))}).stdout
+            return spawn(
+                environment={
+                    "_REDOX_RECEIVER_COMPLETE": "bash_complete",
+                    "COMP_WORDS": " ".join(("redox-receiver", *words)),
+                    "COMP_CWORD": str(len(words)),
+                }
+            ).stdout
+
         assert "plain,deliveries" in completed("del")
         assert "plain,retry" in completed("deliveries", "re")
         assert "plain,--dry-run" in completed("deliveries", "retry", "--dry")
@@ -109,17 +127,24 @@ class TestColumns:
 
 
 class TestEmpty:
-    @pytest.mark.parametrize("path", [path for path in EVERY if path[-1] == "list" and path[0] != "keys"],
-                             ids=" ".join)
+    @pytest.mark.parametrize("path", [path for path in EVERY if path[-1] == "list" and path[0] != "keys"], ids=" ".join)
     def test_an_empty_list_says_how_it_is_filled(self, path: tuple[str, ...], run: Commands) -> None:
         """What would be there, and the command or setting that brings it."""
         said = run(*path).stdout
         assert said.startswith("no ")
         assert "redox-receiver" in said or "RECEIVER_HANDLERS" in said
 
-    @pytest.mark.parametrize("given", [
-        ("audit", "--actor", "nobody"), ("outbox", "--state", "dead"), ("messages", "--kind", "No.Such"),
-        ("deliveries", "--handler", "none"), ("lanes", "--state", "held")], ids=" ".join)
+    @pytest.mark.parametrize(
+        "given",
+        [
+            ("audit", "--actor", "nobody"),
+            ("outbox", "--state", "dead"),
+            ("messages", "--kind", "No.Such"),
+            ("deliveries", "--handler", "none"),
+            ("lanes", "--state", "held"),
+        ],
+        ids=" ".join,
+    )
     def test_one_that_was_filtered_says_so(self, given: tuple[str, str, str], door: Door, run: Commands) -> None:
         """That nothing matches is not that nothing is there."""
         assert run(given[0], "list", *given[1:]).stdout.startswith("nothing matches")
@@ -135,13 +160,13 @@ class TestReasons:
                 assert isinstance(option, click.Option)
                 assert "Use - to read it from stdin" in (option.help or "")
 
-    def test_it_is_what_stdin_says(self, door: Door, ledger: Ledger, run: Commands) -> None:
+    def test_it_is_what_stdin_says(self, door: Door, ledger: MessageLedger, run: Commands) -> None:
         """The words are kept without the line's end; nothing, or too much, or no text is no reason."""
-        number, = arrive(door, ledger, b"no json")
+        (number,) = arrive(door, ledger, b"no json")
         for wrong in ("", " \n", "x" * 10_001):
             run.fails("messages", "discard", str(number), "--reason", "-", stdin=wrong, status=2)
         run("messages", "discard", str(number), "--reason", "-", stdin="ticket 4711\n")
-        row, = run.json("audit", "list", "--action", "message.discard", "--notes", "--reason", "-", stdin="review\n")
+        (row,) = run.json("audit", "list", "--action", "message.discard", "--notes", "--reason", "-", stdin="review\n")
         assert row["note"] == "ticket 4711"
 
     def test_stdin_is_read_for_one_thing(self, run: Commands, tmp_path: Path) -> None:
@@ -155,15 +180,26 @@ class TestWhere:
     def test_options_say_where_things_are_on_either_side(self, tmp_path: Path) -> None:
         """--data-dir and --env-file are taken before a command's name and after it."""
         (tmp_path / "bad.env").write_text("RECEIVER_THREADS=none\n")
-        for arguments in (("--env-file", "bad.env", "destination", "list"),
-                          ("destination", "list", "--env-file", "bad.env")):
-            done = subprocess.run([sys.executable, "-P", "-m", "receiver", *arguments], cwd=tmp_path, text=True,
-                                  capture_output=True, check=False, timeout=60)
+        for arguments in (
+            ("--env-file", "bad.env", "destination", "list"),
+            ("destination", "list", "--env-file", "bad.env"),
+        ):
+            done = subprocess.run(
+                [sys.executable, "-P", "-m", "receiver", *arguments],
+                cwd=tmp_path,
+                text=True,
+                capture_output=True,
+                check=False,
+                timeout=60,
+            )
             assert done.returncode == 1
             assert "RECEIVER_THREADS" in done.stderr
 
-    @pytest.mark.parametrize("command", [("destination", "list"), ("status",), ("db", "current"), ("audit", "verify"),
-                                         ("keys", "list")], ids=" ".join)
+    @pytest.mark.parametrize(
+        "command",
+        [("destination", "list"), ("status",), ("db", "current"), ("audit", "verify"), ("keys", "list")],
+        ids=" ".join,
+    )
     def test_a_data_directory_in_which_nothing_is(self, command: tuple[str, ...], tmp_path: Path) -> None:
         """A mistyped one is told in one line, with what would make a database there; nothing is made."""
         done = spawn(*command, "--data-dir", str(tmp_path / "data"), without_database=True)
@@ -173,8 +209,9 @@ class TestWhere:
         assert "redox-receiver up" in done.stderr
         assert not (tmp_path / "data").exists()
 
-    def test_the_keyring_is_looked_for_in_the_data_directory(self, run: Commands, tmp_path: Path,
-                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_keyring_is_looked_for_in_the_data_directory(
+        self, run: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Without a keyring a command ends with 1, in one line that says what makes one."""
         monkeypatch.delenv("RECEIVER_KEYRING")
         said = run.fails("destination", "list", "--data-dir", str(tmp_path / "data"))

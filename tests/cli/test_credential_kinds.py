@@ -14,10 +14,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from receiver.cli.credential_kinds import KINDS
 from tests.cli.conftest import Commands
 from tests.protocol.verification.issuers import P384, RSA_FIRST, jwk, pem
+from tests.simulator.endpoint import Door as Site
+from tests.simulator.endpoint import answer
 from tests.storage.door import TOKEN, Door
-from tests.testing.door import Door as Site
-from tests.testing.door import answer
-from tests.waiting import until
+from tests.support.waiting import until
 from tests.web.server import Server, serving
 from tests.web.test_authentication import certificate, private
 
@@ -30,9 +30,15 @@ FINGERPRINT = CERTIFICATE.fingerprint(SHA256()).hex(":").upper()
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The files that options and descriptions name."""
-    for name, text in {"keys.json": KEYS, "rsa.pem": pem(RSA_FIRST).decode(), "secret": SECRET + "\n",
-                       "session": "made-up-session\n", "private.pem": private(RSA_FIRST), "p384.pem": private(P384),
-                       "client.pem": CERTIFICATE.public_bytes(Encoding.PEM).decode()}.items():
+    for name, text in {
+        "keys.json": KEYS,
+        "rsa.pem": pem(RSA_FIRST).decode(),
+        "secret": SECRET + "\n",
+        "session": "made-up-session\n",
+        "private.pem": private(RSA_FIRST),
+        "p384.pem": private(P384),
+        "client.pem": CERTIFICATE.public_bytes(Encoding.PEM).decode(),
+    }.items():
         (tmp_path / name).write_text(text)
     return tmp_path
 
@@ -41,35 +47,128 @@ def options(folder: Path) -> dict[str, list[str]]:
     """What is given for each kind."""
     return {
         "hmac": ["--secret-file", f"{folder}/secret"],
-        "jwt": ["--issuer", "i", "--issuer", "j", "--audience", "us", "--keys", f"{folder}/keys.json", "--algorithm",
-                "RS256", "--lifetime", "600", "--leeway", "10", "--subject", "redox"],
+        "jwt": [
+            "--issuer",
+            "i",
+            "--issuer",
+            "j",
+            "--audience",
+            "us",
+            "--keys",
+            f"{folder}/keys.json",
+            "--algorithm",
+            "RS256",
+            "--lifetime",
+            "600",
+            "--leeway",
+            "10",
+            "--subject",
+            "redox",
+        ],
         "google": ["--audience", "us", "--email", "redox@project.example", "--keys", f"{folder}/rsa.pem"],
-        "oauth": ["--client-id", "redox", "--secret-file", f"{folder}/secret", "--scope", "a", "--scope", "b",
-                  "--audience", "us", "--lifetime", "60", "--parameter", "client_id=clientId"],
-        "smart": ["--client-id", "redox", "--token-url", "https://receiver.example/oauth/clinic/token", "--keys",
-                  f"{folder}/keys.json", "--other-audiences"],
-        "sigv4": ["--access-key", "AKID", "--region", "us-east-1", "--service", "execute-api", "--secret-file",
-                  f"{folder}/secret", "--session-token-file", f"{folder}/session", "--unsigned-payload", "--host",
-                  "Receiver.example:8443"],
-        "mtls": ["--proxy", "nginx", "--san", "client.redox.example", "--subject", "CN=client.redox.example",
-                 "--fingerprint", FINGERPRINT, "--secret-header", "X-Proxy", "--secret-file", f"{folder}/secret"],
+        "oauth": [
+            "--client-id",
+            "redox",
+            "--secret-file",
+            f"{folder}/secret",
+            "--scope",
+            "a",
+            "--scope",
+            "b",
+            "--audience",
+            "us",
+            "--lifetime",
+            "60",
+            "--parameter",
+            "client_id=clientId",
+        ],
+        "smart": [
+            "--client-id",
+            "redox",
+            "--token-url",
+            "https://receiver.example/oauth/clinic/token",
+            "--keys",
+            f"{folder}/keys.json",
+            "--other-audiences",
+        ],
+        "sigv4": [
+            "--access-key",
+            "AKID",
+            "--region",
+            "us-east-1",
+            "--service",
+            "execute-api",
+            "--secret-file",
+            f"{folder}/secret",
+            "--session-token-file",
+            f"{folder}/session",
+            "--unsigned-payload",
+            "--host",
+            "Receiver.example:8443",
+        ],
+        "mtls": [
+            "--proxy",
+            "nginx",
+            "--san",
+            "client.redox.example",
+            "--subject",
+            "CN=client.redox.example",
+            "--fingerprint",
+            FINGERPRINT,
+            "--secret-header",
+            "X-Proxy",
+            "--secret-file",
+            f"{folder}/secret",
+        ],
     }
 
 
 SETTINGS: Mapping[str, dict[str, Any]] = {
     "hmac": {},
-    "jwt": {"issuers": ["i", "j"], "audiences": ["us"], "algorithms": ["RS256"], "lifetime": 600, "leeway": 10,
-            "subject": "redox", "keys": KEYS},
-    "google": {"audiences": ["us"], "email": "redox@project.example", "keys": pem(RSA_FIRST).decode(),
-               "issuers": ["https://accounts.google.com", "accounts.google.com"], "algorithms": ["RS256"]},
-    "oauth": {"client_id": "redox", "scopes": ["a", "b"], "audience": "us", "lifetime": 60,
-              "names": {"client_id": "clientId"}},
-    "smart": {"client_id": "redox", "audiences": ["https://receiver.example/oauth/clinic/token"], "keys": KEYS,
-              "algorithms": ["RS384", "ES384"], "other_audiences": True},
-    "sigv4": {"access_key": "AKID", "region": "us-east-1", "service": "execute-api", "unsigned_payload": True,
-              "hosts": ["receiver.example:8443"]},
-    "mtls": {"proxy": "nginx", "san": "client.redox.example", "subject": "CN=client.redox.example",
-             "fingerprint": FINGERPRINT.replace(":", "").lower(), "secret_header": "x-proxy"},
+    "jwt": {
+        "issuers": ["i", "j"],
+        "audiences": ["us"],
+        "algorithms": ["RS256"],
+        "lifetime": 600,
+        "leeway": 10,
+        "subject": "redox",
+        "keys": KEYS,
+    },
+    "google": {
+        "audiences": ["us"],
+        "email": "redox@project.example",
+        "keys": pem(RSA_FIRST).decode(),
+        "issuers": ["https://accounts.google.com", "accounts.google.com"],
+        "algorithms": ["RS256"],
+    },
+    "oauth": {
+        "client_id": "redox",
+        "scopes": ["a", "b"],
+        "audience": "us",
+        "lifetime": 60,
+        "names": {"client_id": "clientId"},
+    },
+    "smart": {
+        "client_id": "redox",
+        "audiences": ["https://receiver.example/oauth/clinic/token"],
+        "keys": KEYS,
+        "algorithms": ["RS384", "ES384"],
+        "other_audiences": True,
+    },
+    "sigv4": {
+        "access_key": "AKID",
+        "region": "us-east-1",
+        "service": "execute-api",
+        "unsigned_payload": True,
+        "hosts": ["receiver.example:8443"],
+    },
+    "mtls": {
+        "proxy": "nginx",
+        "san": "client.redox.example",
+        "subject": "CN=client.redox.example",
+        "fingerprint": FINGERPRINT.replace(":", "").lower(),
+        "secret_header": "x-proxy",
+    },
 }
 
 
@@ -84,8 +183,10 @@ def test_added(door: Door, run: Commands, folder: Path, kind: str) -> None:
     assert added.get("token_path") == ("/oauth/clinic/token" if kind in ("oauth", "smart") else None)
     (row,) = [each for each in run.json("credential", "list", "clinic") if each["kind"] == kind]
     assert (row["id"], row["live"], row["last_used_at"]) == (added["id"], True, None)
-    for shown in (done.output, *(run(*each).output for each in (
-            ("credential", "list", "--json"), ("destination", "show", "clinic")))):
+    for shown in (
+        done.output,
+        *(run(*each).output for each in (("credential", "list", "--json"), ("destination", "show", "clinic"))),
+    ):
         assert SECRET not in shown
     run("destination", "set", "clinic", "--require", kind)
     assert "yet" not in run("credential", "add", "clinic", "--kind", kind, *options(folder)[kind]).stderr
@@ -112,25 +213,44 @@ def test_a_secret_is_made(door: Door, run: Commands, folder: Path, kind: str, sh
     assert path.read_text() not in done.output
 
 
-@pytest.mark.parametrize("wrong", [
-    ("jwt",), ("jwt", "--issuer", "i"), ("oauth",), ("smart", "--client-id", "a"), ("sigv4", "--access-key", "a"),
-    ("mtls",), ("google",), ("oauth", "--client-id", "a", "--region", "r"), ("token", "--issuer", "i"),
-    ("jwt", "--issuer", "i", "--audience", "a", "--keys", "/nowhere"), ("oauth", "--client-id", "a", "--lifetime", "0"),
-    ("jwt", "--issuer", "i", "--audience", "a", "--secret-file", "-"),
-    ("oauth", "--client-id", "a", "--parameter", "x"),
-    ("oauth", "--client-id", "a", "--audience", "a", "--audience", "b"), ("mtls", "--proxy", "apache"),
-    ("jwt", "--issuer", "i", "--audience", "a", "--secret-out", "x")])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("jwt",),
+        ("jwt", "--issuer", "i"),
+        ("oauth",),
+        ("smart", "--client-id", "a"),
+        ("sigv4", "--access-key", "a"),
+        ("mtls",),
+        ("google",),
+        ("oauth", "--client-id", "a", "--region", "r"),
+        ("token", "--issuer", "i"),
+        ("jwt", "--issuer", "i", "--audience", "a", "--keys", "/nowhere"),
+        ("oauth", "--client-id", "a", "--lifetime", "0"),
+        ("jwt", "--issuer", "i", "--audience", "a", "--secret-file", "-"),
+        ("oauth", "--client-id", "a", "--parameter", "x"),
+        ("oauth", "--client-id", "a", "--audience", "a", "--audience", "b"),
+        ("mtls", "--proxy", "apache"),
+        ("jwt", "--issuer", "i", "--audience", "a", "--secret-out", "x"),
+    ],
+)
 def test_wrong_usage(door: Door, run: Commands, wrong: tuple[str, ...]) -> None:
     """What is missing, or of another kind, is told, and nothing is added."""
     run.fails("credential", "add", "clinic", "--kind", *wrong, status=2, stdin=SECRET)
     assert len(run.json("credential", "list")) == 1
 
 
-@pytest.mark.parametrize(("wrong", "said"), [
-    (("jwt", "--issuer", "i", "--audience", "a"), "--jwks-url"), (("google", "--audience", "a"), "e-mail"),
-    (("mtls", "--proxy", "nginx"), "fingerprint"), (("oauth", "--client-id", "a", "--lifetime", "7200"), "3600"),
-    (("jwt", "--issuer", "i", "--audience", "a", "--jwks-url", "http://issuer.example/keys"), "https://"),
-    (("jwt", "--issuer", "i", "--audience", "a", "--jwks-url", "http://127.0.0.1:9/keys"), "127.0.0.1")])
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (("jwt", "--issuer", "i", "--audience", "a"), "--jwks-url"),
+        (("google", "--audience", "a"), "e-mail"),
+        (("mtls", "--proxy", "nginx"), "fingerprint"),
+        (("oauth", "--client-id", "a", "--lifetime", "7200"), "3600"),
+        (("jwt", "--issuer", "i", "--audience", "a", "--jwks-url", "http://issuer.example/keys"), "https://"),
+        (("jwt", "--issuer", "i", "--audience", "a", "--jwks-url", "http://127.0.0.1:9/keys"), "127.0.0.1"),
+    ],
+)
 def test_what_cannot_be_added(door: Door, run: Commands, wrong: tuple[str, ...], said: str) -> None:
     """One line says what mends it, and nothing is added."""
     assert said in run.fails("credential", "add", "clinic", "--kind", *wrong)
@@ -144,8 +264,10 @@ def test_keys_of_a_url_are_fetched_at_once(door: Door, run: Commands) -> None:
         run(*given, f"{site.url}/keys")
         assert "JWKS" in run.fails(*given, f"{site.url}/other")
         assert [each.target for each in site.received] == ["/keys", "/other"]
-    assert [key.kid for each in door.destination.credentials if hasattr(each, "rules")
-            for key in each.rules.keys] == ["a", "e"]
+    assert [key.kid for each in door.destination.credentials if hasattr(each, "rules") for key in each.rules.keys] == [
+        "a",
+        "e",
+    ]
 
 
 def test_as_a_file(door: Door, run: Commands, folder: Path) -> None:
@@ -170,25 +292,42 @@ credentials = [
     path = str(folder / "registry.toml")
     changes = run.json("registry", "apply", path)
     assert [each["name"] for each in changes if each["what"] == "credential"] == [
-        "hmac", "jwt", "google", "oauth", "smart", "sigv4", "mtls"]
+        "hmac",
+        "jwt",
+        "google",
+        "oauth",
+        "smart",
+        "sigv4",
+        "mtls",
+    ]
     assert SECRET not in json.dumps(changes)
     assert run.json("registry", "apply", path, "--prune") == []
     (folder / "secret").write_text(SECRET[::-1])
     changed = run.json("registry", "apply", path, "--prune")
     assert sorted((each["change"], each["what"]) for each in changed) == [
-        *[("+", "credential")] * 4, *[("-", "credential")] * 4]
+        *[("+", "credential")] * 4,
+        *[("-", "credential")] * 4,
+    ]
     assert run.json("registry", "apply", path, "--prune") == []
 
 
-@pytest.mark.parametrize("wrong", [
-    '{ kind = "jwt", issuers = ["i"], audiences = ["us"] }', '{ kind = "magic", file = "secret" }',
-    '{ kind = "oauth", client_id = "redox" }', '{ kind = "oauth", client_id = "redox", file = "nowhere" }',
-    '{ kind = "oauth", client_id = "redox", file = "secret", region = "r" }', '{ kind = "mtls", file = "secret" }'])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        '{ kind = "jwt", issuers = ["i"], audiences = ["us"] }',
+        '{ kind = "magic", file = "secret" }',
+        '{ kind = "oauth", client_id = "redox" }',
+        '{ kind = "oauth", client_id = "redox", file = "nowhere" }',
+        '{ kind = "oauth", client_id = "redox", file = "secret", region = "r" }',
+        '{ kind = "mtls", file = "secret" }',
+    ],
+)
 def test_a_wrong_file(door: Door, run: Commands, folder: Path, wrong: str) -> None:
     """What is wrong in a file is told with the destination, and nothing of the file is done."""
     (folder / "token").write_text(TOKEN)
     (folder / "registry.toml").write_text(
-        f'[destinations.clinic]\ncredentials = [{{ kind = "token", file = "token" }}, {wrong}]\n')
+        f'[destinations.clinic]\ncredentials = [{{ kind = "token", file = "token" }}, {wrong}]\n'
+    )
     assert "clinic" in run.fails("registry", "apply", str(folder / "registry.toml"))
     assert len(run.json("credential", "list")) == 1
 
@@ -196,9 +335,16 @@ def test_a_wrong_file(door: Door, run: Commands, folder: Path, wrong: str) -> No
 @pytest.fixture
 def server(door: Door, run: Commands, folder: Path, database_url: str, keyring_path: Path) -> Iterator[Server]:
     """A receiver on the same database, which trusts a proxy on this machine."""
-    with serving(folder, {"DATABASE_URL": database_url, "RECEIVER_KEYRING": str(keyring_path),
-                          "RECEIVER_RECEIVERS": "1", "RECEIVER_DATA_DIR": str(folder),
-                          "RECEIVER_TRUSTED_PROXIES": "127.0.0.1"}) as server:
+    with serving(
+        folder,
+        {
+            "DATABASE_URL": database_url,
+            "RECEIVER_KEYRING": str(keyring_path),
+            "RECEIVER_RECEIVERS": "1",
+            "RECEIVER_DATA_DIR": str(folder),
+            "RECEIVER_TRUSTED_PROXIES": "127.0.0.1",
+        },
+    ) as server:
         yield server
 
 
@@ -224,15 +370,28 @@ def test_simulated(door: Door, run: Commands, folder: Path, server: Server, kind
         "oauth": ["--client-id", "redox", "--secret-file", f"{folder}/secret"],
         "smart": ["--client-id", "redox", "--token-url", f"{url}/oauth/clinic/token", "--keys", f"{folder}/keys.json"],
         "sigv4": ["--access-key", "AKID", "--region", "r", "--service", "s", "--secret-file", f"{folder}/secret"],
-        "mtls": ["--proxy", "envoy", "--fingerprint", FINGERPRINT, "--secret-file", f"{folder}/secret"]}
+        "mtls": ["--proxy", "envoy", "--fingerprint", FINGERPRINT, "--secret-file", f"{folder}/secret"],
+    }
     run("credential", "add", "clinic", "--kind", kind, *given[kind])
     version = door.value("SELECT version FROM registry_version")
     run("destination", "set", "clinic", "--require", f"{kind}+token", "--test-messages", "accept")
     _until_loaded(server, version + 1)
     (folder / "token").write_text(TOKEN)
     (folder / "how.toml").write_text(f'kind = "{kind}"\n{DESCRIBED[kind]}')
-    simulate = ["simulate", "--url", url, "--destination", "clinic", "--token-file", f"{folder}/token", "--production",
-                "--kind", "PatientAdmin.Arrival", "--count", "2"]
+    simulate = [
+        "simulate",
+        "--url",
+        url,
+        "--destination",
+        "clinic",
+        "--token-file",
+        f"{folder}/token",
+        "--production",
+        "--kind",
+        "PatientAdmin.Arrival",
+        "--count",
+        "2",
+    ]
     done = run.json(*simulate, "--present", f"{folder}/how.toml", "--misbehave", "--time-scale", "0.01")
     assert done["wrong"] == []
     number = next(each["id"] for each in run.json("credential", "list", "clinic") if each["kind"] == kind)
@@ -245,12 +404,30 @@ def _until_loaded(server: Server, version: int) -> None:
     until(lambda: any(line["version"] >= version for line in server.lines("registry.loaded")))
 
 
-@pytest.mark.parametrize("text", [
-    "", 'kind = "magic"', 'kind = "oauth"', "kind = [", 'kind = "hmac"\nsecret_file = "no"',
-    'kind = "hmac"\nsecret_file = "secret"\nunknown = 1'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        'kind = "magic"',
+        'kind = "oauth"',
+        "kind = [",
+        'kind = "hmac"\nsecret_file = "no"',
+        'kind = "hmac"\nsecret_file = "secret"\nunknown = 1',
+    ],
+)
 def test_a_wrong_description(door: Door, run: Commands, folder: Path, text: str) -> None:
     """A file that describes nothing is told by its name."""
     (folder / "token").write_text(TOKEN)
     (folder / "how.toml").write_text(text)
-    assert "how.toml" in run.fails("simulate", "--url", "http://127.0.0.1:9", "--destination", "clinic", "--production",
-                                   "--token-file", f"{folder}/token", "--present", f"{folder}/how.toml")
+    assert "how.toml" in run.fails(
+        "simulate",
+        "--url",
+        "http://127.0.0.1:9",
+        "--destination",
+        "clinic",
+        "--production",
+        "--token-file",
+        f"{folder}/token",
+        "--present",
+        f"{folder}/how.toml",
+    )

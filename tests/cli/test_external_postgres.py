@@ -13,7 +13,7 @@ import pytest
 import trustme
 from sqlalchemy import make_url
 
-from receiver.storage import connecting
+from receiver.database import connection_errors
 from tests.cli.conftest import Commands
 from tests.external_postgres import PASSWORD, ExternalPostgres, external_postgres, tls_front
 
@@ -43,6 +43,7 @@ def full(server: ExternalPostgres) -> Iterator[None]:
 
 def altered(*statements: str, back: str) -> Callable[[ExternalPostgres], object]:
     """The superuser has run these statements."""
+
     @contextmanager
     def alter(server: ExternalPostgres) -> Iterator[None]:
         server.execute(*statements)
@@ -50,6 +51,7 @@ def altered(*statements: str, back: str) -> Callable[[ExternalPostgres], object]
             yield
         finally:
             server.execute(back)
+
     return alter
 
 
@@ -61,39 +63,83 @@ def closed_port() -> int:
 
 # What happens to the server, DATABASE_URL, what is wrong, and what is to be looked at.
 SITUATIONS: dict[str, tuple[Callable[[ExternalPostgres], object], Callable[[ExternalPostgres], str], str, str]] = {
-    "wrong password": (as_it_is, lambda at: at.url(password="wrong"),
-                       "refuses the password of user plain", "correct the user and the password in DATABASE_URL"),
-    "no password": (as_it_is, lambda at: at.url().replace(f":{PASSWORD.replace(' ', '%20')}@", "@"),
-                    "asks for the password of user plain", "write DATABASE_URL as"),
-    "missing database": (as_it_is, lambda at: at.url(database="nowhere"),
-                         "has no database nowhere", "createdb nowhere"),
-    "closed database": (altered("ALTER DATABASE receiver ALLOW_CONNECTIONS false",
-                                back="ALTER DATABASE receiver ALLOW_CONNECTIONS true"),
-                        lambda at: at.url(), "admits nobody to database receiver", "ALLOW_CONNECTIONS true"),
-    "no privilege": (altered("REVOKE CONNECT ON DATABASE receiver FROM public, plain",
-                             "ALTER DATABASE receiver OWNER TO secret",
-                             back="GRANT CONNECT ON DATABASE receiver TO plain"),
-                     lambda at: at.url(), "user plain may not connect", "GRANT CONNECT ON DATABASE receiver TO plain"),
+    "wrong password": (
+        as_it_is,
+        lambda at: at.url(password="wrong"),
+        "refuses the password of user plain",
+        "correct the user and the password in DATABASE_URL",
+    ),
+    "no password": (
+        as_it_is,
+        lambda at: at.url().replace(f":{PASSWORD.replace(' ', '%20')}@", "@"),
+        "asks for the password of user plain",
+        "write DATABASE_URL as",
+    ),
+    "missing database": (
+        as_it_is,
+        lambda at: at.url(database="nowhere"),
+        "has no database nowhere",
+        "createdb nowhere",
+    ),
+    "closed database": (
+        altered(
+            "ALTER DATABASE receiver ALLOW_CONNECTIONS false", back="ALTER DATABASE receiver ALLOW_CONNECTIONS true"
+        ),
+        lambda at: at.url(),
+        "admits nobody to database receiver",
+        "ALLOW_CONNECTIONS true",
+    ),
+    "no privilege": (
+        altered(
+            "REVOKE CONNECT ON DATABASE receiver FROM public, plain",
+            "ALTER DATABASE receiver OWNER TO secret",
+            back="GRANT CONNECT ON DATABASE receiver TO plain",
+        ),
+        lambda at: at.url(),
+        "user plain may not connect",
+        "GRANT CONNECT ON DATABASE receiver TO plain",
+    ),
     "closed port": (as_it_is, lambda at: at.url(port=closed_port()), "nothing listens at 127.0.0.1:", "the port in"),
-    "no socket": (as_it_is, lambda _: "postgresql:///receiver?host=/nowhere", "nothing listens at /nowhere",
-                  "start PostgreSQL"),
-    "unknown host": (as_it_is, lambda at: at.url(host="no-such-host.invalid"),
-                     "the host no-such-host.invalid cannot be found", "correct the host in DATABASE_URL"),
+    "no socket": (
+        as_it_is,
+        lambda _: "postgresql:///receiver?host=/nowhere",
+        "nothing listens at /nowhere",
+        "start PostgreSQL",
+    ),
+    "unknown host": (
+        as_it_is,
+        lambda at: at.url(host="no-such-host.invalid"),
+        "the host no-such-host.invalid cannot be found",
+        "correct the host in DATABASE_URL",
+    ),
     "TLS not offered": (as_it_is, lambda at: at.url(sslmode="require"), "requires TLS", "ssl = on in postgresql.conf"),
-    "TLS required": (as_it_is, lambda at: at.url("secret", sslmode="disable"), "user secret",
-                     "set sslmode=require in DATABASE_URL"),
+    "TLS required": (
+        as_it_is,
+        lambda at: at.url("secret", sslmode="disable"),
+        "user secret",
+        "set sslmode=require in DATABASE_URL",
+    ),
     "too many connections": (full, lambda at: at.url(), "has no connection left", "max_connections in postgresql.conf"),
-    "too many of a user": (altered("ALTER ROLE plain CONNECTION LIMIT 0", back="ALTER ROLE plain CONNECTION LIMIT -1"),
-                           lambda at: at.url(), "has no connection left for user plain", "CONNECTION LIMIT"),
-    "unknown option": (as_it_is, lambda at: at.url(sslmod="require"),
-                       "an option that is not valid", "what follows the ?"),
+    "too many of a user": (
+        altered("ALTER ROLE plain CONNECTION LIMIT 0", back="ALTER ROLE plain CONNECTION LIMIT -1"),
+        lambda at: at.url(),
+        "has no connection left for user plain",
+        "CONNECTION LIMIT",
+    ),
+    "unknown option": (
+        as_it_is,
+        lambda at: at.url(sslmod="require"),
+        "an option that is not valid",
+        "what follows the ?",
+    ),
     "wrong value": (as_it_is, lambda at: at.url(sslmode="maybe"), "an option that is not valid", "what follows the ?"),
 }
 
 
 @pytest.mark.parametrize("situation", SITUATIONS)
-def test_each_has_its_sentence(server: ExternalPostgres, run: Commands, monkeypatch: pytest.MonkeyPatch,
-                               situation: str) -> None:
+def test_each_has_its_sentence(
+    server: ExternalPostgres, run: Commands, monkeypatch: pytest.MonkeyPatch, situation: str
+) -> None:
     """What is wrong, where, and the setting to look at; never the password, nor a command that says no more."""
     happens, url, problem, fix = SITUATIONS[situation]
     monkeypatch.setenv("DATABASE_URL", url(server))
@@ -110,12 +156,23 @@ def test_each_has_its_sentence(server: ExternalPostgres, run: Commands, monkeypa
         assert PASSWORD.replace(" ", "%20") not in shown
 
 
-@pytest.mark.parametrize(("host", "trusted", "problem", "fix"), [
-    ("127.0.0.1", None, "file of authorities", "sslrootcert in DATABASE_URL"),
-    ("127.0.0.1", "other", "is not trusted", "the authority that signed it"),
-    ("localhost", "right", "is for another host", "use the host")])
-def test_a_certificate_that_is_refused(server: ExternalPostgres, run: Commands, monkeypatch: pytest.MonkeyPatch,
-                                       host: str, trusted: str | None, problem: str, fix: str) -> None:
+@pytest.mark.parametrize(
+    ("host", "trusted", "problem", "fix"),
+    [
+        ("127.0.0.1", None, "file of authorities", "sslrootcert in DATABASE_URL"),
+        ("127.0.0.1", "other", "is not trusted", "the authority that signed it"),
+        ("localhost", "right", "is for another host", "use the host"),
+    ],
+)
+def test_a_certificate_that_is_refused(
+    server: ExternalPostgres,
+    run: Commands,
+    monkeypatch: pytest.MonkeyPatch,
+    host: str,
+    trusted: str | None,
+    problem: str,
+    fix: str,
+) -> None:
     """Of a server whose certificate DATABASE_URL has checked: no authority, another one, or another name."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -142,17 +199,23 @@ def test_an_address_that_never_answers(run: Commands, monkeypatch: pytest.Monkey
     assert "does not answer: see the network and the firewall" in said
 
 
-@pytest.mark.parametrize(("text", "code"), [
-    ("FATAL:  Passwort-Authentifizierung für Benutzer »plain« fehlgeschlagen", connecting.LOST),
-    ("FATAL:  the database system is starting up", "starting"),
-    ("FATAL:  role \"me\" does not exist", "user_missing"),
-    ("FATAL:  database \"a database does not exist\" does not exist", "database_missing"),
-    ("Multiple connection attempts failed. - host: 'a' … Connection refused - host: 'a' … timeout expired",
-     "nothing_listens"),
-    ("server closed the connection unexpectedly", connecting.LOST)])
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("FATAL:  Passwort-Authentifizierung für Benutzer »plain« fehlgeschlagen", connection_errors.LOST),
+        ("FATAL:  the database system is starting up", "starting"),
+        ('FATAL:  role "me" does not exist', "user_missing"),
+        ('FATAL:  database "a database does not exist" does not exist', "database_missing"),
+        (
+            "Multiple connection attempts failed. - host: 'a' … Connection refused - host: 'a' … timeout expired",
+            "nothing_listens",
+        ),
+        ("server closed the connection unexpectedly", connection_errors.LOST),
+    ],
+)
 def test_a_text_has_its_code(text: str, code: str) -> None:
     """What cannot be made here in time, and what nobody foresaw: the general sentence, with the address."""
-    assert connecting.code_of(text) == code
-    problem, fix = connecting.explain(code, make_url("postgresql://me:hush@db.example:5433/receiver"))
+    assert connection_errors.code_of(text) == code
+    problem, fix = connection_errors.explain(code, make_url("postgresql://me:hush@db.example:5433/receiver"))
     assert "db.example:5433" in problem
     assert "hush" not in problem + fix

@@ -10,9 +10,16 @@ import pytest
 from receiver.cli.options import MessageId, When, example, new_file, read_secret
 
 
-@pytest.mark.parametrize(("text", "ago"), [
-    ("90s", timedelta(seconds=90)), ("15m", timedelta(minutes=15)), ("2h", timedelta(hours=2)),
-    ("3d", timedelta(days=3)), ("2w", timedelta(weeks=2))])
+@pytest.mark.parametrize(
+    ("text", "ago"),
+    [
+        ("90s", timedelta(seconds=90)),
+        ("15m", timedelta(minutes=15)),
+        ("2h", timedelta(hours=2)),
+        ("3d", timedelta(days=3)),
+        ("2w", timedelta(weeks=2)),
+    ],
+)
 def test_spans_are_from_now(text: str, ago: timedelta) -> None:
     """A span looks back, or ahead where something is to end."""
     before = datetime.now(UTC)
@@ -22,11 +29,15 @@ def test_spans_are_from_now(text: str, ago: timedelta) -> None:
     assert before + ago <= ahead <= after + ago
 
 
-@pytest.mark.parametrize(("text", "time"), [
-    ("2026-01-31T08:00", datetime(2026, 1, 31, 8, tzinfo=UTC)),
-    ("2026-01-31", datetime(2026, 1, 31, tzinfo=UTC)),
-    ("2026-01-31T08:00:00Z", datetime(2026, 1, 31, 8, tzinfo=UTC)),
-    ("2026-01-31T08:00:00+02:00", datetime(2026, 1, 31, 6, tzinfo=UTC))])
+@pytest.mark.parametrize(
+    ("text", "time"),
+    [
+        ("2026-01-31T08:00", datetime(2026, 1, 31, 8, tzinfo=UTC)),
+        ("2026-01-31", datetime(2026, 1, 31, tzinfo=UTC)),
+        ("2026-01-31T08:00:00Z", datetime(2026, 1, 31, 8, tzinfo=UTC)),
+        ("2026-01-31T08:00:00+02:00", datetime(2026, 1, 31, 6, tzinfo=UTC)),
+    ],
+)
 def test_times_are_utc(text: str, time: datetime) -> None:
     """An ISO 8601 time is UTC unless it says otherwise, and always aware."""
     found = When().convert(text, None, None)

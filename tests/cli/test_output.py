@@ -22,11 +22,33 @@ EASTERN = timezone(timedelta(hours=-5))
 
 def test_json_is_one_document_of_plain_values(capsys: pytest.CaptureFixture[str]) -> None:
     """Times are ISO 8601 in UTC, bytes hexadecimal, uuids text; all else is as it is."""
-    output.rows([{"at": datetime(2026, 1, 1, 7, tzinfo=EASTERN), "sha256": b"\x01\xff", "uuid": UUID_, "require": ["a"],
-                  "detail": {"n": 1}, "none": None, "yes": True}], ["at"], as_json=True, nothing="")
+    output.rows(
+        [
+            {
+                "at": datetime(2026, 1, 1, 7, tzinfo=EASTERN),
+                "sha256": b"\x01\xff",
+                "uuid": UUID_,
+                "require": ["a"],
+                "detail": {"n": 1},
+                "none": None,
+                "yes": True,
+            }
+        ],
+        ["at"],
+        as_json=True,
+        nothing="",
+    )
     assert json.loads(capsys.readouterr().out) == [
-        {"at": "2026-01-01T12:00:00.000000Z", "sha256": "01ff", "uuid": str(UUID_), "require": ["a"],
-         "detail": {"n": 1}, "none": None, "yes": True}]
+        {
+            "at": "2026-01-01T12:00:00.000000Z",
+            "sha256": "01ff",
+            "uuid": str(UUID_),
+            "require": ["a"],
+            "detail": {"n": 1},
+            "none": None,
+            "yes": True,
+        }
+    ]
 
 
 def test_a_table_shows_the_columns_that_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,20 +64,27 @@ def test_a_table_shows_the_columns_that_are_asked_for(capsys: pytest.CaptureFixt
 class TestWidth:
     """On a terminal as wide as it is; elsewhere a row is a line, whatever is in it."""
 
-    ROW: Final = {"id": 81234, "uuid": str(UUID_), "kind": "PatientAdministration.NewPatientRegistered",
-                  "lane": f"register/clinic/source:{UUID_}", "says": "some words that can be wrapped at their spaces",
-                  "at": datetime(2026, 1, 1, tzinfo=UTC)}
+    ROW: Final = {
+        "id": 81234,
+        "uuid": str(UUID_),
+        "kind": "PatientAdministration.NewPatientRegistered",
+        "lane": f"register/clinic/source:{UUID_}",
+        "says": "some words that can be wrapped at their spaces",
+        "at": datetime(2026, 1, 1, tzinfo=UTC),
+    }
     ORDER: Final = ("id", "says", "kind", "uuid", "at", "lane")
 
     def code(self, call: str) -> str:
-        return ("import datetime\nfrom receiver.cli import output\n"
-                f"found = {self.ROW!r}\n{call.format(order=self.ORDER)}")
+        return (
+            f"import datetime\nfrom receiver.cli import output\nfound = {self.ROW!r}\n{call.format(order=self.ORDER)}"
+        )
 
     def test_in_a_pipe_nothing_is_folded(self) -> None:
         """A row is one line, however long it is, so that `grep` finds all of it; COLUMNS changes nothing."""
         code = self.code("output.rows([found], {order}, as_json=False, nothing='')\noutput.row(found, as_json=False)")
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True,
-                              env=os.environ | {"COLUMNS": "40"})
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, check=True, text=True, env=os.environ | {"COLUMNS": "40"}
+        )
         _, _, line, *others = done.stdout.splitlines()
         for value in self.ROW.values():
             assert output.cell(value) in line
@@ -65,8 +94,9 @@ class TestWidth:
     @pytest.mark.parametrize("columns", [60, 80, 100, 120, 160, 250])
     def test_on_a_terminal_no_word_is_broken(self, columns: int) -> None:
         """Whole ids, kinds and lanes, or none of them: a column that has no room is named instead of shown."""
-        said = plain(seen_on_a_terminal(
-            self.code("output.rows([found], {order}, as_json=False, nothing='')"), columns=columns))
+        said = plain(
+            seen_on_a_terminal(self.code("output.rows([found], {order}, as_json=False, nothing='')"), columns=columns)
+        )
         table, _, note = said.partition("not shown")
         assert max(map(len, table.splitlines())) <= columns
         head, words = table.splitlines()[0].split(), table.split()
@@ -78,8 +108,9 @@ class TestWidth:
 
     def test_the_width_is_used(self) -> None:
         """A terminal that is wide enough shows all, each row on a line."""
-        said = plain(seen_on_a_terminal(
-            self.code("output.rows([found], {order}, as_json=False, nothing='')"), columns=250))
+        said = plain(
+            seen_on_a_terminal(self.code("output.rows([found], {order}, as_json=False, nothing='')"), columns=250)
+        )
         assert len(said.splitlines()) == 3
 
     def test_one_row_is_wrapped_between_words(self) -> None:
@@ -117,8 +148,9 @@ HOSTILE = {
 @pytest.mark.parametrize(("text", "shown"), HOSTILE.items())
 def test_nothing_stored_acts_on_a_terminal(text: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Control characters, ANSI sequences and changes of direction are shown, not sent; markup is text."""
-    output.rows([{"id": text, "detail": {"source": text}, "list": [text]}], ["id", "detail", "list"], as_json=False,
-                nothing="")
+    output.rows(
+        [{"id": text, "detail": {"source": text}, "list": [text]}], ["id", "detail", "list"], as_json=False, nothing=""
+    )
     output.row({"id": text}, as_json=False)
     said = capsys.readouterr().out
     assert shown in said
@@ -134,8 +166,13 @@ def seen_on_a_terminal(code: str, columns: int = 80) -> str:
     """What a program writes to a terminal."""
     leader, follower = pty.openpty()
     environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "CI")}
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=follower, stderr=follower, stdin=follower,
-                             env=environment | {"TERM": "xterm-256color", "COLUMNS": str(columns)})
+    child = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=follower,
+        stderr=follower,
+        stdin=follower,
+        env=environment | {"TERM": "xterm-256color", "COLUMNS": str(columns)},
+    )
     os.close(follower)
     said = b""
     try:
@@ -150,8 +187,7 @@ def seen_on_a_terminal(code: str, columns: int = 80) -> str:
 
 
 TABLE = "from receiver.cli import output; output.rows([{'state': 'dead'}], ['state'], as_json=False, nothing='')"
-BAR = ("from receiver.cli import output\n"
-       "with output.progress('deliveries skipped', 3) as advance:\n    advance(2)")
+BAR = "from receiver.cli import output\nwith output.progress('deliveries skipped', 3) as advance:\n    advance(2)"
 
 
 def test_colour_is_for_terminals(capsys: pytest.CaptureFixture[str]) -> None:

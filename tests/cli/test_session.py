@@ -13,12 +13,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from receiver import keyring as keyrings
 from receiver import settings
 from receiver.cli import session
+from receiver.database import migrations
+from receiver.database.embedded.cluster import Cluster
+from receiver.database.engine import open_engine
 from receiver.errors import ConfigurationError, Unavailable
-from receiver.storage import migrations
-from receiver.storage.database import open_engine
-from receiver.storage.embedded import Cluster
 from tests.cli.conftest import ACTOR, Commands
-from tests.postgres import drop_database, new_database, open_directory
+from tests.support.postgres import drop_database, new_database, open_directory
 
 
 def test_it_says_who_acts() -> None:
@@ -83,7 +83,7 @@ def root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_the_embedded_database_is_started_and_stopped(root: Path) -> None:
     """Without DATABASE_URL a command starts the embedded PostgreSQL where nobody has, and leaves none behind."""
-    given = settings.load()
+    given = settings.load_settings()
     with session.database(given) as engine:
         migrations.upgrade(engine)
         cluster = Cluster(given.data_dir)
@@ -97,7 +97,7 @@ def test_the_embedded_database_is_started_and_stopped(root: Path) -> None:
 
 def test_one_that_runs_is_joined(root: Path) -> None:
     """A cluster that somebody else uses is still there when the command has ended."""
-    given = settings.load()
+    given = settings.load_settings()
     cluster = Cluster(given.data_dir)
     with cluster.joined() as url:
         migrations.upgrade(open_engine(url, pooled=False))

@@ -53,13 +53,15 @@ class Canaries:
         with psycopg.connect(url) as connection:
             tables = connection.execute(
                 "SELECT schemaname, tablename FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', "
-                "'information_schema') ORDER BY 1, 2").fetchall()
+                "'information_schema') ORDER BY 1, 2"
+            ).fetchall()
             for schema, table in tables:
                 query = sql.SQL("COPY (SELECT * FROM {}) TO STDOUT").format(sql.Identifier(schema, table))
                 with connection.cursor().copy(query) as rows:
                     yield from self.within(b"".join(rows), f"table {schema}.{table}")
-            shown = connection.execute("SELECT string_agg(query, ' ') FROM pg_stat_activity WHERE pid <> "
-                                       "pg_backend_pid()").fetchone()
+            shown = connection.execute(
+                "SELECT string_agg(query, ' ') FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+            ).fetchone()
             assert shown is not None
             yield from self.within(shown[0] or "", "pg_stat_activity")
 

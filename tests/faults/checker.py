@@ -17,9 +17,9 @@ from sqlalchemy import Connection, text
 
 from receiver.errors import IntegrityError
 from receiver.keyring import Keyring
-from receiver.storage import proof
-from receiver.storage.sealing import Seals, payload_binding
-from receiver.testing.ledger import Ledger
+from receiver.simulator.attempt_log import AttemptLog
+from receiver.storage.evidence import verify
+from receiver.storage.evidence.encryption import Sealer, payload_binding
 
 # Handlers that write a row into `effects` on context.connection.
 EXACTLY_ONCE = frozenset({"book"})
@@ -33,7 +33,7 @@ class Evidence:
 
     connection: Connection
     keyring: Keyring = field(repr=False)
-    ledgers: Mapping[str, Ledger]
+    ledgers: Mapping[str, AttemptLog]
     journal: Sequence[Mapping[str, Any]]
 
 
@@ -54,8 +54,15 @@ class _Row:
 def violations(evidence: Evidence) -> list[str]:
     """Every invariant that does not hold; none: nothing was lost, doubled, overtaken, forged or let in."""
     rows = _rows(evidence.connection)
-    return [*_recorded(evidence, rows), *_nothing_else(evidence, rows), *unfinished(evidence.connection),
-            *_undispatched(evidence.connection), *_overtaken(evidence), *_effects(evidence), *_proved(evidence)]
+    return [
+        *_recorded(evidence, rows),
+        *_nothing_else(evidence, rows),
+        *unfinished(evidence.connection),
+        *_undispatched(evidence.connection),
+        *_overtaken(evidence),
+        *_effects(evidence),
+        *_proved(evidence),
+    ]
 
 
 # --- what was sent, and what is there
@@ -69,10 +76,19 @@ FROM messages m LEFT JOIN payloads p ON p.message_id = m.id ORDER BY m.id"""
 
 
 def _rows(connection: Connection) -> list[_Row]:
-    return [_Row(name=row["log_id"] or f"sha256:{row['sha256'].hex()}", id=row["id"], uuid=row["uuid"],
-                 destination=row["destination"], digest=row["sha256"], state=row["state"], query=row["query"],
-                 conflict=row["id_conflict"])
-            for row in connection.execute(text(_MESSAGES)).mappings()]
+    return [
+        _Row(
+            name=row["log_id"] or f"sha256:{row['sha256'].hex()}",
+            id=row["id"],
+            uuid=row["uuid"],
+            destination=row["destination"],
+            digest=row["sha256"],
+            state=row["state"],
+            query=row["query"],
+            conflict=row["id_conflict"],
+        )
+        for row in connection.execute(text(_MESSAGES)).mappings()
+    ]
 
 
 def _recorded(evidence: Evidence, rows: Sequence[_Row]) -> Iterator[str]:
@@ -92,7 +108,7 @@ def _recorded(evidence: Evidence, rows: Sequence[_Row]) -> Iterator[str]:
             for row in these:
                 if row.digest.hex() not in sent:
                     yield f"messages {row.id}: its digest was never sent"
-    seals = Seals(evidence.keyring)
+    seals = Sealer(evidence.keyring)
     for payload in evidence.connection.execute(text(_PAYLOADS)).mappings():
         try:
             body = seals.open_body(payload["payload_key"], payload["sealed"], payload_binding(payload["uuid"]))
@@ -140,8 +156,10 @@ def unfinished(connection: Connection) -> list[str]:
 
     For a while that is how work looks; when nothing is sent and nothing fails any more, none may be left.
     """
-    return [f"deliveries {row['id']}: pending in {row['lane']}, and nothing is in its way"
-            for row in connection.execute(text(_UNFINISHED)).mappings()]
+    return [
+        f"deliveries {row['id']}: pending in {row['lane']}, and nothing is in its way"
+        for row in connection.execute(text(_UNFINISHED)).mappings()
+    ]
 
 
 def _undispatched(connection: Connection) -> Iterator[str]:
@@ -165,8 +183,11 @@ def _overtaken(evidence: Evidence) -> Iterator[str]:
     Told by the receiver's own attempts, and by the other system. A replay has left its place; what was dead and was
     run again has not ended in its place.
     """
-    attempts = [row for row in evidence.connection.execute(text(_ATTEMPTS)).mappings()
-                if row["generation"] == 1 and "/any:" not in row["lane"]]
+    attempts = [
+        row
+        for row in evidence.connection.execute(text(_ATTEMPTS)).mappings()
+        if row["generation"] == 1 and "/any:" not in row["lane"]
+    ]
     numbers: defaultdict[int, list[int]] = defaultdict(list)
     for row in attempts:
         numbers[row["id"]].append(row["attempt"])
@@ -201,8 +222,10 @@ JOIN messages m ON m.id = d.message_id ORDER BY d.id"""
 
 def _effects(evidence: Evidence) -> Iterator[str]:
     """Work on our connection exactly once for each success and not at all without; elsewhere once for each key."""
-    deliveries = {f"{row['uuid']}:{row['handler']}:{row['generation']}": row
-                  for row in evidence.connection.execute(text(_DELIVERIES)).mappings()}
+    deliveries = {
+        f"{row['uuid']}:{row['handler']}:{row['generation']}": row
+        for row in evidence.connection.execute(text(_DELIVERIES)).mappings()
+    }
     written = Counter(evidence.connection.execute(text("SELECT key FROM effects")).scalars())
     done = {line["key"] for line in evidence.journal if line["phase"] == "done"}
     for key, row in deliveries.items():
@@ -219,13 +242,16 @@ def _effects(evidence: Evidence) -> Iterator[str]:
 
 # --- and with which evidence
 
+
 def _proved(evidence: Evidence) -> Iterator[str]:
     """The audit's chains, the MACs and the payloads hold, and every message says in the audit how it came."""
-    found = proof.verify(evidence.connection, evidence.keyring, payloads=True)
+    found = verify.verify(evidence.connection, evidence.keyring, payloads=True)
     if found.first_bad is not None:
         yield found.first_bad
-    for uuid in evidence.connection.execute(text(
+    for uuid in evidence.connection.execute(
+        text(
             "SELECT uuid::text FROM messages m WHERE NOT EXISTS (SELECT FROM audit_events e WHERE "
             "e.message_uuid = m.uuid AND e.action = 'message.receive' AND e.outcome <> 'duplicate') ORDER BY id"
-    )).scalars():
+        )
+    ).scalars():
         yield f"messages {uuid}: its coming is not in the audit"

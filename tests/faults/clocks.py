@@ -19,12 +19,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from receiver.testing.feed import Feed
-from receiver.testing.signer import Signer
+from receiver.simulator.feed import FeedSimulator
+from receiver.simulator.signer import Signer
 from tests.faults.recovery import Bench, Found, figures, worker_killed, working
 from tests.faults.report import Section, Tell
 from tests.faults.site import ROOT, Host, Site, site
-from tests.waiting import until
+from tests.support.waiting import until
 
 WRONG: Final = 600
 # How far a signature's time stamp may be from the truth, and one that is too old.
@@ -54,8 +54,12 @@ def library() -> Path | None:
 def set_wrong(host: Host, seconds: int, by: Path) -> None:
     """Let every process of the host see the time of the calendar so much later. The monotonic clock stays right."""
     host.environment |= {
-        "LD_PRELOAD": str(by), "FAKETIME": f"{seconds:+d}s", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1",
-        "PYTHONPATH": f"{ROOT / 'tests' / 'faults' / 'skewed'}:{ROOT}"}
+        "LD_PRELOAD": str(by),
+        "FAKETIME": f"{seconds:+d}s",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "NO_FAKE_STAT": "1",
+        "PYTHONPATH": f"{ROOT / 'tests' / 'faults' / 'skewed'}:{ROOT}",
+    }
 
 
 @contextmanager
@@ -71,13 +75,27 @@ def _signed(here: Site, found: Found, fault: str) -> None:
     header, timestamp = _SIGNATURE
     signer = Signer(secret=secrets.token_hex(32).encode(), header=header, timestamp_header=timestamp)
     here.first.register(_DESTINATION, "--require", "hmac+token")
-    here.first.run("credential", "add", _DESTINATION, "--kind", "hmac", "--secret-file", "-", "--header", header,
-                   "--timestamp-header", timestamp, "--tolerance", str(_TOLERANCE), stdin=signer.secret.decode())
+    here.first.run(
+        "credential",
+        "add",
+        _DESTINATION,
+        "--kind",
+        "hmac",
+        "--secret-file",
+        "-",
+        "--header",
+        header,
+        "--timestamp-header",
+        timestamp,
+        "--tolerance",
+        str(_TOLERANCE),
+        stdin=signer.secret.decode(),
+    )
     target = replace(here.target(_DESTINATION), signer=signer)
     redox, seeds = target.redox(), itertools.count()
     until(lambda: redox.handshake_post().passed)  # the destination is known
     statuses: Counter[int | None] = Counter()
-    with Feed(redox, name=_DESTINATION, attempts=1, ledger=here.sent[_DESTINATION]) as feed:
+    with FeedSimulator(redox, name=_DESTINATION, attempts=1, ledger=here.sent[_DESTINATION]) as feed:
         for _ in range(_SIGNED):
             statuses[feed.deliver(redox.body("Results.New", seed=next(seeds))).answer.status] += 1
     body = redox.body("Results.New", seed=next(seeds))
@@ -91,8 +109,10 @@ def _signed(here: Site, found: Found, fault: str) -> None:
 
 def _told(here: Site, found: Found, fault: str, seconds: int) -> None:
     """The host says how its clock stands, and the other one, whose is right, does not."""
-    said = {host.root.name: [each["text"] for code, each in host.findings().items() if code == "clock"]
-            for host in (here.first, here.second)}
+    said = {
+        host.root.name: [each["text"] for code, each in host.findings().items() if code == "clock"]
+        for host in (here.first, here.second)
+    }
     found.tell(f"{fault}: {said}")
     if not said["first"] or ("ahead" if seconds > 0 else "behind") not in said["first"][0] or said["second"]:
         found.wrong.append(f"{fault}: `status` says {said}")
@@ -136,8 +156,12 @@ def measure(tell: Tell) -> Section:
         return Section(title=_TITLE, command=_COMMAND, text=f"**Skipped**: {why}.")
     for seed, seconds in enumerate((WRONG, -WRONG), 1):
         _one(found, seconds, by, seed)
-    return Section(title=_TITLE, command=_COMMAND, violations=tuple(found.wrong), text=_TEXT.format(
-        minutes=WRONG // 60, signed=_SIGNED, tolerance=_TOLERANCE, old=_OLD, figures=figures(found)))
+    return Section(
+        title=_TITLE,
+        command=_COMMAND,
+        violations=tuple(found.wrong),
+        text=_TEXT.format(minutes=WRONG // 60, signed=_SIGNED, tolerance=_TOLERANCE, old=_OLD, figures=figures(found)),
+    )
 
 
 def main() -> int:

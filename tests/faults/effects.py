@@ -50,9 +50,18 @@ def name_of(message: Message) -> str:
 
 def tell(phase: str, message: Message, context: Context) -> None:
     """Call the other system, with our idempotency key."""
-    line = {"phase": phase, "key": context.idempotency_key, "message": name_of(message), "handler": context.handler,
-            "destination": context.destination, "attempt": context.attempt, "epoch": context.epoch,
-            "replayed": context.replayed, "pid": os.getpid(), "worker": os.getppid()}
+    line = {
+        "phase": phase,
+        "key": context.idempotency_key,
+        "message": name_of(message),
+        "handler": context.handler,
+        "destination": context.destination,
+        "attempt": context.attempt,
+        "epoch": context.epoch,
+        "replayed": context.replayed,
+        "pid": os.getpid(),
+        "worker": os.getppid(),
+    }
     journal = os.open(place() / "journal", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(journal, (json.dumps(line) + "\n").encode())
     os.close(journal)
@@ -80,11 +89,14 @@ def first_time(message: Message, context: Context) -> bool:
 def book(message: Message, context: Context) -> None:
     """A row of ours, in the order of each source, and one that is changed."""
     tell("begin", message, context)
-    context.connection.execute(text("INSERT INTO effects (key, epoch) VALUES (:key, :epoch)"),
-                               {"key": context.idempotency_key, "epoch": context.epoch})
+    context.connection.execute(
+        text("INSERT INTO effects (key, epoch) VALUES (:key, :epoch)"),
+        {"key": context.idempotency_key, "epoch": context.epoch},
+    )
     context.connection.execute(
         text("INSERT INTO beds AS b VALUES (:name, 1) ON CONFLICT (destination) DO UPDATE SET booked = b.booked + 1"),
-        {"name": context.destination})
+        {"name": context.destination},
+    )
     stand_at_gate(message, context)
 
 

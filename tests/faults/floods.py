@@ -27,12 +27,12 @@ from uuid import uuid4
 import psutil
 from sqlalchemy import Engine, text
 
-from receiver.storage.audit import NAMED, ROWS_IN_ALL
-from receiver.storage.database import open_engine
-from receiver.testing.misbehaviour import Target
+from receiver.database.engine import open_engine
+from receiver.simulator.attacks import AttackTarget
+from receiver.storage.evidence.audit_log import NAMED, ROWS_IN_ALL
 from tests.cli.machine import SOURCE, Machine, machine
 from tests.faults.report import Section, Tell
-from tests.waiting import until
+from tests.support.waiting import until
 
 RECEIVERS: Final = 2
 # So many processes flood, each on so many connections, from an address each.
@@ -63,10 +63,23 @@ class Aim:
     forwarded: bool = False
 
 
-def _post(aim: Aim, body: bytes, *, token: str | None = None, path: str | None = None, method: str = "POST",
-          media: str = "application/json", **headers: str) -> bytes:
-    given = {"host": "receiver.test", "content-type": media, "content-length": str(len(body)),
-             "verification-token": aim.token if token is None else token, **headers}
+def _post(
+    aim: Aim,
+    body: bytes,
+    *,
+    token: str | None = None,
+    path: str | None = None,
+    method: str = "POST",
+    media: str = "application/json",
+    **headers: str,
+) -> bytes:
+    given = {
+        "host": "receiver.test",
+        "content-type": media,
+        "content-length": str(len(body)),
+        "verification-token": aim.token if token is None else token,
+        **headers,
+    }
     if aim.forwarded:
         given["x-forwarded-for"] = f"2001:db8:{uuid4().hex[:4]}:{uuid4().hex[:4]}::1"
     head = "".join(f"{name}: {value}\r\n" for name, value in given.items())
@@ -94,16 +107,20 @@ KINDS: Final[dict[str, tuple[Callable[[Aim], bytes], frozenset[int]]]] = {
     "handshakes, wrong token": (lambda aim: _handshake(aim, _WRONG), frozenset({401})),
     "handshakes, right token": (lambda aim: _handshake(aim, aim.token), frozenset({200})),
     "repeats of one message": (lambda aim: _post(aim, aim.body), frozenset({200})),
-    _MADE_UP: (lambda aim: _post(aim, aim.body.replace(SOURCE.encode(), str(uuid4()).encode())),
-                        frozenset({403})),
+    _MADE_UP: (lambda aim: _post(aim, aim.body.replace(SOURCE.encode(), str(uuid4()).encode())), frozenset({403})),
     "unknown destinations": (lambda aim: _post(aim, aim.body, path="/redox/nobody-registered-this"), frozenset({401})),
     "another method": (lambda aim: _post(aim, aim.body, method="PUT"), frozenset({405})),
     "what is no HTTP": (lambda _: b"GET /redox/lab HTTP/9.9\r\nbad\x00header\r\n\r\n", frozenset({400})),
     "queries that nobody answers": (lambda aim: _post(aim, _renewed(aim.query)), frozenset({501})),
     _GUESSES: (
-        lambda aim: _post(aim, b"grant_type=client_credentials&client_id=redox&client_secret=" + uuid4().hex.encode(),
-                          path=f"/oauth/{aim.destination}/token", media="application/x-www-form-urlencoded"),
-        frozenset({401, 429})),
+        lambda aim: _post(
+            aim,
+            b"grant_type=client_credentials&client_id=redox&client_secret=" + uuid4().hex.encode(),
+            path=f"/oauth/{aim.destination}/token",
+            media="application/x-www-form-urlencoded",
+        ),
+        frozenset({401, 429}),
+    ),
     _NEW: (lambda aim: _post(aim, _renewed(aim.body)), frozenset({200})),
 }
 _FORWARDED: Final = "wrong tokens, each from another IPv6 /64"
@@ -127,6 +144,7 @@ class Outcome:
 
 
 # --- who floods: in processes of their own
+
 
 def flood(kind: str, aim: Aim, number: int, seconds: float, limit: int) -> Counter[int]:
     """Send requests of that kind for so long, or so many, on several connections. Answers by status."""
@@ -162,8 +180,9 @@ class _Sender:
         """The status of the answer, 0 when there is none."""
         try:
             if self._socket is None:
-                self._socket = socket.create_connection(("127.0.0.1", self._port), timeout=30,
-                                                        source_address=(self._address, 0))
+                self._socket = socket.create_connection(
+                    ("127.0.0.1", self._port), timeout=30, source_address=(self._address, 0)
+                )
             with suppress(BrokenPipeError, ConnectionResetError):  # it may have answered already
                 self._socket.sendall(request)
             head, _, body = self._read(b"").partition(b"\r\n\r\n")
@@ -203,21 +222,32 @@ class _Sender:
 
 # --- the machine that is flooded
 
+
 class Flooded:
     """A machine with a destination for each of these kinds of flood, and one for the true feed."""
 
     def __init__(self, host: Machine, pool: ProcessPoolExecutor, kinds: Iterable[str]) -> None:
         self.host, self._pool = host, pool
-        self._targets: dict[str, Target] = {}
+        self._targets: dict[str, AttackTarget] = {}
         host.environment["RECEIVER_TRUSTED_PROXIES"] = PROXY
         host.up("--receivers", str(RECEIVERS))
         for name in (FEED, *map(_named, kinds)):
             token = host.register(name)
-            self._targets[name] = Target(base_url=host.url, destination=name, source_id=SOURCE,
-                                         token=token.read_text().strip())
+            self._targets[name] = AttackTarget(
+                base_url=host.url, destination=name, source_id=SOURCE, token=token.read_text().strip()
+            )
             if name == _named(_GUESSES):
-                host.run("credential", "add", name, "--kind", "oauth", "--client-id", "redox", "--secret-out",
-                         str(host.root / "secret"))
+                host.run(
+                    "credential",
+                    "add",
+                    name,
+                    "--kind",
+                    "oauth",
+                    "--client-id",
+                    "redox",
+                    "--secret-out",
+                    str(host.root / "secret"),
+                )
         self.engine: Engine = open_engine(host.cluster.url)
         self.port = urlsplit(host.url).port or 0
         until(lambda: all(target.redox().send(target.body(1)).accepted for target in self._targets.values()))
@@ -225,13 +255,21 @@ class Flooded:
     def aim(self, kind: str) -> Aim:
         """What that flood is aimed at."""
         target = self._targets[_named(kind)]
-        return Aim(port=self.port, destination=target.destination, token=target.token, body=target.body(1),
-                   query=target.redox().body("PatientSearch.Query"), forwarded=kind == _FORWARDED)
+        return Aim(
+            port=self.port,
+            destination=target.destination,
+            token=target.token,
+            body=target.body(1),
+            query=target.redox().body("PatientSearch.Query"),
+            forwarded=kind == _FORWARDED,
+        )
 
     def begin(self, kind: str, seconds: float, *, limit: int = sys.maxsize) -> list[Future[Counter[int]]]:
         """Flood."""
-        return [self._pool.submit(flood, kind, self.aim(kind), number, seconds, limit // PROCESSES)
-                for number in range(PROCESSES)]
+        return [
+            self._pool.submit(flood, kind, self.aim(kind), number, seconds, limit // PROCESSES)
+            for number in range(PROCESSES)
+        ]
 
     def run(self, kind: str | None, seconds: float) -> Outcome:
         """One flood, or none, and what the true feed saw of it."""
@@ -240,8 +278,14 @@ class Flooded:
         floods = [] if kind is None else self.begin(kind, seconds)
         feed, refused = self._feed(began + seconds, stranger=kind == _MADE_UP)
         answers = sum((each.result() for each in floods), Counter[int]())
-        return Outcome(kind=kind or "nothing", seconds=time.monotonic() - began, answers=answers, feed=feed,
-                       refused=refused, log_bytes=self.host.log.stat().st_size - logged)
+        return Outcome(
+            kind=kind or "nothing",
+            seconds=time.monotonic() - began,
+            answers=answers,
+            feed=feed,
+            refused=refused,
+            log_bytes=self.host.log.stat().st_size - logged,
+        )
 
     def _feed(self, ends: float, *, stranger: bool) -> tuple[list[float], int]:
         """Send one message after another. How long each took, and how many were not accepted.
@@ -267,8 +311,11 @@ class Flooded:
             where = "destination IS NULL AND reason = 'destination_unknown'"
         if outcome.kind == _KEPT:
             where += " AND action = 'query.answer'"
-        row = self.rows(f"SELECT count(*) AS rows, coalesce(sum(count), 0) AS told FROM audit_events WHERE {where} AND "
-                        "actor NOT LIKE '%@%' AND outcome NOT IN ('accepted', 'unhandled')", **values)[0]
+        row = self.rows(
+            f"SELECT count(*) AS rows, coalesce(sum(count), 0) AS told FROM audit_events WHERE {where} AND "
+            "actor NOT LIKE '%@%' AND outcome NOT IN ('accepted', 'unhandled')",
+            **values,
+        )[0]
         outcome.rows, outcome.told = row["rows"], row["told"]
 
     def rows(self, query: str, **values: Any) -> list[dict[str, Any]]:
@@ -278,15 +325,22 @@ class Flooded:
 
     def receivers(self) -> list[psutil.Process]:
         """gunicorn's workers."""
-        return [each for each in psutil.Process(self.host.part("receiver")).children()
-                if "gunicorn" in " ".join(each.cmdline())]
+        return [
+            each
+            for each in psutil.Process(self.host.part("receiver")).children()
+            if "gunicorn" in " ".join(each.cmdline())
+        ]
 
     def level(self) -> dict[str, float]:
         """Megabytes, descriptors and threads of the receivers together, and connections to the database."""
         workers = self.receivers()
         sessions = self.rows("SELECT count(*) AS n FROM pg_stat_activity WHERE backend_type = 'client backend'")[0]["n"]
-        return {"PSS, MB": sum(map(_pss, workers)) / 2**20, "descriptors": sum(each.num_fds() for each in workers),
-                "threads": sum(each.num_threads() for each in workers), "connections to the database": sessions}
+        return {
+            "PSS, MB": sum(map(_pss, workers)) / 2**20,
+            "descriptors": sum(each.num_fds() for each in workers),
+            "threads": sum(each.num_threads() for each in workers),
+            "connections to the database": sessions,
+        }
 
     def close(self) -> None:
         """Done with."""
@@ -310,6 +364,7 @@ def _pss(process: psutil.Process) -> int:
 
 # --- what is measured
 
+
 def floods(here: Flooded, seconds: float, kinds: Sequence[str], tell: Tell) -> tuple[list[Outcome], list[str]]:
     """Each flood, and what did not hold."""
     here.run(None, min(seconds, 5.0))  # everybody has warmed up
@@ -321,8 +376,9 @@ def floods(here: Flooded, seconds: float, kinds: Sequence[str], tell: Tell) -> t
     def counted() -> bool:
         for each in outcomes[1:]:
             here.count(each)
-        return all(each.told >= each.answers.total() - each.answers[0] for each in outcomes[1:]
-                   if each.kind not in _NO_ROWS)
+        return all(
+            each.told >= each.answers.total() - each.answers[0] for each in outcomes[1:] if each.kind not in _NO_ROWS
+        )
 
     with suppress(AssertionError):
         until(counted, 120)  # what is summed up is written a minute later at the latest
@@ -370,9 +426,11 @@ def burst(here: Flooded, count: int, tell: Tell) -> tuple[str, list[str]]:
         wrong.append(f"burst: answered {dict(answers)}, and {recorded:,} recorded")
     columns = list(levels["before"])
     lines = [f"| {when} | {' | '.join(f'{level[each]:,.0f}' for each in columns)} |" for when, level in levels.items()]
-    said = (f"{recorded:,} messages, all answered 200, in {seconds:.0f} s ({recorded / seconds:,.0f} a second, whose "
-            f"senders shared the cores). `audit verify` then read {proved['rows']:,} rows, and all held.\n\n"
-            f"| messages | {' | '.join(columns)} |\n|---|{'--:|' * len(columns)}\n" + "\n".join(lines))
+    said = (
+        f"{recorded:,} messages, all answered 200, in {seconds:.0f} s ({recorded / seconds:,.0f} a second, whose "
+        f"senders shared the cores). `audit verify` then read {proved['rows']:,} rows, and all held.\n\n"
+        f"| messages | {' | '.join(columns)} |\n|---|{'--:|' * len(columns)}\n" + "\n".join(lines)
+    )
     return said, wrong
 
 
@@ -396,14 +454,22 @@ The source that is there, and that nobody has registered, stands in `source list
 def _line(outcome: Outcome) -> str:
     """The cells of one flood."""
     cuts = statistics.quantiles(outcome.feed, n=100) if len(outcome.feed) > 1 else [0.0] * 99
-    return " | ".join((
-        f"{outcome.answers.total() / outcome.seconds:,.0f}", f"{outcome.rows:,}",
-        f"{60 * outcome.log_bytes / outcome.seconds:,.0f}", f"{len(outcome.feed):,}", f"{1000 * cuts[49]:.0f}",
-        f"{1000 * cuts[98]:.0f}", f"{outcome.refused}"))
+    return " | ".join(
+        (
+            f"{outcome.answers.total() / outcome.seconds:,.0f}",
+            f"{outcome.rows:,}",
+            f"{60 * outcome.log_bytes / outcome.seconds:,.0f}",
+            f"{len(outcome.feed):,}",
+            f"{1000 * cuts[49]:.0f}",
+            f"{1000 * cuts[98]:.0f}",
+            f"{outcome.refused}",
+        )
+    )
 
 
-def measure(tell: Tell, *, seconds: float = SECONDS, messages: int = BURST,
-            kinds: Sequence[str] = tuple(KINDS)[:-1]) -> Section:
+def measure(
+    tell: Tell, *, seconds: float = SECONDS, messages: int = BURST, kinds: Sequence[str] = tuple(KINDS)[:-1]
+) -> Section:
     """Every flood, and the burst; the chapter of the report."""
     with machine() as host, ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as pool:
         here = Flooded(host, pool, [*kinds, *([_NEW] if messages else [])])
@@ -414,21 +480,29 @@ def measure(tell: Tell, *, seconds: float = SECONDS, messages: int = BURST,
             here.close()
     rows = "\n".join(f"| {each.kind} | {_line(each)} |" for each in outcomes)
     return Section(
-        title="Floods, and a burst", command=f"python -m tests.faults.floods --seconds {seconds:g} --burst {messages}",
+        title="Floods, and a burst",
+        command=f"python -m tests.faults.floods --seconds {seconds:g} --burst {messages}",
         text=_TEXT.format(seconds=seconds, connections=PROCESSES * CONNECTIONS, rows=rows, burst=said),
-        violations=tuple(wrong + more))
+        violations=tuple(wrong + more),
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: 0 when nothing was violated."""
-    parser = argparse.ArgumentParser(prog="python -m tests.faults.floods", description="Flood a receiver, and look "
-                                     "whether the true feed goes on and nothing grows without end.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.faults.floods",
+        description="Flood a receiver, and look whether the true feed goes on and nothing grows without end.",
+    )
     parser.add_argument("--seconds", type=float, default=SECONDS, metavar="N", help=f"each flood; default {SECONDS:g}")
     parser.add_argument("--burst", type=int, default=BURST, metavar="N", help=f"messages; default {BURST:,}")
     parser.add_argument("--only", action="append", choices=tuple(KINDS), metavar="KIND", help=", ".join(KINDS))
     options = parser.parse_args(arguments)
-    section = measure(lambda line: print(line, flush=True), seconds=options.seconds, messages=options.burst,
-                      kinds=options.only or tuple(KINDS)[:-1])
+    section = measure(
+        lambda line: print(line, flush=True),
+        seconds=options.seconds,
+        messages=options.burst,
+        kinds=options.only or tuple(KINDS)[:-1],
+    )
     print(f"\n{section.text}\n")
     for each in section.violations:
         print(f"VIOLATED {each}")

@@ -17,9 +17,20 @@ from tests.faults.series import Series
 
 MIB: Final = 1024.0 * 1024.0
 # What every message adds to, for good or until it is purged.
-DESIGNED: Final = frozenset({
-    "messages", "message_keys", "payloads", "patient_digests", "deliveries", "delivery_attempts", "audit_events",
-    "outbound_requests", "seen_once", "booked"})
+DESIGNED: Final = frozenset(
+    {
+        "messages",
+        "message_keys",
+        "payloads",
+        "patient_digests",
+        "deliveries",
+        "delivery_attempts",
+        "audit_events",
+        "outbound_requests",
+        "seen_once",
+        "booked",
+    }
+)
 _SERVER_ROLE: Final = "PostgreSQL"
 
 _SIZES: Final = r"""
@@ -93,7 +104,8 @@ class Gauges:
         """Of each table that is updated: its updates, those within the page (HOT), and how often it was vacuumed."""
         return self._connection.execute(
             "SELECT relname AS name, n_tup_upd AS updates, n_tup_hot_upd AS hot, autovacuum_count AS vacuums "
-            "FROM pg_stat_user_tables WHERE n_tup_upd > 100 ORDER BY n_tup_upd DESC").fetchall()
+            "FROM pg_stat_user_tables WHERE n_tup_upd > 100 ORDER BY n_tup_upd DESC"
+        ).fetchall()
 
     def _row(self, query: str) -> dict[str, Any]:
         row = self._connection.execute(query).fetchone()
@@ -102,7 +114,8 @@ class Gauges:
 
     def _add(self, name: str, unit: str, tolerance: float, now: float, value: float, *, designed: bool = False) -> None:
         self.series.setdefault(name, Series(name=name, unit=unit, tolerance=tolerance, designed=designed)).add(
-            now, value)
+            now, value
+        )
 
     def _processes(self) -> Iterator[tuple[str, str, float, float]]:
         """(series, unit, tolerance, value) of each role: the sum over its processes."""
@@ -129,7 +142,7 @@ class Gauges:
                 head = psutil.Process(self._machine.part(part))
                 yield role, head
                 for child in head.children(recursive=True):
-                    runs_handlers = "receiver.handlers.child" in child.cmdline()
+                    runs_handlers = "receiver.worker.handler_process" in child.cmdline()
                     yield f"{role}'s handler processes" if runs_handlers else role, child
         postmaster = self._machine.cluster.pid()
         if postmaster is not None:

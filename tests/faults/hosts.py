@@ -21,16 +21,16 @@ from typing import Any, Final
 
 import psutil
 
-from receiver.storage.embedded import DATABASE, PORT, ROLE, Cluster
-from receiver.testing.feed import Feed
+from receiver.database.embedded.cluster import DATABASE, PORT, ROLE, Cluster
+from receiver.simulator.feed import FeedSimulator
 from tests.faults import effects
 from tests.faults.load import name_of
 from tests.faults.network import Network, missing, network
 from tests.faults.recovery import LONGEST, TAKEN_OVER, Bench, Found, came_about, figures, working
 from tests.faults.report import Section, Tell
 from tests.faults.site import Host, Site
-from tests.postgres import open_directory
-from tests.waiting import until
+from tests.support.postgres import open_directory
+from tests.support.waiting import until
 
 _NAMES: Final = ("second", "third")
 _DESTINATION: Final = "lab"
@@ -64,16 +64,19 @@ class Networked(Site):
     def __init__(self, root: Path, reached: Network) -> None:
         super().__init__(root, handlers=effects.__name__)
         self._reached = reached
-        self.cluster = Cluster(root / "postgres", options={
-            "max_connections": "200", "listen_addresses": reached.address})
+        self.cluster = Cluster(
+            root / "postgres", options={"max_connections": "200", "listen_addresses": reached.address}
+        )
         self.third = self._host("third")
         self.distant: Mapping[str, Host] = {"second": self.second, "third": self.third}
         for name, host in self.distant.items():
             host.prefix = reached.links[name].enter
             gates = host.root / "gates"
             gates.mkdir()
-            host.environment |= {"DATABASE_URL": f"postgresql://{ROLE}@{reached.address}:{PORT}/{DATABASE}",
-                                 "GATES": str(gates)}
+            host.environment |= {
+                "DATABASE_URL": f"postgresql://{ROLE}@{reached.address}:{PORT}/{DATABASE}",
+                "GATES": str(gates),
+            }
 
     def start(self) -> None:
         """As any site; and those who come from that network are let in."""
@@ -121,7 +124,9 @@ def _in_the_midst(here: Networked) -> Midst:
     messages: list[str] = []
     host: Host | None = None
     seeds = itertools.count(time.time_ns())
-    with Feed(here.target(_DESTINATION).redox(), name="held", time_scale=0.02, ledger=here.sent[_DESTINATION]) as feed:
+    with FeedSimulator(
+        here.target(_DESTINATION).redox(), name="held", time_scale=0.02, ledger=here.sent[_DESTINATION]
+    ) as feed:
         for handler in _HANDLERS:
             while handler not in standing:
                 body = here.target(_DESTINATION).redox().body("Results.New", seed=next(seeds))
@@ -137,20 +142,30 @@ def _in_the_midst(here: Networked) -> Midst:
                 for each in gates.values():
                     each.unlink()
     assert host is not None
-    return Midst(host=host, owner=here.rows(_OWNER, pid=host.workers[-1].pid)[0]["name"], messages=messages,
-                 gates=standing)
+    return Midst(
+        host=host, owner=here.rows(_OWNER, pid=host.workers[-1].pid)[0]["name"], messages=messages, gates=standing
+    )
 
 
 def _inside(here: Networked, message: str, handler: str) -> Host | None:
     """Whose worker stands there in that handler."""
     workers = {worker.pid: host for host in here.distant.values() for worker in host.workers}
-    told = (line["worker"] for line in here.journal()
-            if (line["message"], line["handler"], line["phase"]) == (message, handler, "inside"))
+    told = (
+        line["worker"]
+        for line in here.journal()
+        if (line["message"], line["handler"], line["phase"]) == (message, handler, "inside")
+    )
     return next((workers[pid] for pid in told if pid in workers), None)
 
 
-def _struck(bench: Bench, here: Networked, fault: str, strike: Callable[[Host], AbstractContextManager[None]],
-            *, meanwhile: bool) -> None:
+def _struck(
+    bench: Bench,
+    here: Networked,
+    fault: str,
+    strike: Callable[[Host], AbstractContextManager[None]],
+    *,
+    meanwhile: bool,
+) -> None:
     """Strike a host that is in the midst, until the other has done what it had begun; then let it come back.
 
     `meanwhile`: its handlers come to their end at once, and it is not heard; else when it comes back.
@@ -164,22 +179,35 @@ def _struck(bench: Bench, here: Networked, fault: str, strike: Callable[[Host], 
             _open(midst)
         taken = came_about(lambda: not here.rows(_STILL, owner=midst.owner, lanes=lanes))
         moment = bench.now()
-        bench.found.note(fault, f"its {len(held)} lanes running on the other",
-                         time.monotonic() - began if taken else None, TAKEN_OVER)
+        bench.found.note(
+            fault,
+            f"its {len(held)} lanes running on the other",
+            time.monotonic() - began if taken else None,
+            TAKEN_OVER,
+        )
         for handler in _HANDLERS:
             done = came_about(lambda: _done(here, midst, handler))  # noqa: B023 - called at once
-            bench.found.note(fault, f"what it was in the midst of done on the other ({handler})", (
-                _done(here, midst, handler)[0]["ended_at"] - struck).total_seconds() if done else None, LONGEST)
-        bench.found.wrong += [f"{fault}: {row['handler']} was done by the one that was struck"
-                              for handler in _HANDLERS for row in _done(here, midst, handler)
-                              if row["worker"] == midst.owner]
+            bench.found.note(
+                fault,
+                f"what it was in the midst of done on the other ({handler})",
+                (_done(here, midst, handler)[0]["ended_at"] - struck).total_seconds() if done else None,
+                LONGEST,
+            )
+        bench.found.wrong += [
+            f"{fault}: {row['handler']} was done by the one that was struck"
+            for handler in _HANDLERS
+            for row in _done(here, midst, handler)
+            if row["worker"] == midst.owner
+        ]
         if not meanwhile:
             _open(midst)
     back = bench.now()
     until(lambda: _heard(here, midst, back), LONGEST)
     bench.well_again(f"{fault}, and back")
-    bench.found.wrong += [f"{fault}: {row['lane']} was recorded late, at {row['ended_at']:%X}" for row in here.rows(
-        _LATE, owner=midst.owner, lanes=lanes, epochs=[row["epoch"] for row in held], taken=moment)]
+    bench.found.wrong += [
+        f"{fault}: {row['lane']} was recorded late, at {row['ended_at']:%X}"
+        for row in here.rows(_LATE, owner=midst.owner, lanes=lanes, epochs=[row["epoch"] for row in held], taken=moment)
+    ]
     for handler in _HANDLERS:
         if len(_done(here, midst, handler)) != 1:
             bench.found.wrong.append(f"{fault}: {handler} was done {len(_done(here, midst, handler))} times")
@@ -199,8 +227,9 @@ def _heard(here: Networked, midst: Midst, since: object) -> bool:
     """Whether it has spoken to the database again, under its old name or, begun anew, another."""
     midst.host.revive()
     pids = [each.pid for each in midst.host.workers]
-    return bool(here.rows("SELECT 1 AS one FROM workers WHERE pid = ANY(:pids) AND seen_at > :since", pids=pids,
-                          since=since))
+    return bool(
+        here.rows("SELECT 1 AS one FROM workers WHERE pid = ANY(:pids) AND seen_at > :since", pids=pids, since=since)
+    )
 
 
 def cut_off(bench: Bench, here: Networked) -> None:
@@ -254,16 +283,22 @@ def measure(tell: Tell, *, only: Sequence[str] = ()) -> Section:
             if not only or name in only:
                 with bench.load(seed):
                     part(bench, here)
-                found.wrong += [f"beds of {row['name']}: booked {row['booked']} times, {row['succeeded']} succeeded"
-                                for row in here.rows(_BOOKED) if row["booked"] != row["succeeded"]]
-    return Section(title=_TITLE, command=command, violations=tuple(found.wrong),
-                   text=_TEXT.format(figures=figures(found)))
+                found.wrong += [
+                    f"beds of {row['name']}: booked {row['booked']} times, {row['succeeded']} succeeded"
+                    for row in here.rows(_BOOKED)
+                    if row["booked"] != row["succeeded"]
+                ]
+    return Section(
+        title=_TITLE, command=command, violations=tuple(found.wrong), text=_TEXT.format(figures=figures(found))
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: 0 when all bounds held and nothing was violated."""
-    parser = argparse.ArgumentParser(prog="python -m tests.faults.hosts", description="Cut a host of workers off, and "
-                                     "freeze one, and look who does its work.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.faults.hosts",
+        description="Cut a host of workers off, and freeze one, and look who does its work.",
+    )
     parser.add_argument("--only", action="append", choices=list(PARTS), default=[], help="may be repeated")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all is removed then too

@@ -13,16 +13,23 @@ from collections.abc import Callable
 from hashlib import sha256
 from typing import Final
 
-from receiver.testing import samples
-from receiver.testing.feed import Feed
-from receiver.testing.ledger import Attempt
-from receiver.testing.sender import FakeRedox
+from receiver.samples import sample
+from receiver.simulator.attempt_log import Attempt
+from receiver.simulator.fake_redox import FakeRedox
+from receiver.simulator.feed import FeedSimulator
 from tests.faults.site import Site
 
 FAMILY: Final = "Quibbleworthington"
 STRANGER: Final = "what-a-stranger-presents-instead-of-it"
-KINDS: Final = ("PatientAdmin.Arrival", "PatientAdmin.Transfer", "PatientAdmin.Discharge", "Results.New",
-                "FHIR.PatientAdminUpdated", "Scheduling.New", "Inventory.Update")
+KINDS: Final = (
+    "PatientAdmin.Arrival",
+    "PatientAdmin.Transfer",
+    "PatientAdmin.Discharge",
+    "Results.New",
+    "FHIR.PatientAdminUpdated",
+    "Scheduling.New",
+    "Inventory.Update",
+)
 # Each goes wrong in its own way, and most hold up their lane for seconds: now and then is enough.
 FAILING: Final = ("Flowsheet.New", "Order.Cancel", "Notes.New", "Media.Delete", "Device.New")
 _FAILING_SHARE: Final = 0.03
@@ -37,21 +44,29 @@ class Load:
     `patience`: seconds after which a feed that stands still gives up; Redox never does.
     """
 
-    def __init__(self, site: Site, destinations: tuple[str, ...], *, feeds: int, seed: int,
-                 patience: float = 200.0) -> None:
+    def __init__(
+        self, site: Site, destinations: tuple[str, ...], *, feeds: int, seed: int, patience: float = 200.0
+    ) -> None:
         self._site = site
         self._patience = patience
         self._stopping = threading.Event()
         self.given_up: list[str] = []  # feeds that stood still for too long
-        self.strange: list[str] = []   # messages that only strangers have sent
+        self.strange: list[str] = []  # messages that only strangers have sent
         self._threads = [
-            *(self._thread(self._feed, destination, f"{destination}-{number}", seed * 1_000 + number)
-              for destination in destinations for number in range(feeds)),
-            *(self._thread(each, destinations[0], each.__name__, seed * 1_000 + 900 + number)
-              for number, each in enumerate((self._strangers, self._queries)))]
+            *(
+                self._thread(self._feed, destination, f"{destination}-{number}", seed * 1_000 + number)
+                for destination in destinations
+                for number in range(feeds)
+            ),
+            *(
+                self._thread(each, destinations[0], each.__name__, seed * 1_000 + 900 + number)
+                for number, each in enumerate((self._strangers, self._queries))
+            ),
+        ]
 
-    def _thread(self, run: Callable[[str, str, random.Random], None], destination: str, name: str,
-                seed: int) -> threading.Thread:
+    def _thread(
+        self, run: Callable[[str, str, random.Random], None], destination: str, name: str, seed: int
+    ) -> threading.Thread:
         return threading.Thread(target=run, args=(destination, name, random.Random(seed)), name=name, daemon=True)
 
     def start(self) -> None:
@@ -66,13 +81,15 @@ class Load:
             thread.join(self._patience + 100)
 
     def _body(self, redox: FakeRedox, kind: str, dice: random.Random) -> bytes:
-        return redox.body(kind, seed=dice.randrange(1 << 40),
-                          patient=samples.person(dice.randrange(PATIENTS), family=FAMILY))
+        return redox.body(
+            kind, seed=dice.randrange(1 << 40), patient=sample.person(dice.randrange(PATIENTS), family=FAMILY)
+        )
 
     def _feed(self, destination: str, name: str, dice: random.Random) -> None:
         redox = self._site.target(destination).redox()
-        with Feed(redox, name=name, time_scale=0.02, deadline=self._patience,
-                  ledger=self._site.sent[destination]) as feed:
+        with FeedSimulator(
+            redox, name=name, time_scale=0.02, deadline=self._patience, ledger=self._site.sent[destination]
+        ) as feed:
             while not self._stopping.wait(_PACE):
                 kind = dice.choice(FAILING if dice.random() < _FAILING_SHARE else KINDS)
                 sent = feed.deliver(self._body(redox, kind, dice), lose_answers=int(dice.random() < 0.02))
@@ -84,7 +101,7 @@ class Load:
 
     def _queries(self, destination: str, name: str, dice: random.Random) -> None:
         redox = self._site.target(destination).redox()
-        with Feed(redox, name=name, ledger=self._site.sent[destination]) as feed:
+        with FeedSimulator(redox, name=name, ledger=self._site.sent[destination]) as feed:
             while not self._stopping.wait(5 * _PACE):
                 feed.deliver(self._body(redox, "PatientSearch.Query", dice))
 
@@ -95,10 +112,21 @@ class Load:
             body = self._body(redox, "PatientAdmin.Arrival", dice)
             answer = redox.send(body)
             self.strange.append(name_of(body))
-            self._site.sent[destination].record(Attempt(
-                feed=name, message=self.strange[-1], number=1, kind="PatientAdmin.Arrival", attempt_id=None,
-                sha256=sha256(body).hexdigest(), size=len(body), sent_at=answer.sent_at, status=answer.status,
-                answered_at=None if answer.status is None else time.monotonic(), error=answer.error))
+            self._site.sent[destination].record(
+                Attempt(
+                    feed=name,
+                    message=self.strange[-1],
+                    number=1,
+                    kind="PatientAdmin.Arrival",
+                    attempt_id=None,
+                    sha256=sha256(body).hexdigest(),
+                    size=len(body),
+                    sent_at=answer.sent_at,
+                    status=answer.status,
+                    answered_at=None if answer.status is None else time.monotonic(),
+                    error=answer.error,
+                )
+            )
 
 
 def name_of(body: bytes) -> str:

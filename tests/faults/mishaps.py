@@ -18,11 +18,11 @@ from typing import Final
 import psutil
 import psycopg
 
-from receiver.testing.feed import Feed
+from receiver.simulator.feed import FeedSimulator
 from tests.faults import outages, strikes
 from tests.faults.load import name_of
 from tests.faults.site import Host, Site, receiver_workers
-from tests.waiting import until
+from tests.support.waiting import until
 
 Mishap = Callable[[Site, random.Random], None]
 
@@ -41,8 +41,10 @@ def receiver_killed_between_commit_and_answer(site: Site, dice: random.Random) -
     redox = site.target("lab").redox()
     body = redox.body("Results.New", seed=dice.randrange(1 << 40))
     held = site.first.proxy.hold_answer(name_of(body).encode())
-    with (Feed(redox, name="unanswered", time_scale=0.02, deadline=200, ledger=site.sent["lab"]) as feed,
-          _meanwhile(lambda: feed.deliver(body))):
+    with (
+        FeedSimulator(redox, name="unanswered", time_scale=0.02, deadline=200, ledger=site.sent["lab"]) as feed,
+        _meanwhile(lambda: feed.deliver(body)),
+    ):
         # What another mishap has left may keep it from ever getting there.
         if held.committed.wait(20):
             _strike(receiver_workers(site.first), dice)
@@ -54,8 +56,10 @@ def receiver_cut_between_commit_and_answer(site: Site, dice: random.Random) -> N
     redox = site.target("lab").redox()
     body = redox.body("Results.New", seed=dice.randrange(1 << 40))
     held = site.first.proxy.hold_answer(name_of(body).encode())
-    with (Feed(redox, name="unheard", time_scale=0.02, deadline=200, ledger=site.sent["lab"]) as feed,
-          _meanwhile(lambda: feed.deliver(body))):
+    with (
+        FeedSimulator(redox, name="unheard", time_scale=0.02, deadline=200, ledger=site.sent["lab"]) as feed,
+        _meanwhile(lambda: feed.deliver(body)),
+    ):
         held.committed.wait(20)
         site.first.proxy.cut(reset=dice.random() < 0.5)
         held.let_go()
@@ -182,8 +186,10 @@ def connections_taken(site: Site, dice: random.Random) -> None:
 def backends_ended(site: Site, dice: random.Random) -> None:
     """Every session ended by an administrator."""
     with psycopg.connect(outages.address(site.cluster), autocommit=True) as connection:
-        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = "
-                           "'client backend' AND pid <> pg_backend_pid()")
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = "
+            "'client backend' AND pid <> pg_backend_pid()"
+        )
 
 
 def rows_locked(site: Site, dice: random.Random) -> None:
@@ -194,12 +200,35 @@ def rows_locked(site: Site, dice: random.Random) -> None:
 
 
 MISHAPS: Final[tuple[Mishap, ...]] = (
-    receiver_killed, receiver_killed_between_commit_and_answer, receiver_cut_between_commit_and_answer,
-    master_killed, receiver_stopped, receiver_reloaded, receiver_reloaded_broken, worker_killed, worker_stopped,
-    handler_killed, worker_frozen, host_cut_off, network_stalls, connections_cut, network_slow, database_killed,
-    database_restarted, database_frozen, database_read_only, connections_taken, backends_ended, rows_locked,
-    strikes.receiver_struck, strikes.worker_struck, strikes.transactions_refused, strikes.deadlocked,
-    strikes.plugin_broken, strikes.lane_held)
+    receiver_killed,
+    receiver_killed_between_commit_and_answer,
+    receiver_cut_between_commit_and_answer,
+    master_killed,
+    receiver_stopped,
+    receiver_reloaded,
+    receiver_reloaded_broken,
+    worker_killed,
+    worker_stopped,
+    handler_killed,
+    worker_frozen,
+    host_cut_off,
+    network_stalls,
+    connections_cut,
+    network_slow,
+    database_killed,
+    database_restarted,
+    database_frozen,
+    database_read_only,
+    connections_taken,
+    backends_ended,
+    rows_locked,
+    strikes.receiver_struck,
+    strikes.worker_struck,
+    strikes.transactions_refused,
+    strikes.deadlocked,
+    strikes.plugin_broken,
+    strikes.lane_held,
+)
 
 
 def handler_processes(site: Site) -> list[psutil.Process]:
@@ -207,8 +236,11 @@ def handler_processes(site: Site) -> list[psutil.Process]:
     found = []
     for each in psutil.process_iter():
         with suppress(psutil.Error):
-            if ("receiver.handlers.child" in each.cmdline() and each.status() != psutil.STATUS_ZOMBIE
-                    and each.environ().get("EFFECTS") == str(site.effects)):
+            if (
+                "receiver.worker.handler_process" in each.cmdline()
+                and each.status() != psutil.STATUS_ZOMBIE
+                and each.environ().get("EFFECTS") == str(site.effects)
+            ):
                 found.append(each)
     return found
 

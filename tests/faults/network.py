@@ -58,8 +58,9 @@ def missing() -> str | None:
         return "`ip` is not here (on Debian: apt-get install iproute2)"
     if os.geteuid() != 0:
         return "root alone can make network namespaces"
-    tried = subprocess.run([str(program()), "netns", "add", probe := f"rr-{secrets.token_hex(3)}"],
-                           capture_output=True, check=False)
+    tried = subprocess.run(
+        [str(program()), "netns", "add", probe := f"rr-{secrets.token_hex(3)}"], capture_output=True, check=False
+    )
     if tried.returncode != 0:
         return "network namespaces are not to be had here"
     ip("netns", "del", probe)
@@ -78,8 +79,9 @@ def network(hosts: Sequence[str]) -> Iterator[Network]:
     """A network with these hosts, and us, while the block runs."""
     run = secrets.token_hex(3)
     free = _free()
-    ours, *theirs = list(free.hosts())[:len(hosts) + 1]
+    ours, *theirs = list(free.hosts())[: len(hosts) + 1]
     with ExitStack() as stack:
+
         def undo(*arguments: str) -> None:
             stack.callback(subprocess.run, [str(program()), *arguments], capture_output=True, check=False)
 
@@ -97,8 +99,11 @@ def network(hosts: Sequence[str]) -> Iterator[Network]:
             undo("link", "del", link)
             ip("link", "set", link, "master", bridge, "up")
             ip("link", "set", there, "netns", space)
-            for inside in (("addr", "add", f"{address}/{free.prefixlen}", "dev", there), ("link", "set", there, "up"),
-                           ("link", "set", "lo", "up")):
+            for inside in (
+                ("addr", "add", f"{address}/{free.prefixlen}", "dev", there),
+                ("link", "set", there, "up"),
+                ("link", "set", "lo", "up"),
+            ):
                 ip("-n", space, *inside)
             links[host] = Link(name=link, enter=(str(program()), "netns", "exec", space))
         yield Network(address=str(ours), cidr=str(free), links=links)
@@ -106,10 +111,17 @@ def network(hosts: Sequence[str]) -> Iterator[Network]:
 
 def _free() -> IPv4Network:
     """A network of which nobody here knows."""
-    taken = [IPv4Network(words[0]) for line in ip("-4", "route", "show", "table", "all").splitlines()
-             if (words := line.split()) and words[0][0].isdigit()]
+    taken = [
+        IPv4Network(words[0])
+        for line in ip("-4", "route", "show", "table", "all").splitlines()
+        if (words := line.split()) and words[0][0].isdigit()
+    ]
     while True:
-        chosen = IPv4Network((int(_RANGE.network_address) + (secrets.randbelow(1 << (_PREFIX - _RANGE.prefixlen))
-                                                            << (32 - _PREFIX)), _PREFIX))
+        chosen = IPv4Network(
+            (
+                int(_RANGE.network_address) + (secrets.randbelow(1 << (_PREFIX - _RANGE.prefixlen)) << (32 - _PREFIX)),
+                _PREFIX,
+            )
+        )
         if not any(chosen.overlaps(each) for each in taken):
             return chosen

@@ -17,8 +17,8 @@ import psutil
 import psycopg
 from sqlalchemy import make_url
 
-from receiver.storage.embedded import Cluster
-from tests.waiting import until
+from receiver.database.embedded.cluster import Cluster
+from tests.support.waiting import until
 
 # More than a server of a site takes.
 _MOST = 300

@@ -19,8 +19,8 @@ from statistics import quantiles
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from receiver.testing.feed import Feed
-from receiver.testing.sender import FakeRedox
+from receiver.simulator.fake_redox import FakeRedox
+from receiver.simulator.feed import FeedSimulator
 from tests.faults.load import STRANGER
 from tests.faults.report import Section, Tell
 from tests.faults.site import Site, site
@@ -56,16 +56,21 @@ class Part:
     def row(self) -> str:
         """Its line of the table."""
         cuts = quantiles(self.seconds, n=100, method="inclusive")
-        return (f"| {self.name} | {len(self.seconds)} | {1000 * cuts[49]:.1f} | {1000 * cuts[98]:.1f} | "
-                f"{1000 * max(self.seconds):.1f} |")
+        return (
+            f"| {self.name} | {len(self.seconds)} | {1000 * cuts[49]:.1f} | {1000 * cuts[98]:.1f} | "
+            f"{1000 * max(self.seconds):.1f} |"
+        )
 
     def violations(self) -> list[str]:
         """Answers that a feed would pause for."""
-        return [f"{self.name}: {count} true messages were answered {status}"
-                for status, count in Counter(self.statuses).items() if status != 200]
+        return [
+            f"{self.name}: {count} true messages were answered {status}"
+            for status, count in Counter(self.statuses).items()
+            if status != 200
+        ]
 
 
-def _fed(feed: Feed, redox: FakeRedox, name: str, seeds: Iterator[int], count: int) -> Part:
+def _fed(feed: FeedSimulator, redox: FakeRedox, name: str, seeds: Iterator[int], count: int) -> Part:
     answers = [feed.deliver(redox.body("Results.New", seed=next(seeds))).answer for _ in range(count)]
     return Part(name=name, statuses=[each.status for each in answers], seconds=[each.seconds for each in answers])
 
@@ -95,11 +100,12 @@ def _parts(made: Site, nginx: Nginx, refused: list[int | None], count: int, tell
     target = made.target(_DESTINATION)
 
     def redox(token: str) -> FakeRedox:
-        return FakeRedox(f"https://127.0.0.1:{nginx.port}", _DESTINATION, token, source_id=target.source_id,
-                         tls=nginx.tls)
+        return FakeRedox(
+            f"https://127.0.0.1:{nginx.port}", _DESTINATION, token, source_id=target.source_id, tls=nginx.tls
+        )
 
     seeds, true = itertools.count(), redox(target.token)
-    with Feed(true, name="through-nginx", attempts=1, ledger=made.sent[_DESTINATION]) as feed:
+    with FeedSimulator(true, name="through-nginx", attempts=1, ledger=made.sent[_DESTINATION]) as feed:
         parts = [_fed(feed, true, "nothing else", seeds, count)]
         tell(parts[-1].row())
         with _flood(redox(STRANGER), refused):
@@ -125,8 +131,12 @@ def measure(tell: Tell, *, messages: int = _MESSAGES) -> Section:
         wrong = [each for part in parts for each in part.violations()]
         wrong += [f"a stranger's body was answered {status}" for status in refused if status is None or status < 400]
         wrong += made.violations()
-    return Section(title=title, command=_COMMAND, violations=wrong, text=_TEXT.format(
-        at_once=_AT_ONCE, refused=len(refused), rows="\n".join(part.row() for part in parts)))
+    return Section(
+        title=title,
+        command=_COMMAND,
+        violations=wrong,
+        text=_TEXT.format(at_once=_AT_ONCE, refused=len(refused), rows="\n".join(part.row() for part in parts)),
+    )
 
 
 def main() -> int:

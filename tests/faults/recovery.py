@@ -24,25 +24,25 @@ from typing import Any, Final
 import psutil
 from sqlalchemy.exc import OperationalError
 
+from receiver.database.embedded.cluster import Cluster
 from receiver.errors import ConfigurationError
-from receiver.storage.embedded import Cluster
-from receiver.testing.feed import Feed
+from receiver.simulator.feed import FeedSimulator
 from tests.cli.machine import gone
 from tests.faults import effects, outages
 from tests.faults.load import Load, name_of
 from tests.faults.report import Section, Tell
 from tests.faults.rounds import DESTINATIONS, FEEDS, accepting_again, judge
 from tests.faults.site import Site, receiver_workers, site
-from tests.postgres import open_directory
-from tests.waiting import until
+from tests.support.postgres import open_directory
+from tests.support.waiting import until
 
 # Seconds that PostgreSQL is away when it is away for long: the workers' engines have given up several times by then.
 AWAY: Final = 300.0
 # Promised, in seconds.
-ACCEPTING: Final = 5.0     # after PostgreSQL is up
-DELIVERING: Final = 30.0   # after PostgreSQL is back
-TAKEN_OVER: Final = 60.0   # after a worker was killed
-ANSWERED: Final = 5.0      # a message, whatever the database does; not what waits for its handler by design
+ACCEPTING: Final = 5.0  # after PostgreSQL is up
+DELIVERING: Final = 30.0  # after PostgreSQL is back
+TAKEN_OVER: Final = 60.0  # after a worker was killed
+ANSWERED: Final = 5.0  # a message, whatever the database does; not what waits for its handler by design
 # How long what is not promised may take before it is called lost.
 LONGEST: Final = 180.0
 # How long an outage lasts that is not to be long: twice what a request may take.
@@ -147,8 +147,9 @@ class Bench:
         """
         over, since = time.monotonic(), self.now()
         again = accepting_again(self.site, over)
-        self.found.note(fault, "accepting again",
-                        None if again is None else self._refused_until(over, within=False), accepting)
+        self.found.note(
+            fault, "accepting again", None if again is None else self._refused_until(over, within=False), accepting
+        )
         if again is not None and (within := self._refused_until(over, within=True)):
             self.found.note(fault, "accepting again what is handled within the request", within, accepting)
         self.found.note(fault, "delivering again", self._delivering(since), delivering)
@@ -157,9 +158,16 @@ class Bench:
         """Seconds from `over` until the last message that was refused since then was accepted; 0 when none was."""
         last = 0.0
         for ledger in list(self.site.sent.values()):
-            refused = {each.message for each in ledger.attempts if each.sent_at > over and each.status != 401
-                       and not each.accepted and each.error != "AnswerLost" and each.feed.startswith(DESTINATIONS)
-                       and str(each.kind).startswith("Inventory.") == within}
+            refused = {
+                each.message
+                for each in ledger.attempts
+                if each.sent_at > over
+                and each.status != 401
+                and not each.accepted
+                and each.error != "AnswerLost"
+                and each.feed.startswith(DESTINATIONS)
+                and str(each.kind).startswith("Inventory.") == within
+            }
             for name, accepted in ledger.accepted().items():
                 if name in refused and accepted.answered_at is not None:
                     last = max(last, accepted.answered_at - over)
@@ -176,16 +184,27 @@ class Bench:
 
     def answers(self, fault: str, began: float, over: float) -> None:
         """What was answered to what was sent meanwhile, and how late."""
-        meanwhile = [each for ledger in list(self.site.sent.values()) for each in ledger.attempts
-                     if began <= each.sent_at < over and each.error != "AnswerLost"]
+        meanwhile = [
+            each
+            for ledger in list(self.site.sent.values())
+            for each in ledger.attempts
+            if began <= each.sent_at < over and each.error != "AnswerLost"
+        ]
         statuses = Counter(each.status or each.error for each in meanwhile)
         self.found.tell(f"{fault}: " + ", ".join(f"{count} × {status}" for status, count in statuses.most_common()))
         if not statuses[503]:
             self.found.wrong.append(f"{fault}: nobody was answered 503, so it was none")
-        self.found.wrong += [f"{fault}: {each.message} was not answered ({each.error})" for each in meanwhile
-                             if each.answered_at is None]
-        took = {within: [each.answered_at - each.sent_at for each in meanwhile if each.answered_at is not None
-                         and str(each.kind).startswith(_WITHIN) == within] for within in (False, True)}
+        self.found.wrong += [
+            f"{fault}: {each.message} was not answered ({each.error})" for each in meanwhile if each.answered_at is None
+        ]
+        took = {
+            within: [
+                each.answered_at - each.sent_at
+                for each in meanwhile
+                if each.answered_at is not None and str(each.kind).startswith(_WITHIN) == within
+            ]
+            for within in (False, True)
+        }
         self.found.note(fault, "slowest answer", max(took[False]), ANSWERED)
         if took[True]:
             self.found.note(fault, "slowest answer of what is handled within the request", max(took[True]))
@@ -193,17 +212,23 @@ class Bench:
     def in_flight(self, fault: str, began: float, over: float) -> None:
         """Whoever was not answered then was never let in: of his attempt nothing is recorded."""
         # The feeds of two destinations send the same, to each its own.
-        left = {destination: {
-            each.attempt_id: each for each in ledger.attempts
-            if began <= each.sent_at < over and each.answered_at is None and each.error != "AnswerLost"}
-            for destination, ledger in list(self.site.sent.items())}
+        left = {
+            destination: {
+                each.attempt_id: each
+                for each in ledger.attempts
+                if began <= each.sent_at < over and each.answered_at is None and each.error != "AnswerLost"
+            }
+            for destination, ledger in list(self.site.sent.items())
+        }
         errors = Counter(each.error for these in left.values() for each in these.values())
         self.found.tell(f"{fault}: {errors.total()} were not answered: {dict(errors)}")
         for destination, these in left.items():
             for row in self.site.rows(_RECORDED, destination=destination, attempts=list(these)):
                 sent = these[row["attempt_id"]]
-                self.found.wrong.append(f"{fault}: messages {row['id']} ({row['kind']}) was recorded and not answered: "
-                                        f"sent {sent.sent_at - began:.2f} s after it, {sent.error}")
+                self.found.wrong.append(
+                    f"{fault}: messages {row['id']} ({row['kind']}) was recorded and not answered: "
+                    f"sent {sent.sent_at - began:.2f} s after it, {sent.error}"
+                )
 
 
 def came_about(holds: Callable[[], object]) -> bool:
@@ -225,6 +250,7 @@ def _answers(here: Site) -> bool:
 
 # --- the database
 
+
 def database_comes_back(bench: Bench) -> None:
     """Killed, and stopped in order; each time started again at once."""
     cluster = bench.site.cluster
@@ -239,9 +265,12 @@ def database_unwell(bench: Bench) -> None:
     here = bench.site
     faults: tuple[tuple[str, AbstractContextManager[None]], ...] = (
         ("PostgreSQL read-only", outages.read_only(here.cluster)),
-        ("PostgreSQL out of connections", outages.connections_taken(
-            here.cluster, lambda: [host.proxy.cut() for host in (here.first, here.second)])),
-        ("PostgreSQL frozen", outages.frozen(here.cluster)))
+        (
+            "PostgreSQL out of connections",
+            outages.connections_taken(here.cluster, lambda: [host.proxy.cut() for host in (here.first, here.second)]),
+        ),
+        ("PostgreSQL frozen", outages.frozen(here.cluster)),
+    )
     for fault, outage in faults:
         began = time.monotonic()
         with outage:
@@ -287,8 +316,12 @@ def everything_killed(bench: Bench) -> None:
     here, fault = bench.site, "everything killed at once"
     assert here.first.process is not None
     parents = [here.first.process.pid, here.cluster.pid(), *(each.pid for each in here.second.workers)]
-    killed = [process for pid in parents if pid is not None
-              for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))]
+    killed = [
+        process
+        for pid in parents
+        if pid is not None
+        for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))
+    ]
     for each in killed:
         with suppress(psutil.NoSuchProcess):  # who has lost its parent ends by itself
             each.kill()
@@ -302,6 +335,7 @@ def everything_killed(bench: Bench) -> None:
 
 
 # --- the receiver
+
 
 def receiver_killed(bench: Bench) -> None:
     """A gunicorn worker, then the master with all of its own."""
@@ -339,6 +373,7 @@ def receiver_told_to_stop(bench: Bench) -> None:
 
 # --- the workers
 
+
 def worker_killed(bench: Bench, fault: str = "a worker killed") -> None:
     """With all of its handler processes, while one of them is in the midst of a message."""
     here = bench.site
@@ -346,7 +381,7 @@ def worker_killed(bench: Bench, fault: str = "a worker killed") -> None:
     body = redox.body("Results.New", seed=time.time_ns())
     message = name_of(body)
     gate = here.gate("outside", message)
-    with Feed(redox, name="held", time_scale=0.02, ledger=here.sent["lab"]) as feed:
+    with FeedSimulator(redox, name="held", time_scale=0.02, ledger=here.sent["lab"]) as feed:
         feed.deliver(body)
     until(lambda: _lines(here, message, "inside"))
     worker = psutil.Process(_lines(here, message, "inside")[0]["worker"])
@@ -359,19 +394,24 @@ def worker_killed(bench: Bench, fault: str = "a worker killed") -> None:
     until(lambda: gone(worker))
     here.second.revive()
     taken = came_about(lambda: not here.rows(_HELD, owner=owner))
-    bench.found.note(fault, f"its {held} lanes running on others",
-                     time.monotonic() - began if taken else None, TAKEN_OVER)
+    bench.found.note(
+        fault, f"its {held} lanes running on others", time.monotonic() - began if taken else None, TAKEN_OVER
+    )
     done = came_about(lambda: _lines(here, message, "done"))
     bench.found.note(fault, "its message done", time.monotonic() - began if done else None, TAKEN_OVER)
 
 
 def _lines(here: Site, message: str, phase: str) -> list[dict[str, Any]]:
     """What the other system was told of that message by the handler `outside`."""
-    return [line for line in here.journal()
-            if (line["message"], line["handler"], line["phase"]) == (message, "outside", phase)]
+    return [
+        line
+        for line in here.journal()
+        if (line["message"], line["handler"], line["phase"]) == (message, "outside", phase)
+    ]
 
 
 # --- all of it
+
 
 class OwnDatabase(Site):
     """A site of which the first host's `up` owns the database, in a data directory on that disk."""
@@ -453,8 +493,12 @@ def measure(tell: Tell, *, away: float = AWAY, only: Sequence[str] = ()) -> Sect
     for name, run in _OWN.items():
         if name in wanted:
             run(found)
-    return section(found, "python -m tests.faults.recovery" + "".join(f" --only {each}" for each in only)
-                   + ("" if away == AWAY else f" --away {away:g}"))
+    return section(
+        found,
+        "python -m tests.faults.recovery"
+        + "".join(f" --only {each}" for each in only)
+        + ("" if away == AWAY else f" --away {away:g}"),
+    )
 
 
 PARTS: Final[dict[str, Callable[[Bench, float], None]]] = {
@@ -483,24 +527,37 @@ handler and destination. What is promised has a bound.
 
 def section(found: Found, command: str) -> Section:
     """The chapter of the report."""
-    return Section(title="How soon all is well again", command=command, violations=tuple(found.wrong),
-                   text=_TEXT.format(figures=figures(found), skipped="".join(
-                       f"\n**Skipped**: {each}.\n" for each in found.skipped)))
+    return Section(
+        title="How soon all is well again",
+        command=command,
+        violations=tuple(found.wrong),
+        text=_TEXT.format(
+            figures=figures(found), skipped="".join(f"\n**Skipped**: {each}.\n" for each in found.skipped)
+        ),
+    )
 
 
 def figures(found: Found) -> str:
     """The lines of the table."""
     return "\n".join(
         f"| {each.fault} | {each.what} | {'never' if each.seconds is None else f'{each.seconds:.2f}'} | "
-        f"{'' if each.bound is None else f'{each.bound:g}'} |" for each in found.figures)
+        f"{'' if each.bound is None else f'{each.bound:g}'} |"
+        for each in found.figures
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: 0 when all bounds held and nothing was violated."""
-    parser = argparse.ArgumentParser(prog="python -m tests.faults.recovery",
-                                     description="Measure how soon all is well again.")
-    parser.add_argument("--away", type=float, default=AWAY, metavar="SECONDS",
-                        help="how long PostgreSQL is away when it is away for long  [default: %(default)g]")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.faults.recovery", description="Measure how soon all is well again."
+    )
+    parser.add_argument(
+        "--away",
+        type=float,
+        default=AWAY,
+        metavar="SECONDS",
+        help="how long PostgreSQL is away when it is away for long  [default: %(default)g]",
+    )
     parser.add_argument("--only", action="append", choices=list(PARTS), default=[], help="may be repeated")
     options = parser.parse_args(arguments)
     made = measure(lambda line: print(line, flush=True), away=options.away, only=options.only)

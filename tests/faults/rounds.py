@@ -20,14 +20,14 @@ import psutil
 from sqlalchemy import make_url
 
 from receiver import keyring as keyrings
-from receiver.testing.ledger import Attempt
+from receiver.simulator.attempt_log import Attempt
 from tests.faults.canary import Canaries
 from tests.faults.load import FAMILY, STRANGER, Load
 from tests.faults.mishaps import MISHAPS, Mishap, handler_processes
 from tests.faults.report import Section, Tell
 from tests.faults.site import Site, site
 from tests.faults.strikes import struck
-from tests.waiting import until
+from tests.support.waiting import until
 
 DESTINATIONS: Final = ("lab", "ward")
 FEEDS: Final = 2  # to each
@@ -68,8 +68,15 @@ def order(seed: int, rounds: int, mishaps: Sequence[Mishap] = MISHAPS) -> Iterat
                 given += 1
 
 
-def run(seed: int, rounds: int, *, mishaps: Sequence[Mishap] = MISHAPS, check_every: int = 7,
-        seconds: float = math.inf, tell: Tell = lambda _: None) -> Run:
+def run(
+    seed: int,
+    rounds: int,
+    *,
+    mishaps: Sequence[Mishap] = MISHAPS,
+    check_every: int = 7,
+    seconds: float = math.inf,
+    tell: Tell = lambda _: None,
+) -> Run:
     """Run so many rounds, or as many as begin within `seconds` once everything runs; judge after every few, and at the
     end."""
     made = Run(seed=seed)
@@ -90,15 +97,20 @@ def run(seed: int, rounds: int, *, mishaps: Sequence[Mishap] = MISHAPS, check_ev
             for mishap in left[:check_every]:
                 if time.monotonic() < ends:
                     made.rounds.append(_round(here, mishap, dice))
-                    tell(f"{len(made.rounds):4} {mishap.__name__}: accepting {_seconds(made.rounds[-1].accepting)} "
-                         "after it")
+                    tell(
+                        f"{len(made.rounds):4} {mishap.__name__}: accepting {_seconds(made.rounds[-1].accepting)} "
+                        "after it"
+                    )
             left = left[check_every:]
             load.stop()
             began = time.monotonic()
             made.wrong += load.given_up + judge(here, load)
             made.delivering.append(time.monotonic() - began)
-            made.wrong += [f"round {number}: accepting again was not seen within {_ACCEPTING:g} s ({each.mishap})"
-                           for number, each in enumerate(made.rounds, 1) if each.accepting is None]
+            made.wrong += [
+                f"round {number}: accepting again was not seen within {_ACCEPTING:g} s ({each.mishap})"
+                for number, each in enumerate(made.rounds, 1)
+                if each.accepting is None
+            ]
             tell(f"     judged: {len(made.wrong)} violations")
             leg += 1
         made.counts = _counts(here)
@@ -114,8 +126,7 @@ def _round(here: Site, mishap: Mishap, dice: random.Random) -> Round:
 
 
 def accepting_again(here: Site, over: float) -> float | None:
-    """Seconds from `over` (monotonic) until every feed's messages were accepted again; None when that takes too long.
-    """
+    """Seconds from `over` (monotonic) until every feed's messages were accepted again; None when that takes too long."""
     accepting = None
     while accepting is None and time.monotonic() < over + _ACCEPTING:
         time.sleep(0.05)
@@ -139,11 +150,15 @@ def _accepting(here: Site, over: float) -> float | None:
             these = feeds[f"{destination}-{number}"]
             if not any(each.accepted and each.sent_at > over + _SHOWN for each in these):
                 return None
-            failed = max((each.sent_at for each in these if not (each.accepted or each.error == "AnswerLost")),
-                         default=None)
+            failed = max(
+                (each.sent_at for each in these if not (each.accepted or each.error == "AnswerLost")), default=None
+            )
             if failed is not None:
-                again = [each.answered_at for each in these if each.answered_at is not None and each.accepted
-                         and each.sent_at > failed]
+                again = [
+                    each.answered_at
+                    for each in these
+                    if each.answered_at is not None and each.accepted and each.sent_at > failed
+                ]
                 if not again:
                     return None
                 longest = max(longest, min(again) - over)
@@ -167,10 +182,15 @@ def judge(here: Site, load: Load) -> list[str]:
             continue
         if not lines & parents:
             wrong.append("a handler process has outlived whoever started it")
-    keys = keyrings.load(here.first.data_dir / "keyring.json").keys
-    canaries = Canaries({"the patients' name": FAMILY, "a stranger's token": STRANGER,
-                         **{f"the token of {name}": here.target(name).token for name in DESTINATIONS},
-                         **{f"the key {key.id}": key.secret for key in keys}})
+    keys = keyrings.load_keyring(here.first.data_dir / "keyring.json").keys
+    canaries = Canaries(
+        {
+            "the patients' name": FAMILY,
+            "a stranger's token": STRANGER,
+            **{f"the token of {name}": here.target(name).token for name in DESTINATIONS},
+            **{f"the key {key.id}": key.secret for key in keys},
+        }
+    )
     for host in here.hosts:
         wrong += canaries.within(host.log.read_bytes(), f"the log of {host.root.name}")
     wrong += canaries.within(here.cluster.log_path.read_bytes(), "PostgreSQL's log")
@@ -180,16 +200,20 @@ def judge(here: Site, load: Load) -> list[str]:
 
 def _counts(here: Site) -> dict[str, int]:
     attempts: list[Attempt] = [attempt for ledger in here.sent.values() for attempt in ledger.attempts]
-    counted = {"requests sent": len(attempts), "of them answered 200": sum(each.status == 200 for each in attempts),
-               "answered 503": sum(each.status == 503 for each in attempts),
-               "answered 401": sum(each.status == 401 for each in attempts),
-               "never answered": sum(each.status is None for each in attempts)}
+    counted = {
+        "requests sent": len(attempts),
+        "of them answered 200": sum(each.status == 200 for each in attempts),
+        "answered 503": sum(each.status == 503 for each in attempts),
+        "answered 401": sum(each.status == 401 for each in attempts),
+        "never answered": sum(each.status is None for each in attempts),
+    }
     for what, query in {
-            "messages recorded": "SELECT count(*) AS n FROM messages",
-            "deliveries": "SELECT count(*) AS n FROM deliveries",
-            "attempts of handlers": "SELECT count(*) AS n FROM delivery_attempts",
-            "of them cut short by a fault": "SELECT count(*) AS n FROM delivery_attempts WHERE outcome = 'crashed'",
-            "audit rows": "SELECT count(*) AS n FROM audit_events"}.items():
+        "messages recorded": "SELECT count(*) AS n FROM messages",
+        "deliveries": "SELECT count(*) AS n FROM deliveries",
+        "attempts of handlers": "SELECT count(*) AS n FROM delivery_attempts",
+        "of them cut short by a fault": "SELECT count(*) AS n FROM delivery_attempts WHERE outcome = 'crashed'",
+        "audit rows": "SELECT count(*) AS n FROM audit_events",
+    }.items():
         counted[what] = here.rows(query)[0]["n"]
     counted["strikes at fail-points"] = struck(here.hosts)
     return counted
@@ -225,18 +249,28 @@ def section(made: Run, command: str) -> Section:
         these = [each for each in made.rounds if each.mishap == mishap.__name__]
         waits = [each.accepting for each in these if each.accepting is not None]
         if waits:
-            rows.append(f"| {(mishap.__doc__ or '').rstrip('.')} | {len(these)} | "
-                        f"{max(each.lasted for each in these):.1f} | {statistics.median(waits):.2f} | "
-                        f"{max(waits):.2f} |")
+            rows.append(
+                f"| {(mishap.__doc__ or '').rstrip('.')} | {len(these)} | "
+                f"{max(each.lasted for each in these):.1f} | {statistics.median(waits):.2f} | "
+                f"{max(waits):.2f} |"
+            )
     return Section(
-        title="Anything, at any moment", command=command, violations=tuple(made.wrong), text=_TEXT.format(
-            rounds=len(made.rounds), seed=made.seed, mishaps="\n".join(rows),
+        title="Anything, at any moment",
+        command=command,
+        violations=tuple(made.wrong),
+        text=_TEXT.format(
+            rounds=len(made.rounds),
+            seed=made.seed,
+            mishaps="\n".join(rows),
             delivering=max(made.delivering, default=0.0),
-            counts="\n".join(f"| {what} | {count:,} |" for what, count in made.counts.items())))
+            counts="\n".join(f"| {what} | {count:,} |" for what, count in made.counts.items()),
+        ),
+    )
 
 
-def measure(tell: Tell, *, rounds: int = len(MISHAPS), seed: int | None = None,
-            mishaps: Sequence[Mishap] = MISHAPS) -> Section:
+def measure(
+    tell: Tell, *, rounds: int = len(MISHAPS), seed: int | None = None, mishaps: Sequence[Mishap] = MISHAPS
+) -> Section:
     """Run them, and what came of it. Without a seed a new one is taken; the section's command has it."""
     if seed is None:
         seed = random.SystemRandom().randrange(1_000_000)

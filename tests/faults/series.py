@@ -73,5 +73,12 @@ def judge(series: Series, since: float) -> Verdict:
         word = "by design"
     elif gained > tolerated and correlation >= _STRAIGHT:
         word = "growing"
-    return Verdict(series=series, word=word, first=values[0], last=values[-1], highest=max(values), gained=gained,
-                   daily=slope * DAY)
+    return Verdict(
+        series=series,
+        word=word,
+        first=values[0],
+        last=values[-1],
+        highest=max(values),
+        gained=gained,
+        daily=slope * DAY,
+    )

@@ -23,18 +23,18 @@ import psutil
 from sqlalchemy import Engine, make_url, text
 
 from receiver import keyring as keyrings
+from receiver.database.embedded.cluster import DATABASE, ROLE, Cluster
+from receiver.database.engine import open_engine
 from receiver.errors import ConfigurationError
 from receiver.keyring import Keyring
-from receiver.storage.database import open_engine
-from receiver.storage.embedded import DATABASE, ROLE, Cluster
-from receiver.testing.feed import Feed
-from receiver.testing.ledger import Ledger
-from receiver.testing.misbehaviour import Target
+from receiver.simulator.attacks import AttackTarget
+from receiver.simulator.attempt_log import AttemptLog
+from receiver.simulator.feed import FeedSimulator
 from tests.cli.machine import SOURCE, Machine
 from tests.faults import checker, effects
 from tests.faults.proxy import Proxy
-from tests.postgres import open_directory
-from tests.waiting import until
+from tests.support.postgres import open_directory
+from tests.support.waiting import until
 
 ROOT = Path(__file__).parents[2]
 # As short as it may be: what a killed worker held is another's after so long.
@@ -50,8 +50,12 @@ class Host(Machine):
         # What stands before the command of each part: how it gets onto the host, if that has a network of its own.
         self.prefix: tuple[str, ...] = ()
         self.environment |= environment | {
-            "DATABASE_URL": f"postgresql://{ROLE}@127.0.0.1:{proxy.port}/{DATABASE}", "PYTHONPATH": str(ROOT),
-            "RECEIVER_LEASE": LEASE, "TMPDIR": str(root), "HOME": str(root)}
+            "DATABASE_URL": f"postgresql://{ROLE}@127.0.0.1:{proxy.port}/{DATABASE}",
+            "PYTHONPATH": str(ROOT),
+            "RECEIVER_LEASE": LEASE,
+            "TMPDIR": str(root),
+            "HOME": str(root),
+        }
         self.workers: list[subprocess.Popen[bytes]] = []
 
     def work(self, **more: str) -> subprocess.Popen[bytes]:
@@ -84,9 +88,15 @@ class Host(Machine):
     def _part(self, command: str, more: dict[str, str], *descriptors: int) -> subprocess.Popen[bytes]:
         with self.log.open("a") as log:
             return subprocess.Popen(
-                [*self.prefix, self.python, "-P", "-m", "receiver", *command.split()], cwd=self.root,
-                env=self._environment() | more, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=descriptors,
-                start_new_session=True)
+                [*self.prefix, self.python, "-P", "-m", "receiver", *command.split()],
+                cwd=self.root,
+                env=self._environment() | more,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=descriptors,
+                start_new_session=True,
+            )
 
     def told(self, event: str, *, after: int = 0) -> list[dict[str, Any]]:
         """The lines of that event in the log, from the byte `after` on."""
@@ -125,7 +135,7 @@ class Site:
         self._handlers = handlers
         self._stack = ExitStack()
         # What was sent to each destination, whoever sent it.
-        self.sent: defaultdict[str, Ledger] = defaultdict(Ledger)
+        self.sent: defaultdict[str, AttemptLog] = defaultdict(AttemptLog)
         self.hosts: list[Host] = []
         self.first, self.second = self._host("first"), self._host("second")
 
@@ -170,19 +180,24 @@ class Site:
     @cached_property
     def keyring(self) -> Keyring:
         """What opens the payloads."""
-        return keyrings.load(self.first.data_dir / "keyring.json")
+        return keyrings.load_keyring(self.first.data_dir / "keyring.json")
 
-    def target(self, destination: str, url: str | None = None) -> Target:
+    def target(self, destination: str, url: str | None = None) -> AttackTarget:
         """The destination as Redox knows it: at the first host, or at another's `url`."""
-        return Target(base_url=url or self.first.url, destination=destination, source_id=SOURCE,
-                      token=(self.first.root / f"{destination}.token").read_text().strip())
+        return AttackTarget(
+            base_url=url or self.first.url,
+            destination=destination,
+            source_id=SOURCE,
+            token=(self.first.root / f"{destination}.token").read_text().strip(),
+        )
 
-    def feed(self, destination: str, name: str) -> Feed:
+    def feed(self, destination: str, name: str) -> FeedSimulator:
         """A feed of that destination, which gives up after two minutes; Redox never does."""
-        return Feed(self.target(destination).redox(), name=name, time_scale=0.02, deadline=120,
-                    ledger=self.sent[destination])
+        return FeedSimulator(
+            self.target(destination).redox(), name=name, time_scale=0.02, deadline=120, ledger=self.sent[destination]
+        )
 
-    def note(self, destination: str, sent: Ledger) -> None:
+    def note(self, destination: str, sent: AttemptLog) -> None:
         """Add what somebody else has sent to the destination."""
         for attempt in sent.attempts:
             self.sent[destination].record(attempt)
@@ -195,15 +210,20 @@ class Site:
 
             def handed_over() -> bool:
                 feed.deliver(self.target(destination).redox().body("Results.New", seed=next(seeds)))
-                return bool(self.rows(
-                    "SELECT FROM messages m JOIN destinations t ON t.id = m.destination_id WHERE t.name = :name "
-                    "AND m.state = 'accepted'", name=destination))
+                return bool(
+                    self.rows(
+                        "SELECT FROM messages m JOIN destinations t ON t.id = m.destination_id WHERE t.name = :name "
+                        "AND m.state = 'accepted'",
+                        name=destination,
+                    )
+                )
 
             until(handed_over)
 
     def violations(self, seconds: float = 90.0) -> list[str]:
         """Wait until all that can be done is done, and judge: see tests.faults.checker."""
         with self.engine.connect() as connection:
+
             def finished() -> bool:
                 connection.rollback()
                 return not checker.unfinished(connection)
@@ -214,8 +234,9 @@ class Site:
             # What waited for a time may run on meanwhile. First the database's moment, then what the other system was
             # told: of what has succeeded by then, it was told before.
             connection.execute(text("SELECT 1"))
-            return checker.violations(checker.Evidence(
-                connection=connection, keyring=self.keyring, ledgers=self.sent, journal=self.journal()))
+            return checker.violations(
+                checker.Evidence(connection=connection, keyring=self.keyring, ledgers=self.sent, journal=self.journal())
+            )
 
     def gate(self, handler: str, message: str, *, host: Host | None = None) -> Path:
         """Put a gate before that handler for that message; it stands until it is unlinked.
@@ -263,5 +284,6 @@ def _kill(processes: list[psutil.Process]) -> None:
 
 def receiver_workers(host: Host) -> list[int]:
     """The process ids of gunicorn's workers on that host."""
-    return [each.pid for each in psutil.Process(host.part("receiver")).children()
-            if "gunicorn" in " ".join(each.cmdline())]
+    return [
+        each.pid for each in psutil.Process(host.part("receiver")).children() if "gunicorn" in " ".join(each.cmdline())
+    ]

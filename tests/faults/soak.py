@@ -21,18 +21,18 @@ from typing import Final
 import psycopg
 from sqlalchemy import make_url
 
-from receiver.testing import samples
-from receiver.testing.api import FakeRedoxApi
-from receiver.testing.feed import with_attempt
-from receiver.testing.line import Line
-from receiver.testing.sender import FakeRedox
+from receiver.samples import sample
+from receiver.simulator.api import FakeRedoxApi
+from receiver.simulator.fake_redox import FakeRedox
+from receiver.simulator.feed import with_attempt
+from receiver.simulator.http_connection import HttpConnection
 from tests.cli.machine import SOURCE, Machine, machine
 from tests.faults import steady
 from tests.faults.gauges import DESIGNED, Gauges
 from tests.faults.report import Section, Tell
 from tests.faults.series import Verdict, judge
 from tests.faults.site import ROOT
-from tests.waiting import until
+from tests.support.waiting import until
 
 RATE: Final = 10.0
 MINUTES: Final = 10.0
@@ -45,11 +45,26 @@ _SELDOM: Final = 5.0
 _FEEDS: Final = 4
 _PATIENTS: Final = 200
 _LEGACY: Final = {"apiKey": "soak", "secret": "what-only-the-fake-redox-knows"}
-_KINDS: Final = ("PatientAdmin.Arrival", "PatientAdmin.Transfer", "PatientAdmin.Discharge", "Results.New",
-                 "FHIR.PatientAdminUpdated", "Scheduling.New", "Inventory.Update")
+_KINDS: Final = (
+    "PatientAdmin.Arrival",
+    "PatientAdmin.Transfer",
+    "PatientAdmin.Discharge",
+    "Results.New",
+    "FHIR.PatientAdminUpdated",
+    "Scheduling.New",
+    "Inventory.Update",
+)
 # What comes, how often of a hundred, and how it is answered.
-_MIX: Final = {"message": 76, "repeat": 5, "query": 4, "stranger": 3, "unknown source": 2, "unreadable": 1,
-               "stumbling": 7, "hopeless": 2}
+_MIX: Final = {
+    "message": 76,
+    "repeat": 5,
+    "query": 4,
+    "stranger": 3,
+    "unknown source": 2,
+    "unreadable": 1,
+    "stumbling": 7,
+    "hopeless": 2,
+}
 _ANSWERS: Final = {"stranger": 401, "unknown source": 403}
 
 
@@ -63,8 +78,9 @@ class Load:
         self._lock = threading.Lock()
         self.counts: Counter[tuple[str, int | None]] = Counter()
         self.strange: list[str] = []
-        self._threads = [threading.Thread(target=self._feed, args=(random.Random(number),), daemon=True)
-                         for number in range(_FEEDS)]
+        self._threads = [
+            threading.Thread(target=self._feed, args=(random.Random(number),), daemon=True) for number in range(_FEEDS)
+        ]
 
     def start(self) -> None:
         """Begin to send."""
@@ -83,7 +99,7 @@ class Load:
         with self._redox.line() as line:
             while not self._stopping.wait(max(0.0, due - time.monotonic())):
                 due = max(due + self._pause, time.monotonic() - 1.0)
-                what, = dice.choices(list(_MIX), list(_MIX.values()))
+                (what,) = dice.choices(list(_MIX), list(_MIX.values()))
                 if what == "repeat" and last is None:
                     continue
                 status, body = self._send(what, dice, last, line)
@@ -91,9 +107,12 @@ class Load:
                 with self._lock:
                     self.counts[what, status] += 1
 
-    def _send(self, what: str, dice: random.Random, last: bytes | None, line: Line) -> tuple[int | None, bytes]:
+    def _send(
+        self, what: str, dice: random.Random, last: bytes | None, line: HttpConnection
+    ) -> tuple[int | None, bytes]:
         kind = {"query": "PatientSearch.Query", "stumbling": steady.RAISES_ONCE, "hopeless": steady.GIVES_UP}.get(
-            what, dice.choice(_KINDS))
+            what, dice.choice(_KINDS)
+        )
         redox = self._stranger if what == "stranger" else self._redox
         seed = dice.randrange(1 << 40)
         if what == "repeat" and last is not None:
@@ -101,7 +120,7 @@ class Load:
         elif what == "unreadable":
             body = b'{"Meta": {"DataModel": "PatientAdmin", "EventType": ' + str(seed).encode()
         else:
-            body = redox.body(kind, seed=seed, patient=samples.person(dice.randrange(_PATIENTS)))
+            body = redox.body(kind, seed=seed, patient=sample.person(dice.randrange(_PATIENTS)))
         if what == "unknown source":
             body = body.replace(SOURCE.encode(), b"00000000-0000-4000-8000-00000000ffff")
         # Who is refused is hung up on, and begins anew.
@@ -125,29 +144,39 @@ def measure(tell: Tell, minutes: float = MINUTES, rate: float = RATE, *, also: S
             api.processed.clear()
             if now - told >= 60:
                 told = now
-                tell(f"{now / 60:5.1f} min: {gauges.count('messages'):,} messages, "
-                     f"{gauges.count('audit_events'):,} audit rows")
+                tell(
+                    f"{now / 60:5.1f} min: {gauges.count('messages'):,} messages, "
+                    f"{gauges.count('audit_events'):,} audit rows"
+                )
             time.sleep(pause)  # the measure of time itself
         load.stop()
         warm = min(_WARM * seconds, _WARM_AT_MOST)
         verdicts = [judge(each, warm) for each in gauges.series.values()]
         wrong = [_sentence(each) for each in verdicts if each.word == "growing"]
-        wrong += [f"{what}: answered {status} {count} times" for (what, status), count in sorted(
-            load.counts.items(), key=str) if status != _ANSWERS.get(what, 200)]
+        wrong += [
+            f"{what}: answered {status} {count} times"
+            for (what, status), count in sorted(load.counts.items(), key=str)
+            if status != _ANSWERS.get(what, 200)
+        ]
         wrong += _left_undone(gauges)
         text = _text(verdicts, gauges, load, seconds - warm)
         gauges.close()
-    return Section(title="Soak", command=f"./tests/faults/soak --minutes {minutes:g} --rate {rate:g}", text=text,
-                   violations=wrong)
+    return Section(
+        title="Soak", command=f"./tests/faults/soak --minutes {minutes:g} --rate {rate:g}", text=text, violations=wrong
+    )
 
 
 @contextmanager
 def _running(also: Sequence[str]) -> Iterator[Machine]:
     with machine() as here:
         here.environment |= {
-            "RECEIVER_HANDLERS": ",".join((steady.__name__, *also)), "PYTHONPATH": str(ROOT),
-            "RECEIVER_PAUSE_AFTER_DEAD": "1000000000", "TMPDIR": str(here.root), "HOME": str(here.root),
-            "RECEIVER_REDOX_RATE": "1000000"}
+            "RECEIVER_HANDLERS": ",".join((steady.__name__, *also)),
+            "PYTHONPATH": str(ROOT),
+            "RECEIVER_PAUSE_AFTER_DEAD": "1000000000",
+            "TMPDIR": str(here.root),
+            "HOME": str(here.root),
+            "RECEIVER_REDOX_RATE": "1000000",
+        }
         here.up("--workers", "1")
         yield here
 
@@ -158,8 +187,19 @@ def _prepared(here: Machine, api: FakeRedoxApi, rate: float) -> Load:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(steady.TABLE)
         api.register_legacy(_LEGACY["apiKey"], _LEGACY["secret"])
-        here.run("outbound", "key", "add", "soak", "--environment", "development", "--base-url", api.base_url,
-                 "--legacy-file", "-", stdin=json.dumps(_LEGACY))
+        here.run(
+            "outbound",
+            "key",
+            "add",
+            "soak",
+            "--environment",
+            "development",
+            "--base-url",
+            api.base_url,
+            "--legacy-file",
+            "-",
+            stdin=json.dumps(_LEGACY),
+        )
         token = here.register("lab", "--reply-with", "soak").read_text().strip()
         # RECEIVER_HANDLERS are bound by the worker, once it has seen the destination.
         until(lambda: connection.execute("SELECT 1 FROM subscriptions WHERE handler = 'search'").fetchone())
@@ -169,8 +209,9 @@ def _prepared(here: Machine, api: FakeRedoxApi, rate: float) -> Load:
 
 
 def _left_undone(gauges: Gauges) -> list[str]:
-    left: Callable[[], int] = lambda: gauges.count("deliveries WHERE state = 'pending'") + gauges.count(  # noqa: E731
-        "outbound_requests WHERE state = 'pending'")
+    left: Callable[[], int] = lambda: (  # noqa: E731
+        gauges.count("deliveries WHERE state = 'pending'") + gauges.count("outbound_requests WHERE state = 'pending'")
+    )
     with suppress(AssertionError):
         until(lambda: not left())
     return [f"{left()} deliveries and requests were not done a minute after the load had ended"] if left() else []
@@ -178,19 +219,25 @@ def _left_undone(gauges: Gauges) -> list[str]:
 
 def _sentence(verdict: Verdict) -> str:
     unit = f" {verdict.series.unit}" if verdict.series.unit else ""
-    return (f"{verdict.series.name} is growing: from {verdict.first:,.1f} to {verdict.last:,.1f}{unit}, "
-            f"{verdict.daily:+,.0f}{unit} a day")
+    return (
+        f"{verdict.series.name} is growing: from {verdict.first:,.1f} to {verdict.last:,.1f}{unit}, "
+        f"{verdict.daily:+,.0f}{unit} a day"
+    )
 
 
 def _text(verdicts: Sequence[Verdict], gauges: Gauges, load: Load, seconds: float) -> str:
     messages = next(each for each in verdicts if each.series.name == "messages")
     sent = sum(load.counts.values())
-    head = (f"{sent:,} requests, {messages.last:,.0f} messages. Judged: the last {seconds / 60:.1f} minutes, by the "
-            "line of least squares.\n\n| | unit | first | last | highest | a day | |\n|---|---|--:|--:|--:|--:|---|\n")
+    head = (
+        f"{sent:,} requests, {messages.last:,.0f} messages. Judged: the last {seconds / 60:.1f} minutes, by the "
+        "line of least squares.\n\n| | unit | first | last | highest | a day | |\n|---|---|--:|--:|--:|--:|---|\n"
+    )
     rows = "".join(
         f"| {each.series.name} | {each.series.unit} | {each.first:,.1f} | {each.last:,.1f} | {each.highest:,.1f} | "
         f"{each.daily:+,.0f} | {each.word} |\n"
-        for each in sorted(verdicts, key=lambda one: (one.word, one.series.name)) if _tells(each))
+        for each in sorted(verdicts, key=lambda one: (one.word, one.series.name))
+        if _tells(each)
+    )
     level = sum(not _tells(each) for each in verdicts)
     return f"{head}{rows}\n{level} more were level and small.\n\n{_bytes_each(verdicts, messages)}\n{_updates(gauges)}"
 
@@ -206,21 +253,26 @@ def _bytes_each(verdicts: Sequence[Verdict], messages: Verdict) -> str:
         return ""
     sizes = {each.series.name: each.gained * 1024 / messages.gained for each in verdicts if each.series.unit == "KiB"}
     parts = {table: sizes.get(f"table {table}", 0.0) + sizes.get(f"indexes of {table}", 0.0) for table in DESIGNED}
-    told = ", ".join(f"{table} {size:,.0f}" for table, size in sorted(parts.items(), key=lambda part: -part[1])
-                     if size > 1)
+    told = ", ".join(
+        f"{table} {size:,.0f}" for table, size in sorted(parts.items(), key=lambda part: -part[1]) if size > 1
+    )
     return f"Bytes a message, indexes included: {sum(parts.values()):,.0f} ({told}).\n"
 
 
 def _updates(gauges: Gauges) -> str:
-    told = "; ".join(f"{row['name']} {row['updates']:,}, {100 * row['hot'] // row['updates']} %, {row['vacuums']}"
-                     for row in gauges.updates())
+    told = "; ".join(
+        f"{row['name']} {row['updates']:,}, {100 * row['hot'] // row['updates']} %, {row['vacuums']}"
+        for row in gauges.updates()
+    )
     return f"Updates, of them within the page, vacuums: {told}.\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: 0 when nothing grew that should not."""
-    parser = argparse.ArgumentParser(prog="tests/faults/soak", description="A steady mixed load on a receiver, and "
-                                     "whether anything grows that should not.")
+    parser = argparse.ArgumentParser(
+        prog="tests/faults/soak",
+        description="A steady mixed load on a receiver, and whether anything grows that should not.",
+    )
     parser.add_argument("--minutes", type=float, default=MINUTES, metavar="N", help=f"default: {MINUTES:g}")
     parser.add_argument("--rate", type=float, default=RATE, metavar="R", help=f"requests a second; default: {RATE:g}")
     options = parser.parse_args(arguments)

@@ -15,12 +15,12 @@ from typing import Final
 import psycopg
 from psycopg import sql
 
-from receiver.failpoints import POINTS, VARIABLE
-from receiver.testing.feed import Feed
+from receiver.fault_injection.faults import POINTS, VARIABLE
+from receiver.simulator.feed import FeedSimulator
 from tests.faults import effects, outages
 from tests.faults.load import name_of
 from tests.faults.site import Host, Site
-from tests.waiting import until
+from tests.support.waiting import until
 
 # How long a part is waited for to come to its point: what another mishap has left may keep it from ever getting there.
 _PATIENCE: Final = 30.0
@@ -41,14 +41,15 @@ def receiver_struck(site: Site, dice: random.Random) -> None:
     before = site.second.log.stat().st_size
     with site.second.receiving(**{VARIABLE: order}) as url:
         redox = site.target("lab", url).redox()
-        with Feed(redox, name="beside", time_scale=0.02, deadline=200, ledger=site.sent["lab"]) as feed:
+        with FeedSimulator(redox, name="beside", time_scale=0.02, deadline=200, ledger=site.sent["lab"]) as feed:
             given_up = time.monotonic() + _PATIENCE
             for number in range(100):
                 sent = feed.deliver(redox.body(_KINDS[number % len(_KINDS)], seed=dice.randrange(1 << 40)))
                 if sent.answer.accepted:
                     feed.duplicate(sent)
                 if (number >= _MESSAGES and site.second.told("failpoint.struck", after=before)) or (
-                        time.monotonic() > given_up):
+                    time.monotonic() > given_up
+                ):
                     break
 
 
@@ -85,9 +86,11 @@ def transactions_refused(site: Site, dice: random.Random) -> None:
     with psycopg.connect(outages.address(site.cluster)) as connection:
         connection.execute(_DEED)
         for table in _TABLES:
-            connection.execute(sql.SQL(
-                "CREATE TRIGGER refuse AFTER INSERT OR UPDATE ON {} FOR EACH STATEMENT EXECUTE FUNCTION refuse()"
-            ).format(sql.Identifier(table)))
+            connection.execute(
+                sql.SQL(
+                    "CREATE TRIGGER refuse AFTER INSERT OR UPDATE ON {} FOR EACH STATEMENT EXECUTE FUNCTION refuse()"
+                ).format(sql.Identifier(table))
+            )
             connection.commit()  # one table's lock at a time: this is to deadlock with nobody
         time.sleep(dice.uniform(2.0, 4.0))
         for table in _TABLES:
@@ -143,14 +146,17 @@ def lane_held(site: Site, dice: random.Random) -> None:
     redox = site.target("ward").redox()
     poison = redox.body(effects.POISON, seed=dice.randrange(1 << 40))
     after = redox.body("Vaccination.Administration", seed=dice.randrange(1 << 40))
-    with Feed(redox, name="poison", time_scale=0.02, deadline=200, ledger=site.sent["ward"]) as feed:
+    with FeedSimulator(redox, name="poison", time_scale=0.02, deadline=200, ledger=site.sent["ward"]) as feed:
         for body in (poison, after):
             feed.deliver(body)
     until(lambda: site.rows("SELECT FROM lanes WHERE handler = 'strict' AND state = 'held'"), 120)
     begun = {line["message"] for line in site.journal() if line["handler"] == "strict"}
     assert name_of(after) not in begun, "what comes after a held delivery has run"
-    [head] = site.rows("SELECT d.id FROM deliveries d JOIN messages m ON m.id = d.message_id "
-                       "WHERE d.handler = 'strict' AND m.log_id = :name", name=name_of(poison))
+    [head] = site.rows(
+        "SELECT d.id FROM deliveries d JOIN messages m ON m.id = d.message_id "
+        "WHERE d.handler = 'strict' AND m.log_id = :name",
+        name=name_of(poison),
+    )
     site.first.run("deliveries", "skip", str(head["id"]), "--reason", "entered by hand")
 
 

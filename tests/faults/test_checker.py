@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy import Engine, text
 
 from receiver.keyring import Keyring
-from receiver.storage.ledger import Ledger as Storage
-from receiver.storage.registration import Registration
-from receiver.testing.ledger import Attempt, Ledger
+from receiver.simulator.attempt_log import Attempt, AttemptLog
+from receiver.storage.accept.ledger import MessageLedger as Storage
+from receiver.storage.registry.changes import RegistryChanges
 from tests.faults import checker, effects
 from tests.storage.door import DESTINATION, SOURCE, Door, body, handler
 from tests.storage.hand import Hand, arrive
@@ -32,12 +32,15 @@ class World:
 
     def judge(self) -> list[str]:
         """The violations."""
-        ledger = Ledger()
+        ledger = AttemptLog()
         for attempt in self.attempts:
             ledger.record(attempt)
         with self.engine.connect() as connection:
-            return checker.violations(checker.Evidence(
-                connection=connection, keyring=self.keyring, ledgers={DESTINATION: ledger}, journal=self.journal))
+            return checker.violations(
+                checker.Evidence(
+                    connection=connection, keyring=self.keyring, ledgers={DESTINATION: ledger}, journal=self.journal
+                )
+            )
 
     def do(self, statement: str) -> None:
         """What nobody but a fault does."""
@@ -48,13 +51,23 @@ class World:
 def sent(log: str, number: int, status: int | None = 200) -> Attempt:
     """One attempt, answered before the next message is sent."""
     content = body(log)
-    return Attempt(feed="f", message=log, number=1, kind="PatientAdmin.Arrival", attempt_id=None, status=status,
-                   sha256=sha256(content).hexdigest(), size=len(content), sent_at=10.0 * number, error=None,
-                   answered_at=10.0 * number + 5)
+    return Attempt(
+        feed="f",
+        message=log,
+        number=1,
+        kind="PatientAdmin.Arrival",
+        attempt_id=None,
+        status=status,
+        sha256=sha256(content).hexdigest(),
+        size=len(content),
+        sent_at=10.0 * number,
+        error=None,
+        answered_at=10.0 * number + 5,
+    )
 
 
 @pytest.fixture
-def world(engine: Engine, keyring: Keyring, registration: Registration) -> World:
+def world(engine: Engine, keyring: Keyring, registration: RegistryChanges) -> World:
     """All as it should be."""
     made = World(engine, keyring)
     door = Door(engine, keyring, registration).build()
@@ -71,8 +84,17 @@ def world(engine: Engine, keyring: Keyring, registration: Registration) -> World
     for number, log in enumerate(LOGS):
         made.attempts.append(sent(log, number))
         (uuid,) = door.rows("SELECT uuid FROM messages WHERE log_id = :log", log=log)[0]
-        made.journal += [{"phase": phase, "handler": "outside", "destination": DESTINATION, "message": log,
-                          "key": f"{uuid}:outside:1", "replayed": False} for phase in ("begin", "done")]
+        made.journal += [
+            {
+                "phase": phase,
+                "handler": "outside",
+                "destination": DESTINATION,
+                "message": log,
+                "key": f"{uuid}:outside:1",
+                "replayed": False,
+            }
+            for phase in ("begin", "done")
+        ]
     made.do("INSERT INTO workers (name, host, pid, handlers) VALUES ('w', 'h', 1, '{book,outside}')")
     return made
 
@@ -83,37 +105,49 @@ def test_content(world: World) -> None:
 
 
 def _book(log: str) -> str:
-    return (f"(SELECT d.id FROM deliveries d JOIN messages m ON m.id = d.message_id "
-            f"WHERE d.handler = 'book' AND m.log_id = '{log}')")
+    return (
+        f"(SELECT d.id FROM deliveries d JOIN messages m ON m.id = d.message_id "
+        f"WHERE d.handler = 'book' AND m.log_id = '{log}')"
+    )
 
 
 BOOK_1, BOOK_3 = _book("log-1"), _book("log-3")
-COLUMNS = ("destination_id, credential_ids, source_id, kind, query, test, log_id, received_at, peer, sha256, size, "
-           "state, id_conflict, mac, mac_key")
-DOUBLED = (f"INSERT INTO messages (uuid, {COLUMNS}) "
-           f"SELECT gen_random_uuid(), {COLUMNS} FROM messages WHERE log_id = 'log-2'")
-SWAPPED = (f"UPDATE delivery_attempts SET delivery_id = CASE delivery_id WHEN {BOOK_1} THEN {BOOK_3} ELSE {BOOK_1} END "
-           f"WHERE delivery_id IN ({BOOK_1}, {BOOK_3})")
+COLUMNS = (
+    "destination_id, credential_ids, source_id, kind, query, test, log_id, received_at, peer, sha256, size, "
+    "state, id_conflict, mac, mac_key"
+)
+DOUBLED = (
+    f"INSERT INTO messages (uuid, {COLUMNS}) SELECT gen_random_uuid(), {COLUMNS} FROM messages WHERE log_id = 'log-2'"
+)
+SWAPPED = (
+    f"UPDATE delivery_attempts SET delivery_id = CASE delivery_id WHEN {BOOK_1} THEN {BOOK_3} ELSE {BOOK_1} END "
+    f"WHERE delivery_id IN ({BOOK_1}, {BOOK_3})"
+)
 
 
-@pytest.mark.parametrize(("fault", "found"), [
-    (DOUBLED, "log-2 is there 2 times"),
-    ("UPDATE payloads SET sealed = sealed || 'x'::bytea", "is gone, or does not open"),
-    ("DELETE FROM payloads", "is gone, or does not open"),
-    (f"UPDATE deliveries SET state = 'pending' WHERE id = {BOOK_3}", "and nothing is in its way"),
-    ("UPDATE messages SET state = 'quarantined' WHERE log_id = 'log-1'", "quarantined, with 2 deliveries"),
-    ("DELETE FROM deliveries WHERE handler = 'book' OR handler = 'outside'", "accepted, with 0 deliveries"),
-    (SWAPPED, "log-3 began before log-1"),
-    (SWAPPED, "log-3 succeeded before log-1"),
-    ("INSERT INTO effects (key, epoch) SELECT key, 2 FROM effects LIMIT 1", "succeeded, with 2 rows of its work"),
-    ("DELETE FROM effects", "succeeded, with 0 rows of its work"),
-    (f"UPDATE deliveries SET state = 'dead' WHERE id = {BOOK_3}", "dead, with 1 rows of its work"),
-    ("INSERT INTO effects (key, epoch) VALUES ('x:book:1', 1)", "effects of x:book:1, which was never delivered"),
-    ("UPDATE messages SET kind = 'Results.New' WHERE log_id = 'log-1'", "edited"),
-    ("ALTER TABLE audit_events DISABLE TRIGGER ALL; DELETE FROM audit_events WHERE n = 1", "deleted"),
-    ("ALTER TABLE audit_events DISABLE TRIGGER ALL; DELETE FROM audit_events WHERE action = 'message.receive'",
-     "its coming is not in the audit"),
-])
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [
+        (DOUBLED, "log-2 is there 2 times"),
+        ("UPDATE payloads SET sealed = sealed || 'x'::bytea", "is gone, or does not open"),
+        ("DELETE FROM payloads", "is gone, or does not open"),
+        (f"UPDATE deliveries SET state = 'pending' WHERE id = {BOOK_3}", "and nothing is in its way"),
+        ("UPDATE messages SET state = 'quarantined' WHERE log_id = 'log-1'", "quarantined, with 2 deliveries"),
+        ("DELETE FROM deliveries WHERE handler = 'book' OR handler = 'outside'", "accepted, with 0 deliveries"),
+        (SWAPPED, "log-3 began before log-1"),
+        (SWAPPED, "log-3 succeeded before log-1"),
+        ("INSERT INTO effects (key, epoch) SELECT key, 2 FROM effects LIMIT 1", "succeeded, with 2 rows of its work"),
+        ("DELETE FROM effects", "succeeded, with 0 rows of its work"),
+        (f"UPDATE deliveries SET state = 'dead' WHERE id = {BOOK_3}", "dead, with 1 rows of its work"),
+        ("INSERT INTO effects (key, epoch) VALUES ('x:book:1', 1)", "effects of x:book:1, which was never delivered"),
+        ("UPDATE messages SET kind = 'Results.New' WHERE log_id = 'log-1'", "edited"),
+        ("ALTER TABLE audit_events DISABLE TRIGGER ALL; DELETE FROM audit_events WHERE n = 1", "deleted"),
+        (
+            "ALTER TABLE audit_events DISABLE TRIGGER ALL; DELETE FROM audit_events WHERE action = 'message.receive'",
+            "its coming is not in the audit",
+        ),
+    ],
+)
 def test_faults_in_the_database(world: World, fault: str, found: str) -> None:
     """Each is found, whatever else is found with it."""
     world.do(fault)
@@ -148,11 +182,18 @@ def _do_unasked(world: World) -> None:
     world.journal.append(world.journal[0] | {"key": "x:outside:1"})
 
 
-@pytest.mark.parametrize(("fault", "found"), [
-    (_lose, "log-9 was answered 200 and is not there"), (_change, "its digest was never sent"),
-    (_not_send, "log-1 was never sent"), (_refuse, "log-1 was refused ([401]) and is there"),
-    (_overtake, "log-3 reached the other system before log-1"), (_keep_quiet, "the other system was never told"),
-    (_do_unasked, "effects of x:outside:1, which was never delivered")])
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [
+        (_lose, "log-9 was answered 200 and is not there"),
+        (_change, "its digest was never sent"),
+        (_not_send, "log-1 was never sent"),
+        (_refuse, "log-1 was refused ([401]) and is there"),
+        (_overtake, "log-3 reached the other system before log-1"),
+        (_keep_quiet, "the other system was never told"),
+        (_do_unasked, "effects of x:outside:1, which was never delivered"),
+    ],
+)
 def test_faults_in_the_books(world: World, fault: Callable[[World], None], found: str) -> None:
     """What the sender and the other system know is held against the database."""
     fault(world)
@@ -168,14 +209,17 @@ def test_what_overlapped_may_run_either_way(world: World) -> None:
 
 def test_what_is_pending_for_a_reason(world: World) -> None:
     """A delivery may wait for a time, for an operator, or for a worker that has its handler."""
-    world.do(f"UPDATE deliveries SET state = 'pending' WHERE id = {BOOK_3}; DELETE FROM effects WHERE key IN ("
-             f"SELECT uuid || ':book:1' FROM messages WHERE log_id = 'log-3')")
+    world.do(
+        f"UPDATE deliveries SET state = 'pending' WHERE id = {BOOK_3}; DELETE FROM effects WHERE key IN ("
+        f"SELECT uuid || ':book:1' FROM messages WHERE log_id = 'log-3')"
+    )
     for undo, reason in (
-            ("UPDATE lanes SET state = 'ready'", "UPDATE lanes SET state = 'held'"),
-            ("UPDATE lanes SET state = 'ready'", "UPDATE lanes SET state = 'waiting', ready_at = now()"),
-            ("UPDATE subscriptions SET paused_at = NULL", "UPDATE subscriptions SET paused_at = now()"),
-            ("UPDATE deliveries SET ready_at = NULL", f"UPDATE deliveries SET ready_at = now() WHERE id = {BOOK_3}"),
-            ("SELECT 1", "UPDATE workers SET handlers = '{outside}'")):
+        ("UPDATE lanes SET state = 'ready'", "UPDATE lanes SET state = 'held'"),
+        ("UPDATE lanes SET state = 'ready'", "UPDATE lanes SET state = 'waiting', ready_at = now()"),
+        ("UPDATE subscriptions SET paused_at = NULL", "UPDATE subscriptions SET paused_at = now()"),
+        ("UPDATE deliveries SET ready_at = NULL", f"UPDATE deliveries SET ready_at = now() WHERE id = {BOOK_3}"),
+        ("SELECT 1", "UPDATE workers SET handlers = '{outside}'"),
+    ):
         world.do(reason)
         assert world.judge() == []
         world.do(undo)

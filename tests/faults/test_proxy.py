@@ -33,8 +33,14 @@ def before(database_url: str) -> Iterator[Proxy]:
 def through(before: Proxy, database_url: str) -> Iterator[psycopg.Connection]:
     """A connection through it, each statement a transaction of its own."""
     address = make_url(database_url)
-    with psycopg.connect(host="127.0.0.1", port=before.port, user=address.username, dbname=address.database,
-                         autocommit=True, connect_timeout=10) as connection:
+    with psycopg.connect(
+        host="127.0.0.1",
+        port=before.port,
+        user=address.username,
+        dbname=address.database,
+        autocommit=True,
+        connect_timeout=10,
+    ) as connection:
         yield connection
 
 
@@ -49,7 +55,8 @@ def direct(database_url: str) -> Iterator[psycopg.Connection]:
 def test_passes_on(through: psycopg.Connection) -> None:
     """Both ways, more than one piece."""
     assert through.execute("SELECT repeat('x', 300000) || %s", ["y" * 300000]).fetchone() == (
-        "x" * 300000 + "y" * 300000,)
+        "x" * 300000 + "y" * 300000,
+    )
 
 
 @pytest.mark.parametrize("reset", [False, True])

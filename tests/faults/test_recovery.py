@@ -17,8 +17,14 @@ def test_a_bound_that_is_missed_is_a_violation() -> None:
     assert found.wrong == []
     found.note("PostgreSQL restarted", "accepting again", 6.0, 5.0)
     found.note("PostgreSQL restarted", "delivering again", None)
-    assert found.wrong == told[2:] == [
-        "PostgreSQL restarted: accepting again 6.00 s (promised: 5 s)", "PostgreSQL restarted: delivering again never"]
+    assert (
+        found.wrong
+        == told[2:]
+        == [
+            "PostgreSQL restarted: accepting again 6.00 s (promised: 5 s)",
+            "PostgreSQL restarted: delivering again never",
+        ]
+    )
 
 
 def test_the_chapter_has_figures_bounds_and_what_was_skipped() -> None:

@@ -20,8 +20,13 @@ def _is_well(_tell: Tell) -> Section:
 
 def test_the_rounds_tell_what_was_violated() -> None:
     """And the command that repeats it."""
-    made = Run(seed=7, rounds=[Round(mishap="worker_killed", lasted=1.0, accepting=0.5)], delivering=[3.0],
-               wrong=["messages 1: lost"], counts={"messages recorded": 1})
+    made = Run(
+        seed=7,
+        rounds=[Round(mishap="worker_killed", lasted=1.0, accepting=0.5)],
+        delivering=[3.0],
+        wrong=["messages 1: lost"],
+        counts={"messages recorded": 1},
+    )
     told = report([section(made, "./tests/faults/run --rounds 1 --seed 7")])
     assert "    ./tests/faults/run --rounds 1 --seed 7\n" in told
     assert "**Violated: 1**\n- messages 1: lost\n" in told
@@ -61,4 +66,5 @@ def test_the_rounds_come_first() -> None:
 def test_no_part_is_left_out() -> None:
     """Whatever has a chapter to give is in the report."""
     assert {each.__module__ for each in SECTIONS} == {
-        each.__name__ for each in (rounds, recovery, hosts, clocks, floods, proxied, soak)}
+        each.__name__ for each in (rounds, recovery, hosts, clocks, floods, proxied, soak)
+    }

@@ -33,4 +33,4 @@ def test_the_same_seed_is_the_same_order() -> None:
     first = list(order(7, 2 * len(MISHAPS)))
     assert first == list(order(7, 2 * len(MISHAPS)))
     assert first != list(order(8, 2 * len(MISHAPS)))
-    assert set(first[:len(MISHAPS)]) == set(first[len(MISHAPS):]) == set(MISHAPS)
+    assert set(first[: len(MISHAPS)]) == set(first[len(MISHAPS) :]) == set(MISHAPS)

@@ -13,16 +13,19 @@ DICE = random.Random(5)
 MINUTE = 60.0
 
 
-@pytest.mark.parametrize(("word", "values"), [
-    ("level", [100.0] * 120),
-    ("level", [100.0 + DICE.uniform(-3, 3) for _ in range(120)]),
-    ("level", [40.0 + 60 * (1 - math.exp(-n / 8)) for n in range(120)]),       # caches that fill up
-    ("level", [100.0 + 5 * (n % 24) for n in range(120)]),                     # dead rows between two vacuums
-    ("level", [200.0 - n for n in range(120)]),
-    ("growing", [100.0 + n for n in range(120)]),
-    ("growing", [100.0 + n // 10 * 8 + DICE.uniform(-4, 4) for n in range(120)]),
-    ("growing", [100.0 + (n / 10) ** 2 for n in range(120)]),
-])
+@pytest.mark.parametrize(
+    ("word", "values"),
+    [
+        ("level", [100.0] * 120),
+        ("level", [100.0 + DICE.uniform(-3, 3) for _ in range(120)]),
+        ("level", [40.0 + 60 * (1 - math.exp(-n / 8)) for n in range(120)]),  # caches that fill up
+        ("level", [100.0 + 5 * (n % 24) for n in range(120)]),  # dead rows between two vacuums
+        ("level", [200.0 - n for n in range(120)]),
+        ("growing", [100.0 + n for n in range(120)]),
+        ("growing", [100.0 + n // 10 * 8 + DICE.uniform(-4, 4) for n in range(120)]),
+        ("growing", [100.0 + (n / 10) ** 2 for n in range(120)]),
+    ],
+)
 def test_what_grows_is_found(word: Word, values: list[float]) -> None:
     """After the warm-up, by more than settling explains, and steadily."""
     series = Series(name="memory", unit="MiB", tolerance=4.0, times=[5.0 * n for n in range(120)], values=values)

@@ -26,9 +26,11 @@ def door() -> str:
 @pytest.fixture
 def found(site: Site) -> Findings:
     """The findings of `status --json` about a destination (None: about the installation), by code."""
+
     def read(destination: str | None = "lab", *options: str) -> dict[str, dict[str, Any]]:
         done = CliRunner().invoke(main, ["status", "--json", *options], env=site.environment)
         listed = json.loads(done.stdout)["findings"]
         assert done.exit_code == any(each["severity"] == "error" for each in listed)
         return {each["code"]: each for each in listed if each["destination"] == destination}
+
     return read

@@ -10,11 +10,11 @@ from click.testing import CliRunner
 
 from receiver.cli import main
 from tests.findings.conftest import Findings
-from tests.handlers.conftest import world
-from tests.handlers.world import World
-from tests.waiting import until
+from tests.support.waiting import until
 from tests.web.conftest import Site, sent
 from tests.web.server import Server
+from tests.worker.conftest import world
+from tests.worker.world import World
 
 __all__ = ["world"]
 
@@ -36,11 +36,16 @@ def test_deliveries_that_wait(world: World) -> None:
     assert "deliveries_never_tried" not in late(world)  # that no worker runs says why
     assert late(world)["backlog"]["text"].startswith("lab: 2 deliveries of patient-one wait, the oldest for ")
     world.start_worker()
-    until(lambda: "deliveries_never_tried" in late(world) and world.rows(
-        "SELECT FROM deliveries WHERE started_at IS NOT NULL"))
+    until(
+        lambda: (
+            "deliveries_never_tried" in late(world)
+            and world.rows("SELECT FROM deliveries WHERE started_at IS NOT NULL")
+        )
+    )
     assert late(world)["deliveries_never_tried"]["details"]["never_tried"] == 1
     assert late(world)["deliveries_never_tried"]["fix"] == (
-        "redox-receiver lanes list --handler patient-one --destination lab")
+        "redox-receiver lanes list --handler patient-one --destination lab"
+    )
     flag.touch()
     until(lambda: "backlog" not in late(world))
 

@@ -17,10 +17,10 @@ import receiver.findings
 from receiver import findings
 from receiver.keyring import Keyring
 from receiver.storage import schema
-from receiver.storage.audit import AuditChain, AuditEvent, write
-from receiver.storage.handler_problems import HandlerProblem, Kind, report
-from receiver.storage.registration import HandlerSpec, Registration
-from receiver.storage.sealing import Seals
+from receiver.storage.evidence.audit_log import AuditChain, AuditEvent, write
+from receiver.storage.evidence.encryption import Sealer
+from receiver.storage.queue.handler_problems import HandlerProblem, Kind, report
+from receiver.storage.registry.changes import HandlerSpec, RegistryChanges
 from tests.protocol.verification.issuers import RSA_FIRST, jwk
 
 LANE = "register/lab/source:none"
@@ -28,27 +28,45 @@ LANE = "register/lab/source:none"
 
 def spec(name: str, role: str = "handler") -> HandlerSpec:
     """A handler or responder of that name."""
-    return HandlerSpec(handler=name, role=role, patterns=("*",), ordering="source", patient_key=None,
-                       acknowledge="after_commit", on_failure="hold", max_attempts=3, timeout=60.0)
+    return HandlerSpec(
+        handler=name,
+        role=role,
+        patterns=("*",),
+        ordering="source",
+        patient_key=None,
+        acknowledge="after_commit",
+        on_failure="hold",
+        max_attempts=3,
+        timeout=60.0,
+    )
 
 
 class World:
     """A destination `lab` that lacks nothing, and a receiver that runs; things can be made to happen to them."""
 
-    def __init__(self, engine: Engine, keyring: Keyring, registration: Registration) -> None:
+    def __init__(self, engine: Engine, keyring: Keyring, registration: RegistryChanges) -> None:
         self.engine, self._keyring, self.registration = engine, keyring, registration
         self.lab = registration.add_destination(
-            "lab", datetime.now(UTC), environment="production", require=["token"], sources_policy="registered",
-            on_unknown_source="reject", test_messages="quarantine", reply_with=None,
-            token="a-token-of-thirty-two-characters")
+            "lab",
+            datetime.now(UTC),
+            environment="production",
+            require=["token"],
+            sources_policy="registered",
+            on_unknown_source="reject",
+            test_messages="quarantine",
+            reply_with=None,
+            token="a-token-of-thirty-two-characters",
+        )
         registration.add_source("lab", "s-1", datetime.now(UTC), name=None)
         registration.enable_handler("lab", spec("search", role="responder"), datetime.now(UTC))
         self.listener()
 
     def listener(self, **more: Any) -> None:
         """A process that listens."""
-        self.insert("listeners", **{"name": f"{more}", "role": "receiver", "host": "here", "pid": 1,
-                                    "address": "127.0.0.1:8080", **more})
+        self.insert(
+            "listeners",
+            **{"name": f"{more}", "role": "receiver", "host": "here", "pid": 1, "address": "127.0.0.1:8080", **more},
+        )
 
     def waits(self) -> None:
         """A delivery of `register` has waited for ten minutes, with a worker that has loaded it."""
@@ -67,10 +85,18 @@ class World:
 
     def audit(self, action: str, **more: Any) -> None:
         """Write an audit row of a request to `lab`."""
-        event = AuditEvent(**{"action": action, "outcome": "refused", "at": datetime.now(UTC), "actor": "redox",
-                              "destination": "lab", **more})
+        event = AuditEvent(
+            **{
+                "action": action,
+                "outcome": "refused",
+                "at": datetime.now(UTC),
+                "actor": "redox",
+                "destination": "lab",
+                **more,
+            }
+        )
         with self.engine.begin() as connection:
-            write(connection, AuditChain(self._keyring, Seals(self._keyring)), [event])
+            write(connection, AuditChain(self._keyring, Sealer(self._keyring)), [event])
 
     def enable(self) -> None:
         """Bind the handler `register`."""
@@ -79,28 +105,68 @@ class World:
     def keys(self, change: str) -> None:
         """Public keys of a URL, in that state."""
         self.registration.add_credential(
-            "lab", datetime.now(UTC), "jwt",
-            {"issuers": ["i"], "audiences": ["a"], "jwks_url": "https://keys.example/"}, None, label=None,
-            expires_at=None, fetched=json.dumps({"keys": [jwk(RSA_FIRST, kid="a")]}).encode())
+            "lab",
+            datetime.now(UTC),
+            "jwt",
+            {"issuers": ["i"], "audiences": ["a"], "jwks_url": "https://keys.example/"},
+            None,
+            label=None,
+            expires_at=None,
+            fetched=json.dumps({"keys": [jwk(RSA_FIRST, kid="a")]}).encode(),
+        )
         self.sql(f"UPDATE key_sets SET {change}")
 
     def delivery(self, **more: Any) -> None:
         """A delivery of `register`."""
-        self.insert("deliveries", **{"message_id": 1, "destination_id": self.lab, "handler": "register",
-                                     "inline": False, "lane": LANE, **more})
+        self.insert(
+            "deliveries",
+            **{
+                "message_id": 1,
+                "destination_id": self.lab,
+                "handler": "register",
+                "inline": False,
+                "lane": LANE,
+                **more,
+            },
+        )
 
     def outbound(self, state: str, **more: Any) -> None:
         """A request to Redox."""
-        self.insert("outbound_requests", **{
-            "uuid": "00000000-0000-4000-8000-000000000001", "api_key": "main", "lane": "outbox/main", "call": "send",
-            "kind": "A.B", "created_by": "somebody", "state": state, **more})
+        self.insert(
+            "outbound_requests",
+            **{
+                "uuid": "00000000-0000-4000-8000-000000000001",
+                "api_key": "main",
+                "lane": "outbox/main",
+                "call": "send",
+                "kind": "A.B",
+                "created_by": "somebody",
+                "state": state,
+                **more,
+            },
+        )
 
     def message(self, **more: Any) -> None:
         """A message."""
-        self.insert("messages", **{
-            "uuid": "00000000-0000-4000-8000-000000000002", "destination_id": self.lab, "credential_ids": [1],
-            "query": False, "test": False, "received_at": datetime.now(UTC), "peer": "192.0.2.1", "sha256": b"",
-            "size": 1, "state": "accepted", "id_conflict": False, "mac": b"", "mac_key": "k", **more})
+        self.insert(
+            "messages",
+            **{
+                "uuid": "00000000-0000-4000-8000-000000000002",
+                "destination_id": self.lab,
+                "credential_ids": [1],
+                "query": False,
+                "test": False,
+                "received_at": datetime.now(UTC),
+                "peer": "192.0.2.1",
+                "sha256": b"",
+                "size": 1,
+                "state": "accepted",
+                "id_conflict": False,
+                "mac": b"",
+                "mac_key": "k",
+                **more,
+            },
+        )
 
     def problem(self, kind: Kind, *, handler: str = "register", process: str = "worker", **more: Any) -> None:
         """A problem that a process reports."""
@@ -114,7 +180,7 @@ class World:
 
 
 @pytest.fixture
-def world(engine: Engine, keyring: Keyring, keyring_path: Path, registration: Registration) -> World:
+def world(engine: Engine, keyring: Keyring, keyring_path: Path, registration: RegistryChanges) -> World:
     """The destination."""
     return World(engine, keyring, registration)
 
@@ -152,10 +218,15 @@ SITUATIONS: dict[str, Callable[[World], object]] = {
     "no_source": lambda world: world.sql("UPDATE sources SET enabled = false"),
     "no_handler": lambda world: world.sql("UPDATE subscriptions SET enabled = false"),
     "credential_expires": lambda world: world.registration.add_token(
-        "lab", datetime.now(UTC), "another-token-of-32-characters-x", label=None,
-        expires_at=datetime.now(UTC) + timedelta(days=9)),
+        "lab",
+        datetime.now(UTC),
+        "another-token-of-32-characters-x",
+        label=None,
+        expires_at=datetime.now(UTC) + timedelta(days=9),
+    ),
     "feed_silent": lambda world: world.sql(
-        "UPDATE destinations SET expect_every = 60, created_at = now() - interval '1 hour'"),
+        "UPDATE destinations SET expect_every = 60, created_at = now() - interval '1 hour'"
+    ),
     "backlog": World.waits,
     "deliveries_never_tried": World.waits,
     "unhandled": lambda world: world.message(state="unhandled", kind="PatientAdmin.Arrival"),
@@ -163,16 +234,18 @@ SITUATIONS: dict[str, Callable[[World], object]] = {
     "outbox_pending": lambda world: world.outbound("pending", error_class="Unreachable"),
     "outbox_held": lambda world: world.outbound("held"),
     "outbox_dead": lambda world: world.outbound("dead", error_class="Rejected"),
-    "requests_refused": lambda world: world.audit(
-        "message.refuse", reason="token_wrong", count=3, actor="unverified"),
+    "requests_refused": lambda world: world.audit("message.refuse", reason="token_wrong", count=3, actor="unverified"),
     "requests_unavailable": lambda world: world.audit(
-        "message.refuse", reason="registry_never_loaded", count=3, destination=None, detail={"status": 503}),
+        "message.refuse", reason="registry_never_loaded", count=3, destination=None, detail={"status": 503}
+    ),
     "destination_unknown": lambda world: world.audit(
-        "message.refuse", reason="destination_unknown", count=3, destination=None, detail={"status": 401}),
+        "message.refuse", reason="destination_unknown", count=3, destination=None, detail={"status": 401}
+    ),
     "probably_paused": _source_refused,
     "sources_refused": _sources_refused,
     "lane_held": lambda world: world.insert(
-        "lanes", lane=LANE, handler="register", destination_id=world.lab, state="held"),
+        "lanes", lane=LANE, handler="register", destination_id=world.lab, state="held"
+    ),
     "handler_paused": _paused,
     "deliveries_held": _held_since_a_restore,
     "handler_not_loaded": World.delivery,
@@ -208,15 +281,18 @@ def test_rows_of_the_registry_are_named(world: World) -> None:
     found = world.found()
     assert f"destinations id {world.lab} of lab is signed with key mac-0" in found["registry_key_missing"].text
     assert "credentials id 1 of lab, sources id 1 of lab, sources id 2 of lab and 3 more are changed" in (
-        found["registry_row_changed"].text)
+        found["registry_row_changed"].text
+    )
 
 
 @pytest.mark.parametrize(("silent", "unusual"), [("59 minutes", False), ("61 minutes", True)])
 def test_an_unusual_silence(world: World, silent: str, unusual: bool) -> None:
     """Without --expect-every, one is unusual that is half as long again as the longest of the last days."""
     # For two days messages came every 10 minutes, but for one silence of 40.
-    world.sql(f"INSERT INTO feed_activity SELECT {world.lab}, now() - interval '{silent}' - n * interval '10 minutes' "
-              "FROM generate_series(0, 288) n WHERE n NOT IN (100, 101, 102)")
+    world.sql(
+        f"INSERT INTO feed_activity SELECT {world.lab}, now() - interval '{silent}' - n * interval '10 minutes' "
+        "FROM generate_series(0, 288) n WHERE n NOT IN (100, 101, 102)"
+    )
     assert ("feed_silent" in world.found()) is unusual
     if unusual:
         assert "lab: no message for 1 h, since " in world.found()["feed_silent"].text
@@ -225,15 +301,20 @@ def test_an_unusual_silence(world: World, silent: str, unusual: bool) -> None:
 
 def test_little_is_known_of_a_new_feed(world: World) -> None:
     """What came within a day says nothing of the nights."""
-    world.sql(f"INSERT INTO feed_activity SELECT {world.lab}, now() - n * interval '10 minutes' "
-              "FROM generate_series(60, 100) n")
+    world.sql(
+        f"INSERT INTO feed_activity SELECT {world.lab}, now() - n * interval '10 minutes' "
+        "FROM generate_series(60, 100) n"
+    )
     assert "feed_silent" not in world.found()
 
 
 def test_a_host_that_serves_another_address_since(world: World) -> None:
     """A receiver that was started anew elsewhere on its host is not missed where it was."""
-    world.listener(address="127.0.0.1:1", started_at=datetime.now(UTC) - timedelta(hours=1),
-                   stopped_at=datetime.now(UTC) - timedelta(minutes=1))
+    world.listener(
+        address="127.0.0.1:1",
+        started_at=datetime.now(UTC) - timedelta(hours=1),
+        stopped_at=datetime.now(UTC) - timedelta(minutes=1),
+    )
     assert "receiver_stopped" not in world.found()
 
 
@@ -246,8 +327,13 @@ def test_a_clock_that_is_wrong(world: World) -> None:
 def test_all_codes_are_listed_and_reachable() -> None:
     """The codes in the source are those of the list, and each is caused by a test of this file."""
     package = Path(receiver.findings.__file__).parent
-    strings = {node.value for path in package.glob("*.py") if path.name != "codes.py"
-               for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+    strings = {
+        node.value
+        for path in package.glob("*.py")
+        if path.name != "codes.py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant)
+    }
     assert findings.CODES.keys() - strings == set()
     assert SITUATIONS.keys() | {"clock"} == findings.CODES.keys()
     assert all(line.endswith(".") for line in findings.CODES.values())

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from receiver.cli import main
 from tests.findings.conftest import Findings
-from tests.waiting import until
+from tests.support.waiting import until
 from tests.web.conftest import Site, sent
 from tests.web.server import OURS, Server, serving
 
@@ -44,8 +44,9 @@ def test_where_a_receiver_listens(site: Site, server: Server) -> None:
     assert f"listens at {address}, for a proxy on this host that speaks TLS" in checked(site)["listener"]
     assert "does not run here; would listen at 127.0.0.1:8081" in checked(site)["admin_listener"]
     shown = CliRunner().invoke(main, ["status"], env=site.environment).stdout
-    assert any(line.split()[:4] == [socket.gethostname(), "receiver", address, "running"]
-               for line in shown.splitlines())
+    assert any(
+        line.split()[:4] == [socket.gethostname(), "receiver", address, "running"] for line in shown.splitlines()
+    )
 
 
 def test_a_receiver_that_is_stopped(site: Site, server: Server, found: Findings, tmp_path: Path) -> None:
@@ -70,7 +71,9 @@ def test_a_receiver_that_is_stopped(site: Site, server: Server, found: Findings,
     with site.engine.begin() as connection:  # a minute later
         connection.exec_driver_sql(
             "UPDATE listeners SET started_at = started_at - interval '1 hour', "
-            "seen_at = seen_at - CASE address WHEN %s THEN interval '61 seconds' ELSE '0' END", (address,))
+            "seen_at = seen_at - CASE address WHEN %s THEN interval '61 seconds' ELSE '0' END",
+            (address,),
+        )
     assert found(None)["receiver_stopped"]["severity"] == "error"
     assert f"{address} sends no heartbeats since " in found(None)["receiver_stopped"]["text"]
 
@@ -92,13 +95,18 @@ def test_a_feed_that_is_silent(site: Site, server: Server, found: Findings) -> N
     site.add("quiet")
     until(lambda: server.ask(sent(site, to="quiet")).status == 200)
     run = CliRunner()
-    assert run.invoke(main, ["destination", "set", "quiet", "--expect-every", "10m"],
-                      env=site.environment).exit_code == 0
+    assert (
+        run.invoke(main, ["destination", "set", "quiet", "--expect-every", "10m"], env=site.environment).exit_code == 0
+    )
     assert "feed_silent" not in found("quiet")
     run.invoke(main, ["destination", "set", "quiet", "--expect-every", "3s"], env=site.environment)
     until(lambda: "feed_silent" in found("quiet"))
     assert "; one is expected every 3 s." in found("quiet")["feed_silent"]["text"]
     assert run.invoke(main, ["destination", "set", "quiet", "--expect-none"], env=site.environment).exit_code == 0
     assert "feed_silent" not in found("quiet")
-    assert run.invoke(main, ["destination", "set", "quiet", "--expect-none", "--expect-every", "3s"],
-                      env=site.environment).exit_code == 2
+    assert (
+        run.invoke(
+            main, ["destination", "set", "quiet", "--expect-none", "--expect-every", "3s"], env=site.environment
+        ).exit_code
+        == 2
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.findings.conftest import Findings
-from tests.waiting import until
+from tests.support.waiting import until
 from tests.web.conftest import Site, sent
 from tests.web.server import serving
 
@@ -29,6 +29,8 @@ def test_when_messages_came_is_kept(site: Site, tmp_path: Path) -> None:
     with serving(tmp_path, site.environment) as server:
         until(lambda: server.ask(sent(site, to="slots")).status == 200)
         assert server.stop() == 0
-    [(age,)] = site.rows("SELECT extract(epoch FROM now() - slot) FROM feed_activity a "
-                         "JOIN destinations d ON d.id = a.destination_id WHERE d.name = 'slots'")
+    [(age,)] = site.rows(
+        "SELECT extract(epoch FROM now() - slot) FROM feed_activity a "
+        "JOIN destinations d ON d.id = a.destination_id WHERE d.name = 'slots'"
+    )
     assert 0 <= age < 600

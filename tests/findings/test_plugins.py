@@ -13,15 +13,22 @@ from sqlalchemy import Engine
 
 from receiver.cli import main
 from receiver.keyring import Keyring
-from receiver.storage.registration import Registration
+from receiver.storage.registry.changes import RegistryChanges
 from tests.findings.test_codes import World
 
 MESSAGE = "00000000-0000-4000-8000-000000000002"
 
 
 @pytest.fixture
-def world(engine: Engine, database_url: str, keyring: Keyring, keyring_path: Path, registration: Registration,
-          tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+def world(
+    engine: Engine,
+    database_url: str,
+    keyring: Keyring,
+    keyring_path: Path,
+    registration: RegistryChanges,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> World:
     """The destination `lab`, in whose database commands work."""
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.setenv("RECEIVER_KEYRING", str(keyring_path))
@@ -36,23 +43,47 @@ def said(*command: str) -> Any:
     return json.loads(CliRunner().invoke(main, [*command, "--json"]).stdout)
 
 
-@pytest.mark.parametrize(("problem", "text"), [
-    ({"kind": "plugin_not_loaded", "detail": "module x cannot be imported: ImportError (x:3)"},
-     ("register could not be loaded on host: module x cannot be imported: ImportError (x:3). It is treated as not "
-      "installed.")),
-    ({"kind": "handler_not_started", "detail": "it cannot be imported"},
-     "register is loaded on host, but its processes do not start: it cannot be imported. Its deliveries wait."),
-    ({"kind": "responder_failed", "destination": "lab", "error_class": "KeyError", "place": "x:3:answer", "count": 3},
-     "lab: 3 queries were answered 500 in the last hour: responder register failed (KeyError at x:3:answer)."),
-    ({"kind": "responder_late", "destination": "lab", "place": "x:3:answer"},
-     "lab: 1 queries were answered 504 in the last hour: responder register took longer than its timeout at x:3:answer."
-     ),
-    ({"kind": "responder_missing", "handler": "", "destination": "lab", "message": UUID(MESSAGE)},
-     "lab: 1 queries were answered 501 in the last hour: no responder is enabled for PatientSearch.Query."),
-    ({"kind": "responder_missing", "destination": "lab", "detail": "it cannot be imported"},
-     ("lab: 1 queries were answered 501 in the last hour: responder register does not run on host: it cannot be "
-      "imported.")),
-])
+@pytest.mark.parametrize(
+    ("problem", "text"),
+    [
+        (
+            {"kind": "plugin_not_loaded", "detail": "module x cannot be imported: ImportError (x:3)"},
+            (
+                "register could not be loaded on host: module x cannot be imported: ImportError (x:3). It is treated as not "
+                "installed."
+            ),
+        ),
+        (
+            {"kind": "handler_not_started", "detail": "it cannot be imported"},
+            "register is loaded on host, but its processes do not start: it cannot be imported. Its deliveries wait.",
+        ),
+        (
+            {
+                "kind": "responder_failed",
+                "destination": "lab",
+                "error_class": "KeyError",
+                "place": "x:3:answer",
+                "count": 3,
+            },
+            "lab: 3 queries were answered 500 in the last hour: responder register failed (KeyError at x:3:answer).",
+        ),
+        (
+            {"kind": "responder_late", "destination": "lab", "place": "x:3:answer"},
+            "lab: 1 queries were answered 504 in the last hour: responder register took longer than its timeout at x:3:answer.",
+        ),
+        (
+            {"kind": "responder_missing", "handler": "", "destination": "lab", "message": UUID(MESSAGE)},
+            "lab: 1 queries were answered 501 in the last hour: no responder is enabled for PatientSearch.Query.",
+        ),
+        (
+            {"kind": "responder_missing", "destination": "lab", "detail": "it cannot be imported"},
+            (
+                "lab: 1 queries were answered 501 in the last hour: responder register does not run on host: it cannot be "
+                "imported."
+            ),
+        ),
+    ],
+)
 def test_told_alike(world: World, problem: dict[str, Any], text: str) -> None:
     """`status`, `check` and `handlers list` have the same finding, and the sentence names what is wrong."""
     world.message(kind="PatientSearch.Query")
@@ -82,7 +113,8 @@ def test_put_off_for_long(world: World) -> None:
     """A handler that has said RetryLater for more than five minutes is a finding, though nothing has failed."""
     world.delivery(attempts=0, error_class="RetryLater", deferred_since="2026-01-01T00:00:00Z")
     assert world.found()["handler_failing"].text == (
-        "lab: register asks to be retried later on 1 pending deliveries (RetryLater).")
+        "lab: register asks to be retried later on 1 pending deliveries (RetryLater)."
+    )
 
 
 def test_what_is_over(world: World) -> None:

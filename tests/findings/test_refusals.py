@@ -9,9 +9,9 @@ from click.testing import CliRunner
 from sqlalchemy import text
 
 from receiver.cli import main
-from receiver.storage.registration import new_token
+from receiver.storage.registry.changes import new_token
 from tests.findings.conftest import Findings
-from tests.waiting import until
+from tests.support.waiting import until
 from tests.web.conftest import Site, message, sent
 from tests.web.server import Server
 
@@ -44,8 +44,9 @@ def test_a_wrong_token(site: Site, server: Server, found: Findings) -> None:
 def test_a_revoked_token(site: Site, server: Server, found: Findings) -> None:
     """Redox goes on with the token that was revoked."""
     site.add("revoked")
-    [(number,)] = site.rows("SELECT c.id FROM credentials c JOIN destinations d ON d.id = c.destination_id "
-                            "WHERE d.name = 'revoked'")
+    [(number,)] = site.rows(
+        "SELECT c.id FROM credentials c JOIN destinations d ON d.id = c.destination_id WHERE d.name = 'revoked'"
+    )
     until(lambda: server.ask(sent(site, to="revoked")).status == 200)
     site.registration.revoke_credential(number, datetime.now(UTC))
     until(lambda: server.ask(sent(site, to="revoked")).status == 401)
@@ -90,9 +91,11 @@ def test_503(site: Site, server: Server, found: Findings) -> None:
     site.add("full")
     until(lambda: server.ask(sent(site, to="full")).status == 200)
     with site.engine.begin() as connection:
-        connection.execute(text("""
+        connection.execute(
+            text("""
             CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-                RAISE EXCEPTION 'full' USING ERRCODE = '53100'; END $$"""))
+                RAISE EXCEPTION 'full' USING ERRCODE = '53100'; END $$""")
+        )
         connection.execute(text("CREATE TRIGGER full_disk BEFORE INSERT ON messages EXECUTE FUNCTION full_disk()"))
     try:
         refuse(server, [sent(site, to="full")] * 3, 503)

@@ -22,17 +22,27 @@ def run(message: Message, context: Context) -> Any:
 
 def test_defaults() -> None:
     """A handler that says no more than it must keeps a source's order and has ten attempts of a minute."""
+
     def plain(message: Message, context: Context) -> None:
         pass
 
     assert handler("Clinical Summary.PatientPush", "FHIR.*", "FHIR.*", name="plain")(plain) is plain
     assert declared(plain) == Declaration(
-        role="handler", name="plain", patterns=("ClinicalSummary.PatientPush", "FHIR.*"), ordering="source",
-        patient_key=None, acknowledge="after_commit", on_failure="dead", max_attempts=10, timeout=60.0)
+        role="handler",
+        name="plain",
+        patterns=("ClinicalSummary.PatientPush", "FHIR.*"),
+        ordering="source",
+        patient_key=None,
+        acknowledge="after_commit",
+        on_failure="dead",
+        max_attempts=10,
+        timeout=60.0,
+    )
 
 
 def test_options() -> None:
     """Every option stands in the declaration; a responder has one attempt."""
+
     def ask(message: Message, context: Context) -> dict[str, Any]:
         return {}
 
@@ -40,37 +50,64 @@ def test_options() -> None:
         pass
 
     responder("PatientSearch.Query", "SSO.Sign-on", name="ask_1-b", timeout=5)(ask)
-    handler("*", name="put", ordering="patient", patient_key="MR", acknowledge="after_handling", on_failure="hold",
-            max_attempts=3, timeout=7.5)(put)
+    handler(
+        "*",
+        name="put",
+        ordering="patient",
+        patient_key="MR",
+        acknowledge="after_handling",
+        on_failure="hold",
+        max_attempts=3,
+        timeout=7.5,
+    )(put)
 
-    assert declared(ask) == Declaration(role="responder", name="ask_1-b", max_attempts=1, timeout=5,
-                                        patterns=("PatientSearch.Query", "SSO.Sign-on"))
+    assert declared(ask) == Declaration(
+        role="responder", name="ask_1-b", max_attempts=1, timeout=5, patterns=("PatientSearch.Query", "SSO.Sign-on")
+    )
     assert declared(put) == Declaration(
-        role="handler", name="put", patterns=("*",), ordering="patient", patient_key="MR", max_attempts=3, timeout=7.5,
-        acknowledge="after_handling", on_failure="hold")
+        role="handler",
+        name="put",
+        patterns=("*",),
+        ordering="patient",
+        patient_key="MR",
+        max_attempts=3,
+        timeout=7.5,
+        acknowledge="after_handling",
+        on_failure="hold",
+    )
     assert declared(run) is None
 
 
-@pytest.mark.parametrize(("declare", "says"), [
-    (lambda: handler("*", name="Big"), "'Big' is no handler's name"),
-    (lambda: handler("*", name=""), "'' is no handler's name"),
-    (lambda: handler("*", name="a/b"), "'a/b' is no handler's name"),
-    (lambda: handler("*", name="a" * 41), "is no handler's name"),
-    (lambda: handler(name="n"), "@handler n: it asks for no kind of message"),
-    (lambda: handler("PatientAdmin", name="n"), "@handler n: 'PatientAdmin' is no pattern"),
-    (lambda: handler("PatientSearch.Query", name="n"), "@handler n: PatientSearch.Query is a query"),
-    (lambda: responder("PatientSearch.*", name="n"), r"@responder n: PatientSearch.\* is no query of Redox's"),
-    (lambda: responder("PatientAdmin.Arrival", name="n"), "@responder n: PatientAdmin.Arrival is no query"),
-    (lambda: handler("*", name="n", ordering="patient"), '@handler n: ordering="patient" and patient_key'),
-    (lambda: handler("*", name="n", patient_key="MR"), '@handler n: ordering="patient" and patient_key'),
-    (partial(WRONG, "*", name="n", ordering="fifo"), "@handler n: ordering='fifo': choose 'source', 'patient', 'none'"),
-    (partial(WRONG, "*", name="n", acknowledge="never"), "@handler n: acknowledge='never'"),
-    (partial(WRONG, "*", name="n", on_failure="cry"), "@handler n: on_failure='cry'"),
-    (lambda: handler("*", name="n", on_failure="hold", ordering="none"), '@handler n: on_failure="hold" holds back'),
-    (lambda: handler("*", name="n", max_attempts=0), "@handler n: max_attempts is 1 or more"),
-    (lambda: handler("*", name="n", timeout=0), "@handler n: timeout is more than 0"),
-    (lambda: handler("*", name="n", timeout=3601), "at most 3600 seconds"),
-    (lambda: handler("*", name="n", timeout=float("nan")), "@handler n: timeout is more than 0")])
+@pytest.mark.parametrize(
+    ("declare", "says"),
+    [
+        (lambda: handler("*", name="Big"), "'Big' is no handler's name"),
+        (lambda: handler("*", name=""), "'' is no handler's name"),
+        (lambda: handler("*", name="a/b"), "'a/b' is no handler's name"),
+        (lambda: handler("*", name="a" * 41), "is no handler's name"),
+        (lambda: handler(name="n"), "@handler n: it asks for no kind of message"),
+        (lambda: handler("PatientAdmin", name="n"), "@handler n: 'PatientAdmin' is no pattern"),
+        (lambda: handler("PatientSearch.Query", name="n"), "@handler n: PatientSearch.Query is a query"),
+        (lambda: responder("PatientSearch.*", name="n"), r"@responder n: PatientSearch.\* is no query of Redox's"),
+        (lambda: responder("PatientAdmin.Arrival", name="n"), "@responder n: PatientAdmin.Arrival is no query"),
+        (lambda: handler("*", name="n", ordering="patient"), '@handler n: ordering="patient" and patient_key'),
+        (lambda: handler("*", name="n", patient_key="MR"), '@handler n: ordering="patient" and patient_key'),
+        (
+            partial(WRONG, "*", name="n", ordering="fifo"),
+            "@handler n: ordering='fifo': choose 'source', 'patient', 'none'",
+        ),
+        (partial(WRONG, "*", name="n", acknowledge="never"), "@handler n: acknowledge='never'"),
+        (partial(WRONG, "*", name="n", on_failure="cry"), "@handler n: on_failure='cry'"),
+        (
+            lambda: handler("*", name="n", on_failure="hold", ordering="none"),
+            '@handler n: on_failure="hold" holds back',
+        ),
+        (lambda: handler("*", name="n", max_attempts=0), "@handler n: max_attempts is 1 or more"),
+        (lambda: handler("*", name="n", timeout=0), "@handler n: timeout is more than 0"),
+        (lambda: handler("*", name="n", timeout=3601), "at most 3600 seconds"),
+        (lambda: handler("*", name="n", timeout=float("nan")), "@handler n: timeout is more than 0"),
+    ],
+)
 def test_what_is_refused(declare: Callable[[], Any], says: str) -> None:
     """A declaration that cannot hold says which and what is wrong when the plugin is imported."""
     with pytest.raises(ConfigurationError, match=says):
@@ -85,6 +122,7 @@ def test_an_unknown_option() -> None:
 
 def test_the_function_must_fit() -> None:
     """Only a plain function that takes a message and a context can be declared, and only once."""
+
     async def later(message: Message, context: Context) -> None:
         pass
 

@@ -12,14 +12,25 @@ from pydantic import ValidationError
 
 from receiver.errors import NotFound
 from receiver.handlers import Message
-from receiver.testing.kinds import WIRE_NAMES
-from receiver.testing.samples import sample
+from receiver.samples.kinds import WIRE_NAMES
+from receiver.samples.sample import sample
 
 
 def message(raw: bytes, kind: str = "PatientAdmin.Arrival") -> Message:
     """A message of that kind."""
-    return Message(uuid="u", kind=kind, source_id=None, log_id=None, message_id=None, transmission_id=None,
-                   facility=None, event_time=None, received_at=datetime.now(UTC), test=False, raw=raw)
+    return Message(
+        uuid="u",
+        kind=kind,
+        source_id=None,
+        log_id=None,
+        message_id=None,
+        transmission_id=None,
+        facility=None,
+        event_time=None,
+        received_at=datetime.now(UTC),
+        test=False,
+        raw=raw,
+    )
 
 
 def test_data_is_parsed_once() -> None:
@@ -30,10 +41,17 @@ def test_data_is_parsed_once() -> None:
     assert one.data is one.data
 
 
-@pytest.mark.parametrize(("number", "expected"), [
-    ("123456789012345678901234567890", 123456789012345678901234567890),
-    ("-" + "9" * 40, -int("9" * 40)), ("1e400", Decimal("1e400")), ("-1e400", Decimal("-1e400")),
-    ("9" * 5000, Decimal("9" * 5000)), ("0.1", 0.1)])
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        ("123456789012345678901234567890", 123456789012345678901234567890),
+        ("-" + "9" * 40, -int("9" * 40)),
+        ("1e400", Decimal("1e400")),
+        ("-1e400", Decimal("-1e400")),
+        ("9" * 5000, Decimal("9" * 5000)),
+        ("0.1", 0.1),
+    ],
+)
 def test_numbers_are_exact(number: str, expected: Any) -> None:
     """An integer of any length is exact, and a number that no float holds is a Decimal; what stands beside it is as
     always."""
@@ -58,11 +76,23 @@ def test_model(kind: str) -> None:
     assert not hasattr(made, "SomethingNew")
 
 
-@pytest.mark.parametrize("kind", [
-    "Claim.Payment", "Claim.Submission", "Enrichment.NaturalLanguageProcessingQuery",
-    "Enrichment.NaturalLanguageProcessingQueryResponse", "Unheard.Of", "generic.PatientAdmin", "PatientAdmin.factory",
-    "abstract_base.RedoxAbstractModel", "factory.loads", "PatientAdmin.__init__",
-    "PatientAdmin.annotations", "PatientAdmin.ARRIVAL"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "Claim.Payment",
+        "Claim.Submission",
+        "Enrichment.NaturalLanguageProcessingQuery",
+        "Enrichment.NaturalLanguageProcessingQueryResponse",
+        "Unheard.Of",
+        "generic.PatientAdmin",
+        "PatientAdmin.factory",
+        "abstract_base.RedoxAbstractModel",
+        "factory.loads",
+        "PatientAdmin.__init__",
+        "PatientAdmin.annotations",
+        "PatientAdmin.ARRIVAL",
+    ],
+)
 def test_no_class_for_it(kind: str) -> None:
     """For a kind without a class, also one made up to have something else imported, `model()` says so clearly."""
     with pytest.raises(NotFound, match=f"{kind}: the `redox` package has no class for it: use message.data"):

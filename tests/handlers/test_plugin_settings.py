@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings
 
 from receiver.errors import ConfigurationError
-from receiver.handlers.plugin_settings import load
+from receiver.handlers.plugin_settings import load_plugin_settings
 
 
 class Beds(BaseModel):
@@ -32,11 +32,11 @@ def test_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLUGIN_BED_BOARD_URL", "http://beds")
     monkeypatch.setenv("PLUGIN_BED_BOARD_KEY", "k")
     monkeypatch.setenv("URL", "of somebody else")
-    filled = load(Beds, "bed-board", None)
+    filled = load_plugin_settings(Beds, "bed-board", None)
 
     assert isinstance(filled, Beds)
     assert (filled.url, filled.limit, filled.key) == ("http://beds", 3, SecretStr("k"))
-    assert load(Wards, "bed-board", None).url == "http://beds"
+    assert load_plugin_settings(Wards, "bed-board", None).url == "http://beds"
 
 
 def test_below_it_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -44,9 +44,13 @@ def test_below_it_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     (tmp_path / ".env").write_text("PLUGIN_BEDS_URL=http://file\nPLUGIN_BEDS_LIMIT=5\nRECEIVER_BIND=x:1\n")
     monkeypatch.setenv("PLUGIN_BEDS_URL", "http://environment")
 
-    assert load(Beds, "beds", tmp_path / ".env") == load(Beds, "beds", tmp_path / ".env")
-    assert (load(Beds, "beds", tmp_path / ".env").url, load(Beds, "beds", tmp_path / ".env").limit) == (
-        "http://environment", 5)
+    assert load_plugin_settings(Beds, "beds", tmp_path / ".env") == load_plugin_settings(
+        Beds, "beds", tmp_path / ".env"
+    )
+    assert (
+        load_plugin_settings(Beds, "beds", tmp_path / ".env").url,
+        load_plugin_settings(Beds, "beds", tmp_path / ".env").limit,
+    ) == ("http://environment", 5)
 
 
 class Board(BaseModel):
@@ -78,21 +82,26 @@ def test_mistakes_name_the_variable_that_is_read(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PLUGIN_CLINIC_BOARD", '{"size": "hunter2"}')
     monkeypatch.setenv("PLUGIN_CLINIC_KEY", "hunter2")
     with pytest.raises(ConfigurationError) as caught:
-        load(Clinic, "clinic", None)
+        load_plugin_settings(Clinic, "clinic", None)
     assert sorted(line.partition(":")[0] for line in str(caught.value).splitlines()) == [
-        "CLINIC_URL", "PLUGIN_CLINIC_BOARD (in size)", "PLUGIN_CLINIC_KEY"]
+        "CLINIC_URL",
+        "PLUGIN_CLINIC_BOARD (in size)",
+        "PLUGIN_CLINIC_KEY",
+    ]
     assert "hunter2" not in str(caught.value)
     monkeypatch.setenv("PLUGIN_CLINIC_BEDS", "hunter2")
     with pytest.raises(ConfigurationError, match=r"^PLUGIN_CLINIC_BEDS: write the value as JSON$"):
-        load(Clinic, "clinic", None)
+        load_plugin_settings(Clinic, "clinic", None)
 
 
 def test_mistakes_name_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every variable that is missing or wrong is named, and no value is told."""
     monkeypatch.setenv("PLUGIN_BEDS_LIMIT", "hunter2")
     with pytest.raises(ConfigurationError) as caught:
-        load(Beds, "beds", None)
+        load_plugin_settings(Beds, "beds", None)
 
     assert sorted(line.partition(":")[0] for line in str(caught.value).splitlines()) == [
-        "PLUGIN_BEDS_LIMIT", "PLUGIN_BEDS_URL"]
+        "PLUGIN_BEDS_LIMIT",
+        "PLUGIN_BEDS_URL",
+    ]
     assert "hunter2" not in str(caught.value)

@@ -14,7 +14,7 @@ import trustme
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from receiver.outbound import LegacyKey, Limits, OAuthKey, RedoxClient
-from receiver.testing.api import FakeRedoxApi
+from receiver.simulator.api import FakeRedoxApi
 
 PRIVATE = rsa.generate_private_key(65537, 2048)
 KEY = OAuthKey(client_id="client-1", kid="kid-1", private_key=PRIVATE)
@@ -27,14 +27,21 @@ Connect = Callable[..., RedoxClient]
 
 def jwks_of(*keys: OAuthKey) -> dict[str, Any]:
     """The public halves as Redox would find them."""
-    return {"keys": [{**jwt.algorithms.RSAAlgorithm.to_jwk(key.private_key.public_key(), as_dict=True), "kid": key.kid}
-                     for key in keys if isinstance(key.private_key, rsa.RSAPrivateKey)]}
+    return {
+        "keys": [
+            {**jwt.algorithms.RSAAlgorithm.to_jwk(key.private_key.public_key(), as_dict=True), "kid": key.kid}
+            for key in keys
+            if isinstance(key.private_key, rsa.RSAPrivateKey)
+        ]
+    }
 
 
 def message(event: str = "Arrival", model: str = "PatientAdmin", **meta: Any) -> dict[str, Any]:
     """A small message of a synthetic patient."""
-    return {"Meta": {"DataModel": model, "EventType": event, "Destinations": [{"ID": "destination-1"}], **meta},
-            "Patient": {"Demographics": {"FirstName": "Canary", "LastName": "Größe"}}}
+    return {
+        "Meta": {"DataModel": model, "EventType": event, "Destinations": [{"ID": "destination-1"}], **meta},
+        "Patient": {"Demographics": {"FirstName": "Canary", "LastName": "Größe"}},
+    }
 
 
 def query(**meta: Any) -> dict[str, Any]:
@@ -98,6 +105,7 @@ def tls_api(authority: trustme.CA) -> Iterator[FakeRedoxApi]:
 def connect(api: FakeRedoxApi) -> Iterator[Connect]:
     """Makes clients of the fake API, and closes them in the end."""
     with ExitStack() as stack:
+
         def make(key: Any = KEY, **options: Any) -> RedoxClient:
             return stack.enter_context(RedoxClient(key, **{"base_url": api.base_url, "limits": QUICK, **options}))
 

@@ -17,10 +17,10 @@ from receiver.outbound import (
     ErrorDetail,
     OutboundError,
     RateLimited,
+    RedoxUnavailable,
     Rejected,
-    Unavailable,
 )
-from receiver.outbound.answers import judge
+from receiver.outbound.answers import interpret
 
 LOG = "0e5a54a4-61b3-4d53-8b29-3a3a6f0f5c11"
 TEXT = "Canary Größe has no MRN"
@@ -33,7 +33,7 @@ def response(status: int, body: object = b"", **headers: str) -> httpx2.Response
 
 def fails(status: int, body: object = b"", **headers: str) -> OutboundError:
     with pytest.raises(OutboundError) as caught:
-        judge(response(status, body, **headers))
+        interpret(response(status, body, **headers))
     return caught.value
 
 
@@ -41,7 +41,7 @@ def fails(status: int, body: object = b"", **headers: str) -> OutboundError:
 def test_a_good_answer_is_a_value(status: int) -> None:
     """Any 2xx without errors is an answer, with the ids of Redox's logs; its repr shows nothing of it."""
     body = {"Meta": {"Logs": [{"ID": LOG, "AttemptID": "x"}, {"ID": 17}, {"ID": None}, "?"], "Errors": []}, "N": 2**80}
-    answer = judge(response(status, body))
+    answer = interpret(response(status, body))
 
     assert (answer.status, answer.data, answer.log_ids) == (status, body, (LOG, "17"))
     assert json.loads(answer.body) == body
@@ -50,7 +50,7 @@ def test_a_good_answer_is_a_value(status: int) -> None:
 
 def test_an_empty_answer_holds_nothing() -> None:
     """A 204 has no data."""
-    assert judge(response(204)) == Answer(status=204, data=None, body=b"")
+    assert interpret(response(204)) == Answer(status=204, data=None, body=b"")
 
 
 def test_meta_errors_raise_even_with_200() -> None:
@@ -74,11 +74,23 @@ def test_meta_errors_of_any_shape_are_errors(errors: object) -> None:
     assert type(fails(200, {"Meta": {"Errors": errors}})) is Rejected
 
 
-@pytest.mark.parametrize(("status", "kind", "retryable", "not_processed"), [
-    (400, Rejected, False, False), (401, AuthenticationFailed, False, False), (403, Rejected, False, False),
-    (404, Rejected, False, False), (408, Unavailable, True, False), (413, Rejected, False, False),
-    (422, Rejected, False, False), (429, RateLimited, True, True), (500, Unavailable, True, False),
-    (502, Unavailable, True, False), (503, Unavailable, True, True), (504, Unavailable, True, False)])
+@pytest.mark.parametrize(
+    ("status", "kind", "retryable", "not_processed"),
+    [
+        (400, Rejected, False, False),
+        (401, AuthenticationFailed, False, False),
+        (403, Rejected, False, False),
+        (404, Rejected, False, False),
+        (408, RedoxUnavailable, True, False),
+        (413, Rejected, False, False),
+        (422, Rejected, False, False),
+        (429, RateLimited, True, True),
+        (500, RedoxUnavailable, True, False),
+        (502, RedoxUnavailable, True, False),
+        (503, RedoxUnavailable, True, True),
+        (504, RedoxUnavailable, True, False),
+    ],
+)
 def test_a_status_has_its_error(status: int, kind: type[OutboundError], retryable: bool, not_processed: bool) -> None:
     """Each status becomes one type, which says whether to try again and whether Redox may have acted."""
     bodies: list[object] = [b"", b"plain " + TEXT.encode(), {"Meta": {"Errors": [{"ID": 1, "Text": TEXT}]}}, [], None]
@@ -103,8 +115,14 @@ def test_a_rate_limit_says_what_it_is() -> None:
 
 def test_a_fhir_outcome_gives_its_issues() -> None:
     """The issues of an OperationOutcome are the details of the error."""
-    outcome = {"resourceType": "OperationOutcome", "issue": [
-        {"severity": "error", "code": "invalid", "diagnostics": TEXT}, {"code": "a b", "details": {"text": "w"}}, 7]}
+    outcome = {
+        "resourceType": "OperationOutcome",
+        "issue": [
+            {"severity": "error", "code": "invalid", "diagnostics": TEXT},
+            {"code": "a b", "details": {"text": "w"}},
+            7,
+        ],
+    }
     error = fails(422, outcome)
 
     first = ErrorDetail(type="invalid", module="error", text=TEXT)
@@ -112,8 +130,9 @@ def test_a_fhir_outcome_gives_its_issues() -> None:
     assert "invalid/error" in str(error)
 
 
-@pytest.mark.parametrize("body", [b"<html>", b"{", b"\xff", b'"\xff"', b"[" * 200_000],
-                         ids=["html", "cut", "ff", "utf8", "deep"])
+@pytest.mark.parametrize(
+    "body", [b"<html>", b"{", b"\xff", b'"\xff"', b"[" * 200_000], ids=["html", "cut", "ff", "utf8", "deep"]
+)
 def test_an_answer_that_is_no_json_is_lost(body: bytes) -> None:
     """A 200 that can't be read proves nothing: Redox may or may not have taken the message."""
     error = fails(200, body)
@@ -123,14 +142,25 @@ def test_an_answer_that_is_no_json_is_lost(body: bytes) -> None:
     assert not error.not_processed
 
 
-@given(st.integers(200, 599).filter(lambda status: not 300 <= status < 400), st.binary() | st.recursive(
-    st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(
-        ["Meta", "Errors", "Logs", "ID", "Type", "Text", "issue", "resourceType", "code"]), inner)))
+@given(
+    st.integers(200, 599).filter(lambda status: not 300 <= status < 400),
+    st.binary()
+    | st.recursive(
+        st.none() | st.integers() | st.text(),
+        lambda inner: (
+            st.lists(inner)
+            | st.dictionaries(
+                st.sampled_from(["Meta", "Errors", "Logs", "ID", "Type", "Text", "issue", "resourceType", "code"]),
+                inner,
+            )
+        ),
+    ),
+)
 def test_whatever_is_answered_is_an_answer_or_an_error(status: int, body: Any) -> None:
     """No body makes reading fail in any other way."""
     outcome: Answer | OutboundError
     try:
-        outcome = judge(response(status, body))
+        outcome = interpret(response(status, body))
     except OutboundError as exc:
         outcome = exc
     assert outcome.status == status

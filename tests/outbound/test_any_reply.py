@@ -74,8 +74,9 @@ def server() -> Iterator[Server]:
         yield running
 
 
-def reply(status: int = 200, body: bytes = b"", headers: list[tuple[bytes, bytes]] | None = None, *,
-          length: bool = True) -> bytes:
+def reply(
+    status: int = 200, body: bytes = b"", headers: list[tuple[bytes, bytes]] | None = None, *, length: bool = True
+) -> bytes:
     """A reply as it is on the wire; without `length` its body ends with the connection."""
     framing = b"Content-Length: %d\r\n" % len(body) if length else b""
     fields = b"".join(b"%s: %s\r\n" % field for field in headers or [])
@@ -96,29 +97,88 @@ def outcome(server: Server, key: ApiKey, *replies: bytes, ask: bool = False) -> 
     return answer
 
 
-_MEMBERS = st.sampled_from([
-    "access_token", "accessToken", "expires_in", "expires", "token_type", "refreshToken", "error", "error_description",
-    "Meta", "Errors", "Logs", "ID", "Type", "Text", "issue", "resourceType", "code", "URI"])
+_MEMBERS = st.sampled_from(
+    [
+        "access_token",
+        "accessToken",
+        "expires_in",
+        "expires",
+        "token_type",
+        "refreshToken",
+        "error",
+        "error_description",
+        "Meta",
+        "Errors",
+        "Logs",
+        "ID",
+        "Type",
+        "Text",
+        "issue",
+        "resourceType",
+        "code",
+        "URI",
+    ]
+)
 _JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just("OperationOutcome") |
-    st.sampled_from([10**400, -(10**400), 1 << 64, "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59"]),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_MEMBERS, inner, max_size=6))
-_ODD = st.sampled_from([b"\xff", b'{"access_token":"\xff"}', b'{"\xc3\x28":1}', b"\xff\xfe{\x00}\x00",
-                        b"\xef\xbb\xbf{}", b'{"access_token":"a","expires_in":' + b"9" * 5_000 + b"}",
-                        b'{"accessToken":"\\ud800"}'])
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.just("OperationOutcome")
+    | st.sampled_from([10**400, -(10**400), 1 << 64, "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_MEMBERS, inner, max_size=6),
+)
+_ODD = st.sampled_from(
+    [
+        b"\xff",
+        b'{"access_token":"\xff"}',
+        b'{"\xc3\x28":1}',
+        b"\xff\xfe{\x00}\x00",
+        b"\xef\xbb\xbf{}",
+        b'{"access_token":"a","expires_in":' + b"9" * 5_000 + b"}",
+        b'{"accessToken":"\\ud800"}',
+    ]
+)
 _BODIES = st.binary(max_size=60) | _ODD | _JSON.map(lambda value: json.dumps(value).encode())
-_VALUES = st.binary(max_size=30).map(lambda value: value.translate(None, b"\r\n\0")) | st.sampled_from([
-    b"Mon, 01 Jan 0001 00:00:00 +2359", b"Fri, 31 Dec 9999 23:59:59 -2359", b"Mon, 99 Foo 2026 99:99:99 GMT",
-    b"Mon, 01 Jan 99999999999 00:00:00 GMT", b"identity", b"gzip", b"7", b"\xb2", b"9" * 400, b"application/json"])
-_NAMES = st.sampled_from([b"Date", b"Retry-After", b"X-RateLimit-Limit", b"Content-Encoding", b"Content-Type",
-                          b"Transfer-Encoding", b"Content-Length", b"Connection", b"Set-Cookie", b"Location", b"X-Any"])
+_VALUES = st.binary(max_size=30).map(lambda value: value.translate(None, b"\r\n\0")) | st.sampled_from(
+    [
+        b"Mon, 01 Jan 0001 00:00:00 +2359",
+        b"Fri, 31 Dec 9999 23:59:59 -2359",
+        b"Mon, 99 Foo 2026 99:99:99 GMT",
+        b"Mon, 01 Jan 99999999999 00:00:00 GMT",
+        b"identity",
+        b"gzip",
+        b"7",
+        b"\xb2",
+        b"9" * 400,
+        b"application/json",
+    ]
+)
+_NAMES = st.sampled_from(
+    [
+        b"Date",
+        b"Retry-After",
+        b"X-RateLimit-Limit",
+        b"Content-Encoding",
+        b"Content-Type",
+        b"Transfer-Encoding",
+        b"Content-Length",
+        b"Connection",
+        b"Set-Cookie",
+        b"Location",
+        b"X-Any",
+    ]
+)
 _REPLIES = st.binary(max_size=80) | st.builds(
-    reply, st.integers(100, 999), _BODIES, st.lists(st.tuples(_NAMES, _VALUES), max_size=3), length=st.booleans())
+    reply, st.integers(100, 999), _BODIES, st.lists(st.tuples(_NAMES, _VALUES), max_size=3), length=st.booleans()
+)
 
 
 @KEYS
 def test_any_reply_of_the_token_endpoint(server: Server, key: ApiKey) -> None:
     """Bytes, headers and statuses of any kind: a named error, or a token with which the message is sent."""
+
     @given(_REPLIES)
     @example(reply(body=b"\xff"))
     @example(reply(body=b'{"access_token":"a","expires_in":' + b"9" * 400 + b"}"))
@@ -145,8 +205,18 @@ def test_any_reply_to_a_message(server: Server, key: ApiKey) -> None:
 
 
 @KEYS
-@pytest.mark.parametrize("body", [b"", b"\xff", b'{"access_token": "\xff"}', b"<html>", b"[" * 5_000, b"{}",
-                                  b'{"access_token": "two words", "accessToken": 7}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xff",
+        b'{"access_token": "\xff"}',
+        b"<html>",
+        b"[" * 5_000,
+        b"{}",
+        b'{"access_token": "two words", "accessToken": 7}',
+    ],
+)
 def test_no_token_that_can_be_read(server: Server, key: ApiKey, body: bytes) -> None:
     """Every reply of 200 without one is the same error: nothing was sent, and it may be tried again."""
     error = outcome(server, key, reply(body=body))

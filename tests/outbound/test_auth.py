@@ -25,12 +25,12 @@ from receiver.outbound import (
     OutboundError,
     RateLimited,
     RedoxAuth,
-    Unavailable,
+    RedoxUnavailable,
     Unsendable,
     UnusableAnswer,
 )
 from receiver.protocol.credentials import ApiKey
-from receiver.testing.api import Answered, FakeRedoxApi, Fault
+from receiver.simulator.api import FakeRedoxApi, Fault, SimulatedApiAnswer
 from tests.outbound.conftest import KEY, LEGACY, Connect, jwks_of, message, until
 
 MakeAuth = Callable[..., RedoxAuth]
@@ -49,6 +49,7 @@ class Clock:
 @pytest.fixture
 def make_auth(api: FakeRedoxApi) -> Iterator[MakeAuth]:
     with ExitStack() as stack:
+
         def make(key: Any = KEY, **options: Any) -> RedoxAuth:
             auth = RedoxAuth(key, **{"base_url": api.base_url, **options})
             stack.callback(auth.close)
@@ -111,7 +112,7 @@ def test_a_failure_is_shared_too(api: FakeRedoxApi, make_auth: MakeAuth) -> None
 
     outcomes = all_at_once(50, auth.token)
 
-    assert all(isinstance(outcome, Unavailable) and outcome.not_processed for outcome in outcomes)
+    assert all(isinstance(outcome, RedoxUnavailable) and outcome.not_processed for outcome in outcomes)
     assert len(asked(api)) == 1
     assert auth.token().lifetime == 300.0
 
@@ -165,8 +166,9 @@ def test_others_do_not_wait_for_an_early_renewal(api: FakeRedoxApi, make_auth: M
 
 @pytest.mark.parametrize("jump", [timedelta(days=-3650), timedelta(days=3650)], ids=["back", "ahead"])
 @pytest.mark.parametrize("key", [KEY, LEGACY], ids=["oauth", "legacy"])
-def test_a_jump_of_the_wall_clock_changes_nothing(api: FakeRedoxApi, make_auth: MakeAuth, key: ApiKey,
-                                                  jump: timedelta) -> None:
+def test_a_jump_of_the_wall_clock_changes_nothing(
+    api: FakeRedoxApi, make_auth: MakeAuth, key: ApiKey, jump: timedelta
+) -> None:
     """Somebody sets the time: the token in hand is neither thrown away nor kept beyond its end."""
     clock, wall = Clock(), [datetime.now(UTC)]
     auth = make_auth(key, monotonic=clock, now=lambda: wall[0])
@@ -228,7 +230,7 @@ def test_a_refresh_that_fails_is_no_reason_to_authenticate(api: FakeRedoxApi, ma
     clock.reading += 301
     api.fail("/auth/refreshToken", Fault.SERVER_ERROR)
 
-    with pytest.raises(Unavailable):
+    with pytest.raises(RedoxUnavailable):
         auth.token()
     assert asked(api) == ["/auth/authenticate", "/auth/refreshToken"]
 
@@ -252,7 +254,7 @@ def test_a_refused_token_is_not_handed_out_again(api: FakeRedoxApi, make_auth: M
     refused = auth.token()
     api.fail("/v2/auth/token", Fault.SERVER_ERROR)
 
-    with pytest.raises(Unavailable):
+    with pytest.raises(RedoxUnavailable):
         auth.token(refused=refused)
     assert auth.token(refused=refused) is not refused
 
@@ -268,7 +270,7 @@ def test_a_renewal_led_by_another_may_not_help(api: FakeRedoxApi, make_auth: Mak
     leader = threading.Thread(target=lambda: leading.append(auth.token()))
     leader.start()
     until(lambda: len(asked(api)) == 2)
-    with pytest.raises(Unavailable):
+    with pytest.raises(RedoxUnavailable):
         auth.token(refused=refused)
     leader.join()
 
@@ -280,17 +282,28 @@ def test_a_reply_without_a_good_date_is_read_by_our_clock(api: FakeRedoxApi, mak
     """A missing or wrong Date header does not keep a legacy token from being used."""
     now = datetime(2026, 3, 1, tzinfo=UTC)
     reply = {"accessToken": "synthetic", "expires": "2026-03-01T00:02:00Z", "refreshToken": "r"}
-    api.fail("/auth/authenticate", Answered(body=reply, headers={"Date": date}))
+    api.fail("/auth/authenticate", SimulatedApiAnswer(body=reply, headers={"Date": date}))
 
     assert make_auth(LEGACY, now=lambda: now).token().lifetime == 120.0
 
 
 FAULTS = {
-    Fault.SERVER_ERROR: Unavailable, Fault.BAD_GATEWAY: Unavailable, Fault.UNAVAILABLE: Unavailable,
-    Fault.RATE_LIMITED: RateLimited, Fault.UNAUTHORIZED: AuthenticationFailed, Fault.GARBAGE: BadAnswer,
-    Fault.NOT_HTTP: Unavailable, Fault.HUGE: UnusableAnswer, Fault.REDIRECT: UnusableAnswer,
-    Fault.GZIP_BOMB: UnusableAnswer, Fault.DRIP: Unavailable, Fault.SILENCE: Unavailable,
-    Fault.DROP_BEFORE: Unavailable, Fault.DROP_AFTER: Unavailable, Fault.CUT_SHORT: Unavailable}
+    Fault.SERVER_ERROR: RedoxUnavailable,
+    Fault.BAD_GATEWAY: RedoxUnavailable,
+    Fault.UNAVAILABLE: RedoxUnavailable,
+    Fault.RATE_LIMITED: RateLimited,
+    Fault.UNAUTHORIZED: AuthenticationFailed,
+    Fault.GARBAGE: BadAnswer,
+    Fault.NOT_HTTP: RedoxUnavailable,
+    Fault.HUGE: UnusableAnswer,
+    Fault.REDIRECT: UnusableAnswer,
+    Fault.GZIP_BOMB: UnusableAnswer,
+    Fault.DRIP: RedoxUnavailable,
+    Fault.SILENCE: RedoxUnavailable,
+    Fault.DROP_BEFORE: RedoxUnavailable,
+    Fault.DROP_AFTER: RedoxUnavailable,
+    Fault.CUT_SHORT: RedoxUnavailable,
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
@@ -412,6 +425,7 @@ def test_an_async_client_is_authenticated(api: FakeRedoxApi, make_auth: MakeAuth
 
     async def main() -> list[int]:
         async with httpx2.AsyncClient(auth=auth, trust_env=False) as client:
+
             async def post() -> int:
                 return (await client.post(f"{api.base_url}/endpoint", json=message())).status_code
 
@@ -442,6 +456,7 @@ def test_a_token_goes_nowhere_else(api: FakeRedoxApi, make_auth: MakeAuth) -> No
 
 def test_a_useless_key_function_is_found_at_once() -> None:
     """A key that can't be had is an error when the client is made, not at its first call."""
+
     def key() -> ApiKey:
         raise ConfigurationError("no key")
 

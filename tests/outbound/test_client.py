@@ -23,11 +23,11 @@ from receiver.outbound import (
     OutboundError,
     RateLimited,
     RedoxClient,
+    RedoxUnavailable,
     Rejected,
-    Unavailable,
     Unsendable,
 )
-from receiver.testing.api import Answered, FakeRedoxApi, Fault
+from receiver.simulator.api import FakeRedoxApi, Fault, SimulatedApiAnswer
 from tests.outbound.conftest import KEY, LEGACY, QUICK, Connect, message, query
 
 ONRAMP = NetworkOnramp(organization="1.2.3", user="user-7", role="112247003")
@@ -71,7 +71,7 @@ def test_a_query_is_answered(api: FakeRedoxApi, connect: Connect) -> None:
 def test_a_query_without_an_answer_is_an_error(api: FakeRedoxApi, connect: Connect) -> None:
     """An answer of 200 that is no message is none."""
     for body in (b"", b"[]", b"null"):
-        api.fail("/endpoint", Answered(body=body))
+        api.fail("/endpoint", SimulatedApiAnswer(body=body))
         with pytest.raises(BadAnswer, match="no message in it"):
             connect().query(query())
 
@@ -87,14 +87,18 @@ def test_meta_errors_raise(api: FakeRedoxApi, connect: Connect) -> None:
     assert api.processed == []
 
 
-@pytest.mark.parametrize("act", [
-    lambda client: client.send({"Patient": {}}),
-    lambda client: client.send(message(Destinations=[])),
-    lambda client: client.query(query(Destinations=[{"ID": "a"}, {"ID": "b"}])),
-    lambda client: client.send({**message(), "Filler": "x" * 2_000}),
-    lambda client: client.upload(b"x" * 3_001),
-    lambda client: client.send({**message(), "N": float("nan")}),
-], ids=["no meta", "no destination", "two destinations", "too large", "upload too large", "nan"])
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda client: client.send({"Patient": {}}),
+        lambda client: client.send(message(Destinations=[])),
+        lambda client: client.query(query(Destinations=[{"ID": "a"}, {"ID": "b"}])),
+        lambda client: client.send({**message(), "Filler": "x" * 2_000}),
+        lambda client: client.upload(b"x" * 3_001),
+        lambda client: client.send({**message(), "N": float("nan")}),
+    ],
+    ids=["no meta", "no destination", "two destinations", "too large", "upload too large", "nan"],
+)
 def test_what_redox_would_refuse_is_not_sent(api: FakeRedoxApi, connect: Connect, act: Any) -> None:
     """Refused before sending means just that: not even a token was asked for."""
     client = connect(limits=Limits(request_bytes=2_000, upload_bytes=3_000))
@@ -124,7 +128,11 @@ def test_the_onramp_goes_along_and_takes_no_legacy_key(api: FakeRedoxApi, connec
     """Network-onramp extensions reach Redox under an OAuth key, and are refused under a legacy one."""
     connect().query(query(), onramp=ONRAMP)
     assert api.processed[0]["Meta"]["Extensions"].keys() == {
-        "sender-organization-id", "user-id", "user-role", "purpose-of-use"}
+        "sender-organization-id",
+        "user-id",
+        "user-role",
+        "purpose-of-use",
+    }
 
     legacy = connect(LEGACY)
     with pytest.raises(Unsendable, match="legacy"):
@@ -146,7 +154,7 @@ def test_what_was_not_processed_is_tried_again(api: FakeRedoxApi, connect: Conne
     assert len(api.processed) == 1
 
 
-@pytest.mark.parametrize(("fault", "kind"), [(Fault.UNAVAILABLE, Unavailable), (Fault.RATE_LIMITED, RateLimited)])
+@pytest.mark.parametrize(("fault", "kind"), [(Fault.UNAVAILABLE, RedoxUnavailable), (Fault.RATE_LIMITED, RateLimited)])
 def test_attempts_are_bounded(api: FakeRedoxApi, connect: Connect, fault: Fault, kind: type[OutboundError]) -> None:
     """After the last attempt the error stands, and says that trying later may help."""
     api.fail("/endpoint", fault, times=9)
@@ -161,13 +169,24 @@ def test_no_pause_outlasts_the_deadline(api: FakeRedoxApi, connect: Connect) -> 
     """When the next pause would not fit into the total, the error stands at once."""
     api.fail("/endpoint", Fault.UNAVAILABLE, times=9)
 
-    with pytest.raises(Unavailable):
+    with pytest.raises(RedoxUnavailable):
         connect(limits=Limits(total=30.0, pause=100.0)).send(message())
     assert len(api.received("/endpoint")) == 1
 
 
-@pytest.mark.parametrize("fault", [Fault.SERVER_ERROR, Fault.BAD_GATEWAY, Fault.GATEWAY_TIMEOUT, Fault.DROP_BEFORE,
-                                   Fault.DROP_AFTER, Fault.CUT_SHORT, Fault.GARBAGE], ids=lambda fault: fault.name)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault.SERVER_ERROR,
+        Fault.BAD_GATEWAY,
+        Fault.GATEWAY_TIMEOUT,
+        Fault.DROP_BEFORE,
+        Fault.DROP_AFTER,
+        Fault.CUT_SHORT,
+        Fault.GARBAGE,
+    ],
+    ids=lambda fault: fault.name,
+)
 def test_what_may_have_been_processed_is_not(api: FakeRedoxApi, connect: Connect, fault: Fault) -> None:
     """Where Redox may have acted, a direct call does not send again; it says that its caller may."""
     api.fail("/endpoint", fault)
@@ -197,8 +216,13 @@ def test_a_file_is_uploaded(api: FakeRedoxApi, connect: Connect, tmp_path: Path)
     client = connect(source="source-1")
     with path.open("rb") as opened:
         opened.read(7)
-        uris = [client.upload(path), client.upload(str(path)), client.upload(path.read_bytes(), filename="scan.pdf"),
-                client.upload(opened, media_type="application/pdf"), client.upload(io.BytesIO(path.read_bytes()))]
+        uris = [
+            client.upload(path),
+            client.upload(str(path)),
+            client.upload(path.read_bytes(), filename="scan.pdf"),
+            client.upload(opened, media_type="application/pdf"),
+            client.upload(io.BytesIO(path.read_bytes())),
+        ]
 
     assert len({*uris}) == 5
     assert all(api.uploads[uri] == path.read_bytes() for uri in uris)
@@ -244,6 +268,7 @@ def test_a_file_with_an_impossible_name(api: FakeRedoxApi, connect: Connect, opt
 @pytest.mark.parametrize("change", [b"and more", b""], ids=["grows", "shrinks"])
 def test_a_file_that_changes_while_it_is_read(api: FakeRedoxApi, connect: Connect, change: bytes) -> None:
     """A file that grows or shrinks under our hands is not passed off as a whole one."""
+
     class Changing(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
             return super().read(size) + change if change else b""
@@ -257,6 +282,7 @@ def test_a_file_that_changes_while_it_is_read(api: FakeRedoxApi, connect: Connec
 
 def test_a_file_that_comes_slowly(api: FakeRedoxApi, connect: Connect) -> None:
     """The total holds for the reading of the file too: what comes after it is not sent any more."""
+
     class Slow(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
             threading.Event().wait(0.6)
@@ -272,13 +298,23 @@ def test_a_file_that_comes_slowly(api: FakeRedoxApi, connect: Connect) -> None:
 def test_an_upload_without_a_uri_is_an_error(api: FakeRedoxApi, connect: Connect) -> None:
     """An answer to an upload that names no URI is none."""
     for body in ({}, {"URI": 7}, {"URI": ""}, b"[]"):
-        api.fail("/uploads", Answered(body=body))
+        api.fail("/uploads", SimulatedApiAnswer(body=body))
         with pytest.raises(BadAnswer, match="without a URI"):
             connect().upload(b"x")
 
 
-@pytest.mark.parametrize("options", [{"query_path": "query"}, {"upload_path": "/up?x"}, {"query_path": "/a b"},
-                                     {"source": ""}, {"source": "a\r\nb"}, {"source": "é"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"query_path": "query"},
+        {"upload_path": "/up?x"},
+        {"query_path": "/a b"},
+        {"source": ""},
+        {"source": "a\r\nb"},
+        {"source": "é"},
+    ],
+    ids=str,
+)
 def test_a_wrong_setting_is_found_at_once(options: dict[str, Any]) -> None:
     """A path or a source that could break a request is refused when the client is made."""
     with pytest.raises(ConfigurationError):
@@ -298,7 +334,9 @@ def test_many_threads_share_a_client(api: FakeRedoxApi, connect: Connect) -> Non
 
 def test_a_script_needs_no_database() -> None:
     """Importing the client loads neither SQLAlchemy nor Flask, nor the slow models of the redox package."""
-    program = ("import sys; from receiver.outbound import RedoxClient; "
-               "print(sorted({'sqlalchemy', 'flask', 'procrastinate', 'psycopg', 'redox'} & set(sys.modules)))")
+    program = (
+        "import sys; from receiver.outbound import RedoxClient; "
+        "print(sorted({'sqlalchemy', 'flask', 'procrastinate', 'psycopg', 'redox'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout == "[]\n"

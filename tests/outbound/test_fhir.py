@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 
 from receiver.outbound import Answer, FhirDestination, Rejected, Unsendable
-from receiver.testing.api import FakeRedoxApi, Received
+from receiver.simulator.api import FakeRedoxApi, Received
 from tests.outbound.conftest import LEGACY, Connect
 
 PATIENT = {"resourceType": "Patient", "id": "p-1"}
-BUNDLE = {"resourceType": "Bundle", "type": "message", "entry": [{"resource": {"resourceType": "MessageHeader"}},
-                                                                 {"resource": PATIENT}]}
+BUNDLE = {
+    "resourceType": "Bundle",
+    "type": "message",
+    "entry": [{"resource": {"resourceType": "MessageHeader"}}, {"resource": PATIENT}],
+}
 
 
 @pytest.fixture
@@ -68,11 +71,22 @@ def test_a_message_bundle_is_posted(api: FakeRedoxApi, fhir: FhirDestination[Ans
     assert last(api).json() == BUNDLE
 
 
-@pytest.mark.parametrize("bundle", [
-    {}, PATIENT, {**BUNDLE, "type": "transaction"}, {**BUNDLE, "entry": []}, {**BUNDLE, "entry": None},
-    {**BUNDLE, "entry": [{"resource": PATIENT}]}, {**BUNDLE, "entry": [7]}], ids=str)
-def test_what_is_no_message_bundle_is_not_sent(api: FakeRedoxApi, fhir: FhirDestination[Answer],
-                                               bundle: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "bundle",
+    [
+        {},
+        PATIENT,
+        {**BUNDLE, "type": "transaction"},
+        {**BUNDLE, "entry": []},
+        {**BUNDLE, "entry": None},
+        {**BUNDLE, "entry": [{"resource": PATIENT}]},
+        {**BUNDLE, "entry": [7]},
+    ],
+    ids=str,
+)
+def test_what_is_no_message_bundle_is_not_sent(
+    api: FakeRedoxApi, fhir: FhirDestination[Answer], bundle: dict[str, Any]
+) -> None:
     """A Bundle of another type, or without a MessageHeader in front, is refused before it is sent."""
     with pytest.raises(Unsendable, match="MessageHeader"):
         fhir.message("Patient", "$patient-update", bundle)

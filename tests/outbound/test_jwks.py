@@ -9,16 +9,27 @@ from contextlib import closing
 import pytest
 
 from receiver.errors import ConfigurationError
-from receiver.outbound import OutboundError, Unavailable, Untrusted, UnusableAnswer
+from receiver.outbound import OutboundError, RedoxUnavailable, Untrusted, UnusableAnswer
 from receiver.outbound import jwks as module
-from receiver.outbound.jwks import MOST, fetch
+from receiver.outbound.jwks import MAX_BYTES, fetch
 from tests.outbound.conftest import serving
-from tests.testing.door import Door, answer
+from tests.simulator.endpoint import Door, answer
 
 
-@pytest.mark.parametrize("url", [
-    "http://issuer.example/keys", "http://10.0.0.1/keys", "ftp://127.0.0.1/keys", "file:///etc/passwd", "keys", "",
-    "https://user:pw@issuer.example/keys", "https://issuer.example/keys#x", "https://issuer.example:port/keys"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://issuer.example/keys",
+        "http://10.0.0.1/keys",
+        "ftp://127.0.0.1/keys",
+        "file:///etc/passwd",
+        "keys",
+        "",
+        "https://user:pw@issuer.example/keys",
+        "https://issuer.example/keys#x",
+        "https://issuer.example:port/keys",
+    ],
+)
 def test_what_is_not_fetched(url: str) -> None:
     """Clear text to another machine, a file, or a URL with a password in it."""
     with pytest.raises(ConfigurationError, match="https://"):
@@ -45,8 +56,9 @@ def test_over_tls(authority: object, trusting: ssl.SSLContext) -> None:
             fetch(url)
 
 
-@pytest.mark.parametrize(("status", "body"), [(301, b""), (302, b""), (404, b""), (500, b""), (204, b""),
-                                              (200, b"x" * (MOST + 1))])
+@pytest.mark.parametrize(
+    ("status", "body"), [(301, b""), (302, b""), (404, b""), (500, b""), (204, b""), (200, b"x" * (MAX_BYTES + 1))]
+)
 def test_what_is_no_answer(status: int, body: bytes) -> None:
     """A redirect is not followed, an error is one, and too much is not read."""
     with Door(answer(status, body)) as door, pytest.raises(UnusableAnswer):
@@ -58,7 +70,7 @@ def test_nobody_there() -> None:
     """A refused connection is an error of ours."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    with pytest.raises(Unavailable):
+    with pytest.raises(RedoxUnavailable):
         fetch(url)
 
 

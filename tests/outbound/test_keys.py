@@ -20,8 +20,10 @@ def test_a_file_and_a_variable_give_the_key(tmp_path: Path, monkeypatch: pytest.
     path.write_bytes(PEM)
     monkeypatch.setenv("REDOX_KEY", PEM.decode().replace("\n", "\\n"))
 
-    for key in (oauth_key_from_file(path, client_id="client-1", kid="kid-1"),
-                oauth_key_from_env("REDOX_KEY", client_id="client-1", kid="kid-1")):
+    for key in (
+        oauth_key_from_file(path, client_id="client-1", kid="kid-1"),
+        oauth_key_from_env("REDOX_KEY", client_id="client-1", kid="kid-1"),
+    ):
         assert key.private_key.private_numbers() == PRIVATE.private_numbers()
         assert (key.client_id, key.kid) == (KEY.client_id, KEY.kid)
 
@@ -31,8 +33,12 @@ def test_a_bad_file_is_named(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.pem"
     wrong.write_text("no key")
 
-    for path, says in ((tmp_path / "missing.pem", "No such file"), (tmp_path, "directory"), (wrong, "PEM"),
-                       (Path("/dev/zero"), "too large")):
+    for path, says in (
+        (tmp_path / "missing.pem", "No such file"),
+        (tmp_path, "directory"),
+        (wrong, "PEM"),
+        (Path("/dev/zero"), "too large"),
+    ):
         with pytest.raises(ConfigurationError, match=says) as caught:
             oauth_key_from_file(path, client_id="c", kid="k")
         assert str(path) in str(caught.value)

@@ -18,12 +18,19 @@ from receiver.outbound import NetworkOnramp, Unsendable
 from receiver.outbound.messages import Prepared, prepare
 from tests.outbound.conftest import message, query
 
-ONRAMP = NetworkOnramp(organization="2.16.840.1.113883.3.6147.458.1", user="user-7", role="112247003",
-                       role_name="Medical doctor")
+ONRAMP = NetworkOnramp(
+    organization="2.16.840.1.113883.3.6147.458.1", user="user-7", role="112247003", role_name="Medical doctor"
+)
 
 
-def prepared(what: Any, *, asks: bool = False, source: str | None = None, required: bool = False,
-             onramp: NetworkOnramp | None = None) -> Prepared:
+def prepared(
+    what: Any,
+    *,
+    asks: bool = False,
+    source: str | None = None,
+    required: bool = False,
+    onramp: NetworkOnramp | None = None,
+) -> Prepared:
     return prepare(what, query=asks, source=source, source_required=required, onramp=onramp)
 
 
@@ -66,9 +73,15 @@ def test_bytes_stay_as_they_are() -> None:
     assert prepared(named, source="mine", required=True) == known(body=named)
 
 
-@pytest.mark.parametrize(("model", "event", "kind"), [
-    ("Clinical Summary", "PatientQuery", "ClinicalSummary.PatientQuery"), ("SSO", "Sign-on", "SSO.Sign-on"),
-    ("PatientAdmin", "Ada Byron 1815", "unknown"), ("x" * 100, "New", "unknown")])
+@pytest.mark.parametrize(
+    ("model", "event", "kind"),
+    [
+        ("Clinical Summary", "PatientQuery", "ClinicalSummary.PatientQuery"),
+        ("SSO", "Sign-on", "SSO.Sign-on"),
+        ("PatientAdmin", "Ada Byron 1815", "unknown"),
+        ("x" * 100, "New", "unknown"),
+    ],
+)
 def test_the_kind_may_be_shown(model: str, event: str, kind: str) -> None:
     """A kind is made of the words of Redox's names; what is not of that shape is not repeated."""
     assert prepared(message(event, model)).kind == kind
@@ -90,20 +103,35 @@ def test_models_of_the_redox_package_are_taken(monkeypatch: pytest.MonkeyPatch) 
         assert body == {**whole, "Meta": {**whole["Meta"], "Source": {"ID": "mine"}}}
 
 
-@pytest.mark.parametrize(("whole", "says"), [
-    ({}, "no Meta"), ({"Meta": []}, "no Meta"), (b"[]", "no JSON object"), (b"{", "no JSON object"),
-    (b"", "no JSON object"), (b'{"Meta": {"DataModel": "\xff"}}', "no JSON object"),
-    ({"Meta": {"EventType": "Arrival"}}, "Meta.DataModel"), ({"Meta": {"DataModel": "PatientAdmin"}}, "Meta.EventType"),
-    (message(""), "Meta.EventType"), (message(DataModel=7), "Meta.DataModel"),
-    (message(Destinations=[]), "no destination"), (message(Destinations=None), "no destination"),
-    (message(Destinations="d"), "no destination"), (message(Destinations=[{}]), "no ID"),
-    (message(Destinations=[{"ID": ""}]), "no ID"), (message(Destinations=["d"]), "no ID"),
-    (query(Destinations=[{"ID": "a"}, {"ID": "b"}]), "exactly one"),
-    (message("PatientQuery", "Clinical Summary", Destinations=[{"ID": "a"}, {"ID": "b"}]), "exactly one"),
-    ({**message(), "When": datetime(2026, 1, 1, tzinfo=UTC)}, "TypeError"),
-    ({**message(), "X": float("nan")}, "ValueError"), ({**message(), "X": "\ud800"}, "UnicodeEncodeError"),
-    ("text", "a str can't be sent"), (None, "a NoneType can't"),
-], ids=str)
+@pytest.mark.parametrize(
+    ("whole", "says"),
+    [
+        ({}, "no Meta"),
+        ({"Meta": []}, "no Meta"),
+        (b"[]", "no JSON object"),
+        (b"{", "no JSON object"),
+        (b"", "no JSON object"),
+        (b'{"Meta": {"DataModel": "\xff"}}', "no JSON object"),
+        ({"Meta": {"EventType": "Arrival"}}, "Meta.DataModel"),
+        ({"Meta": {"DataModel": "PatientAdmin"}}, "Meta.EventType"),
+        (message(""), "Meta.EventType"),
+        (message(DataModel=7), "Meta.DataModel"),
+        (message(Destinations=[]), "no destination"),
+        (message(Destinations=None), "no destination"),
+        (message(Destinations="d"), "no destination"),
+        (message(Destinations=[{}]), "no ID"),
+        (message(Destinations=[{"ID": ""}]), "no ID"),
+        (message(Destinations=["d"]), "no ID"),
+        (query(Destinations=[{"ID": "a"}, {"ID": "b"}]), "exactly one"),
+        (message("PatientQuery", "Clinical Summary", Destinations=[{"ID": "a"}, {"ID": "b"}]), "exactly one"),
+        ({**message(), "When": datetime(2026, 1, 1, tzinfo=UTC)}, "TypeError"),
+        ({**message(), "X": float("nan")}, "ValueError"),
+        ({**message(), "X": "\ud800"}, "UnicodeEncodeError"),
+        ("text", "a str can't be sent"),
+        (None, "a NoneType can't"),
+    ],
+    ids=str,
+)
 def test_what_redox_would_refuse_is_not_sent(whole: Any, says: str) -> None:
     """A message that Redox could not route or read is refused before it is sent, and none of it is quoted."""
     with pytest.raises(Unsendable, match=says) as caught:
@@ -132,8 +160,11 @@ def test_a_bottomless_message_is_refused() -> None:
         prepared(whole)
 
 
-@pytest.mark.parametrize("whole", [message(), message(Source={}), message(Source={"ID": ""}), message(Source="x"),
-                                   json.dumps(message()).encode()], ids=str)
+@pytest.mark.parametrize(
+    "whole",
+    [message(), message(Source={}), message(Source={"ID": ""}), message(Source="x"), json.dumps(message()).encode()],
+    ids=str,
+)
 def test_a_source_is_required_beside_other_keys(whole: Any) -> None:
     """Where several API keys exist, a message that ends up without a source is refused."""
     with pytest.raises(Unsendable, match="names no source"):
@@ -151,7 +182,8 @@ def test_the_onramp_fills_the_extensions() -> None:
         "sender-organization-id": {"url": at + "sender-organization-id", "string": "2.16.840.1.113883.3.6147.458.1"},
         "user-id": {"url": at + "user-id", "string": "user-7"},
         "user-role": {"url": at + "user-role", "coding": {"code": "112247003", "display": "Medical doctor"}},
-        "purpose-of-use": {"url": at + "purpose-of-use", "coding": {"code": "TREATMENT"}}}
+        "purpose-of-use": {"url": at + "purpose-of-use", "coding": {"code": "TREATMENT"}},
+    }
 
 
 def test_the_onramp_can_not_be_put_into_bytes() -> None:

@@ -21,31 +21,50 @@ from receiver.outbound import (
     Limits,
     OutboundError,
     RedoxClient,
+    RedoxUnavailable,
     SlidingWindow,
-    Unavailable,
     Untrusted,
     UnusableAnswer,
 )
 from receiver.outbound.limits import deadline
 from receiver.outbound.wire import Wire, check_base_url
-from receiver.testing.api import FakeRedoxApi, Fault
+from receiver.simulator.api import FakeRedoxApi, Fault
 from tests.outbound.conftest import KEY, QUICK, Connect, know, message, serving, until
 
 
-@pytest.mark.parametrize(("given", "taken"), [
-    (US, "https://api.redoxengine.com"), (CANADA, "https://api.ca.redoxengine.com"),
-    ("https://redox.example:8443/prefix/", "https://redox.example:8443/prefix"),
-    ("http://127.0.0.1:9", "http://127.0.0.1:9"), ("http://[::1]:9", "http://[::1]:9"),
-    ("http://localhost:9", "http://localhost:9")])
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        (US, "https://api.redoxengine.com"),
+        (CANADA, "https://api.ca.redoxengine.com"),
+        ("https://redox.example:8443/prefix/", "https://redox.example:8443/prefix"),
+        ("http://127.0.0.1:9", "http://127.0.0.1:9"),
+        ("http://[::1]:9", "http://[::1]:9"),
+        ("http://localhost:9", "http://localhost:9"),
+    ],
+)
 def test_a_base_url_is_https_or_loopback(given: str, taken: str) -> None:
     """Https to anywhere, http to this machine alone."""
     assert check_base_url(given) == taken
 
 
-@pytest.mark.parametrize("bad", [
-    "http://api.redoxengine.com", "http://localhost.example", "http://127.0.0.1.example", "http://10.0.0.1",
-    "ftp://127.0.0.1", "api.redoxengine.com", "", "https://", "https://user:pw@redox.example", "https://redox.example?x=1",
-    "https://redox.example#f", "https://redox.example:port"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "http://api.redoxengine.com",
+        "http://localhost.example",
+        "http://127.0.0.1.example",
+        "http://10.0.0.1",
+        "ftp://127.0.0.1",
+        "api.redoxengine.com",
+        "",
+        "https://",
+        "https://user:pw@redox.example",
+        "https://redox.example?x=1",
+        "https://redox.example#f",
+        "https://redox.example:port",
+    ],
+)
 def test_any_other_base_url_is_refused(bad: str) -> None:
     """Clear text to another machine, or a URL with more in it than a base, is an error of configuration."""
     with pytest.raises(ConfigurationError, match="base URL"):
@@ -66,8 +85,9 @@ def presenting(certificate: trustme.LeafCert) -> Iterator[FakeRedoxApi]:
 
 
 @pytest.mark.parametrize("which", ["expired", "wrong host", "unknown authority", "system authorities"])
-def test_a_server_that_is_not_proved_to_be_redox_gets_nothing(authority: trustme.CA, trusting: ssl.SSLContext,
-                                                              which: str) -> None:
+def test_a_server_that_is_not_proved_to_be_redox_gets_nothing(
+    authority: trustme.CA, trusting: ssl.SSLContext, which: str
+) -> None:
     """An expired, misnamed or unknown certificate ends the call: nothing is sent, nothing tried again."""
     past = datetime.now(UTC) - timedelta(days=1)
     certificate = {
@@ -77,8 +97,10 @@ def test_a_server_that_is_not_proved_to_be_redox_gets_nothing(authority: trustme
         "system authorities": lambda: authority.issue_cert("127.0.0.1"),
     }[which]()
     context = None if which == "system authorities" else trusting
-    with presenting(certificate) as api, RedoxClient(KEY, base_url=api.base_url, ssl_context=context,
-                                                     limits=QUICK) as client:
+    with (
+        presenting(certificate) as api,
+        RedoxClient(KEY, base_url=api.base_url, ssl_context=context, limits=QUICK) as client,
+    ):
         with pytest.raises(Untrusted, match=r"certificate of 127\.0\.0\.1 is refused") as caught:
             client.send(message())
         assert not caught.value.retryable
@@ -86,8 +108,9 @@ def test_a_server_that_is_not_proved_to_be_redox_gets_nothing(authority: trustme
         assert api.requests == []
 
 
-def test_the_environment_is_not_read(api: FakeRedoxApi, connect: Connect, monkeypatch: pytest.MonkeyPatch,
-                                     tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_environment_is_not_read(
+    api: FakeRedoxApi, connect: Connect, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Proxies, certificate paths and .netrc of the environment change nothing."""
     home = tmp_path_factory.mktemp("home")
     (home / ".netrc").write_text("machine 127.0.0.1 login canary password canary")
@@ -157,8 +180,9 @@ def test_a_read_has_its_own_time_out(api: FakeRedoxApi, connect: Connect) -> Non
     assert type(fails(connect(limits=Limits(read=0.2, total=3_000.0)))) is AnswerLost
 
 
-@pytest.mark.parametrize("fault", [Fault.NOT_HTTP, Fault.DROP_BEFORE, Fault.DROP_AFTER, Fault.CUT_SHORT],
-                         ids=lambda fault: fault.name)
+@pytest.mark.parametrize(
+    "fault", [Fault.NOT_HTTP, Fault.DROP_BEFORE, Fault.DROP_AFTER, Fault.CUT_SHORT], ids=lambda fault: fault.name
+)
 def test_a_broken_answer_is_a_lost_one(api: FakeRedoxApi, connect: Connect, fault: Fault) -> None:
     """When the request went out and no whole answer came, it is not claimed that nothing happened."""
     api.fail("/endpoint", fault)
@@ -175,7 +199,7 @@ def test_nobody_there(connect: Connect) -> None:
         port = server.getsockname()[1]
 
     error = fails(connect(base_url=f"http://127.0.0.1:{port}"))
-    assert type(error) is Unavailable
+    assert type(error) is RedoxUnavailable
     assert error.not_processed
     assert "no connection to 127.0.0.1 (ConnectionRefusedError)" in str(error)
 
@@ -183,16 +207,17 @@ def test_nobody_there(connect: Connect) -> None:
 def test_a_handshake_that_never_comes(connect: Connect) -> None:
     """A peer that accepts and then says nothing to our TLS hello is left at the connect time-out."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        error = fails(connect(base_url=f"https://127.0.0.1:{server.getsockname()[1]}",
-                              limits=Limits(connect=0.2, attempts=1)))
+        error = fails(
+            connect(base_url=f"https://127.0.0.1:{server.getsockname()[1]}", limits=Limits(connect=0.2, attempts=1))
+        )
 
-    assert type(error) is Unavailable
+    assert type(error) is RedoxUnavailable
     assert error.not_processed
 
 
 def test_out_of_time_before_sending(api: FakeRedoxApi) -> None:
     """When the time is used up before a request is sent, that is said, and it is not sent."""
-    with closing(Wire(limits=QUICK)) as wire, deadline(0.0), pytest.raises(Unavailable, match="before") as caught:
+    with closing(Wire(limits=QUICK)) as wire, deadline(0.0), pytest.raises(RedoxUnavailable, match="before") as caught:
         wire.exchange(httpx2.Request("GET", api.base_url), most=1_000)
     assert caught.value.not_processed
     assert api.requests == []
@@ -201,6 +226,7 @@ def test_out_of_time_before_sending(api: FakeRedoxApi) -> None:
 def test_more_threads_than_connections(api: FakeRedoxApi) -> None:
     """Who finds no free connection in time was certainly not served, and is told why."""
     with closing(Wire(limits=Limits(connections=1))) as wire:
+
         def ask(seconds: float) -> None:
             with deadline(seconds), pytest.raises(OutboundError) as caught:
                 wire.exchange(httpx2.Request("GET", api.base_url), most=1_000)
@@ -216,7 +242,7 @@ def test_more_threads_than_connections(api: FakeRedoxApi) -> None:
         holding.join()
 
     hurried, held = outcomes
-    assert (type(hurried), hurried.not_processed) == (Unavailable, True)
+    assert (type(hurried), hurried.not_processed) == (RedoxUnavailable, True)
     assert "every connection of this client is in use" in str(hurried)
     assert type(held) is AnswerLost
 

@@ -19,12 +19,22 @@ _UUID = "34b8d6a5-7d0e-4b0c-9d5f-0a1b2c3d4e5f"
 class TestFromQuery:
     """GET: it can be nothing but a handshake."""
 
-    @pytest.mark.parametrize(("query", "challenge", "token"), [
-        (f"challenge={_UUID}&verification-token=abc", _UUID, b"abc"), (f"challenge={_UUID}", _UUID, None),
-        (f"verification-token=a+b%20c&challenge={_UUID}", _UUID, b"a b c"), ("", None, None), ("challenge", "", None),
-        ("challenge=&verification-token=", "", b""), ("challenge=a&challenge=b", "a", None),
-        ("verification-token=%C3%B6", None, "ö".encode()), ("verification-token=%FF", None, "\ufffd".encode()),
-        ("verification-token=\udc80", None, b"\xed\xb2\x80"), ("&".join(f"a{n}=1" for n in range(100)), None, None)])
+    @pytest.mark.parametrize(
+        ("query", "challenge", "token"),
+        [
+            (f"challenge={_UUID}&verification-token=abc", _UUID, b"abc"),
+            (f"challenge={_UUID}", _UUID, None),
+            (f"verification-token=a+b%20c&challenge={_UUID}", _UUID, b"a b c"),
+            ("", None, None),
+            ("challenge", "", None),
+            ("challenge=&verification-token=", "", b""),
+            ("challenge=a&challenge=b", "a", None),
+            ("verification-token=%C3%B6", None, "ö".encode()),
+            ("verification-token=%FF", None, "\ufffd".encode()),
+            ("verification-token=\udc80", None, b"\xed\xb2\x80"),
+            ("&".join(f"a{n}=1" for n in range(100)), None, None),
+        ],
+    )
     def test_reads_the_query(self, query: str, challenge: str | None, token: bytes | None) -> None:
         """Challenge and token are the first of their names, percent-decoded; a flood of fields is nothing at all."""
         assert from_query(head(method="GET", query=query)) == Handshake(challenge=challenge, token=token)
@@ -38,23 +48,45 @@ class TestFromQuery:
 class TestFromBody:
     """POST: an object that names a challenge or a token, and is no message."""
 
-    @pytest.mark.parametrize(("body", "challenge", "token"), [
-        ({"verification-token": "abc", "challenge": _UUID}, _UUID, b"abc"), ({"challenge": _UUID}, _UUID, None),
-        ({"challenge": _UUID, "verification-token": "ö", "more": [1]}, _UUID, "ö".encode()),
-        ({"verification-token": "abc"}, None, b"abc"),
-        ({"challenge": ["x"], "verification-token": "abc"}, None, b"abc"), ({"challenge": None}, None, None),
-        ({"challenge": 5, "verification-token": 6}, None, None),
-        ({"challenge": {}, "verification-token": []}, None, None)])
+    @pytest.mark.parametrize(
+        ("body", "challenge", "token"),
+        [
+            ({"verification-token": "abc", "challenge": _UUID}, _UUID, b"abc"),
+            ({"challenge": _UUID}, _UUID, None),
+            ({"challenge": _UUID, "verification-token": "ö", "more": [1]}, _UUID, "ö".encode()),
+            ({"verification-token": "abc"}, None, b"abc"),
+            ({"challenge": ["x"], "verification-token": "abc"}, None, b"abc"),
+            ({"challenge": None}, None, None),
+            ({"challenge": 5, "verification-token": 6}, None, None),
+            ({"challenge": {}, "verification-token": []}, None, None),
+        ],
+    )
     def test_handshakes(self, body: dict[str, Any], challenge: str | None, token: bytes | None) -> None:
         """What is no text reads as absent: the handshake is one all the same, and refused as such."""
         assert from_body(json.dumps(body, ensure_ascii=False).encode()) == Handshake(challenge=challenge, token=token)
 
-    @pytest.mark.parametrize("body", [
-        b"", b"challenge", b'"challenge"', b'["challenge"]', b"{}", b'{"x":"challenge"}', b'{"x":"verification-token"}',
-        b'{"verification-token":"abc","Meta":{}}',
-        b'{"challenge":"x","Meta":{}}', b'{"challenge":"x","Meta":null}', b'{"challenge":"x","resourceType":"Bundle"}',
-        b'{"challenge":"x"} {}', b'{"challenge":', b'{"challenge":"\\ud800"}', b'{"x":{"challenge":"x"}}',
-        b'{"challenge":"' + b"x" * MAX_HANDSHAKE + b'"}', b'{"challenge":' + b"[" * 3_000 + b"]" * 3_000 + b"}"])
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"",
+            b"challenge",
+            b'"challenge"',
+            b'["challenge"]',
+            b"{}",
+            b'{"x":"challenge"}',
+            b'{"x":"verification-token"}',
+            b'{"verification-token":"abc","Meta":{}}',
+            b'{"challenge":"x","Meta":{}}',
+            b'{"challenge":"x","Meta":null}',
+            b'{"challenge":"x","resourceType":"Bundle"}',
+            b'{"challenge":"x"} {}',
+            b'{"challenge":',
+            b'{"challenge":"\\ud800"}',
+            b'{"x":{"challenge":"x"}}',
+            b'{"challenge":"' + b"x" * MAX_HANDSHAKE + b'"}',
+            b'{"challenge":' + b"[" * 3_000 + b"]" * 3_000 + b"}",
+        ],
+    )
     def test_others(self, body: bytes) -> None:
         """A message that names a challenge somewhere is a message, and what is no JSON is no handshake."""
         assert from_body(body) is None
@@ -68,8 +100,11 @@ class TestFromBody:
         """Bytes that are no text are no challenge and no token."""
         assert from_body(b'{"challenge":"\xff","verification-token":"\xff"}') == Handshake(challenge=None, token=None)
 
-    @given(st.binary() | st.builds(lambda a, b: a + b'"challenge"' + b, st.binary(), st.binary())
-           | st.builds(lambda a: b'{"challenge":' + a + b"}", st.binary()))
+    @given(
+        st.binary()
+        | st.builds(lambda a, b: a + b'"challenge"' + b, st.binary(), st.binary())
+        | st.builds(lambda a: b'{"challenge":' + a + b"}", st.binary())
+    )
     def test_any_body(self, body: bytes) -> None:
         """Whatever the bytes, nothing is raised: nobody has vouched for them yet."""
         from_body(body)
@@ -83,9 +118,25 @@ class TestAnswer:
         """A challenge of harmless characters is its own answer."""
         assert Handshake(challenge=challenge, token=None).answer() == challenge
 
-    @pytest.mark.parametrize("challenge", [
-        None, "", "<script>alert(1)</script>", "a b", "a\r\nSet-Cookie: x", "a\n", "a" * 257, "a" * 1_000_000, "ä",
-        "a\0", "{{7*7}}", "\u202e", "a,b", 'a"b'])
+    @pytest.mark.parametrize(
+        "challenge",
+        [
+            None,
+            "",
+            "<script>alert(1)</script>",
+            "a b",
+            "a\r\nSet-Cookie: x",
+            "a\n",
+            "a" * 257,
+            "a" * 1_000_000,
+            "ä",
+            "a\0",
+            "{{7*7}}",
+            "\u202e",
+            "a,b",
+            'a"b',
+        ],
+    )
     def test_or_none(self, challenge: str | None) -> None:
         """Anything else is never echoed: 400, `challenge_malformed`."""
         with pytest.raises(Refusal) as refused:

@@ -69,8 +69,14 @@ def test_rs384_assertion_holds_under_another_library() -> None:
     RSA.public_key().verify(signature, signed, padding.PKCS1v15(), SHA384())
     assert header == {"alg": "RS384", "kid": "kid-1", "typ": "JWT"}
     issued = int(NOW.timestamp())
-    assert claims == {"iss": "client-1", "sub": "client-1", "aud": TOKEN_URL, "iat": issued, "exp": issued + 300,
-                      "jti": "jti-1"}
+    assert claims == {
+        "iss": "client-1",
+        "sub": "client-1",
+        "aud": TOKEN_URL,
+        "iat": issued,
+        "exp": issued + 300,
+        "jti": "jti-1",
+    }
 
 
 def test_es384_assertion_holds_under_another_library() -> None:
@@ -84,9 +90,18 @@ def test_es384_assertion_holds_under_another_library() -> None:
     P384.public_key().verify(encode_dss_signature(r, s), signed, ec.ECDSA(SHA384()))
 
 
-@pytest.mark.parametrize("text", [
-    pem(RSA), pem(RSA).encode(), "\n" + pem(RSA) + "\n", pem(RSA).strip().replace("\n", "\\n"), rsa_jwk(),
-    rsa_jwk(alg="RS384", use="sig")], ids=["pem", "bytes", "padded", "escaped line ends", "jwk", "jwk with alg"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        pem(RSA),
+        pem(RSA).encode(),
+        "\n" + pem(RSA) + "\n",
+        pem(RSA).strip().replace("\n", "\\n"),
+        rsa_jwk(),
+        rsa_jwk(alg="RS384", use="sig"),
+    ],
+    ids=["pem", "bytes", "padded", "escaped line ends", "jwk", "jwk with alg"],
+)
 def test_key_text_is_read(text: str | bytes) -> None:
     """PEM, also with the escaped line ends of environment variables, and JWK all give the same key."""
     key = load_oauth_key(text, client_id="c", kid="k", scope="s")
@@ -181,10 +196,14 @@ def test_a_legacy_key_refreshes_before_it_authenticates() -> None:
     held = AccessToken(value="t", obtained=0.0, lifetime=300.0, refresh_token="r")
     refresh, again = token_requests(LEGACY, BASE, held=held, now=NOW, jti="-")
 
-    assert (first.url, json.loads(first.body)) == (f"{BASE}/auth/authenticate",
-                                                   {"apiKey": "canary-api-key", "secret": "canary-secret"})
-    assert (refresh.url, json.loads(refresh.body)) == (f"{BASE}/auth/refreshToken",
-                                                       {"apiKey": "canary-api-key", "refreshToken": "r"})
+    assert (first.url, json.loads(first.body)) == (
+        f"{BASE}/auth/authenticate",
+        {"apiKey": "canary-api-key", "secret": "canary-secret"},
+    )
+    assert (refresh.url, json.loads(refresh.body)) == (
+        f"{BASE}/auth/refreshToken",
+        {"apiKey": "canary-api-key", "refreshToken": "r"},
+    )
     assert again == first
 
 
@@ -207,11 +226,18 @@ def test_an_unreadable_lifetime_is_the_documented_one(expires_in: object) -> Non
     assert token == AccessToken(value="abc", obtained=100.0, lifetime=300.0)
 
 
-@pytest.mark.parametrize(("expires", "lifetime"), [
-    ((NOW + timedelta(minutes=5)).isoformat(), 300.0), ("2026-03-01T12:10:00.700Z", 600.0),
-    ("2026-03-01T12:10:00.700", 600.0), ((NOW - timedelta(hours=1)).isoformat(), 0.0),
-    ("2126-03-01T00:00:00Z", 86_400.0),
-    ("nonsense", 300.0), (7, 300.0)])
+@pytest.mark.parametrize(
+    ("expires", "lifetime"),
+    [
+        ((NOW + timedelta(minutes=5)).isoformat(), 300.0),
+        ("2026-03-01T12:10:00.700Z", 600.0),
+        ("2026-03-01T12:10:00.700", 600.0),
+        ((NOW - timedelta(hours=1)).isoformat(), 0.0),
+        ("2126-03-01T00:00:00Z", 86_400.0),
+        ("nonsense", 300.0),
+        (7, 300.0),
+    ],
+)
 def test_a_legacy_token_lives_until_expires(expires: object, lifetime: float) -> None:
     """`expires` is believed, as UTC, between nothing and a day; one that can't be read means five minutes."""
     token = reply(LEGACY, {"accessToken": "abc", "expires": expires, "refreshToken": "again"})
@@ -219,10 +245,22 @@ def test_a_legacy_token_lives_until_expires(expires: object, lifetime: float) ->
     assert token == AccessToken(value="abc", obtained=100.0, lifetime=lifetime, refresh_token="again")
 
 
-@pytest.mark.parametrize("body", [
-    {}, [], "text", {"access_token": ""}, {"access_token": 7}, {"access_token": "two words"},
-    {"access_token": "line\r\nInjected: header"}, {"access_token": "é"}, {"access_token": "a" * 20_000},
-    {"access_token": "abc", "token_type": "mac"}, {"accessToken": "abc"}])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        [],
+        "text",
+        {"access_token": ""},
+        {"access_token": 7},
+        {"access_token": "two words"},
+        {"access_token": "line\r\nInjected: header"},
+        {"access_token": "é"},
+        {"access_token": "a" * 20_000},
+        {"access_token": "abc", "token_type": "mac"},
+        {"accessToken": "abc"},
+    ],
+)
 def test_what_is_no_token_is_a_denial(body: object) -> None:
     """A reply of 200 without a bearer token that fits a header gives none."""
     assert reply(OAUTH, body) == Denial(status=200)
@@ -233,7 +271,8 @@ def test_redox_words_are_kept() -> None:
     words = "Public key not found, check client_id, kid and Redox dashboard settings"
 
     assert reply(OAUTH, {"error": "invalid_request", "error_description": words}, 400) == Denial(
-        status=400, error="invalid_request", description=words)
+        status=400, error="invalid_request", description=words
+    )
 
 
 @pytest.mark.parametrize("words", ["rejected eyJhbGciOiJSUzM4NCJ9.x.y", "token " + "a" * 81])
@@ -259,10 +298,29 @@ def test_a_legacy_denial_keeps_no_words() -> None:
     assert read_token_reply(LEGACY, 401, b"canary-secret is wrong", sent=0.0, now=NOW) == Denial(status=401)
 
 
-@given(st.sampled_from([OAUTH, LEGACY]), st.integers(100, 599),
-       st.binary() | st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda inner: st.dictionaries(
-           st.sampled_from(["access_token", "accessToken", "expires_in", "expires", "refreshToken", "error",
-                            "error_description", "token_type"]), inner)).map(lambda value: json.dumps(value).encode()))
+@given(
+    st.sampled_from([OAUTH, LEGACY]),
+    st.integers(100, 599),
+    st.binary()
+    | st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(),
+        lambda inner: st.dictionaries(
+            st.sampled_from(
+                [
+                    "access_token",
+                    "accessToken",
+                    "expires_in",
+                    "expires",
+                    "refreshToken",
+                    "error",
+                    "error_description",
+                    "token_type",
+                ]
+            ),
+            inner,
+        ),
+    ).map(lambda value: json.dumps(value).encode()),
+)
 def test_whatever_is_answered_is_a_token_or_a_denial(key: ApiKey, status: int, body: bytes) -> None:
     """No reply raises, and no token is made of one that could break a header or never end."""
     outcome = read_token_reply(key, status, body, sent=0.0, now=NOW)
@@ -296,8 +354,15 @@ def test_a_token_is_renewed_by_a_margin() -> None:
 def test_no_repr_shows_a_secret() -> None:
     """Keys, tokens and requests can be logged whole without giving anything away."""
     token = AccessToken(value="canary-token", obtained=0.0, lifetime=1.0, refresh_token="canary-refresh")
-    shown = repr([OAUTH, LEGACY, token, token_requests(LEGACY, BASE, held=token, now=NOW, jti="j"),
-                  token_requests(OAUTH, BASE, held=None, now=NOW, jti="j")])
+    shown = repr(
+        [
+            OAUTH,
+            LEGACY,
+            token,
+            token_requests(LEGACY, BASE, held=token, now=NOW, jti="j"),
+            token_requests(OAUTH, BASE, held=None, now=NOW, jti="j"),
+        ]
+    )
 
     assert "canary" not in shown
     assert "eyJ" not in shown

@@ -16,7 +16,7 @@ def test_sha256(length: int) -> None:
     data = bytes(index % 251 for index in range(length))
     expected = hashlib.sha256(data).digest()
     assert sha256(data) == expected
-    assert sha256(memoryview(data)[:length // 3], memoryview(data)[length // 3:]) == expected
+    assert sha256(memoryview(data)[: length // 3], memoryview(data)[length // 3 :]) == expected
 
 
 @pytest.mark.parametrize("key", [b"", b"k", 64 * b"k", 65 * b"k"])

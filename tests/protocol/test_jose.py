@@ -50,7 +50,11 @@ def _reason(token: str, rules: Rules, now: datetime = NOW) -> str:
 
 _BY_ALGORITHM: list[tuple[PrivateKey, str]] = [
     *((RSA_FIRST, name) for name in ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")),
-    (P256, "ES256"), (P384, "ES384"), (P521, "ES512"), (ED25519, "EdDSA")]
+    (P256, "ES256"),
+    (P384, "ES384"),
+    (P521, "ES512"),
+    (ED25519, "EdDSA"),
+]
 
 
 @pytest.mark.parametrize(("key", "algorithm"), _BY_ALGORITHM, ids=[name for _, name in _BY_ALGORITHM])
@@ -79,17 +83,28 @@ _A2: Final = (
     "cC4hiUPoj9Eetdgtv3hF80EGrhuB__dzERat0XF9g2VtQgr9PJbu3XOiZj5RZmh7AAuHIm4Bh-0Qc_lF5YKt_O8W2Fp5jujGbds9uJdbF9CUAr7t"
     "1dnZcAcQjbKBYNX4BAynRFdiuB--f_nZLgrnbyTyWzO75vRK5h6xBArLIARNPvkSjtQBMHlb1L07Qe7K0GarZRmB_eSN9383LcOLn6_dO--xi12j"
     "zDwusC-eOkHWEsqtFZESc6BfI7noOPqvhJ1phCnvWh6IeYI2w9QOYEUipUTI8np6LbgGY9Fs98rqVt5AXLIhWkWywlVmtVrBp0igcN_IoypGlUPQ"
-    "Ge77Rw")
-_A2_KEY: Final = {"kty": "RSA", "e": "AQAB", "n": (
-    "ofgWCuLjybRlzo0tZWJjNiuSfb4p4fAkd_wWJcyQoTbji9k0l8W26mPddxHmfHQp-Vaw-4qPCJrcS2mJPMEzP1Pt0Bm4d4QlL-yRT-SFd2lZS-pC"
-    "gNMsD1W_YpRPEwOWvG6b32690r2jZ47soMZo9wGzjb_7OMg0LOL-bSf63kpaSHSXndS5z5rexMdbBYUsLA9e-KXBdQOS-UTo7WTBEMa2R2CapHg6"
-    "65xsmtdVMTBQY4uDZlxvb3qCo5ZwKh9kG4LT6_I5IhlJH7aGhyxXFvUK-DWNmoudF8NAco9_h9iaGNj8q2ethFkMLs91kzk2PAcDTW9gb54h4FRW"
-    "yuXpoQ")}
+    "Ge77Rw"
+)
+_A2_KEY: Final = {
+    "kty": "RSA",
+    "e": "AQAB",
+    "n": (
+        "ofgWCuLjybRlzo0tZWJjNiuSfb4p4fAkd_wWJcyQoTbji9k0l8W26mPddxHmfHQp-Vaw-4qPCJrcS2mJPMEzP1Pt0Bm4d4QlL-yRT-SFd2lZS-pC"
+        "gNMsD1W_YpRPEwOWvG6b32690r2jZ47soMZo9wGzjb_7OMg0LOL-bSf63kpaSHSXndS5z5rexMdbBYUsLA9e-KXBdQOS-UTo7WTBEMa2R2CapHg6"
+        "65xsmtdVMTBQY4uDZlxvb3qCo5ZwKh9kG4LT6_I5IhlJH7aGhyxXFvUK-DWNmoudF8NAco9_h9iaGNj8q2ethFkMLs91kzk2PAcDTW9gb54h4FRW"
+        "yuXpoQ"
+    ),
+}
 _A3: Final = (
     f"eyJhbGciOiJFUzI1NiJ9.{_JOE}."
-    "DtEhU3ljbEg8L38VWAfUAqOyKAM6-Xx-F4GawxaepmXFCgfTjDxw5djxLa8ISlSApmWQxfKTUJqPP3-Kg6NU1Q")
-_A3_KEY: Final = {"kty": "EC", "crv": "P-256", "x": "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU",
-                  "y": "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}
+    "DtEhU3ljbEg8L38VWAfUAqOyKAM6-Xx-F4GawxaepmXFCgfTjDxw5djxLa8ISlSApmWQxfKTUJqPP3-Kg6NU1Q"
+)
+_A3_KEY: Final = {
+    "kty": "EC",
+    "crv": "P-256",
+    "x": "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU",
+    "y": "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0",
+}
 
 
 @pytest.mark.parametrize(("token", "key"), [(_A2, _A2_KEY), (_A3, _A3_KEY)], ids=["RFC 7515 A.2", "RFC 7515 A.3"])
@@ -110,7 +125,8 @@ def test_any_bytes(token: bytes) -> None:
 
 _ANYTHING: Final = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3))
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+)
 
 
 @given(_ANYTHING)
@@ -127,13 +143,14 @@ def test_any_claim(value: Any) -> None:
 _KEYS = jwks(k=ED25519)
 
 
-@given(st.dictionaries(st.sampled_from(["iss", "aud", "iat", "exp", "nbf", "sub", "jti"]), _ANYTHING, max_size=2),
-       st.sampled_from([None, {"alg": "none"}, {"alg": "HS256"}, {"alg": "RS256"}, {"kid": 7}, {"kid": None}]),
-       st.integers(0, 9))
+@given(
+    st.dictionaries(st.sampled_from(["iss", "aud", "iat", "exp", "nbf", "sub", "jti"]), _ANYTHING, max_size=2),
+    st.sampled_from([None, {"alg": "none"}, {"alg": "HS256"}, {"alg": "RS256"}, {"kid": 7}, {"kid": None}]),
+    st.integers(0, 9),
+)
 def test_pyjwt_agrees(changes: dict[str, Any], header: dict[str, Any] | None, spoil: int) -> None:
     """What is proved here PyJWT's decode proves too, with every option written out; and it proves no more."""
-    token = Issuer(key=ED25519, algorithm="EdDSA", kid="k").token(
-        json.dumps({**_CLAIMS, **changes}).encode(), header)
+    token = Issuer(key=ED25519, algorithm="EdDSA", kid="k").token(json.dumps({**_CLAIMS, **changes}).encode(), header)
     if spoil == 0:
         token = token[:-2] + ("A" if token[-2] != "A" else "Q") + token[-1]
     try:
@@ -143,11 +160,27 @@ def test_pyjwt_agrees(changes: dict[str, Any], header: dict[str, Any] | None, sp
     try:
         with time_machine.travel(NOW, tick=False):
             expected: object = jwt.decode(
-                token, _KEYS[0].key, algorithms=["EdDSA"], audience=["a"], issuer=["i"], subject=None, leeway=LEEWAY,
-                options={"verify_signature": True, "require": ["exp", "iat", "iss", "aud"], "verify_exp": True,
-                         "verify_nbf": True, "verify_iat": True, "verify_aud": True, "verify_iss": True,
-                         "verify_sub": True, "verify_jti": True, "strict_aud": False,
-                         "enforce_minimum_key_length": True})
+                token,
+                _KEYS[0].key,
+                algorithms=["EdDSA"],
+                audience=["a"],
+                issuer=["i"],
+                subject=None,
+                leeway=LEEWAY,
+                options={
+                    "verify_signature": True,
+                    "require": ["exp", "iat", "iss", "aud"],
+                    "verify_exp": True,
+                    "verify_nbf": True,
+                    "verify_iat": True,
+                    "verify_aud": True,
+                    "verify_iss": True,
+                    "verify_sub": True,
+                    "verify_jti": True,
+                    "strict_aud": False,
+                    "enforce_minimum_key_length": True,
+                },
+            )
     except jwt.PyJWTError:
         assert isinstance(proved, str)
     else:
@@ -183,21 +216,49 @@ class TestReadKeys:
 
     def test_a_set(self) -> None:
         """Each key under its name, for the algorithms of its kind."""
-        keys = read_keys(json.dumps({"keys": [jwk(RSA_FIRST, kid="r", use="sig", key_ops=["verify"]),
-                                              jwk(P384, kid="e", alg="ES384"), jwk(ED25519)]}).encode())
+        keys = read_keys(
+            json.dumps(
+                {
+                    "keys": [
+                        jwk(RSA_FIRST, kid="r", use="sig", key_ops=["verify"]),
+                        jwk(P384, kid="e", alg="ES384"),
+                        jwk(ED25519),
+                    ]
+                }
+            ).encode()
+        )
         assert [(key.kid, sorted(key.algorithms)) for key in keys] == [
-            ("r", ["PS256", "PS384", "PS512", "RS256", "RS384", "RS512"]), ("e", ["ES384"]), (None, ["EdDSA"])]
+            ("r", ["PS256", "PS384", "PS512", "RS256", "RS384", "RS512"]),
+            ("e", ["ES384"]),
+            (None, ["EdDSA"]),
+        ]
 
     def test_what_is_of_no_use_is_left_out(self) -> None:
         """Encryption keys, shared secrets, private halves, unknown kinds, weak keys, rubbish: the rest is taken."""
         weak = rsa.generate_private_key(65537, 1024)
         others: list[Any] = [
-            jwk(RSA_FIRST, use="enc"), jwk(RSA_FIRST, key_ops=["encrypt"]), jwk(RSA_FIRST, key_ops="verify"),
-            jwk(RSA_FIRST, alg="RSA-OAEP"), jwk(RSA_FIRST, alg="HS256"), jwk(RSA_FIRST, alg=7), jwk(RSA_FIRST, kid=7),
-            jwk(P256, alg="ES384"), jwk(P256, d="AAAA"), jwk(weak), {"kty": "oct", "k": "AAAA"},
-            {"kty": "EC", "crv": "P-9"}, {"kty": ["RSA"]}, {"kty": "RSA", "n": 5, "e": "AQAB"},
+            jwk(RSA_FIRST, use="enc"),
+            jwk(RSA_FIRST, key_ops=["encrypt"]),
+            jwk(RSA_FIRST, key_ops="verify"),
+            jwk(RSA_FIRST, alg="RSA-OAEP"),
+            jwk(RSA_FIRST, alg="HS256"),
+            jwk(RSA_FIRST, alg=7),
+            jwk(RSA_FIRST, kid=7),
+            jwk(P256, alg="ES384"),
+            jwk(P256, d="AAAA"),
+            jwk(weak),
+            {"kty": "oct", "k": "AAAA"},
+            {"kty": "EC", "crv": "P-9"},
+            {"kty": ["RSA"]},
+            {"kty": "RSA", "n": 5, "e": "AQAB"},
             {"kty": "RSA", "n": "AA", "e": "AQAB"},
-            {"kty": "EC", "crv": "P-256", "x": "AAAA", "y": "AAAA"}, {}, 7, None, [], "key"]
+            {"kty": "EC", "crv": "P-256", "x": "AAAA", "y": "AAAA"},
+            {},
+            7,
+            None,
+            [],
+            "key",
+        ]
         keys = read_keys(json.dumps({"keys": [*others, jwk(P256, kid="good")]}).encode())
         assert [key.kid for key in keys] == ["good"]
         with pytest.raises(ConfigurationError, match="none of these keys"):
@@ -208,16 +269,38 @@ class TestReadKeys:
         assert [key.kid for key in read_keys(json.dumps(jwk(P256, kid="one")).encode())] == ["one"]
         assert [key.kid for key in read_keys(pem(P256))] == [None]
         name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "issuer.example")])
-        certificate = (x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(P256.public_key())
-                       .serial_number(1).not_valid_before(NOW).not_valid_after(NOW).sign(P256, SHA256()))
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(name)
+            .public_key(P256.public_key())
+            .serial_number(1)
+            .not_valid_before(NOW)
+            .not_valid_after(NOW)
+            .sign(P256, SHA256())
+        )
         (key,) = read_keys(certificate.public_bytes(Encoding.PEM))
         assert isinstance(key.key, ec.EllipticCurvePublicKey)
         assert key.key.public_numbers() == P256.public_key().public_numbers()
 
-    @pytest.mark.parametrize("text", [
-        b"", b"[]", b"{}", b"7", b'{"keys": {}}', b'{"keys": []}', b'{"keys": 7}', b"\xff\xfe", b"<html>",
-        b"[" * 100_000, b'{"keys": ' + b"[" * 5_000, b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n",
-        json.dumps({"keys": [jwk(P256)] * (MAX_KEYS + 1)}).encode()])
+    @pytest.mark.parametrize(
+        "text",
+        [
+            b"",
+            b"[]",
+            b"{}",
+            b"7",
+            b'{"keys": {}}',
+            b'{"keys": []}',
+            b'{"keys": 7}',
+            b"\xff\xfe",
+            b"<html>",
+            b"[" * 100_000,
+            b'{"keys": ' + b"[" * 5_000,
+            b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n",
+            json.dumps({"keys": [jwk(P256)] * (MAX_KEYS + 1)}).encode(),
+        ],
+    )
     def test_what_holds_no_key(self, text: bytes) -> None:
         """Anything else is told as what it is: no keys."""
         with pytest.raises(ConfigurationError):
@@ -230,9 +313,16 @@ class TestReadKeys:
             read_keys(private)
         assert private.splitlines()[1].decode() not in str(refused.value)
 
-    @pytest.mark.parametrize("key", [dsa.generate_private_key(1024), ed448.Ed448PrivateKey.generate(),
-                                     ec.generate_private_key(ec.SECP256K1()), rsa.generate_private_key(65537, 1024)],
-                             ids=["DSA", "Ed448", "secp256k1", "RSA 1024"])
+    @pytest.mark.parametrize(
+        "key",
+        [
+            dsa.generate_private_key(1024),
+            ed448.Ed448PrivateKey.generate(),
+            ec.generate_private_key(ec.SECP256K1()),
+            rsa.generate_private_key(65537, 1024),
+        ],
+        ids=["DSA", "Ed448", "secp256k1", "RSA 1024"],
+    )
     def test_keys_of_other_kinds(self, key: Any) -> None:
         """A key that none of our algorithms can use is refused by name of those that can."""
         public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)

@@ -38,9 +38,15 @@ def test_headers_are_bytes_again() -> None:
     assert (made.header("a"), made.header("b"), made.header("c")) == (b"caf\xe9", b"?", None)
 
 
-@pytest.mark.parametrize(("kind", "expected"), [
-    ("PatientSearch.Query", ("PatientSearch", "Response")), ("SSO.Sign-on", ("SSO", "Sign-on")),
-    ("Results.Query", ("Results", "QueryResponse")), ("NeverHeard.Of", ("NeverHeard", "OfResponse"))])
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("PatientSearch.Query", ("PatientSearch", "Response")),
+        ("SSO.Sign-on", ("SSO", "Sign-on")),
+        ("Results.Query", ("Results", "QueryResponse")),
+        ("NeverHeard.Of", ("NeverHeard", "OfResponse")),
+    ],
+)
 def test_the_name_of_an_answer(kind: str, expected: tuple[str, str]) -> None:
     """An answer bears its query's model, and the event type that Redox publishes for it, or one made by its rule."""
     model, event = kind.split(".")
@@ -51,7 +57,8 @@ def test_errors_in_redox_s_shape() -> None:
     """An error names the answer's kind where the query's is known, and always stands in Meta.Errors."""
     error = {"ID": None, "Text": "No answer.", "Type": "application", "Module": "redox-receiver"}
     assert error_body(kind="PatientSearch.Query", text="No answer.") == {
-        "Meta": {"DataModel": "PatientSearch", "EventType": "Response", "Errors": [error]}}
+        "Meta": {"DataModel": "PatientSearch", "EventType": "Response", "Errors": [error]}
+    }
     assert error_body(kind=None, text="No answer.") == {"Meta": {"Errors": [error]}}
 
 

@@ -5,22 +5,42 @@ from __future__ import annotations
 import pytest
 
 from receiver.protocol.patterns import matches, normalise_pattern
-from receiver.testing.kinds import KINDS, WIRE_NAMES
+from receiver.samples.kinds import KINDS, WIRE_NAMES
 
 
-@pytest.mark.parametrize(("pattern", "normal"), [
-    ("*", "*"), ("PatientAdmin.Arrival", "PatientAdmin.Arrival"),
-    ("Clinical Summary.PatientPush", "ClinicalSummary.PatientPush"),
-    ("Clinical Summary.*", "ClinicalSummary.*"), ("FHIR.*", "FHIR.*"), ("SSO.Sign-on", "SSO.Sign-on"),
-    ("FHIR.PatientAdmin-event-patient-registered", "FHIR.PatientAdmin-event-patient-registered")])
+@pytest.mark.parametrize(
+    ("pattern", "normal"),
+    [
+        ("*", "*"),
+        ("PatientAdmin.Arrival", "PatientAdmin.Arrival"),
+        ("Clinical Summary.PatientPush", "ClinicalSummary.PatientPush"),
+        ("Clinical Summary.*", "ClinicalSummary.*"),
+        ("FHIR.*", "FHIR.*"),
+        ("SSO.Sign-on", "SSO.Sign-on"),
+        ("FHIR.PatientAdmin-event-patient-registered", "FHIR.PatientAdmin-event-patient-registered"),
+    ],
+)
 def test_patterns(pattern: str, normal: str) -> None:
     """A pattern is a kind, a model's `*`, or `*`, with spaces removed."""
     assert normalise_pattern(pattern) == normal
 
 
-@pytest.mark.parametrize("pattern", [
-    "", "PatientAdmin", "PatientAdmin.", ".Arrival", "*.Arrival", "*.*", "PatientAdmin.Arr*", "A.B.C", "**", "A.B\n",
-    "é.B"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "",
+        "PatientAdmin",
+        "PatientAdmin.",
+        ".Arrival",
+        "*.Arrival",
+        "*.*",
+        "PatientAdmin.Arr*",
+        "A.B.C",
+        "**",
+        "A.B\n",
+        "é.B",
+    ],
+)
 def test_no_patterns(pattern: str) -> None:
     """Anything else is refused when it is written down, with what to write instead: it would never match."""
     with pytest.raises(ValueError) as refused:

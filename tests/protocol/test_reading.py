@@ -12,7 +12,7 @@ import pytest
 from receiver.errors import Unreadable
 from receiver.protocol.message import QUERIES, response_event
 from receiver.protocol.reading import normalise_source, read
-from receiver.testing.kinds import DATA_MODELS, FHIR_CODED_EVENTS, FHIR_EVENTS, KINDS
+from receiver.samples.kinds import DATA_MODELS, FHIR_CODED_EVENTS, FHIR_EVENTS, KINDS
 from tests.protocol.made_up import SOURCE
 
 _META = {"DataModel": "PatientAdmin", "EventType": "Arrival"}
@@ -43,8 +43,9 @@ class TestKinds:
     @pytest.mark.parametrize(("model", "event"), KINDS)
     def test_every_name_with_and_without_spaces(self, model: str, event: str) -> None:
         """A kind is the same whether its model is written with a space or without, and a query when Redox waits."""
-        spaced, compact = (read(_body({"DataModel": name, "EventType": event}))
-                           for name in (model, model.replace(" ", "")))
+        spaced, compact = (
+            read(_body({"DataModel": name, "EventType": event})) for name in (model, model.replace(" ", ""))
+        )
         assert spaced.kind == compact.kind == f"{model.replace(' ', '')}.{event}"
         assert spaced.query is compact.query is (spaced.kind in QUERIES)
         assert spaced.fhir is False
@@ -69,14 +70,24 @@ class TestKinds:
         """A model or an event that nobody has heard of is a message like any other."""
         assert read(_body({"DataModel": name, "EventType": name})).kind == f"{name}.{name}"
 
-    @pytest.mark.parametrize(("meta", "reason"), [
-        ({"DataModel": None}, "kind_missing"), ({"EventType": None}, "kind_missing"),
-        ({"DataModel": 5}, "kind_malformed"), ({"DataModel": ""}, "kind_malformed"),
-        ({"DataModel": " "}, "kind_malformed"), ({"DataModel": "x" * 10_000}, "kind_malformed"),
-        ({"EventType": ["New"]}, "kind_malformed"),
-        ({"EventType": "New\n"}, "kind_malformed"), ({"EventType": "a.b"}, "kind_malformed"),
-        ({"DataModel": "*"}, "kind_malformed"), ({"DataModel": "é"}, "kind_malformed"),
-        ({"EventType": "\u202eweN"}, "kind_malformed"), ({"EventType": "a" * 101}, "kind_malformed")])
+    @pytest.mark.parametrize(
+        ("meta", "reason"),
+        [
+            ({"DataModel": None}, "kind_missing"),
+            ({"EventType": None}, "kind_missing"),
+            ({"DataModel": 5}, "kind_malformed"),
+            ({"DataModel": ""}, "kind_malformed"),
+            ({"DataModel": " "}, "kind_malformed"),
+            ({"DataModel": "x" * 10_000}, "kind_malformed"),
+            ({"EventType": ["New"]}, "kind_malformed"),
+            ({"EventType": "New\n"}, "kind_malformed"),
+            ({"EventType": "a.b"}, "kind_malformed"),
+            ({"DataModel": "*"}, "kind_malformed"),
+            ({"DataModel": "é"}, "kind_malformed"),
+            ({"EventType": "\u202eweN"}, "kind_malformed"),
+            ({"EventType": "a" * 101}, "kind_malformed"),
+        ],
+    )
     def test_names_that_no_label_or_pattern_could_hold(self, meta: dict[str, Any], reason: str) -> None:
         """A name of another shape is no kind: it would stand in metric labels, log lines and patterns."""
         assert _reason(_body(meta)) == reason
@@ -92,13 +103,22 @@ class TestDataModel:
 
     def test_everything_that_is_read(self) -> None:
         """Each member of a whole Meta is where it belongs."""
-        body = _body({
-            "EventDateTime": "2026-01-01T01:00:00.000+01:00", "Test": True,
-            "Source": {"ID": SOURCE.upper(), "Name": "An EHR"}, "Destinations": [{"ID": "x", "Name": "y"}],
-            "Logs": [
-                {"ID": "d9f5d293-7110-461e-a875-3beb089e79f3", "AttemptID": "925d1617-2fe0-468c-a14c-f8c04b572c54"},
-                {"ID": "another"}],
-            "Message": {"ID": 5565}, "Transmission": {"ID": 12414}, "FacilityCode": "FAC"}, Patient={"Notes": ["[{"]})
+        body = _body(
+            {
+                "EventDateTime": "2026-01-01T01:00:00.000+01:00",
+                "Test": True,
+                "Source": {"ID": SOURCE.upper(), "Name": "An EHR"},
+                "Destinations": [{"ID": "x", "Name": "y"}],
+                "Logs": [
+                    {"ID": "d9f5d293-7110-461e-a875-3beb089e79f3", "AttemptID": "925d1617-2fe0-468c-a14c-f8c04b572c54"},
+                    {"ID": "another"},
+                ],
+                "Message": {"ID": 5565},
+                "Transmission": {"ID": 12414},
+                "FacilityCode": "FAC",
+            },
+            Patient={"Notes": ["[{"]},
+        )
         message = read(body)
         assert (message.kind, message.fhir, message.query, message.test) == ("PatientAdmin.Arrival", False, False, True)
         assert (message.source_id, message.source_name) == (SOURCE, "An EHR")
@@ -111,8 +131,16 @@ class TestDataModel:
     def test_next_to_nothing(self) -> None:
         """A Meta of the two names is a message without source, ids, time and test."""
         message = read(_body({}))
-        assert (message.source_id, message.source_name, message.log_id, message.attempt_id, message.message_id,
-                message.transmission_id, message.facility, message.event_time) == (None,) * 8
+        assert (
+            message.source_id,
+            message.source_name,
+            message.log_id,
+            message.attempt_id,
+            message.message_id,
+            message.transmission_id,
+            message.facility,
+            message.event_time,
+        ) == (None,) * 8
         assert message.test is False
 
     @pytest.mark.parametrize("value", [None, 5, 1.5, True, "x", [], {}, [[]], [5], [None], {"ID": []}, {"ID": True}])
@@ -122,16 +150,45 @@ class TestDataModel:
             message = read(_body({name: value}))
             assert (message.source_id, message.message_id, message.transmission_id, message.log_id) == (None,) * 4
 
-    @pytest.mark.parametrize(("value", "expected"), [
-        ("x", "x"), (7, "7"), (123456789012345678901234567890, "123456789012345678901234567890"), ("a\0b\0", "ab"),
-        ("\0", None), ("", None), (None, None), (1.5, None), (True, None), ({}, None), ("y" * 500, "y" * 200),
-        ("new\nline \x1b[31m \u202e", "new\nline \x1b[31m \u202e")])
+    @pytest.mark.parametrize(
+        ("value", "expected"),
+        [
+            ("x", "x"),
+            (7, "7"),
+            (123456789012345678901234567890, "123456789012345678901234567890"),
+            ("a\0b\0", "ab"),
+            ("\0", None),
+            ("", None),
+            (None, None),
+            (1.5, None),
+            (True, None),
+            ({}, None),
+            ("y" * 500, "y" * 200),
+            ("new\nline \x1b[31m \u202e", "new\nline \x1b[31m \u202e"),
+        ],
+    )
     def test_ids_fit_their_columns(self, value: Any, expected: str | None) -> None:
         """Ids are text without NUL and of at most 200 characters, numbers in the digits they came in."""
-        message = read(_body({"Message": {"ID": value}, "Transmission": {"ID": value}, "FacilityCode": value,
-                              "Logs": [{"ID": value, "AttemptID": value}], "Source": {"ID": value, "Name": value}}))
-        assert {message.message_id, message.transmission_id, message.facility, message.log_id, message.attempt_id,
-                message.source_id, message.source_name} == {expected}
+        message = read(
+            _body(
+                {
+                    "Message": {"ID": value},
+                    "Transmission": {"ID": value},
+                    "FacilityCode": value,
+                    "Logs": [{"ID": value, "AttemptID": value}],
+                    "Source": {"ID": value, "Name": value},
+                }
+            )
+        )
+        assert {
+            message.message_id,
+            message.transmission_id,
+            message.facility,
+            message.log_id,
+            message.attempt_id,
+            message.source_id,
+            message.source_name,
+        } == {expected}
 
     @pytest.mark.parametrize("number", ["1e400", "-1E+999", "9" * 5_000])
     def test_numbers_that_python_cannot_hold(self, number: str) -> None:
@@ -139,13 +196,24 @@ class TestDataModel:
         body = f'{{"Meta":{{"DataModel":"A","EventType":"B","FacilityCode":{number}}},"x":[{number}]}}'
         assert read(body.encode()).facility is None
 
-    @pytest.mark.parametrize(("text", "expected"), [
-        ("2026-01-01T00:00:00Z", datetime(2026, 1, 1, tzinfo=UTC)),
-        ("2026-01-01T00:00:00.123Z", datetime(2026, 1, 1, 0, 0, 0, 123_000, tzinfo=UTC)),
-        ("2026-01-01T00:00:00", datetime(2026, 1, 1, tzinfo=UTC)),
-        ("2025-12-31T19:00:00-05:00", datetime(2026, 1, 1, tzinfo=UTC)),
-        ("0000-01-01T00:00:00Z", None), ("99999-01-01T00:00:00Z", None), ("0001-01-01T00:00:00+01:00", None),
-        ("9999-12-31T23:59:59-01:00", None), ("soon", None), ("", None), ("2026-02-30", None), (5, None), (None, None)])
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("2026-01-01T00:00:00Z", datetime(2026, 1, 1, tzinfo=UTC)),
+            ("2026-01-01T00:00:00.123Z", datetime(2026, 1, 1, 0, 0, 0, 123_000, tzinfo=UTC)),
+            ("2026-01-01T00:00:00", datetime(2026, 1, 1, tzinfo=UTC)),
+            ("2025-12-31T19:00:00-05:00", datetime(2026, 1, 1, tzinfo=UTC)),
+            ("0000-01-01T00:00:00Z", None),
+            ("99999-01-01T00:00:00Z", None),
+            ("0001-01-01T00:00:00+01:00", None),
+            ("9999-12-31T23:59:59-01:00", None),
+            ("soon", None),
+            ("", None),
+            ("2026-02-30", None),
+            (5, None),
+            (None, None),
+        ],
+    )
     def test_times(self, text: Any, expected: datetime | None) -> None:
         """EventDateTime in UTC; None where it is no time, or none between the years 1 and 9999."""
         assert read(_body({"EventDateTime": text})).event_time == expected
@@ -161,8 +229,10 @@ class TestKeys:
 
     def test_the_log_names_the_message(self) -> None:
         """Bodies of one log id have one key for good, whatever else they say, also when it is a number."""
-        keys = {read(_body({"Logs": [{"ID": value, "AttemptID": attempt}], "Message": {"ID": attempt}})).key
-                for value, attempt in (("7", 1), (7, 2))}
+        keys = {
+            read(_body({"Logs": [{"ID": value, "AttemptID": attempt}], "Message": {"ID": attempt}})).key
+            for value, attempt in (("7", 1), (7, 2))
+        }
         assert len(keys) == 1
         assert read(_body({"Logs": [{"ID": "7"}]})).key_expires is False
         assert read(_body({"Logs": [{"ID": "8"}]})).key not in keys
@@ -170,8 +240,14 @@ class TestKeys:
     def test_else_message_id_within_the_source(self) -> None:
         """Without a log the legacy Message.ID serves, of one source however that is written, and for good."""
         one, same, other, none = (
-            read(_body({"Message": {"ID": 7}, **source})) for source in (
-                {"Source": {"ID": SOURCE}}, {"Source": {"ID": SOURCE.upper()}}, {"Source": {"ID": "other"}}, {}))
+            read(_body({"Message": {"ID": 7}, **source}))
+            for source in (
+                {"Source": {"ID": SOURCE}},
+                {"Source": {"ID": SOURCE.upper()}},
+                {"Source": {"ID": "other"}},
+                {},
+            )
+        )
         assert one.key == same.key
         assert len({one.key, other.key, none.key}) == 3
         assert one.key_expires is False
@@ -192,8 +268,11 @@ class TestKeys:
         """`outside` covers the bytes before and after Meta's value, and of Meta the kind, the source and the test flag:
         another attempt changes nothing there."""
         before, after = b' {"Patient":{"Meta":{"a":1}}, "Meta" : ', b' , "Visit":["}"]}\n'
-        metas = (b'{"DataModel":"A","EventType":"B"}', b'{ "DataModel":"A","EventType":"B","Logs":[{"ID":"}"}] }',
-                 b'{"DataModel":"A ","EventType":"B","Source":null,"Test":false}')
+        metas = (
+            b'{"DataModel":"A","EventType":"B"}',
+            b'{ "DataModel":"A","EventType":"B","Logs":[{"ID":"}"}] }',
+            b'{"DataModel":"A ","EventType":"B","Source":null,"Test":false}',
+        )
         for meta in metas:
             assert read(before + meta + after).outside == sha256(before + after + b"\0A.B\0\0" + b"0").digest()
         assert read(before + metas[0] + after + b" ").outside != read(before + metas[0] + after).outside
@@ -202,7 +281,12 @@ class TestKeys:
         """Bodies that differ in kind, source or test flag are different messages, whatever else they share; the
         spelling of the source makes no difference."""
         metas: list[dict[str, Any]] = [
-            {}, {"EventType": "Discharge"}, {"Source": {"ID": SOURCE}}, {"Source": {"ID": "other"}}, {"Test": True}]
+            {},
+            {"EventType": "Discharge"},
+            {"Source": {"ID": SOURCE}},
+            {"Source": {"ID": "other"}},
+            {"Test": True},
+        ]
         assert len({read(_body({"Logs": [{"ID": "7"}], **meta})).outside for meta in metas}) == len(metas)
         assert read(_body({"Source": {"ID": SOURCE.upper()}})).outside == read(_body(metas[2])).outside
 
@@ -214,8 +298,13 @@ class TestFhir:
     @pytest.mark.parametrize("endpoint", [f"urn:uuid:{SOURCE}", SOURCE, SOURCE.upper(), f"URN:UUID:{SOURCE.upper()}"])
     def test_today(self, event: str, endpoint: str) -> None:
         """The event is the end of `eventUri`, the source is `source.endpoint`, with `urn:uuid:` or bare."""
-        body = _fhir({"eventUri": f"https://fhir.redoxengine.com/EventDefinition/{event}",
-                      "source": {"name": "An EHR", "endpoint": endpoint}}, {"resource": {"resourceType": "Patient"}})
+        body = _fhir(
+            {
+                "eventUri": f"https://fhir.redoxengine.com/EventDefinition/{event}",
+                "source": {"name": "An EHR", "endpoint": endpoint},
+            },
+            {"resource": {"resourceType": "Patient"}},
+        )
         message = read(body)
         assert (message.kind, message.fhir, message.query) == (f"FHIR.{event}", True, False)
         assert (message.source_id, message.source_name) == (SOURCE, "An EHR")
@@ -238,31 +327,47 @@ class TestFhir:
 
     def test_members_in_any_order(self) -> None:
         """The order of the members of the Bundle says nothing."""
-        assert read(b'{"entry":[{"fullUrl":"x","resource":{"eventUri":"a/B","resourceType":"MessageHeader"}}],'
-                    b'"type":"message","resourceType":"Bundle"}').kind == "FHIR.B"
+        assert (
+            read(
+                b'{"entry":[{"fullUrl":"x","resource":{"eventUri":"a/B","resourceType":"MessageHeader"}}],'
+                b'"type":"message","resourceType":"Bundle"}'
+            ).kind
+            == "FHIR.B"
+        )
 
-    @pytest.mark.parametrize("body", [
-        b'{"resourceType":"Patient"}', b'{"resourceType":"Bundle"}', b'{"resourceType":"Bundle","type":"message"}',
-        b'{"resourceType":"Bundle","type":"message","entry":[]}',
-        b'{"resourceType":"Bundle","type":"message","entry":{}}',
-        b'{"resourceType":"Bundle","type":"message","entry":null}',
-        b'{"resourceType":"Bundle","type":"message","entry":[{}]}',
-        b'{"resourceType":"Bundle","type":"collection","entry":[{"resource":{"resourceType":"MessageHeader"}}]}',
-        b'{"resourceType":"Bundle","type":["message"],"entry":[{"resource":{"resourceType":"MessageHeader"}}]}',
-        b'{"resourceType":"Bundle","type":"message","entry":[{"resource":{"resourceType":"Patient"}}]}',
-        b'{"resourceType":5,"type":"message","entry":[{"resource":{"resourceType":"MessageHeader"}}]}'])
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b'{"resourceType":"Patient"}',
+            b'{"resourceType":"Bundle"}',
+            b'{"resourceType":"Bundle","type":"message"}',
+            b'{"resourceType":"Bundle","type":"message","entry":[]}',
+            b'{"resourceType":"Bundle","type":"message","entry":{}}',
+            b'{"resourceType":"Bundle","type":"message","entry":null}',
+            b'{"resourceType":"Bundle","type":"message","entry":[{}]}',
+            b'{"resourceType":"Bundle","type":"collection","entry":[{"resource":{"resourceType":"MessageHeader"}}]}',
+            b'{"resourceType":"Bundle","type":["message"],"entry":[{"resource":{"resourceType":"MessageHeader"}}]}',
+            b'{"resourceType":"Bundle","type":"message","entry":[{"resource":{"resourceType":"Patient"}}]}',
+            b'{"resourceType":5,"type":"message","entry":[{"resource":{"resourceType":"MessageHeader"}}]}',
+        ],
+    )
     def test_other_fhir(self, body: bytes) -> None:
         """A FHIR resource that is no message Bundle with a MessageHeader in front is none that Redox sends."""
         assert _reason(body) == "fhir_not_message"
 
-    @pytest.mark.parametrize(("entry", "reason"), [
-        ("null", "entry_not_object"), ('{"resource":[]}', "header_not_object"),
-        ('{"resource":{},"resource":{"resourceType":"MessageHeader"}}', "entry_duplicate_key"),
-        ('{"resource":{"resourceType":"MessageHeader","source":{},"source":{}}}', "header_duplicate_key"),
-        ('{"resource":{"resourceType":"MessageHeader"}}', "kind_missing"),
-        ('{"resource":{"resourceType":"MessageHeader","eventUri":"/"}}', "kind_malformed"),
-        ('{"resource":{"resourceType":"MessageHeader","eventCoding":{"code":5}}}', "kind_malformed"),
-        ('{"resource":{"resourceType":"MessageHeader","eventCoding":[]}}', "kind_missing")])
+    @pytest.mark.parametrize(
+        ("entry", "reason"),
+        [
+            ("null", "entry_not_object"),
+            ('{"resource":[]}', "header_not_object"),
+            ('{"resource":{},"resource":{"resourceType":"MessageHeader"}}', "entry_duplicate_key"),
+            ('{"resource":{"resourceType":"MessageHeader","source":{},"source":{}}}', "header_duplicate_key"),
+            ('{"resource":{"resourceType":"MessageHeader"}}', "kind_missing"),
+            ('{"resource":{"resourceType":"MessageHeader","eventUri":"/"}}', "kind_malformed"),
+            ('{"resource":{"resourceType":"MessageHeader","eventCoding":{"code":5}}}', "kind_malformed"),
+            ('{"resource":{"resourceType":"MessageHeader","eventCoding":[]}}', "kind_missing"),
+        ],
+    )
     def test_the_header_is_its_meta(self, entry: str, reason: str) -> None:
         """What would send a Meta into quarantine does so in the MessageHeader: above all two sources."""
         assert _reason(f'{{"resourceType":"Bundle","type":"message","entry":[{entry}]}}'.encode()) == reason
@@ -271,23 +376,41 @@ class TestFhir:
 class TestUnreadable:
     """What is no message."""
 
-    @pytest.mark.parametrize(("body", "reason"), [
-        (b"", "empty"), (b"\xff", "not_utf8"), ("{}".encode("utf-16"), "not_utf8"),
-        ("{}".encode("utf-16-le"), "not_json"), (b'{"Meta":{"DataModel":"A","EventType":"B"},"x":"\xc3"}', "not_utf8"),
-        (b"[" * 201 + b"]" * 201, "too_deep"),
-        (b"{", "not_json"), (b"[]", "top_not_object"), (b"{}", "no_meta"), (b'{"meta":{}}', "no_meta"),
-        (b'{"Meta":[]}', "meta_not_object"), (b'{"Meta":null}', "meta_not_object"),
-        (b'{"Meta":{},"Meta":{}}', "top_duplicate_key"), (b'{"Meta":{"Test":1,"T\\u0065st":1}}', "meta_duplicate_key"),
-        (b'{"resourceType":"Bundle","resourceType":"Bundle"}', "top_duplicate_key")])
+    @pytest.mark.parametrize(
+        ("body", "reason"),
+        [
+            (b"", "empty"),
+            (b"\xff", "not_utf8"),
+            ("{}".encode("utf-16"), "not_utf8"),
+            ("{}".encode("utf-16-le"), "not_json"),
+            (b'{"Meta":{"DataModel":"A","EventType":"B"},"x":"\xc3"}', "not_utf8"),
+            (b"[" * 201 + b"]" * 201, "too_deep"),
+            (b"{", "not_json"),
+            (b"[]", "top_not_object"),
+            (b"{}", "no_meta"),
+            (b'{"meta":{}}', "no_meta"),
+            (b'{"Meta":[]}', "meta_not_object"),
+            (b'{"Meta":null}', "meta_not_object"),
+            (b'{"Meta":{},"Meta":{}}', "top_duplicate_key"),
+            (b'{"Meta":{"Test":1,"T\\u0065st":1}}', "meta_duplicate_key"),
+            (b'{"resourceType":"Bundle","resourceType":"Bundle"}', "top_duplicate_key"),
+        ],
+    )
     def test_reasons(self, body: bytes, reason: str) -> None:
         """Each way to be unreadable has the word that quarantine shows."""
         assert _reason(body) == reason
 
-    @pytest.mark.parametrize(("meta", "query"), [
-        ('"DataModel":"PatientSearch","EventType":"Query"', "PatientSearch.Query"),
-        ('"DataModel":"Clinical Summary","EventType":"PatientQuery"', "ClinicalSummary.PatientQuery"),
-        ('"DataModel":"PatientAdmin","EventType":"Arrival"', None), ('"DataModel":5,"EventType":"Query"', None),
-        ('"DataModel":1e400,"EventType":"Query"', None), ('"EventType":"Query"', None)])
+    @pytest.mark.parametrize(
+        ("meta", "query"),
+        [
+            ('"DataModel":"PatientSearch","EventType":"Query"', "PatientSearch.Query"),
+            ('"DataModel":"Clinical Summary","EventType":"PatientQuery"', "ClinicalSummary.PatientQuery"),
+            ('"DataModel":"PatientAdmin","EventType":"Arrival"', None),
+            ('"DataModel":5,"EventType":"Query"', None),
+            ('"DataModel":1e400,"EventType":"Query"', None),
+            ('"EventType":"Query"', None),
+        ],
+    )
     def test_a_query_in_spite_of_all(self, meta: str, query: str | None) -> None:
         """Where keys stand twice, the kind of the query that is left is told: somebody waits for the answer."""
         for body in (f'{{"Meta":{{{meta}}},"x":1,"x":2}}', f'{{"Meta":{{{meta},"Test":true,"Test":true}}}}'):
@@ -308,10 +431,20 @@ class TestUnreadable:
         assert message.source_id == "y"
 
 
-@pytest.mark.parametrize(("identity", "normal"), [
-    (SOURCE, SOURCE), (SOURCE.upper(), SOURCE), (f"urn:uuid:{SOURCE}", SOURCE), (f"Urn:Uuid:{SOURCE.upper()}", SOURCE),
-    ("Epic-Prod", "Epic-Prod"), ("urn:uuid:Epic", "Epic"), ("urn:oid:1.2", "urn:oid:1.2"), ("", ""),
-    (f"{SOURCE.upper()} ", f"{SOURCE.upper()} ")])
+@pytest.mark.parametrize(
+    ("identity", "normal"),
+    [
+        (SOURCE, SOURCE),
+        (SOURCE.upper(), SOURCE),
+        (f"urn:uuid:{SOURCE}", SOURCE),
+        (f"Urn:Uuid:{SOURCE.upper()}", SOURCE),
+        ("Epic-Prod", "Epic-Prod"),
+        ("urn:uuid:Epic", "Epic"),
+        ("urn:oid:1.2", "urn:oid:1.2"),
+        ("", ""),
+        (f"{SOURCE.upper()} ", f"{SOURCE.upper()} "),
+    ],
+)
 def test_sources_are_compared_normalised(identity: str, normal: str) -> None:
     """A UUID's case and `urn:uuid:` say nothing; any other id is compared as it stands."""
     assert normalise_source(identity) == normal

@@ -24,8 +24,9 @@ def test_live(make: Callable[..., Credential]) -> None:
     assert not live(make(revoked=True, expires_at=NOW + _TICK), NOW)
 
 
-@pytest.mark.parametrize(("environment", "policy"), [
-    ("development", "accept"), ("staging", "quarantine"), ("production", "quarantine")])
+@pytest.mark.parametrize(
+    ("environment", "policy"), [("development", "accept"), ("staging", "quarantine"), ("production", "quarantine")]
+)
 def test_where_tests_belong(environment: Environment, policy: TestPolicy) -> None:
     """Development takes test messages; staging and production keep them back unless told."""
     assert default_test_policy(environment) == policy

@@ -21,8 +21,9 @@ from receiver.protocol.scanning import MAX_DEPTH, check_depth, check_encoding, f
 # that come twice. Strings hold brackets, quotes and backslashes, which a scan must not take for structure.
 _SPACE = st.sampled_from(["", " ", "\n\t", "\r\n "])
 _NAME = st.sampled_from(['"a"', '"b"', '"\\u0061"', '"Meta"', '"M\\u0065ta"', '""', '"\\""', '"{"', '"é"', '"\\\\"'])
-_STRING = st.lists(st.sampled_from(["[", "]", "{", "}", ":", ",", '\\"', "\\\\", "\\n", "\\u005b", "x", "é"]),
-                   max_size=6).map(lambda parts: f'"{"".join(parts)}"')
+_STRING = st.lists(
+    st.sampled_from(["[", "]", "{", "}", ":", ",", '\\"', "\\\\", "\\n", "\\u005b", "x", "é"]), max_size=6
+).map(lambda parts: f'"{"".join(parts)}"')
 _NUMBER = st.sampled_from(["0", "-0", "1", "12", "123", "1.5", "1e5", "1E+400", "123456789012345678901234567890"])
 _LITERAL = st.sampled_from(["true", "false", "null"])
 
@@ -49,7 +50,7 @@ def _damaged(draw: st.DrawFn) -> str:
     text = draw(_OBJECT | _VALUE)
     at = draw(st.integers(0, len(text)))
     piece = draw(st.sampled_from(["", '"', "\\", "{", "}", "[", "]", ",", ":", "0", "1", "x", "\x00", " ", "NaN", "."]))
-    return text[:at] + piece + text[at + draw(st.integers(0, 1)):]
+    return text[:at] + piece + text[at + draw(st.integers(0, 1)) :]
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -131,9 +132,19 @@ class TestMembers:
             reason = exc.reason
         assert reason in expected
 
-    @pytest.mark.parametrize("text", [
-        rb'{"a":"\ud800"}', rb'{"a":["\udfff"]}', rb'{"\ud800":1}', rb'{"a":"\ud83d\u0041"}', b"\xef\xbb\xbf{}",
-        b'{"a":NaN}', b'{"a":[Infinity]}', b'{"a":-Infinity}'])
+    @pytest.mark.parametrize(
+        "text",
+        [
+            rb'{"a":"\ud800"}',
+            rb'{"a":["\udfff"]}',
+            rb'{"\ud800":1}',
+            rb'{"a":"\ud83d\u0041"}',
+            b"\xef\xbb\xbf{}",
+            b'{"a":NaN}',
+            b'{"a":[Infinity]}',
+            b'{"a":-Infinity}',
+        ],
+    )
     def test_refuses_what_json_takes(self, text: bytes) -> None:
         """Where RFC 8259 leaves no room or Python's json is lax: lone surrogates, byte order mark, NaN, Infinity."""
         json.loads(text)
@@ -141,15 +152,34 @@ class TestMembers:
             members(text, where="top", wanted=())
         assert refused.value.reason == "not_json"
 
-    @pytest.mark.parametrize(("text", "reason"), [
-        (b"", "not_json"), (b"  ", "not_json"), (b"<html>", "not_json"), (b'{"a":1', "not_json"),
-        (b'{"a":1} {}', "not_json"), (b'{"a":1,}', "not_json"), (b'{"a":01}', "not_json"), (b"{'a':1}", "not_json"),
-        (b'{"a":"\n"}', "not_json"), (b'{"a":"\\x"}', "not_json"), (b"{\xc2\xa0}", "not_json"),
-        (b"[]", "at_not_object"), (b'"{}"', "at_not_object"), (b"null", "at_not_object"), (b"1", "at_not_object"),
-        (b'{"a":1,"a":1}', "at_duplicate_key"), (b'{"a":12,"a":1}', "at_duplicate_key"),
-        (b'{"a":1,"a":12}', "at_duplicate_key"), (b'{"a":1 ,"b":2,"\\u0061":1}', "at_duplicate_key"),
-        (b'{"b":{},"a":[1],"a":[2]}', "at_duplicate_key"), (b'{"a":"x","a":"xy"}', "at_duplicate_key"),
-        (b'{"a":1.5,"b":0,"a":1}', "at_duplicate_key"), (b'{"a":null,"a":null}', "at_duplicate_key")])
+    @pytest.mark.parametrize(
+        ("text", "reason"),
+        [
+            (b"", "not_json"),
+            (b"  ", "not_json"),
+            (b"<html>", "not_json"),
+            (b'{"a":1', "not_json"),
+            (b'{"a":1} {}', "not_json"),
+            (b'{"a":1,}', "not_json"),
+            (b'{"a":01}', "not_json"),
+            (b"{'a':1}", "not_json"),
+            (b'{"a":"\n"}', "not_json"),
+            (b'{"a":"\\x"}', "not_json"),
+            (b"{\xc2\xa0}", "not_json"),
+            (b"[]", "at_not_object"),
+            (b'"{}"', "at_not_object"),
+            (b"null", "at_not_object"),
+            (b"1", "at_not_object"),
+            (b'{"a":1,"a":1}', "at_duplicate_key"),
+            (b'{"a":12,"a":1}', "at_duplicate_key"),
+            (b'{"a":1,"a":12}', "at_duplicate_key"),
+            (b'{"a":1 ,"b":2,"\\u0061":1}', "at_duplicate_key"),
+            (b'{"b":{},"a":[1],"a":[2]}', "at_duplicate_key"),
+            (b'{"a":"x","a":"xy"}', "at_duplicate_key"),
+            (b'{"a":1.5,"b":0,"a":1}', "at_duplicate_key"),
+            (b'{"a":null,"a":null}', "at_duplicate_key"),
+        ],
+    )
     def test_says_what_is_wrong(self, text: bytes, reason: str) -> None:
         """Each way not to be one object of distinct names has its word."""
         with pytest.raises(Unreadable) as refused:
@@ -162,14 +192,16 @@ class TestMembers:
 
     def test_memory_does_not_grow_with_what_members_hold(self) -> None:
         """A million members below the outermost object, or one string or name of 15 MB, take a few bodies' memory."""
-        for body in (b'{"x":[' + b",".join(b'{"k%d":%d}' % (n, n % 10) for n in range(1_000_000)) + b"]}",
-                     b'{"x":"' + b"A" * 20_000_000 + b'"}', b'{"' + b"A\\n" * 5_000_000 + b'":1}'):
+        for body in (
+            b'{"x":[' + b",".join(b'{"k%d":%d}' % (n, n % 10) for n in range(1_000_000)) + b"]}",
+            b'{"x":"' + b"A" * 20_000_000 + b'"}',
+            b'{"' + b"A\\n" * 5_000_000 + b'":1}',
+        ):
             assert _peak(body) < 4 * len(body)
 
     def test_memory_of_the_members_themselves(self) -> None:
         """Each member of the outermost object takes under 200 bytes: a million of them can be taken."""
         assert _peak(b"{" + b",".join(b'"k%d":%d' % (n, n % 10) for n in range(200_000)) + b"}") < 200 * 200_000
-
 
     def test_memory_of_very_many_members(self) -> None:
         """Beyond some thousands they are not held at once: all of them take less than the body does."""
@@ -195,12 +227,13 @@ class TestElements:
             found = list(objects(memoryview(text.encode()), holding=b""))
         expected = [] if isinstance(value, _Pairs) or not isinstance(value, list) else value
         assert [_read(bytes(each).decode()) for each in found] == [
-            each for each in expected if isinstance(each, _Pairs)]
+            each for each in expected if isinstance(each, _Pairs)
+        ]
 
     def test_deep_ones(self) -> None:
         """Whatever the depth, and however long a string is, an element ends where it ends."""
         deep = b'{"a":' * 150 + b"[{}]" + b"}" * 150
-        elements = [deep, b'{"]":"' + b"\\\"[" * 50_000 + b'"}', b"{}", deep]
+        elements = [deep, b'{"]":"' + b'\\"[' * 50_000 + b'"}', b"{}", deep]
         text = b"[0, " + b" , ".join(elements) + b',"' + b"x" * 70_000 + b'"]'
         assert [bytes(each) for each in objects(memoryview(text), holding=b"{")] == elements
 
@@ -272,9 +305,13 @@ class TestDepth:
 
     def test_memory_is_bounded_by_the_body(self) -> None:
         """The worst bodies take a few times their own size: brackets, strings of brackets, few or many, escapes."""
-        for body in (b"[" + b"[]," * 1_000_000 + b"0]", b"[" + b'"[",' * 1_000_000 + b"0]",
-                     b"[" + b'{"a":"["},' * 1_000_000 + b"0]", b'["' + b"[" * 3_000_000 + b'"]',
-                     b'["' + b"\\n[" * 1_000_000 + b'"]'):
+        for body in (
+            b"[" + b"[]," * 1_000_000 + b"0]",
+            b"[" + b'"[",' * 1_000_000 + b"0]",
+            b"[" + b'{"a":"["},' * 1_000_000 + b"0]",
+            b'["' + b"[" * 3_000_000 + b'"]',
+            b'["' + b"\\n[" * 1_000_000 + b'"]',
+        ):
             tracemalloc.start()
             check_depth(body)
             peak = tracemalloc.get_traced_memory()[1]
@@ -285,8 +322,10 @@ class TestDepth:
 class TestEncoding:
     """UTF-8, and nothing else."""
 
-    @given(st.binary(max_size=40) | st.text(max_size=20).map(lambda text: text.encode("utf-8", "surrogatepass")),
-           st.integers(1, 8))
+    @given(
+        st.binary(max_size=40) | st.text(max_size=20).map(lambda text: text.encode("utf-8", "surrogatepass")),
+        st.integers(1, 8),
+    )
     def test_agrees_with_python(self, body: bytes, piece: int) -> None:
         """Looked at a few bytes at a time, a body is UTF-8 exactly when Python can decode it in one."""
         try:

@@ -26,12 +26,22 @@ def _verdict(source: str | None, *, test: bool = False, query: bool = False, **p
         return f"{exc.status_hint} {exc.reason}"
 
 
-@pytest.mark.parametrize(("source", "sources", "reason"), [
-    (SOURCE, {SOURCE: True}, None), (SOURCE.upper(), {SOURCE: True}, None),
-    (f"urn:uuid:{SOURCE}", {SOURCE: True}, None), (_OTHER, {SOURCE: True}, "source_unknown"),
-    (SOURCE, {SOURCE: False}, "source_disabled"), (SOURCE, {}, "source_unknown"),
-    (None, {SOURCE: True}, "source_missing"), (None, {None: True}, None), (None, {None: False}, "source_disabled"),
-    (SOURCE, {None: True}, "source_unknown"), ("x" * 10_000, {SOURCE: True}, "source_unknown")])
+@pytest.mark.parametrize(
+    ("source", "sources", "reason"),
+    [
+        (SOURCE, {SOURCE: True}, None),
+        (SOURCE.upper(), {SOURCE: True}, None),
+        (f"urn:uuid:{SOURCE}", {SOURCE: True}, None),
+        (_OTHER, {SOURCE: True}, "source_unknown"),
+        (SOURCE, {SOURCE: False}, "source_disabled"),
+        (SOURCE, {}, "source_unknown"),
+        (None, {SOURCE: True}, "source_missing"),
+        (None, {None: True}, None),
+        (None, {None: False}, "source_disabled"),
+        (SOURCE, {None: True}, "source_unknown"),
+        ("x" * 10_000, {SOURCE: True}, "source_unknown"),
+    ],
+)
 @pytest.mark.parametrize("query", [False, True])
 def test_sources(source: str | None, sources: dict[str | None, bool], reason: str | None, query: bool) -> None:
     """Only a registered and enabled source may in; else 403, or quarantine by policy, which a query never enters."""
@@ -41,17 +51,29 @@ def test_sources(source: str | None, sources: dict[str | None, bool], reason: st
     assert kept == (refused if query else reason)
 
 
-@pytest.mark.parametrize(("source", "sources", "expected"), [
-    (_OTHER, {}, None), (None, {}, None), (SOURCE, {SOURCE: True}, None),
-    (SOURCE, {SOURCE: False}, "403 source_disabled"), (None, {None: False}, "403 source_disabled")])
+@pytest.mark.parametrize(
+    ("source", "sources", "expected"),
+    [
+        (_OTHER, {}, None),
+        (None, {}, None),
+        (SOURCE, {SOURCE: True}, None),
+        (SOURCE, {SOURCE: False}, "403 source_disabled"),
+        (None, {None: False}, "403 source_disabled"),
+    ],
+)
 def test_any_source(source: str | None, sources: dict[str | None, bool], expected: str | None) -> None:
     """Where any source may in, one that is disabled may not."""
     assert _verdict(source, sources=sources, sources_policy="any") == expected
 
 
-@pytest.mark.parametrize(("policy", "notification", "query"), [
-    ("accept", None, None), ("quarantine", "test_message", "403 test_rejected"),
-    ("reject", "403 test_rejected", "403 test_rejected")])
+@pytest.mark.parametrize(
+    ("policy", "notification", "query"),
+    [
+        ("accept", None, None),
+        ("quarantine", "test_message", "403 test_rejected"),
+        ("reject", "403 test_rejected", "403 test_rejected"),
+    ],
+)
 def test_tests(policy: str, notification: str | None, query: str | None) -> None:
     """Messages marked as tests go as the destination says; real ones are not asked."""
     assert _verdict(SOURCE, test=True, test_messages=policy) == notification
@@ -68,5 +90,6 @@ def test_the_source_comes_first() -> None:
 def test_what_an_id_looks_like() -> None:
     """UUIDs and OIDs are ids; a name, an empty text and a long one are kept as digests only."""
     assert all(map(ID_SHAPE.fullmatch, (SOURCE, "1.2.840.114350", "a1", "x" * 63 + "9")))
-    assert not any(map(ID_SHAPE.fullmatch, (
-        "Ann Example", "Quibbleworthington", "", "x" * 65, "a\n", "é", "=cmd|' /C calc'!A0")))
+    assert not any(
+        map(ID_SHAPE.fullmatch, ("Ann Example", "Quibbleworthington", "", "x" * 65, "a\n", "é", "=cmd|' /C calc'!A0"))
+    )

@@ -34,19 +34,44 @@ def _client(**values: Any) -> Client:
     return Client(**{"client_id": "redox", **values})
 
 
-def _oauth(secret: str = _SECRET, *, id: int = 1, client: Client | None = None,  # noqa: A002 - the field's name
-           **values: Any) -> OAuthCredential:
-    return OAuthCredential(id=id, client=client or _client(), key=_KEY, token_keys=_TOKEN_KEYS,
-                           digest=hmac.digest(_KEY, secret.encode(), "sha256"), **values)
+def _oauth(
+    secret: str = _SECRET,
+    *,
+    id: int = 1,  # noqa: A002
+    client: Client | None = None,
+    **values: Any,
+) -> OAuthCredential:
+    return OAuthCredential(
+        id=id,
+        client=client or _client(),
+        key=_KEY,
+        token_keys=_TOKEN_KEYS,
+        digest=hmac.digest(_KEY, secret.encode(), "sha256"),
+        **values,
+    )
 
 
-def _smart(*, id: int = 2, client: Client | None = None, lifetime: int = 300,  # noqa: A002 - the field's name
-           keys: tuple[VerifyingKey, ...] | None = None, audiences: tuple[str, ...] = (_URL,),
-           other_audiences: bool = False, stale: bool = False, **values: Any) -> SmartCredential:
+def _smart(
+    *,
+    id: int = 2,  # noqa: A002
+    client: Client | None = None,
+    lifetime: int = 300,
+    keys: tuple[VerifyingKey, ...] | None = None,
+    audiences: tuple[str, ...] = (_URL,),
+    other_audiences: bool = False,
+    stale: bool = False,
+    **values: Any,
+) -> SmartCredential:
     client = client or _client(client_id="engine")
-    rules = Rules(issuers=(client.client_id,), audiences=audiences,
-                  algorithms=frozenset(ASSERTION_ALGORITHMS), keys=keys or jwks(r=RSA_FIRST, e=P384),
-                  lifetime=lifetime, other_audiences=other_audiences, stale=stale)
+    rules = Rules(
+        issuers=(client.client_id,),
+        audiences=audiences,
+        algorithms=frozenset(ASSERTION_ALGORITHMS),
+        keys=keys or jwks(r=RSA_FIRST, e=P384),
+        lifetime=lifetime,
+        other_audiences=other_audiences,
+        stale=stale,
+    )
     return SmartCredential(id=id, client=client, rules=rules, token_keys=_TOKEN_KEYS, **values)
 
 
@@ -54,8 +79,14 @@ def _at(*credentials: OAuthCredential | SmartCredential) -> Destination:
     return destination(*(credentials or (_oauth(), _smart())), signing(id=9), require=("oauth", "smart"))
 
 
-def _ask(parameters: Mapping[str, Any] | bytes, *, at: Destination | None = None, basic: str | bytes | None = None,
-         media: str = "application/x-www-form-urlencoded", now: Any = NOW) -> Granted | Denied:
+def _ask(
+    parameters: Mapping[str, Any] | bytes,
+    *,
+    at: Destination | None = None,
+    basic: str | bytes | None = None,
+    media: str = "application/x-www-form-urlencoded",
+    now: Any = NOW,
+) -> Granted | Denied:
     headers = {"content-type": media}
     if basic is not None:
         raw = basic if isinstance(basic, bytes) else basic.encode()
@@ -64,8 +95,15 @@ def _ask(parameters: Mapping[str, Any] | bytes, *, at: Destination | None = None
         body = parameters
     else:
         body = (json.dumps(parameters) if media == "application/json" else urlencode(parameters)).encode()
-    head = Head(destination="main", method="POST", headers=headers, target="/oauth/main/token", query="",
-                peer="192.0.2.1", received_at=now)
+    head = Head(
+        destination="main",
+        method="POST",
+        headers=headers,
+        target="/oauth/main/token",
+        query="",
+        peer="192.0.2.1",
+        received_at=now,
+    )
     return decide(Inbound(head=head, body=body), at or _at(), now, jti="made-up-jti")
 
 
@@ -90,8 +128,9 @@ _RIGHT: Final = {**_GRANT, "client_id": "redox", "client_secret": _SECRET}
 class TestSecret:
     """A client that has a secret."""
 
-    @pytest.mark.parametrize("media", ["application/x-www-form-urlencoded", "application/json",
-                                       "Application/JSON; charset=utf-8"])
+    @pytest.mark.parametrize(
+        "media", ["application/x-www-form-urlencoded", "application/json", "Application/JSON; charset=utf-8"]
+    )
     def test_in_the_body(self, media: str) -> None:
         """In a form or in JSON: the answer is RFC 6749 5.1's, and the token opens the destination."""
         at = _at()
@@ -109,19 +148,31 @@ class TestSecret:
         assert _granted(_GRANT, basic=text).credential == 1
         assert _granted({**_GRANT, "client_id": "redox"}, basic=text).credential == 1
 
-    @pytest.mark.parametrize(("parameters", "basic"), [
-        ({**_RIGHT, "client_secret": _SECRET + "x"}, None), ({**_RIGHT, "client_secret": _SECRET[:-1]}, None),
-        ({**_RIGHT, "client_secret": _SECRET.upper()}, None), ({**_RIGHT, "client_id": "redo"}, None),
-        ({**_RIGHT, "client_id": "engine"}, None), ({**_RIGHT, "client_id": "é"}, None),
-        ({**_RIGHT, "client_secret": "\u20ac"}, None), ({**_GRANT, "client_secret": _SECRET}, None),
-        (_GRANT, "redox:wrong"), (_GRANT, f"other:{_SECRET}"), (_GRANT, "redox:"), (_GRANT, f":{_SECRET}"),
-        ({**_GRANT, "client_id": "other"}, f"redox:{_SECRET}")])
+    @pytest.mark.parametrize(
+        ("parameters", "basic"),
+        [
+            ({**_RIGHT, "client_secret": _SECRET + "x"}, None),
+            ({**_RIGHT, "client_secret": _SECRET[:-1]}, None),
+            ({**_RIGHT, "client_secret": _SECRET.upper()}, None),
+            ({**_RIGHT, "client_id": "redo"}, None),
+            ({**_RIGHT, "client_id": "engine"}, None),
+            ({**_RIGHT, "client_id": "é"}, None),
+            ({**_RIGHT, "client_secret": "\u20ac"}, None),
+            ({**_GRANT, "client_secret": _SECRET}, None),
+            (_GRANT, "redox:wrong"),
+            (_GRANT, f"other:{_SECRET}"),
+            (_GRANT, "redox:"),
+            (_GRANT, f":{_SECRET}"),
+            ({**_GRANT, "client_id": "other"}, f"redox:{_SECRET}"),
+        ],
+    )
     def test_wrong(self, parameters: Mapping[str, str], basic: str | None) -> None:
         """One answer for every way to be wrong."""
         assert _denied(parameters, basic=basic) == ("invalid_client", "token_secret_wrong")
 
-    @pytest.mark.parametrize("parameters", [
-        _GRANT, {**_GRANT, "client_id": "redox"}, {**_RIGHT, "client_secret": ""}, {}])
+    @pytest.mark.parametrize(
+        "parameters", [_GRANT, {**_GRANT, "client_id": "redox"}, {**_RIGHT, "client_secret": ""}, {}]
+    )
     def test_no_proof(self, parameters: Mapping[str, str]) -> None:
         """A name alone proves nothing; a parameter that is empty is none (RFC 6749 3.2)."""
         assert _denied(parameters) == ("invalid_client", "token_client_unproved")
@@ -134,8 +185,15 @@ class TestSecret:
     @pytest.mark.parametrize("value", ["Basic", "Basic ", "Basic !!!!", "Basic AA", "basic \xe9", "Digest x"])
     def test_other_headers(self, value: str) -> None:
         """Rubbish in Authorization proves nothing; another scheme is not looked at."""
-        head = Head(destination="main", method="POST", target="", query="", peer="", received_at=NOW,
-                    headers={"authorization": value, "content-type": "application/x-www-form-urlencoded"})
+        head = Head(
+            destination="main",
+            method="POST",
+            target="",
+            query="",
+            peer="",
+            received_at=NOW,
+            headers={"authorization": value, "content-type": "application/x-www-form-urlencoded"},
+        )
         answer = decide(Inbound(head=head, body=urlencode(_GRANT).encode()), _at(), NOW, jti="x")
         assert isinstance(answer, Denied)
         assert answer.error == "invalid_client"
@@ -170,8 +228,15 @@ class TestSettings:
 
     def test_renamed_parameters(self) -> None:
         """Parameters may come under other names: then under those alone."""
-        client = _client(names={"grant_type": "grantType", "client_id": "clientId", "client_secret": "clientSecret",
-                                "scope": "scopes"}, scopes=("read",))
+        client = _client(
+            names={
+                "grant_type": "grantType",
+                "client_id": "clientId",
+                "client_secret": "clientSecret",
+                "scope": "scopes",
+            },
+            scopes=("read",),
+        )
         at = _at(_oauth(client=client))
         renamed = {"grantType": "client_credentials", "clientId": "redox", "clientSecret": _SECRET, "scopes": "read"}
         assert _granted(renamed, at=at, media="application/json").scope == "read"
@@ -219,22 +284,32 @@ class TestSettings:
 class TestRequest:
     """What is no token request."""
 
-    @pytest.mark.parametrize(("body", "media", "reason"), [
-        (urlencode(_RIGHT).encode(), "text/plain", "token_media_type_wrong"),
-        (urlencode(_RIGHT).encode(), "", "token_media_type_wrong"),
-        (b"{}", "application/fhir+json", "token_media_type_wrong"),
-        (b"grant_type=a&grant_type=a", "application/x-www-form-urlencoded", "token_parameter_twice"),
-        (b"a=%ff", "application/x-www-form-urlencoded", "token_request_malformed"),
-        (b"a=\xff", "application/x-www-form-urlencoded", "token_request_malformed"),
-        (b"&".join(b"p%d=1" % n for n in range(51)), "application/x-www-form-urlencoded", "token_request_malformed"),
-        (b"a=" + b"x" * MAX_REQUEST, "application/x-www-form-urlencoded", "token_request_too_large"),
-        (b'{"grant_type":"a","grant_type":"a"}', "application/json", "token_request_malformed"),
-        (b'{"grant_type":"a","grant_\\u0074ype":"a"}', "application/json", "token_request_malformed"),
-        (b"[]", "application/json", "token_request_malformed"), (b"7", "application/json", "token_request_malformed"),
-        (b"", "application/json", "token_request_malformed"), (b"{", "application/json", "token_request_malformed"),
-        (b'{"a":"\xff"}', "application/json", "token_request_malformed"),
-        (b'{"a":' + b"[" * 5_000 + b"]" * 5_000 + b"}", "application/json", "token_request_malformed"),
-        (json.dumps(_RIGHT).encode("utf-16"), "application/json", "token_request_malformed")])
+    @pytest.mark.parametrize(
+        ("body", "media", "reason"),
+        [
+            (urlencode(_RIGHT).encode(), "text/plain", "token_media_type_wrong"),
+            (urlencode(_RIGHT).encode(), "", "token_media_type_wrong"),
+            (b"{}", "application/fhir+json", "token_media_type_wrong"),
+            (b"grant_type=a&grant_type=a", "application/x-www-form-urlencoded", "token_parameter_twice"),
+            (b"a=%ff", "application/x-www-form-urlencoded", "token_request_malformed"),
+            (b"a=\xff", "application/x-www-form-urlencoded", "token_request_malformed"),
+            (
+                b"&".join(b"p%d=1" % n for n in range(51)),
+                "application/x-www-form-urlencoded",
+                "token_request_malformed",
+            ),
+            (b"a=" + b"x" * MAX_REQUEST, "application/x-www-form-urlencoded", "token_request_too_large"),
+            (b'{"grant_type":"a","grant_type":"a"}', "application/json", "token_request_malformed"),
+            (b'{"grant_type":"a","grant_\\u0074ype":"a"}', "application/json", "token_request_malformed"),
+            (b"[]", "application/json", "token_request_malformed"),
+            (b"7", "application/json", "token_request_malformed"),
+            (b"", "application/json", "token_request_malformed"),
+            (b"{", "application/json", "token_request_malformed"),
+            (b'{"a":"\xff"}', "application/json", "token_request_malformed"),
+            (b'{"a":' + b"[" * 5_000 + b"]" * 5_000 + b"}", "application/json", "token_request_malformed"),
+            (json.dumps(_RIGHT).encode("utf-16"), "application/json", "token_request_malformed"),
+        ],
+    )
     def test_malformed(self, body: bytes, media: str, reason: str) -> None:
         """invalid_request, and nothing is raised over it."""
         assert _denied(body, media=media) == ("invalid_request", reason)
@@ -242,11 +317,16 @@ class TestRequest:
     @pytest.mark.parametrize("value", [None, 7, True, [_SECRET], {"a": _SECRET}])
     def test_what_is_no_text_is_missing(self, value: Any) -> None:
         """A JSON member that is no text is as good as none."""
-        assert _denied({**_RIGHT, "client_secret": value}, media="application/json") \
-            == ("invalid_client", "token_client_unproved")
+        assert _denied({**_RIGHT, "client_secret": value}, media="application/json") == (
+            "invalid_client",
+            "token_client_unproved",
+        )
 
-    @given(st.binary(max_size=200), st.sampled_from(["application/json", "application/x-www-form-urlencoded"]),
-           st.none() | st.binary(max_size=60))
+    @given(
+        st.binary(max_size=200),
+        st.sampled_from(["application/json", "application/x-www-form-urlencoded"]),
+        st.none() | st.binary(max_size=60),
+    )
     def test_anything(self, body: bytes, media: str, basic: bytes | None) -> None:
         """Whatever bytes come: denied."""
         assert isinstance(_ask(body, media=media, basic=basic), Denied)
@@ -285,8 +365,9 @@ class TestAssertion:
 
     def test_once(self) -> None:
         """The same jti of the same client is the same thing, whatever else differs; another is another."""
-        (first, again, other) = (_granted(_assertion(**changes)).once for changes in (
-            {}, {"iat": _AT - 5, "exp": _AT + 200}, {"jti": "2"}))
+        (first, again, other) = (
+            _granted(_assertion(**changes)).once for changes in ({}, {"iat": _AT - 5, "exp": _AT + 200}, {"jti": "2"})
+        )
         assert first is not None
         assert again is not None
         assert other is not None
@@ -298,27 +379,44 @@ class TestAssertion:
         # It is remembered until no assertion of that life can be good any more.
         assert _denied(_assertion(), now=first.until) == ("invalid_client", "jwt_expired")
 
-    @pytest.mark.parametrize(("changes", "reason"), [
-        ({"iss": "other"}, "jwt_issuer_wrong"), ({"sub": "other"}, "token_client_differs"),
-        ({"sub": None}, "token_client_differs"), ({"aud": "https://receiver.example/redox/main"}, "jwt_audience_wrong"),
-        ({"aud": None}, "jwt_claim_missing"), ({"jti": None}, "token_jti_missing"), ({"jti": ""}, "token_jti_missing"),
-        ({"jti": 7}, "jwt_malformed"), ({"exp": None}, "jwt_claim_missing"), ({"iat": None}, "jwt_claim_missing"),
-        ({"exp": _AT + 301}, "jwt_lives_too_long"), ({"exp": 10**30}, "jwt_malformed"),
-        ({"iat": _AT - 400, "exp": _AT - 100}, "jwt_expired"), ({"nbf": _AT + 60}, "jwt_not_yet_valid"),
-        ({"header": {"kid": "unknown"}}, "jwt_key_unknown"),
-        ({"header": {"jku": "http://127.0.0.1:1"}}, "jwt_header_refused"),
-        ({"header": {"crit": ["x"]}}, "jwt_header_refused"),
-        ({"issuer": Issuer(key=RSA_SECOND, algorithm="RS384", kid="r")}, "jwt_signature_wrong"),
-        ({"issuer": Issuer(key=RSA_FIRST, algorithm="RS256", kid="r")}, "jwt_algorithm_wrong")])
+    @pytest.mark.parametrize(
+        ("changes", "reason"),
+        [
+            ({"iss": "other"}, "jwt_issuer_wrong"),
+            ({"sub": "other"}, "token_client_differs"),
+            ({"sub": None}, "token_client_differs"),
+            ({"aud": "https://receiver.example/redox/main"}, "jwt_audience_wrong"),
+            ({"aud": None}, "jwt_claim_missing"),
+            ({"jti": None}, "token_jti_missing"),
+            ({"jti": ""}, "token_jti_missing"),
+            ({"jti": 7}, "jwt_malformed"),
+            ({"exp": None}, "jwt_claim_missing"),
+            ({"iat": None}, "jwt_claim_missing"),
+            ({"exp": _AT + 301}, "jwt_lives_too_long"),
+            ({"exp": 10**30}, "jwt_malformed"),
+            ({"iat": _AT - 400, "exp": _AT - 100}, "jwt_expired"),
+            ({"nbf": _AT + 60}, "jwt_not_yet_valid"),
+            ({"header": {"kid": "unknown"}}, "jwt_key_unknown"),
+            ({"header": {"jku": "http://127.0.0.1:1"}}, "jwt_header_refused"),
+            ({"header": {"crit": ["x"]}}, "jwt_header_refused"),
+            ({"issuer": Issuer(key=RSA_SECOND, algorithm="RS384", kid="r")}, "jwt_signature_wrong"),
+            ({"issuer": Issuer(key=RSA_FIRST, algorithm="RS256", kid="r")}, "jwt_algorithm_wrong"),
+        ],
+    )
     def test_wrong(self, changes: dict[str, Any], reason: str) -> None:
         """Every claim counts."""
         assert _denied(_assertion(**changes)) == ("invalid_client", reason)
 
-    @pytest.mark.parametrize(("changes", "reason"), [
-        ({"client_id": "redox"}, "token_client_differs"),
-        ({"client_assertion_type": "x"}, "token_assertion_type_wrong"),
-        ({"client_assertion_type": ""}, "token_assertion_type_wrong"), ({"client_assertion": "x"}, "jwt_malformed"),
-        ({"client_assertion": "\xe9\u20ac"}, "jwt_malformed")])
+    @pytest.mark.parametrize(
+        ("changes", "reason"),
+        [
+            ({"client_id": "redox"}, "token_client_differs"),
+            ({"client_assertion_type": "x"}, "token_assertion_type_wrong"),
+            ({"client_assertion_type": ""}, "token_assertion_type_wrong"),
+            ({"client_assertion": "x"}, "jwt_malformed"),
+            ({"client_assertion": "\xe9\u20ac"}, "jwt_malformed"),
+        ],
+    )
     def test_wrong_parameters(self, changes: dict[str, str], reason: str) -> None:
         """And every parameter."""
         assert _denied({**_assertion(), **changes}) == ("invalid_client", reason)
@@ -357,8 +455,10 @@ class TestAssertion:
     def test_an_access_token_is_no_assertion(self) -> None:
         """Nor the other way round: each is good in its own place."""
         granted = _granted(_assertion())
-        assert _denied({**_assertion(), "client_assertion": granted.access_token}) \
-            == ("invalid_client", "jwt_algorithm_wrong")
+        assert _denied({**_assertion(), "client_assertion": granted.access_token}) == (
+            "invalid_client",
+            "jwt_algorithm_wrong",
+        )
 
     def test_nobody_is_such_a_client(self) -> None:
         """At a destination whose clients have secrets an assertion proves nothing."""

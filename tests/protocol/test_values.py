@@ -34,6 +34,7 @@ def test_a_value_cannot_be_changed() -> None:
 def test_a_request_shows_no_token_and_no_content() -> None:
     """Neither its headers nor its query nor its body."""
     asked = inbound(b"of a patient", {"verification-token": "canary"})
-    assert repr(asked) == (f"Inbound(head=Head(destination='main', method='POST', peer='192.0.2.1', "
-                           f"received_at={NOW!r}, proxied=True))")
+    assert repr(asked) == (
+        f"Inbound(head=Head(destination='main', method='POST', peer='192.0.2.1', received_at={NOW!r}, proxied=True))"
+    )
     assert "canary" not in repr(head(query="verification-token=canary"))

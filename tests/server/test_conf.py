@@ -19,8 +19,16 @@ CONFIGURATION = Path(__file__).parents[2] / "deploy" / "gunicorn.conf.py"
 @pytest.mark.parametrize("server_mode", ["flask", "asgi"])
 def test_it_serves(site: Site, tmp_path: Path, server_mode: str) -> None:
     """gunicorn with that file takes a message and keeps it, and ends in order."""
-    body = json.dumps({"Meta": {"DataModel": "PatientAdmin", "EventType": "Arrival", "Source": {"ID": SOURCE},
-                                "Logs": [{"ID": f"by-hand-{server_mode}"}]}}).encode()
+    body = json.dumps(
+        {
+            "Meta": {
+                "DataModel": "PatientAdmin",
+                "EventType": "Arrival",
+                "Source": {"ID": SOURCE},
+                "Logs": [{"ID": f"by-hand-{server_mode}"}],
+            }
+        }
+    ).encode()
     environment = site.environment | {"RECEIVER_SERVER_MODE": server_mode}
     with serving(tmp_path, environment, arguments=("-c", str(CONFIGURATION))) as server:
         assert server.ask(post("/redox/lab", body, verification_token=site.tokens["lab"])).status == 200

@@ -11,7 +11,7 @@ from hashlib import sha256
 import pytest
 from sqlalchemy import text
 
-from tests.waiting import until
+from tests.support.waiting import until
 from tests.web.conftest import Site, message, sent
 from tests.web.server import Server, Wire, serving
 
@@ -172,9 +172,13 @@ def test_closed_when_it_is_asked_for(site: Site, server: Server) -> None:
 
 def test_no_http(server: Server) -> None:
     """What is no HTTP is answered 400 and hung up on; others are served."""
-    for start in (b"\x16\x03\x01\x02\x00\x01", b"GET / HTTP/9.9\r\n\r\n", b"GET /\r\n\r\n",
-                  b"POST / HTTP/1.1\r\nA B: c\r\n\r\n",
-                  b"POST / HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab"):
+    for start in (
+        b"\x16\x03\x01\x02\x00\x01",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /\r\n\r\n",
+        b"POST / HTTP/1.1\r\nA B: c\r\n\r\n",
+        b"POST / HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab",
+    ):
         with server.wire() as wire:
             assert wire.send(start).answer().status == 400
             assert wire.ended()

@@ -13,7 +13,7 @@ from hashlib import sha256
 
 import pytest
 
-from tests.waiting import until
+from tests.support.waiting import until
 from tests.web.conftest import Site, message, sent
 from tests.web.server import Server, post
 
@@ -27,45 +27,69 @@ def few_send_there(site: Site) -> None:
     for name in ("bare-flask", "bare-asgi", "chunks-flask", "chunks-asgi"):
         site.add(name)
     site.add("signed", require=["hmac"])
-    site.registration.add_credential("signed", datetime.now(UTC), "hmac", {}, b"a made-up secret of some length",
-                                     label=None, expires_at=None)
+    site.registration.add_credential(
+        "signed", datetime.now(UTC), "hmac", {}, b"a made-up secret of some length", label=None, expires_at=None
+    )
 
 
 def chunk(data: bytes) -> bytes:
     return f"{len(data):x}\r\n".encode() + data + b"\r\n"
 
 
-@pytest.mark.parametrize(("name", "change", "status"), [
-    ("two that differ", lambda raw: raw.replace(b"content-length", b"content-length: 3\r\ncontent-length"), 400),
-    ("two lengths that agree", lambda raw: re.sub(rb"(content-length: \d+\r\n)", rb"\1\1", raw), 400),
-    ("a list of lengths", lambda raw: re.sub(rb"(content-length: )(\d+)", rb"\1\2, \2", raw), 400),
-    ("a negative length", lambda raw: raw.replace(b"content-length: ", b"content-length: -"), 400),
-    ("a length with a sign", lambda raw: raw.replace(b"content-length: ", b"content-length: +"), 400),
-    ("both", lambda raw: raw.replace(b"content-length", b"transfer-encoding: chunked\r\ncontent-length"), 400),
-    ("an unknown coding", lambda raw: raw.replace(b"content-length", b"transfer-encoding: xchunked\r\nx-length"), 501),
-    ("compressed chunks", lambda raw: raw.replace(b"content-length", b"transfer-encoding: gzip, chunked\r\nx-length"),
-     501),
-    ("two codings", lambda raw: raw.replace(b"content-length", b"transfer-encoding: gzip\r\ntransfer-encoding: chunked"
-                                            b"\r\nx-length"), 501),
-    ("two hosts", lambda raw: raw.replace(b"host: ", b"host: other.test\r\nhost: "), 400),
-    ("a head of 70 KB", lambda raw: raw.replace(b"host: ", b"".join(b"x-%d: %s\r\n" % (n, 7000 * b"y") for n in
-                                                                   range(10)) + b"host: "), 431),
-    ("HTTP/0.9", lambda raw: raw.replace(b" HTTP/1.1", b"", 1), 400),
-    ("HTTP/2", lambda raw: raw.replace(b"HTTP/1.1", b"HTTP/2.0", 1), 400),
-    ("a NUL in a header", lambda raw: raw.replace(b"host: ", b"x-a: b\x00c\r\nhost: "), 400),
-    ("a CR in a header", lambda raw: raw.replace(b"host: ", b"x-a: b\rc\r\nhost: "), 400),
-    ("a folded header", lambda raw: raw.replace(b"host: ", b"x-a: b\r\n c\r\nhost: "), 400),
-    ("a bare LF", lambda raw: raw.replace(b"host: receiver.test\r\n", b"host: receiver.test\n"), 400),
-    ("a header without a name", lambda raw: raw.replace(b"host: ", b": x\r\nhost: "), 400),
-    ("a space before the colon", lambda raw: raw.replace(b"host: ", b"host : "), 400),
-    ("110 headers", lambda raw: raw.replace(b"host: ", b"".join(b"x-%d: y\r\n" % n for n in range(110)) + b"host: "),
-     431),
-    ("a header of 9 KB", lambda raw: raw.replace(b"host: ", b"x-a: " + 9 * 1024 * b"y" + b"\r\nhost: "), 431),
-    ("a target of 9 KB", lambda raw: raw.replace(b" HTTP/1.1", b"?" + 9 * 1024 * b"y" + b" HTTP/1.1", 1), 414),
-    ("an expectation", lambda raw: raw.replace(b"host: ", b"expect: foo\r\nhost: "), 417),
-    ("HTTP/3", lambda raw: raw.replace(b"HTTP/1.1", b"HTTP/3.0", 1), 400),
-    ("a method in lower case", lambda raw: raw.replace(b"POST", b"post", 1), 400),
-])
+@pytest.mark.parametrize(
+    ("name", "change", "status"),
+    [
+        ("two that differ", lambda raw: raw.replace(b"content-length", b"content-length: 3\r\ncontent-length"), 400),
+        ("two lengths that agree", lambda raw: re.sub(rb"(content-length: \d+\r\n)", rb"\1\1", raw), 400),
+        ("a list of lengths", lambda raw: re.sub(rb"(content-length: )(\d+)", rb"\1\2, \2", raw), 400),
+        ("a negative length", lambda raw: raw.replace(b"content-length: ", b"content-length: -"), 400),
+        ("a length with a sign", lambda raw: raw.replace(b"content-length: ", b"content-length: +"), 400),
+        ("both", lambda raw: raw.replace(b"content-length", b"transfer-encoding: chunked\r\ncontent-length"), 400),
+        (
+            "an unknown coding",
+            lambda raw: raw.replace(b"content-length", b"transfer-encoding: xchunked\r\nx-length"),
+            501,
+        ),
+        (
+            "compressed chunks",
+            lambda raw: raw.replace(b"content-length", b"transfer-encoding: gzip, chunked\r\nx-length"),
+            501,
+        ),
+        (
+            "two codings",
+            lambda raw: raw.replace(
+                b"content-length", b"transfer-encoding: gzip\r\ntransfer-encoding: chunked\r\nx-length"
+            ),
+            501,
+        ),
+        ("two hosts", lambda raw: raw.replace(b"host: ", b"host: other.test\r\nhost: "), 400),
+        (
+            "a head of 70 KB",
+            lambda raw: raw.replace(
+                b"host: ", b"".join(b"x-%d: %s\r\n" % (n, 7000 * b"y") for n in range(10)) + b"host: "
+            ),
+            431,
+        ),
+        ("HTTP/0.9", lambda raw: raw.replace(b" HTTP/1.1", b"", 1), 400),
+        ("HTTP/2", lambda raw: raw.replace(b"HTTP/1.1", b"HTTP/2.0", 1), 400),
+        ("a NUL in a header", lambda raw: raw.replace(b"host: ", b"x-a: b\x00c\r\nhost: "), 400),
+        ("a CR in a header", lambda raw: raw.replace(b"host: ", b"x-a: b\rc\r\nhost: "), 400),
+        ("a folded header", lambda raw: raw.replace(b"host: ", b"x-a: b\r\n c\r\nhost: "), 400),
+        ("a bare LF", lambda raw: raw.replace(b"host: receiver.test\r\n", b"host: receiver.test\n"), 400),
+        ("a header without a name", lambda raw: raw.replace(b"host: ", b": x\r\nhost: "), 400),
+        ("a space before the colon", lambda raw: raw.replace(b"host: ", b"host : "), 400),
+        (
+            "110 headers",
+            lambda raw: raw.replace(b"host: ", b"".join(b"x-%d: y\r\n" % n for n in range(110)) + b"host: "),
+            431,
+        ),
+        ("a header of 9 KB", lambda raw: raw.replace(b"host: ", b"x-a: " + 9 * 1024 * b"y" + b"\r\nhost: "), 431),
+        ("a target of 9 KB", lambda raw: raw.replace(b" HTTP/1.1", b"?" + 9 * 1024 * b"y" + b" HTTP/1.1", 1), 414),
+        ("an expectation", lambda raw: raw.replace(b"host: ", b"expect: foo\r\nhost: "), 417),
+        ("HTTP/3", lambda raw: raw.replace(b"HTTP/1.1", b"HTTP/3.0", 1), 400),
+        ("a method in lower case", lambda raw: raw.replace(b"POST", b"post", 1), 400),
+    ],
+)
 def test_malformed(site: Site, server: Server, name: str, change: Callable[[bytes], bytes], status: int) -> None:
     """What is no HTTP is answered by a few words of ours, and closed; it reaches nothing and is quoted nowhere."""
     before = site.count("messages")
@@ -125,7 +149,8 @@ def test_chunks(site: Site, server: Server) -> None:
         assert wire.answer().status == 200
         assert wire.send(sent(site, body)).answer().status == 200
     [again, first] = site.rows(
-        "SELECT outcome, message_uuid FROM audit_events WHERE action = 'message.receive' ORDER BY id DESC LIMIT 2")
+        "SELECT outcome, message_uuid FROM audit_events WHERE action = 'message.receive' ORDER BY id DESC LIMIT 2"
+    )
     assert (first.outcome, again.outcome) == ("unhandled", "duplicate")
     assert first.message_uuid == again.message_uuid
 
@@ -140,8 +165,10 @@ def test_short_body(site: Site, server: Server) -> None:
     assert site.count("messages") == messages
 
 
-@pytest.mark.parametrize("rest", [b"zz\r\n{}\r\n0\r\n\r\n", b"-2\r\n{}\r\n0\r\n\r\n", b"0x2\r\n{}\r\n0\r\n\r\n",
-                                  b"2\r\n{}xx0\r\n\r\n", b"\r\n"])
+@pytest.mark.parametrize(
+    "rest",
+    [b"zz\r\n{}\r\n0\r\n\r\n", b"-2\r\n{}\r\n0\r\n\r\n", b"0x2\r\n{}\r\n0\r\n\r\n", b"2\r\n{}xx0\r\n\r\n", b"\r\n"],
+)
 def test_bad_chunks(site: Site, server: Server, rest: bytes) -> None:
     """Chunks that are none are 400, not a fault of ours."""
     messages = site.count("messages")
@@ -192,15 +219,28 @@ def test_smuggled(site: Site, server: Server) -> None:
 def test_other_methods(site: Site, server: Server, method: str) -> None:
     """Nothing but POST and GET is understood, whatever comes with it."""
     with server.wire() as wire:
-        answer = wire.send(sent(site).replace(b"POST", method.encode(), 1) if method != "HEAD" else
-                           b"HEAD /redox/lab HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = wire.send(
+            sent(site).replace(b"POST", method.encode(), 1)
+            if method != "HEAD"
+            else b"HEAD /redox/lab HTTP/1.1\r\nHost: x\r\n\r\n"
+        )
         head = until(lambda: answer.socket.recv(4096))
     assert head.startswith(b"HTTP/1.1 405 ")
     assert b"allow: get, post" in head.lower()
 
 
-@pytest.mark.parametrize("target", ["/redox/lab/", "//redox/lab", "/redox//lab", "///redox///lab///", "/redox/%6cab",
-                                    "http://elsewhere.test/redox/lab", "https://elsewhere.test//redox/lab?x=y"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/redox/lab/",
+        "//redox/lab",
+        "/redox//lab",
+        "///redox///lab///",
+        "/redox/%6cab",
+        "http://elsewhere.test/redox/lab",
+        "https://elsewhere.test//redox/lab?x=y",
+    ],
+)
 def test_spellings_of_the_path(site: Site, server: Server, target: str) -> None:
     """However the path is spelt, it leads to the same authentication."""
     with server.wire() as wire:
@@ -209,18 +249,40 @@ def test_spellings_of_the_path(site: Site, server: Server, target: str) -> None:
         assert wire.send(wrong).answer().status == 401
 
 
-@pytest.mark.parametrize("target", [
-    "/", "/redox", "/redox/", "/redox/lab/x", "/readyz", "/metrics", "/redox/../redox/lab", "/favicon.ico", "/static/x",
-    "/%2e%2e/etc/passwd", "/redox/lab%2fx", "/" + 900 * "a/"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/",
+        "/redox",
+        "/redox/",
+        "/redox/lab/x",
+        "/readyz",
+        "/metrics",
+        "/redox/../redox/lab",
+        "/favicon.ico",
+        "/static/x",
+        "/%2e%2e/etc/passwd",
+        "/redox/lab%2fx",
+        "/" + 900 * "a/",
+    ],
+)
 def test_other_paths(site: Site, server: Server, target: str) -> None:
     """There is nothing else on this listener, right token or not."""
     answer = server.ask(sent(site).replace(b"/redox/lab", target.encode(), 1))
     assert (answer.status, answer.body) == (404, b"not found\n")
 
 
-@pytest.mark.parametrize("hello", [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-                                   b"\x80\x2e\x01\x00\x02", b"PROXY TCP4 1.2.3.4 5.6.7.8 1 2\r\n", b"\x00" * 100,
-                                   b"\r\n\r\n"])
+@pytest.mark.parametrize(
+    "hello",
+    [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"\x80\x2e\x01\x00\x02",
+        b"PROXY TCP4 1.2.3.4 5.6.7.8 1 2\r\n",
+        b"\x00" * 100,
+        b"\r\n\r\n",
+    ],
+)
 def test_other_protocols(server: Server, hello: bytes) -> None:
     """Who speaks another protocol is answered a refusal, or nothing, and the connection closes."""
     with server.wire() as wire:
@@ -297,8 +359,10 @@ def test_large_bodies_with_a_wrong_token(site: Site, server: Server) -> None:
     [worker] = server.workers()
     resident = worker.memory_info().rss
     wires = [server.wire() for _ in range(4)]
-    flood = [threading.Thread(target=wire.send, args=(sent(site, 30 * MIB * b"x", verification_token="wrong" * 8),))
-             for wire in wires]
+    flood = [
+        threading.Thread(target=wire.send, args=(sent(site, 30 * MIB * b"x", verification_token="wrong" * 8),))
+        for wire in wires
+    ]
     for thread in flood:
         thread.start()
     assert [server.ask(sent(site)).status for _ in range(10)] == 10 * [200]
@@ -318,7 +382,7 @@ def test_what_nothing_vouches_for_takes_half_of_the_memory(site: Site, server: S
     held = [server.wire(timeout=60) for _ in range(3)]
     for start in range(0, len(stranger) - 1, MIB):  # side by side: none is silent for long
         for wire in held:
-            wire.send(stranger[start:min(start + MIB, len(stranger) - 1)])
+            wire.send(stranger[start : min(start + MIB, len(stranger) - 1)])
     with server.wire(timeout=60) as late:
         refused = late.send(stranger[:-1]).answer()
     assert (refused.status, refused.headers["retry-after"]) == (503, "5")

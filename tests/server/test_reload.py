@@ -13,7 +13,7 @@ import pytest
 
 from receiver import keyring as keyrings
 from receiver.keyring import Keyring
-from tests.waiting import until
+from tests.support.waiting import until
 from tests.web.conftest import Site, sent
 from tests.web.server import Server, serving
 
@@ -68,11 +68,17 @@ def asked_all_the_while(site: Site, server: Server) -> Iterator[list[int]]:
         asking.join(60)
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    (b"RECEIVER_THREADS=many\nRECEIVER_LEASE=none\n", "RECEIVER_THREADS"), (b"RECEIVER_THREADS=\xff", "no UTF-8 text"),
-    (None, "there is no file")])
-def test_settings_that_do_not_hold(site: Site, server: Server, env_file: Path, text: bytes | None,
-                                   expected: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"RECEIVER_THREADS=many\nRECEIVER_LEASE=none\n", "RECEIVER_THREADS"),
+        (b"RECEIVER_THREADS=\xff", "no UTF-8 text"),
+        (None, "there is no file"),
+    ],
+)
+def test_settings_that_do_not_hold(
+    site: Site, server: Server, env_file: Path, text: bytes | None, expected: str
+) -> None:
     """One line says what is wrong, the same workers serve on, and nothing ends."""
     before = pids(server)
     try:
@@ -100,8 +106,9 @@ def test_a_keyring_that_is_not_there(site: Site, server: Server) -> None:
 
 
 @pytest.mark.parametrize("server_mode", ["flask", "asgi"])
-def test_workers_that_do_not_boot(site: Site, server: Server, env_file: Path, keyring: Keyring,
-                                  server_mode: str) -> None:
+def test_workers_that_do_not_boot(
+    site: Site, server: Server, env_file: Path, keyring: Keyring, server_mode: str
+) -> None:
     """What only a worker finds out ends that worker, and nobody else; whoever is born later has the old door too."""
     before, refusals = pids(server), len(server.lines("receiver.not_started"))
     keyrings.create(datetime.now(UTC)).save(site.directory / "keyring.json")

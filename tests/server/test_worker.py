@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.waiting import until
+from tests.support.waiting import until
 from tests.web.conftest import Site, message, sent
 from tests.web.server import OURS, Server, Wire, post, serving
 
@@ -32,7 +32,12 @@ def test_slow_clients(site: Site, server: Server) -> None:
     whole = sent(site)
     head, _, _ = whole.partition(b"\r\n\r\n")
     slow = [
-        b"", b"POST /re", head[:60], head, head + b"\r\n\r\n{", post("/redox/lab", b"{", content_length="8000"),
+        b"",
+        b"POST /re",
+        head[:60],
+        head,
+        head + b"\r\n\r\n{",
+        post("/redox/lab", b"{", content_length="8000"),
         sent(site, b"", {"content_length": None, "transfer_encoding": "chunked"}) + b"5\r\n{",
         sent(site, verification_token="wrong" * 8),  # answered, and does not take the answer
     ]
@@ -110,8 +115,11 @@ def test_nothing_is_printed_of_a_request(site: Site, server: Server) -> None:
     until(lambda: len(server.lines("request.malformed")) >= 4)
     assert "CANARY" not in server.text()
     assert site.tokens["lab"] not in server.text()
-    [line] = [line for line in server.lines("request.served") if line["method"] == "GET" and line["status"] == 200
-              and line["path"] == "/redox/lab"]
+    [line] = [
+        line
+        for line in server.lines("request.served")
+        if line["method"] == "GET" and line["status"] == 200 and line["path"] == "/redox/lab"
+    ]
     assert (line["peer"], line["level"]) == ("127.0.0.1", "debug")
 
 
@@ -180,8 +188,11 @@ def test_who_has_connected_when_it_stops_is_answered(site: Site) -> None:
 
 def _pending(pid: int, number: signal.Signals) -> bool:
     """Whether the signal waits for that process."""
-    masks = [int(line.split()[1], 16) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
-             if line.startswith(("SigPnd", "ShdPnd"))]
+    masks = [
+        int(line.split()[1], 16)
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if line.startswith(("SigPnd", "ShdPnd"))
+    ]
     return any(mask >> (number - 1) & 1 for mask in masks)
 
 
@@ -201,10 +212,15 @@ def _answers(server: Server, site: Site) -> bool:
         return False
 
 
-@pytest.mark.parametrize("arguments", [
-    ("-k", "gthread", "wsgi:application"), ("-k", "sync", "--access-logfile", "-", "wsgi:application"),
-    ("-k", "uvicorn_worker.UvicornWorker", "--access-logfile", "-", "receiver.asgi:application"),
-    ("-k", "receiver.server.worker.Worker", "--access-logfile", "-", "receiver.asgi:application")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("-k", "gthread", "wsgi:application"),
+        ("-k", "sync", "--access-logfile", "-", "wsgi:application"),
+        ("-k", "uvicorn_worker.UvicornWorker", "--access-logfile", "-", "receiver.asgi:application"),
+        ("-k", "receiver.server.worker.Worker", "--access-logfile", "-", "receiver.asgi:application"),
+    ],
+)
 def test_plain_gunicorn(site: Site, arguments: tuple[str, ...]) -> None:
     """Both applications work under gunicorn without our configuration, and print no query string either."""
     arguments = ("--no-control-socket", *arguments)

@@ -19,17 +19,23 @@ from receiver.keyring import Keyring
 from receiver.pipeline import Admitted, Challenged, Refused, Verdict, check_head, judge
 from receiver.protocol.message import Head
 from receiver.protocol.registry import Destination
-from receiver.storage.ledger import Ledger
-from receiver.storage.registration import HandlerSpec, Registration
-from receiver.storage.registry import load
+from receiver.storage.accept.ledger import MessageLedger
+from receiver.storage.registry.changes import HandlerSpec, RegistryChanges
+from receiver.storage.registry.loader import load_registry
 
 TOKEN = "a token that only tests know"
 SOURCE = "11111111-1111-4111-8111-111111111111"
 DESTINATION = "clinic"
 
 
-def body(log: str | None = "log-1", *, outside: str = "Ada", kind: str = "PatientAdmin.Arrival", source: str = SOURCE,
-         **meta: Any) -> bytes:
+def body(
+    log: str | None = "log-1",
+    *,
+    outside: str = "Ada",
+    kind: str = "PatientAdmin.Arrival",
+    source: str = SOURCE,
+    **meta: Any,
+) -> bytes:
     """A message; `log` is the key it is a duplicate by, `outside` what stands beside Meta."""
     model, _, event = kind.partition(".")
     head: dict[str, Any] = {"DataModel": model, "EventType": event, "Test": False, "Source": {"ID": source}, **meta}
@@ -41,8 +47,16 @@ def body(log: str | None = "log-1", *, outside: str = "Ada", kind: str = "Patien
 def handler(name: str = "register", **changes: Any) -> HandlerSpec:
     """A handler of every kind, unless told otherwise."""
     declared: dict[str, Any] = {
-        "handler": name, "role": "handler", "patterns": ("*",), "ordering": "source", "patient_key": None,
-        "acknowledge": "after_commit", "on_failure": "dead", "max_attempts": 10, "timeout": 60.0}
+        "handler": name,
+        "role": "handler",
+        "patterns": ("*",),
+        "ordering": "source",
+        "patient_key": None,
+        "acknowledge": "after_commit",
+        "on_failure": "dead",
+        "max_attempts": 10,
+        "timeout": 60.0,
+    }
     return HandlerSpec(**declared | changes)
 
 
@@ -52,13 +66,19 @@ class Door:
 
     engine: Engine
     keyring: Keyring
-    registration: Registration
+    registration: RegistryChanges
 
     def build(self, **changes: Any) -> Door:
         """Register all that."""
         declared: dict[str, Any] = {
-            "environment": "production", "require": ["token"], "sources_policy": "registered",
-            "on_unknown_source": "reject", "test_messages": "quarantine", "reply_with": None, "token": TOKEN}
+            "environment": "production",
+            "require": ["token"],
+            "sources_policy": "registered",
+            "on_unknown_source": "reject",
+            "test_messages": "quarantine",
+            "reply_with": None,
+            "token": TOKEN,
+        }
         self.registration.add_destination(DESTINATION, self.now, **declared | changes)
         self.registration.add_source(DESTINATION, SOURCE, self.now, name=None)
         return self
@@ -71,7 +91,7 @@ class Door:
     def destination(self) -> Destination:
         """It, as it is registered now."""
         with self.engine.connect() as connection:
-            return load(connection, self.keyring).destinations[DESTINATION]
+            return load_registry(connection, self.keyring).destinations[DESTINATION]
 
     def enable(self, spec: HandlerSpec | None = None) -> None:
         """Bind a handler."""
@@ -79,11 +99,17 @@ class Door:
 
     def judge(self, content: bytes, *, token: str = TOKEN, peer: str = "192.0.2.1", **headers: str) -> Verdict:
         """The verdict on a POST of `content`."""
-        head = Head(destination=DESTINATION, method="POST", target=f"/redox/{DESTINATION}", query="", peer=peer,
-                    headers={"verification-token": token, "content-type": "application/json", **headers},
-                    received_at=self.now)
+        head = Head(
+            destination=DESTINATION,
+            method="POST",
+            target=f"/redox/{DESTINATION}",
+            query="",
+            peer=peer,
+            headers={"verification-token": token, "content-type": "application/json", **headers},
+            received_at=self.now,
+        )
         with self.engine.connect() as connection:
-            known = load(connection, self.keyring)
+            known = load_registry(connection, self.keyring)
         accepted = check_head(head, known, self.now)
         return accepted if isinstance(accepted, Refused) else judge(accepted, content, self.now)
 
@@ -117,7 +143,7 @@ class Door:
 
 
 @contextmanager
-def stalled(door: Door, *ledgers: Ledger) -> Iterator[None]:
+def stalled(door: Door, *ledgers: MessageLedger) -> Iterator[None]:
     """Keep the ledgers' writers waiting while the block runs: what each accepts meanwhile is its next batch.
 
     For less than the three seconds after which a statement is given up.
@@ -133,8 +159,11 @@ def stalled(door: Door, *ledgers: Ledger) -> Iterator[None]:
 
 def waiting(door: Door) -> int:
     """How many sessions wait for somebody else's lock."""
-    return int(door.value("SELECT count(*) FROM pg_stat_activity "
-                          "WHERE datname = current_database() AND wait_event_type = 'Lock'"))
+    return int(
+        door.value(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+    )
 
 
 def until(holds: Callable[[], Any], what: str, *, seconds: float = 30.0) -> None:

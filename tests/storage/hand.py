@@ -12,8 +12,8 @@ from typing import Any
 from sqlalchemy import Engine
 
 from receiver.pipeline import Admitted, Receipt
-from receiver.storage import lanes
-from receiver.storage.lanes import Failure, Fence, Waiting
+from receiver.storage.queue import lanes
+from receiver.storage.queue.lanes import DeliveryFailure, Lease, WaitingDelivery
 from tests.storage.door import SOURCE, Door
 
 LANE = f"register/clinic/source:{SOURCE}"
@@ -35,11 +35,11 @@ class Hand:
     def take(self, lease: float = 30.0) -> Hand:
         """Claim the lane."""
         fence = self._do(lanes.claim, self._lane, "hand-1", lease)
-        assert isinstance(fence, Fence), "the lane is not to be had"
+        assert isinstance(fence, Lease), "the lane is not to be had"
         self.fence = fence
         return self
 
-    def next(self) -> Waiting | None:
+    def next(self) -> WaitingDelivery | None:
         """The delivery that is next, not started."""
         found = self._do(lanes.batch, self.fence)
         return found[0] if found else None
@@ -56,12 +56,25 @@ class Hand:
         for _ in range(count):
             assert self._do(lanes.succeed, self.fence, self.begin(), self._attempt, following=None)[0]
 
-    def fail(self, state: str = "dead", *, error_class: str = "KeyError", lane_state: str | None = None,
-             pause: float | None = None) -> int:
+    def fail(
+        self,
+        state: str = "dead",
+        *,
+        error_class: str = "KeyError",
+        lane_state: str | None = None,
+        pause: float | None = None,
+    ) -> int:
         """Run the next delivery badly; its id. The lane is given back with it."""
         delivery = self.begin()
-        failure = Failure(outcome="failed", state=state, error_class=error_class, error_frames=FRAMES, pause=pause,
-                          lane_state=lane_state, release=True)
+        failure = DeliveryFailure(
+            outcome="failed",
+            state=state,
+            error_class=error_class,
+            error_frames=FRAMES,
+            pause=pause,
+            lane_state=lane_state,
+            release=True,
+        )
         assert self._do(lanes.fail, self.fence, delivery, self._attempt, failure)
         return delivery
 

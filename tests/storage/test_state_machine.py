@@ -18,16 +18,17 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
+from receiver.database.engine import open_engine
 from receiver.keyring import Keyring
-from receiver.storage import lanes, proof
-from receiver.storage.correction import Correction
-from receiver.storage.database import open_engine
-from receiver.storage.lanes import Failure, Fence
-from receiver.storage.ledger import Ledger
-from receiver.storage.reading import DeliveryFilter, MessageFilter
-from receiver.storage.registration import Registration
-from tests.postgres import drop_database, new_database
+from receiver.storage.accept.ledger import MessageLedger
+from receiver.storage.evidence import verify
+from receiver.storage.operations.corrections import Corrections
+from receiver.storage.operations.queries import DeliveryFilter, MessageFilter
+from receiver.storage.queue import lanes
+from receiver.storage.queue.lanes import DeliveryFailure, Lease
+from receiver.storage.registry.changes import RegistryChanges
 from tests.storage.door import DESTINATION, SOURCE, Door, body, handler
+from tests.support.postgres import drop_database, new_database
 
 # The same ones each time, unless more are asked for.
 EXAMPLES: Final = int(os.environ.get("HYPOTHESIS_EXAMPLES", "12"))
@@ -84,27 +85,27 @@ class Promised(RuleBasedStateMachine):
         self.url = new_database(template)
         self.engine = open_engine(self.url)
         self.keyring = keyring
-        self.registration = Registration(self.engine, keyring, actor="tester@test")
+        self.registration = RegistryChanges(self.engine, keyring, actor="tester@test")
         self.door = Door(self.engine, keyring, self.registration).build()
         for name in HANDLERS:
             self.door.enable(handler(name))
-        self.ledger = Ledger(self.engine, keyring, quarantine_quota=10**9)
+        self.ledger = MessageLedger(self.engine, keyring, quarantine_quota=10**9)
         self.ledger.start()
-        self.verbs = Correction(self.engine, keyring, actor="alice@ops1")
+        self.verbs = Corrections(self.engine, keyring, actor="alice@ops1")
         self.connection = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
 
         self.tests_accepted = False
         self.messages: list[Arrived] = []
         self.deliveries: list[Delivery] = []
         self.lanes = {name: Lane(f"{name}/{DESTINATION}/source:{SOURCE}") for name in HANDLERS}
-        self.fences: list[tuple[str, Fence]] = []
-        self.running: list[tuple[str, Fence, int, int]] = []  # handler, fence, delivery, attempt
+        self.fences: list[tuple[str, Lease]] = []
+        self.running: list[tuple[str, Lease, int, int]] = []  # handler, fence, delivery, attempt
 
     def teardown(self) -> None:
         self.ledger.stop()
         try:
             with self.engine.connect() as connection:
-                assert proof.verify(connection, self.keyring, payloads=True).first_bad is None
+                assert verify.verify(connection, self.keyring, payloads=True).first_bad is None
         finally:
             self.connection.close()
             self.engine.dispose()
@@ -114,10 +115,12 @@ class Promised(RuleBasedStateMachine):
 
     def pending(self, name: str) -> list[Delivery]:
         """What waits in a lane, in its order."""
-        return sorted((each for each in self.deliveries if each.handler == name and each.state == "pending"),
-                      key=lambda each: each.id)
+        return sorted(
+            (each for each in self.deliveries if each.handler == name and each.state == "pending"),
+            key=lambda each: each.id,
+        )
 
-    def current(self, name: str, fence: Fence) -> bool:
+    def current(self, name: str, fence: Lease) -> bool:
         """Whether the lease stands: nobody has claimed the lane after it, and it was not given back."""
         lane = self.lanes[name]
         return lane.epoch == fence.epoch and lane.owner == fence.owner
@@ -129,12 +132,16 @@ class Promised(RuleBasedStateMachine):
         return receipt.outcome
 
     def _add(self, message: int, handlers: Iterable[str] = HANDLERS) -> None:
-        rows = self.door.rows("SELECT id, handler, generation FROM deliveries WHERE message_id = :m AND id > :last "
-                              "ORDER BY id", m=message, last=max((each.id for each in self.deliveries), default=0))
+        rows = self.door.rows(
+            "SELECT id, handler, generation FROM deliveries WHERE message_id = :m AND id > :last ORDER BY id",
+            m=message,
+            last=max((each.id for each in self.deliveries), default=0),
+        )
         assert sorted(row.handler for row in rows) == sorted(handlers)
         for row in rows:
-            before = [each.generation for each in self.deliveries
-                      if (each.message, each.handler) == (message, row.handler)]
+            before = [
+                each.generation for each in self.deliveries if (each.message, each.handler) == (message, row.handler)
+            ]
             assert row.generation == 1 + max(before, default=0)
             self.deliveries.append(Delivery(row.id, message, row.handler, row.generation))
 
@@ -177,8 +184,9 @@ class Promised(RuleBasedStateMachine):
 
     @rule(accept=st.booleans())
     def an_operator_decides_on_tests(self, accept: bool) -> None:
-        self.registration.set_destination(DESTINATION, datetime.now(UTC),
-                                          {"test_messages": "accept" if accept else "quarantine"})
+        self.registration.set_destination(
+            DESTINATION, datetime.now(UTC), {"test_messages": "accept" if accept else "quarantine"}
+        )
         self.tests_accepted = accept
 
     # --- workers
@@ -212,7 +220,7 @@ class Promised(RuleBasedStateMachine):
             head.attempts, head.begun, head.epoch = attempt, True, fence.epoch
             self.running.append((name, fence, head.id, attempt))
 
-    def _ends(self, which: int) -> tuple[str, Fence, Delivery, int, bool]:
+    def _ends(self, which: int) -> tuple[str, Lease, Delivery, int, bool]:
         """A run that ends now, and whether that counts."""
         name, fence, number, attempt = self.running.pop(which % len(self.running))
         [delivery] = [each for each in self.deliveries if each.id == number]
@@ -225,8 +233,9 @@ class Promised(RuleBasedStateMachine):
         """The success is recorded and the next one begun, in one statement; from a lease that is lost, neither."""
         name, fence, delivery, attempt, counts = self._ends(which)
         following = next((each for each in self.pending(name) if each.id > delivery.id), None) if go_on else None
-        done, started = lanes.succeed(self.connection, fence, delivery.id, attempt,
-                                      following=None if following is None else following.id)
+        done, started = lanes.succeed(
+            self.connection, fence, delivery.id, attempt, following=None if following is None else following.id
+        )
         assert done == counts
         if counts:
             delivery.state, delivery.begun = "succeeded", False
@@ -243,9 +252,21 @@ class Promised(RuleBasedStateMachine):
         lane = self.lanes[name]
         lane_state = becomes if becomes in ("waiting", "held") else None
         state = "dead" if becomes == "dead" else "pending"
-        assert counts == lanes.fail(self.connection, fence, delivery.id, attempt, Failure(
-            outcome="failed", state=state, error_class="KeyError", counted=counted, lane_state=lane_state,
-            pause=3600 if becomes == "waiting" else None, release=True))
+        assert counts == lanes.fail(
+            self.connection,
+            fence,
+            delivery.id,
+            attempt,
+            DeliveryFailure(
+                outcome="failed",
+                state=state,
+                error_class="KeyError",
+                counted=counted,
+                lane_state=lane_state,
+                pause=3600 if becomes == "waiting" else None,
+                release=True,
+            ),
+        )
         if counts:
             delivery.state, delivery.begun = state, False
             delivery.attempts -= not counted
@@ -258,7 +279,8 @@ class Promised(RuleBasedStateMachine):
         name, fence = self.fences[which % len(self.fences)]
         kept = self.current(name, fence)
         assert lanes.renew(self.connection, fence.owner, {fence.lane: fence.epoch}, 3600) == (
-            {fence.lane} if kept else set())
+            {fence.lane} if kept else set()
+        )
         lanes.release(self.connection, fence)
         if kept:
             self.lanes[name].owner, self.lanes[name].leased = None, False
@@ -266,15 +288,19 @@ class Promised(RuleBasedStateMachine):
     @rule(name=st.sampled_from(HANDLERS))
     def a_worker_vanishes(self, name: str) -> None:
         """Its lease ends; it may come back and not know."""
-        self.door.rows("UPDATE lanes SET lease_until = now() - interval '1 second' WHERE lane = :lane AND owner IS NOT "
-                       "NULL", lane=self.lanes[name].name)
+        self.door.rows(
+            "UPDATE lanes SET lease_until = now() - interval '1 second' WHERE lane = :lane AND owner IS NOT NULL",
+            lane=self.lanes[name].name,
+        )
         self.lanes[name].leased = False
 
     @rule(name=st.sampled_from(HANDLERS))
     def time_goes_by(self, name: str) -> None:
         """What a lane waits for has come."""
-        self.door.rows("UPDATE lanes SET ready_at = now() - interval '1 second' WHERE lane = :lane AND state = "
-                       "'waiting'", lane=self.lanes[name].name)
+        self.door.rows(
+            "UPDATE lanes SET ready_at = now() - interval '1 second' WHERE lane = :lane AND state = 'waiting'",
+            lane=self.lanes[name].name,
+        )
         self.lanes[name].due = self.lanes[name].state == "waiting"
 
     # --- operators
@@ -302,7 +328,7 @@ class Promised(RuleBasedStateMachine):
         """Retry or skip one delivery, which is left alone while a worker that lives is at it."""
         delivery = self.deliveries[which % len(self.deliveries)]
         lane = self.lanes[delivery.handler]
-        at_work = (delivery.state == "pending" and delivery.begun and lane.leased and lane.epoch == delivery.epoch)
+        at_work = delivery.state == "pending" and delivery.begun and lane.leased and lane.epoch == delivery.epoch
         able = delivery.state in (("pending", "dead") if skip else ("pending", "dead", "skipped")) and not at_work
         verb = self.verbs.skip if skip else self.verbs.retry
         [batch] = verb(DeliveryFilter(ids=(delivery.id,)), datetime.now(UTC), reason=WHY).batches
@@ -343,16 +369,21 @@ class Promised(RuleBasedStateMachine):
 
     @invariant()
     def the_rows_are_the_model(self) -> None:
-        rows = self.door.rows("SELECT id, state, attempts, started_at IS NOT NULL AS begun, epoch FROM deliveries "
-                              "ORDER BY id")
+        rows = self.door.rows(
+            "SELECT id, state, attempts, started_at IS NOT NULL AS begun, epoch FROM deliveries ORDER BY id"
+        )
         assert [tuple(row) for row in rows] == [
             (each.id, each.state, each.attempts, each.begun, each.epoch)
-            for each in sorted(self.deliveries, key=lambda each: each.id)]
+            for each in sorted(self.deliveries, key=lambda each: each.id)
+        ]
         found: dict[str, Any] = {row.lane: row for row in self.door.rows("SELECT lane, state, epoch, owner FROM lanes")}
         for lane in self.lanes.values():
             row = found.get(lane.name)
             assert (("ready", 0, None) if row is None else (row.state, row.epoch, row.owner)) == (
-                lane.state, lane.epoch, lane.owner)
+                lane.state,
+                lane.epoch,
+                lane.owner,
+            )
         states = self.door.rows("SELECT id, state FROM messages ORDER BY id")
         assert [tuple(row) for row in states] == [(each.id, each.state) for each in self.messages]
 
@@ -360,17 +391,33 @@ class Promised(RuleBasedStateMachine):
     def nothing_overtakes(self) -> None:
         """Under the lease that stands, one delivery of a lane is running at most."""
         for name, lane in self.lanes.items():
-            at_work = [each for each in self.deliveries if each.handler == name and each.state == "pending"
-                       and each.begun and each.epoch == lane.epoch and lane.owner is not None]
+            at_work = [
+                each
+                for each in self.deliveries
+                if each.handler == name
+                and each.state == "pending"
+                and each.begun
+                and each.epoch == lane.epoch
+                and lane.owner is not None
+            ]
             assert len(at_work) <= 1
 
 
 def test_what_is_promised_holds_in_any_order(migrated_database: str, keyring: Keyring) -> None:
     """Whatever happens in whatever order, ledger and lanes do what the model says, and the evidence holds."""
+
     class Here(Promised):
         def __init__(self) -> None:
             super().__init__(migrated_database, keyring)
 
     run_state_machine_as_test(
-        Here, settings=settings(max_examples=EXAMPLES, stateful_step_count=40, deadline=None, derandomize=AGAIN,
-                                print_blob=True, suppress_health_check=list(HealthCheck)))
+        Here,
+        settings=settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=40,
+            deadline=None,
+            derandomize=AGAIN,
+            print_blob=True,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

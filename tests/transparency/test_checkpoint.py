@@ -46,19 +46,35 @@ def test_signatures_of_others_are_ignored() -> None:
     assert verify(f"{text}\n\n{signatures}{witness}", KEY) == STATE
 
 
-@pytest.mark.parametrize("note", [
-    "", NOTE[:-1], NOTE.replace("20852163", "20852164"), NOTE.replace("registry abc", "registry abd"),
-    NOTE.replace("\u2014", "-"), NOTE.replace(f"\u2014 {NAME}", "\u2014 other.example"), NOTE.replace("\n\n", "\n"),
-    f"{UNSIGNED} !!\n",
-    f"{UNSIGNED} {base64.b64encode(KEY.key_hash + bytes(64)).decode()}\n"])
+@pytest.mark.parametrize(
+    "note",
+    [
+        "",
+        NOTE[:-1],
+        NOTE.replace("20852163", "20852164"),
+        NOTE.replace("registry abc", "registry abd"),
+        NOTE.replace("\u2014", "-"),
+        NOTE.replace(f"\u2014 {NAME}", "\u2014 other.example"),
+        NOTE.replace("\n\n", "\n"),
+        f"{UNSIGNED} !!\n",
+        f"{UNSIGNED} {base64.b64encode(KEY.key_hash + bytes(64)).decode()}\n",
+    ],
+)
 def test_changed_notes_fail(note: str) -> None:
     """A changed text, signature or form does not hold."""
     with pytest.raises(ProofInvalid):
         verify(note, KEY)
 
 
-@pytest.mark.parametrize("text", [f"{NAME}\n07\n{base64.b64encode(ROOT).decode()}\n", f"{NAME}\n7\n",
-                                  f"{NAME}\n7\nAAAA\n", f"{NAME}\n-7\n{base64.b64encode(ROOT).decode()}\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{NAME}\n07\n{base64.b64encode(ROOT).decode()}\n",
+        f"{NAME}\n7\n",
+        f"{NAME}\n7\nAAAA\n",
+        f"{NAME}\n-7\n{base64.b64encode(ROOT).decode()}\n",
+    ],
+)
 def test_a_note_that_is_no_checkpoint_fails(text: str) -> None:
     """A signature over something else makes it no checkpoint."""
     signature = base64.b64encode(KEY.key_hash + PRIVATE.sign(text.encode())).decode()
@@ -66,18 +82,27 @@ def test_a_note_that_is_no_checkpoint_fails(text: str) -> None:
         verify(f"{text}\n\u2014 {NAME} {signature}\n", KEY)
 
 
-@pytest.mark.parametrize("text", [
-    "", "name", f"{NAME}+00000000+{str(KEY).rpartition('+')[2]}", f"{NAME}+{KEY.key_hash.hex()}+AAAA",
-    "a b+00000000+AA==",
-    f"{NAME}+{KEY.key_hash.hex()}+\u00e9"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "name",
+        f"{NAME}+00000000+{str(KEY).rpartition('+')[2]}",
+        f"{NAME}+{KEY.key_hash.hex()}+AAAA",
+        "a b+00000000+AA==",
+        f"{NAME}+{KEY.key_hash.hex()}+\u00e9",
+    ],
+)
 def test_damaged_keys_are_refused(text: str) -> None:
     """A key whose parts do not agree is not taken."""
     with pytest.raises(ProofInvalid):
         VerifierKey.parse(text)
 
 
-@pytest.mark.parametrize("state", [
-    {"origin": ""}, {"origin": "a\nb"}, {"size": -1}, {"root": b""}, {"extensions": ("",)}, {"extensions": ("a\nb",)}])
+@pytest.mark.parametrize(
+    "state",
+    [{"origin": ""}, {"origin": "a\nb"}, {"size": -1}, {"root": b""}, {"extensions": ("",)}, {"extensions": ("a\nb",)}],
+)
 def test_what_the_format_cannot_hold_is_refused(state: dict[str, object]) -> None:
     """A checkpoint that could be read in two ways is not made."""
     with pytest.raises(ProofInvalid):

@@ -84,9 +84,15 @@ def test_every_extension_is_proved(later: int) -> None:
         merkle.verify_consistency(earlier, oracle(earlier).get_root(), later, oracle(later).get_root(), path)
 
 
-@pytest.mark.parametrize("call", [
-    lambda tree: merkle.inclusion_proof(5, 5, tree), lambda tree: merkle.inclusion_proof(-1, 5, tree),
-    lambda tree: merkle.consistency_proof(0, 5, tree), lambda tree: merkle.consistency_proof(6, 5, tree)])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda tree: merkle.inclusion_proof(5, 5, tree),
+        lambda tree: merkle.inclusion_proof(-1, 5, tree),
+        lambda tree: merkle.consistency_proof(0, 5, tree),
+        lambda tree: merkle.consistency_proof(6, 5, tree),
+    ],
+)
 def test_what_no_tree_has_is_not_proved(call: Callable[[Tree], object]) -> None:
     """There is no path for a leaf that is not there, nor to a tree that is larger."""
     with pytest.raises(ValueError, match="tree of"):
@@ -100,12 +106,19 @@ def test_changed_inclusion_proofs_fail(size: int, data: st.DataObject) -> None:
     tree = Tree(size)
     root, index = tree.frontier.root(), data.draw(st.integers(0, size - 1))
     path, leaf = merkle.inclusion_proof(index, size, tree), merkle.leaf_hash(ENTRIES[index])
-    wrong = [(merkle.leaf_hash(b"another"), index, size, path, root), (leaf, index, size, [*path, root], root),
-             (leaf, size, size, path, root), (leaf, index, size, path, merkle.leaf_hash(b"root"))]
+    wrong = [
+        (merkle.leaf_hash(b"another"), index, size, path, root),
+        (leaf, index, size, [*path, root], root),
+        (leaf, size, size, path, root),
+        (leaf, index, size, path, merkle.leaf_hash(b"root")),
+    ]
     if path:
         at = data.draw(st.integers(0, len(path) - 1))
-        wrong += [(leaf, index, size, [*path[:at], bytes(32), *path[at + 1:]], root),
-                  (leaf, index, size, path[:-1], root), (leaf, index, size, path[1:], root)]
+        wrong += [
+            (leaf, index, size, [*path[:at], bytes(32), *path[at + 1 :]], root),
+            (leaf, index, size, path[:-1], root),
+            (leaf, index, size, path[1:], root),
+        ]
     for each in wrong:
         with pytest.raises(ProofInvalid):
             merkle.verify_inclusion(*each)
@@ -118,13 +131,21 @@ def test_changed_consistency_proofs_fail(later: int, data: st.DataObject) -> Non
     tree, earlier = Tree(later), data.draw(st.integers(1, later))
     old, new = Tree(earlier).frontier.root(), tree.frontier.root()
     path = merkle.consistency_proof(earlier, later, tree)
-    wrong = [(earlier, bytes(32), later, new, path), (earlier, old, later, bytes(32), path),
-             (earlier, old, later, new, [*path, new]), (0, old, later, new, path), (later + 1, old, later, new, path)]
+    wrong = [
+        (earlier, bytes(32), later, new, path),
+        (earlier, old, later, bytes(32), path),
+        (earlier, old, later, new, [*path, new]),
+        (0, old, later, new, path),
+        (later + 1, old, later, new, path),
+    ]
     if path:
         at = data.draw(st.integers(0, len(path) - 1))
-        wrong += [(earlier, old, later, new, [*path[:at], bytes(32), *path[at + 1:]]),
-                  (earlier, old, later, new, path[:-1]), (earlier, old, later, new, path[1:]),
-                  (earlier, old, later, new, [])]
+        wrong += [
+            (earlier, old, later, new, [*path[:at], bytes(32), *path[at + 1 :]]),
+            (earlier, old, later, new, path[:-1]),
+            (earlier, old, later, new, path[1:]),
+            (earlier, old, later, new, []),
+        ]
     for each in wrong:
         with pytest.raises(ProofInvalid):
             merkle.verify_consistency(*each)

@@ -21,8 +21,9 @@ def note(size: int, *, origin: str = NAME) -> str:
     return sign(Checkpoint(origin=origin, size=size, root=Tree(size).frontier.root()), PRIVATE)
 
 
-INCLUSION = InclusionProof(index=3, entry=ENTRIES[3], note=note(13),
-                           path=tuple(merkle.inclusion_proof(3, 13, Tree(13))))
+INCLUSION = InclusionProof(
+    index=3, entry=ENTRIES[3], note=note(13), path=tuple(merkle.inclusion_proof(3, 13, Tree(13)))
+)
 CONSISTENCY = ConsistencyProof(path=tuple(merkle.consistency_proof(5, 13, Tree(13))), earlier=note(5), later=note(13))
 
 
@@ -49,19 +50,36 @@ def test_one_size_twice() -> None:
 TEXT = INCLUSION.text()
 
 
-@pytest.mark.parametrize("text", [
-    "", CONSISTENCY.text(), TEXT.replace("index 3", "index 4"), TEXT.replace("index 3", "index x"),
-    TEXT.replace("index 3\n", ""), TEXT.replace("extra ", "extra AAAA"), TEXT.replace("extra ", "extra !"),
-    TEXT.replace("\n\n", "\nAAAA\n\n", 1), TEXT.replace("\n13\n", "\n14\n")])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        CONSISTENCY.text(),
+        TEXT.replace("index 3", "index 4"),
+        TEXT.replace("index 3", "index x"),
+        TEXT.replace("index 3\n", ""),
+        TEXT.replace("extra ", "extra AAAA"),
+        TEXT.replace("extra ", "extra !"),
+        TEXT.replace("\n\n", "\nAAAA\n\n", 1),
+        TEXT.replace("\n13\n", "\n14\n"),
+    ],
+)
 def test_changed_inclusion_proofs_fail(text: str) -> None:
     """A file that was changed, or is another, does not verify."""
     with pytest.raises(ProofInvalid):
         InclusionProof.parse(text).verify(KEY)
 
 
-@pytest.mark.parametrize("text", [
-    "", TEXT, CONSISTENCY.text().replace("\n13\n", "\n14\n"), CONSISTENCY.text().replace("\n\n", "\nAAAA\n\n", 1),
-    ConsistencyProof(path=CONSISTENCY.path, earlier=note(5), later=note(12)).text()])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        TEXT,
+        CONSISTENCY.text().replace("\n13\n", "\n14\n"),
+        CONSISTENCY.text().replace("\n\n", "\nAAAA\n\n", 1),
+        ConsistencyProof(path=CONSISTENCY.path, earlier=note(5), later=note(12)).text(),
+    ],
+)
 def test_changed_consistency_proofs_fail(text: str) -> None:
     """A file that was changed, or is another, does not verify."""
     with pytest.raises(ProofInvalid):

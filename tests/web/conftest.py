@@ -14,11 +14,11 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import Engine, text
 
+from receiver.database.engine import open_engine
 from receiver.keyring import Keyring
-from receiver.storage.database import open_engine
-from receiver.storage.registration import Registration, new_token, record_keys
-from tests.postgres import drop_database, new_database
-from tests.waiting import until
+from receiver.storage.registry.changes import RegistryChanges, new_token, record_keys
+from tests.support.postgres import drop_database, new_database
+from tests.support.waiting import until
 from tests.web.server import Server, post, serving
 
 SOURCE = "7ce6f387-c33c-417d-8682-81e83628cbd9"
@@ -29,15 +29,21 @@ class Site:
     """A database with destinations, and the environment that a receiver on it wants."""
 
     engine: Engine
-    registration: Registration
+    registration: RegistryChanges
     environment: dict[str, str]
     directory: Path
     tokens: dict[str, str] = field(default_factory=dict, repr=False)
 
     def add(self, name: str, **policies: Any) -> str:
         """A destination that knows SOURCE; its token."""
-        values: dict[str, Any] = {"environment": "development", "require": ["token"], "sources_policy": "registered",
-                                  "on_unknown_source": "reject", "test_messages": "accept", "reply_with": None}
+        values: dict[str, Any] = {
+            "environment": "development",
+            "require": ["token"],
+            "sources_policy": "registered",
+            "on_unknown_source": "reject",
+            "test_messages": "accept",
+            "reply_with": None,
+        }
         self.tokens[name] = new_token()
         now = datetime.now(UTC)
         self.registration.add_destination(name, now, token=self.tokens[name], **values | policies)
@@ -56,8 +62,11 @@ class Site:
     def audit(self, after: datetime, **columns: Any) -> Any:
         """The first audit row of what was asked after that moment with these values, as soon as it is there."""
         where = "".join(f" AND {name} = :{name}" for name in columns)
-        return until(lambda: self.rows(f"SELECT * FROM audit_events WHERE at > :after{where} ORDER BY id", after=after,
-                                       **columns))[0]
+        return until(
+            lambda: self.rows(
+                f"SELECT * FROM audit_events WHERE at > :after{where} ORDER BY id", after=after, **columns
+            )
+        )[0]
 
     def now(self) -> datetime:
         """This moment. By ids it could not be told: the rows of earlier refusals may still be on their way."""
@@ -73,8 +82,12 @@ def site(migrated_database: str, keyring: Keyring, tmp_path_factory: pytest.Temp
     keyring.save(directory / "keyring.json")
     with engine.begin() as connection:
         record_keys(connection, keyring)
-    site = Site(engine=engine, registration=Registration(engine, keyring, actor="tester@test"), directory=directory,
-                environment={"DATABASE_URL": url, "RECEIVER_DATA_DIR": str(directory), "RECEIVER_RECEIVERS": "1"})
+    site = Site(
+        engine=engine,
+        registration=RegistryChanges(engine, keyring, actor="tester@test"),
+        directory=directory,
+        environment={"DATABASE_URL": url, "RECEIVER_DATA_DIR": str(directory), "RECEIVER_RECEIVERS": "1"},
+    )
     site.add("lab")
     yield site
     engine.dispose()
@@ -96,13 +109,28 @@ def server(site: Site, server_mode: str) -> Iterator[Server]:
 
 def message(**meta: Any) -> bytes:
     """A notification of a patient's arrival, from SOURCE and new unless `meta` says otherwise."""
-    return json.dumps({"Meta": {"DataModel": "PatientAdmin", "EventType": "Arrival", "Source": {"ID": SOURCE},
-                                "Logs": [{"ID": str(uuid4()), "AttemptID": str(uuid4())}]} | meta,
-                       "Patient": {"Identifiers": []}}).encode()
+    return json.dumps(
+        {
+            "Meta": {
+                "DataModel": "PatientAdmin",
+                "EventType": "Arrival",
+                "Source": {"ID": SOURCE},
+                "Logs": [{"ID": str(uuid4()), "AttemptID": str(uuid4())}],
+            }
+            | meta,
+            "Patient": {"Identifiers": []},
+        }
+    ).encode()
 
 
-def sent(site: Site, body: bytes | None = None, headers: Mapping[str, str | None] = MappingProxyType({}), *,
-         to: str = "lab", **named: str | None) -> bytes:
+def sent(
+    site: Site,
+    body: bytes | None = None,
+    headers: Mapping[str, str | None] = MappingProxyType({}),
+    *,
+    to: str = "lab",
+    **named: str | None,
+) -> bytes:
     """The bytes of a request as Redox sends it: with the right token, unless `headers` or `named` say otherwise."""
     given = {"verification_token": site.tokens[to], **headers, **named}
     return post(f"/redox/{to}", message() if body is None else body, **given)

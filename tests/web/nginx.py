@@ -19,8 +19,8 @@ import psutil
 import pytest
 import trustme
 
-from tests.processes import end
-from tests.waiting import until
+from tests.support.processes import end
+from tests.support.waiting import until
 from tests.web.server import ROOT, Answer, Wire
 
 CONFIGURATION: Final = ROOT / "deploy" / "nginx.conf"
@@ -93,7 +93,8 @@ def configured(directory: Path, *, port: int, upstream: int, changes: Mapping[st
     # Directories that nginx makes at its start, used or not, where Debian's build has them.
     unused = "".join(f"{name}_temp_path {directory}/{name}; " for name in ("fastcgi", "uwsgi", "scgi"))
     own = {
-        "user www-data;": f"user {psutil.Process().username()};", "pid /run/nginx.pid;": f"pid {directory}/nginx.pid;",
+        "user www-data;": f"user {psutil.Process().username()};",
+        "pid /run/nginx.pid;": f"pid {directory}/nginx.pid;",
         "error_log /var/log/nginx/error.log warn;": f"error_log {directory}/error.log warn;",
         "error_log /var/log/nginx/error.log emerg;": f"error_log {directory}/error.log emerg;",
         "access_log /var/log/nginx/redox.log redox;": f"access_log {directory}/redox.log redox;",
@@ -101,7 +102,8 @@ def configured(directory: Path, *, port: int, upstream: int, changes: Mapping[st
         "proxy_temp_path /var/lib/nginx/proxy;": f"proxy_temp_path {directory}/proxy;",
         "server 127.0.0.1:8080 max_fails=0;": f"server 127.0.0.1:{upstream} max_fails=0;",
         "listen 443 ssl default_server;": f"listen 127.0.0.1:{port} ssl default_server;",
-        "listen [::]:443 ssl default_server;": "", "proxy_connect_timeout 5s;": f"proxy_bind {ADDRESS};",
+        "listen [::]:443 ssl default_server;": "",
+        "proxy_connect_timeout 5s;": f"proxy_bind {ADDRESS};",
         "/etc/nginx/redox/fullchain.pem": f"{directory}/fullchain.pem",
         "/etc/nginx/redox/privkey.pem": f"{directory}/privkey.pem",
     }
@@ -117,8 +119,10 @@ def with_mutual_tls(directory: Path, secret: str) -> dict[str, str]:
     """The changes that deploy/nginx.conf asks for where Redox has a client certificate: its commented directives."""
     commented = re.findall(r"(?m)^ +(#ssl_[a-z_]+ [^\n]*;)$", CONFIGURATION.read_text())
     assert len(commented) == 3
-    return {line: line[1:].replace("/etc/nginx/redox/redox-authority.pem", f"{directory}/authority.pem")
-            for line in commented} | {'X-Proxy-Secret "";': f'X-Proxy-Secret "{secret}";'}
+    return {
+        line: line[1:].replace("/etc/nginx/redox/redox-authority.pem", f"{directory}/authority.pem")
+        for line in commented
+    } | {'X-Proxy-Secret "";': f'X-Proxy-Secret "{secret}";'}
 
 
 def judged(directory: Path, changes: Mapping[str, str]) -> str:
@@ -128,14 +132,21 @@ def judged(directory: Path, changes: Mapping[str, str]) -> str:
     with _listener() as listener:
         configuration = configured(directory, port=listener.getsockname()[1], upstream=1, changes=changes)
         done: subprocess.CompletedProcess[str] = subprocess.run(
-            [path, "-t", "-c", configuration], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            check=False, timeout=60, **_handed_over(listener))
+            [path, "-t", "-c", configuration],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+            **_handed_over(listener),
+        )
     return done.stdout + done.stderr
 
 
 @contextmanager
-def proxying(directory: Path, upstream: int, *, changes: Mapping[str, str] | None = None,
-             authority: trustme.CA | None = None) -> Iterator[Nginx]:
+def proxying(
+    directory: Path, upstream: int, *, changes: Mapping[str, str] | None = None, authority: trustme.CA | None = None
+) -> Iterator[Nginx]:
     """An nginx on a random port before the receiver at port `upstream`, while the block runs.
 
     Its files are in `directory`. `authority`: who has signed the certificate that is there (see `certificates`).
@@ -147,8 +158,13 @@ def proxying(directory: Path, upstream: int, *, changes: Mapping[str, str] | Non
     with _listener() as listener, output.open("wb") as file:
         port = listener.getsockname()[1]
         configuration = configured(directory, port=port, upstream=upstream, changes=changes or {})
-        process = subprocess.Popen([path, "-c", configuration, "-g", "daemon off;"], stdin=subprocess.DEVNULL,
-                                   stdout=file, stderr=file, **_handed_over(listener))
+        process = subprocess.Popen(
+            [path, "-c", configuration, "-g", "daemon off;"],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            **_handed_over(listener),
+        )
     nginx = Nginx(port=port, process=process, directory=directory, tls=tls)
     try:
         until(lambda: _alive(nginx) or process.poll() is not None)

@@ -20,9 +20,9 @@ from typing import Any, Final, Self
 
 import psutil
 
-from tests.measuring import MEASURED
-from tests.processes import end
-from tests.waiting import until
+from tests.support.measuring import MEASURED
+from tests.support.processes import end
+from tests.support.waiting import until
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 OURS: Final = ("-c", "python:receiver.server.conf")
@@ -44,8 +44,9 @@ class Wire:
     `tls` None: plain TCP. `source`: the address of this machine's that it comes from.
     """
 
-    def __init__(self, port: int, *, timeout: float = 120.0, tls: ssl.SSLContext | None = None,
-                 source: str = "127.0.0.1") -> None:
+    def __init__(
+        self, port: int, *, timeout: float = 120.0, tls: ssl.SSLContext | None = None, source: str = "127.0.0.1"
+    ) -> None:
         made = socket.create_connection(("127.0.0.1", port), timeout=timeout, source_address=(source, 0))
         if made.getsockname() == made.getpeername():
             # Nobody listens, and chance gave us the port that we call: that reaches ourselves.
@@ -137,17 +138,23 @@ class Server:
 
 
 @contextmanager
-def serving(directory: Path, environment: Mapping[str, str], *, arguments: Sequence[str] = OURS,
-            wait: bool = True) -> Iterator[Server]:
+def serving(
+    directory: Path, environment: Mapping[str, str], *, arguments: Sequence[str] = OURS, wait: bool = True
+) -> Iterator[Server]:
     """A gunicorn on a random port while the block runs, with `environment` and no other setting of ours."""
     output = directory / f"gunicorn-{time.monotonic_ns()}.log"
     foreign = ("RECEIVER_", "DATABASE_URL", "PG", "GUNICORN_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener, output.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", *arguments, "--bind", f"fd://{listener.fileno()}"], cwd=ROOT,
-            stdout=file, stderr=file, stdin=subprocess.DEVNULL, pass_fds=[listener.fileno()],
-            env=kept | MEASURED | dict(environment))
+            [sys.executable, "-m", "gunicorn", *arguments, "--bind", f"fd://{listener.fileno()}"],
+            cwd=ROOT,
+            stdout=file,
+            stderr=file,
+            stdin=subprocess.DEVNULL,
+            pass_fds=[listener.fileno()],
+            env=kept | MEASURED | dict(environment),
+        )
         server = Server(port=listener.getsockname()[1], process=process, output=output)
     try:
         if wait:

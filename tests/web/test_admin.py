@@ -35,6 +35,7 @@ def test_a_check_that_does_not_come_back(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_check_that_fails() -> None:
     """A fault of ours is a 500 that quotes nothing."""
+
     def checks() -> Sequence[Check]:
         raise ValueError("CANARY")
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from receiver.handlers import discovery
-from tests.waiting import until
+from receiver.worker import discovery
+from tests.support.waiting import until
 from tests.web import answering
 from tests.web.conftest import Site, message, sent
 from tests.web.server import ROOT, Answer, Server
@@ -26,7 +26,7 @@ def enabled(site: Site) -> None:
     """All of the plugin at `lab`, its handler at `inline`."""
     site.add("inline")
     site.add("other")
-    for each in discovery.load([], [answering.__name__]).loaded.values():
+    for each in discovery.load_handlers([], [answering.__name__]).loaded.values():
         for name in ("lab", "other") if each.declaration.role == "responder" else ("inline",):
             site.registration.enable_handler(name, each.spec, datetime.now(UTC))
     site.environment |= {"RECEIVER_HANDLERS": answering.__name__, "PYTHONPATH": str(ROOT), "RECEIVER_THREADS": "8"}
@@ -58,12 +58,15 @@ def test_answered(site: Site, server: Server) -> None:
 def test_an_answer_that_cannot_be_recorded(site: Site, server: Server) -> None:
     """What an answer discloses is on record, or it does not leave."""
     with site.engine.begin() as connection:
-        connection.execute(text("""
+        connection.execute(
+            text("""
             CREATE FUNCTION no_answers() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
                 IF NEW.action = 'query.answer' THEN RAISE EXCEPTION 'no' USING ERRCODE = '22000'; END IF;
-                RETURN NEW; END $$"""))
-        connection.execute(text("CREATE TRIGGER no_answers BEFORE INSERT ON audit_events FOR EACH ROW "
-                                "EXECUTE FUNCTION no_answers()"))
+                RETURN NEW; END $$""")
+        )
+        connection.execute(
+            text("CREATE TRIGGER no_answers BEFORE INSERT ON audit_events FOR EACH ROW EXECUTE FUNCTION no_answers()")
+        )
     try:
         answer = server.ask(sent(site, query("PatientSearch")))
         assert server.ask(sent(site, query("Referral"))).status == 501
@@ -76,8 +79,10 @@ def test_an_answer_that_cannot_be_recorded(site: Site, server: Server) -> None:
     assert json.loads(answer.body)["Meta"]["Errors"]
 
 
-@pytest.mark.parametrize(("model", "status", "responder"), [
-    ("Results", 500, "raises"), ("Media", 500, "ends"), ("Order", 504, "endless"), ("Referral", 501, None)])
+@pytest.mark.parametrize(
+    ("model", "status", "responder"),
+    [("Results", 500, "raises"), ("Media", 500, "ends"), ("Order", 504, "endless"), ("Referral", 501, None)],
+)
 def test_not_answered(site: Site, server: Server, model: str, status: int, responder: str | None) -> None:
     """Each way not to answer has its status, says so as Redox does, quotes nothing, and is in the audit."""
     before = site.now()

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
-from receiver.storage.registration import HandlerSpec
+from receiver.storage.registry.changes import HandlerSpec
 from tests.web.conftest import SOURCE, Site, message, sent
 from tests.web.server import Answer, Server
 
@@ -33,8 +33,14 @@ CHALLENGE: Final = "9a7e1c1e-7b0e-4d0c-8a42-0f6a3a2a7f11"
 NEVER: Final = "4f0f6e3c-0000-4000-8000-000000000000"
 
 # What a refused request may be told: nothing else, and nothing of what it said.
-FIXED: Final = {400: b"bad request\n", 401: b"unauthorized\n", 403: b"forbidden\n", 404: b"not found\n",
-                405: b"method not allowed\n", 413: b"too large\n"}
+FIXED: Final = {
+    400: b"bad request\n",
+    401: b"unauthorized\n",
+    403: b"forbidden\n",
+    404: b"not found\n",
+    405: b"method not allowed\n",
+    413: b"too large\n",
+}
 # The server's own, for what is no HTTP.
 FRAMING: Final = {400, 408, 411, 414, 417, 431, 501, 505}
 
@@ -43,9 +49,21 @@ FRAMING: Final = {400, 408, 411, 414, 417, 431, 501, 505}
 def destinations(site: Site) -> None:
     """What stands beside `lab`, before the receiver starts: one that wants signatures, and a handler that waits."""
     site.add("signed", require=["hmac"])
-    site.registration.enable_handler("lab", HandlerSpec(
-        handler="never-loaded", role="handler", patterns=("*",), ordering="source", patient_key=None,
-        acknowledge="after_commit", on_failure="dead", max_attempts=1, timeout=1.0), datetime.now(UTC))
+    site.registration.enable_handler(
+        "lab",
+        HandlerSpec(
+            handler="never-loaded",
+            role="handler",
+            patterns=("*",),
+            ordering="source",
+            patient_key=None,
+            acknowledge="after_commit",
+            on_failure="dead",
+            max_attempts=1,
+            timeout=1.0,
+        ),
+        datetime.now(UTC),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +83,9 @@ class Asked:
     @property
     def proved(self) -> bool:
         return self.values("verification-token") == [self.token] or (
-            [value.split(" ", 1) for value in self.values("authorization")] in (
-                [["Bearer", self.token]], [["Bearer", f" {self.token}"]]))  # RFC 9110 11.4: a blank, or more
+            [value.split(" ", 1) for value in self.values("authorization")]
+            in ([["Bearer", self.token]], [["Bearer", f" {self.token}"]])
+        )  # RFC 9110 11.4: a blank, or more
 
     @property
     def told(self) -> bool:
@@ -85,7 +104,9 @@ _texts: Final = st.text(st.characters(min_codepoint=0, max_codepoint=0x2FFF), ma
 _values: Final = st.text(st.characters(min_codepoint=0x20, max_codepoint=0xFF, exclude_characters="\x7f"), max_size=40)
 _json: Final = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | _texts,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_texts, inner, max_size=3), max_leaves=8)
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_texts, inner, max_size=3),
+    max_leaves=8,
+)
 _sources: Final = st.sampled_from([SOURCE, SOURCE, NEVER, None]) | _json
 
 
@@ -94,8 +115,11 @@ def _meta(draw: st.DrawFn) -> Any:
     meta: dict[str, Any] = {
         "DataModel": draw(st.sampled_from(["PatientAdmin", "Results", "PatientSearch"]) | _json),
         "EventType": draw(st.sampled_from(["Arrival", "New", "Query"]) | _json),
-        "Test": draw(st.booleans() | _json), "Source": draw(st.fixed_dictionaries({"ID": _sources}) | _json),
-        "Logs": draw(st.just([{"ID": str(uuid4())}]) | _json), "EventDateTime": draw(_texts)}
+        "Test": draw(st.booleans() | _json),
+        "Source": draw(st.fixed_dictionaries({"ID": _sources}) | _json),
+        "Logs": draw(st.just([{"ID": str(uuid4())}]) | _json),
+        "EventDateTime": draw(_texts),
+    }
     for name in draw(st.sets(st.sampled_from(sorted(meta)), max_size=2)):
         del meta[name]
     return draw(st.just(meta) | _json)
@@ -103,8 +127,10 @@ def _meta(draw: st.DrawFn) -> Any:
 
 @st.composite
 def _handshakes(draw: st.DrawFn, token: str) -> bytes:
-    said = {"verification-token": draw(st.sampled_from([token, STRANGER, None]) | _json),
-            "challenge": draw(st.sampled_from([CHALLENGE, CHALLENGE, "<b>", "a\r\nb"]) | _json)}
+    said = {
+        "verification-token": draw(st.sampled_from([token, STRANGER, None]) | _json),
+        "challenge": draw(st.sampled_from([CHALLENGE, CHALLENGE, "<b>", "a\r\nb"]) | _json),
+    }
     for name in draw(st.sets(st.sampled_from(sorted(said)), max_size=1)):
         del said[name]
     return json.dumps(said).encode()
@@ -128,7 +154,7 @@ def _same(body: bytes) -> bytes:
 
 
 def _cut(body: bytes) -> bytes:
-    return body[:len(body) // 2]
+    return body[: len(body) // 2]
 
 
 def _doubled(body: bytes) -> bytes:
@@ -153,10 +179,20 @@ def _tokens(draw: st.DrawFn, token: str) -> list[tuple[str, str]]:
     near = [token, token, token, STRANGER, token[:-1], token + "x", token.swapcase(), f" {token}\t", f'"{token}"', ""]
     value = draw(st.sampled_from(near) | _values)
     name = draw(st.sampled_from(["verification-token", "Verification-Token", "verification_token", "x-token"]))
-    return draw(st.sampled_from([
-        [(name, value)], [(name, value)], [(name, value)], [], [(name, value), (name, token)],
-        [("Authorization", f"Bearer {value}")], [("Authorization", f"Basic {value}")],
-        [(name, value), ("Authorization", f"Bearer {STRANGER}")]]))
+    return draw(
+        st.sampled_from(
+            [
+                [(name, value)],
+                [(name, value)],
+                [(name, value)],
+                [],
+                [(name, value), (name, token)],
+                [("Authorization", f"Bearer {value}")],
+                [("Authorization", f"Basic {value}")],
+                [(name, value), ("Authorization", f"Bearer {STRANGER}")],
+            ]
+        )
+    )
 
 
 @st.composite
@@ -164,24 +200,61 @@ def _requests(draw: st.DrawFn, tokens: dict[str, str]) -> Asked:
     to = draw(st.sampled_from(["lab", "lab", "lab", "signed", "nobody"]))
     token = tokens.get(to, STRANGER)
     body = draw(_bodies(token))
-    path = draw(st.sampled_from([f"/redox/{to}"] * 6 + [
-        f"//redox//{to}/", f"http://elsewhere.test/redox/{to}", f"/redox/{to}?verification-token={token}&challenge=c",
-        f"/redox/{to}?a=b", "/livez", "/.well-known/jwks.json", f"/oauth/{to}/token", "/readyz", "/redox/", "/",
-        "/redox/%2e%2e/livez", f"/redox/{to}/more", "*"]))
+    path = draw(
+        st.sampled_from(
+            [f"/redox/{to}"] * 6
+            + [
+                f"//redox//{to}/",
+                f"http://elsewhere.test/redox/{to}",
+                f"/redox/{to}?verification-token={token}&challenge=c",
+                f"/redox/{to}?a=b",
+                "/livez",
+                "/.well-known/jwks.json",
+                f"/oauth/{to}/token",
+                "/readyz",
+                "/redox/",
+                "/",
+                "/redox/%2e%2e/livez",
+                f"/redox/{to}/more",
+                "*",
+            ]
+        )
+    )
     method = draw(st.sampled_from(["POST"] * 10 + ["GET", "GET", "PUT", "HEAD", "OPTIONS", "post", "CONNECT"]))
-    length = draw(st.sampled_from([str(len(body))] * 12 + [
-        "0", "-1", "+1", "1_0", "99999999999", "0x10", str(max(0, len(body) - 1)), f"{len(body)}, {len(body)}"]))
+    length = draw(
+        st.sampled_from(
+            [str(len(body))] * 12
+            + ["0", "-1", "+1", "1_0", "99999999999", "0x10", str(max(0, len(body) - 1)), f"{len(body)}, {len(body)}"]
+        )
+    )
     headers = [("Host", "receiver.test"), *draw(_tokens(token)), ("Content-Length", length)]
-    headers += draw(st.lists(st.sampled_from([
-        ("Content-Type", "application/json"), ("Content-Type", "text/xml"), ("Content-Encoding", "gzip"),
-        ("Content-Type", "multipart/form-data; boundary=x"), ("Expect", "100-continue"), ("Expect", "foo"),
-        ("Transfer-Encoding", "chunked"), ("Transfer-Encoding", "xchunked"), ("X-Forwarded-For", "127.0.0.1, x"),
-        ("Connection", "keep-alive"), ("Upgrade", "h2c"), ("X-HTTP-Method-Override", "GET"),
-    ]) | st.tuples(st.sampled_from(["X-Anything", "Cookie", "Accept", "x-redox-signature"]), _values), max_size=3))
+    headers += draw(
+        st.lists(
+            st.sampled_from(
+                [
+                    ("Content-Type", "application/json"),
+                    ("Content-Type", "text/xml"),
+                    ("Content-Encoding", "gzip"),
+                    ("Content-Type", "multipart/form-data; boundary=x"),
+                    ("Expect", "100-continue"),
+                    ("Expect", "foo"),
+                    ("Transfer-Encoding", "chunked"),
+                    ("Transfer-Encoding", "xchunked"),
+                    ("X-Forwarded-For", "127.0.0.1, x"),
+                    ("Connection", "keep-alive"),
+                    ("Upgrade", "h2c"),
+                    ("X-HTTP-Method-Override", "GET"),
+                ]
+            )
+            | st.tuples(st.sampled_from(["X-Anything", "Cookie", "Accept", "x-redox-signature"]), _values),
+            max_size=3,
+        )
+    )
     return Asked(method=method, target=path, headers=tuple(headers), body=body, token=token)
 
 
 # --- what may come of it
+
 
 def _answer(server: Server, asked: Asked) -> Answer | None:
     """The first answer that is no `100 Continue`; None where the connection was closed without one."""
@@ -248,8 +321,13 @@ def test_whatever_comes(site: Site, server: Server) -> None:
     nothing makes the receiver fail; and nothing of what was refused is found anywhere."""
     probe = _probe(site, server, max((row.id for row in _kept(site)), default=0))
 
-    @settings(max_examples=EXAMPLES, derandomize=AGAIN, deadline=None, print_blob=True,
-              suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=EXAMPLES,
+        derandomize=AGAIN,
+        deadline=None,
+        print_blob=True,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(_requests(site.tokens))
     def tried(asked: Asked) -> None:
         probe(asked)
@@ -259,8 +337,10 @@ def test_whatever_comes(site: Site, server: Server) -> None:
     assert server.ask(sent(site)).status == 200
     assert [each.pid for each in server.workers()] == pids
 
-    undispatched = site.rows("SELECT count(*) FROM deliveries d JOIN messages m ON m.id = d.message_id "
-                             "WHERE m.state <> 'accepted' OR m.query")
+    undispatched = site.rows(
+        "SELECT count(*) FROM deliveries d JOIN messages m ON m.id = d.message_id "
+        "WHERE m.state <> 'accepted' OR m.query"
+    )
     assert undispatched[0][0] == 0
     server.process.terminate()  # what is summed up, minute by minute, is written at the end
     assert server.process.wait(60) == 0

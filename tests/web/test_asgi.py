@@ -73,8 +73,9 @@ class Listening(Endpoint):
 
 
 def endpoint(ledger: Nobody | None = None, registry: Callable[[], Registry | None] = lambda: KNOWN) -> Endpoint:
-    return Endpoint(registry=registry, ledger=ledger or Prompt(), responders=Nobody(), max_body=4 * LARGE,
-                    concurrency=1)
+    return Endpoint(
+        registry=registry, ledger=ledger or Prompt(), responders=Nobody(), max_body=4 * LARGE, concurrency=1
+    )
 
 
 @dataclass
@@ -92,8 +93,13 @@ def listener(served: Endpoint, proxies: Sequence[str] = (), mode: str = "asgi") 
         tokens = TokenEndpoint(registry=served.registry, records=Records(), network=str)
         service = PublicService(
             flask=public_app(served, trusted_proxies=proxies, tokens=tokens),
-            endpoint=served if mode == "asgi" else None, tokens=tokens if mode == "asgi" else None,
-            trusted_proxies=proxies, now=lambda: datetime.now(UTC), threads=2, stop=lambda: events.append("stopped"))
+            endpoint=served if mode == "asgi" else None,
+            tokens=tokens if mode == "asgi" else None,
+            trusted_proxies=proxies,
+            now=lambda: datetime.now(UTC),
+            threads=2,
+            stop=lambda: events.append("stopped"),
+        )
         events.append("started")
         return service
 
@@ -134,12 +140,29 @@ async def ask(application: Application, scope: Scope, *messages: Any) -> Answer:
     return said[0]["status"], headers, b"".join(each.get("body", b"") for each in said[1:])
 
 
-def scope(path: str = "/redox/main", *, method: str = "POST", headers: Sequence[tuple[bytes, bytes]] = (),
-          body: bytes = b"", **more: Any) -> Scope:
+def scope(
+    path: str = "/redox/main",
+    *,
+    method: str = "POST",
+    headers: Sequence[tuple[bytes, bytes]] = (),
+    body: bytes = b"",
+    **more: Any,
+) -> Scope:
     length = [(b"content-length", b"%d" % len(body))] if body else []
-    return {"type": "http", "http_version": "1.1", "method": method, "scheme": "http", "path": path,
-            "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": [*length, *headers],
-            "server": ("127.0.0.1", 80), "client": ("192.0.2.2", 9), **more}
+    return {
+        "type": "http",
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [*length, *headers],
+        "server": ("127.0.0.1", 80),
+        "client": ("192.0.2.2", 9),
+        **more,
+    }
 
 
 def request(body: bytes) -> Any:
@@ -162,8 +185,9 @@ def run(work: Callable[[], Awaitable[Any]]) -> Any:
     return asyncio.run(main())
 
 
-def served_by(served: Endpoint, asked: Scope, *messages: Any, proxies: Sequence[str] = (),
-              mode: str = "asgi") -> Answer:
+def served_by(
+    served: Endpoint, asked: Scope, *messages: Any, proxies: Sequence[str] = (), mode: str = "asgi"
+) -> Answer:
     async def work() -> Any:
         application = listener(served, proxies, mode).application
         async with alive(application):
@@ -183,11 +207,15 @@ def head_of(asked: Scope, proxies: Sequence[str] = ()) -> Head:
     return found
 
 
-@pytest.mark.parametrize(("raw", "path", "query", "target"), [
-    (b"/redox/lab", "/redox/lab", b"", "/redox/lab"), (b"//redox/%6cab", "//redox/lab", b"a=%20b&a", "//redox/%6cab"),
-    (b"http://u@h:8/redox/lab", "http://u@h:8/redox/lab", b"x?y", "/redox/lab"),
-    (None, "/redox/lab", b"", "/redox/lab"),
-])
+@pytest.mark.parametrize(
+    ("raw", "path", "query", "target"),
+    [
+        (b"/redox/lab", "/redox/lab", b"", "/redox/lab"),
+        (b"//redox/%6cab", "//redox/lab", b"a=%20b&a", "//redox/%6cab"),
+        (b"http://u@h:8/redox/lab", "http://u@h:8/redox/lab", b"x?y", "/redox/lab"),
+        (None, "/redox/lab", b"", "/redox/lab"),
+    ],
+)
 def test_target(raw: bytes | None, path: str, query: bytes, target: str) -> None:
     """Path and query are what was on the wire, whatever else the server made of it."""
     found = head_of(scope(path, raw_path=raw, query_string=query))
@@ -207,17 +235,25 @@ def test_head() -> None:
     assert (found.peer, found.proxied) == ("unknown", True)  # over a Unix socket
 
 
-@pytest.mark.parametrize(("headers", "length"), [
-    ([], 0), ([(b"content-length", b"4")], 4), ([(b"transfer-encoding", b"chunked")], None)])
+@pytest.mark.parametrize(
+    ("headers", "length"), [([], 0), ([(b"content-length", b"4")], 4), ([(b"transfer-encoding", b"chunked")], None)]
+)
 def test_length(headers: list[tuple[bytes, bytes]], length: int | None) -> None:
     """A body has a length, or chunks."""
     assert AsgiTransfer(scope(headers=headers), never).length == length
 
 
-@pytest.mark.parametrize("headers", [
-    [(b"content-length", b"-4")], [(b"content-length", b"\xb2")], [(b"content-length", b"4, 4")],
-    [(b"content-length", b"4"), (b"content-length", b"4")], [(b"transfer-encoding", b"gzip, chunked")],
-    [(b"transfer-encoding", b"gzip"), (b"transfer-encoding", b"chunked")]])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [(b"content-length", b"-4")],
+        [(b"content-length", b"\xb2")],
+        [(b"content-length", b"4, 4")],
+        [(b"content-length", b"4"), (b"content-length", b"4")],
+        [(b"transfer-encoding", b"gzip, chunked")],
+        [(b"transfer-encoding", b"gzip"), (b"transfer-encoding", b"chunked")],
+    ],
+)
 @pytest.mark.parametrize("mode", MODES)
 def test_bad_length(headers: list[tuple[bytes, bytes]], mode: str) -> None:
     """Of what is neither a length nor chunks nothing is read, should a server let it through."""
@@ -255,13 +291,21 @@ def read(headers: list[tuple[bytes, bytes]], *messages: Any, size: int = 3) -> l
 def test_pieces() -> None:
     """However the server cuts a body, no more is given than is asked for, and nothing is lost."""
     chunked = [(b"transfer-encoding", b"chunked")]
-    assert read(chunked, {"type": "http.request", "body": b"abcdefgh", "more_body": True},
-                {"type": "http.request", "more_body": True}, request(b"i")) == [b"abc", b"def", b"gh", b"i", b""]
+    assert read(
+        chunked,
+        {"type": "http.request", "body": b"abcdefgh", "more_body": True},
+        {"type": "http.request", "more_body": True},
+        request(b"i"),
+    ) == [b"abc", b"def", b"gh", b"i", b""]
 
 
-@pytest.mark.parametrize(("headers", "message"), [
-    ([(b"transfer-encoding", b"chunked")], GONE),
-    ([(b"content-length", b"9")], {"type": "http.unheard-of", "body": b"123456789"})])
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [
+        ([(b"transfer-encoding", b"chunked")], GONE),
+        ([(b"content-length", b"9")], {"type": "http.unheard-of", "body": b"123456789"}),
+    ],
+)
 def test_malformed(headers: list[tuple[bytes, bytes]], message: Any) -> None:
     """Chunks that end without their end are malformed; so is what the server says in words of its own."""
     with pytest.raises(BadTransfer, match="body_malformed"):
@@ -271,7 +315,9 @@ def test_malformed(headers: list[tuple[bytes, bytes]], message: Any) -> None:
 def test_gone() -> None:
     """A sender who goes leaves what he has sent."""
     assert read([(b"content-length", b"9")], {"type": "http.request", "body": b"ab", "more_body": True}, GONE) == [
-        b"ab", b""]
+        b"ab",
+        b"",
+    ]
 
 
 def test_too_slow() -> None:
@@ -288,7 +334,8 @@ def test_answers(mode: str) -> None:
     status, headers, body = served_by(endpoint(ledger), whole, request(made_up.BODY), mode=mode)
     assert (status, body, headers["content-length"]) == (200, b"", "0")
     assert {"x-content-type-options": "nosniff", "cache-control": "no-store", "server": "redox-receiver"}.items() <= (
-        headers.items())
+        headers.items()
+    )
     assert "connection" not in headers
     status, headers, _ = served_by(endpoint(ledger), scope(body=made_up.BODY, headers=[TOKEN]), GONE, mode=mode)
     assert status == 400
@@ -303,6 +350,7 @@ def test_answers(mode: str) -> None:
 
 def test_faults_are_not_the_messages() -> None:
     """Whatever goes wrong in the endpoint or before it is a 503 that closes; so is asking without a lifespan."""
+
     def fails() -> Registry | None:
         raise ValueError("CANARY")
 
@@ -357,6 +405,7 @@ def test_given_up_by_the_server() -> None:
 
 def test_a_batch_wakes_the_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Futures that end together are told in one call; who gave up waiting is not told, and errors arrive."""
+
     async def work() -> None:
         loop = asyncio.get_running_loop()
         calls: list[Any] = []
@@ -429,11 +478,16 @@ def test_lifespan() -> None:
     assert served.events == 2 * ["started", "stopped"]
 
 
-@pytest.mark.parametrize(("error", "told"), [
-    (ConfigurationError("RECEIVER_KEYRING: write another"), "RECEIVER_KEYRING: write another"),
-    (ValueError("CANARY"), "ValueError")])
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ConfigurationError("RECEIVER_KEYRING: write another"), "RECEIVER_KEYRING: write another"),
+        (ValueError("CANARY"), "ValueError"),
+    ],
+)
 def test_startup_that_fails(error: Exception, told: str) -> None:
     """A mistake of the operator's is told to the server, which says so and does not start; so is a fault of ours."""
+
     def start() -> PublicService:
         raise error
 

@@ -16,22 +16,22 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from sqlalchemy import text
 
 from receiver.errors import ConfigurationError
-from receiver.storage.registration import HandlerSpec
-from receiver.testing.line import Answer, Line
-from receiver.testing.presenting import (
-    AccessToken,
-    Certificate,
-    Hmac,
-    Outgoing,
-    Presenter,
-    SignedToken,
-    SigV4,
+from receiver.simulator.client_auth import (
+    AccessTokenAuthenticator,
+    Authenticator,
+    CertificateAuthenticator,
+    HmacAuthenticator,
+    OutgoingRequest,
+    SignedTokenAuthenticator,
+    SigV4Authenticator,
 )
-from receiver.testing.sender import FakeRedox
-from receiver.testing.signer import Signer
+from receiver.simulator.fake_redox import FakeRedox
+from receiver.simulator.http_connection import HttpConnection, HttpReply
+from receiver.simulator.signer import Signer
+from receiver.storage.registry.changes import HandlerSpec
 from tests.protocol.verification.issuers import P256, P384, RSA_FIRST, Issuer, PrivateKey, jwk, pem
-from tests.testing.door import Door, answer
-from tests.waiting import until
+from tests.simulator.endpoint import Door, answer
+from tests.support.waiting import until
 from tests.web.conftest import SOURCE, Site
 from tests.web.server import Server, serving
 
@@ -64,9 +64,17 @@ def certificate(name: str) -> x509.Certificate:
     """A client certificate that its own key has signed: who checks it is the proxy."""
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     now = datetime.now(UTC)
-    return (x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(P256.public_key())
-            .serial_number(7).not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False).sign(P256, SHA256()))
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(P256.public_key())
+        .serial_number(7)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(P256, SHA256())
+    )
 
 
 class Place:
@@ -82,18 +90,27 @@ class Place:
     def add(self, secret: str | None = None, *, fetched: bytes | None = None, **settings: Any) -> int:
         """Another credential of the kind; its id."""
         return self.site.registration.add_credential(
-            self.name, datetime.now(UTC), self.kind, settings, None if secret is None else secret.encode(), label=None,
-            expires_at=None, fetched=fetched)
+            self.name,
+            datetime.now(UTC),
+            self.kind,
+            settings,
+            None if secret is None else secret.encode(),
+            label=None,
+            expires_at=None,
+            fetched=fetched,
+        )
 
     def revoke(self) -> None:
         """End the credential."""
         self.site.registration.revoke_credential(self.credential, datetime.now(UTC))
 
-    def redox(self, *presenters: Presenter) -> FakeRedox:
+    def redox(self, *presenters: Authenticator) -> FakeRedox:
         """Redox with these."""
         return FakeRedox(self.url, self.name, self.token, source_id=SOURCE, presenters=presenters)
 
-    def send(self, *presenters: Presenter, seed: int = 0, kind: str = "PatientAdmin.Arrival", **more: Any) -> Answer:
+    def send(
+        self, *presenters: Authenticator, seed: int = 0, kind: str = "PatientAdmin.Arrival", **more: Any
+    ) -> HttpReply:
         """Send a sample message."""
         redox = self.redox(*presenters)
         return redox.send(redox.body(kind, seed=seed), **more)
@@ -103,20 +120,23 @@ class Place:
         """The token endpoint."""
         return f"{self.url}/oauth/{self.name}/token"
 
-    def accepted(self, *presenters: Presenter) -> None:
+    def accepted(self, *presenters: Authenticator) -> None:
         """A message of these is let in, as soon as the receiver has read the registry, and it is told by what."""
         until(lambda: self.send(*presenters, seed=next(_SEEDS)).status == 200)
-        rows = self.site.rows("SELECT m.credential_ids FROM messages m JOIN destinations d ON d.id = m.destination_id "
-                              "WHERE d.name = :name ORDER BY m.id DESC LIMIT 1", name=self.name)
+        rows = self.site.rows(
+            "SELECT m.credential_ids FROM messages m JOIN destinations d ON d.id = m.destination_id "
+            "WHERE d.name = :name ORDER BY m.id DESC LIMIT 1",
+            name=self.name,
+        )
         assert self.credential in rows[0][0]
 
-    def refused(self, *presenters: Presenter, reason: str, **more: Any) -> None:
+    def refused(self, *presenters: Authenticator, reason: str, **more: Any) -> None:
         """One of these is refused, and the audit says why."""
         after = self.site.now()
         assert self.send(*presenters, seed=5, **more).status == 401
         assert self.site.audit(after, destination=self.name, action="message.refuse").reason == reason
 
-    def ends(self, *presenters: Presenter, reason: str) -> None:
+    def ends(self, *presenters: Authenticator, reason: str) -> None:
         """After revoking, the same is refused within moments."""
         self.revoke()
         until(lambda: self.send(*presenters).status == 401, 10)
@@ -130,22 +150,33 @@ def _rsa_keys() -> str:
 def test_jwt(site: Site, server: Server) -> None:
     """A signed token with each request; nothing less, and not after the credential ends."""
     at = Place(site, server, "jwt", issuers=[ISSUER], audiences=["us"], keys=_rsa_keys())
-    right = SignedToken(key=private(RSA_FIRST), algorithm="RS256", kid="a", issuer=ISSUER, audience="us")
+    right = SignedTokenAuthenticator(key=private(RSA_FIRST), algorithm="RS256", kid="a", issuer=ISSUER, audience="us")
     at.accepted(right)
-    at.accepted(SignedToken(key=private(P384), algorithm="ES384", kid="e", issuer=ISSUER, audience="us"))
+    at.accepted(SignedTokenAuthenticator(key=private(P384), algorithm="ES384", kid="e", issuer=ISSUER, audience="us"))
     at.refused(reason="credential_insufficient")  # the verification token alone
-    at.refused(SignedToken(key=private(RSA_FIRST), algorithm="RS256", kid="x", issuer=ISSUER, audience="us"),
-               reason="jwt_key_unknown")
-    at.refused(SignedToken(key=private(RSA_FIRST), algorithm="RS256", kid="a", issuer=ISSUER, audience="them"),
-               reason="jwt_audience_wrong")
+    at.refused(
+        SignedTokenAuthenticator(key=private(RSA_FIRST), algorithm="RS256", kid="x", issuer=ISSUER, audience="us"),
+        reason="jwt_key_unknown",
+    )
+    at.refused(
+        SignedTokenAuthenticator(key=private(RSA_FIRST), algorithm="RS256", kid="a", issuer=ISSUER, audience="them"),
+        reason="jwt_audience_wrong",
+    )
     at.ends(right, reason="jwt_credential_expired")
 
 
 def test_keys_that_are_stale(site: Site, server: Server) -> None:
     """Where the keys of a URL could not be fetched for 72 hours, 503 and not 401: Redox keeps its messages."""
-    at = Place(site, server, "jwt", issuers=[ISSUER], audiences=["us"], jwks_url="https://keys.example/",
-               fetched=_rsa_keys().encode())
-    right = SignedToken(key=private(RSA_FIRST), algorithm="RS256", kid="a", issuer=ISSUER, audience="us")
+    at = Place(
+        site,
+        server,
+        "jwt",
+        issuers=[ISSUER],
+        audiences=["us"],
+        jwks_url="https://keys.example/",
+        fetched=_rsa_keys().encode(),
+    )
+    right = SignedTokenAuthenticator(key=private(RSA_FIRST), algorithm="RS256", kid="a", issuer=ISSUER, audience="us")
     at.accepted(right)
     with site.engine.begin() as connection:
         connection.execute(text("UPDATE key_sets SET fetched_at = now() - interval '73 hours'"))
@@ -158,11 +189,20 @@ def test_keys_that_are_stale(site: Site, server: Server) -> None:
 def test_google(site: Site, server: Server) -> None:
     """A token that Google signed for one account."""
     at = Place(site, server, "google", audiences=["us"], email=ACCOUNT, keys=pem(RSA_FIRST).decode())
-    right = SignedToken(key=private(RSA_FIRST), algorithm="RS256", issuer="https://accounts.google.com", audience="us",
-                        email=ACCOUNT)
+    right = SignedTokenAuthenticator(
+        key=private(RSA_FIRST), algorithm="RS256", issuer="https://accounts.google.com", audience="us", email=ACCOUNT
+    )
     at.accepted(right)
-    at.refused(SignedToken(key=private(RSA_FIRST), algorithm="RS256", issuer="https://accounts.google.com",
-                           audience="us", email="stranger@example.com"), reason="jwt_email_wrong")
+    at.refused(
+        SignedTokenAuthenticator(
+            key=private(RSA_FIRST),
+            algorithm="RS256",
+            issuer="https://accounts.google.com",
+            audience="us",
+            email="stranger@example.com",
+        ),
+        reason="jwt_email_wrong",
+    )
     at.ends(right, reason="jwt_credential_expired")
 
 
@@ -171,7 +211,7 @@ def test_oauth(site: Site, server: Server, send: Any) -> None:
     """A client with a secret gets a token, which opens until the credential ends; the audit tells of each token."""
     at = Place(site, server, "oauth", client_id="redox", secret=SECRET, scopes=["write"])
     after = site.now()
-    right = AccessToken(at.token_url, "redox", secret=SECRET, send=send)
+    right = AccessTokenAuthenticator(at.token_url, "redox", secret=SECRET, send=send)
     until(lambda: _granted(right))
     at.accepted(right)
     issued = site.audit(after, action="token.issue", destination=at.name)
@@ -180,7 +220,7 @@ def test_oauth(site: Site, server: Server, send: Any) -> None:
     at.ends(right, reason="jwt_credential_expired")
 
 
-def _granted(presenter: AccessToken) -> bool:
+def _granted(presenter: AccessTokenAuthenticator) -> bool:
     try:
         return bool(presenter.ask(now=datetime.now(UTC).timestamp()))
     except ConfigurationError:
@@ -191,20 +231,20 @@ def test_oauth_under_other_names(site: Site, server: Server) -> None:
     """The parameters come under the names that the dashboard's fields say."""
     names = {"grant_type": "grantType", "client_id": "clientId", "client_secret": "clientSecret"}
     at = Place(site, server, "oauth", client_id="redox", secret=SECRET, names=names, audience="us")
-    right = AccessToken(at.token_url, "redox", secret=SECRET, send="json", names=names, audience="us")
+    right = AccessTokenAuthenticator(at.token_url, "redox", secret=SECRET, send="json", names=names, audience="us")
     until(lambda: _granted(right))
     at.accepted(right)
-    assert not _granted(AccessToken(at.token_url, "redox", secret=SECRET, send="json", audience="us"))
+    assert not _granted(AccessTokenAuthenticator(at.token_url, "redox", secret=SECRET, send="json", audience="us"))
 
 
 def test_a_secret_is_changed_without_a_refused_message(site: Site, server: Server) -> None:
     """The new secret is live before the old one ends, and each token is good for its own."""
     at = Place(site, server, "oauth", client_id="redox", secret=SECRET)
-    old = AccessToken(at.token_url, "redox", secret=SECRET)
+    old = AccessTokenAuthenticator(at.token_url, "redox", secret=SECRET)
     until(lambda: _granted(old))
     at.accepted(old)
     number = at.add(SECRET[::-1], client_id="redox")
-    new = AccessToken(at.token_url, "redox", secret=SECRET[::-1])
+    new = AccessTokenAuthenticator(at.token_url, "redox", secret=SECRET[::-1])
     until(lambda: _granted(new))
     assert {at.send(old).status, at.send(new).status} == {200}
     at.revoke()
@@ -219,13 +259,17 @@ def test_smart(site: Site, server: Server) -> None:
     url = f"http://127.0.0.1:{server.port}/oauth/{name}/token"
     at = Place(site, server, "smart", client_id="engine", audiences=[url], keys=_rsa_keys())
     assert at.token_url == url
-    assertion = SignedToken(key=private(P384), algorithm="ES384", kid="e", issuer="engine", subject="engine",
-                            audience=url)
-    right = AccessToken(url, "engine", assertion=assertion)
+    assertion = SignedTokenAuthenticator(
+        key=private(P384), algorithm="ES384", kid="e", issuer="engine", subject="engine", audience=url
+    )
+    right = AccessTokenAuthenticator(url, "engine", assertion=assertion)
     until(lambda: _granted(right))
     at.accepted(right)
-    form = {"grant_type": "client_credentials", "client_assertion": assertion.token(now=datetime.now(UTC).timestamp()),
-            "client_assertion_type": "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"}
+    form = {
+        "grant_type": "client_credentials",
+        "client_assertion": assertion.token(now=datetime.now(UTC).timestamp()),
+        "client_assertion_type": "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
+    }
     after = site.now()
     assert _ask(at, json.dumps(form).encode(), "application/json").status == 200
     with serving(site.directory, site.environment) as other:
@@ -236,24 +280,37 @@ def test_smart(site: Site, server: Server) -> None:
     at.ends(right, reason="jwt_credential_expired")
 
 
-def _ask(at: Place, body: bytes, media: str = "application/x-www-form-urlencoded", *, port: int | None = None,
-         method: str = "POST", peer: str = "192.0.2.1") -> Answer:
+def _ask(
+    at: Place,
+    body: bytes,
+    media: str = "application/x-www-form-urlencoded",
+    *,
+    port: int | None = None,
+    method: str = "POST",
+    peer: str = "192.0.2.1",
+) -> HttpReply:
     base = at.url if port is None else f"http://127.0.0.1:{port}"
-    with Line(base, timeout=20) as line:
-        return line.request(method, urlsplit(at.token_url).path, body=body,
-                            headers={"content-type": media, "x-forwarded-for": peer})
+    with HttpConnection(base, timeout=20) as line:
+        return line.request(
+            method, urlsplit(at.token_url).path, body=body, headers={"content-type": media, "x-forwarded-for": peer}
+        )
 
 
 def test_the_endpoint_speaks_rfc_6749(site: Site, server: Server) -> None:
     """Answers and errors as in sections 5.1 and 5.2: JSON, never kept by anybody."""
     at = Place(site, server, "oauth", client_id="redox", secret=SECRET)
-    until(lambda: _granted(AccessToken(at.token_url, "redox", secret=SECRET)))
+    until(lambda: _granted(AccessTokenAuthenticator(at.token_url, "redox", secret=SECRET)))
     good = b"grant_type=client_credentials&client_id=redox&client_secret=" + SECRET.replace(" ", "+").encode()
-    for body, status, error in ((good, 200, None), (good + b"x", 401, "invalid_client"), (b"", 401, "invalid_client"),
-                                (good.replace(b"client_credentials", b"password"), 400, "unsupported_grant_type"),
-                                (good + b"&scope=x", 400, "invalid_scope"), (good + b"&scope=", 200, None),
-                                (good + b"&client_id=redox", 400, "invalid_request"),
-                                (b"a=" + b"x" * 20_000, 400, "invalid_request")):
+    for body, status, error in (
+        (good, 200, None),
+        (good + b"x", 401, "invalid_client"),
+        (b"", 401, "invalid_client"),
+        (good.replace(b"client_credentials", b"password"), 400, "unsupported_grant_type"),
+        (good + b"&scope=x", 400, "invalid_scope"),
+        (good + b"&scope=", 200, None),
+        (good + b"&client_id=redox", 400, "invalid_request"),
+        (b"a=" + b"x" * 20_000, 400, "invalid_request"),
+    ):
         answer = _ask(at, body)
         assert answer.status == status
         assert answer.headers["cache-control"] == "no-store"
@@ -270,10 +327,12 @@ def test_the_endpoint_speaks_rfc_6749(site: Site, server: Server) -> None:
 def test_guesses_are_told_to_wait_and_the_right_secret_is_not(site: Site, server: Server) -> None:
     """Many wrong secrets from one address are answered 429; from the same address the right one still passes."""
     at = Place(site, server, "oauth", client_id="redox", secret=SECRET)
-    right = AccessToken(at.token_url, "redox", secret=SECRET)
+    right = AccessTokenAuthenticator(at.token_url, "redox", secret=SECRET)
     until(lambda: _granted(right))
-    wrong = {_ask(at, b"grant_type=client_credentials&client_id=redox&client_secret=guess%d" % n,
-                  peer="198.51.100.7").status for n in range(30)}
+    wrong = {
+        _ask(at, b"grant_type=client_credentials&client_id=redox&client_secret=guess%d" % n, peer="198.51.100.7").status
+        for n in range(30)
+    }
     assert wrong == {401, 429}
     answer = _ask(at, b"", peer="198.51.100.7")
     assert answer.status == 429
@@ -289,7 +348,7 @@ def test_no_endpoint_of_an_unknown_destination(site: Site, server: Server) -> No
     name, at.name = at.name, "nobody"
     unknown = _ask(at, b"grant_type=client_credentials", peer="192.0.2.2")
     at.name = name
-    until(lambda: _granted(AccessToken(at.token_url, "redox", secret=SECRET)))
+    until(lambda: _granted(AccessTokenAuthenticator(at.token_url, "redox", secret=SECRET)))
     wrong = _ask(at, b"grant_type=client_credentials", peer="192.0.2.2")
     assert (unknown.status, unknown.body) == (wrong.status, wrong.body)
 
@@ -297,12 +356,18 @@ def test_no_endpoint_of_an_unknown_destination(site: Site, server: Server) -> No
 def test_sigv4(site: Site, server: Server) -> None:
     """A signature over the request as it arrived."""
     at = Place(site, server, "sigv4", secret=SECRET, access_key="AKID", region="us-east-1", service="execute-api")
-    right = SigV4(access_key="AKID", secret=SECRET, region="us-east-1", service="execute-api")
+    right = SigV4Authenticator(access_key="AKID", secret=SECRET, region="us-east-1", service="execute-api")
     at.accepted(right)
-    at.refused(SigV4(access_key="AKID", secret=SECRET + "x", region="us-east-1", service="execute-api"),
-               reason="sigv4_signature_wrong")
-    at.refused(SigV4(access_key="AKID", secret=SECRET, region="us-east-1", service="execute-api",
-                     unsigned_payload=True), reason="sigv4_payload_unsigned")
+    at.refused(
+        SigV4Authenticator(access_key="AKID", secret=SECRET + "x", region="us-east-1", service="execute-api"),
+        reason="sigv4_signature_wrong",
+    )
+    at.refused(
+        SigV4Authenticator(
+            access_key="AKID", secret=SECRET, region="us-east-1", service="execute-api", unsigned_payload=True
+        ),
+        reason="sigv4_payload_unsigned",
+    )
     at.refused(right, reason="sigv4_signature_wrong", headers={"content-type": "application/fhir+json"})
     at.ends(right, reason="sigv4_credential_expired")
 
@@ -311,17 +376,25 @@ def test_sigv4(site: Site, server: Server) -> None:
 def test_mtls(site: Site, server: Server, proxy: Any) -> None:
     """A certificate that a trusted proxy reports, with its secret."""
     known = certificate("client.redox.example")
-    at = Place(site, server, "mtls", secret=SECRET, proxy=proxy, san="client.redox.example",
-               fingerprint=known.fingerprint(SHA256()).hex())
+    at = Place(
+        site,
+        server,
+        "mtls",
+        secret=SECRET,
+        proxy=proxy,
+        san="client.redox.example",
+        fingerprint=known.fingerprint(SHA256()).hex(),
+    )
     text = known.public_bytes(Encoding.PEM).decode()
-    right = Certificate(proxy=proxy, pem=text, secret=SECRET)
+    right = CertificateAuthenticator(proxy=proxy, pem=text, secret=SECRET)
     at.accepted(right)
-    at.refused(Certificate(proxy=proxy, pem=text, secret=SECRET + "x"), reason="mtls_proxy_secret_wrong")
+    at.refused(CertificateAuthenticator(proxy=proxy, pem=text, secret=SECRET + "x"), reason="mtls_proxy_secret_wrong")
     other = certificate("client.redox.example").public_bytes(Encoding.PEM).decode()
-    at.refused(Certificate(proxy=proxy, pem=other, secret=SECRET), reason="mtls_pin_differs")
+    at.refused(CertificateAuthenticator(proxy=proxy, pem=other, secret=SECRET), reason="mtls_pin_differs")
     with serving(site.directory, site.environment) as trusting_nobody:
-        redox = FakeRedox(f"http://127.0.0.1:{trusting_nobody.port}", at.name, at.token, source_id=SOURCE,
-                          presenters=[right])
+        redox = FakeRedox(
+            f"http://127.0.0.1:{trusting_nobody.port}", at.name, at.token, source_id=SOURCE, presenters=[right]
+        )
         after = site.now()
         assert redox.send(redox.body("PatientAdmin.Arrival")).status == 401
         assert site.audit(after, destination=at.name).reason == "mtls_not_from_proxy"
@@ -331,22 +404,27 @@ def test_mtls(site: Site, server: Server, proxy: Any) -> None:
 class Recorded:
     """Presents again and again what was presented first: what somebody has who listened."""
 
-    def __init__(self, presenter: Presenter) -> None:
+    def __init__(self, presenter: Authenticator) -> None:
         self._presenter = presenter
         self._headers: dict[str, str] | None = None
 
-    def headers(self, request: Outgoing, *, now: float) -> dict[str, str]:
+    def headers(self, request: OutgoingRequest, *, now: float) -> dict[str, str]:
         """The first request's headers."""
         if self._headers is None:
             self._headers = self._presenter.headers(request, now=now)
         return self._headers
 
 
-def _replayable(kind: str) -> tuple[dict[str, Any], Presenter]:
+def _replayable(kind: str) -> tuple[dict[str, Any], Authenticator]:
     if kind == "sigv4":
-        return ({"access_key": "AKID", "region": "us-east-1", "service": "execute-api"},
-                SigV4(access_key="AKID", secret=SECRET, region="us-east-1", service="execute-api"))
-    return ({"timestamp_header": "x-time"}, Hmac(signer=Signer(secret=SECRET.encode(), timestamp_header="x-time")))
+        return (
+            {"access_key": "AKID", "region": "us-east-1", "service": "execute-api"},
+            SigV4Authenticator(access_key="AKID", secret=SECRET, region="us-east-1", service="execute-api"),
+        )
+    return (
+        {"timestamp_header": "x-time"},
+        HmacAuthenticator(signer=Signer(secret=SECRET.encode(), timestamp_header="x-time")),
+    )
 
 
 @pytest.mark.parametrize("kind", ["sigv4", "hmac"])
@@ -355,9 +433,21 @@ def test_a_signed_query_is_answered_once(site: Site, server: Server, kind: str) 
     settings, presenter = _replayable(kind)
     at = Place(site, server, kind, secret=SECRET, **settings)
     at.accepted(presenter)
-    site.registration.enable_handler(at.name, HandlerSpec(
-        handler="nobody-answers", role="handler", patterns=("*",), ordering="source", patient_key=None,
-        acknowledge="after_commit", on_failure="dead", max_attempts=1, timeout=5.0), datetime.now(UTC))
+    site.registration.enable_handler(
+        at.name,
+        HandlerSpec(
+            handler="nobody-answers",
+            role="handler",
+            patterns=("*",),
+            ordering="source",
+            patient_key=None,
+            acknowledge="after_commit",
+            on_failure="dead",
+            max_attempts=1,
+            timeout=5.0,
+        ),
+        datetime.now(UTC),
+    )
     listened = Recorded(presenter)
     assert at.send(listened, kind="PatientSearch.Query").status == 501
     after = site.now()
@@ -378,16 +468,26 @@ def test_no_request_makes_anything_be_fetched(site: Site, server: Server) -> Non
         url = f"{door.url}/keys"
         at = Place(site, server, "jwt", issuers=[ISSUER], audiences=["us"], keys=_rsa_keys())
         site.registration.add_credential(
-            at.name, datetime.now(UTC), "jwt",
-            {"issuers": ["https://other.example"], "audiences": ["us"], "jwks_url": url}, None, label=None,
-            expires_at=None, fetched=_rsa_keys().encode())
-        at.accepted(SignedToken(key=private(RSA_FIRST), algorithm="RS256", kid="a", issuer=ISSUER, audience="us"))
-        unknown = SignedToken(key=private(RSA_FIRST), algorithm="RS256", kid="x", issuer="https://other.example",
-                              audience="us")
+            at.name,
+            datetime.now(UTC),
+            "jwt",
+            {"issuers": ["https://other.example"], "audiences": ["us"], "jwks_url": url},
+            None,
+            label=None,
+            expires_at=None,
+            fetched=_rsa_keys().encode(),
+        )
+        at.accepted(
+            SignedTokenAuthenticator(key=private(RSA_FIRST), algorithm="RS256", kid="a", issuer=ISSUER, audience="us")
+        )
+        unknown = SignedTokenAuthenticator(
+            key=private(RSA_FIRST), algorithm="RS256", kid="x", issuer="https://other.example", audience="us"
+        )
         at.refused(unknown, reason="jwt_key_unknown")
         for where in ("jku", "x5u"):
             header = {where: url, "kid": "a"}
             pointed = Issuer(key=P384, algorithm="ES384").token(
-                {"iss": ISSUER, "aud": "us", "iat": 0, "exp": 1}, header)
+                {"iss": ISSUER, "aud": "us", "iat": 0, "exp": 1}, header
+            )
             at.refused(reason="jwt_header_refused", headers={"authorization": f"Bearer {pointed}"})
         assert door.received == []

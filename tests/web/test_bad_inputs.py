@@ -20,7 +20,7 @@ from typing import Any, Final
 import psutil
 import pytest
 
-from receiver.storage.registration import new_token
+from receiver.storage.registry.changes import new_token
 from tests.web.bad_inputs import Case, Exchange, Front, Stand, bodies, framing, signatures, tokens
 from tests.web.conftest import Site, sent
 from tests.web.nginx import ADDRESS, Nginx, proxying
@@ -28,7 +28,10 @@ from tests.web.server import Answer, Server, Wire, serving
 
 CASES: Final = {case.name: case for chapter in (framing, tokens, signatures, bodies) for case in chapter.CASES}
 FRONTS: Final[Mapping[Front, Sequence[str]]] = {
-    "alone": list(CASES), "nginx": list(CASES), "asgi": [case.name for case in (*framing.CASES, *tokens.CASES)]}
+    "alone": list(CASES),
+    "nginx": list(CASES),
+    "asgi": [case.name for case in (*framing.CASES, *tokens.CASES)],
+}
 _Key = tuple[Front, str]
 KEYS: Final[Sequence[_Key]] = [(front, name) for front, names in FRONTS.items() for name in names]
 # Those at once that gunicorn has threads for; the rest waits its turn.
@@ -62,17 +65,27 @@ def _destinations(site: Site, front: Front) -> None:
     now = datetime.now(UTC)
     site.add(f"lab-{front}")
     site.add(f"rotating-{front}")
-    for name, expires, revoked in (("next", timedelta(hours=1), False), ("expired", timedelta(0), False),
-                                   ("revoked", None, True)):
+    for name, expires, revoked in (
+        ("next", timedelta(hours=1), False),
+        ("expired", timedelta(0), False),
+        ("revoked", None, True),
+    ):
         site.tokens[f"{name}-{front}"] = new_token()
-        number = site.registration.add_token(f"rotating-{front}", now, site.tokens[f"{name}-{front}"], label=None,
-                                             expires_at=None if expires is None else now + expires)
+        number = site.registration.add_token(
+            f"rotating-{front}",
+            now,
+            site.tokens[f"{name}-{front}"],
+            label=None,
+            expires_at=None if expires is None else now + expires,
+        )
         if revoked:
             site.registration.revoke_credential(number, now)
     bearing = {"issuers": [signatures.ISSUER], "audiences": [signatures.AUDIENCE], "keys": signatures.KEYS}
     for name, kind, settings, secret in (
-            ("timed", "hmac", dict(signatures.HMAC), signatures.SECRET.encode()),
-            ("signed", "hmac", {}, signatures.SECRET.encode()), ("bearing", "jwt", bearing, None)):
+        ("timed", "hmac", dict(signatures.HMAC), signatures.SECRET.encode()),
+        ("signed", "hmac", {}, signatures.SECRET.encode()),
+        ("bearing", "jwt", bearing, None),
+    ):
         site.add(f"{name}-{front}", require=[f"{kind}+token" if kind == "jwt" else kind])
         site.registration.add_credential(f"{name}-{front}", now, kind, settings, secret, label=None, expires_at=None)
 
@@ -98,36 +111,51 @@ def aftermath(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     for front in FRONTS:
         _destinations(site, front)
     environment = site.environment | {"RECEIVER_TRUSTED_PROXIES": ADDRESS}
-    with (socket.create_server(("127.0.0.1", 0), backlog=64) as trap, serving(site.directory, environment) as server,
-          serving(site.directory, environment | {"RECEIVER_SERVER_MODE": "asgi"}) as asgi,
-          proxying(tmp_path_factory.mktemp("nginx"), server.port) as nginx):
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=64) as trap,
+        serving(site.directory, environment) as server,
+        serving(site.directory, environment | {"RECEIVER_SERVER_MODE": "asgi"}) as asgi,
+        proxying(tmp_path_factory.mktemp("nginx"), server.port) as nginx,
+    ):
         url = f"http://127.0.0.1:{trap.getsockname()[1]}/keys"
         before = [*server.workers(), *asgi.workers(), *nginx.workers()]
-        addresses = {(front, name): f"127.{10 + number}.{index // 250}.{index % 250 + 1}"
-                     for number, (front, names) in enumerate(FRONTS.items()) for index, name in enumerate(names)}
+        addresses = {
+            (front, name): f"127.{10 + number}.{index // 250}.{index % 250 + 1}"
+            for number, (front, names) in enumerate(FRONTS.items())
+            for index, name in enumerate(names)
+        }
 
         def one(front: Front, case: Case) -> tuple[Exchange, tuple[list[Answer], bool]]:
             address = addresses[front, case.name]
             fronts: dict[Front, Callable[[bool], Wire]] = {
                 "alone": lambda _: Wire(server.port, timeout=60, source=address),
                 "asgi": lambda _: Wire(asgi.port, timeout=60, source=address),
-                "nginx": lambda plain: Wire(nginx.port, timeout=60, source=address, tls=None if plain else nginx.tls)}
+                "nginx": lambda plain: Wire(nginx.port, timeout=60, source=address, tls=None if plain else nginx.tls),
+            }
             exchange = case.make(Stand(site=site, front=front, trap=url))
             return exchange, _carried_out(fronts[front], exchange, closes=case.expected_from(front).closes)
 
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             done = {(front, name): pool.submit(one, front, CASES[name]) for front, name in KEYS}
-        afterwards: dict[Front, Answer] = {"alone": server.ask(sent(site)), "nginx": nginx.ask(sent(site)),
-                                           "asgi": asgi.ask(sent(site))}
+        afterwards: dict[Front, Answer] = {
+            "alone": server.ask(sent(site)),
+            "nginx": nginx.ask(sent(site)),
+            "asgi": asgi.ask(sent(site)),
+        }
         # The audit's rows are written in the order in which they came about: behind these is nothing of a case.
         for each in (server, asgi):
             before_it = site.now()
             each.ask(sent(site, verification_token="wrong" * 8))
             site.audit(before_it, destination="lab", action="message.refuse")
         trap.setblocking(False)
-        yield Aftermath(told=_told(site, addresses, {key: future.result() for key, future in done.items()}),
-                        survivors=(before, [*server.workers(), *asgi.workers(), *nginx.workers()]),
-                        afterwards=afterwards, fetched=_called(trap), servers=(server, asgi), nginx=nginx)
+        yield Aftermath(
+            told=_told(site, addresses, {key: future.result() for key, future in done.items()}),
+            survivors=(before, [*server.workers(), *asgi.workers(), *nginx.workers()]),
+            afterwards=afterwards,
+            fetched=_called(trap),
+            servers=(server, asgi),
+            nginx=nginx,
+        )
 
 
 def _called(trap: socket.socket) -> bool:
@@ -138,16 +166,23 @@ def _called(trap: socket.socket) -> bool:
     return True
 
 
-def _told(site: Site, addresses: Mapping[_Key, str],
-          done: Mapping[_Key, tuple[Exchange, tuple[list[Answer], bool]]]) -> dict[_Key, Told]:
+def _told(
+    site: Site, addresses: Mapping[_Key, str], done: Mapping[_Key, tuple[Exchange, tuple[list[Answer], bool]]]
+) -> dict[_Key, Told]:
     records = defaultdict(list)
     for row in site.rows("SELECT * FROM audit_events WHERE peer IS NOT NULL ORDER BY id"):
         records[row.peer].append(row)
     messages = {row.uuid: row for row in site.rows("SELECT * FROM messages")}
-    return {key: Told(exchange=exchange, answers=answers, ended=ended, records=records[addresses[key]],
-                      messages=[messages[row.message_uuid] for row in records[addresses[key]]
-                                if row.message_uuid is not None])
-            for key, (exchange, (answers, ended)) in done.items()}
+    return {
+        key: Told(
+            exchange=exchange,
+            answers=answers,
+            ended=ended,
+            records=records[addresses[key]],
+            messages=[messages[row.message_uuid] for row in records[addresses[key]] if row.message_uuid is not None],
+        )
+        for key, (exchange, (answers, ended)) in done.items()
+    }
 
 
 @pytest.mark.parametrize(("front", "name"), KEYS)
@@ -180,8 +215,12 @@ def test_nobody_died(aftermath: Aftermath) -> None:
     """The processes that served the first of them served the last, in bounded memory."""
     before, after = aftermath.survivors
     assert before == after
-    peaks = [int(peak) for server in aftermath.servers for each in server.workers() for peak in re.findall(
-        r"VmHWM:\s+(\d+) kB", Path(f"/proc/{each.pid}/status").read_text())]
+    peaks = [
+        int(peak)
+        for server in aftermath.servers
+        for each in server.workers()
+        for peak in re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{each.pid}/status").read_text())
+    ]
     assert max(peaks) < 1024 * 1024
 
 
@@ -218,8 +257,9 @@ def test_nothing_else_is_kept(site: Site, aftermath: Aftermath) -> None:
     for (front, name), told in aftermath.told.items():
         if any(outcome in ("unhandled", "quarantined") for outcome, _ in CASES[name].expected_from(front).records):
             accepted |= {sha256(body).digest() for body in told.exchange.kept}
-    rows = site.rows("SELECT m.sha256 FROM messages m JOIN destinations d ON d.id = m.destination_id "
-                     "WHERE d.name <> 'lab'")
+    rows = site.rows(
+        "SELECT m.sha256 FROM messages m JOIN destinations d ON d.id = m.destination_id WHERE d.name <> 'lab'"
+    )
     assert {bytes(row.sha256) for row in rows} == accepted
     assert site.count("payloads") == site.count("messages")
     assert site.count("deliveries") == 0

@@ -85,8 +85,11 @@ def test_budget() -> None:
 def test_what_nothing_vouches_for_takes_half_of_the_budget() -> None:
     """However many strangers send, the other half is the feeds'. Nor do strangers have what feeds have taken."""
     budget = BodyMemoryBudget(100)
-    with (budget.reservation(authenticated=False) as first, budget.reservation(authenticated=False) as second,
-          budget.reservation(authenticated=True) as feed):
+    with (
+        budget.reservation(authenticated=False) as first,
+        budget.reservation(authenticated=False) as second,
+        budget.reservation(authenticated=True) as feed,
+    ):
         fill(first, SMALL + 30)
         fill(second, SMALL + 20)
         with budget.reservation(authenticated=False) as third, pytest.raises(Unavailable):
@@ -120,8 +123,11 @@ def test_small_bodies_are_not_counted() -> None:
     """Whatever fills it, and whoever sends them; a token request is one."""
     assert MAX_REQUEST <= SMALL
     budget = BodyMemoryBudget(100)
-    with (budget.reservation(authenticated=True) as large, budget.reservation(authenticated=True) as feed,
-          budget.reservation(authenticated=False) as stranger):
+    with (
+        budget.reservation(authenticated=True) as large,
+        budget.reservation(authenticated=True) as feed,
+        budget.reservation(authenticated=False) as stranger,
+    ):
         fill(large, SMALL + 100)
         fill(feed, SMALL)
         fill(stranger, SMALL)
@@ -159,17 +165,29 @@ def test_a_body_at_its_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     assert slow.now > 5
 
 
-@pytest.mark.parametrize(("announced", "coding", "length"), [
-    ("", "", 0), ("4", "", 4), ("0", "", 0), ("", "chunked", None), ("", " Chunked ", None), ("4", "chunked", 4)])
+@pytest.mark.parametrize(
+    ("announced", "coding", "length"),
+    [("", "", 0), ("4", "", 4), ("0", "", 0), ("", "chunked", None), ("", " Chunked ", None), ("4", "chunked", 4)],
+)
 def test_framing(announced: str, coding: str, length: int | None) -> None:
     """A length, or chunks."""
     assert framing(announced, coding) == length
     assert discarded(length) is (length is not None)
 
 
-@pytest.mark.parametrize(("announced", "coding", "status"), [
-    ("-4", "", 400), ("4, 4", "", 400), ("\xb2", "", 400), ("9" * 20, "", 400), ("", "gzip, chunked", 501),
-    ("", "chunked, chunked", 501), ("4", "gzip", 501), ("", "xchunked", 501)])
+@pytest.mark.parametrize(
+    ("announced", "coding", "status"),
+    [
+        ("-4", "", 400),
+        ("4, 4", "", 400),
+        ("\xb2", "", 400),
+        ("9" * 20, "", 400),
+        ("", "gzip, chunked", 501),
+        ("", "chunked, chunked", 501),
+        ("4", "gzip", 501),
+        ("", "xchunked", 501),
+    ],
+)
 def test_bad_framing(announced: str, coding: str, status: int) -> None:
     """What is neither a length nor chunks is malformed; a coding that nobody here knows is 501."""
     with pytest.raises(BadTransfer) as raised:

@@ -10,8 +10,8 @@ from uuid import uuid4
 
 import pytest
 
-from receiver.storage.registration import HandlerSpec, new_token
-from tests.waiting import until
+from receiver.storage.registry.changes import HandlerSpec, new_token
+from tests.support.waiting import until
 from tests.web.conftest import SOURCE, Site, message, sent
 from tests.web.server import Server, post
 
@@ -51,18 +51,44 @@ def destinations(site: Site) -> None:
     site.registration.add_token("rotating", now, site.tokens["expired"], label=None, expires_at=now)
     site.tokens["revoked"] = new_token()
     site.registration.revoke_credential(
-        site.registration.add_token("rotating", now, site.tokens["revoked"], label=None, expires_at=None), now)
+        site.registration.add_token("rotating", now, site.tokens["revoked"], label=None, expires_at=None), now
+    )
     site.add("inline")
-    site.registration.enable_handler("inline", HandlerSpec(
-        handler="never-loaded", role="handler", patterns=("*",), ordering="source", patient_key=None,
-        acknowledge="after_handling", on_failure="dead", max_attempts=1, timeout=1.0), now)
+    site.registration.enable_handler(
+        "inline",
+        HandlerSpec(
+            handler="never-loaded",
+            role="handler",
+            patterns=("*",),
+            ordering="source",
+            patient_key=None,
+            acknowledge="after_handling",
+            on_failure="dead",
+            max_attempts=1,
+            timeout=1.0,
+        ),
+        now,
+    )
     site.add("subscribed")
-    site.registration.enable_handler("subscribed", HandlerSpec(
-        handler="some", role="handler", patterns=("PatientAdmin.*",), ordering="source", patient_key=None,
-        acknowledge="after_commit", on_failure="dead", max_attempts=1, timeout=1.0), now)
+    site.registration.enable_handler(
+        "subscribed",
+        HandlerSpec(
+            handler="some",
+            role="handler",
+            patterns=("PatientAdmin.*",),
+            ordering="source",
+            patient_key=None,
+            acknowledge="after_commit",
+            on_failure="dead",
+            max_attempts=1,
+            timeout=1.0,
+        ),
+        now,
+    )
 
 
 # --- handshake
+
 
 def test_handshake(site: Site, server: Server) -> None:
     """The right token gets the challenge back, alone and as plain text, and an audit row; nothing else is kept."""
@@ -83,10 +109,15 @@ def test_handshake_by_get(site: Site, server: Server) -> None:
     assert token not in server.text()
 
 
-@pytest.mark.parametrize("request_", [
-    post("/redox/lab", handshake("wrong" * 8, "CANARY")), post("/redox/lab", handshake(None, "CANARY")),
-    get("challenge=CANARY&verification-token=" + "wrong" * 8), get("challenge=CANARY"),
-])
+@pytest.mark.parametrize(
+    "request_",
+    [
+        post("/redox/lab", handshake("wrong" * 8, "CANARY")),
+        post("/redox/lab", handshake(None, "CANARY")),
+        get("challenge=CANARY&verification-token=" + "wrong" * 8),
+        get("challenge=CANARY"),
+    ],
+)
 def test_handshake_with_a_wrong_token(site: Site, server: Server, request_: bytes) -> None:
     """A wrong token is 401, and its challenge is not echoed."""
     answer = server.ask(request_)
@@ -104,11 +135,24 @@ def test_handshake_with_a_strange_challenge(site: Site, server: Server, challeng
 
 # --- 401
 
-@pytest.mark.parametrize(("to", "headers"), [
-    ("nowhere", {}), ("closed", {}), ("lab", {"verification_token": None}), ("lab", {"verification_token": ""}),
-    ("lab", {"verification_token": "wrong" * 8}), ("lab", {"verification_token": "t\xf6ken" * 8}),
-    ("signed", {}), ("LAB", {}), ("lab%00", {}), ("%ff%fe", {}), ("..", {}), (300 * "x", {}),
-])
+
+@pytest.mark.parametrize(
+    ("to", "headers"),
+    [
+        ("nowhere", {}),
+        ("closed", {}),
+        ("lab", {"verification_token": None}),
+        ("lab", {"verification_token": ""}),
+        ("lab", {"verification_token": "wrong" * 8}),
+        ("lab", {"verification_token": "t\xf6ken" * 8}),
+        ("signed", {}),
+        ("LAB", {}),
+        ("lab%00", {}),
+        ("%ff%fe", {}),
+        ("..", {}),
+        (300 * "x", {}),
+    ],
+)
 def test_unauthorized(site: Site, server: Server, to: str, headers: dict[str, str | None]) -> None:
     """Whatever is wrong with the credential or the destination, the answer is the same, and nothing is kept."""
     messages = site.count("messages")
@@ -125,7 +169,11 @@ def test_a_refusal_in_the_audit(site: Site, server: Server) -> None:
     server.ask(sent(site, b'{"patient": "CANARY"}', to="keeping", verification_token=None))
     row = site.audit(before, destination="keeping")
     assert (row.action, row.outcome, row.reason, row.peer) == (
-        "message.refuse", "refused", "credential_missing", "127.0.0.1")
+        "message.refuse",
+        "refused",
+        "credential_missing",
+        "127.0.0.1",
+    )
     detail = json.loads(row.detail)
     assert detail["status"] == 401
     assert detail["length"] == 21
@@ -134,8 +182,10 @@ def test_a_refusal_in_the_audit(site: Site, server: Server) -> None:
 
 def twisted(token: str) -> dict[str, dict[str, str | None]]:
     return {
-        "in the other case": {"verification_token": token.swapcase()}, "a prefix": {"verification_token": token[:-1]},
-        "and more": {"verification_token": f"{token}x"}, "in quotes": {"verification_token": f'"{token}"'},
+        "in the other case": {"verification_token": token.swapcase()},
+        "a prefix": {"verification_token": token[:-1]},
+        "and more": {"verification_token": f"{token}x"},
+        "in quotes": {"verification_token": f'"{token}"'},
         "another bearer": {"authorization": "Bearer " + "wrong" * 8},
         "another bearer alone": {"verification_token": None, "authorization": "Bearer " + "wrong" * 8},
         "as basic": {"verification_token": None, "authorization": f"Basic {token}"},
@@ -167,7 +217,8 @@ def test_token_with_an_underscore(site: Site, server: Server) -> None:
 def test_token_in_the_query_of_a_post(site: Site, server: Server) -> None:
     """A token in a POST's query proves nothing, and is written nowhere."""
     raw = sent(site, verification_token=None).replace(
-        b"/redox/lab", f"/redox/lab?verification-token={site.tokens['lab']}".encode(), 1)
+        b"/redox/lab", f"/redox/lab?verification-token={site.tokens['lab']}".encode(), 1
+    )
     assert server.ask(raw).status == 401
     assert site.tokens["lab"] not in server.text()
 
@@ -202,23 +253,39 @@ def test_rotation(site: Site, server: Server) -> None:
 def test_forged_peer(site: Site, server: Server) -> None:
     """X-Forwarded-For of a peer that is no trusted proxy is ignored."""
     before = site.now()
-    server.ask(sent(site, to="real", verification_token=None, x_forwarded_for="203.0.113.9",
-                    forwarded="for=203.0.113.9", x_real_ip="203.0.113.9"))
+    server.ask(
+        sent(
+            site,
+            to="real",
+            verification_token=None,
+            x_forwarded_for="203.0.113.9",
+            forwarded="for=203.0.113.9",
+            x_real_ip="203.0.113.9",
+        )
+    )
     assert site.audit(before, destination="real").peer == "127.0.0.1"
 
 
 def test_forged_environment(site: Site, server: Server) -> None:
     """Headers that gunicorn takes from a trusted proxy are taken from nobody."""
     raw = sent(site, verification_token=None).replace(
-        b"host: ", b"SCRIPT_NAME: /redox\r\nPATH_INFO: /livez\r\nx-forwarded-proto: https\r\nhost: ")
+        b"host: ", b"SCRIPT_NAME: /redox\r\nPATH_INFO: /livez\r\nx-forwarded-proto: https\r\nhost: "
+    )
     assert server.ask(raw).status == 401
 
 
 # --- 403 and policies
 
-@pytest.mark.parametrize(("source", "reason"), [
-    ({"ID": NEVER}, "source_unknown"), ({"ID": None}, "source_missing"), ({}, "source_missing"),
-    (None, "source_missing")])
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ({"ID": NEVER}, "source_unknown"),
+        ({"ID": None}, "source_missing"),
+        ({}, "source_missing"),
+        (None, "source_missing"),
+    ],
+)
 def test_unknown_source(site: Site, server: Server, source: object, reason: str) -> None:
     """A message from a source that nobody registered, or from none, is 403; nothing of it is kept."""
     before, messages = site.now(), site.count("messages")
@@ -248,8 +315,9 @@ def test_unknown_source_kept(site: Site, server: Server) -> None:
     assert (row.outcome, row.reason) == ("quarantined", "source_unknown")
 
 
-@pytest.mark.parametrize(("to", "status", "outcome"), [
-    ("lab", 200, "unhandled"), ("real", 200, "quarantined"), ("strict", 403, "refused")])
+@pytest.mark.parametrize(
+    ("to", "status", "outcome"), [("lab", 200, "unhandled"), ("real", 200, "quarantined"), ("strict", 403, "refused")]
+)
 def test_test_messages(site: Site, server: Server, to: str, status: int, outcome: str) -> None:
     """A message marked as a test is dispatched, kept back or refused, as the destination has it."""
     before = site.now()
@@ -258,6 +326,7 @@ def test_test_messages(site: Site, server: Server, to: str, status: int, outcome
 
 
 # --- 200
+
 
 def test_accepted(site: Site, server: Server) -> None:
     """A message is answered 200 with nothing when message, payload, delivery and audit row are committed."""
@@ -289,14 +358,26 @@ def test_same_key_other_content(site: Site, server: Server) -> None:
     other = body.replace(b'"Identifiers": []', b'"Identifiers": [1]')
     assert server.ask(sent(site, other, to="subscribed")).status == 200
     assert site.rows("SELECT id_conflict, state FROM messages ORDER BY id DESC LIMIT 2") == [
-        (True, "accepted"), (False, "accepted")]
+        (True, "accepted"),
+        (False, "accepted"),
+    ]
 
 
-@pytest.mark.parametrize(("body", "reason"), [
-    (b"", "empty"), (b"<html>", "not_json"), (b"{", "not_json"), (b"[]", "top_not_object"), (b"{}", "no_meta"),
-    (b"\xff\xfe{\x00}\x00", "not_utf8"), (b"[" * 100_000, "too_deep"), (message() * 2, "not_json"),
-    (b'{"Meta": [], "Meta": {}}', "top_duplicate_key"), (message(EventType=None), "kind_missing"),
-])
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"", "empty"),
+        (b"<html>", "not_json"),
+        (b"{", "not_json"),
+        (b"[]", "top_not_object"),
+        (b"{}", "no_meta"),
+        (b"\xff\xfe{\x00}\x00", "not_utf8"),
+        (b"[" * 100_000, "too_deep"),
+        (message() * 2, "not_json"),
+        (b'{"Meta": [], "Meta": {}}', "top_duplicate_key"),
+        (message(EventType=None), "kind_missing"),
+    ],
+)
 def test_unreadable(site: Site, server: Server, body: bytes, reason: str) -> None:
     """What is proved to be Redox's and cannot be read is 200, and kept in quarantine with its reason."""
     before = site.now()
@@ -313,9 +394,20 @@ def test_nobody_subscribes(site: Site, server: Server) -> None:
 
 # --- media
 
-@pytest.mark.parametrize("media", [
-    "application/json", "application/fhir+json", "text/xml", "text/plain", None, "x" * 500,
-    "multipart/form-data; boundary=x", "application/x-www-form-urlencoded"])
+
+@pytest.mark.parametrize(
+    "media",
+    [
+        "application/json",
+        "application/fhir+json",
+        "text/xml",
+        "text/plain",
+        None,
+        "x" * 500,
+        "multipart/form-data; boundary=x",
+        "application/x-www-form-urlencoded",
+    ],
+)
 def test_media_types(site: Site, server: Server, media: str | None) -> None:
     """A message is a message, whatever its type is said to be."""
     assert server.ask(sent(site, content_type=media)).status == 200
@@ -341,6 +433,7 @@ def test_forms(site: Site, server: Server, server_mode: str, media: str) -> None
 
 
 # --- queries
+
 
 def test_query_without_a_responder(site: Site, server: Server) -> None:
     """A query that nobody answers is recorded and told 501 in Redox's shape; the audit says so, with what was sent."""
@@ -379,6 +472,7 @@ def test_unreadable_query(site: Site, server: Server) -> None:
 
 # --- after_handling
 
+
 def test_not_handled_in_the_request(site: Site, server: Server) -> None:
     """after_handling: what is not handled is 503, so that Redox keeps it; it is recorded once, however often."""
     body, messages = message(), site.count("messages")
@@ -390,6 +484,7 @@ def test_not_handled_in_the_request(site: Site, server: Server) -> None:
 
 
 # --- changes
+
 
 def test_changes_are_followed(site: Site, server: Server, server_mode: str) -> None:
     """What is changed in the registry holds within a second or two, in a receiver that runs."""

@@ -9,9 +9,9 @@ from uuid import uuid4
 import pytest
 
 from receiver import logs
-from receiver.storage import reading
-from receiver.storage.audit import REPEATS, ROWS_EACH
-from tests.waiting import until
+from receiver.storage.evidence.audit_log import REPEATS, ROWS_EACH
+from receiver.storage.operations import queries
+from tests.support.waiting import until
 from tests.web.conftest import Site, message, sent
 from tests.web.server import Server, Wire, post
 
@@ -63,8 +63,9 @@ def query(site: Site) -> bytes:
 
 
 def guess(_: Site) -> bytes:
-    return post("/oauth/guesses/token", b"grant_type=client_credentials",
-                content_type="application/x-www-form-urlencoded")
+    return post(
+        "/oauth/guesses/token", b"grant_type=client_credentials", content_type="application/x-www-form-urlencoded"
+    )
 
 
 FLOODS: dict[str, tuple[Callable[[Site], bytes], set[int], str]] = {
@@ -104,7 +105,7 @@ def test_floods_are_counted(site: Site, server: Server) -> None:
     assert sum(each.count for each in repeats) == MANY
     assert len(repeats) <= MINUTES * (REPEATS + ROWS_EACH + 1)
     with site.engine.connect() as connection:
-        told = reading.refused_sources(connection, destination="made-up", limit=3)
+        told = queries.refused_sources(connection, destination="made-up", limit=3)
     assert (told[0]["source_id"], told[0]["count"]) == (there["ID"], 2)  # the first of the three was like any other
     assert server.lines("request.failed") == []
     lines = server.lines("query.not_answered")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from receiver.keyring import Keyring
-from receiver.storage.signing_keys import SigningKeys
-from tests.waiting import until
+from receiver.storage.registry.signing_keys import SigningKeys
+from tests.support.waiting import until
 from tests.web.conftest import Site
 from tests.web.server import Answer, Server
 

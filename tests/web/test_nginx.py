@@ -17,7 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from receiver.server import conf
-from tests.waiting import until
+from tests.support.waiting import until
 from tests.web import nginx as proxies
 from tests.web.conftest import Site, message, sent
 from tests.web.nginx import ADDRESS, CONFIGURATION, Nginx, proxying
@@ -33,8 +33,9 @@ SOON = 5.0
 def server(site: Site) -> Iterator[Server]:
     """A receiver with few threads that trusts nginx, and nobody else on this machine."""
     site.add("bank")
-    with serving(site.directory, site.environment | {"RECEIVER_TRUSTED_PROXIES": ADDRESS,
-                                                     "RECEIVER_THREADS": "4"}) as server:
+    with serving(
+        site.directory, site.environment | {"RECEIVER_TRUSTED_PROXIES": ADDRESS, "RECEIVER_THREADS": "4"}
+    ) as server:
         yield server
 
 
@@ -42,8 +43,7 @@ def server(site: Site) -> Iterator[Server]:
 def nginx(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
     """nginx before it, which takes it for two: what is alone is never taken for dead anyway."""
     upstream = f"server 127.0.0.1:{server.port} max_fails=0;"
-    with proxying(tmp_path_factory.mktemp("nginx"), server.port,
-                  changes={upstream: f"{upstream} {upstream}"}) as nginx:
+    with proxying(tmp_path_factory.mktemp("nginx"), server.port, changes={upstream: f"{upstream} {upstream}"}) as nginx:
         yield nginx
 
 
@@ -117,8 +117,9 @@ def test_old_tls(nginx: Nginx) -> None:
         Wire(nginx.port, tls=tls)
 
 
-@pytest.mark.parametrize("target", ["/", "/readyz", "/metrics", "/redox", "/oauth", "/x/redox/lab", "/redox/../readyz",
-                                    "/livez/x"])
+@pytest.mark.parametrize(
+    "target", ["/", "/readyz", "/metrics", "/redox", "/oauth", "/x/redox/lab", "/redox/../readyz", "/livez/x"]
+)
 def test_nothing_else(site: Site, nginx: Nginx, target: str) -> None:
     """What is none of the receiver's paths does not reach it, right token or not."""
     answer = nginx.ask(sent(site).replace(b"/redox/lab", target.encode(), 1))
@@ -128,8 +129,11 @@ def test_nothing_else(site: Site, nginx: Nginx, target: str) -> None:
 
 def test_the_other_public_paths(site: Site, nginx: Nginx) -> None:
     """The token endpoint, the public keys and the liveness path are the receiver's."""
-    for raw, status in ((post("/oauth/lab/token", b"{}"), 401), (b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n", 200),
-                        (b"GET /.well-known/jwks.json HTTP/1.1\r\nHost: x\r\n\r\n", 200)):
+    for raw, status in (
+        (post("/oauth/lab/token", b"{}"), 401),
+        (b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n", 200),
+        (b"GET /.well-known/jwks.json HTTP/1.1\r\nHost: x\r\n\r\n", 200),
+    ):
         answer = nginx.ask(raw)
         assert (answer.status, answer.headers["server"]) == (status, "redox-receiver")
 
@@ -186,7 +190,12 @@ def test_slow_clients(site: Site, server: Server, nginx: Nginx) -> None:
     whole = sent(site)
     head, _, _ = whole.partition(b"\r\n\r\n")
     slow = [
-        b"", b"POST /re", head[:60], head, head + b"\r\n\r\n{", post("/redox/lab", b"{", content_length="8000"),
+        b"",
+        b"POST /re",
+        head[:60],
+        head,
+        head + b"\r\n\r\n{",
+        post("/redox/lab", b"{", content_length="8000"),
         sent(site, b"", {"content_length": None, "transfer_encoding": "chunked"}) + b"5\r\n{",
         sent(site, verification_token="wrong" * 8),  # answered, and does not take the answer
     ]
@@ -210,14 +219,22 @@ def test_mutual_tls(site: Site, server: Server, tmp_path: Path) -> None:
     certificate = x509.load_pem_x509_certificate(issued.cert_chain_pems[0].bytes())
     site.add("mutual", require=["mtls"])
     site.registration.add_credential(
-        "mutual", datetime.now(UTC), "mtls", {"proxy": "nginx", "san": "client.redox.example",
-                                              "fingerprint": certificate.fingerprint(SHA256()).hex()},
-        SECRET.encode(), label=None, expires_at=None)
+        "mutual",
+        datetime.now(UTC),
+        "mtls",
+        {"proxy": "nginx", "san": "client.redox.example", "fingerprint": certificate.fingerprint(SHA256()).hex()},
+        SECRET.encode(),
+        label=None,
+        expires_at=None,
+    )
     claimed: dict[str, str | None] = {
-        "ssl_client_verify": "SUCCESS", "x_proxy_secret": SECRET,
-        "ssl_client_cert": issued.cert_chain_pems[0].bytes().decode().replace("\n", "%0A")}
-    with proxying(tmp_path, server.port, changes=proxies.with_mutual_tls(tmp_path, SECRET),
-                  authority=authority) as nginx:
+        "ssl_client_verify": "SUCCESS",
+        "x_proxy_secret": SECRET,
+        "ssl_client_cert": issued.cert_chain_pems[0].bytes().decode().replace("\n", "%0A"),
+    }
+    with proxying(
+        tmp_path, server.port, changes=proxies.with_mutual_tls(tmp_path, SECRET), authority=authority
+    ) as nginx:
         issued.configure_cert(nginx.tls)
         until(lambda: nginx.ask(sent(site, to="mutual")).status == 200)
         bare = ssl.create_default_context()

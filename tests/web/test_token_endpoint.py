@@ -11,9 +11,9 @@ from urllib.parse import urlencode
 import pytest
 
 from receiver.errors import BadTransfer, Unavailable
-from receiver.protocol.message import Once, Reply
+from receiver.protocol.message import Nonce, Reply
 from receiver.protocol.registry import Registry
-from receiver.storage.audit import network
+from receiver.storage.evidence.audit_log import network
 from receiver.web.runtime import ThreadRuntime, drive
 from receiver.web.token_endpoint import GUESSES, Guesses, Issue, Refusal, TokenEndpoint
 from tests.protocol.made_up import destination, head, registry
@@ -48,7 +48,7 @@ class Records:
         self.away = away
         self.refusals: list[Refusal] = []
 
-    def first(self, once: Sequence[Once]) -> bool:
+    def first(self, once: Sequence[Nonce]) -> bool:
         """Everything is new."""
         if self.away == "once":
             raise Unavailable("database_away")
@@ -108,8 +108,9 @@ def test_granted() -> None:
     assert json.loads(reply.body)["token_type"] == "Bearer"
 
 
-@pytest.mark.parametrize(("away", "form"), [
-    ("audit", _GOOD), ("silent", _GOOD), ("once", urlencode(_assertion()).encode())])
+@pytest.mark.parametrize(
+    ("away", "form"), [("audit", _GOOD), ("silent", _GOOD), ("once", urlencode(_assertion()).encode())]
+)
 def test_no_token_that_is_not_recorded(away: str, form: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be written down, or remembered as used, is not given: Redox is to come again."""
     monkeypatch.setattr("receiver.web.endpoint.LEDGER_TIMEOUT", 0.05)
@@ -123,9 +124,14 @@ def test_without_a_registry() -> None:
     assert _served(Records(), None, Body(_GOOD)).status == 503
 
 
-@pytest.mark.parametrize(("body", "reason"), [
-    (Body(_GOOD, length=len(_GOOD) + 5), "body_incomplete"), (Broken(_GOOD), "body_malformed"),
-    (Body(b"", length=10**9), "token_request_too_large")])
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (Body(_GOOD, length=len(_GOOD) + 5), "body_incomplete"),
+        (Broken(_GOOD), "body_malformed"),
+        (Body(b"", length=10**9), "token_request_too_large"),
+    ],
+)
 def test_what_did_not_arrive(body: Body, reason: str) -> None:
     """A request that broke off, or is too large to be one: 400, and the connection ends with it."""
     records = Records()
@@ -135,9 +141,13 @@ def test_what_did_not_arrive(body: Body, reason: str) -> None:
     assert [each.denied.reason for each in records.refusals] == [reason]
 
 
-@pytest.mark.parametrize(("known", "reason"), [
-    (registry(), "destination_unknown"),
-    (registry(destination(_oauth(), require=("oauth",), enabled=False)), "destination_disabled")])
+@pytest.mark.parametrize(
+    ("known", "reason"),
+    [
+        (registry(), "destination_unknown"),
+        (registry(destination(_oauth(), require=("oauth",), enabled=False)), "destination_disabled"),
+    ],
+)
 def test_nobody_s_destination(known: Registry, reason: str) -> None:
     """Unknown or disabled: invalid_client, the body unread."""
     records = Records()

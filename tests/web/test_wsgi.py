@@ -13,7 +13,7 @@ import pytest
 
 from receiver.errors import BadTransfer
 from receiver.pipeline import Admitted, Challenged, Receipt, Refused
-from receiver.protocol.message import Head, Message, Once, Reply
+from receiver.protocol.message import Head, Nonce, ParsedMessage, Reply
 from receiver.protocol.registry import Destination, Registry, Subscription
 from receiver.web import endpoint as endpoint_module
 from receiver.web import wsgi
@@ -45,10 +45,12 @@ class Nobody:
     def answered(self, answered: Answered) -> Future[None]:
         raise AssertionError
 
-    def first(self, once: Sequence[Once]) -> bool:
+    def first(self, once: Sequence[Nonce]) -> bool:
         raise AssertionError
 
-    def answer(self, message: Message, responder: Subscription, destination: Destination, receipt: Receipt) -> bytes:
+    def answer(
+        self, message: ParsedMessage, responder: Subscription, destination: Destination, receipt: Receipt
+    ) -> bytes:
         raise AssertionError
 
     def run_inline(self, destination: Destination, receipt: Receipt) -> bool:
@@ -82,11 +84,17 @@ def head_of(**environ: Any) -> Head:
     return head
 
 
-@pytest.mark.parametrize(("raw", "target", "query"), [
-    ("/redox/lab", "/redox/lab", ""), ("/redox/lab?", "/redox/lab", ""),
-    ("//redox/%6cab?a=%20b&a", "//redox/%6cab", "a=%20b&a"), ("http://u@h:8/redox/lab?x?y", "/redox/lab", "x?y"),
-    ("HTTPS://h?x", "", "x"), ("/redox/lab?u=http://h/", "/redox/lab", "u=http://h/"),
-])
+@pytest.mark.parametrize(
+    ("raw", "target", "query"),
+    [
+        ("/redox/lab", "/redox/lab", ""),
+        ("/redox/lab?", "/redox/lab", ""),
+        ("//redox/%6cab?a=%20b&a", "//redox/%6cab", "a=%20b&a"),
+        ("http://u@h:8/redox/lab?x?y", "/redox/lab", "x?y"),
+        ("HTTPS://h?x", "", "x"),
+        ("/redox/lab?u=http://h/", "/redox/lab", "u=http://h/"),
+    ],
+)
 def test_target(raw: str, target: str, query: str) -> None:
     """Path and query are what was on the wire, whatever else the server made of it."""
     head = head_of(RAW_URI=raw)
@@ -103,14 +111,21 @@ def test_head() -> None:
     assert head_of(REMOTE_ADDR="192.0.2.2", HTTP_X_FORWARDED_FOR="192.0.2.1").proxied is False
 
 
-@pytest.mark.parametrize(("environ", "length", "read"), [
-    ({}, 0, b"body"), ({"CONTENT_LENGTH": ""}, 0, b"body"), ({"CONTENT_LENGTH": "4"}, 4, b"body"),
-    ({"HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input_terminated": True}, None, b"body"),
-    ({"HTTP_TRANSFER_ENCODING": "chunked"}, None, None), ({"CONTENT_LENGTH": "-4"}, None, None),
-    ({"CONTENT_LENGTH": "4", "HTTP_TRANSFER_ENCODING": "chunked"}, 4, b"body"),
-    ({"CONTENT_LENGTH": "\xb2"}, None, None),
-    ({"CONTENT_LENGTH": "4, 4", "wsgi.input_terminated": True}, None, None), ({"CONTENT_LENGTH": "9" * 20}, None, None),
-])
+@pytest.mark.parametrize(
+    ("environ", "length", "read"),
+    [
+        ({}, 0, b"body"),
+        ({"CONTENT_LENGTH": ""}, 0, b"body"),
+        ({"CONTENT_LENGTH": "4"}, 4, b"body"),
+        ({"HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input_terminated": True}, None, b"body"),
+        ({"HTTP_TRANSFER_ENCODING": "chunked"}, None, None),
+        ({"CONTENT_LENGTH": "-4"}, None, None),
+        ({"CONTENT_LENGTH": "4", "HTTP_TRANSFER_ENCODING": "chunked"}, 4, b"body"),
+        ({"CONTENT_LENGTH": "\xb2"}, None, None),
+        ({"CONTENT_LENGTH": "4, 4", "wsgi.input_terminated": True}, None, None),
+        ({"CONTENT_LENGTH": "9" * 20}, None, None),
+    ],
+)
 def test_transfer(environ: dict[str, Any], length: int | None, read: bytes | None) -> None:
     """A body has a length, or chunks whose end the server marks; of anything else not a byte is read."""
     transfer = WsgiTransfer({"wsgi.input": io.BytesIO(b"body"), **environ})
@@ -124,6 +139,7 @@ def test_transfer(environ: dict[str, Any], length: int | None, read: bytes | Non
 
 def test_a_coroutine_that_wants_an_event_loop() -> None:
     """A thread that drives a coroutine says so, and does not wait for ever."""
+
     async def waits() -> None:
         await asyncio.sleep(0)
 
@@ -134,6 +150,7 @@ def test_a_coroutine_that_wants_an_event_loop() -> None:
 
 def test_faults_are_not_the_messages() -> None:
     """Whatever goes wrong in the endpoint or before it is a 503, so that the message comes again; it quotes nothing."""
+
     def fails() -> Registry | None:
         raise ValueError("CANARY")
 

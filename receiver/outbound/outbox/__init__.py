@@ -11,6 +11,6 @@ given in the transaction of `context.connection`, and `context.redox`, whose cal
 
 from receiver.outbound.outbox.clients import Clients
 from receiver.outbound.outbox.keeping import Outbox
-from receiver.outbound.outbox.recording import Caller, RecordedClient, Recorder
+from receiver.outbound.outbox.recording import Caller, OutboundRecorder, RecordedClient
 
-__all__ = ["Caller", "Clients", "Outbox", "RecordedClient", "Recorder"]
+__all__ = ["Caller", "Clients", "OutboundRecorder", "Outbox", "RecordedClient"]

@@ -13,8 +13,8 @@ import msgspec
 
 from receiver.outbound.calls import Call
 from receiver.outbound.errors import ErrorDetail
-from receiver.storage.outbox import answer_binding, request_binding
-from receiver.storage.sealing import Seals
+from receiver.storage.evidence.encryption import Sealer
+from receiver.storage.queue.outbox import answer_binding, request_binding
 
 _calls: Final = msgspec.msgpack.Decoder(Call)
 
@@ -22,7 +22,7 @@ _calls: Final = msgspec.msgpack.Decoder(Call)
 class Bodies:
     """Seals and opens. Safe in threads."""
 
-    def __init__(self, seals: Seals) -> None:
+    def __init__(self, seals: Sealer) -> None:
         self._seals = seals
 
     def seal_call(self, call: Call, uuid: UUID, api_key: str) -> tuple[str, bytes]:

@@ -13,12 +13,12 @@ from typing import Self
 from sqlalchemy import Engine
 
 from receiver.keyring import Keyring
-from receiver.outbound.api import Speaker
+from receiver.outbound.api import ApiProfile
 from receiver.outbound.client import RedoxClient
 from receiver.outbound.limits import Limits, SlidingWindow
 from receiver.protocol.credentials import ApiKey
-from receiver.storage import api_keys
-from receiver.storage.api_keys import StoredKey
+from receiver.storage.registry import api_keys
+from receiver.storage.registry.api_keys import StoredKey
 
 # Uploads have one path at Redox; only queries have had two.
 UPLOAD_PATH = "/uploads"
@@ -27,8 +27,15 @@ UPLOAD_PATH = "/uploads"
 class Clients:
     """Safe in threads. All share one rate limiter, for Redox counts by address. Close it when nobody calls any more."""
 
-    def __init__(self, engine: Engine, keyring: Keyring, *, limits: Limits | None = None,
-                 rate: SlidingWindow | None = None, ssl_context: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        keyring: Keyring,
+        *,
+        limits: Limits | None = None,
+        rate: SlidingWindow | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
         self._engine = engine
         self._keyring = keyring
         self._limits = limits or Limits()
@@ -41,8 +48,9 @@ class Clients:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -67,22 +75,34 @@ class Clients:
                 self._replaced.append(client)  # other threads may be in the midst of a call
             client = RedoxClient(
                 # Asked at each renewal of the token: a signing key that was rotated is so taken up.
-                lambda: self._key(name), base_url=stored.base_url, source=stored.source_id, rate=self._rate,
-                several_keys=stored.several, query_path=stored.query_path, upload_path=UPLOAD_PATH,
-                limits=self._limits, ssl_context=self._ssl_context)
+                lambda: self._key(name),
+                base_url=stored.base_url,
+                source=stored.source_id,
+                rate=self._rate,
+                several_keys=stored.several,
+                query_path=stored.query_path,
+                upload_path=UPLOAD_PATH,
+                limits=self._limits,
+                ssl_context=self._ssl_context,
+            )
             self._clients[name] = (stored.version, stored.several, client)
             return client
 
     def _stored(self, name: str) -> StoredKey:
         with self._engine.connect() as connection:
-            return api_keys.load(connection, self._keyring, name)
+            return api_keys.load_api_keys(connection, self._keyring, name)
 
     def _key(self, name: str) -> ApiKey:
         with self._engine.connect() as connection:
             return api_keys.open_key(connection, self._keyring, name)
 
 
-def speaker(stored: StoredKey) -> Speaker:
+def api_profile(stored: StoredKey) -> ApiProfile:
     """What a key makes of what is to be said."""
-    return Speaker(legacy=stored.legacy, source=stored.source_id, several_keys=stored.several,
-                   query_path=stored.query_path, upload_path=UPLOAD_PATH)
+    return ApiProfile(
+        legacy=stored.legacy,
+        source=stored.source_id,
+        several_keys=stored.several,
+        query_path=stored.query_path,
+        upload_path=UPLOAD_PATH,
+    )

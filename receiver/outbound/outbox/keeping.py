@@ -12,19 +12,20 @@ from uuid import UUID
 from sqlalchemy import Connection, Engine
 
 from receiver.keyring import Keyring
-from receiver.outbound.api import Speaker
+from receiver.outbound.api import ApiProfile
 from receiver.outbound.calls import Call
 from receiver.outbound.errors import Unsendable
 from receiver.outbound.fhir import Environment, FhirDestination
 from receiver.outbound.limits import Limits
 from receiver.outbound.messages import NetworkOnramp, Outgoing
 from receiver.outbound.outbox.bodies import Bodies
-from receiver.outbound.outbox.clients import speaker
+from receiver.outbound.outbox.clients import api_profile
 from receiver.outbound.outbox.recording import Caller
-from receiver.storage import api_keys, outbox
+from receiver.storage.evidence.encryption import Sealer
 from receiver.storage.identifiers import uuid7
-from receiver.storage.outbox import New
-from receiver.storage.sealing import Seals
+from receiver.storage.queue import outbox
+from receiver.storage.queue.outbox import NewRequest
+from receiver.storage.registry import api_keys
 
 
 class Outbox:
@@ -38,28 +39,53 @@ class Outbox:
     NotFound and ConfigurationError for a key that is not there or cannot be used.
     """
 
-    def __init__(self, engine: Engine, keyring: Keyring, *, caller: Caller,
-                 key: str | Callable[[], str] | None = None, connect: Callable[[], Connection] | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        keyring: Keyring,
+        *,
+        caller: Caller,
+        key: str | Callable[[], str] | None = None,
+        connect: Callable[[], Connection] | None = None,
+    ) -> None:
         self._engine = engine
         self._keyring = keyring
-        self._bodies = Bodies(Seals(keyring))
+        self._bodies = Bodies(Sealer(keyring))
         self._caller = caller
         self._key = key
         self._connect = connect
         self._most = Limits().request_bytes
 
-    def send(self, message: Outgoing, *, key: str | None = None, connection: Connection | None = None,
-             onramp: NetworkOnramp | None = None) -> UUID:
+    def send(
+        self,
+        message: Outgoing,
+        *,
+        key: str | None = None,
+        connection: Connection | None = None,
+        onramp: NetworkOnramp | None = None,
+    ) -> UUID:
         """Have a Data Model message sent. It names one destination, for order is kept for each."""
         return self._message(message, False, key, connection, onramp)
 
-    def query(self, message: Outgoing, *, key: str | None = None, connection: Connection | None = None,
-              onramp: NetworkOnramp | None = None) -> UUID:
+    def query(
+        self,
+        message: Outgoing,
+        *,
+        key: str | None = None,
+        connection: Connection | None = None,
+        onramp: NetworkOnramp | None = None,
+    ) -> UUID:
         """Have a query made; `answer` returns what came of it."""
         return self._message(message, True, key, connection, onramp)
 
-    def fhir(self, destination: str, environment: Environment, *, key: str | None = None,
-             connection: Connection | None = None) -> FhirDestination[UUID]:
+    def fhir(
+        self,
+        destination: str,
+        environment: Environment,
+        *,
+        key: str | None = None,
+        connection: Connection | None = None,
+    ) -> FhirDestination[UUID]:
         """Have FHIR operations carried out: `outbox.fhir(slug, "Production").message("Patient", "$patient-update", …)`.
 
         Raises Unsendable with a legacy key.
@@ -73,17 +99,23 @@ class Outbox:
             found = outbox.answer(connection, uuid)
         return None if found is None else self._bodies.open_answer(*found, uuid)
 
-    def _message(self, message: Outgoing, query: bool, key: str | None, connection: Connection | None,
-                 onramp: NetworkOnramp | None) -> UUID:
+    def _message(
+        self,
+        message: Outgoing,
+        query: bool,
+        key: str | None,
+        connection: Connection | None,
+        onramp: NetworkOnramp | None,
+    ) -> UUID:
         name, speaks = self._speaker(key)
         return self._keep(speaks.message(message, query=query, onramp=onramp), name, connection)
 
-    def _speaker(self, key: str | None) -> tuple[str, Speaker]:
+    def _speaker(self, key: str | None) -> tuple[str, ApiProfile]:
         name = key or (self._key() if callable(self._key) else self._key)
         with self._engine.connect() as connection:
             if name is None:
                 name = api_keys.only_one(connection)
-            return name, speaker(api_keys.load(connection, self._keyring, name))
+            return name, api_profile(api_keys.load_api_keys(connection, self._keyring, name))
 
     def _keep(self, call: Call, key: str, connection: Connection | None) -> UUID:
         if len(call.to) != 1:
@@ -92,9 +124,18 @@ class Outbox:
             raise Unsendable(f"the message has {len(call.body)} bytes, and Redox takes {self._most} at most")
         uuid = uuid7()
         key_id, sealed = self._bodies.seal_call(call, uuid, key)
-        new = New(uuid=uuid, api_key=key, lane=outbox.lane(key, call.to[0]), call=call.name, kind=call.kind,
-                  message_uuid=self._caller.message_uuid, destination=self._caller.destination,
-                  created_by=self._caller.name, request_key=key_id, request=sealed)
+        new = NewRequest(
+            uuid=uuid,
+            api_key=key,
+            lane=outbox.lane(key, call.to[0]),
+            call=call.name,
+            kind=call.kind,
+            message_uuid=self._caller.message_uuid,
+            destination=self._caller.destination,
+            created_by=self._caller.name,
+            request_key=key_id,
+            request=sealed,
+        )
         with self._writing(connection) as writable:
             outbox.put(writable, new)
         return uuid

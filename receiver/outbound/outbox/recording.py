@@ -18,6 +18,7 @@ import structlog
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from receiver.database.engine import describe
 from receiver.errors import ReceiverError
 from receiver.keyring import Keyring
 from receiver.outbound.answers import Answer
@@ -27,12 +28,11 @@ from receiver.outbound.client import RedoxClient
 from receiver.outbound.errors import OutboundError
 from receiver.outbound.outbox.bodies import Bodies
 from receiver.outbound.outbox.clients import Clients
-from receiver.storage import outbox
-from receiver.storage.audit import AuditChain, AuditEvent, write
-from receiver.storage.database import describe
+from receiver.storage.evidence.audit_log import AuditChain, AuditEvent, write
+from receiver.storage.evidence.encryption import Sealer
 from receiver.storage.identifiers import uuid7
-from receiver.storage.outbox import End, New
-from receiver.storage.sealing import Seals
+from receiver.storage.queue import outbox
+from receiver.storage.queue.outbox import NewRequest, RequestOutcome
 
 log: Final = structlog.get_logger(__name__)
 
@@ -50,12 +50,12 @@ class Caller:
     reason: str | None = None
 
 
-class Recorder:
+class OutboundRecorder:
     """Writes down what is called, one process's in one chain. Safe in threads."""
 
     def __init__(self, engine: Engine, keyring: Keyring) -> None:
         self._engine = engine
-        seals = Seals(keyring)
+        seals = Sealer(keyring)
         self.bodies: Final = Bodies(seals)
         self._audit = AuditChain(keyring, seals)
         self._lock = threading.Lock()
@@ -85,37 +85,56 @@ def begun(call: Call, subject: str, caller: Caller, api_key: str, attempt: int) 
     return _event(call.name, "begun", subject, caller, detail)
 
 
-def ended(call: str, outcome: str, subject: str, caller: Caller, end: End, attempt: int) -> AuditEvent:
+def ended(call: str, outcome: str, subject: str, caller: Caller, end: RequestOutcome, attempt: int) -> AuditEvent:
     """How it ended: `outcome` is sent, failed, or of what the outbox gives up, dead."""
-    return _event(call, outcome, subject, replace(caller, reason=None), {
-        "attempt": attempt, "status": end.status, "error": end.error_class, "log_ids": list(end.log_ids)})
+    return _event(
+        call,
+        outcome,
+        subject,
+        replace(caller, reason=None),
+        {"attempt": attempt, "status": end.status, "error": end.error_class, "log_ids": list(end.log_ids)},
+    )
 
 
 def _event(call: str, outcome: str, subject: str, caller: Caller, detail: dict[str, Any]) -> AuditEvent:
-    return AuditEvent(action=f"outbound.{call}", outcome=outcome, at=datetime.now(UTC), actor=caller.name,
-                      destination=caller.destination, message_uuid=caller.message_uuid, subject=subject,
-                      detail=detail, note=caller.reason)
+    return AuditEvent(
+        action=f"outbound.{call}",
+        outcome=outcome,
+        at=datetime.now(UTC),
+        actor=caller.name,
+        destination=caller.destination,
+        message_uuid=caller.message_uuid,
+        subject=subject,
+        detail=detail,
+        note=caller.reason,
+    )
 
 
-def sent(answer: Answer, uuid: UUID, bodies: Bodies) -> End:
+def sent(answer: Answer, uuid: UUID, bodies: Bodies) -> RequestOutcome:
     """The end of an attempt that Redox has answered."""
     key_id, sealed = bodies.seal_answer(answer.body, uuid)
-    return End(state="sent", status=answer.status, log_ids=answer.log_ids, answer_key=key_id, answer=sealed)
+    return RequestOutcome(state="sent", status=answer.status, log_ids=answer.log_ids, answer_key=key_id, answer=sealed)
 
 
-def refused(exc: BaseException, uuid: UUID, bodies: Bodies) -> End:
+def refused(exc: BaseException, uuid: UUID, bodies: Bodies) -> RequestOutcome:
     """The end of an attempt that failed; dead, unless whoever asks knows better."""
     if not isinstance(exc, OutboundError):
-        return End(state="dead", error_class=type(exc).__name__)
+        return RequestOutcome(state="dead", error_class=type(exc).__name__)
     key_id, sealed = bodies.seal_errors(exc.details, uuid)
-    return End(state="dead", status=exc.status, error_class=type(exc).__name__, log_ids=exc.log_ids, answer_key=key_id,
-               answer=sealed)
+    return RequestOutcome(
+        state="dead",
+        status=exc.status,
+        error_class=type(exc).__name__,
+        log_ids=exc.log_ids,
+        answer_key=key_id,
+        answer=sealed,
+    )
 
 
 class RecordedClient(RedoxApi):
     """A RedoxClient whose calls are on record, made in the name of one caller."""
 
-    def __init__(self, clients: Clients, recorder: Recorder, api_key: str, caller: Caller) -> None:
+    def __init__(self, clients: Clients, recorder: OutboundRecorder, api_key: str, caller: Caller) -> None:
         self._client: RedoxClient = clients.client(api_key)
         self._recorder = recorder
         self._api_key = api_key
@@ -138,13 +157,25 @@ class RecordedClient(RedoxApi):
         uuid, caller = uuid7(), self._caller
         key_id, sealed = self._recorder.bodies.seal_call(kept, uuid, self._api_key)
         with self._recorder.transaction() as (connection, events):
-            number = outbox.put(connection, New(
-                uuid=uuid, api_key=self._api_key, lane=None, call=call.name, kind=call.kind, created_by=caller.name,
-                message_uuid=caller.message_uuid, destination=caller.destination, request_key=key_id, request=sealed))
+            number = outbox.put(
+                connection,
+                NewRequest(
+                    uuid=uuid,
+                    api_key=self._api_key,
+                    lane=None,
+                    call=call.name,
+                    kind=call.kind,
+                    created_by=caller.name,
+                    message_uuid=caller.message_uuid,
+                    destination=caller.destination,
+                    request_key=key_id,
+                    request=sealed,
+                ),
+            )
             events.append(begun(kept, _subject(number), caller, self._api_key, 1))
         return uuid, number
 
-    def _end(self, call: Call, number: int, end: End) -> None:
+    def _end(self, call: Call, number: int, end: RequestOutcome) -> None:
         try:
             with self._recorder.transaction() as (connection, events):
                 outbox.end_direct(connection, number, end)
@@ -152,8 +183,11 @@ class RecordedClient(RedoxApi):
                 events.append(ended(call.name, outcome, _subject(number), self._caller, end, 1))
         except (SQLAlchemyError, ReceiverError) as exc:
             # Redox has acted, and the caller is not to do it again because of us: the row says that no end is known.
-            log.error("outbound.end_not_recorded", subject=_subject(number),
-                      error=describe(exc) if isinstance(exc, SQLAlchemyError) else type(exc).__name__)
+            log.error(
+                "outbound.end_not_recorded",
+                subject=_subject(number),
+                error=describe(exc) if isinstance(exc, SQLAlchemyError) else type(exc).__name__,
+            )
 
 
 def _subject(number: int) -> str:

@@ -15,15 +15,15 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from receiver.errors import IntegrityError, ReceiverError
-from receiver.failpoints import point
-from receiver.handlers.outcomes import pause
+from receiver.fault_injection.faults import point
 from receiver.outbound.calls import Call
 from receiver.outbound.errors import AuthenticationFailed, OutboundError, Rejected, Unsendable, Untrusted
 from receiver.outbound.outbox.clients import Clients
-from receiver.outbound.outbox.recording import Caller, Recorder, begun, ended, refused, sent
-from receiver.storage import outbox
-from receiver.storage.lanes import Fence
-from receiver.storage.outbox import MOST_UNANSWERED, End, Queued
+from receiver.outbound.outbox.recording import Caller, OutboundRecorder, begun, ended, refused, sent
+from receiver.retry_policy import pause
+from receiver.storage.queue import outbox
+from receiver.storage.queue.lanes import Lease
+from receiver.storage.queue.outbox import MOST_UNANSWERED, QueuedRequest, RequestOutcome
 
 log: Final = structlog.get_logger(__name__)
 
@@ -33,13 +33,13 @@ _begun, _posted, _ended = point("outbox.begun"), point("outbox.posted"), point("
 class LaneSender:
     """Sends in the name of one worker. Safe in threads; one for each process."""
 
-    def __init__(self, engine: Engine, clients: Clients, recorder: Recorder, *, name: str) -> None:
+    def __init__(self, engine: Engine, clients: Clients, recorder: OutboundRecorder, *, name: str) -> None:
         self._engine = engine
         self._clients = clients
         self._recorder = recorder
         self._name = name
 
-    def run(self, fence: Fence, go_on: Callable[[], bool]) -> bool:
+    def run(self, fence: Lease, go_on: Callable[[], bool]) -> bool:
         """Send what is in the lane, as long as `go_on`; whether there may be more to send at once.
 
         Raises SQLAlchemyError: what was sent last is sent again then, unless its end is recorded.
@@ -51,14 +51,14 @@ class LaneSender:
                 return True
         return False
 
-    def _head(self, fence: Fence) -> Queued | None:
+    def _head(self, fence: Lease) -> QueuedRequest | None:
         with self._engine.connect() as connection:
             return outbox.head(connection, fence)
 
-    def _one(self, fence: Fence, queued: Queued) -> bool:
+    def _one(self, fence: Lease, queued: QueuedRequest) -> bool:
         """One request; whether the lane may go on."""
         if queued.lost and queued.unanswered + 1 >= MOST_UNANSWERED:
-            return self._end(fence, queued, queued.attempts, End(state="dead", error_class="WorkerLost"))
+            return self._end(fence, queued, queued.attempts, RequestOutcome(state="dead", error_class="WorkerLost"))
         try:
             call = self._recorder.bodies.open_call(queued.request_key, queued.request, queued.uuid, queued.api_key)
         except IntegrityError as exc:
@@ -73,7 +73,7 @@ class LaneSender:
         _posted()
         return self._end(fence, queued, attempt, end)
 
-    def _send(self, call: Call, queued: Queued, attempt: int) -> End:
+    def _send(self, call: Call, queued: QueuedRequest, attempt: int) -> RequestOutcome:
         try:
             answer = self._clients.client(queued.api_key).carry_out(call)
         except SQLAlchemyError:
@@ -81,11 +81,15 @@ class LaneSender:
         except Exception as exc:
             if not isinstance(exc, ReceiverError):
                 log.exception("outbox.attempt_failed", uuid=str(queued.uuid))
-            return judge(exc, refused(exc, queued.uuid, self._recorder.bodies), attempt=attempt,
-                         unanswered=queued.unanswered + queued.lost)
+            return next_action(
+                exc,
+                refused(exc, queued.uuid, self._recorder.bodies),
+                attempt=attempt,
+                unanswered=queued.unanswered + queued.lost,
+            )
         return sent(answer, queued.uuid, self._recorder.bodies)
 
-    def _end(self, fence: Fence, queued: Queued, attempt: int, end: End) -> bool:
+    def _end(self, fence: Lease, queued: QueuedRequest, attempt: int, end: RequestOutcome) -> bool:
         outcome = "failed" if end.state == "pending" else end.state
         with self._recorder.transaction() as (connection, events):
             if not outbox.end(connection, fence, queued.id, attempt, end):
@@ -93,15 +97,22 @@ class LaneSender:
             events.append(ended(queued.call, outcome, _subject(queued), self._caller(queued), end, attempt))
         _ended()
         said = log.info if end.state == "sent" else log.error if end.state == "dead" else log.warning
-        said(f"outbox.{outcome}", uuid=str(queued.uuid), lane=fence.lane, attempt=attempt, status=end.status,
-             error=end.error_class, pause=end.pause)
+        said(
+            f"outbox.{outcome}",
+            uuid=str(queued.uuid),
+            lane=fence.lane,
+            attempt=attempt,
+            status=end.status,
+            error=end.error_class,
+            pause=end.pause,
+        )
         return end.state != "pending"
 
-    def _caller(self, queued: Queued) -> Caller:
+    def _caller(self, queued: QueuedRequest) -> Caller:
         return Caller(name=f"worker:{self._name}", destination=queued.destination, message_uuid=queued.message_uuid)
 
 
-def judge(exc: Exception, end: End, *, attempt: int, unanswered: int) -> End:
+def next_action(exc: Exception, end: RequestOutcome, *, attempt: int, unanswered: int) -> RequestOutcome:
     """What becomes of a request whose attempt failed: dead, or again after a pause.
 
     Dead at once where Redox refuses it; dead after MOST_UNANSWERED attempts that Redox may have acted on. What did not
@@ -110,7 +121,8 @@ def judge(exc: Exception, end: End, *, attempt: int, unanswered: int) -> End:
     if isinstance(exc, Rejected | Unsendable):
         return end
     ours = isinstance(exc, AuthenticationFailed | Untrusted) or (
-        isinstance(exc, ReceiverError) and not isinstance(exc, OutboundError))
+        isinstance(exc, ReceiverError) and not isinstance(exc, OutboundError)
+    )
     acted_on = not ours and not (isinstance(exc, OutboundError) and exc.not_processed)
     if acted_on and unanswered + 1 >= MOST_UNANSWERED:
         return replace(end, unanswered=True)
@@ -118,5 +130,5 @@ def judge(exc: Exception, end: End, *, attempt: int, unanswered: int) -> End:
     return replace(end, state="pending", unanswered=acted_on, pause=max(pause(attempt), asked or 0.0))
 
 
-def _subject(queued: Queued) -> str:
+def _subject(queued: QueuedRequest) -> str:
     return f"outbound_requests:{queued.id}"

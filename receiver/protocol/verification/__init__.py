@@ -50,9 +50,19 @@ class Kind(Protocol):
     def verify(self, inbound: Inbound, destination: Destination, now: datetime) -> Verified: ...
 
 
-KINDS: Final[dict[str, Kind]] = {kind.name: kind for kind in (
-    TokenKind(), HmacKind(), JwtKind(), OAuthKind("oauth", OAuthCredential), OAuthKind("smart", SmartCredential),
-    SigV4Kind(), GoogleKind(), MtlsKind())}
+KINDS: Final[dict[str, Kind]] = {
+    kind.name: kind
+    for kind in (
+        TokenKind(),
+        HmacKind(),
+        JwtKind(),
+        OAuthKind("oauth", OAuthCredential),
+        OAuthKind("smart", SmartCredential),
+        SigV4Kind(),
+        GoogleKind(),
+        MtlsKind(),
+    )
+}
 
 
 def parse_require(text: Sequence[str]) -> tuple[frozenset[str], ...]:
@@ -97,14 +107,19 @@ def check_head(head: Head, destination: Destination, now: datetime) -> HeadProof
         else:
             kind.screen(head, destination, now)
             claims.append((kind, None))
-    return HeadProof(_suffices({kind.name for kind, _ in claims}, destination),
-                     _suffices({kind.name for kind, proof in claims if proof is not None}, destination), tuple(claims))
+    return HeadProof(
+        _suffices({kind.name for kind, _ in claims}, destination),
+        _suffices({kind.name for kind, proof in claims if proof is not None}, destination),
+        tuple(claims),
+    )
 
 
 def _together(proofs: Sequence[Verified]) -> Verified:
-    return Verified(credentials=tuple(chain.from_iterable(each.credentials for each in proofs)),
-                    kinds=frozenset().union(*(each.kinds for each in proofs)),
-                    once=tuple(chain.from_iterable(each.once for each in proofs)))
+    return Verified(
+        credentials=tuple(chain.from_iterable(each.credentials for each in proofs)),
+        kinds=frozenset().union(*(each.kinds for each in proofs)),
+        nonces=tuple(chain.from_iterable(each.nonces for each in proofs)),
+    )
 
 
 def _claimed(head: Head, destination: Destination, now: datetime) -> list[Kind]:

@@ -22,8 +22,7 @@ from receiver.protocol.registry import Destination, GoogleCredential, JwtCredent
 OURS: Final = "redox-receiver"
 OWN_KINDS: Final = ("oauth", "smart")
 _BEARER: Final = re.compile(r"(?i:bearer) +([A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*)", re.ASCII)
-_FOREIGN: Final[dict[str, type[JwtCredential | GoogleCredential]]] = {
-    "jwt": JwtCredential, "google": GoogleCredential}
+_FOREIGN: Final[dict[str, type[JwtCredential | GoogleCredential]]] = {"jwt": JwtCredential, "google": GoogleCredential}
 
 
 def presented(head: Head) -> bytes | None:

@@ -49,8 +49,9 @@ class GoogleKind:
 
 
 def _check(claims: Mapping[str, Any], credential: GoogleCredential) -> None:
-    if credential.email is not None and (claims.get("email") != credential.email
-                                         or claims.get("email_verified") is not True):
+    if credential.email is not None and (
+        claims.get("email") != credential.email or claims.get("email_verified") is not True
+    ):
         raise Unverified("jwt_email_wrong")
     if credential.subject is not None and claims.get("sub") != credential.subject:
         raise Unverified("jwt_subject_wrong")

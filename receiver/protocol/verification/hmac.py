@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from receiver.errors import Unverified
-from receiver.protocol.message import Head, Inbound, Once, Verified
+from receiver.protocol.message import Head, Inbound, Nonce, Verified
 from receiver.protocol.registry import Destination, HmacCredential, live
 
 # A header may hold several signatures, separated by commas, while the sender rotates. More than a few is an attack on
@@ -51,13 +51,20 @@ class HmacKind:
         Raises Unverified: `signature_wrong`, `_malformed`, `_stale`, `_credential_expired`.
         """
         found = [self._match(inbound, credentials, now) for credentials in _by_header(inbound.head, destination, now)]
-        once = [Once.of(f"{self.name} {destination.id}", mac, _end(inbound.head, credential))
-                for credential, mac in found if credential.timestamp_header is not None]
-        return Verified(credentials=tuple(credential.id for credential, _ in found), kinds=frozenset({self.name}),
-                        once=tuple(once))
+        once = [
+            Nonce.of(f"{self.name} {destination.id}", mac, _end(inbound.head, credential))
+            for credential, mac in found
+            if credential.timestamp_header is not None
+        ]
+        return Verified(
+            credentials=tuple(credential.id for credential, _ in found),
+            kinds=frozenset({self.name}),
+            nonces=tuple(once),
+        )
 
-    def _match(self, inbound: Inbound, credentials: Sequence[HmacCredential],
-               now: datetime) -> tuple[HmacCredential, bytes]:
+    def _match(
+        self, inbound: Inbound, credentials: Sequence[HmacCredential], now: datetime
+    ) -> tuple[HmacCredential, bytes]:
         found = None
         for credential in credentials:
             signatures = _candidates(inbound.head, credential, now)
@@ -82,8 +89,11 @@ def _secrets(destination: Destination, now: datetime) -> list[HmacCredential]:
     Their headers are settings: one that was set wrongly must end with its credential.
     """
     required = HmacKind.name in destination.kinds
-    return [credential for credential in destination.credentials
-            if isinstance(credential, HmacCredential) and (required or live(credential, now))]
+    return [
+        credential
+        for credential in destination.credentials
+        if isinstance(credential, HmacCredential) and (required or live(credential, now))
+    ]
 
 
 def _by_header(head: Head, destination: Destination, now: datetime) -> list[list[HmacCredential]]:
@@ -112,7 +122,7 @@ def _candidates(head: Head, credential: HmacCredential, now: datetime) -> list[b
         if not text.startswith(prefix):
             continue
         try:
-            signature = decode(text[len(prefix):])
+            signature = decode(text[len(prefix) :])
         except ValueError:  # binascii.Error is one
             continue
         if len(signature) == length:

@@ -45,13 +45,23 @@ _Foreign = TypeVar("_Foreign", JwtCredential, GoogleCredential)
 
 # Of several credentials that a token does not satisfy, the one that it came furthest with is told to the operator.
 _PROGRESS: Final = (
-    "jwt_malformed", "jwt_header_refused", "jwt_algorithm_wrong", "jwt_key_unknown", "jwt_signature_wrong",
-    "jwt_claim_missing", "jwt_issuer_wrong", "jwt_audience_wrong", "jwt_expired", "jwt_not_yet_valid",
-    "jwt_lives_too_long")
+    "jwt_malformed",
+    "jwt_header_refused",
+    "jwt_algorithm_wrong",
+    "jwt_key_unknown",
+    "jwt_signature_wrong",
+    "jwt_claim_missing",
+    "jwt_issuer_wrong",
+    "jwt_audience_wrong",
+    "jwt_expired",
+    "jwt_not_yet_valid",
+    "jwt_lives_too_long",
+)
 
 
-def judge(head: Head, credentials: Sequence[_Foreign], check: Callable[[Mapping[str, Any], _Foreign], None],
-          now: datetime) -> int:
+def judge(
+    head: Head, credentials: Sequence[_Foreign], check: Callable[[Mapping[str, Any], _Foreign], None], now: datetime
+) -> int:
     """The id of the live credential that the presented token satisfies. `check` looks at the proved claims.
 
     Raises Unverified: what `jose.prove` and `check` raise, `jwt_credential_missing`, `jwt_credential_expired`; and

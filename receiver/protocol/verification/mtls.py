@@ -38,8 +38,11 @@ from receiver.protocol.registry import Destination, MtlsCredential, live
 MAX_HEADER: Final = 8 * 1024
 
 # Proxy → the header with the certificate.
-_HEADER: Final = {"nginx": "ssl-client-cert", "envoy": "x-forwarded-client-cert",
-                  "aws-alb": "x-amzn-mtls-clientcert-leaf"}
+_HEADER: Final = {
+    "nginx": "ssl-client-cert",
+    "envoy": "x-forwarded-client-cert",
+    "aws-alb": "x-amzn-mtls-clientcert-leaf",
+}
 _NGINX_VERIFY: Final = "ssl-client-verify"
 # What AWS's load balancer sends in passthrough mode, where it verifies nothing.
 _PASSTHROUGH: Final = "x-amzn-mtls-clientcert"
@@ -56,8 +59,7 @@ class MtlsKind:
 
     def claims(self, head: Head, destination: Destination, now: datetime) -> bool:  # noqa: ARG002 - Kind's
         """A certificate's header of a proxy that the destination's credentials name, where it requires one."""
-        return self.name in destination.kinds and any(
-            _reported(head, each.proxy) for each in _credentials(destination))
+        return self.name in destination.kinds and any(_reported(head, each.proxy) for each in _credentials(destination))
 
     def screen(self, head: Head, destination: Destination, now: datetime) -> None:
         """Judges for good: the head is all there is."""
@@ -94,8 +96,9 @@ def normalise_subject(text: str) -> str:
     try:
         return _subject(Name.from_rfc4514_string(text, {name: oid for oid, name in _ATTRIBUTES.items()}))
     except ValueError:
-        raise ConfigurationError("the subject is none: write it as `openssl x509 -in CERTIFICATE -noout -subject "
-                                 "-nameopt RFC2253` prints it") from None
+        raise ConfigurationError(
+            "the subject is none: write it as `openssl x509 -in CERTIFICATE -noout -subject -nameopt RFC2253` prints it"
+        ) from None
 
 
 # RFC 4514 has no name for it, and openssl has.
@@ -152,9 +155,11 @@ def _element(value: bytes) -> bytes:
 
 def _holds(certificate: Certificate, credential: MtlsCredential) -> bool:
     try:
-        return ((credential.fingerprint is None or certificate.fingerprint(SHA256()) == credential.fingerprint)
-                and (credential.subject is None or _subject(certificate.subject) == credential.subject)
-                and (credential.san is None or credential.san.lower() in _names(certificate)))
+        return (
+            (credential.fingerprint is None or certificate.fingerprint(SHA256()) == credential.fingerprint)
+            and (credential.subject is None or _subject(certificate.subject) == credential.subject)
+            and (credential.san is None or credential.san.lower() in _names(certificate))
+        )
     except Exception:  # noqa: BLE001 - subject and extensions are parsed only now, and raise several kinds
         raise Unverified("mtls_malformed") from None
 

@@ -19,13 +19,7 @@ from receiver.errors import Unverified
 from receiver.protocol import jose
 from receiver.protocol.jose import Rules, VerifyingKey
 from receiver.protocol.message import Head, Inbound, Verified
-from receiver.protocol.registry import (
-    MAX_ACCESS_LIFETIME,
-    Destination,
-    OAuthCredential,
-    SmartCredential,
-    live,
-)
+from receiver.protocol.registry import MAX_ACCESS_LIFETIME, Destination, OAuthCredential, SmartCredential, live
 from receiver.protocol.verification import bearer
 
 ALGORITHM: Final = "HS256"
@@ -66,8 +60,11 @@ class OAuthKind:
         said = jose.peek(token)
         if said.header.get("typ") != _TYPE:
             raise Unverified("jwt_type_wrong")
-        named = [each for each in destination.credentials
-                 if isinstance(each, self.credential) and said.claims.get("sub") == _subject(each)]
+        named = [
+            each
+            for each in destination.credentials
+            if isinstance(each, self.credential) and said.claims.get("sub") == _subject(each)
+        ]
         if not named:
             raise Unverified("jwt_credential_missing")
         credential = named[0]
@@ -77,12 +74,20 @@ class OAuthKind:
         return credential.id
 
 
-def issue(credential: OwnCredential, destination: Destination, now: datetime, *, scopes: Sequence[str],
-          jti: str) -> str:
+def issue(
+    credential: OwnCredential, destination: Destination, now: datetime, *, scopes: Sequence[str], jti: str
+) -> str:
     """A new access token (RFC 9068 2.2). `jti` is a name never used before."""
     issued = int(now.timestamp())
-    claims = {"iss": bearer.OURS, "sub": _subject(credential), "aud": _audience(destination.id), "iat": issued,
-              "exp": issued + credential.client.lifetime, "jti": jti, "client_id": credential.client.client_id}
+    claims = {
+        "iss": bearer.OURS,
+        "sub": _subject(credential),
+        "aud": _audience(destination.id),
+        "iat": issued,
+        "exp": issued + credential.client.lifetime,
+        "jti": jti,
+        "client_id": credential.client.client_id,
+    }
     if scopes:
         claims["scope"] = " ".join(scopes)
     key = credential.token_keys[0]
@@ -101,5 +106,11 @@ def _audience(destination: int) -> str:
 # Rules are told apart by identity (jose): the same ones for a destination and its keys, as long as those are the same.
 @lru_cache(maxsize=1024)
 def _rules(destination: int, keys: tuple[VerifyingKey, ...]) -> Rules:
-    return Rules(issuers=(bearer.OURS,), audiences=(_audience(destination),), algorithms=frozenset({ALGORITHM}),
-                 keys=keys, lifetime=MAX_ACCESS_LIFETIME, leeway=0)
+    return Rules(
+        issuers=(bearer.OURS,),
+        audiences=(_audience(destination),),
+        algorithms=frozenset({ALGORITHM}),
+        keys=keys,
+        lifetime=MAX_ACCESS_LIFETIME,
+        leeway=0,
+    )

@@ -22,7 +22,7 @@ from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
 from receiver.errors import Unverified
-from receiver.protocol.message import Head, Inbound, Once, Verified
+from receiver.protocol.message import Head, Inbound, Nonce, Verified
 from receiver.protocol.registry import Destination, SigV4Credential, live
 
 ALGORITHM: Final = b"AWS4-HMAC-SHA256"
@@ -78,8 +78,8 @@ class SigV4Kind:
         matched = self._match(inbound.head, claim, claim.payload or digest, destination, now)
         if claim.payload not in (None, UNSIGNED, digest):
             raise Unverified("sigv4_payload_differs")
-        once = Once.of(f"{self.name} {destination.id}", claim.signature, claim.at + WINDOW + timedelta(seconds=1))
-        return Verified(credentials=(matched,), kinds=frozenset({self.name}), once=(once,))
+        once = Nonce.of(f"{self.name} {destination.id}", claim.signature, claim.at + WINDOW + timedelta(seconds=1))
+        return Verified(credentials=(matched,), kinds=frozenset({self.name}), nonces=(once,))
 
     def _match(self, head: Head, claim: _Claim, payload: bytes | None, destination: Destination, now: datetime) -> int:
         """The credential whose signature it is; with `payload` None the one whose it may be."""
@@ -103,8 +103,9 @@ class SigV4Kind:
         return found
 
 
-def _conditions(head: Head, claim: _Claim, payload: bytes | None,
-                now: datetime) -> Iterator[tuple[str, Callable[[SigV4Credential], bool]]]:
+def _conditions(
+    head: Head, claim: _Claim, payload: bytes | None, now: datetime
+) -> Iterator[tuple[str, Callable[[SigV4Credential], bool]]]:
     """What a credential must be before the signature is looked at, with the reason where none is."""
     host, session = (head.header("host") or b"").lower(), head.header("x-amz-security-token") or b""
     yield "sigv4_credential_missing", lambda each: each.access_key.encode() == claim.access_key
@@ -125,8 +126,12 @@ def _read(head: Head) -> _Claim:
         raise Unverified("sigv4_malformed")
     access_key, *scope = fields[b"Credential"].rsplit(b"/", 4)  # KEY/date/region/service/aws4_request
     names = fields[b"SignedHeaders"].split(b";", MAX_SIGNED)
-    if not access_key or not _SIGNATURE.fullmatch(fields[b"Signature"]) or len(names) > MAX_SIGNED \
-            or names != sorted({name.lower() for name in names}):
+    if (
+        not access_key
+        or not _SIGNATURE.fullmatch(fields[b"Signature"])
+        or len(names) > MAX_SIGNED
+        or names != sorted({name.lower() for name in names})
+    ):
         raise Unverified("sigv4_malformed")
     signed = tuple(name.decode("latin-1") for name in names)
     if "host" not in signed:
@@ -136,8 +141,14 @@ def _read(head: Head) -> _Claim:
     payload = head.header("x-amz-content-sha256")
     if payload is not None and payload != UNSIGNED and not _SIGNATURE.fullmatch(payload):
         raise Unverified("sigv4_malformed")  # a body signed in chunks, or none of AWS's forms
-    return _Claim(access_key=access_key, scope=b"/".join(scope), signed=signed, signature=fields[b"Signature"],
-                  at=_time(head), payload=payload)
+    return _Claim(
+        access_key=access_key,
+        scope=b"/".join(scope),
+        signed=signed,
+        signature=fields[b"Signature"],
+        at=_time(head),
+        payload=payload,
+    )
 
 
 def _time(head: Head) -> datetime:
@@ -183,8 +194,11 @@ def _path(target: bytes) -> bytes:
 
 def _query(query: bytes) -> bytes:
     """The parameters, each encoded in the one way, sorted by name and then by value."""
-    pairs = sorted(tuple(quote(unquote_to_bytes(text), safe="") for text in part.partition(b"=")[::2])
-                   for part in query.split(b"&") if part)
+    pairs = sorted(
+        tuple(quote(unquote_to_bytes(text), safe="") for text in part.partition(b"=")[::2])
+        for part in query.split(b"&")
+        if part
+    )
     return "&".join("=".join(pair) for pair in pairs).encode()
 
 

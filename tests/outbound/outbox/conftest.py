@@ -14,11 +14,11 @@ from sqlalchemy import Engine, text
 
 from receiver.keyring import Keyring
 from receiver.outbound.limits import Limits
-from receiver.outbound.outbox import Caller, Clients, Outbox, Recorder
+from receiver.outbound.outbox import Caller, Clients, OutboundRecorder, Outbox
 from receiver.outbound.outbox.sending import LaneSender
-from receiver.storage import outbox as stored
-from receiver.storage.api_keys import ApiKeys, OAuthKeySpec, Where
-from receiver.testing.api import FakeRedoxApi
+from receiver.simulator.api import FakeRedoxApi
+from receiver.storage.queue import outbox as stored
+from receiver.storage.registry.api_keys import ApiEndpoint, ApiKeys, OAuthKeySpec
 from tests.outbound.conftest import KEY, LEGACY, PRIVATE
 
 PEM = PRIVATE.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
@@ -33,19 +33,31 @@ class Desk:
     keyring: Keyring
     api: FakeRedoxApi
     clients: Clients
-    recorder: Recorder = field(init=False)
+    recorder: OutboundRecorder = field(init=False)
     owner: str = "worker-1"
 
     def __post_init__(self) -> None:
-        self.recorder = Recorder(self.engine, self.keyring)
+        self.recorder = OutboundRecorder(self.engine, self.keyring)
 
-    def add_key(self, name: str, *, legacy: bool = False, source: str | None = "source-1",
-                environment: str = "development", replace: bool = False, base_url: str | None = None) -> None:
+    def add_key(
+        self,
+        name: str,
+        *,
+        legacy: bool = False,
+        source: str | None = "source-1",
+        environment: str = "development",
+        replace: bool = False,
+        base_url: str | None = None,
+    ) -> None:
         """Register an API key that the fake knows."""
         key = LEGACY if legacy else OAuthKeySpec(client_id=KEY.client_id, private_key=PEM, kid=KEY.kid)
         ApiKeys(self.engine, self.keyring, actor="tester@test").add_api_key(
-            name, Where(environment=environment, base_url=base_url or self.api.base_url, source_id=source), key,
-            datetime.now(UTC), replace=replace)
+            name,
+            ApiEndpoint(environment=environment, base_url=base_url or self.api.base_url, source_id=source),
+            key,
+            datetime.now(UTC),
+            replace=replace,
+        )
 
     def outbox(self, caller: Caller = CALLER, **options: Any) -> Outbox:
         """The outbox."""
@@ -62,8 +74,11 @@ class Desk:
         try:
             return sender.run(fence, lambda: next(left, None) is not None)
         finally:
-            self.execute("UPDATE lanes SET owner = NULL, lease_until = NULL WHERE epoch = :epoch AND owner = :owner",
-                         epoch=fence.epoch, owner=fence.owner)
+            self.execute(
+                "UPDATE lanes SET owner = NULL, lease_until = NULL WHERE epoch = :epoch AND owner = :owner",
+                epoch=fence.epoch,
+                owner=fence.owner,
+            )
 
     def hurry(self) -> None:
         """Let the time of all pauses be over."""

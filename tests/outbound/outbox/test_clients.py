@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 import pytest
 
 from receiver.errors import NotFound
-from receiver.storage.api_keys import ApiKeys, OAuthKeySpec, Where
-from receiver.storage.registry import load
-from receiver.storage.signing_keys import SigningKeys
+from receiver.storage.registry.api_keys import ApiEndpoint, ApiKeys, OAuthKeySpec
+from receiver.storage.registry.loader import load_registry
+from receiver.storage.registry.signing_keys import SigningKeys
 from tests.outbound.conftest import message
 from tests.outbound.outbox.conftest import Desk
 
@@ -51,12 +51,15 @@ def test_a_signing_key_is_rotated_while_it_runs(desk: Desk) -> None:
     signing = SigningKeys(desk.engine, desk.keyring, actor="tester@test")
     first = signing.new(now, "ES384")["kid"]
     ApiKeys(desk.engine, desk.keyring, actor="tester@test").add_api_key(
-        "ours", Where(environment="production", base_url=desk.api.base_url, source_id=None),
-        OAuthKeySpec(client_id="client-2"), now)
+        "ours",
+        ApiEndpoint(environment="production", base_url=desk.api.base_url, source_id=None),
+        OAuthKeySpec(client_id="client-2"),
+        now,
+    )
 
     def published() -> dict[str, object]:
         with desk.engine.connect() as connection:
-            return {"keys": [dict(key) for key in load(connection, desk.keyring).public_keys]}
+            return {"keys": [dict(key) for key in load_registry(connection, desk.keyring).public_keys]}
 
     desk.api.register_oauth("client-2", published)
     client = desk.clients.client("ours")

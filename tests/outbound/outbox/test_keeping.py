@@ -74,10 +74,17 @@ def test_a_bound_outbox_writes_where_it_is_bound(desk: Desk) -> None:
     assert asked == ["key"]
 
 
-@pytest.mark.parametrize(("whole", "says"), [
-    (message(Destinations=[]), "no destination"), (message(Destinations=[{"ID": "a"}, {"ID": "b"}]), "one message for"),
-    (message(DataModel=""), "DataModel"), ({**message(), "X": float("nan")}, "JSON"), (b"\xff", "UTF-8"),
-    (message(Padding="x" * (41 * 1024 * 1024)), "at most")])
+@pytest.mark.parametrize(
+    ("whole", "says"),
+    [
+        (message(Destinations=[]), "no destination"),
+        (message(Destinations=[{"ID": "a"}, {"ID": "b"}]), "one message for"),
+        (message(DataModel=""), "DataModel"),
+        ({**message(), "X": float("nan")}, "JSON"),
+        (b"\xff", "UTF-8"),
+        (message(Padding="x" * (41 * 1024 * 1024)), "at most"),
+    ],
+)
 def test_what_redox_would_refuse_is_not_kept(desk: Desk, whole: Any, says: str) -> None:
     """The caller learns at once what can never be sent, and so what has no order."""
     with pytest.raises(Unsendable, match=says):

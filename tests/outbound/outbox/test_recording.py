@@ -11,11 +11,11 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from receiver.outbound import Rejected, Unavailable
+from receiver.outbound import RedoxUnavailable, Rejected
 from receiver.outbound.calls import Call
 from receiver.outbound.outbox import Caller, RecordedClient
-from receiver.outbound.outbox.recording import Recorder
-from receiver.testing.api import Fault
+from receiver.outbound.outbox.recording import OutboundRecorder
+from receiver.simulator.api import Fault
 from tests.outbound.conftest import message, query
 from tests.outbound.outbox.conftest import Desk
 
@@ -44,7 +44,9 @@ def test_a_call_is_on_record(desk: Desk, redox: RecordedClient) -> None:
     assert opened(desk, row).body == desk.api.received("/endpoint")[0].body
     assert desk.recorder.bodies.open_answer(row.answer_key, row.answer, row.uuid) == answer.body
     assert [(each.action, each.outcome, each.actor) for each in (begun, ended)] == [
-        ("outbound.query", "begun", "handler:x"), ("outbound.query", "sent", "handler:x")]
+        ("outbound.query", "begun", "handler:x"),
+        ("outbound.query", "sent", "handler:x"),
+    ]
     assert begun.told["to"] == ["destination-1"]
     assert "Canary" not in str((row.lane, begun, ended))
 
@@ -55,12 +57,14 @@ def test_a_call_that_fails_is_on_record(desk: Desk, redox: RecordedClient) -> No
     with pytest.raises(Rejected):
         redox.send(message())
     desk.api.fail("/endpoint", Fault.SERVER_ERROR)
-    with pytest.raises(Unavailable):
+    with pytest.raises(RedoxUnavailable):
         redox.send(message())
     rows = desk.rows()
 
     assert [(row.state, row.error_class, row.status) for row in rows] == [
-        ("dead", "Rejected", 200), ("dead", "Unavailable", 500)]
+        ("dead", "Rejected", 200),
+        ("dead", "Unavailable", 500),
+    ]
     assert [each.outcome for each in desk.audit()] == ["begun", "failed", "begun", "failed"]
     assert "Canary" not in str([each.told for each in desk.audit()])
 
@@ -89,9 +93,11 @@ def test_what_cannot_be_written_down_is_not_called(desk: Desk, redox: RecordedCl
     assert desk.rows() == []
 
 
-def test_a_call_whose_end_was_not_written_down_says_so(desk: Desk, redox: RecordedClient,
-                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_whose_end_was_not_written_down_says_so(
+    desk: Desk, redox: RecordedClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The answer reaches the caller all the same, who must not call again; the row reads as unfinished."""
+
     def break_it(asked: dict[str, Any]) -> dict[str, Any]:
         with desk.engine.begin() as connection:
             connection.execute(text("ALTER TABLE audit_events RENAME TO elsewhere"))
@@ -109,16 +115,21 @@ def test_the_chain_of_calls_holds(desk: Desk, redox: RecordedClient) -> None:
     with pytest.raises(ZeroDivisionError), desk.recorder.transaction():
         raise ZeroDivisionError
     redox.send(message())
-    numbers = desk.rows("SELECT writer, array_agg(n ORDER BY id) AS n FROM audit_events WHERE action LIKE 'outbound.%' "
-                        "GROUP BY writer")
+    numbers = desk.rows(
+        "SELECT writer, array_agg(n ORDER BY id) AS n FROM audit_events WHERE action LIKE 'outbound.%' GROUP BY writer"
+    )
 
     assert sorted(row.n for row in numbers) == [[1, 2], [1, 2]]
 
 
 def test_a_reason_is_sealed_in_the_audit(desk: Desk) -> None:
     """What a person says of a call stands once, sealed, with the row that says that it begins."""
-    RecordedClient(desk.clients, Recorder(desk.engine, desk.keyring), "lab",
-                   Caller(name="ada@host", reason="canary reason")).send(message())
+    RecordedClient(
+        desk.clients,
+        OutboundRecorder(desk.engine, desk.keyring),
+        "lab",
+        Caller(name="ada@host", reason="canary reason"),
+    ).send(message())
     begun, ended = desk.audit()
 
     assert begun.note is not None

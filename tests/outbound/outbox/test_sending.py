@@ -13,18 +13,18 @@ from receiver.outbound import (
     AnswerLost,
     AuthenticationFailed,
     RateLimited,
+    RedoxUnavailable,
     Rejected,
-    Unavailable,
     Unsendable,
     Untrusted,
     UnusableAnswer,
 )
 from receiver.outbound.errors import OutboundError
 from receiver.outbound.outbox import Caller
-from receiver.outbound.outbox.sending import LaneSender, judge
-from receiver.storage import outbox as stored
-from receiver.storage.outbox import MOST_UNANSWERED, End
-from receiver.testing.api import Answered, Fault
+from receiver.outbound.outbox.sending import LaneSender, next_action
+from receiver.simulator.api import Fault, SimulatedApiAnswer
+from receiver.storage.queue import outbox as stored
+from receiver.storage.queue.outbox import MOST_UNANSWERED, RequestOutcome
 from tests.outbound.conftest import message, query
 from tests.outbound.outbox.conftest import Desk
 
@@ -59,8 +59,11 @@ def test_lanes_are_apart(desk: Desk) -> None:
     outbox.send(numbered(2, "destination-2"), key="lab")
     outbox.send(numbered(3), key="other")
     with desk.engine.connect() as connection:
-        assert stored.due(connection) == ["@outbox/lab/destination-1", "@outbox/lab/destination-2",
-                                          "@outbox/other/destination-1"]
+        assert stored.due(connection) == [
+            "@outbox/lab/destination-1",
+            "@outbox/lab/destination-2",
+            "@outbox/other/destination-1",
+        ]
     desk.api.fail("/endpoint", Fault.UNAVAILABLE)
     desk.send("@outbox/lab/destination-1")
     desk.send("@outbox/lab/destination-2")
@@ -108,10 +111,19 @@ def test_fhir_goes_out_too(desk: Desk) -> None:
     assert (request.headers["redox-source-id"], request.json()) == ("source-1", bundle)
 
 
-@pytest.mark.parametrize(("fault", "error", "unanswered"), [
-    (Fault.UNAVAILABLE, "Unavailable", 0), (Fault.RATE_LIMITED, "RateLimited", 0), (Fault.DROP_AFTER, "AnswerLost", 1),
-    (Fault.SERVER_ERROR, "Unavailable", 1), (Fault.GATEWAY_TIMEOUT, "Unavailable", 1), (Fault.GARBAGE, "BadAnswer", 1),
-    (Fault.REDIRECT, "UnusableAnswer", 1), (Fault.GZIP_BOMB, "UnusableAnswer", 1)])
+@pytest.mark.parametrize(
+    ("fault", "error", "unanswered"),
+    [
+        (Fault.UNAVAILABLE, "Unavailable", 0),
+        (Fault.RATE_LIMITED, "RateLimited", 0),
+        (Fault.DROP_AFTER, "AnswerLost", 1),
+        (Fault.SERVER_ERROR, "Unavailable", 1),
+        (Fault.GATEWAY_TIMEOUT, "Unavailable", 1),
+        (Fault.GARBAGE, "BadAnswer", 1),
+        (Fault.REDIRECT, "UnusableAnswer", 1),
+        (Fault.GZIP_BOMB, "UnusableAnswer", 1),
+    ],
+)
 def test_what_may_succeed_later_waits(desk: Desk, fault: Fault, error: str, unanswered: int) -> None:
     """A failure that is not the request's leaves it pending for a while, and what is behind it with it; then the same
     bytes are sent again. It is told apart whether Redox may have acted on it."""
@@ -136,7 +148,7 @@ def test_what_may_succeed_later_waits(desk: Desk, fault: Fault, error: str, unan
 def test_the_wait_that_was_asked_for(desk: Desk) -> None:
     """Where an answer says when to come again, it is not sooner."""
     desk.outbox().send(numbered(1))
-    desk.api.fail("/endpoint", Answered(status=429, headers={"Retry-After": "500"}))
+    desk.api.fail("/endpoint", SimulatedApiAnswer(status=429, headers={"Retry-After": "500"}))
     desk.send()
 
     assert desk.rows("SELECT ready_at > now() + interval '480 seconds' AS waits FROM outbound_requests")[0].waits
@@ -147,7 +159,7 @@ def test_what_redox_refuses_is_dead_at_once(desk: Desk) -> None:
     outbox = desk.outbox()
     uuids = [outbox.send(numbered(number)) for number in (1, 2, 3)]
     desk.api.refuse_next({"ID": 4711, "Text": "no Canary here", "Type": "client", "Module": "Router"})
-    desk.api.fail("/endpoint", Answered(status=413))
+    desk.api.fail("/endpoint", SimulatedApiAnswer(status=413))
     desk.send()
     dead = {row.status: row for row in desk.rows() if row.state == "dead"}
 
@@ -165,8 +177,9 @@ def test_dead_after_so_many_that_redox_may_have_had(desk: Desk) -> None:
     outbox = desk.outbox()
     for number in (1, 2):
         outbox.send(numbered(number))
-    desk.execute("UPDATE outbound_requests SET attempts = 500, unanswered = :most WHERE id = 1",
-                 most=MOST_UNANSWERED - 1)
+    desk.execute(
+        "UPDATE outbound_requests SET attempts = 500, unanswered = :most WHERE id = 1", most=MOST_UNANSWERED - 1
+    )
     desk.api.fail("/endpoint", Fault.UNAVAILABLE)
     desk.send()
     assert desk.states() == ["pending", "pending"]
@@ -233,7 +246,7 @@ def test_a_lease_that_is_lost_writes_nothing(desk: Desk) -> None:
         assert attempt == 1
     assert desk.send() is False
     with desk.engine.begin() as connection:
-        assert not stored.end(connection, late, head.id, attempt, End(state="dead"))
+        assert not stored.end(connection, late, head.id, attempt, RequestOutcome(state="dead"))
         assert stored.head(connection, late) is None
         assert stored.start(connection, late, head.id) is None
 
@@ -283,10 +296,14 @@ def test_every_attempt_is_in_the_audit_before_and_after(desk: Desk) -> None:
     row = desk.row(uuid)
 
     assert [(each.action, each.outcome, each.told["attempt"]) for each in told] == [
-        ("outbound.send", "begun", 1), ("outbound.send", "failed", 1),
-        ("outbound.send", "begun", 2), ("outbound.send", "sent", 2)]
+        ("outbound.send", "begun", 1),
+        ("outbound.send", "failed", 1),
+        ("outbound.send", "begun", 2),
+        ("outbound.send", "sent", 2),
+    ]
     assert {(each.actor, each.message_uuid, each.subject) for each in told} == {
-        ("worker:worker-1", MESSAGE, f"outbound_requests:{row.id}")}
+        ("worker:worker-1", MESSAGE, f"outbound_requests:{row.id}")
+    }
     assert told[0].told == told[2].told | {"attempt": 1}
     assert told[0].told.keys() == {"api_key", "kind", "to", "attempt", "length", "sha256"}
     assert told[3].told == {"attempt": 2, "status": 200, "error": None, "log_ids": row.log_ids}
@@ -294,20 +311,29 @@ def test_every_attempt_is_in_the_audit_before_and_after(desk: Desk) -> None:
     assert "Canary" not in str(told)
 
 
-REFUSED = End(state="dead")
+REFUSED = RequestOutcome(state="dead")
 
 
-@pytest.mark.parametrize(("error", "state", "unanswered"), [
-    (Rejected("x", status=400), "dead", False), (Unsendable("x"), "dead", False),
-    (RateLimited("x", not_processed=True), "pending", False), (AuthenticationFailed("x", status=401), "pending", False),
-    (Untrusted("x", not_processed=True), "pending", False), (Unavailable("x", not_processed=True), "pending", False),
-    (Unavailable("x"), "pending", True), (AnswerLost("x"), "pending", True), (UnusableAnswer("x"), "pending", True),
-    (ValueError("ours"), "pending", True)])
+@pytest.mark.parametrize(
+    ("error", "state", "unanswered"),
+    [
+        (Rejected("x", status=400), "dead", False),
+        (Unsendable("x"), "dead", False),
+        (RateLimited("x", not_processed=True), "pending", False),
+        (AuthenticationFailed("x", status=401), "pending", False),
+        (Untrusted("x", not_processed=True), "pending", False),
+        (RedoxUnavailable("x", not_processed=True), "pending", False),
+        (RedoxUnavailable("x"), "pending", True),
+        (AnswerLost("x"), "pending", True),
+        (UnusableAnswer("x"), "pending", True),
+        (ValueError("ours"), "pending", True),
+    ],
+)
 def test_judge(error: OutboundError, state: str, unanswered: bool) -> None:
     """What becomes of each kind of failure."""
-    judged = judge(error, REFUSED, attempt=1, unanswered=0)
+    judged = next_action(error, REFUSED, attempt=1, unanswered=0)
 
     assert (judged.state, judged.unanswered) == (state, unanswered)
     assert (judged.pause is not None) is (state == "pending")
-    last = judge(error, REFUSED, attempt=1, unanswered=MOST_UNANSWERED - 1)
+    last = next_action(error, REFUSED, attempt=1, unanswered=MOST_UNANSWERED - 1)
     assert last.state == ("dead" if unanswered else state)

@@ -59,8 +59,14 @@ class VerificationCases:
     # Whether the head is the whole proof.
     by_head: ClassVar[bool] = True
 
-    def credential(self, which: Which = "first", *, id: int = 1, expires_at: datetime | None = None,  # noqa: A002
-                   revoked: bool = False) -> Credential:
+    def credential(
+        self,
+        which: Which = "first",
+        *,
+        id: int = 1,  # noqa: A002
+        expires_at: datetime | None = None,
+        revoked: bool = False,
+    ) -> Credential:
         """The row of that secret (`id` is the field's name)."""
         raise NotImplementedError
 
@@ -144,8 +150,10 @@ class VerificationCases:
 
     def test_rotated(self) -> None:
         """While two are live both open, and the proof says which did; when the old has ended only the new one does."""
-        for pair in ((self.credential("first", id=1, expires_at=NOW), self.credential("second", id=2)),
-                     (self.credential("second", id=2), self.credential("first", id=1, expires_at=NOW))):
+        for pair in (
+            (self.credential("first", id=1, expires_at=NOW), self.credential("second", id=2)),
+            (self.credential("second", id=2), self.credential("first", id=1, expires_at=NOW)),
+        ):
             at = self.door(*pair)
             assert verify(self.right["first"], at, now=NOW - _TICK).credentials == (1,)
             assert verify(self.right["second"], at, now=NOW - _TICK).credentials == (2,)
@@ -154,8 +162,10 @@ class VerificationCases:
 
     def test_the_same_secret_twice(self) -> None:
         """A secret that was revoked and entered again opens by the live row, in whichever order they stand."""
-        for pair in ((self.credential(id=1, revoked=True), self.credential(id=2)),
-                     (self.credential(id=2), self.credential(id=1, revoked=True))):
+        for pair in (
+            (self.credential(id=1, revoked=True), self.credential(id=2)),
+            (self.credential(id=2), self.credential(id=1, revoked=True)),
+        ):
             assert verify(self.right["first"], self.door(*pair)).credentials == (2,)
 
     def test_fails_closed(self) -> None:
@@ -176,7 +186,8 @@ class VerificationCases:
         at = self.door(self.credential(), credential, require=(other,))
         assert verification.check_head(head(self.right["first"]), at, NOW).sufficient is False
         assert refusal(self.right["first"], at) == (
-            "credential_insufficient" if self.claims_unrequired else "credential_missing")
+            "credential_insufficient" if self.claims_unrequired else "credential_missing"
+        )
 
     def test_one_that_has_ended_refuses_nothing(self) -> None:
         """Where nothing requires this kind, a credential that is revoked or has expired claims nothing any more.
@@ -212,12 +223,19 @@ class VerificationCases:
     def test_an_alternative_of_nothing_is_no_door(self) -> None:
         """A set of no kinds, should one ever come to be, is not satisfied by nothing."""
         _, credential, _ = self.companion
-        at = Destination(id=1, name="main", environment="staging", enabled=True, require=(frozenset(),),
-                         credentials=(self.credential(), credential))
+        at = Destination(
+            id=1,
+            name="main",
+            environment="staging",
+            enabled=True,
+            require=(frozenset(),),
+            credentials=(self.credential(), credential),
+        )
         assert verification.check_head(head(), at, NOW).sufficient is False
         assert refusal({}, at) == "credential_missing"
         assert refusal(self.right["first"], at) == (
-            "credential_insufficient" if self.claims_unrequired else "credential_missing")
+            "credential_insufficient" if self.claims_unrequired else "credential_missing"
+        )
 
     def test_any_value(self) -> None:
         """Whatever text is presented, in latin-1 as on the wire or not: it is refused, and nothing else is raised."""
@@ -233,8 +251,16 @@ class VerificationCases:
         """No repr of what takes part shows a secret, a digest or what was presented, nor does what is raised."""
         credential = self.credential()
         at = self.door(credential)
-        shown = [repr(each) for each in (credential, at, head(self.right["first"]), inbound(BODY, self.right["first"]),
-                                         verify(self.right["first"], at))]
+        shown = [
+            repr(each)
+            for each in (
+                credential,
+                at,
+                head(self.right["first"]),
+                inbound(BODY, self.right["first"]),
+                verify(self.right["first"], at),
+            )
+        ]
         with pytest.raises(Unverified) as refused:
             verify(self.right["second"], at)
         shown += [repr(refused.value), str(refused.value)]

@@ -20,13 +20,23 @@ _AUDIENCE = "https://receiver.example/redox/main"
 _EMAIL = "redox@project.iam.gserviceaccount.example"
 _AT = int(NOW.timestamp())
 _KEYS = {"first": jwks(a=RSA_FIRST), "second": jwks(b=RSA_SECOND)}
-_ISSUERS: Mapping[Which, Issuer] = {"first": Issuer(key=RSA_FIRST, algorithm="RS256", kid="a"),
-                                    "second": Issuer(key=RSA_SECOND, algorithm="RS256", kid="b")}
+_ISSUERS: Mapping[Which, Issuer] = {
+    "first": Issuer(key=RSA_FIRST, algorithm="RS256", kid="a"),
+    "second": Issuer(key=RSA_SECOND, algorithm="RS256", kid="b"),
+}
 
 
 def _token(which: Which = "first", **changes: Any) -> str:
-    claims = {"iss": ISSUERS[0], "aud": _AUDIENCE, "sub": "1093", "email": _EMAIL, "email_verified": True,
-              "iat": _AT - 10, "exp": _AT + 3590, **changes}
+    claims = {
+        "iss": ISSUERS[0],
+        "aud": _AUDIENCE,
+        "sub": "1093",
+        "email": _EMAIL,
+        "email_verified": True,
+        "iat": _AT - 10,
+        "exp": _AT + 3590,
+        **changes,
+    }
     return _ISSUERS[which].token({name: value for name, value in claims.items() if value is not None})
 
 
@@ -35,8 +45,9 @@ def _bearer(text: str) -> Headers:
 
 
 def _row(which: Which = "first", **changes: Any) -> GoogleCredential:
-    rules = Rules(issuers=ISSUERS, audiences=(_AUDIENCE,), algorithms=frozenset(ALGORITHMS), keys=_KEYS[which],
-                  lifetime=3600)
+    rules = Rules(
+        issuers=ISSUERS, audiences=(_AUDIENCE,), algorithms=frozenset(ALGORITHMS), keys=_KEYS[which], lifetime=3600
+    )
     return GoogleCredential(**{"id": 1, "rules": rules, "email": _EMAIL, **changes})
 
 
@@ -64,10 +75,19 @@ class TestGoogle(VerificationCases):
     revoked = "jwt_credential_expired"
     unknown = "jwt_credential_missing"
     companion: ClassVar[tuple[str, Credential, Headers]] = (
-        "token", token(id=9), {"verification-token": TOKENS["first"]})
+        "token",
+        token(id=9),
+        {"verification-token": TOKENS["first"]},
+    )
 
-    def credential(self, which: Which = "first", *, id: int = 1, expires_at: datetime | None = None,  # noqa: A002
-                   revoked: bool = False) -> Credential:
+    def credential(
+        self,
+        which: Which = "first",
+        *,
+        id: int = 1,  # noqa: A002
+        expires_at: datetime | None = None,
+        revoked: bool = False,
+    ) -> Credential:
         """An account's row."""
         return _row(which, id=id, expires_at=expires_at, revoked=revoked)
 

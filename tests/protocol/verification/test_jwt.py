@@ -17,17 +17,7 @@ from receiver.protocol.jose import Rules, read_keys
 from receiver.protocol.registry import Credential, GoogleCredential, JwtCredential
 from tests.protocol.made_up import NOW, TOKENS, Which, destination, head, token
 from tests.protocol.verification.cases import Headers, VerificationCases, refusal, verify
-from tests.protocol.verification.issuers import (
-    P256,
-    P384,
-    RSA_FIRST,
-    RSA_SECOND,
-    Issuer,
-    b64,
-    jwk,
-    jwks,
-    pem,
-)
+from tests.protocol.verification.issuers import P256, P384, RSA_FIRST, RSA_SECOND, Issuer, b64, jwk, jwks, pem
 
 _ISSUER = "https://issuer.example"
 _AUDIENCE = "https://receiver.example/redox/main"
@@ -61,8 +51,13 @@ def _unsigned(algorithm: str) -> Headers:
 
 def _rules(which: Which = "first", **changes: Any) -> Rules:
     values: dict[str, Any] = {
-        "issuers": (_ISSUER,), "audiences": (_AUDIENCE,), "algorithms": frozenset({"RS256", "ES384"}),
-        "keys": _KEYS[which], "lifetime": 3600, **changes}
+        "issuers": (_ISSUER,),
+        "audiences": (_AUDIENCE,),
+        "algorithms": frozenset({"RS256", "ES384"}),
+        "keys": _KEYS[which],
+        "lifetime": 3600,
+        **changes,
+    }
     return Rules(**values)
 
 
@@ -86,8 +81,10 @@ class TestJwt(VerificationCases):
         "alg a list": (_signed({"alg": ["RS256"]}), "jwt_algorithm_wrong"),
         "HS256 over the public key": (_hs256(pem(RSA_FIRST)), "jwt_algorithm_wrong"),
         "HS256 over nothing": (_hs256(b""), "jwt_algorithm_wrong"),
-        "another algorithm of the key": (_signed(issuer=Issuer(key=RSA_FIRST, algorithm="RS512", kid="a")),
-                                         "jwt_algorithm_wrong"),
+        "another algorithm of the key": (
+            _signed(issuer=Issuer(key=RSA_FIRST, algorithm="RS512", kid="a")),
+            "jwt_algorithm_wrong",
+        ),
         "an algorithm that the key has not": (_signed({"alg": "ES384"}), "jwt_key_unknown"),
         "kid a path": (_signed({"kid": "../../../../etc/passwd"}), "jwt_key_unknown"),
         "kid in SQL": (_signed({"kid": "a' OR '1'='1"}), "jwt_key_unknown"),
@@ -142,10 +139,19 @@ class TestJwt(VerificationCases):
     revoked = "jwt_credential_expired"
     unknown = "jwt_credential_missing"
     companion: ClassVar[tuple[str, Credential, Headers]] = (
-        "token", token(id=9), {"verification-token": TOKENS["first"]})
+        "token",
+        token(id=9),
+        {"verification-token": TOKENS["first"]},
+    )
 
-    def credential(self, which: Which = "first", *, id: int = 1, expires_at: datetime | None = None,  # noqa: A002
-                   revoked: bool = False) -> Credential:
+    def credential(
+        self,
+        which: Which = "first",
+        *,
+        id: int = 1,  # noqa: A002
+        expires_at: datetime | None = None,
+        revoked: bool = False,
+    ) -> Credential:
         """An issuer's row."""
         return JwtCredential(id=id, rules=_rules(which), subject="redox", expires_at=expires_at, revoked=revoked)
 
@@ -165,10 +171,23 @@ def _door(*credentials: Credential, require: tuple[str, ...] = ("jwt",)) -> Any:
 class TestShape:
     """What is no signed token at all."""
 
-    @pytest.mark.parametrize("text", [
-        _TOKENS["first"] + ".AAAA", _TOKENS["first"] + ".", "." + _TOKENS["first"], _TOKENS["first"] + "=",
-        _TOKENS["first"].replace(".", "..", 1), "a.b", "..", "opaque", _TOKENS["first"] + "," + _TOKENS["first"],
-        _TOKENS["first"].replace("eyJ", "e+J", 1), _TOKENS["first"] + " ", "\xe9." + _TOKENS["first"]])
+    @pytest.mark.parametrize(
+        "text",
+        [
+            _TOKENS["first"] + ".AAAA",
+            _TOKENS["first"] + ".",
+            "." + _TOKENS["first"],
+            _TOKENS["first"] + "=",
+            _TOKENS["first"].replace(".", "..", 1),
+            "a.b",
+            "..",
+            "opaque",
+            _TOKENS["first"] + "," + _TOKENS["first"],
+            _TOKENS["first"].replace("eyJ", "e+J", 1),
+            _TOKENS["first"] + " ",
+            "\xe9." + _TOKENS["first"],
+        ],
+    )
     def test_is_nobody_s(self, text: str) -> None:
         """Extra segments, padding, two tokens in one header: no kind claims it, so nothing is proved."""
         assert refusal(_bearer(text), _door()) == "credential_missing"
@@ -179,8 +198,10 @@ class TestShape:
         """RFC 9110 11.1: a scheme is compared without case, and may be followed by several spaces."""
         assert verify({"authorization": name + _TOKENS["first"]}, _door()).credentials == (1,)
 
-    @pytest.mark.parametrize("value", ["Basic " + _TOKENS["first"], _TOKENS["first"], "Bearer" + _TOKENS["first"],
-                                       "Bearer\t" + _TOKENS["first"]])
+    @pytest.mark.parametrize(
+        "value",
+        ["Basic " + _TOKENS["first"], _TOKENS["first"], "Bearer" + _TOKENS["first"], "Bearer\t" + _TOKENS["first"]],
+    )
     def test_another_scheme_is_nobody_s(self, value: str) -> None:
         """Only a Bearer value is a token."""
         assert refusal({"authorization": value}, _door()) == "credential_missing"
@@ -200,9 +221,18 @@ class TestShape:
 class TestTimes:
     """How long a token is good: by the time that comes in, never by the machine's clock."""
 
-    @pytest.mark.parametrize(("seconds", "reason"), [
-        (-10 - 31, "jwt_not_yet_valid"), (-10 - 30, None), (0, None), (290 + 29, None), (290 + 30, "jwt_expired"),
-        (10**8, "jwt_expired"), (-(10**8), "jwt_not_yet_valid")])
+    @pytest.mark.parametrize(
+        ("seconds", "reason"),
+        [
+            (-10 - 31, "jwt_not_yet_valid"),
+            (-10 - 30, None),
+            (0, None),
+            (290 + 29, None),
+            (290 + 30, "jwt_expired"),
+            (10**8, "jwt_expired"),
+            (-(10**8), "jwt_not_yet_valid"),
+        ],
+    )
     def test_the_window(self, seconds: int, reason: str | None) -> None:
         """From iat to exp, half a minute more to either side."""
         now = NOW.replace(microsecond=0) + timedelta(seconds=seconds)
@@ -228,12 +258,16 @@ class TestTimes:
 class TestKeys:
     """Which key proves a token."""
 
-    @pytest.mark.parametrize(("issuer", "keys"), [
-        (Issuer(key=RSA_FIRST, algorithm="RS256"), _KEYS["first"]),
-        (Issuer(key=RSA_FIRST, algorithm="RS256", kid="anything"), read_keys(pem(RSA_FIRST))),
-        (Issuer(key=RSA_FIRST, algorithm="RS256"), read_keys(pem(RSA_FIRST))),
-        (Issuer(key=RSA_SECOND, algorithm="RS256"), jwks(a=RSA_FIRST, b=RSA_SECOND)),
-        (Issuer(key=P384, algorithm="ES384", kid="ec"), jwks(a=RSA_FIRST, ec=P384))])
+    @pytest.mark.parametrize(
+        ("issuer", "keys"),
+        [
+            (Issuer(key=RSA_FIRST, algorithm="RS256"), _KEYS["first"]),
+            (Issuer(key=RSA_FIRST, algorithm="RS256", kid="anything"), read_keys(pem(RSA_FIRST))),
+            (Issuer(key=RSA_FIRST, algorithm="RS256"), read_keys(pem(RSA_FIRST))),
+            (Issuer(key=RSA_SECOND, algorithm="RS256"), jwks(a=RSA_FIRST, b=RSA_SECOND)),
+            (Issuer(key=P384, algorithm="ES384", kid="ec"), jwks(a=RSA_FIRST, ec=P384)),
+        ],
+    )
     def test_found(self, issuer: Issuer, keys: Any) -> None:
         """By its name; where the token names none, or the key has none, by trying the few that there are."""
         assert verify(_signed(issuer=issuer), _door(JwtCredential(id=1, rules=_rules(keys=keys)))).credentials == (1,)
@@ -268,8 +302,9 @@ class TestSeveral:
 
     def test_each_token_by_its_issuer(self) -> None:
         """Each token is judged by its own issuer's credential; the reason is of the one that it came furthest with."""
-        other = JwtCredential(id=2, rules=_rules(issuers=("https://other.example",), keys=jwks(p=P256),
-                                                 algorithms=frozenset({"ES256"})))
+        other = JwtCredential(
+            id=2, rules=_rules(issuers=("https://other.example",), keys=jwks(p=P256), algorithms=frozenset({"ES256"}))
+        )
         at = _door(other, JwtCredential(id=1, rules=_rules()))
         assert verify(_bearer(_TOKENS["first"]), at).credentials == (1,)
         es256 = Issuer(key=P256, algorithm="ES256", kid="p")
@@ -279,13 +314,17 @@ class TestSeveral:
 
     def test_a_kind_keeps_off_another_s_tokens(self) -> None:
         """Where two kinds suffice, a token is judged by the one that knows its issuer; a stranger's by both."""
-        google = GoogleCredential(id=2, email="redox@example.com", rules=_rules(
-            issuers=("https://accounts.google.com",), keys=jwks(p=P256), algorithms=frozenset({"ES256"})))
+        google = GoogleCredential(
+            id=2,
+            email="redox@example.com",
+            rules=_rules(issuers=("https://accounts.google.com",), keys=jwks(p=P256), algorithms=frozenset({"ES256"})),
+        )
         at = _door(google, JwtCredential(id=1, rules=_rules()), require=("jwt", "google"))
         assert verify(_bearer(_TOKENS["first"]), at).kinds == {"jwt"}
         es256 = Issuer(key=P256, algorithm="ES256", kid="p")
-        proof = verify(_signed(issuer=es256, iss="https://accounts.google.com", email="redox@example.com",
-                               email_verified=True), at)
+        proof = verify(
+            _signed(issuer=es256, iss="https://accounts.google.com", email="redox@example.com", email_verified=True), at
+        )
         assert proof.kinds == {"google"}
         assert refusal(_signed(iss="https://nobody.example"), at) == "jwt_issuer_wrong"
 
@@ -300,8 +339,11 @@ class TestSeveral:
 class TestStale:
     """Keys that were not fetched for too long."""
 
-    @pytest.mark.parametrize("headers", [_signed(), _signed({"kid": "new"}), _signed(iat=None)],
-                             ids=["that was right", "of a new key", "that is bad"])
+    @pytest.mark.parametrize(
+        "headers",
+        [_signed(), _signed({"kid": "new"}), _signed(iat=None)],
+        ids=["that was right", "of a new key", "that is bad"],
+    )
     def test_neither_taken_nor_refused_for_good(self, headers: Headers) -> None:
         """Redox keeps the message until the keys are fetched again: 503 when the head has come in."""
         at = destination(JwtCredential(id=1, rules=_rules(stale=True)), require=("jwt",))
@@ -311,8 +353,9 @@ class TestStale:
     def test_keys_that_are_fresh_still_open(self) -> None:
         """Another credential of the kind, for the same issuer: whichever comes first."""
         for rules in ((_rules(stale=True), _rules()), (_rules(), _rules(stale=True))):
-            at = destination(*(JwtCredential(id=number, rules=each) for number, each in enumerate(rules)),
-                             require=("jwt",))
+            at = destination(
+                *(JwtCredential(id=number, rules=each) for number, each in enumerate(rules)), require=("jwt",)
+            )
             assert verify(_signed(), at).kinds == {"jwt"}
 
     def test_others_are_refused_by_their_own_reasons(self) -> None:

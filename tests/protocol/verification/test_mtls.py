@@ -25,15 +25,29 @@ _SECRET = "a made-up secret of the proxy's"
 _PROXY = {"x-proxy-secret": _SECRET}
 
 
-def _certificate(name: str, *, ends: datetime = NOW + timedelta(days=1), sans: tuple[x509.GeneralName, ...] = (),
-                 email: str | None = None) -> x509.Certificate:
-    names = [x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, "Made, Up"),
-             x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]
+def _certificate(
+    name: str,
+    *,
+    ends: datetime = NOW + timedelta(days=1),
+    sans: tuple[x509.GeneralName, ...] = (),
+    email: str | None = None,
+) -> x509.Certificate:
+    names = [
+        x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, "Made, Up"),
+        x509.NameAttribute(x509.NameOID.COMMON_NAME, name),
+    ]
     if email is not None:
         names.append(x509.NameAttribute(x509.NameOID.EMAIL_ADDRESS, email))
     subject = x509.Name(names)
-    builder = (x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(P256.public_key())
-               .serial_number(7).not_valid_before(NOW - timedelta(days=1)).not_valid_after(ends))
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(P256.public_key())
+        .serial_number(7)
+        .not_valid_before(NOW - timedelta(days=1))
+        .not_valid_after(ends)
+    )
     if sans:
         builder = builder.add_extension(x509.SubjectAlternativeName(sans), critical=False)
     return builder.sign(P256, SHA256())
@@ -44,10 +58,16 @@ def _pem(certificate: x509.Certificate) -> str:
 
 
 _CERTIFICATES: Final[Mapping[Which, x509.Certificate]] = {
-    "first": _certificate("redox.example", sans=(x509.DNSName("Client.redox.example"),
-                                                 x509.UniformResourceIdentifier("spiffe://redox.example/engine"),
-                                                 x509.RFC822Name("engine@redox.example"))),
-    "second": _certificate("stranger.example")}
+    "first": _certificate(
+        "redox.example",
+        sans=(
+            x509.DNSName("Client.redox.example"),
+            x509.UniformResourceIdentifier("spiffe://redox.example/engine"),
+            x509.RFC822Name("engine@redox.example"),
+        ),
+    ),
+    "second": _certificate("stranger.example"),
+}
 _FIRST, _SECOND = _pem(_CERTIFICATES["first"]), _pem(_CERTIFICATES["second"])
 _FINGERPRINTS = {which: each.fingerprint(SHA256()) for which, each in _CERTIFICATES.items()}
 
@@ -69,14 +89,29 @@ class _MtlsCases(VerificationCases):
     revoked = "mtls_credential_expired"
     unknown = "credential_insufficient"
     companion: ClassVar[tuple[str, Credential, Headers]] = (
-        "token", token(id=9), {"verification-token": TOKENS["first"]})
+        "token",
+        token(id=9),
+        {"verification-token": TOKENS["first"]},
+    )
     proxy: ClassVar[Any]
 
-    def credential(self, which: Which = "first", *, id: int = 1, expires_at: datetime | None = None,  # noqa: A002
-                   revoked: bool = False) -> Credential:
+    def credential(
+        self,
+        which: Which = "first",
+        *,
+        id: int = 1,  # noqa: A002
+        expires_at: datetime | None = None,
+        revoked: bool = False,
+    ) -> Credential:
         """A pinned certificate's row."""
-        return MtlsCredential(id=id, proxy=self.proxy, secret=_SECRET.encode(), fingerprint=_FINGERPRINTS[which],
-                              expires_at=expires_at, revoked=revoked)
+        return MtlsCredential(
+            id=id,
+            proxy=self.proxy,
+            secret=_SECRET.encode(),
+            fingerprint=_FINGERPRINTS[which],
+            expires_at=expires_at,
+            revoked=revoked,
+        )
 
     def secrets(self) -> list[str]:
         """The proxy's secret."""
@@ -96,8 +131,10 @@ class TestNginx(_MtlsCases):
         "verified, no certificate": (_nginx(""), "mtls_malformed"),
         "none, but a certificate": (_nginx(_FIRST, "NONE"), "mtls_not_verified"),
         "a certificate alone": ({"ssl-client-cert": _FIRST, **_PROXY}, "mtls_not_verified"),
-        "no secret": ({name: text for name, text in _nginx(_FIRST).items() if name != "x-proxy-secret"},
-                      "mtls_proxy_secret_wrong"),
+        "no secret": (
+            {name: text for name, text in _nginx(_FIRST).items() if name != "x-proxy-secret"},
+            "mtls_proxy_secret_wrong",
+        ),
         "empty secret": (_nginx(_FIRST, secret=""), "mtls_proxy_secret_wrong"),
         "wrong secret": (_nginx(_FIRST, secret=f"{_SECRET}x"), "mtls_proxy_secret_wrong"),
         "secret twice": (_nginx(_FIRST, secret=f"x,{_SECRET}"), "mtls_proxy_secret_wrong"),
@@ -107,8 +144,10 @@ class TestNginx(_MtlsCases):
         "a chain": (_nginx(_FIRST + quote("\n") + _SECOND), "mtls_malformed"),
         "cut": (_nginx(_FIRST[:-60]), "mtls_malformed"),
         "no certificate": (_nginx("garbage"), "mtls_malformed"),
-        "rubbish in PEM": (_nginx(quote("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")),
-                           "mtls_malformed"),
+        "rubbish in PEM": (
+            _nginx(quote("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")),
+            "mtls_malformed",
+        ),
         "1 MB": (_nginx("A" * 1_000_000), "mtls_malformed"),
     }
 
@@ -128,9 +167,11 @@ class TestEnvoy(_MtlsCases):
     proxy = "envoy"
     right: ClassVar[Mapping[Which, Headers]] = {
         "first": {"x-forwarded-client-cert": _envoy(_FIRST), **_PROXY},
-        "second": {"x-forwarded-client-cert": _envoy(_SECOND), **_PROXY}}
+        "second": {"x-forwarded-client-cert": _envoy(_SECOND), **_PROXY},
+    }
     bad: ClassVar[Mapping[str, tuple[Headers, str]]] = {
-        name: ({"x-forwarded-client-cert": value, **_PROXY}, reason) for name, (value, reason) in {
+        name: ({"x-forwarded-client-cert": value, **_PROXY}, reason)
+        for name, (value, reason) in {
             "another certificate": (_envoy(_SECOND), "mtls_pin_differs"),
             "two elements": (f"{_envoy(_SECOND)},{_envoy(_FIRST)}", "mtls_malformed"),
             "the right one first": (f"{_envoy(_FIRST)},{_envoy(_SECOND)}", "mtls_malformed"),
@@ -142,7 +183,8 @@ class TestEnvoy(_MtlsCases):
             "no pair": ("garbage", "mtls_malformed"),
             "quotes": ('"' * 500, "mtls_malformed"),
             "backslashes": ('Cert="' + "\\" * 5_001, "mtls_malformed"),
-        }.items()}
+        }.items()
+    }
 
     def presenting(self, value: str) -> Headers:
         """As the whole header."""
@@ -155,8 +197,11 @@ class TestAlb(_MtlsCases):
     proxy = "aws-alb"
     right: ClassVar[Mapping[Which, Headers]] = {
         "first": {"x-amzn-mtls-clientcert-leaf": _FIRST, **_PROXY},
-        "second": {"x-amzn-mtls-clientcert-leaf": quote(
-            _CERTIFICATES["second"].public_bytes(Encoding.PEM), safe="+=/"), **_PROXY}}
+        "second": {
+            "x-amzn-mtls-clientcert-leaf": quote(_CERTIFICATES["second"].public_bytes(Encoding.PEM), safe="+=/"),
+            **_PROXY,
+        },
+    }
     bad: ClassVar[Mapping[str, tuple[Headers, str]]] = {
         "another certificate": ({"x-amzn-mtls-clientcert-leaf": _SECOND, **_PROXY}, "mtls_pin_differs"),
         "passthrough": ({"x-amzn-mtls-clientcert": _FIRST, **_PROXY}, "mtls_passthrough"),
@@ -170,8 +215,9 @@ class TestAlb(_MtlsCases):
 
 
 def _pinned(**pins: Any) -> Destination:
-    return destination(MtlsCredential(**{"id": 1, "proxy": "nginx", "secret": _SECRET.encode(), **pins}),
-                       require=("mtls",))
+    return destination(
+        MtlsCredential(**{"id": 1, "proxy": "nginx", "secret": _SECRET.encode(), **pins}), require=("mtls",)
+    )
 
 
 def test_only_from_a_trusted_proxy() -> None:
@@ -183,10 +229,20 @@ def test_only_from_a_trusted_proxy() -> None:
     assert verification.check_head(head(_nginx(_FIRST)), at, NOW).authenticated
 
 
-@pytest.mark.parametrize("pins", [
-    {"subject": normalise_subject(r"CN=redox.example,O=Made\, Up")}, {"san": "client.REDOX.example"},
-    {"san": "spiffe://redox.example/engine"}, {"fingerprint": _FINGERPRINTS["first"]},
-    {"subject": r"CN=redox.example,O=Made\, Up", "san": "client.redox.example", "fingerprint": _FINGERPRINTS["first"]}])
+@pytest.mark.parametrize(
+    "pins",
+    [
+        {"subject": normalise_subject(r"CN=redox.example,O=Made\, Up")},
+        {"san": "client.REDOX.example"},
+        {"san": "spiffe://redox.example/engine"},
+        {"fingerprint": _FINGERPRINTS["first"]},
+        {
+            "subject": r"CN=redox.example,O=Made\, Up",
+            "san": "client.redox.example",
+            "fingerprint": _FINGERPRINTS["first"],
+        },
+    ],
+)
 def test_pins(pins: dict[str, Any]) -> None:
     """Subject, one of the SANs, fingerprint: each alone, or all of them."""
     at = _pinned(**pins)
@@ -234,8 +290,9 @@ def test_something_must_be_pinned() -> None:
 
 def test_each_proxy_has_its_headers() -> None:
     """Of a proxy that no credential names nothing is read: its headers may be anybody's."""
-    at = destination(MtlsCredential(id=1, proxy="envoy", secret=_SECRET.encode(), san="client.redox.example"),
-                     require=("mtls",))
+    at = destination(
+        MtlsCredential(id=1, proxy="envoy", secret=_SECRET.encode(), san="client.redox.example"), require=("mtls",)
+    )
     assert refusal(_nginx(_FIRST), at) == "credential_missing"
 
 

@@ -27,14 +27,24 @@ _OTHER_KEYS = (VerifyingKey(kid="token-1", algorithms=frozenset({"HS256"}), key=
 def _signed(claims: Mapping[str, Any], header: Mapping[str, Any] | None = None, key: bytes = _SECRET) -> str:
     """A token by hand: RFC 7515, 7518 3.2."""
     members = {"alg": "HS256", "typ": "at+jwt", "kid": "token-1", **(header or {})}
-    parts = [b64(json.dumps({name: value for name, value in each.items() if value is not None}).encode())
-             for each in (members, claims)]
+    parts = [
+        b64(json.dumps({name: value for name, value in each.items() if value is not None}).encode())
+        for each in (members, claims)
+    ]
     return ".".join([*parts, b64(digest(key, ".".join(parts).encode(), "sha256"))])
 
 
 def _token(subject: str, header: Mapping[str, Any] | None = None, key: bytes = _SECRET, **changes: Any) -> str:
-    claims = {"iss": "redox-receiver", "aud": "redox-receiver:destination:1", "sub": subject, "client_id": "redox",
-              "iat": _AT - 10, "exp": _AT + 290, "jti": "1", **changes}
+    claims = {
+        "iss": "redox-receiver",
+        "aud": "redox-receiver:destination:1",
+        "sub": subject,
+        "client_id": "redox",
+        "iat": _AT - 10,
+        "exp": _AT + 290,
+        "jti": "1",
+        **changes,
+    }
     return _signed(claims, header, key)
 
 
@@ -50,7 +60,10 @@ class _OwnCases(VerificationCases):
     revoked = "jwt_credential_expired"
     unknown = "jwt_credential_missing"
     companion: ClassVar[tuple[str, Credential, Headers]] = (
-        "token", token(id=9), {"verification-token": TOKENS["first"]})
+        "token",
+        token(id=9),
+        {"verification-token": TOKENS["first"]},
+    )
 
     def presenting(self, value: str) -> Headers:
         """As Bearer."""
@@ -73,8 +86,10 @@ class _OwnCases(VerificationCases):
 
     def test_the_same_secret_twice(self) -> None:
         """A token dies with the row that it was issued for: the same client entered again has to ask again."""
-        for pair in ((self.credential(id=1, revoked=True), self.credential(id=2)),
-                     (self.credential(id=2), self.credential(id=1, revoked=True))):
+        for pair in (
+            (self.credential(id=1, revoked=True), self.credential(id=2)),
+            (self.credential(id=2), self.credential(id=1, revoked=True)),
+        ):
             assert refusal(self.right["first"], self.door(*pair)) == self.revoked
 
     def test_what_is_issued_opens(self) -> None:
@@ -110,8 +125,14 @@ class _OwnCases(VerificationCases):
         """The row, with those keys (`id` is the field's name)."""
         raise NotImplementedError
 
-    def credential(self, which: Which = "first", *, id: int = 1, expires_at: datetime | None = None,  # noqa: A002
-                   revoked: bool = False) -> Credential:
+    def credential(
+        self,
+        which: Which = "first",
+        *,
+        id: int = 1,  # noqa: A002
+        expires_at: datetime | None = None,
+        revoked: bool = False,
+    ) -> Credential:
         """The first client's row, or the second's."""
         return self.made(id, _KEYS, expires_at=expires_at, revoked=revoked)
 
@@ -146,13 +167,16 @@ class TestOAuth(_OwnCases):
 
     kind = "oauth"
     right: ClassVar[Mapping[Which, Headers]] = {
-        "first": _bearer(_token("oauth:1")), "second": _bearer(_token("oauth:2"))}
+        "first": _bearer(_token("oauth:1")),
+        "second": _bearer(_token("oauth:2")),
+    }
     bad: ClassVar[Mapping[str, tuple[Headers, str]]] = _bad("oauth")
 
     def made(self, id: int, keys: tuple[VerifyingKey, ...], **values: Any) -> OwnCredential:  # noqa: A002
         """A client with a secret."""
-        return OAuthCredential(id=id, client=Client(client_id="redox"), digest=b"d" * 32, key=b"k" * 32,
-                               token_keys=keys, **values)
+        return OAuthCredential(
+            id=id, client=Client(client_id="redox"), digest=b"d" * 32, key=b"k" * 32, token_keys=keys, **values
+        )
 
 
 class TestSmart(_OwnCases):
@@ -160,20 +184,32 @@ class TestSmart(_OwnCases):
 
     kind = "smart"
     right: ClassVar[Mapping[Which, Headers]] = {
-        "first": _bearer(_token("smart:1")), "second": _bearer(_token("smart:2"))}
+        "first": _bearer(_token("smart:1")),
+        "second": _bearer(_token("smart:2")),
+    }
     bad: ClassVar[Mapping[str, tuple[Headers, str]]] = _bad("smart")
 
     def made(self, id: int, keys: tuple[VerifyingKey, ...], **values: Any) -> OwnCredential:  # noqa: A002
         """A client with a key set."""
-        rules = Rules(issuers=("redox",), audiences=("https://receiver.example/oauth/main/token",), keys=jwks(e=P384),
-                      algorithms=frozenset({"ES384"}), lifetime=300)
+        rules = Rules(
+            issuers=("redox",),
+            audiences=("https://receiver.example/oauth/main/token",),
+            keys=jwks(e=P384),
+            algorithms=frozenset({"ES384"}),
+            lifetime=300,
+        )
         return SmartCredential(id=id, client=Client(client_id="redox"), rules=rules, token_keys=keys, **values)
 
 
 @pytest.mark.parametrize("subject", ["oauth:1", "smart:1", None, 7, "token:1"])
 def test_our_issuer_is_nobody_else_s(subject: object) -> None:
     """A token in our own name that is not of our making opens nothing, whatever kinds are required."""
-    claims = {"iss": "redox-receiver", "aud": "redox-receiver:destination:1", "sub": subject, "iat": _AT,
-              "exp": _AT + 9}
+    claims = {
+        "iss": "redox-receiver",
+        "aud": "redox-receiver:destination:1",
+        "sub": subject,
+        "iat": _AT,
+        "exp": _AT + 9,
+    }
     at = destination(require=("jwt", "google", "oauth", "smart"))
     assert refusal(_bearer(_signed(claims, key=b"x" * 32)), at) == "jwt_credential_missing"

@@ -27,23 +27,47 @@ from tests.protocol.verification.cases import Headers, VerificationCases, refusa
 _HOST = "receiver.example"
 _KEYS: Mapping[Which, tuple[str, str]] = {
     "first": ("AKIDMADEUPFIRST", "first-made-up-secret-key/+0123456789ab"),
-    "second": ("AKIDMADEUPSECOND", "second-made-up-secret-key/+0123456789a")}
+    "second": ("AKIDMADEUPSECOND", "second-made-up-secret-key/+0123456789a"),
+}
 
 
 def _row(which: Which = "first", **changes: Any) -> SigV4Credential:
     name, secret = _KEYS[which]
-    return SigV4Credential(**{"id": 1, "access_key": name, "secret": secret.encode(), "region": "us-east-1",
-                              "service": "execute-api", **changes})
+    return SigV4Credential(
+        **{
+            "id": 1,
+            "access_key": name,
+            "secret": secret.encode(),
+            "region": "us-east-1",
+            "service": "execute-api",
+            **changes,
+        }
+    )
 
 
-def _signed(which: Which = "first", *, headers: Mapping[str, str] | None = None, body: bytes = BODY, query: str = "",
-            target: str = "/redox/main", region: str = "us-east-1", service: str = "execute-api", at: datetime = NOW,
-            session: str | None = None, signer: type[botocore.auth.SigV4Auth] = botocore.auth.SigV4Auth,
-            method: Method = "POST", **context: Any) -> dict[str, str]:
+def _signed(
+    which: Which = "first",
+    *,
+    headers: Mapping[str, str] | None = None,
+    body: bytes = BODY,
+    query: str = "",
+    target: str = "/redox/main",
+    region: str = "us-east-1",
+    service: str = "execute-api",
+    at: datetime = NOW,
+    session: str | None = None,
+    signer: type[botocore.auth.SigV4Auth] = botocore.auth.SigV4Auth,
+    method: Method = "POST",
+    **context: Any,
+) -> dict[str, str]:
     """The headers of a request that botocore signed, as a server sees them."""
     name, secret = _KEYS[which]
-    request = AWSRequest(method=method, url=f"https://{_HOST}{target}{'?' if query else ''}{query}", data=body,
-                         headers={"Content-Type": "application/json", **(headers or {})})
+    request = AWSRequest(
+        method=method,
+        url=f"https://{_HOST}{target}{'?' if query else ''}{query}",
+        data=body,
+        headers={"Content-Type": "application/json", **(headers or {})},
+    )
     request.context.update(context)
     with time_machine.travel(at, tick=False):
         signer(Credentials(name, secret, session), service, region).add_auth(request)
@@ -98,8 +122,10 @@ class TestSigV4(VerificationCases):
         "long": (_edited("AKIDMADEUPFIRST", "A" * MAX_HEADER), "sigv4_malformed"),
         "10,000 headers": (_edited("host;", "".join(f"h{n:05};" for n in range(600)) + "host;"), "sigv4_malformed"),
         "host not signed": (_edited("host;", ""), "sigv4_host_unsigned"),
-        "headers out of order": (_edited("content-type;host;x-amz-date", "host;content-type;x-amz-date"),
-                                 "sigv4_malformed"),
+        "headers out of order": (
+            _edited("content-type;host;x-amz-date", "host;content-type;x-amz-date"),
+            "sigv4_malformed",
+        ),
         "a header twice": (_edited("host;", "host;host;"), "sigv4_malformed"),
         "a header in capitals": (_edited("host;", "Host;"), "sigv4_malformed"),
         "no headers": (_edited("content-type;host;x-amz-date", ""), "sigv4_host_unsigned"),
@@ -124,10 +150,19 @@ class TestSigV4(VerificationCases):
     revoked = "sigv4_credential_expired"
     unknown = "sigv4_credential_missing"
     companion: ClassVar[tuple[str, Credential, Headers]] = (
-        "token", token(id=9), {"verification-token": TOKENS["first"]})
+        "token",
+        token(id=9),
+        {"verification-token": TOKENS["first"]},
+    )
 
-    def credential(self, which: Which = "first", *, id: int = 1, expires_at: datetime | None = None,  # noqa: A002
-                   revoked: bool = False) -> Credential:
+    def credential(
+        self,
+        which: Which = "first",
+        *,
+        id: int = 1,  # noqa: A002
+        expires_at: datetime | None = None,
+        revoked: bool = False,
+    ) -> Credential:
         """An access key's row."""
         return _row(which, id=id, expires_at=expires_at, revoked=revoked)
 
@@ -144,10 +179,25 @@ def _door(*credentials: SigV4Credential) -> Destination:
     return destination(*(credentials or (_row(),)), require=("sigv4",))
 
 
-def _verify(headers: Headers, at: Destination, *, body: bytes = BODY, target: str = "/redox/main", query: str = "",
-            method: Method = "POST", now: datetime = NOW) -> Verified:
-    made = Head(destination="main", method=method, headers=headers, target=target, query=query, peer="192.0.2.1",
-                received_at=now)
+def _verify(
+    headers: Headers,
+    at: Destination,
+    *,
+    body: bytes = BODY,
+    target: str = "/redox/main",
+    query: str = "",
+    method: Method = "POST",
+    now: datetime = NOW,
+) -> Verified:
+    made = Head(
+        destination="main",
+        method=method,
+        headers=headers,
+        target=target,
+        query=query,
+        peer="192.0.2.1",
+        received_at=now,
+    )
     return verification.check_head(made, at, now).complete(Inbound(head=made, body=body), at, now)
 
 
@@ -160,16 +210,33 @@ def _wrong(headers: Headers, at: Destination, **request: Any) -> str:
 class TestSignedBytes:
     """What the signature is over."""
 
-    @pytest.mark.parametrize("request_", [
-        {"body": BODY + b" "}, {"body": BODY[:-1]}, {"body": b""}, {"target": "/redox/other"},
-        {"target": "/redox/main/"}, {"query": "a=b"}, {"target": "/redox/MAIN"}, {"method": "GET"}])
+    @pytest.mark.parametrize(
+        "request_",
+        [
+            {"body": BODY + b" "},
+            {"body": BODY[:-1]},
+            {"body": b""},
+            {"target": "/redox/other"},
+            {"target": "/redox/main/"},
+            {"query": "a=b"},
+            {"target": "/redox/MAIN"},
+            {"method": "GET"},
+        ],
+    )
     def test_any_change_is_seen(self, request_: dict[str, Any]) -> None:
         """Another body, path, query or method: the signature does not hold."""
         assert _wrong(_RIGHT["first"], _door(), **request_) == "sigv4_signature_wrong"
 
-    @pytest.mark.parametrize(("name", "value"), [
-        ("host", "other.example"), ("host", f"{_HOST}:443"), ("content-type", "application/fhir+json"),
-        ("content-type", "application/json,application/json"), ("x-amz-date", "20260101T000031Z")])
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("host", "other.example"),
+            ("host", f"{_HOST}:443"),
+            ("content-type", "application/fhir+json"),
+            ("content-type", "application/json,application/json"),
+            ("x-amz-date", "20260101T000031Z"),
+        ],
+    )
     def test_a_signed_header_that_differs(self, name: str, value: str) -> None:
         """A signed header of another value, or sent twice, is seen."""
         assert _wrong(_changed(name, value), _door()) == "sigv4_signature_wrong"
@@ -204,11 +271,11 @@ class TestSignedBytes:
 
     def test_the_signature_is_good_once(self) -> None:
         """The proof names the signature until its window ends: the same for the same request, whatever else is sent."""
-        (once,) = _verify(_RIGHT["first"], _door()).once
+        (once,) = _verify(_RIGHT["first"], _door()).nonces
         assert once.until > NOW + timedelta(seconds=300)
         assert _wrong(_RIGHT["first"], _door(), now=once.until) == "sigv4_stale"
-        assert _verify({**_RIGHT["first"], "x-more": "1"}, _door(), now=NOW + timedelta(seconds=9)).once == (once,)
-        assert _verify(_signed(at=NOW + timedelta(seconds=1)), _door()).once != (once,)
+        assert _verify({**_RIGHT["first"], "x-more": "1"}, _door(), now=NOW + timedelta(seconds=9)).nonces == (once,)
+        assert _verify(_signed(at=NOW + timedelta(seconds=1)), _door()).nonces != (once,)
         assert len(once.key) == 32
 
 
@@ -230,8 +297,10 @@ class TestSettings:
             assert _verify(headers, _door(_row(unsigned_payload=True)), body=body).credentials == (1,)
         assert _wrong(headers, _door()) == "sigv4_payload_unsigned"
         # Leaving the body out can't be claimed afterwards.
-        assert _wrong(_changed("x-amz-content-sha256", "UNSIGNED-PAYLOAD"), _door(_row(unsigned_payload=True))) \
+        assert (
+            _wrong(_changed("x-amz-content-sha256", "UNSIGNED-PAYLOAD"), _door(_row(unsigned_payload=True)))
             == "sigv4_signature_wrong"
+        )
 
     def test_the_host(self) -> None:
         """Where the credential names hosts, a request that was signed for another is refused, however right it is."""
@@ -251,14 +320,49 @@ class TestSettings:
 
 
 # Every byte that may stand raw in a query (RFC 3986 3.4), escapes in both cases, and what takes parameters apart.
-_QUERY = st.lists(st.sampled_from(["a", "Z", "0", "-", ".", "_", "~", "*", "+", "!", "'", "(", ")", ":", "@", ",", "$",
-                                   "/", "?", ";", "&", "=", "%2f", "%2F", "%c3%a9", "%C3%A9", "%20", "%41"]),
-                  max_size=8).map("".join)
+_QUERY = st.lists(
+    st.sampled_from(
+        [
+            "a",
+            "Z",
+            "0",
+            "-",
+            ".",
+            "_",
+            "~",
+            "*",
+            "+",
+            "!",
+            "'",
+            "(",
+            ")",
+            ":",
+            "@",
+            ",",
+            "$",
+            "/",
+            "?",
+            ";",
+            "&",
+            "=",
+            "%2f",
+            "%2F",
+            "%c3%a9",
+            "%C3%A9",
+            "%20",
+            "%41",
+        ]
+    ),
+    max_size=8,
+).map("".join)
 
 
-@given(st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="/?#%"), min_size=1, max_size=12),
-       _QUERY, st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=20),
-       st.binary(max_size=50))
+@given(
+    st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="/?#%"), min_size=1, max_size=12),
+    _QUERY,
+    st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=20),
+    st.binary(max_size=50),
+)
 @example("x", "&", "x", b"")
 @example("x", ";", "x", b"")
 @example("x", "b=*&a=%2f", "x", b"")
@@ -274,9 +378,17 @@ def test_whatever_botocore_signs(segment: str, query: str, value: str, body: byt
     assert _wrong(headers, _door(), target=target, query=query + "&x", body=body) == "sigv4_signature_wrong"
 
 
-@given(st.lists(st.tuples(st.text("aZ0-._~*+!'(): @,/;&=%\u00e9", min_size=1, max_size=3),
-                          st.text("aZ0-._~*+!'(): @,/;&=%\u00e9", max_size=3)), min_size=1, max_size=4),
-       st.sampled_from(["-_.~", "-_.~*!'():@,/", ""]))
+@given(
+    st.lists(
+        st.tuples(
+            st.text("aZ0-._~*+!'(): @,/;&=%\u00e9", min_size=1, max_size=3),
+            st.text("aZ0-._~*+!'(): @,/;&=%\u00e9", max_size=3),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    st.sampled_from(["-_.~", "-_.~*!'():@,/", ""]),
+)
 def test_parameters_that_are_encoded_anew(pairs: list[tuple[str, str]], safe: str) -> None:
     """A signature over parameters in AWS's documented encoding holds, whatever of them the sender left raw."""
     name, secret = _KEYS["first"]
@@ -297,39 +409,81 @@ _PUBLISHED: Mapping[str, tuple[dict[str, Any], Headers, str]] = {
     "get-vanilla": ({}, {}, "5fa00fa31553b73ebf1942676e86291e8372ff2a2260956d9b8aae1d763fbf31"),
     "post-vanilla": ({"method": "POST"}, {}, "5da7c1a2acd57cee7505fc6676e4e544621c30862966e37dddb68e92efbe5d6b"),
     "get-utf8": ({"target": f"/{_UTF8}"}, {}, "8318018e0b0f223aa2bbf98705b62bb787dc9c0e678f255a891fd03141be5d85"),
-    "get-unreserved": ({"target": f"/{_UNRESERVED}"}, {},
-                       "07ef7494c76fa4850883e2b006601f940f8a34d404d0cfa977f52a65bbf5f24f"),
-    "get-space": ({"target": "/example space/"}, {},
-                  "652487583200325589f1fba4c7e578f72c47cb61beeca81406b39ddec1366741"),
+    "get-unreserved": (
+        {"target": f"/{_UNRESERVED}"},
+        {},
+        "07ef7494c76fa4850883e2b006601f940f8a34d404d0cfa977f52a65bbf5f24f",
+    ),
+    "get-space": (
+        {"target": "/example space/"},
+        {},
+        "652487583200325589f1fba4c7e578f72c47cb61beeca81406b39ddec1366741",
+    ),
     "get-slashes": ({"target": "//example//"}, {}, "9a624bd73a37c9a373b5312afbebe7a714a789de108f0bdfe846570885f57e84"),
-    "get-slash-pointless-dot": ({"target": "/./example"}, {},
-                                "ef75d96142cf21edca26f06005da7988e4f8dc83a165a80865db7089db637ec5"),
-    "get-relative-relative": ({"target": "/example1/example2/../.."}, {},
-                              "5fa00fa31553b73ebf1942676e86291e8372ff2a2260956d9b8aae1d763fbf31"),
-    "get-vanilla-empty-query-key": ({"query": "Param1=value1"}, {},
-                                    "a67d582fa61cc504c4bae71f336f98b97f1ea3c7a6bfe1b6e45aec72011b9aeb"),
-    "get-vanilla-query-order-key-case": ({"query": "Param2=value2&Param1=value1"}, {},
-                                         "b97d918cfa904a5beff61c982a1b6f458b799221646efd99d3219ec94cdf2500"),
-    "get-vanilla-query-order-encoded": ({"query": "Param-3=Value3&Param=Value2&%E1%88%B4=Value1"}, {},
-                                        "371d3713e185cc334048618a97f809c9ffe339c62934c032af5a0e595648fcac"),
-    "get-vanilla-query-unreserved": ({"query": f"{_UNRESERVED}={_UNRESERVED}"}, {},
-                                     "9c3e54bfcdf0b19771a7f523ee5669cdf59bc7cc0884027167c21bb143a40197"),
-    "get-vanilla-utf8-query": ({"query": f"{_UTF8}=bar"}, {},
-                               "2cdec8eed098649ff3a119c94853b13c643bcf08f8b0a1d91e12c9027818dd04"),
-    "get-header-key-duplicate": ({}, {"my-header1": "value2,value2,value1"},
-                                 "c9d5ea9f3f72853aea855b47ea873832890dbdd183b4468f858259531a5138ea"),
-    "get-header-value-order": ({}, {"my-header1": "value4,value1,value3,value2"},
-                               "08c7e5a9acfcfeb3ab6b2185e75ce8b1deb5e634ec47601a50643f830c755c01"),
-    "get-header-value-trim": ({}, {"my-header1": " value1", "my-header2": ' "a   b   c"'},
-                              "acc3ed3afb60bb290fc8d2dd0098b9911fcaa05412b367055dee359757a9c736"),
+    "get-slash-pointless-dot": (
+        {"target": "/./example"},
+        {},
+        "ef75d96142cf21edca26f06005da7988e4f8dc83a165a80865db7089db637ec5",
+    ),
+    "get-relative-relative": (
+        {"target": "/example1/example2/../.."},
+        {},
+        "5fa00fa31553b73ebf1942676e86291e8372ff2a2260956d9b8aae1d763fbf31",
+    ),
+    "get-vanilla-empty-query-key": (
+        {"query": "Param1=value1"},
+        {},
+        "a67d582fa61cc504c4bae71f336f98b97f1ea3c7a6bfe1b6e45aec72011b9aeb",
+    ),
+    "get-vanilla-query-order-key-case": (
+        {"query": "Param2=value2&Param1=value1"},
+        {},
+        "b97d918cfa904a5beff61c982a1b6f458b799221646efd99d3219ec94cdf2500",
+    ),
+    "get-vanilla-query-order-encoded": (
+        {"query": "Param-3=Value3&Param=Value2&%E1%88%B4=Value1"},
+        {},
+        "371d3713e185cc334048618a97f809c9ffe339c62934c032af5a0e595648fcac",
+    ),
+    "get-vanilla-query-unreserved": (
+        {"query": f"{_UNRESERVED}={_UNRESERVED}"},
+        {},
+        "9c3e54bfcdf0b19771a7f523ee5669cdf59bc7cc0884027167c21bb143a40197",
+    ),
+    "get-vanilla-utf8-query": (
+        {"query": f"{_UTF8}=bar"},
+        {},
+        "2cdec8eed098649ff3a119c94853b13c643bcf08f8b0a1d91e12c9027818dd04",
+    ),
+    "get-header-key-duplicate": (
+        {},
+        {"my-header1": "value2,value2,value1"},
+        "c9d5ea9f3f72853aea855b47ea873832890dbdd183b4468f858259531a5138ea",
+    ),
+    "get-header-value-order": (
+        {},
+        {"my-header1": "value4,value1,value3,value2"},
+        "08c7e5a9acfcfeb3ab6b2185e75ce8b1deb5e634ec47601a50643f830c755c01",
+    ),
+    "get-header-value-trim": (
+        {},
+        {"my-header1": " value1", "my-header2": ' "a   b   c"'},
+        "acc3ed3afb60bb290fc8d2dd0098b9911fcaa05412b367055dee359757a9c736",
+    ),
     "get-vanilla-with-session-token": (
-        {}, {"x-amz-security-token": "6e86291e8372ff2a2260956d9b8aae1d763fbf315fa00fa31553b73ebf194267"},
-        "07ec1639c89043aa0e3e2de82b96708f198cceab042d4a97044c66dd9f74e7f8"),
+        {},
+        {"x-amz-security-token": "6e86291e8372ff2a2260956d9b8aae1d763fbf315fa00fa31553b73ebf194267"},
+        "07ec1639c89043aa0e3e2de82b96708f198cceab042d4a97044c66dd9f74e7f8",
+    ),
     "post-x-www-form-urlencoded": (
         {"method": "POST", "body": b"Param1=value1"},
-        {"content-type": "application/x-www-form-urlencoded", "content-length": "13",
-         "x-amz-content-sha256": "9095672bbd1f56dfc5b65f3e153adc8731a4a654192329106275f4c7b24d0b6e"},
-        "d3875051da38690788ef43de4db0d8f280229d82040bfac253562e56c3f20e0b"),
+        {
+            "content-type": "application/x-www-form-urlencoded",
+            "content-length": "13",
+            "x-amz-content-sha256": "9095672bbd1f56dfc5b65f3e153adc8731a4a654192329106275f4c7b24d0b6e",
+        },
+        "d3875051da38690788ef43de4db0d8f280229d82040bfac253562e56c3f20e0b",
+    ),
 }
 
 
@@ -338,13 +492,26 @@ def test_published(case: str) -> None:
     """Each request of the suite opens by its published signature, and by none that differs in a digit."""
     request, more, signature = _PUBLISHED[case]
     signed = ";".join(sorted({"host", "x-amz-date", *more}))
-    headers = {"host": "example.amazonaws.com", "x-amz-date": "20150830T123600Z", **more, "authorization": (
-        "AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/20150830/us-east-1/service/aws4_request, "
-        f"SignedHeaders={signed}, Signature={signature}")}
+    headers = {
+        "host": "example.amazonaws.com",
+        "x-amz-date": "20150830T123600Z",
+        **more,
+        "authorization": (
+            "AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/20150830/us-east-1/service/aws4_request, "
+            f"SignedHeaders={signed}, Signature={signature}"
+        ),
+    }
     session = more.get("x-amz-security-token")
-    at = _door(SigV4Credential(
-        id=1, access_key="AKIDEXAMPLE", secret=b"wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY", region="us-east-1",
-        service="service", session_token=None if session is None else session.encode()))
+    at = _door(
+        SigV4Credential(
+            id=1,
+            access_key="AKIDEXAMPLE",
+            secret=b"wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY",
+            region="us-east-1",
+            service="service",
+            session_token=None if session is None else session.encode(),
+        )
+    )
     request = {"method": "GET", "target": "/", "body": b"", "now": _SUITE, **request}
     assert _verify(headers, at, **request).credentials == (1,)
     wrong = {**headers, "authorization": headers["authorization"][:-1] + ("1" if signature[-1] == "0" else "0")}

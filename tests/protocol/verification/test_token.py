@@ -41,17 +41,31 @@ class _TokenCases(VerificationCases):
     revoked = "token_revoked"
     unknown = "token_wrong"
     companion: ClassVar[tuple[str, Credential, Headers]] = (
-        "hmac", signing(id=9), {"redox-signature": SIGNATURES["first"]})
+        "hmac",
+        signing(id=9),
+        {"redox-signature": SIGNATURES["first"]},
+    )
 
-    def credential(self, which: Which = "first", *, id: int = 1, expires_at: datetime | None = None,  # noqa: A002
-                   revoked: bool = False) -> Credential:
+    def credential(
+        self,
+        which: Which = "first",
+        *,
+        id: int = 1,  # noqa: A002
+        expires_at: datetime | None = None,
+        revoked: bool = False,
+    ) -> Credential:
         """A token's row."""
         return token(which, id=id, expires_at=expires_at, revoked=revoked)
 
     def secrets(self) -> list[str]:
         """Tokens, digests and the key, also as Python and hex would show them."""
-        return [*TOKENS.values(), *TOKEN_DIGESTS.values(), TOKEN_KEY.decode(), TOKEN_KEY.hex(),
-                repr(bytes.fromhex(TOKEN_DIGESTS["first"]))]
+        return [
+            *TOKENS.values(),
+            *TOKEN_DIGESTS.values(),
+            TOKEN_KEY.decode(),
+            TOKEN_KEY.hex(),
+            repr(bytes.fromhex(TOKEN_DIGESTS["first"])),
+        ]
 
 
 class TestTokenHeader(_TokenCases):
@@ -89,7 +103,9 @@ class TestBearer(_TokenCases):
     """The verification token as an opaque Bearer value alone."""
 
     right: ClassVar[Mapping[Which, Headers]] = {
-        "first": {"authorization": f"Bearer {_FIRST}"}, "second": {"authorization": f"bearer  {_SECOND}"}}
+        "first": {"authorization": f"Bearer {_FIRST}"},
+        "second": {"authorization": f"bearer  {_SECOND}"},
+    }
     bad: ClassVar[Mapping[str, tuple[Headers, str]]] = {
         "wrong": ({"authorization": f"Bearer {_SECOND}"}, "token_wrong"),
         "empty": ({"authorization": "Bearer "}, "token_wrong"),
@@ -110,7 +126,8 @@ class TestBothHeaders(_TokenCases):
 
     right: ClassVar[Mapping[Which, Headers]] = {
         "first": {**_token(_FIRST), "authorization": f"Bearer {_FIRST}"},
-        "second": {**_token(_SECOND), "authorization": f"BEARER {_SECOND}"}}
+        "second": {**_token(_SECOND), "authorization": f"BEARER {_SECOND}"},
+    }
     bad: ClassVar[Mapping[str, tuple[Headers, str]]] = {
         "right, and another Bearer": ({**_token(_FIRST), "authorization": f"Bearer {_SECOND}"}, "bearer_differs"),
         "right, and an empty Bearer": ({**_token(_FIRST), "authorization": "Bearer "}, "bearer_differs"),
@@ -132,9 +149,21 @@ class TestBothHeaders(_TokenCases):
 class TestAuthorization:
     """`Authorization` is classified by its shape."""
 
-    @pytest.mark.parametrize("value", [
-        f"Bearer {_JWT}", "Bearer a.b.", "Basic dXNlcjpwYXNz", "AWS4-HMAC-SHA256 Credential=x", "Bearer", "", "Bearerx",
-        _FIRST, "\u20ac", "Digest a=b"])
+    @pytest.mark.parametrize(
+        "value",
+        [
+            f"Bearer {_JWT}",
+            "Bearer a.b.",
+            "Basic dXNlcjpwYXNz",
+            "AWS4-HMAC-SHA256 Credential=x",
+            "Bearer",
+            "",
+            "Bearerx",
+            _FIRST,
+            "\u20ac",
+            "Digest a=b",
+        ],
+    )
     def test_what_is_not_the_token_s(self, value: str) -> None:
         """What belongs to another kind proves nothing here, and harms nothing beside the right token."""
         at = destination(token())
@@ -157,7 +186,8 @@ class TestAuthorization:
         headers = {"authorization": "Bearer opaque", "verification-token": "x" * 36}
         assert refusal(headers, at) == "credential_missing"
         assert verify({**headers, "redox-signature": SIGNATURES["first"]}, at) == Verified(
-            credentials=(1,), kinds=frozenset({"hmac"}))
+            credentials=(1,), kinds=frozenset({"hmac"})
+        )
 
     def test_non_ascii_token(self) -> None:
         """A token of UTF-8 beyond ASCII arrives as latin-1 and opens: bytes are compared."""

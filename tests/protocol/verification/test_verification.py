@@ -10,17 +10,33 @@ from tests.protocol.made_up import NOW, TOKENS, destination, head, token
 from tests.protocol.verification.cases import refusal
 
 
-@pytest.mark.parametrize(("text", "alternatives"), [
-    (["token"], ({"token"},)), (["hmac+token"], ({"hmac", "token"},)), (["token+token"], ({"token"},)),
-    (["hmac+token", "token"], ({"hmac", "token"}, {"token"}))])
+@pytest.mark.parametrize(
+    ("text", "alternatives"),
+    [
+        (["token"], ({"token"},)),
+        (["hmac+token"], ({"hmac", "token"},)),
+        (["token+token"], ({"token"},)),
+        (["hmac+token", "token"], ({"hmac", "token"}, {"token"})),
+    ],
+)
 def test_what_is_required(text: list[str], alternatives: tuple[set[str], ...]) -> None:
     """Alternatives are as they are written: each a set of kinds joined by +."""
     assert parse_require(text) == alternatives
 
 
-@pytest.mark.parametrize(("text", "said"), [
-    ([], "(none)"), ([""], "(none)"), (["token+"], "(none)"), (["tokens"], "tokens"), (["token", "none"], "none"),
-    (["Token"], "Token"), (["hmac+off"], "off"), (["hmac token"], "hmac token")])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ([], "(none)"),
+        ([""], "(none)"),
+        (["token+"], "(none)"),
+        (["tokens"], "tokens"),
+        (["token", "none"], "none"),
+        (["Token"], "Token"),
+        (["hmac+off"], "off"),
+        (["hmac token"], "hmac token"),
+    ],
+)
 def test_what_cannot_be_required(text: list[str], said: str) -> None:
     """An unknown kind, an empty one, or no alternative at all is refused, with the kinds that there are."""
     with pytest.raises(ValueError) as refused:
@@ -46,5 +62,7 @@ def test_nothing_required_is_no_door() -> None:
 def test_a_kind_that_nobody_knows_is_no_door() -> None:
     """A row that requires a kind which this version does not have lets nobody in by that alternative."""
     headers = {"verification-token": TOKENS["first"]}
-    assert refusal(headers, destination(token(), require=("carrier-pigeon", "token+carrier-pigeon"))) \
+    assert (
+        refusal(headers, destination(token(), require=("carrier-pigeon", "token+carrier-pigeon")))
         == "credential_insufficient"
+    )

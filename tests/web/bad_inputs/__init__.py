@@ -69,8 +69,14 @@ class Stand:
         """That destination's token, or another that is known under that name."""
         return self.site.tokens[self.name(to)]
 
-    def sent(self, body: bytes | None = None, headers: Mapping[str, str | None] = MappingProxyType({}), *,
-             to: str = "lab", **named: str | None) -> bytes:
+    def sent(
+        self,
+        body: bytes | None = None,
+        headers: Mapping[str, str | None] = MappingProxyType({}),
+        *,
+        to: str = "lab",
+        **named: str | None,
+    ) -> bytes:
         """A request as Redox sends it, but for `headers` and `named`."""
         return sent(self.site, body, headers, to=self.name(to), **named)
 
@@ -109,8 +115,9 @@ class Case:
         return self.behind if front == "nginx" else self.expected
 
 
-def case(name: str, expected: Expected, make: Callable[[Stand], Exchange], *, behind: Expected | None = None,
-         **columns: Any) -> Case:
+def case(
+    name: str, expected: Expected, make: Callable[[Stand], Exchange], *, behind: Expected | None = None, **columns: Any
+) -> Case:
     """A case. What gunicorn refuses before the receiver, nginx may refuse in its own way."""
     other = REFUSED if expected.closes and not expected.records else expected
     return Case(name=name, expected=expected, behind=behind or other, make=make, columns=columns)
@@ -118,25 +125,31 @@ def case(name: str, expected: Expected, make: Callable[[Stand], Exchange], *, be
 
 def body(content: bytes | Callable[[Stand], bytes], **headers: str | None) -> Callable[[Stand], Exchange]:
     """That body with the right token."""
+
     def make(stand: Stand) -> Exchange:
         made = content if isinstance(content, bytes) else content(stand)
         return Exchange(data=stand.sent(made, headers), kept=(made,))
+
     return make
 
 
 def headers(given: Callable[[Stand], Mapping[str, str | None]], *, to: str = "lab") -> Callable[[Stand], Exchange]:
     """A message with those headers instead of its own."""
+
     def make(stand: Stand) -> Exchange:
         made = message()
         return Exchange(data=stand.sent(made, given(stand), to=to), kept=(made,))
+
     return make
 
 
 def changed(change: Callable[[bytes], bytes]) -> Callable[[Stand], Exchange]:
     """A message whose request's bytes are changed."""
+
     def make(stand: Stand) -> Exchange:
         made = message()
         whole = stand.sent(made)
         assert change(whole) != whole
         return Exchange(data=change(whole), kept=(made,))
+
     return make

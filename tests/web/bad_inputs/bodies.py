@@ -22,8 +22,10 @@ def _with(members: bytes) -> Callable[[Stand], bytes]:
 
 def _meta(text: bytes) -> bytes:
     """A message with these members of Meta beside those that are needed."""
-    return (b'{"Meta": {"DataModel": "PatientAdmin", "EventType": "Arrival", "Source": {"ID": "%s"}, %s}}'
-            % (SOURCE.encode(), text))
+    return b'{"Meta": {"DataModel": "PatientAdmin", "EventType": "Arrival", "Source": {"ID": "%s"}, %s}}' % (
+        SOURCE.encode(),
+        text,
+    )
 
 
 def _told(**meta: Any) -> Callable[[Stand], bytes]:
@@ -47,20 +49,39 @@ def _gzipped(_: Stand) -> bytes:
 
 def _twice(key: str) -> Callable[[Stand], bytes]:
     """A message in which that key of the top or of Meta stands twice."""
+
     def make(_: Stand) -> bytes:
         whole = message()
-        return (whole[:-1] + b', "Meta": {}}' if key == "Meta" else
-                whole.replace(b'{"DataModel"', b'{"EventType": "Discharge", "DataModel"', 1))
+        return (
+            whole[:-1] + b', "Meta": {}}'
+            if key == "Meta"
+            else whole.replace(b'{"DataModel"', b'{"EventType": "Discharge", "DataModel"', 1)
+        )
+
     return make
 
 
 _INJECTIONS: Final = (
-    "'; DROP TABLE messages; --", "{{7*7}}${7*7}<%= 7 %>", "=cmd|' /C calc'!A0", "<script>CANARY</script>",
-    "../../etc/passwd", "%n%s%x", "$(touch /tmp/x)", "\u202eCANARY", "CANARY\r\n{\"event\": \"x\"}",
-    "\x1b]0;CANARY\x07\x1b[2J")
+    "'; DROP TABLE messages; --",
+    "{{7*7}}${7*7}<%= 7 %>",
+    "=cmd|' /C calc'!A0",
+    "<script>CANARY</script>",
+    "../../etc/passwd",
+    "%n%s%x",
+    "$(touch /tmp/x)",
+    "\u202eCANARY",
+    'CANARY\r\n{"event": "x"}',
+    "\x1b]0;CANARY\x07\x1b[2J",
+)
 # Times that are none, or none that a column holds.
 _TIMES: Final[tuple[object, ...]] = (
-    "0000-00-00T00:00:00.000Z", "99999-01-01T00:00:00Z", "0000-01-01T00:00:00Z", "CANARY", 7, [])
+    "0000-00-00T00:00:00.000Z",
+    "99999-01-01T00:00:00Z",
+    "0000-01-01T00:00:00Z",
+    "CANARY",
+    7,
+    [],
+)
 _BOUNDARY: Final = "multipart/form-data; boundary=x"
 _FORM: Final = "application/x-www-form-urlencoded"
 
@@ -68,17 +89,36 @@ CASES: Final[tuple[Case, ...]] = (
     case("a gzip body", _NOT_UTF8, body(_gzipped, content_encoding="gzip")),
     case("a gzip bomb", _NOT_UTF8, body(gzip.compress(bytes(100 * MIB), mtime=0), content_encoding="gzip")),
     case("JSON that says it is gzip", ACCEPTED, body(_told(), content_encoding="gzip")),
-    case("multipart", _NOT_JSON, body(
-        b'--x\r\nContent-Disposition: form-data; name="a"; filename="CANARY"\r\n\r\nb\r\n--x--\r\n',
-        content_type=_BOUNDARY)),
-    case("a form of a million keys", _NOT_JSON, body(b"&".join(b"a%d=b" % n for n in range(1_000_000)),
-                                                     content_type=_FORM)),
-    case("XML", _NOT_JSON, body(b'<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><x>&e;</x>',
-                                content_type="text/xml")),
-    *(case(f"JSON as {str(media)[:20]}", ACCEPTED, body(_told(), content_type=media))
-      for media in ("text/xml", None, "application/fhir+json", _FORM, _BOUNDARY, 500 * "x",
-                    "application/json; charset=utf-16")),
-
+    case(
+        "multipart",
+        _NOT_JSON,
+        body(
+            b'--x\r\nContent-Disposition: form-data; name="a"; filename="CANARY"\r\n\r\nb\r\n--x--\r\n',
+            content_type=_BOUNDARY,
+        ),
+    ),
+    case(
+        "a form of a million keys",
+        _NOT_JSON,
+        body(b"&".join(b"a%d=b" % n for n in range(1_000_000)), content_type=_FORM),
+    ),
+    case(
+        "XML",
+        _NOT_JSON,
+        body(b'<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><x>&e;</x>', content_type="text/xml"),
+    ),
+    *(
+        case(f"JSON as {str(media)[:20]}", ACCEPTED, body(_told(), content_type=media))
+        for media in (
+            "text/xml",
+            None,
+            "application/fhir+json",
+            _FORM,
+            _BOUNDARY,
+            500 * "x",
+            "application/json; charset=utf-16",
+        )
+    ),
     case("an empty body", quarantined("empty"), body(b"")),
     case("HTML", _NOT_JSON, body(b"<html>CANARY</html>")),
     case("truncated JSON", _NOT_JSON, body(lambda _: message()[:-1])),
@@ -88,8 +128,10 @@ CASES: Final[tuple[Case, ...]] = (
     case("100,000 nested arrays", _TOO_DEEP, body(100_000 * b"[")),
     case("100,000 nested arrays in a message", _TOO_DEEP, body(_with(b'"a": ' + 100_000 * b"[" + 100_000 * b"]"))),
     case("5,000 levels", _TOO_DEEP, body(_with(b'"a": ' + 5_000 * b'{"a":' + b"1" + 5_000 * b"}"))),
-    *(case(f"the number {name}", _NOT_JSON, body(_with(b'"a": ' + name.encode())))
-      for name in ("NaN", "Infinity", "-Infinity", "+1", "01", ".5", "0x10", "1_000")),
+    *(
+        case(f"the number {name}", _NOT_JSON, body(_with(b'"a": ' + name.encode())))
+        for name in ("NaN", "Infinity", "-Infinity", "+1", "01", ".5", "0x10", "1_000")
+    ),
     case("NaN in Meta", _NOT_JSON, body(_meta(b'"FacilityCode": NaN'))),
     case("two Metas", quarantined("top_duplicate_key"), body(_twice("Meta"))),
     case("a key twice in Meta", quarantined("meta_duplicate_key"), body(_twice("EventType"))),
@@ -107,24 +149,30 @@ CASES: Final[tuple[Case, ...]] = (
     case("a NUL in a value", ACCEPTED, body(_with(b'"a": "b\\u0000c"'))),
     case("a NUL in a key", ACCEPTED, body(_with(b'"a\\u0000": 1'))),
     case("a NUL as it is", _NOT_JSON, body(_with(b'"a": "b\x00c"'))),
-    case("a NUL in ids", ACCEPTED, body(_told(FacilityCode="a\x00b", Logs=[{"ID": "CANARY\x00x"}])),
-         facility="ab"),
-
-    *(case(f"top level {text.decode()}", quarantined("top_not_object"), body(text))
-      for text in (b"[1]", b'"CANARY"', b"null", b"7")),
+    case("a NUL in ids", ACCEPTED, body(_told(FacilityCode="a\x00b", Logs=[{"ID": "CANARY\x00x"}])), facility="ab"),
+    *(
+        case(f"top level {text.decode()}", quarantined("top_not_object"), body(text))
+        for text in (b"[1]", b'"CANARY"', b"null", b"7")
+    ),
     case("no Meta", quarantined("no_meta"), body(b'{"Patient": {"Name": "CANARY"}}')),
     case("Meta a list", quarantined("meta_not_object"), body(b'{"Meta": ["CANARY"]}')),
     case("Meta null", quarantined("meta_not_object"), body(b'{"Meta": null}')),
     case("DataModel a number", quarantined("kind_malformed"), body(_told(DataModel=7))),
     case("DataModel of 10 KB", quarantined("kind_malformed"), body(_told(DataModel="CANARY" + 10_000 * "x"))),
     case("DataModel with a newline", quarantined("kind_malformed"), body(_told(DataModel="CANARY\nx"))),
-    case("an unknown DataModel", ACCEPTED, body(_told(DataModel="Brand New", EventType="Thing")),
-         kind="BrandNew.Thing"),
+    case(
+        "an unknown DataModel", ACCEPTED, body(_told(DataModel="Brand New", EventType="Thing")), kind="BrandNew.Thing"
+    ),
     case("40 MB of one string", ACCEPTED, body(_large), size=40 * MIB),
     case("a million keys", ACCEPTED, body(_with(b", ".join(b'"a%d": 1' % n for n in range(1_000_000))))),
-    *(case(f"an injection {number}", ACCEPTED, body(_told(
-        FacilityCode=text, Logs=[{"ID": text, "AttemptID": text}], Source={"ID": SOURCE, "Name": text})))
-      for number, text in enumerate(_INJECTIONS)),
+    *(
+        case(
+            f"an injection {number}",
+            ACCEPTED,
+            body(_told(FacilityCode=text, Logs=[{"ID": text, "AttemptID": text}], Source={"ID": SOURCE, "Name": text})),
+        )
+        for number, text in enumerate(_INJECTIONS)
+    ),
     *(case(f"the time {time}", ACCEPTED, body(_told(EventDateTime=time)), event_time=None) for time in _TIMES),
     case("addresses to be fetched", ACCEPTED, body(_metadata)),
 )

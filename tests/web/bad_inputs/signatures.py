@@ -10,7 +10,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from receiver.testing.signer import Signer
+from receiver.simulator.signer import Signer
 from tests.protocol.verification.issuers import RSA_FIRST, RSA_SECOND, Issuer, b64, jwk, pem
 from tests.web.bad_inputs import ACCEPTED, MIB, Case, Exchange, Expected, Stand, by_server, case, refused
 from tests.web.conftest import message
@@ -30,14 +30,20 @@ _MALFORMED: Final = refused(401, "signature_malformed")
 _STALE: Final = refused(401, "signature_stale")
 
 
-def _timed(change: Callable[[dict[str, str]], Mapping[str, str | None]], *, seconds: float = 0,
-           other: Callable[[bytes], bytes] = bytes) -> Callable[[Stand], Exchange]:
+def _timed(
+    change: Callable[[dict[str, str]], Mapping[str, str | None]],
+    *,
+    seconds: float = 0,
+    other: Callable[[bytes], bytes] = bytes,
+) -> Callable[[Stand], Exchange]:
     """A message signed at now + `seconds`, its two headers (redox-signature, x-time) changed, and then its body."""
+
     def make(stand: Stand) -> Exchange:
         made = message()
         given = {name.lower(): value for name, value in _TIMED.headers(made, now=time.time() + seconds).items()}
         named = {name.replace("-", "_"): value for name, value in change(given).items()}
         return Exchange(data=stand.sent(other(made), named, to="timed"), kept=(made,))
+
     return make
 
 
@@ -47,22 +53,28 @@ def _signature(change: Callable[[str], str | None]) -> Callable[[Stand], Exchang
 
 def _stamp(stamp: str) -> Callable[[Stand], Exchange]:
     """Signed with that time stamp, whatever it is."""
+
     def make(stand: Stand) -> Exchange:
         made = message()
         mac = hmac.digest(SECRET.encode(), stamp.encode() + b"." + made, hashlib.sha256)
-        return Exchange(data=stand.sent(made, {"redox_signature": b64encode(mac).decode(), "x_time": stamp},
-                                        to="timed"))
+        return Exchange(
+            data=stand.sent(made, {"redox_signature": b64encode(mac).decode(), "x_time": stamp}, to="timed")
+        )
+
     return make
 
 
 def _several(count: int) -> Callable[[Stand], Exchange]:
     """So many signatures in one header, the last of them right."""
+
     def make(stand: Stand) -> Exchange:
         made = message()
         right = _SIGNED.headers(made, now=0)["Redox-Signature"]
         wrong = b64encode(32 * b"\0").decode()
-        return Exchange(data=stand.sent(made, redox_signature=",".join([*(count - 1) * [wrong], right]), to="signed"),
-                        kept=(made,))
+        return Exchange(
+            data=stand.sent(made, redox_signature=",".join([*(count - 1) * [wrong], right]), to="signed"), kept=(made,)
+        )
+
     return make
 
 
@@ -85,17 +97,27 @@ def _bearing(token: Callable[[Stand], str]) -> Callable[[Stand], Exchange]:
     def make(stand: Stand) -> Exchange:
         made = message()
         return Exchange(data=stand.sent(made, authorization=f"Bearer {token(stand)}", to="bearing"), kept=(made,))
+
     return make
 
 
-def _jwt(header: Mapping[str, Any] | bytes | None = None, *, key: Any = RSA_FIRST,
-         **changes: Callable[[], Any] | Any) -> Callable[[Stand], Exchange]:
+def _jwt(
+    header: Mapping[str, Any] | bytes | None = None, *, key: Any = RSA_FIRST, **changes: Callable[[], Any] | Any
+) -> Callable[[Stand], Exchange]:
     """A token of `key`; `TRAP` in a header is the trap's URL. `changes` are claims, or what makes one at its time."""
+
     def token(stand: Stand) -> str:
-        said = {name: value.replace("TRAP", stand.trap) if isinstance(value, str) else value
-                for name, value in header.items()} if isinstance(header, Mapping) else header
+        said = (
+            {
+                name: value.replace("TRAP", stand.trap) if isinstance(value, str) else value
+                for name, value in header.items()
+            }
+            if isinstance(header, Mapping)
+            else header
+        )
         claims = {name: value() if callable(value) else value for name, value in changes.items()}
         return Issuer(key=key, algorithm="RS256", kid="a").token(_claims(**claims), said)
+
     return _bearing(token)
 
 
@@ -121,16 +143,21 @@ _JWT_MALFORMED: Final = refused(401, "jwt_malformed")
 
 CASES: Final[tuple[Case, ...]] = (
     case("a signature", ACCEPTED, _timed(dict)),
-    case("a signature again", Expected(statuses=(200, 200), records=(("unhandled", None), ("duplicate", None))),
-         _again),
+    case(
+        "a signature again", Expected(statuses=(200, 200), records=(("unhandled", None), ("duplicate", None))), _again
+    ),
     case("no signature", refused(401, "credential_insufficient"), _signature(lambda _: None)),
     case("an empty signature", _MALFORMED, _signature(lambda _: "")),
     case("a signature that is no base64", _MALFORMED, _signature(lambda right: f"!{right[1:]}")),
     case("a signature that is not ASCII", _MALFORMED, _signature(lambda right: f"\xf6{right}")),
-    case("a signature that is too short", _MALFORMED, _signature(
-        lambda right: b64encode(b64decode(right)[:-1]).decode())),
-    case("a signature that is too long", _MALFORMED, _signature(
-        lambda right: b64encode(b64decode(right) + b"x").decode())),
+    case(
+        "a signature that is too short", _MALFORMED, _signature(lambda right: b64encode(b64decode(right)[:-1]).decode())
+    ),
+    case(
+        "a signature that is too long",
+        _MALFORMED,
+        _signature(lambda right: b64encode(b64decode(right) + b"x").decode()),
+    ),
     case("a signature of 4 KB", _MALFORMED, _signature(lambda _: 4096 * "A")),
     case("a signature of 1 MB", by_server(431), _signature(lambda _: MIB * "A")),
     case("a changed byte", _WRONG, _timed(dict, other=lambda made: made.replace(b"Arrival", b"Arriva1"))),
@@ -140,20 +167,26 @@ CASES: Final[tuple[Case, ...]] = (
     case("a signature of tomorrow", _STALE, _timed(dict, seconds=86400)),
     case("no time stamp", _STALE, _timed(lambda given: {**given, TIME: None})),
     case("another time stamp", _WRONG, _timed(lambda given: {**given, TIME: str(int(given[TIME]) - 1)})),
-    *(case(f"the time stamp {stamp[:12]}", _STALE, _stamp(stamp))
-      for stamp in ("NaN", "-1", 30 * "9", "1e9", "", "0x5f5e100", "\u0661\u0662".encode().decode("latin-1"))),
+    *(
+        case(f"the time stamp {stamp[:12]}", _STALE, _stamp(stamp))
+        for stamp in ("NaN", "-1", 30 * "9", "1e9", "", "0x5f5e100", "\u0661\u0662".encode().decode("latin-1"))
+    ),
     case("three signatures, the last valid", ACCEPTED, _several(3)),
     case("a hundred signatures", _MALFORMED, _several(100)),
     case("a thousand signatures", by_server(431), _several(1000)),
-
     case("a signed token", ACCEPTED, _jwt()),
-    case("no signed token", refused(401, "credential_insufficient"), lambda stand: Exchange(
-        data=stand.sent(to="bearing"))),
+    case(
+        "no signed token",
+        refused(401, "credential_insufficient"),
+        lambda stand: Exchange(data=stand.sent(to="bearing")),
+    ),
     case("alg none", refused(401, "jwt_algorithm_wrong"), _bearing(_unsigned)),
     case("HS256 over the public key", refused(401, "jwt_algorithm_wrong"), _bearing(_hs256)),
     case("another's key", refused(401, "jwt_signature_wrong"), _jwt(key=RSA_SECOND)),
-    *(case(f"kid {str(kid)[:12]}", refused(401, "jwt_key_unknown"), _jwt({"kid": kid})) for kid in (
-        "unknown", "../../../../etc/passwd", "a' OR '1'='1", "TRAP", "a\x00", "a" * 1000)),
+    *(
+        case(f"kid {str(kid)[:12]}", refused(401, "jwt_key_unknown"), _jwt({"kid": kid}))
+        for kid in ("unknown", "../../../../etc/passwd", "a' OR '1'='1", "TRAP", "a\x00", "a" * 1000)
+    ),
     case("kid a dict", _JWT_MALFORMED, _jwt({"kid": {"a": "a"}})),
     case("kid of 3 KB", _JWT_MALFORMED, _jwt({"kid": 3000 * "a"})),
     case("kid of 10 KB", by_server(431), _jwt({"kid": 10_000 * "a"})),
@@ -165,15 +198,21 @@ CASES: Final[tuple[Case, ...]] = (
     case("no exp", refused(401, "jwt_claim_missing"), _jwt(exp=None)),
     case("exp 10**30", _JWT_MALFORMED, _jwt(exp=10**30)),
     case("exp in a year", refused(401, "jwt_lives_too_long"), _jwt(exp=lambda: int(time.time()) + 31_536_000)),
-    case("expired", refused(401, "jwt_expired"), _jwt(iat=lambda: int(time.time()) - 600,
-                                                      exp=lambda: int(time.time()) - 300)),
+    case(
+        "expired",
+        refused(401, "jwt_expired"),
+        _jwt(iat=lambda: int(time.time()) - 600, exp=lambda: int(time.time()) - 300),
+    ),
     case("nbf ahead", refused(401, "jwt_not_yet_valid"), _jwt(nbf=lambda: int(time.time()) + 200)),
     case("a wrong aud", refused(401, "jwt_audience_wrong"), _jwt(aud="them")),
     case("a wrong iss", refused(401, "jwt_issuer_wrong"), _jwt(iss="https://other.example")),
     # What has not the shape of a token is an opaque Bearer, which must be the verification token, and is not.
     case("extra segments", refused(401, "bearer_differs"), _bearing(lambda stand: f"{_right(stand)}.x.y")),
-    case("a token and another", refused(401, "bearer_differs"), _bearing(
-        lambda stand: f"{_right(stand)}, {_right(stand)}")),
+    case(
+        "a token and another",
+        refused(401, "bearer_differs"),
+        _bearing(lambda stand: f"{_right(stand)}, {_right(stand)}"),
+    ),
     case("a header of 500 levels", _JWT_MALFORMED, _jwt(_nested(500))),
     case("a header of 100,000 levels", by_server(431), _jwt(_nested(100_000))),
     case("a header that is no JSON", _JWT_MALFORMED, _jwt(b"CANARY")),

@@ -36,6 +36,7 @@ def _authorization(change: Callable[[str], str], *, beside: bool) -> Callable[[S
     def given(stand: Stand) -> Mapping[str, str | None]:
         added: dict[str, str | None] = {"authorization": change(stand.token())}
         return added if beside else added | {"verification_token": None}
+
     return headers(given)
 
 
@@ -45,6 +46,7 @@ def _twice(order: str) -> Callable[[Stand], Exchange]:
         lines = {"right": f"verification-token: {stand.token()}\r\n", "wrong": f"verification-token: {_WRONG}\r\n"}
         both = "".join(lines[word] for word in order.split())
         return Exchange(data=stand.sent(made).replace(lines["right"].encode(), both.encode(), 1), kept=(made,))
+
     return make
 
 
@@ -66,14 +68,20 @@ def _nobody_s(name: str) -> Callable[[Stand], Exchange]:
     return lambda stand: Exchange(data=post(f"/redox/{name}", message(), verification_token=stand.token()))
 
 
-def _handshake(challenge: object, *, token: str | None = "right", header: str | None = None,
-               never: bytes | None = None) -> Callable[[Stand], Exchange]:
+def _handshake(
+    challenge: object, *, token: str | None = "right", header: str | None = None, never: bytes | None = None
+) -> Callable[[Stand], Exchange]:
     """By POST. `token` in the body, `header` in the head: "right", another text, or None: absent."""
+
     def make(stand: Stand) -> Exchange:
         members = {"verification-token": stand.token() if token == "right" else token, "challenge": challenge}
         made = json.dumps({name: value for name, value in members.items() if value is not None}).encode()
-        return Exchange(data=stand.sent(made, verification_token=stand.token() if header == "right" else header),
-                        kept=(made,), never=never)
+        return Exchange(
+            data=stand.sent(made, verification_token=stand.token() if header == "right" else header),
+            kept=(made,),
+            never=never,
+        )
+
     return make
 
 
@@ -81,8 +89,10 @@ def _by_get(query: str, never: bytes | None = None, **given: str) -> Callable[[S
     def make(stand: Stand) -> Exchange:
         text = query.replace("TOKEN", quote(stand.token()))
         lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in given.items())
-        return Exchange(data=f"GET /redox/{stand.name()}?{text} HTTP/1.1\r\nhost: x\r\n{lines}\r\n".encode(),
-                        never=never)
+        return Exchange(
+            data=f"GET /redox/{stand.name()}?{text} HTTP/1.1\r\nhost: x\r\n{lines}\r\n".encode(), never=never
+        )
+
     return make
 
 
@@ -108,59 +118,113 @@ CASES: Final[tuple[Case, ...]] = (
     # RFC 9110 5.5: blanks around a header's value are no part of it.
     case("a token between blanks", ACCEPTED, _token(lambda token: f"  {token}\t ")),
     case("a token of 1 MB", by_server(431), _token(lambda _: MIB * "x")),
-    *(case(f"two tokens: {order}", _TOKEN_WRONG, _twice(order))
-      for order in ("right wrong", "wrong right", "right right")),
-    case("a token under another name", _MISSING, headers(
-        lambda stand: {"verification_token": None, "x_verification_token": stand.token()})),
+    *(
+        case(f"two tokens: {order}", _TOKEN_WRONG, _twice(order))
+        for order in ("right wrong", "wrong right", "right right")
+    ),
+    case(
+        "a token under another name",
+        _MISSING,
+        headers(lambda stand: {"verification_token": None, "x_verification_token": stand.token()}),
+    ),
     case("a token with an underscore", _MISSING, _underscored),
     case("a token in the query of a POST", _MISSING, _in_the_query),
     case("another destination's token", _TOKEN_WRONG, _another_s),
     case("a destination that is none", refused(401, "destination_unknown"), _nobody_s("nowhere")),
-    case("a destination with a NUL", refused(401, "destination_unknown"), _nobody_s("lab%00"),
-         behind=Expected(statuses=None)),
+    case(
+        "a destination with a NUL",
+        refused(401, "destination_unknown"),
+        _nobody_s("lab%00"),
+        behind=Expected(statuses=None),
+    ),
     case("a destination of 3 KB", refused(401, "destination_unknown"), _nobody_s(3000 * "x")),
     case("the token as Bearer", ACCEPTED, _authorization(lambda token: f"Bearer {token}", beside=False)),
     case("the token as Bearer beside itself", ACCEPTED, _authorization(lambda token: f"bearer {token}", beside=True)),
     case("another Bearer", _TOKEN_WRONG, _authorization(lambda _: f"Bearer {_WRONG}", beside=False)),
-    case("another Bearer beside the token", refused(401, "bearer_differs"),
-         _authorization(lambda _: f"Bearer {_WRONG}", beside=True)),
+    case(
+        "another Bearer beside the token",
+        refused(401, "bearer_differs"),
+        _authorization(lambda _: f"Bearer {_WRONG}", beside=True),
+    ),
     case("the token as Basic", _MISSING, _authorization(lambda token: f"Basic {token}", beside=False)),
     case("the previous token while rotating", ACCEPTED, headers(lambda _: {}, to="rotating")),
-    case("the next token while rotating", ACCEPTED, headers(
-        lambda stand: {"verification_token": stand.token("next")}, to="rotating")),
-    case("an expired token", refused(401, "token_expired"), headers(
-        lambda stand: {"verification_token": stand.token("expired")}, to="rotating")),
-    case("a revoked token", refused(401, "token_revoked"), headers(
-        lambda stand: {"verification_token": stand.token("revoked")}, to="rotating")),
+    case(
+        "the next token while rotating",
+        ACCEPTED,
+        headers(lambda stand: {"verification_token": stand.token("next")}, to="rotating"),
+    ),
+    case(
+        "an expired token",
+        refused(401, "token_expired"),
+        headers(lambda stand: {"verification_token": stand.token("expired")}, to="rotating"),
+    ),
+    case(
+        "a revoked token",
+        refused(401, "token_revoked"),
+        headers(lambda stand: {"verification_token": stand.token("revoked")}, to="rotating"),
+    ),
     # That the audit names the case's own address is what tells it apart, here as everywhere.
-    case("a forged peer", _TOKEN_WRONG, headers(
-        lambda _: {"verification_token": _WRONG, "x_forwarded_for": "203.0.113.9", "forwarded": "for=203.0.113.9",
-                   "x_real_ip": "203.0.113.9"})),
-    case("two forged peers", _TOKEN_WRONG, headers(
-        lambda _: {"verification_token": _WRONG, "x_forwarded_for": "203.0.113.9, 127.0.0.2"})),
-
+    case(
+        "a forged peer",
+        _TOKEN_WRONG,
+        headers(
+            lambda _: {
+                "verification_token": _WRONG,
+                "x_forwarded_for": "203.0.113.9",
+                "forwarded": "for=203.0.113.9",
+                "x_real_ip": "203.0.113.9",
+            }
+        ),
+    ),
+    case(
+        "two forged peers",
+        _TOKEN_WRONG,
+        headers(lambda _: {"verification_token": _WRONG, "x_forwarded_for": "203.0.113.9, 127.0.0.2"}),
+    ),
     case("a handshake", CHALLENGED, _handshake("9a7e1c1e-7b0e-4d0c-8a42-0f6a3a2a7f11")),
     case("a handshake again", Expected(statuses=(200, 200, 200), records=3 * (("answered", None),)), _replayed),
     case("a handshake with a wrong token", _TOKEN_WRONG, _handshake(_CANARY, token=_WRONG, never=_CANARY.encode())),
-    case("a handshake with a wrong token beside the right", _TOKEN_WRONG,
-         _handshake(_CANARY, header=_WRONG, never=_CANARY.encode())),
+    case(
+        "a handshake with a wrong token beside the right",
+        _TOKEN_WRONG,
+        _handshake(_CANARY, header=_WRONG, never=_CANARY.encode()),
+    ),
     case("a handshake without a token", _MISSING, _handshake(_CANARY, token=None, never=_CANARY.encode())),
-    *(case(f"a challenge: {name}", _MALFORMED, _handshake(challenge, never=b"CANARY")) for name, challenge in {
-        "HTML": "<script>CANARY</script>", "CRLF": "CANARY\r\nSet-Cookie: x=y", "an array": ["CANARY"],
-        "an object": {"CANARY": 1}, "a number": 7, "empty": "", "missing": None, "1,000 characters": 1000 * "x",
-        "not ASCII": "CANARY\u202e"}.items()),
+    *(
+        case(f"a challenge: {name}", _MALFORMED, _handshake(challenge, never=b"CANARY"))
+        for name, challenge in {
+            "HTML": "<script>CANARY</script>",
+            "CRLF": "CANARY\r\nSet-Cookie: x=y",
+            "an array": ["CANARY"],
+            "an object": {"CANARY": 1},
+            "a number": 7,
+            "empty": "",
+            "missing": None,
+            "1,000 characters": 1000 * "x",
+            "not ASCII": "CANARY\u202e",
+        }.items()
+    ),
     # Larger than any handshake: nothing in its head vouches for it, so it is not read.
     case("a challenge of 1 MB", _MISSING, _handshake("CANARY" + MIB * "x", never=b"CANARY")),
-    case("a challenge of 1 MB under the right header", quarantined("no_meta"),
-         _handshake("CANARY" + MIB * "x", header="right", never=b"CANARY")),
-    case("a GET with a wrong token", _TOKEN_WRONG, _by_get(f"challenge={_CANARY}&verification-token={_WRONG}",
-                                                           _CANARY.encode())),
+    case(
+        "a challenge of 1 MB under the right header",
+        quarantined("no_meta"),
+        _handshake("CANARY" + MIB * "x", header="right", never=b"CANARY"),
+    ),
+    case(
+        "a GET with a wrong token",
+        _TOKEN_WRONG,
+        _by_get(f"challenge={_CANARY}&verification-token={_WRONG}", _CANARY.encode()),
+    ),
     case("a GET without a token", _MISSING, _by_get(f"challenge={_CANARY}", _CANARY.encode())),
     case("a GET with the token", CHALLENGED, _by_get("challenge=abc&verification-token=TOKEN")),
     case("a GET of HTML", _MALFORMED, _by_get("challenge=%3Cscript%3ECANARY&verification-token=TOKEN", b"CANARY")),
     case("a GET of CRLF", _MALFORMED, _by_get("challenge=CANARY%0d%0aX:y&verification-token=TOKEN", b"CANARY")),
     case("a GET without a challenge", _MALFORMED, _by_get("verification-token=TOKEN")),
     # The first of its name.
-    case("a GET with two tokens", _TOKEN_WRONG, _by_get(
-        f"challenge={_CANARY}&verification-token={_WRONG}&verification-token=TOKEN", _CANARY.encode())),
+    case(
+        "a GET with two tokens",
+        _TOKEN_WRONG,
+        _by_get(f"challenge={_CANARY}&verification-token={_WRONG}&verification-token=TOKEN", _CANARY.encode()),
+    ),
 )

@@ -1,0 +1,246 @@
+"""`db`: the schema's revision, and backups.
+
+May not change what is stored but by migrations and by filling an empty database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+from pydantic import SecretStr
+from sqlalchemy import Engine, func, select
+
+from receiver import keyring as keyrings
+from receiver import settings as table
+from receiver.cli import checks, output, session
+from receiver.cli.options import example, json_option
+from receiver.database import migrations
+from receiver.database.embedded.cluster import Cluster
+from receiver.errors import ConfigurationError, IntegrityError
+from receiver.keyring import Keyring
+from receiver.settings import Settings
+from receiver.storage import schema
+from receiver.storage.evidence import verify
+from receiver.storage.evidence.audit_log import AuditChain, AuditEvent, write
+from receiver.storage.evidence.encryption import Sealer
+from receiver.storage.operations import backups, queries
+from receiver.storage.operations.backups import Backup
+from receiver.storage.queue import outbox
+from receiver.storage.registry.changes import RegistryChanges, check_keys
+
+_DIRECTORY = click.Path(file_okay=False, resolve_path=True, path_type=Path)
+
+
+@click.group()
+def db() -> None:
+    """The database: migrate, check, back up, restore."""
+
+
+@db.command(epilog=example("db upgrade"))
+@json_option
+def upgrade(as_json: bool) -> None:
+    """Bring the schema to what this version wants. May be run on several hosts at once: one does it."""
+    with session.database(table.load_settings(), make=True) as engine:
+        with engine.connect() as connection:
+            before = migrations.current(connection)
+        migrations.upgrade(engine)
+    if as_json:
+        output.document({"before": before, "revision": migrations.head()})
+    elif before == migrations.head():
+        click.echo(f"the schema is at {before} already")
+    else:
+        click.echo(f"the schema was brought from {before or 'nothing'} to {migrations.head()}")
+
+
+@db.command(epilog=example("db current"))
+@json_option
+def current(as_json: bool) -> None:
+    """Show the schema's revision, and the one that this version wants."""
+    with session.database(table.load_settings()) as engine, engine.connect() as connection:
+        found = migrations.current(connection)
+    output.row({"revision": found, "wanted": migrations.head()}, as_json=as_json)
+
+
+@db.command(epilog=example("db check"))
+@json_option
+def check(as_json: bool) -> None:
+    """Check the database: that it can be reached, written and trusted with what was answered 200."""
+    checks.report(checks.of_database(table.load_settings()), as_json=as_json)
+
+
+@db.command(epilog=example("db backup /srv/backup/2026-01-31"))
+@click.argument("directory", metavar="DIR", type=_DIRECTORY)
+@json_option
+def backup(directory: Path, as_json: bool) -> None:
+    """Back the database up into DIR, a new directory. It may be in use meanwhile.
+
+    The keyring is NOT in the backup. Without it the backup is worth nothing, and beside it the encryption is: keep the
+    two in different places.
+    """
+    now = datetime.now(UTC)
+    with session.opened() as opened:
+        made = backups.dump(opened.engine, opened.keyring, directory, now)
+        _tell(opened.engine, opened.keyring, "database.backup", made, now)
+    if as_json:
+        output.document({"directory": str(directory), **_shown(made)})
+        return
+    click.echo(f"backed up into {directory}: {made.size:,} bytes, revision {made.revision}")
+    click.echo(
+        "The keyring is not in it. To restore, these keys are needed as well (a copy of "
+        f"{opened.settings.keyring_path}, kept elsewhere, holds them):"
+    )
+    output.rows(made.keys, ["id", "purpose", "fingerprint"], as_json=False, nothing="none")
+
+
+@db.command(epilog=example("db restore /srv/backup/2026-01-31"))
+@click.argument("directory", metavar="DIR", type=_DIRECTORY)
+@click.option(
+    "--replaces",
+    metavar="DATABASE",
+    help="The database that is replaced, if it can still be read: its URL, "
+    "or the data directory of an embedded one. Lists what was revoked there since the backup.",
+)
+@json_option
+def restore(directory: Path, replaces: str | None, as_json: bool) -> None:
+    """Fill an empty database from the backup in DIR, and bring it to this version's revision.
+
+    Put the keyring that belongs to it in its place first: a backup that this keyring did not sign is refused. Whatever
+    was pending is put on hold, for it may have run since the backup was made: see `deliveries resume` and `outbox retry
+    --state held`. Credentials that were revoked after the backup was made are live again: they are listed with
+    --replaces, and without it every live credential is. Ends with `audit verify`.
+    """
+    settings = table.load_settings()
+    found = backups.read_manifest(directory)
+    keyring = _keyring_for(found, settings)
+    backups.prove(directory, found, keyring)
+    now = datetime.now(UTC)
+    revoked = None if replaces is None else _revoked(settings, replaces)
+    with _alone(settings) as engine:
+        backups.restore(engine, directory, found)
+        migrations.upgrade(engine)
+        with engine.begin() as connection:
+            check_keys(connection, keyring)
+            held = outbox.hold(connection)
+            pending = connection.scalar(
+                select(func.count()).select_from(schema.deliveries).where(schema.deliveries.c.state == "pending")
+            )
+            live = [
+                {name: each[name] for name in ("id", "destination", "kind", "label")}
+                for each in queries.credentials(connection)
+                if each["live"] and (revoked is None or each["id"] in revoked)
+            ]
+        RegistryChanges(engine, keyring, actor=session.actor()).hold_restored(now)
+        _tell(engine, keyring, "database.restore", found, now)
+        with engine.connect() as connection:
+            proved = verify.verify(connection, keyring)
+    if as_json:
+        output.document(
+            {
+                "directory": str(directory),
+                "pending": pending,
+                "held": held,
+                "live_again": live,
+                "first_bad": proved.first_bad,
+                **_shown(found),
+            }
+        )
+    else:
+        _tell_restored(found, pending, held, live, known=revoked is not None)
+        click.echo(f"audit verify: {proved.rows:,} rows" + (" hold" if proved.first_bad is None else ""))
+    if proved.first_bad is not None:
+        raise IntegrityError(f"restored, but {proved.first_bad}: use another backup")
+
+
+def _revoked(settings: Settings, replaced: str) -> set[int]:
+    """The credentials that are revoked in the database that is replaced."""
+    place = Path(replaced)
+    old = settings.model_copy(
+        update={"database_url": None, "data_dir": place.resolve()}
+        if place.is_dir()
+        else {"database_url": SecretStr(replaced)}
+    )
+    with session.database(old) as engine:
+        session.check_schema(engine)
+        with engine.connect() as connection:
+            return {each["id"] for each in queries.credentials(connection) if each["revoked_at"] is not None}
+
+
+def _tell_restored(
+    found: Backup, pending: int | None, held: int, live: list[dict[str, object]], *, known: bool
+) -> None:
+    click.echo(f"restored as it was at {found.made_at:%Y-%m-%d %H:%M:%S} UTC, and brought to {migrations.head()}")
+    click.echo(
+        "What came in since then is not here: Redox was answered 200 for it, and does not send it again. "
+        "`redox-receiver reconcile` lists it."
+    )
+    if pending:
+        click.echo(
+            f"{output.count(pending, 'delivery', 'deliveries')} on hold, for some may have run since the backup "
+            "was made: see `redox-receiver deliveries list --state pending`, give up those that have run with "
+            "`deliveries skip`, and let the others run with `deliveries resume`. What comes in now for the same "
+            "handlers waits behind them."
+        )
+    if held:
+        click.echo(
+            f"{held:,} requests to Redox are held, for some may have been sent since the backup was made: see "
+            "`redox-receiver outbox list --state held`, and send again with `outbox retry`"
+        )
+    if known:
+        click.echo(
+            f"{len(live):,} credentials that were revoked since are live again"
+            + (": close them with `redox-receiver credential revoke ID`" if live else "")
+        )
+    else:
+        click.echo(
+            "These credentials are live, also those that were revoked after the backup was made: close those "
+            "with `redox-receiver credential revoke ID`"
+        )
+    output.rows(live, ["id", "destination", "kind", "label"], as_json=False, nothing="none")
+
+
+def _keyring_for(backup: Backup, settings: Settings) -> Keyring:
+    """This host's keyring, when it holds every key that the backup needs. Raises ConfigurationError naming them."""
+    try:
+        keyring = keyrings.load_keyring(settings.keyring_path)
+    except ConfigurationError as exc:
+        names = ", ".join(key["id"] for key in backup.keys)
+        raise ConfigurationError(
+            f"put the keyring that belongs to this backup at {settings.keyring_path} first (keys {names}): {exc}"
+        ) from exc
+    held = {key.id: key.fingerprint for key in keyring.keys}
+    missing = [key["id"] for key in backup.keys if held.get(key["id"]) != key["fingerprint"]]
+    if missing:
+        raise ConfigurationError(
+            f"the keyring {settings.keyring_path} lacks, or has other, keys of this backup "
+            f"({', '.join(missing)}): put the one that belongs to it there"
+        )
+    return keyring
+
+
+@contextmanager
+def _alone(settings: Settings) -> Iterator[Engine]:
+    """The database; the embedded one owned, so that no `up` comes in between."""
+    with ExitStack() as stack:
+        if settings.database_url is None:
+            stack.enter_context(Cluster(settings.data_dir, account=settings.postgres_account).own())
+        yield stack.enter_context(session.database(settings))
+
+
+def _tell(engine: Engine, keyring: Keyring, action: str, backup: Backup, now: datetime) -> None:
+    event = AuditEvent(
+        action=action,
+        outcome="done",
+        at=now,
+        actor=session.actor(),
+        detail={"made_at": backup.made_at.isoformat(), "revision": backup.revision, "sha256": backup.sha256},
+    )
+    with engine.begin() as connection:
+        write(connection, AuditChain(keyring, Sealer(keyring)), [event])
+
+
+def _shown(backup: Backup) -> dict[str, object]:
+    return {name: getattr(backup, name) for name in Backup.__dataclass_fields__}

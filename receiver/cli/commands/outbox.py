@@ -1,0 +1,151 @@
+"""`outbox`: what waits to be sent to Redox, what became of it, and sending again.
+
+May not show a body but into a new file, which is in the audit before the first byte is out.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from receiver.cli import output
+from receiver.cli.options import (
+    before_option,
+    dry_run_option,
+    example,
+    json_option,
+    limit_option,
+    new_file,
+    nothing,
+    optional_reason_option,
+    options,
+    page_note,
+    reason_option,
+    since_option,
+)
+from receiver.cli.session import Session, opened
+from receiver.errors import NotFound
+from receiver.outbound.outbox.bodies import read_call
+from receiver.storage.operations import outbound_requests
+from receiver.storage.operations.outbound_requests import OutboundRecords, RequestFilter
+
+COLUMNS: Final = ("id", "kind", "api_key", "state", "attempts", "status", "error_class", "ready_at", "created_at")
+STATES: Final = ("pending", "sent", "dead", "held")
+# So many of those that were left are named; --json names all.
+_TOLD: Final = 10
+_FILE: Final = click.Path(dir_okay=False, path_type=Path)
+
+_filters = options(
+    click.option("--state", type=click.Choice(STATES), help="In this state."),
+    click.option("--key", "api_key", metavar="NAME", help="With this API key."),
+    click.option("--call", type=click.Choice(["send", "query", "fhir", "upload"]), help="Of this sort."),
+    click.option("--kind", metavar="MODEL.EVENT", help="Of this kind, such as Notes.New."),
+    click.option("--error-class", metavar="CLASS", help="Whose last attempt ended with this error."),
+    since_option,
+)
+
+
+@click.group()
+def outbox() -> None:
+    """What is on its way to Redox, in order for each destination there; and the calls that were made at once."""
+
+
+@outbox.command("list", epilog=example("outbox list --state dead --since 1d", "outbox list --key staging --json"))
+@_filters
+@before_option
+@limit_option
+@output.columns_option
+@json_option
+def list_(*, before: int | None, limit: int, as_json: bool, **filters: Any) -> None:
+    """List requests, newest first."""
+    with opened() as session, session.engine.connect() as connection:
+        found = outbound_requests.requests(connection, RequestFilter(**filters), before=before, limit=limit)
+    output.rows(
+        [each | ({"state": "sending"} if each["sending"] and not as_json else {}) for each in found],
+        COLUMNS,
+        as_json=as_json,
+        nothing=nothing(
+            filters,
+            "no request yet: handlers make them (`context.outbox`, `context.redox`), and so does "
+            "`redox-receiver outbound send`",
+        ),
+    )
+    page_note(found, limit)
+
+
+@outbox.command(epilog=example("outbox show 12", "outbox show 12 --answer-out why.json --reason 'ticket 4711'"))
+@click.argument("number", metavar="ID", type=int)
+@click.option("--request-out", type=_FILE, metavar="FILE", help="A new file (0600) for the body that is sent.")
+@click.option(
+    "--answer-out",
+    type=_FILE,
+    metavar="FILE",
+    help="A new file (0600) for what Redox answered, or of a refusal its errors.",
+)
+@optional_reason_option("Why you look at them")
+@json_option
+def show(number: int, *, request_out: Path | None, answer_out: Path | None, reason: str | None, as_json: bool) -> None:
+    """Show request ID, and write its bodies to files."""
+    wanted = request_out is not None or answer_out is not None
+    if wanted is not (reason is not None):
+        raise click.UsageError("--request-out and --answer-out want --reason, which goes with them")
+    with opened() as session:
+        with session.engine.connect() as connection:
+            found = outbound_requests.request(connection, number)
+        if wanted:
+            _disclose(session, number, str(reason), request_out, answer_out)
+    output.row(found, as_json=as_json)
+
+
+def _disclose(session: Session, number: int, reason: str, request_out: Path | None, answer_out: Path | None) -> None:
+    sent, came = _records(session).bodies(number, datetime.now(UTC), reason=reason)
+    if answer_out is not None and came is None:
+        raise NotFound(f"there is no answer to request {number}")
+    with ExitStack() as stack:
+        if request_out is not None:
+            stack.enter_context(new_file(request_out, read_call(sent).body or b""))
+        if answer_out is not None:
+            stack.enter_context(new_file(answer_out, came or b""))
+
+
+@outbox.command(
+    epilog=example(
+        "outbox retry 12 --reason 'the destination is open again'",
+        "outbox retry --error-class Rejected --since 1d --dry-run --reason 'source registered'",
+        "outbox retry --state held --reason 'not sent before the restore, says the other side'",
+    )
+)
+@click.argument("ids", metavar="[ID]...", type=int, nargs=-1)
+@_filters
+@dry_run_option
+@reason_option
+@json_option
+def retry(ids: tuple[int, ...], *, dry_run: bool, reason: str, as_json: bool, **filters: Any) -> None:
+    """Send requests again, by ID or by filters (then the dead ones, unless --state says otherwise).
+
+    They keep their bytes and their place in order. What is held since a restore may have been sent before it.
+    """
+    where = RequestFilter(ids=ids, **filters)
+    if where.empty:
+        raise click.UsageError("say which: give IDs, or filters such as --state, --key, --error-class, --since")
+    with opened() as session:
+        done = _records(session).retry(where, datetime.now(UTC), reason=reason, dry_run=dry_run)
+    left = [{"id": number, "why": why} for number, why in done.left.items()]
+    if as_json:
+        output.document({"dry_run": dry_run, "done": list(done.done), "left": left})
+    else:
+        click.echo(f"{'would be ' if dry_run else ''}retried: {output.count(len(done.done), 'request', 'requests')}")
+    for each in left[:_TOLD]:
+        output.say(f"left {each['id']}: {each['why']}")
+    if len(left) > _TOLD:
+        output.say(f"left {len(left) - _TOLD} more: --json names them")
+    if left:
+        click.get_current_context().exit(1)
+
+
+def _records(session: Session) -> OutboundRecords:
+    return OutboundRecords(session.engine, session.keyring, actor=session.actor)

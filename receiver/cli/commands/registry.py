@@ -1,0 +1,106 @@
+"""`registry`: destinations and all that belongs to them, kept as a file.
+
+May not take a secret from that file: it names files of their own.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from receiver.cli import output
+from receiver.cli.options import dry_run_option, example, json_option
+from receiver.cli.registry_export import exported, to_toml
+from receiver.cli.registry_file import RegistryChange, RegistryPlan, read
+from receiver.cli.session import opened
+
+
+@click.group()
+def registry() -> None:
+    """Destinations and all that belongs to them, kept as a file."""
+
+
+@registry.command(
+    epilog=example("registry apply registry.toml --dry-run", "registry apply registry.toml --prune")
+    + """
+
+\b
+A file:
+  [destinations.lab]
+  environment = "production"
+  require = ["hmac+token"]
+  handlers = ["register"]
+  credentials = [
+    { kind = "token", file = "lab.token" },
+    { kind = "hmac", file = "lab.secret", encoding = "hex", prefix = "sha256=" },
+  ]
+  sources = [{ id = "7ce6f387-c33c-417d-8682-81e83628cbd9", name = "North Clinic" }]"""
+)
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@dry_run_option
+@click.option("--prune", is_flag=True, help="Also disable or revoke what is registered and not in the file.")
+@json_option
+def apply(file: Path, *, dry_run: bool, prune: bool, as_json: bool) -> None:
+    """Make the database say what FILE (TOML) says. Done again, it changes nothing.
+
+    What is left out of a destination has its default. Handlers must be installed on this host.
+    """
+    wanted = read(file)
+    now = datetime.now(UTC)
+    done: list[RegistryChange] = []
+    with opened() as session:
+        with session.engine.connect() as connection:
+            changes = RegistryPlan(session, connection, file.parent, now).changes(wanted, prune=prune)
+        registration = session.registration
+        for change in changes:
+            if not dry_run:
+                change.carry_out(registration, now=now)
+            done.append(change)
+            if not as_json:
+                click.echo(_line(change))
+    if as_json:
+        output.document(
+            [
+                {
+                    "change": each.sign,
+                    "what": each.what,
+                    "destination": each.destination,
+                    "name": each.name,
+                    "was": each.was,
+                    "becomes": each.becomes,
+                }
+                for each in done
+            ]
+        )
+    elif not done:
+        click.echo("nothing to change")
+
+
+@registry.command(epilog=example("registry export > registry.toml", "registry export lab clinic"))
+@click.argument("names", metavar="[DESTINATION]...", nargs=-1)
+@json_option
+def export(names: tuple[str, ...], *, as_json: bool) -> None:
+    """Print what is registered, as `registry apply` takes it: all destinations, or those that are named.
+
+    Secrets are not in it. Each is named as a file, in the folder of the TOML file, that you have to put there; `apply`
+    changes nothing before all of them can be read.
+    """
+    with opened() as session, session.engine.connect() as connection:
+        found = exported(session, connection, names)
+    if as_json:
+        output.document({"destinations": found})
+    else:
+        click.echo(to_toml(found), nl=False)
+
+
+def _line(change: RegistryChange) -> str:
+    said = f"{change.sign} {change.what} {change.destination}"
+    if change.name != change.destination:
+        said += f" {output.escaped(change.name)}"
+    if change.was is not None or change.sign == "~":
+        said += f": {output.cell(change.was) or '(none)'} -> {output.cell(change.becomes) or '(none)'}"
+    elif change.becomes is not None:
+        said += f": {output.cell(change.becomes)}"
+    return said

@@ -1,0 +1,199 @@
+"""Moves the schema: `upgrade` under an advisory lock, a transaction a step, and never at the feed's expense.
+
+A step that waits for a lock keeps waiting everybody who comes after it. So it waits for a moment only, less than a
+request has time, then gives up, lets the others by and tries again. What a revision has to be like stands in
+migrations/script.py.mako. May not define tables (receiver.storage.schema) or steps (the revisions), or judge where the
+schema stands (receiver.database.compatibility). Alembic is imported by who moves the schema: it takes nine megabytes, and a
+receiver only asks which revisions there are.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy.exc import DBAPIError
+
+from receiver.database.engine import sqlstate
+from receiver.errors import ConfigurationError, Conflict
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+log: Final = structlog.get_logger(__name__)
+
+# "redox-re" as a number: nobody else locks it by accident.
+_LOCK: Final = 0x7265646F782D7265
+# How long a step waits for a table's lock: requests give up after four seconds.
+LOCK_TIMEOUT: Final = 2.0
+# How often it is tried, and how long the feed has between two tries.
+ATTEMPTS: Final = 15
+PAUSE: Final = 2.0
+# How often it is looked whether another upgrade has ended.
+_LOCK_POLL_INTERVAL: Final = 0.2
+_LOCK_NOT_AVAILABLE: Final = "55P03"
+# What alembic_version says of the schema: the oldest revision whose code still runs on it.
+_MARK: Final = "oldest code: "
+
+# How a revision says what it is, and what it comes after.
+_COMMENT: Final = re.compile(r"""^(revision|down_revision) = (?:None|["']([^"']+)["'])$""", re.MULTILINE)
+
+_PACKAGE: Final = Path(__file__).resolve().parent.parent
+
+
+def location() -> Path:
+    """The folder of the revisions: inside the package when installed from a wheel, beside it in the source tree."""
+    inside = _PACKAGE / "migrations"
+    return inside if inside.is_dir() else _PACKAGE.parent / "migrations"
+
+
+def procrastinate_sql(version: str) -> str:
+    """The tables and functions of that version of Procrastinate, as it publishes them (MIT)."""
+    return (location() / f"procrastinate_{version}.sql").read_text()
+
+
+def config(connection: Connection | None = None) -> Config:
+    """Alembic's configuration, without a file."""
+    from alembic.config import Config
+
+    made = Config()
+    made.set_main_option("script_location", str(location()).replace("%", "%%"))
+    made.set_main_option("path_separator", "os")
+    made.attributes["connection"] = connection
+    return made
+
+
+def head() -> str:
+    """The revision that this code wants."""
+    return _revisions(location())[0]
+
+
+def known(revision: str) -> bool:
+    """Whether this code has that revision: its own, or one before it."""
+    return revision in _revisions(location())
+
+
+@cache
+def _revisions(location: Path) -> tuple[str, ...]:
+    """All of them, the newest first."""
+    after = {}
+    for path in (location / "versions").glob("*.py"):
+        said = dict(_COMMENT.findall(path.read_text()))
+        after[said["down_revision"]] = said["revision"]
+    line = [after[""]]  # the first comes after none
+    while line[-1] in after:
+        line.append(after[line[-1]])
+    return tuple(reversed(line))
+
+
+def current(connection: Connection) -> str | None:
+    """The revision that the database is at, or None when it was never migrated."""
+    if connection.scalar(text("SELECT to_regclass('alembic_version')")) is None:
+        return None
+    revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    return revision
+
+
+def oldest_code(connection: Connection) -> str | None:
+    """The oldest revision whose code runs on the schema, as whoever moved it has left word; None without any."""
+    said = connection.scalar(text("SELECT obj_description(to_regclass('alembic_version'), 'pg_class')"))
+    return said.removeprefix(_MARK) if said is not None and said.startswith(_MARK) else None
+
+
+def mark(connection: Connection, revision: str) -> None:
+    """Leave word that code of `revision` is the oldest to run on the schema; in the transaction that makes it so."""
+    assert revision.isascii()
+    assert "'" not in revision
+    connection.execute(text(f"COMMENT ON TABLE alembic_version IS '{_MARK}{revision}'"))
+
+
+def upgrade(engine: Engine, revision: str = "head") -> None:
+    """Bring the schema to `revision`. Of several that do this at once, one does it and the others wait for it.
+
+    A schema that a newer release has moved on is left as it is. Raises ConfigurationError when this code does not run
+    on that; Conflict when a lock is not to be had, with who may hold it.
+    """
+    with engine.connect() as connection:
+        found = current(connection)
+        if found is not None and not known(found):
+            if (oldest := oldest_code(connection)) is None or not known(oldest):
+                raise ConfigurationError(
+                    f"the schema is at revision {found}, of a newer release: install that one; "
+                    f"this redox-receiver ({head()}) does not run on it"
+                )
+            return
+    from alembic import command
+
+    _retry_on_lock(engine, command.upgrade, revision)
+
+
+def downgrade(engine: Engine, revision: str) -> None:
+    """Take the schema back to `revision` ("base": nothing of ours is left)."""
+    from alembic import command
+
+    _retry_on_lock(engine, command.downgrade, revision)
+
+
+def _retry_on_lock(engine: Engine, step: Callable[[Config, str], None], revision: str) -> None:
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            _under_lock(engine, step, revision)
+        except DBAPIError as exc:
+            if sqlstate(exc) != _LOCK_NOT_AVAILABLE:
+                raise
+            if attempt == ATTEMPTS:
+                raise Conflict(
+                    f"a table is locked, and {ATTEMPTS} attempts did not get by{_holder(engine)}: end what "
+                    "holds it, or wait for it, and try again; the feed was not held up"
+                ) from exc
+            log.warning("schema.locked", attempt=attempt, again_in=PAUSE)
+            time.sleep(PAUSE)
+        else:
+            return
+
+
+def _holder(engine: Engine) -> str:
+    """Who it may be: the transaction that has lasted longest."""
+    with engine.connect() as connection:
+        oldest = connection.execute(
+            text(
+                "SELECT pid, coalesce(nullif(application_name, ''), 'unnamed') AS name, (now() - xact_start)::text AS age "
+                "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
+                "AND xact_start IS NOT NULL ORDER BY xact_start LIMIT 1"
+            )
+        ).first()
+    return "" if oldest is None else f" (the oldest transaction is of {oldest.name}, pid {oldest.pid}, {oldest.age})"
+
+
+def _under_lock(engine: Engine, step: Callable[[Config, str], None], revision: str) -> None:
+    """One at a time. The lock is held beside the steps, for each of these is a transaction of its own, and some are
+    none (CREATE INDEX CONCURRENTLY)."""
+    with engine.connect() as guard, engine.connect() as connection:
+        # Of the transaction, not the session: it works through PgBouncer, and ends with whatever ends the transaction.
+        # Building an index beside those who write waits for every snapshot: so whoever waits here keeps none, and nor
+        # does whoever holds the lock (a statement with parameters would leave its portal open, and its snapshot).
+        while not guard.exec_driver_sql(f"SELECT pg_try_advisory_xact_lock({_LOCK})").scalar():
+            guard.rollback()
+            time.sleep(_LOCK_POLL_INTERVAL)
+        guard.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+        event.listen(connection, "begin", _pause_before_retry)
+        step(config(connection), revision)
+        if current(connection) is None:
+            connection.execute(text("DROP TABLE IF EXISTS alembic_version"))
+        connection.commit()
+
+
+def _pause_before_retry(connection: Connection) -> None:
+    # Of each transaction. What runs in none, building an index beside those who write, may wait: nobody does for it.
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(LOCK_TIMEOUT * 1000)}")
+
+
+def include_object(_object: Any, name: str | None, kind: str, _reflected: bool, _other: Any) -> bool:
+    """What Alembic compares: not the payloads' partitions, which come and go."""
+    return not (kind == "table" and name is not None and name.startswith("payloads_"))

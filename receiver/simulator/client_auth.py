@@ -1,0 +1,338 @@
+"""What Redox presents beside or instead of its verification token: each strategy that its dashboard offers.
+
+Written from the RFCs and AWS's documentation and apart from the receiver's verifiers, so that each proves the other.
+May not import them. One presenter may be shared by threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import threading
+import time
+import tomllib
+from base64 import b64encode
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol
+from urllib.parse import quote, quote_plus, unquote, urlencode, urlsplit
+from uuid import uuid4
+
+import jwt
+import msgspec
+
+from receiver.errors import ConfigurationError
+from receiver.simulator.http_connection import HttpConnection
+from receiver.simulator.signer import Signer
+
+_ASSERTION_TYPE: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+# A token is renewed this many seconds before it ends.
+_MARGIN: Final = 10.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutgoingRequest:
+    """A request that is about to leave, as far as it is signed. `host` as in the Host header; `target` with a query."""
+
+    method: str
+    host: str
+    target: str
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+
+
+class Authenticator(Protocol):
+    """Adds to a request what proves it to be Redox's: headers by lower-case name. `now` in seconds since 1970."""
+
+    def headers(self, request: OutgoingRequest, *, now: float) -> dict[str, str]: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HmacAuthenticator:
+    """A signature of the webhook signing secret."""
+
+    signer: Signer
+
+    def headers(self, request: OutgoingRequest, *, now: float) -> dict[str, str]:
+        """The signature's header, and its time stamp's."""
+        return {name.lower(): value for name, value in self.signer.headers(request.body, now=now).items()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SignedTokenAuthenticator:
+    """A JWT of its own with each request (kinds jwt and google). `key` is a private key in PEM."""
+
+    key: str = field(repr=False)
+    algorithm: str
+    issuer: str
+    audience: str
+    kid: str | None = None
+    subject: str | None = None
+    email: str | None = None
+    lifetime: int = 300
+
+    def token(self, *, now: float) -> str:
+        """A new one."""
+        claims = {
+            "iss": self.issuer,
+            "aud": self.audience,
+            "sub": self.subject,
+            "iat": int(now),
+            "exp": int(now) + self.lifetime,
+            "jti": str(uuid4()),
+            "email": self.email,
+            "email_verified": None if self.email is None else True,
+        }
+        headers = None if self.kid is None else {"kid": self.kid}
+        return jwt.encode(
+            {name: value for name, value in claims.items() if value is not None},
+            self.key,
+            algorithm=self.algorithm,
+            headers=headers,
+        )
+
+    def headers(self, _: OutgoingRequest, *, now: float) -> dict[str, str]:
+        """It, as Bearer."""
+        return {"authorization": f"Bearer {self.token(now=now)}"}
+
+
+class AccessTokenAuthenticator:
+    """An access token from the token endpoint (kinds oauth and smart), kept until it ends.
+
+    `assertion` None: the client proves itself by `secret`, sent as `send` says. `names`: the names under which
+    parameters are sent, where they are others.
+    """
+
+    def __init__(
+        self,
+        token_url: str,
+        client_id: str,
+        *,
+        secret: str | None = None,
+        assertion: SignedTokenAuthenticator | None = None,
+        send: Literal["basic", "form", "json"] = "basic",
+        names: Mapping[str, str] | None = None,
+        audience: str | None = None,
+        scope: str | None = None,
+    ) -> None:
+        self._url, self._client_id, self._secret, self._assertion = token_url, client_id, secret, assertion
+        self._send, self._names, self._audience, self._scope = send, names or {}, audience, scope
+        self._lock = threading.Lock()
+        self._token, self._until = "", 0.0
+
+    def headers(self, _: OutgoingRequest, *, now: float) -> dict[str, str]:
+        """The token, as Bearer; a new one when it is about to end. Raises ConfigurationError when none is given."""
+        with self._lock:
+            if time.monotonic() >= self._until:
+                self._token, lifetime = self.ask(now=now)
+                self._until = time.monotonic() + max(lifetime - _MARGIN, lifetime / 2)
+            return {"authorization": f"Bearer {self._token}"}
+
+    def ask(self, *, now: float) -> tuple[str, float]:
+        """A new token, and how many seconds it lives. Raises ConfigurationError."""
+        parameters = {"grant_type": "client_credentials", "audience": self._audience, "scope": self._scope}
+        headers: dict[str, str] = {}
+        if self._assertion is not None:
+            parameters |= {"client_assertion_type": _ASSERTION_TYPE, "client_assertion": self._assertion.token(now=now)}
+        elif self._send == "basic":  # RFC 6749 2.3.1
+            pair = f"{quote_plus(self._client_id)}:{quote_plus(self._secret or '')}"
+            headers["authorization"] = f"Basic {b64encode(pair.encode()).decode()}"
+        else:
+            parameters |= {"client_id": self._client_id, "client_secret": self._secret}
+        said = {self._names.get(name, name): value for name, value in parameters.items() if value is not None}
+        if self._send == "json":
+            headers["content-type"], body = "application/json", json.dumps(said).encode()
+        else:
+            headers["content-type"], body = "application/x-www-form-urlencoded", urlencode(said).encode()
+        url = urlsplit(self._url)
+        with HttpConnection(f"{url.scheme}://{url.netloc}", timeout=30.0) as line:
+            answer = line.request("POST", url.path, body=body, headers=headers)
+        if answer.status != 200:
+            raise ConfigurationError(f"{self._url} gives no token: {answer.error or answer.status}")
+        reply = answer.json()
+        return str(reply["access_token"]), float(reply["expires_in"])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SigV4Authenticator:
+    """AWS Signature Version 4 over the request, its body included unless `unsigned_payload`."""
+
+    access_key: str
+    secret: str = field(repr=False)
+    region: str
+    service: str
+    session_token: str | None = field(default=None, repr=False)
+    unsigned_payload: bool = False
+
+    def headers(self, request: OutgoingRequest, *, now: float) -> dict[str, str]:
+        """Authorization and X-Amz-Date, and what else the settings ask for."""
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
+        added = {"x-amz-date": stamp}
+        if self.session_token is not None:
+            added["x-amz-security-token"] = self.session_token
+        payload = hashlib.sha256(request.body).hexdigest()
+        if self.unsigned_payload:
+            payload = added["x-amz-content-sha256"] = "UNSIGNED-PAYLOAD"
+        signed = {"host": request.host, **added}
+        if "content-type" in request.headers:
+            signed["content-type"] = request.headers["content-type"]
+        path, _, query = request.target.partition("?")
+        pairs = sorted(
+            (quote(unquote(name), safe="-_.~"), quote(unquote(value), safe="-_.~"))
+            for name, _, value in (part.partition("=") for part in query.split("&") if part)
+        )
+        names = ";".join(sorted(signed))
+        canonical = "\n".join(
+            [
+                request.method,
+                quote(path, safe="/-_.~"),
+                "&".join(f"{name}={value}" for name, value in pairs),
+                *(f"{name}:{' '.join(signed[name].split())}" for name in sorted(signed)),
+                "",
+                names,
+                payload,
+            ]
+        )
+        scope = f"{stamp[:8]}/{self.region}/{self.service}/aws4_request"
+        to_sign = "\n".join(["AWS4-HMAC-SHA256", stamp, scope, hashlib.sha256(canonical.encode()).hexdigest()])
+        key = f"AWS4{self.secret}".encode()
+        for part in scope.split("/"):
+            key = hmac.digest(key, part.encode(), "sha256")
+        signature = hmac.digest(key, to_sign.encode(), "sha256").hex()
+        return added | {
+            "authorization": f"AWS4-HMAC-SHA256 Credential={self.access_key}/{scope}, "
+            f"SignedHeaders={names}, Signature={signature}"
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CertificateAuthenticator:
+    """A client certificate, in PEM, as a proxy reports it that has checked it: to be sent from where a proxy stands."""
+
+    proxy: Literal["nginx", "envoy", "aws-alb"]
+    pem: str
+    secret: str = field(repr=False)
+    secret_header: str = "x-proxy-secret"  # noqa: S105 - a header's name
+
+    def headers(self, _: OutgoingRequest, *, now: float) -> dict[str, str]:  # noqa: ARG002 - as presenters are asked
+        """The proxy's headers."""
+        pem = quote(self.pem, safe="")
+        reported = {
+            "nginx": {"ssl-client-verify": "SUCCESS", "ssl-client-cert": pem},
+            "envoy": {"x-forwarded-client-cert": f'Cert="{pem}"'},
+            "aws-alb": {"x-amzn-mtls-clientcert-leaf": pem},
+        }[self.proxy]
+        return reported | {self.secret_header: self.secret}
+
+
+class _Described(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
+    """A presenter as a file describes it; names that end in _file are paths from its folder."""
+
+
+class _Hmac(_Described, kw_only=True, tag="hmac"):
+    secret_file: str
+    header: str = "Redox-Signature"
+    hash: Literal["sha256", "sha384", "sha512"] = "sha256"
+    encoding: Literal["hex", "base64", "base64url"] = "base64"
+    prefix: str = ""
+    timestamp_header: str | None = None
+
+
+class _Jwt(_Described, kw_only=True, tag="jwt"):
+    key_file: str
+    algorithm: str
+    issuer: str
+    audience: str
+    kid: str | None = None
+    subject: str | None = None
+    lifetime: int = 300
+
+
+class _Google(_Jwt, kw_only=True, tag="google"):
+    algorithm: str = "RS256"
+    issuer: str = "https://accounts.google.com"
+    email: str | None = None
+
+
+class _OAuth(_Described, kw_only=True, tag="oauth"):
+    client_id: str
+    secret_file: str
+    token_url: str | None = None
+    send: Literal["basic", "form", "json"] = "basic"
+    names: dict[str, str] = {}
+    audience: str | None = None
+    scope: str | None = None
+
+
+class _Smart(_Described, kw_only=True, tag="smart"):
+    client_id: str
+    key_file: str
+    kid: str | None = None
+    algorithm: str = "RS384"
+    token_url: str | None = None
+    audience: str | None = None
+    scope: str | None = None
+
+
+class _SigV4(_Described, kw_only=True, tag="sigv4"):
+    access_key: str
+    secret_file: str
+    region: str
+    service: str
+    session_token_file: str | None = None
+    unsigned_payload: bool = False
+
+
+class _Mtls(_Described, kw_only=True, tag="mtls"):
+    proxy: Literal["nginx", "envoy", "aws-alb"]
+    certificate_file: str
+    secret_file: str
+    secret_header: str = "x-proxy-secret"  # noqa: S105 - a header's name
+
+
+def read_authenticator(path: Path, *, base_url: str, destination: str) -> Authenticator:
+    """The presenter that a file (TOML) describes: its `kind`, and what that kind needs.
+
+    `token_url`, where it is left out, is the endpoint of `destination` at `base_url`. Raises ConfigurationError.
+    """
+    try:
+        described = msgspec.convert(
+            tomllib.loads(path.read_text()), _Hmac | _Jwt | _Google | _OAuth | _Smart | _SigV4 | _Mtls
+        )
+        files = {
+            name.removesuffix("_file"): (path.parent / getattr(described, name)).read_text().rstrip("\r\n")
+            for name in described.__struct_fields__
+            if name.endswith("_file") and getattr(described, name)
+        }
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as exc:
+        raise ConfigurationError(f"{path}: {exc}") from exc
+    said = {name: value for name, value in msgspec.structs.asdict(described).items() if not name.endswith("_file")}
+    token_url = said.pop("token_url", None) or f"{base_url.rstrip('/')}/oauth/{quote(destination)}/token"
+    return _MAKERS[type(described)](said, files, token_url)
+
+
+def _smart(said: dict[str, Any], files: Mapping[str, str], token_url: str) -> Authenticator:
+    assertion = SignedTokenAuthenticator(
+        key=files["key"],
+        algorithm=said["algorithm"],
+        issuer=said["client_id"],
+        subject=said["client_id"],
+        audience=token_url,
+        kid=said["kid"],
+    )
+    return AccessTokenAuthenticator(
+        token_url, said["client_id"], assertion=assertion, audience=said["audience"], scope=said["scope"]
+    )
+
+
+_MAKERS: Final[Mapping[type[_Described], Callable[[dict[str, Any], Mapping[str, str], str], Authenticator]]] = {
+    _Hmac: lambda said, files, _: HmacAuthenticator(signer=Signer(secret=files["secret"].encode(), **said)),
+    _Jwt: lambda said, files, _: SignedTokenAuthenticator(key=files["key"], **said),
+    _Google: lambda said, files, _: SignedTokenAuthenticator(key=files["key"], **said),
+    _OAuth: lambda said, files, url: AccessTokenAuthenticator(url, secret=files["secret"], **said),
+    _Smart: _smart,
+    _SigV4: lambda said, files, _: SigV4Authenticator(**said | dict(files)),
+    _Mtls: lambda said, files, _: CertificateAuthenticator(pem=files["certificate"], secret=files["secret"], **said),
+}

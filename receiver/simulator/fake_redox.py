@@ -1,0 +1,141 @@
+"""FakeRedox: plays Redox towards a destination, over real HTTP.
+
+It presents the verification token as Redox does, signs when it has a signing secret, and makes the one-time handshake.
+May not know how the receiver works: it is the other side. Order, retries and pauses are `feed`'s.
+"""
+
+from __future__ import annotations
+
+import json
+import ssl
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+from uuid import uuid4
+
+from receiver.samples.sample import Person, encode, sample
+from receiver.simulator.client_auth import Authenticator, HmacAuthenticator, OutgoingRequest
+from receiver.simulator.http_connection import HttpConnection, HttpReply
+from receiver.simulator.signer import Signer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HandshakeResult:
+    """The answer to a handshake, and the challenge it should hold."""
+
+    challenge: str
+    answer: HttpReply
+
+    @property
+    def passed(self) -> bool:
+        """What the dashboard asks for today: 200, with the challenge anywhere in the body."""
+        return self.answer.status == 200 and self.challenge.encode() in self.answer.body
+
+    @property
+    def passed_as_before(self) -> bool:
+        """What it asked for earlier: the challenge is the whole body, as plain text."""
+        media = self.answer.headers.get("content-type", "")
+        return self.passed and self.answer.body == self.challenge.encode() and media.startswith("text/plain")
+
+
+class FakeRedox:
+    """Redox, as one destination sees it. May be shared by threads.
+
+    `base_url`: where the receiver listens; `destination`: its name there; `token`: the verification token. `source_id`:
+    the source that its sample bodies name. `bearer`: send the token as `authorization: Bearer` too, as Redox has since
+    about 2021. `presenters`: auth credentials that are linked to the destination; theirs is `authorization` then.
+    `timeout`: seconds for each read; how long Redox waits is not published.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        destination: str,
+        token: str,
+        *,
+        source_id: str,
+        bearer: bool = True,
+        signer: Signer | None = None,
+        presenters: Sequence[Authenticator] = (),
+        timeout: float = 30.0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.source_id = source_id
+        self.destination = destination
+        self._base_url, self._timeout, self._tls = base_url, timeout, tls
+        self._target = f"{urlsplit(base_url).path.rstrip('/')}/redox/{quote(destination)}"
+        self._token, self._bearer = token, bearer
+        self._presenters = presenters if signer is None else (HmacAuthenticator(signer=signer), *presenters)
+
+    def line(self) -> HttpConnection:
+        """A new connection. Raises ConfigurationError when the base URL is none."""
+        return HttpConnection(self._base_url, timeout=self._timeout, tls=self._tls)
+
+    def body(self, kind: str, *, seed: int = 0, test: bool = True, patient: Person | None = None) -> bytes:
+        """A sample of `kind` from this source, ready to send (receiver.samples.sample)."""
+        return encode(sample(kind, seed=seed, source_id=self.source_id, test=test, patient=patient))
+
+    def send(
+        self,
+        body: bytes | dict[str, Any],
+        *,
+        headers: Mapping[str, str | None] | None = None,
+        lose_answer: bool = False,
+        line: HttpConnection | None = None,
+    ) -> HttpReply:
+        """POST one body, once. `headers` replace those of the same name; None takes one away.
+
+        Without `line` a connection of its own is used. `lose_answer`: cut the connection when the answer arrives.
+        """
+        content = body if isinstance(body, bytes) else encode(body)
+        return self._request("POST", self._target, content, self._headers(content, headers or {}), line, lose_answer)
+
+    def handshake_post(self) -> HandshakeResult:
+        """What "Verify & Save" sends: the token and a challenge in a JSON body."""
+        challenge = str(uuid4())
+        body = json.dumps({"verification-token": self._token, "challenge": challenge}).encode()
+        headers = {"content-type": "application/json", "application-name": "RedoxEngine"}
+        return HandshakeResult(challenge=challenge, answer=self._request("POST", self._target, body, headers))
+
+    def handshake_get(self, *, token_in_header: bool = False) -> HandshakeResult:
+        """The same by GET: both in the query string, or the token in its header."""
+        challenge = str(uuid4())
+        query = (
+            {"challenge": challenge} if token_in_header else {"challenge": challenge, "verification-token": self._token}
+        )
+        headers = {"verification-token": self._token} if token_in_header else {}
+        target = f"{self._target}?{urlencode(query)}"
+        return HandshakeResult(challenge=challenge, answer=self._request("GET", target, None, headers))
+
+    def _headers(self, body: bytes, changes: Mapping[str, str | None]) -> dict[str, str]:
+        headers = {"content-type": "application/json", "verification-token": self._token}
+        if self._bearer:
+            headers["authorization"] = f"Bearer {self._token}"
+        for presenter in self._presenters:
+            headers |= presenter.headers(
+                OutgoingRequest(
+                    method="POST", host=urlsplit(self._base_url).netloc, target=self._target, headers=headers, body=body
+                ),
+                now=time.time(),
+            )
+        return {name: value for name, value in (headers | _lower(changes)).items() if value is not None}
+
+    def _request(
+        self,
+        method: str,
+        target: str,
+        body: bytes | None,
+        headers: Mapping[str, str],
+        line: HttpConnection | None = None,
+        lose_answer: bool = False,
+    ) -> HttpReply:
+        with nullcontext(line) if line is not None else self.line() as used:
+            return used.request(method, target, body=body, headers=headers, lose_answer=lose_answer)
+
+
+def _lower(headers: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Names in lower case, so that "Redox-Signature" replaces "redox-signature"."""
+    return {name.lower(): value for name, value in headers.items()}

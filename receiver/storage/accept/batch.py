@@ -1,0 +1,346 @@
+"""The writer's one connection, and how a batch is written through it: one commit, whatever is a repeat in it.
+
+May not know futures or threads: the writer does. Of one thread; only `cut` may be called from another.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+import psycopg
+import structlog
+from psycopg.pq import TransactionStatus
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from receiver.database.engine import dedicated, describe, sqlstate
+from receiver.errors import Unavailable
+from receiver.fault_injection.faults import point
+from receiver.keyring import Keyring
+from receiver.pipeline import Receipt
+from receiver.storage.accept import sql
+from receiver.storage.accept.message_builder import PendingMessage
+from receiver.storage.accept.prepared import PreparedStatements
+from receiver.storage.evidence.audit_log import AuditChain, AuditEvent, Repeats
+from receiver.storage.evidence.encryption import Sealer
+
+log: Final = structlog.get_logger(__name__)
+
+_sending, _claimed, _committing = point("ledger.sending"), point("ledger.claimed"), point("ledger.committing")
+
+# Serialization failure, deadlock: the same again succeeds.
+_RETRY: Final = frozenset({"40001", "40P01"})
+_ATTEMPTS: Final = 3
+_DUPLICATE: Final = "23505"
+# Classes of errors that one row's values cause: data exceptions, integrity, program limits.
+_DATA: Final = ("22", "23", "54")
+
+# (message id, its inline deliveries) of each message, in their order.
+_Written = Sequence[tuple[int, tuple[int, ...]]]
+
+
+class BadRow(Exception):
+    """The database takes no batch with this row in it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recorded:
+    """What a batch became: a receipt for each entry, in their order, and the lanes that have something new.
+
+    `counted`: repeats beyond those that have a row of their own.
+    """
+
+    receipts: Sequence[Receipt]
+    lanes: Sequence[str]
+    counted: Sequence[AuditEvent] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """The message that an entry repeats."""
+
+    id: int
+    uuid: UUID
+    state: str
+
+
+class BatchWriter:
+    """Writes batches under one keyring, through a connection of its own. `patience` in seconds, for a statement."""
+
+    def __init__(self, engine: Engine, keyring: Keyring, seals: Sealer, *, patience: float) -> None:
+        self._engine = dedicated(engine, patience=patience)
+        # First of all listeners: those of SQLAlchemy ask the server things, and may wait for it for ever.
+        event.listen(self._engine, "connect", self._hold, insert=True)
+        self._chain = AuditChain(keyring, seals)
+        self._repeats = Repeats()
+        self._connection: Connection | None = None
+        self._prepared: PreparedStatements | None = None
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+
+    def record(self, entries: Sequence[PendingMessage], events: Sequence[AuditEvent]) -> Recorded:
+        """Write all of it in one commit, or nothing.
+
+        Raises Unavailable, with a fixed word, when it cannot be written now; BadRow when a value in it is the reason.
+        """
+        for attempt in range(_ATTEMPTS):
+            try:
+                # The short way takes every key for new. It is nearly always right, and one round trip.
+                return self._duplicate_path(entries, events) if attempt else self._fast_path(entries, events)
+            except (SQLAlchemyError, psycopg.Error) as exc:
+                self._judge(exc, attempt)
+            except Exception as exc:
+                # What cannot even be sent, such as text that is no UTF-8, is a bad row like any other.
+                log.error("ledger.unsendable", error=type(exc).__name__)
+                self.close()
+                raise BadRow from exc
+        raise Unavailable("conflicts")
+
+    def quarantined(self, destination_id: int) -> int:
+        """Bytes of quarantined bodies at that destination. Raises Unavailable."""
+        try:
+            found = self._connected().exec_driver_sql(sql.QUARANTINED_BYTES, {"destination_id": destination_id})
+            return int(found.scalar_one())
+        except SQLAlchemyError as exc:
+            raise self._given_up(exc) from exc
+
+    def credentials_used(self, used: Mapping[int, datetime]) -> None:
+        """Write down when each credential, by id, was last used. Raises Unavailable."""
+        ids = sorted(used)  # in one order everywhere: two processes must not wait for each other's rows
+        try:
+            self._connected().exec_driver_sql(sql.LAST_USED, {"id": ids, "at": [used[each] for each in ids]})
+        except SQLAlchemyError as exc:
+            raise self._given_up(exc) from exc
+
+    def cut(self) -> None:
+        """Free whoever waits on the connection, from another thread: it gets an error at once.
+
+        A frozen server fires no time-out, and no cancellation reaches it.
+        """
+        # An error: the other side was quicker.
+        with self._lock, suppress(OSError):
+            if self._socket is not None:
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Give the connection up; the next batch makes another."""
+        connection, self._connection, self._prepared = self._connection, None, None
+        # Nobody here knows how far the chain was written: where an answer never came, the rows may be there or not.
+        self._chain.restart()
+        if connection is not None:
+            connection.invalidate()
+            connection.close()
+        self._release()
+
+    # --- the two ways
+
+    def _fast_path(self, entries: Sequence[PendingMessage], events: Sequence[AuditEvent]) -> Recorded:
+        """Everything in one statement, which is its own transaction. Raises 23505 when a key is there already."""
+        told, counted = self._repeats.split(_events(entries), time.monotonic())
+        self._chain.follow(self._connected())
+        rows = self._chain.rows([*events, *told])
+        _sending()
+        if len(entries) == len(rows) == 1:
+            written = _written(
+                self._statements().run(
+                    sql.RECORD_ALONE,
+                    sql.alone(entries[0].row, entries[0].sealed, list(entries[0].delivery_rows()), rows[0]),
+                )
+            )
+        else:
+            written = self._write(entries, rows, with_keys=True)
+        self._chain.written(rows)
+        self._repeats.written(told)
+        return Recorded(receipts=list(map(_receipt, entries, written)), lanes=_lanes(entries), counted=counted)
+
+    def _duplicate_path(self, entries: Sequence[PendingMessage], events: Sequence[AuditEvent]) -> Recorded:
+        """The way of duplicates: claim the keys, look for what others hold, take up what of it was left undone."""
+        connection = self._connected()
+        connection.exec_driver_sql(sql.BEGIN)
+        known = _claim(connection, [entry for entry in entries if entry.identity is not None])
+        _claimed()
+        fresh = [entry for entry in entries if entry.identity not in known]
+        repeats = [(entry, known[entry.identity]) for entry in entries if entry.identity in known]
+        repeated, lanes = list[AuditEvent](), []
+        for entry, message in repeats:
+            taken_up, woken = _take_up(connection, entry, message)
+            repeated += entry.repeat_events(message.uuid, taken_up)
+            lanes += woken
+        told, counted = self._repeats.split([*repeated, *_events(fresh)], time.monotonic())
+        self._chain.follow(connection)
+        rows = self._chain.rows([*events, *told])
+        written = iter(self._write(fresh, rows, with_keys=False))
+        inline = {message.id: _inline(connection, message.id) for entry, message in repeats if _dispatchable(entry)}
+        _committing()
+        connection.exec_driver_sql("COMMIT")
+        self._chain.written(rows)
+        self._repeats.written(told)
+        return Recorded(
+            counted=counted,
+            receipts=[
+                _repeat(known[entry.identity], inline) if entry.identity in known else _receipt(entry, next(written))
+                for entry in entries
+            ],
+            lanes=[*lanes, *_lanes(fresh)],
+        )
+
+    def _write(
+        self, entries: Sequence[PendingMessage], audit: Sequence[Mapping[str, Any]], *, with_keys: bool
+    ) -> _Written:
+        """Run the recording statement."""
+        if entries:
+            deliveries = [row for entry in entries for row in entry.delivery_rows()]
+            return _written(
+                self._statements().run(
+                    sql.RECORD[with_keys, len(entries) == 1],
+                    sql.batch([entry.row for entry in entries], [entry.sealed for entry in entries], deliveries, audit),
+                )
+            )
+        if audit:
+            self._statements().run(sql.AUDIT, sql.audit_rows(audit))
+        return []
+
+    # --- the connection
+
+    def _connected(self) -> Connection:
+        if self._connection is None:
+            self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        return self._connection
+
+    def _statements(self) -> PreparedStatements:
+        """The prepared statements of the connection."""
+        if self._prepared is None:
+            driver = self._connected().connection.driver_connection
+            assert isinstance(driver, psycopg.Connection)
+            self._prepared = PreparedStatements(driver)
+        return self._prepared
+
+    def _hold(self, driver: Any, _record: object) -> None:
+        """Keep a duplicate of the new socket's descriptor: the number itself may be somebody else's by the time."""
+        self._release()
+        with self._lock:
+            self._socket = socket.socket(fileno=os.dup(driver.pgconn.socket))
+
+    def _release(self) -> None:
+        with self._lock:
+            held, self._socket = self._socket, None
+        if held is not None:
+            held.close()
+
+    def _judge(self, exc: SQLAlchemyError | psycopg.Error, attempt: int) -> None:
+        """Return when the batch is to be written again. Raises what `record` raises."""
+        code = sqlstate(exc) or ""
+        if not code.startswith((*_DATA, *_RETRY)) or not self._rolled_back():
+            raise self._given_up(exc) from exc
+        if code == _DUPLICATE and attempt:
+            # The longer way knows what to do with keys. If it is a number of the chain that is taken, every later
+            # batch would clash too.
+            self._chain.restart()
+        if code in _RETRY or (code == _DUPLICATE and attempt < _ATTEMPTS - 1):
+            return
+        log.error("ledger.bad_row", error=describe(exc))
+        raise BadRow from exc
+
+    def _rolled_back(self) -> bool:
+        """Whether the connection lives, with nothing of the batch in it."""
+        try:
+            connection = self._connected()
+            driver = connection.connection.driver_connection
+            if driver is None or driver.info.transaction_status != TransactionStatus.IDLE:
+                connection.exec_driver_sql("ROLLBACK")
+        except SQLAlchemyError:
+            return False
+        return True
+
+    def _given_up(self, exc: SQLAlchemyError | psycopg.Error) -> Unavailable:
+        """Drop the connection, for the address may lead to a better server by now; the error for who waits."""
+        lost = (
+            exc.connection_invalidated
+            if isinstance(exc, DBAPIError)
+            else self._prepared is None or (self._prepared.lost)
+        )
+        refused = sqlstate(exc) is not None and not lost
+        log.error("ledger.refused" if refused else "ledger.connection_lost", error=describe(exc))
+        self.close()
+        return Unavailable("database_refuses" if refused else "database_away")
+
+
+def _written(rows: Sequence[Sequence[bytes | None]]) -> _Written:
+    """What the recording statements return: numbers, and arrays of them such as {1,2}."""
+    return [
+        (int(number or b""), tuple(map(int, inline[1:-1].split(b","))) if inline and inline != b"{}" else ())
+        for number, inline in rows
+    ]
+
+
+def _claim(connection: Connection, keyed: Sequence[PendingMessage]) -> dict[Any, _Known]:
+    """Claim the keys, and give the entries that got theirs a message id; the messages behind the keys of the others."""
+    keys = sql.keys([entry.row for entry in keyed])
+    claimed: dict[Any, int] = {(r[0], r[1], r[2]): r[3] for r in connection.exec_driver_sql(sql.CLAIM_KEYS, keys)}
+    for entry in keyed:
+        entry.row["id"] = claimed.get(entry.identity)
+    if len(claimed) == len(keyed):
+        return {}
+    # A statement of its own: in the snapshot of the first, a concurrent duplicate is not there yet.
+    found: dict[Any, _Known] = {
+        (r[0], r[1], r[2]): _Known(*r[3:]) for r in connection.exec_driver_sql(sql.EXISTING, keys)
+    }
+    return {entry.identity: found[entry.identity] for entry in keyed if entry.identity not in claimed}
+
+
+def _take_up(connection: Connection, entry: PendingMessage, message: _Known) -> tuple[set[str], list[str]]:
+    """Seen is not done: what of the message is dead, unhandled or quarantined runs after all.
+
+    Nothing of it does when the repeat itself is to be quarantined. Returns (those of the three words that apply, lanes
+    that have something to do).
+    """
+    if not _dispatchable(entry):
+        return set(), []
+    lanes = list(connection.exec_driver_sql(sql.REVIVE_DEAD, {"message_id": message.id}).scalars())
+    taken_up = {"dead"} if lanes else set()
+    if message.state != entry.row["state"]:
+        new = {"message_id": message.id, "state": entry.row["state"]}
+        if connection.exec_driver_sql(sql.TAKE_UP, new).rowcount:
+            taken_up.add(message.state)
+            lanes += connection.exec_driver_sql(
+                sql.ADD_DELIVERIES, new | sql.deliveries(list(entry.delivery_rows()))
+            ).scalars()
+    return taken_up, lanes
+
+
+def _dispatchable(entry: PendingMessage) -> bool:
+    return bool(entry.row["state"] != "quarantined")
+
+
+def _inline(connection: Connection, message_id: int) -> tuple[int, ...]:
+    return tuple(connection.exec_driver_sql(sql.INLINE_PENDING, {"message_id": message_id}).scalars())
+
+
+def _receipt(entry: PendingMessage, written: tuple[int, tuple[int, ...]]) -> Receipt:
+    message_id, inline = written
+    return Receipt(message_id=message_id, uuid=str(entry.row["uuid"]), outcome=entry.row["state"], inline=inline)
+
+
+def _repeat(message: _Known, inline: Mapping[int, tuple[int, ...]]) -> Receipt:
+    return Receipt(
+        message_id=message.id, uuid=str(message.uuid), outcome="duplicate", inline=inline.get(message.id, ())
+    )
+
+
+def _events(entries: Iterable[PendingMessage]) -> Iterator[AuditEvent]:
+    """The audit rows of new messages."""
+    return (event for entry in entries for event in entry.events())
+
+
+def _lanes(entries: Sequence[PendingMessage]) -> list[str]:
+    """The lanes that a worker has to look at: an inline delivery is run in the request."""
+    return [each.lane for entry in entries for each in entry.deliveries if not each.inline]

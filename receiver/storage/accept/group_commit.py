@@ -1,0 +1,338 @@
+"""The group commit: one thread a process takes what waits, writes it in one transaction, and answers after the COMMIT.
+
+A second thread watches the first: whoever has waited too long is answered, and a writer that waits for a frozen server
+is freed. May not judge: what comes in here has its verdict. Started after fork, by whoever composes the process.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Final
+
+import structlog
+
+from receiver.errors import Unavailable
+from receiver.fault_injection.faults import point
+from receiver.storage.accept.batch import BadRow, BatchWriter
+from receiver.storage.accept.message_builder import (
+    UNSTORABLE,
+    MessageBuilder,
+    PendingAudit,
+    PendingMessage,
+    fold,
+    resolve_all,
+)
+from receiver.storage.accept.sql import LEAST
+from receiver.storage.evidence.audit_log import AuditEvent, FloodControl
+
+log: Final = structlog.get_logger(__name__)
+
+_committed, _answered = point("ledger.committed"), point("ledger.answered")
+
+# A request is answered within five seconds, with 503 if need be.
+COMMIT_TIMEOUT: Final = 4.0
+_WATCH: Final = 0.2
+# A batch: beyond this, more rows save nothing, and their answers would wait for one another.
+BATCH_ROWS: Final = 64
+BATCH_BYTES: Final = 16 * 1024 * 1024
+# What may wait for the writer before new requests are told to come back.
+QUEUE_ROWS: Final = 1_000
+QUEUE_BYTES: Final = 256 * 1024 * 1024
+# Refusals that wait for the database to come back; from then on they are only counted.
+EVENTS: Final = 10_000
+_EVENTS_AT_ONCE: Final = 1_000
+# Refusals and handshakes are in the audit within a second.
+_FLUSH: Final = 0.5
+# While it stops: seconds between two attempts to write refusals that the database did not take.
+_AGAIN: Final = 0.2
+_LAST_USED: Final = 60.0
+# How old the sum of quarantined bytes may be when it is compared with the quota.
+_QUOTA_AGE: Final = 5.0
+
+
+class GroupCommitWriter:
+    """Queues, writes and answers entries and audit rows. `start` and `stop` frame its life; safe in threads."""
+
+    def __init__(
+        self,
+        recorder: BatchWriter,
+        entries: MessageBuilder,
+        *,
+        quarantine_quota: int,
+        on_commit: Callable[[Sequence[str]], None],
+    ) -> None:
+        self._recorder = recorder
+        self._entries = entries
+        self._on_commit = on_commit
+        self._quota = QuarantineQuota(recorder, quarantine_quota)
+
+        # Under the lock: what waits.
+        self._lock = threading.Lock()
+        self._wake = threading.Condition(self._lock)
+        self._waiting: deque[PendingMessage] = deque()
+        self._waiting_bytes = 0
+        self._urgent: deque[PendingAudit] = deque()
+        self._flood = FloodControl()
+        self._events: deque[AuditEvent] = deque()
+        self._used: dict[int, datetime] = {}
+        self._hastened = self._stopping = self._refused = False
+        self._give_up_at = float("inf")
+
+        # What the writer is at; the watchdog looks at it.
+        self._busy: tuple[float, Sequence[PendingMessage | PendingAudit]] | None = None
+        self._flushed = self._used_flushed = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
+        self._watchdog = threading.Thread(target=self._watch, name="ledger-watchdog", daemon=True)
+
+    def start(self) -> None:
+        """Begin to write. Only after fork: threads and sockets do not survive one."""
+        self._thread.start()
+        self._watchdog.start()
+
+    def stop(self) -> None:
+        """Write what waits, then end. Whoever comes after is told that it is too late.
+
+        Refusals that the database does not take at first are tried for PATIENCE seconds, then given up.
+        """
+        with self._lock:
+            self._stopping = True
+            self._give_up_at = time.monotonic() + COMMIT_TIMEOUT
+            self._wake.notify()
+        self._thread.join(2 * COMMIT_TIMEOUT)
+
+    def put(self, entry: PendingMessage) -> None:
+        """Have the entry written; its future tells when it is, or that it cannot be. See `hasten`."""
+        size = entry.row["size"]
+        with self._lock:
+            refusal = None
+            if self._stopping:
+                refusal = "shutting_down"
+            elif len(self._waiting) >= QUEUE_ROWS or self._waiting_bytes + size > QUEUE_BYTES:
+                refusal = "queue_full"
+            else:
+                self._waiting.append(entry)
+                self._waiting_bytes += size
+                for credential in entry.row["credential_ids"]:
+                    self._used[credential] = entry.row["received_at"]
+        if refusal is not None:
+            entry.fail(refusal)
+
+    def flush(self) -> None:
+        """Somebody waits for an entry: until then they gather, so that those who come together share a commit."""
+        with self._lock:
+            if self._waiting and not self._hastened:
+                self._hastened = True
+                self._wake.notify()
+
+    def put_urgent(self, urgent: PendingAudit) -> None:
+        """Have one audit row written that somebody waits for."""
+        with self._lock:
+            stopping = self._stopping
+            if not stopping:
+                self._urgent.append(urgent)
+                self._wake.notify()
+        if stopping:
+            urgent.fail("shutting_down")
+
+    def note(self, audit_event: AuditEvent) -> None:
+        """Have an audit row written that nobody waits for; in a flood, have it counted."""
+        with self._lock:
+            self._events += self._flood.take(audit_event, time.monotonic(), room=len(self._events) < EVENTS)
+
+    # --- the writer's thread
+
+    def _run(self) -> None:
+        last = False
+        while not last:
+            entries, urgent, events, last = self._take()
+            self._busy = time.monotonic(), (*entries, *urgent)
+            try:
+                self._write(fold(self._quota.within_quota(entries)), urgent, events)
+                self._flush_used(last)
+            except Exception as exc:  # noqa: BLE001 - the writer outlives whatever a batch does to it
+                log.error("ledger.failed", error=type(exc).__name__)
+                self._recorder.close()
+                _fail("ledger_failed", entries, urgent)
+            finally:
+                self._busy = None
+            with self._lock:
+                last = last and not self._events  # those that were put back
+        self._recorder.close()
+
+    def _take(self) -> tuple[list[PendingMessage], list[PendingAudit], list[AuditEvent], bool]:
+        """What waits, bounded in rows and bytes, the refusals that are due, and whether that is the last of it."""
+        with self._lock:
+            if not (self._hastened or self._urgent or self._stopping):
+                self._wake.wait(_FLUSH)
+            elif self._refused and not (self._waiting or self._urgent):
+                self._wake.wait(_AGAIN)
+            self._refused = False
+            entries: list[PendingMessage] = []
+            size = 0
+            while (
+                self._waiting
+                and len(entries) < BATCH_ROWS
+                and (not entries or size + self._waiting[0].row["size"] <= BATCH_BYTES)
+            ):
+                entries.append(self._waiting.popleft())
+                size += entries[-1].row["size"]
+            self._waiting_bytes -= size
+            self._hastened = bool(self._waiting)
+            urgent = [self._urgent.popleft() for _ in range(min(len(self._urgent), BATCH_ROWS))]
+            events = self._due_events()
+            return entries, urgent, events, self._stopping and not (self._waiting or self._urgent or self._events)
+
+    def _due_events(self) -> list[AuditEvent]:
+        now = time.monotonic()
+        if not self._stopping and now - self._flushed < _FLUSH:
+            return []
+        self._flushed = now
+        if self._stopping:
+            self._events += self._flood.end(now)
+        elif len(self._events) < EVENTS:
+            self._events += self._flood.due(now)
+        return [self._events.popleft() for _ in range(min(len(self._events), _EVENTS_AT_ONCE))]
+
+    def _write(
+        self, entries: Sequence[PendingMessage], urgent: Sequence[PendingAudit], events: Sequence[AuditEvent]
+    ) -> None:
+        """Write all of it in one commit and answer; where one row spoils it, each for itself."""
+        if not entries and not urgent and not events:
+            return
+        try:
+            recorded = self._recorder.record(entries, [*events, *(each.event for each in urgent)])
+        except Unavailable as exc:
+            _fail(str(exc), entries, urgent)
+            self._put_back(events)
+        except BadRow:
+            self._write_apart(entries, urgent, events)
+        else:
+            _committed()
+            for entry, receipt in zip(entries, recorded.receipts, strict=True):
+                entry.answer(receipt)
+            for each in urgent:
+                resolve_all(each.future, None)
+            for event in recorded.counted:
+                self.note(event)
+            _answered()
+            if recorded.lanes:
+                self._hint(recorded.lanes)
+
+    def _write_apart(
+        self, entries: Sequence[PendingMessage], urgent: Sequence[PendingAudit], events: Sequence[AuditEvent]
+    ) -> None:
+        """Find the row that the database does not take: it hurts itself alone."""
+        if len(entries) + len(urgent) + len(events) > 1:
+            for entry in entries:
+                self._write([entry], [], [])
+            for each in urgent:
+                self._write([], [each], [])
+            for event in events:
+                self._write([], [], [event])
+        elif entries and entries[0].row["quarantine_reason"] != UNSTORABLE:
+            # Its columns for asking are what the database refuses; the exact bytes can be kept all the same.
+            log.error("ledger.unstorable", uuid=str(entries[0].row["uuid"]))
+            self._entries.without_metadata(entries[0])
+            self._write(entries, [], [])
+        else:
+            log.error("ledger.row_refused", action=events[0].action if events else None)
+            _fail("row_refused", entries, urgent)
+
+    def _put_back(self, events: Sequence[AuditEvent]) -> None:
+        """Keep the refusals for a better time: while we stop, for a moment only."""
+        if not events:
+            return
+        with self._lock:
+            self._events.extendleft(reversed(events))
+            self._refused = self._stopping
+            if time.monotonic() >= self._give_up_at:
+                log.error("ledger.refusals_lost", count=sum(each.count for each in self._events))
+                self._events.clear()
+
+    def _hint(self, lanes: Sequence[str]) -> None:
+        try:
+            self._on_commit(lanes)
+        except Exception as exc:  # noqa: BLE001 - a hint that is lost is made good by the workers' sweep
+            log.warning("ledger.hint_lost", error=type(exc).__name__)
+
+    def _flush_used(self, last: bool) -> None:
+        """Tell the database when each credential was last used; what is lost here is used again."""
+        if not last and time.monotonic() - self._used_flushed < _LAST_USED:
+            return
+        self._used_flushed = time.monotonic()
+        with self._lock:
+            used, self._used = self._used, {}
+        if used:
+            try:
+                self._recorder.credentials_used(used)
+            except Unavailable:
+                log.warning("ledger.last_used_not_written")
+
+    # --- the watchdog's thread
+
+    def _watch(self) -> None:
+        """Answer whoever has waited too long, and free the writer from a server that does not answer."""
+        while self._thread.is_alive() or not self._stopping:
+            time.sleep(_WATCH)
+            late = time.monotonic() - COMMIT_TIMEOUT
+            began, in_hand = self._busy or (late, ())
+            _fail("timed_out", self._overdue(late), [each for each in in_hand if each.enqueued < late])
+            if began < late:
+                self._recorder.cut()
+
+    def _overdue(self, late: float) -> list[PendingMessage | PendingAudit]:
+        """What waits since before `late`, taken out of the queues."""
+        overdue: list[PendingMessage | PendingAudit] = []
+        with self._lock:
+            while self._waiting and self._waiting[0].enqueued < late:
+                entry = self._waiting.popleft()
+                self._waiting_bytes -= entry.row["size"]
+                overdue.append(entry)
+            while self._urgent and self._urgent[0].enqueued < late:
+                overdue.append(self._urgent.popleft())
+        return overdue
+
+
+def _fail(reason: str, *groups: Sequence[PendingMessage | PendingAudit]) -> None:
+    for group in groups:
+        for each in group:
+            each.fail(reason)
+
+
+class QuarantineQuota:
+    """Quarantine holds so many bytes a destination; beyond that, Redox must keep what it sends. Of the writer alone."""
+
+    def __init__(self, recorder: BatchWriter, limit: int) -> None:
+        self._recorder = recorder
+        self._limit = limit
+        self._held: dict[int, tuple[float, int]] = {}
+
+    def within_quota(self, entries: Sequence[PendingMessage]) -> list[PendingMessage]:
+        """The entries that may be written; the others are told."""
+        kept = []
+        for entry in entries:
+            refusal = self._refusal(entry) if entry.row["state"] == "quarantined" else None
+            if refusal is None:
+                kept.append(entry)
+            else:
+                entry.fail(refusal)
+        return kept
+
+    def _refusal(self, entry: PendingMessage) -> str | None:
+        destination = entry.row["destination_id"]
+        asked, held = self._held.get(destination, (float("-inf"), 0))
+        if time.monotonic() - asked > _QUOTA_AGE:
+            try:
+                asked, held = time.monotonic(), self._recorder.quarantined(destination)
+            except Unavailable as exc:
+                return str(exc)
+        held += max(entry.row["size"], LEAST)
+        if held > self._limit:
+            log.error("quarantine.full", destination=entry.admitted.destination.name)
+            return "quarantine_full"
+        self._held[destination] = asked, held
+        return None

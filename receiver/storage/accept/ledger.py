@@ -1,0 +1,140 @@
+"""Records what is admitted and what is refused: the verbs that the doors call.
+
+May not judge: what comes in here has its verdict. How it is written: receiver.storage.accept.message_builder (made ready),
+receiver.storage.accept.group_commit (the group commit), receiver.storage.accept.batch (one transaction).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from hashlib import sha256
+from typing import Any
+
+from sqlalchemy import Engine
+
+from receiver.keyring import Keyring
+from receiver.pipeline import Admitted, Challenged, Receipt, Refused
+from receiver.protocol.message import Head
+from receiver.protocol.registry import Destination
+from receiver.protocol.sources import ID_SHAPE
+from receiver.storage.accept.batch import BatchWriter
+from receiver.storage.accept.group_commit import COMMIT_TIMEOUT, GroupCommitWriter
+from receiver.storage.accept.message_builder import MessageBuilder, PendingAudit
+from receiver.storage.evidence.audit_log import AuditEvent
+from receiver.storage.evidence.encryption import Sealer
+
+__all__ = ["COMMIT_TIMEOUT", "MessageLedger"]
+
+
+class MessageLedger:
+    """All that the doors write. `start` and `stop` frame its life in one process; safe in threads.
+
+    `quarantine_quota` in bytes a destination. `on_commit` is called by the writer with the lanes that have something
+    new; it must be quick, and may fail.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        keyring: Keyring,
+        *,
+        quarantine_quota: int,
+        on_commit: Callable[[Sequence[str]], None] = lambda _lanes: None,
+    ) -> None:
+        seals = Sealer(keyring)
+        self._entries = MessageBuilder(keyring, seals)
+        # A statement gives up a little before the watchdog does: the server's word is better than a cut connection.
+        recorder = BatchWriter(engine, keyring, seals, patience=COMMIT_TIMEOUT - 0.5)
+        self._writer = GroupCommitWriter(
+            recorder, self._entries, quarantine_quota=quarantine_quota, on_commit=on_commit
+        )
+
+    def start(self) -> None:
+        """Begin to write. Only after fork: threads and sockets do not survive one."""
+        self._writer.start()
+
+    def stop(self) -> None:
+        """Write what waits, then end. Whoever comes after is told that the ledger is unavailable."""
+        self._writer.stop()
+
+    def accept(self, admitted: Admitted, *, batch: bool = False) -> Future[Receipt]:
+        """Record it. The future holds the Receipt after the COMMIT, or raises Unavailable, its text a fixed word.
+
+        `batch`: it waits for `flush`, so that concurrent requests share one commit.
+        """
+        entry = self._entries.make(admitted)
+        self._writer.put(entry)
+        if not batch:
+            self._writer.flush()
+        return entry.future
+
+    def flush(self) -> None:
+        """Write the batch now: its requests wait."""
+        self._writer.flush()
+
+    def refuse(self, refused: Refused) -> None:
+        """Note a refusal: who, why, how long and which digest; never the body, a token or a header's value."""
+        detail: dict[str, Any] = {"status": refused.status}
+        if refused.query is not None:
+            detail["query"] = True  # its asker does not come again, so that no feed stands still for it
+        if refused.body is not None:
+            detail |= {"length": len(refused.body), "sha256": sha256(refused.body).hexdigest()}
+        if refused.claimed_source is not None:
+            # Only what is shaped like an id is kept as it is: anything else may be anybody's data.
+            shaped = ID_SHAPE.fullmatch(refused.claimed_source) is not None
+            detail |= {
+                "source": refused.claimed_source if shaped else None,
+                "source_sha256": None if shaped else sha256(refused.claimed_source.encode()).hexdigest(),
+            }
+        self._writer.note(
+            AuditEvent(
+                action="message.refuse",
+                outcome="refused",
+                at=refused.head.received_at,
+                actor="unverified" if refused.verified is None else "redox",
+                reason=refused.reason,
+                peer=refused.head.peer,
+                destination=refused.destination.name if refused.destination is not None else None,
+                detail=detail,
+            )
+        )
+
+    def unavailable(self, reason: str, head: Head, destination: Destination | None, *, proved: bool) -> None:
+        """Note a request that was answered 503. Written when the database takes it again, in a flood as a count."""
+        self._writer.note(
+            AuditEvent(
+                action="message.refuse",
+                outcome="unavailable",
+                at=head.received_at,
+                actor="redox" if proved else "unverified",
+                reason=reason,
+                peer=head.peer,
+                destination=None if destination is None else destination.name,
+                detail={"status": 503},
+            )
+        )
+
+    def challenged(self, challenged: Challenged) -> None:
+        """Note an answered handshake."""
+        self._writer.note(
+            AuditEvent(
+                action="destination.handshake",
+                outcome="answered",
+                at=challenged.head.received_at,
+                actor="redox",
+                peer=challenged.head.peer,
+                destination=challenged.destination.name,
+                subject=f"credentials:{challenged.credential}",
+            )
+        )
+
+    def note(self, event: AuditEvent) -> None:
+        """Note one audit row, which nobody waits for: in a flood it is counted."""
+        self._writer.note(event)
+
+    def record(self, event: AuditEvent) -> Future[None]:
+        """Write one audit row; the future is done after its COMMIT, or raises Unavailable."""
+        urgent = PendingAudit(event)
+        self._writer.put_urgent(urgent)
+        return urgent.future

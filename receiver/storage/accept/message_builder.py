@@ -1,0 +1,234 @@
+"""What is on its way into the database, and how an admitted message is made ready: sealed, signed, its columns filled.
+
+May not touch the database. Entries are made in the request's own thread; from then on they are the writer's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+from receiver.errors import Unavailable
+from receiver.keyring import Keyring
+from receiver.pipeline import Admitted, Receipt
+from receiver.protocol.digests import sha256
+from receiver.protocol.message import ParsedMessage
+from receiver.storage.accept.fan_out import NewDelivery, deliveries
+from receiver.storage.evidence.audit_log import AuditEvent
+from receiver.storage.evidence.encryption import Sealer, payload_binding
+from receiver.storage.evidence.macs import PatientDigests, mac_key, row_mac
+from receiver.storage.identifiers import uuid7
+
+# An identical body without any id may be meant to come again after a day.
+KEY_LIFETIME: Final = timedelta(hours=24)
+# Why a message is in quarantine whose columns for asking the database refuses.
+UNSTORABLE: Final = "unstorable_columns"
+
+# The columns for asking: claims of the sender, all null for what could not be read.
+_ASKED: Final = ("source_id", "kind", "log_id", "attempt_id", "message_id", "transmission_id", "facility", "event_time")
+
+
+@dataclass(slots=True, eq=False)
+class PendingMessage:
+    """One admitted message: its row, its sealed body. `enqueued` in seconds of the monotonic clock.
+
+    `repeats` are entries of the same batch that say the same: they are answered as its duplicates.
+    """
+
+    admitted: Admitted
+    row: dict[str, Any] = field(repr=False)
+    sealed: bytes = field(repr=False)
+    deliveries: list[NewDelivery]
+    enqueued: float = field(default_factory=time.monotonic)
+    future: Future[Receipt] = field(default_factory=Future)
+    repeats: list[PendingMessage] = field(default_factory=list)
+
+    @property
+    def identity(self) -> tuple[int, bytes, bytes] | None:
+        """What makes another entry its duplicate; None for a query, which is never one."""
+        row = self.row
+        return None if row["key"] is None else (row["destination_id"], row["key"], row["outside"])
+
+    def delivery_rows(self) -> Iterator[dict[str, Any]]:
+        """Its deliveries as rows for receiver.storage.accept.sql."""
+        for each in self.deliveries:
+            yield {
+                "d_uuid": self.row["uuid"],
+                "d_destination_id": self.row["destination_id"],
+                "d_handler": each.handler,
+                "d_lane": each.lane,
+                "d_inline": each.inline,
+            }
+
+    def events(self) -> list[AuditEvent]:
+        """The audit rows of a new message and of its repeats."""
+        uuid = self.row["uuid"]
+        return [self._event(self.row["state"], uuid), *(each._event("duplicate", uuid) for each in self.repeats)]
+
+    def repeat_events(self, known: UUID, taken_up: Iterable[str]) -> list[AuditEvent]:
+        """The audit rows when all of it repeats the message `known`, of which `taken_up` (states) runs after all."""
+        return [each._event("duplicate", known, taken_up) for each in (self, *self.repeats)]
+
+    def _event(self, outcome: str, message_uuid: UUID, taken_up: Iterable[str] = ()) -> AuditEvent:
+        detail = {"credentials": self.admitted.verified.credentials, "attempt": self.row["attempt_id"]}
+        if taken := sorted(taken_up):
+            detail["taken_up"] = taken
+        return AuditEvent(
+            action="message.receive",
+            outcome=outcome,
+            at=self.row["received_at"],
+            actor="redox",
+            reason=self.row["quarantine_reason"],
+            peer=self.row["peer"],
+            destination=self.admitted.destination.name,
+            message_uuid=message_uuid,
+            detail=detail,
+        )
+
+    def answer(self, receipt: Receipt) -> None:
+        """Hand out the receipt, and one that says so to its repeats."""
+        resolve_all(self.future, receipt)
+        for each in self.repeats:
+            resolve_all(each.future, replace(receipt, outcome="duplicate"))
+
+    def fail(self, reason: str) -> None:
+        """Tell all who wait for it that it cannot be recorded now."""
+        for each in (self, *self.repeats):
+            resolve_all(each.future, Unavailable(reason))
+
+
+@dataclass(slots=True, eq=False)
+class PendingAudit:
+    """An audit row that somebody waits for."""
+
+    event: AuditEvent
+    enqueued: float = field(default_factory=time.monotonic)
+    future: Future[None] = field(default_factory=Future)
+
+    def fail(self, reason: str) -> None:
+        """Tell who waits that it cannot be recorded now."""
+        resolve_all(self.future, Unavailable(reason))
+
+
+def resolve_all(future: Future[Any], result: object) -> None:
+    """Answer, unless somebody did already: the watchdog, or whoever gave up waiting."""
+    try:
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+    except InvalidStateError:
+        pass
+
+
+def fold(entries: Iterable[PendingMessage]) -> list[PendingMessage]:
+    """The entries, each that says the same as an earlier one put under it; of one key and other content: flagged."""
+    leaders: dict[tuple[int, bytes, bytes], PendingMessage] = {}
+    keys: set[tuple[int, bytes]] = set()
+    folded = []
+    for entry in entries:
+        identity = entry.identity
+        if identity is not None:
+            if identity in leaders:
+                leaders[identity].repeats.append(entry)
+                continue
+            leaders[identity] = entry
+            entry.row["id_conflict"] = identity[:2] in keys
+            keys.add(identity[:2])
+        folded.append(entry)
+    return folded
+
+
+class MessageBuilder:
+    """Makes entries under one keyring. Safe in threads."""
+
+    def __init__(self, keyring: Keyring, seals: Sealer) -> None:
+        self._seals = seals
+        self._digests = PatientDigests(keyring)
+        key = keyring.current("mac")
+        self._mac_key_id, self._mac_key = key.id, mac_key(key)
+
+    def make(self, admitted: Admitted) -> PendingMessage:
+        """The entry of an admitted message: its body sealed, its row signed, its deliveries known."""
+        inbound, message = admitted.inbound, admitted.message
+        uuid = uuid7()
+        payload_key, sealed = self._seals.seal_body(inbound.body, payload_binding(str(uuid)))
+        new = []
+        if message is not None and admitted.quarantine is None:
+            new = deliveries(message, admitted.destination, self._digests)
+        digest = sha256(inbound.body)
+        key, outside, key_expires_at = _key(admitted, digest)
+        row = {
+            **_asked(message),
+            "key": key,
+            "outside": outside,
+            "key_expires_at": key_expires_at,
+            "id": None,
+            "uuid": uuid,
+            "destination_id": admitted.destination.id,
+            "credential_ids": list(admitted.verified.credentials),
+            "query": admitted.query is not None,
+            "received_at": inbound.head.received_at,
+            "peer": _clean(inbound.head.peer),
+            "sha256": digest,
+            "size": len(inbound.body),
+            "content_type": _clean(inbound.head.headers.get("content-type")),
+            "state": _state(admitted, new),
+            "quarantine_reason": admitted.quarantine,
+            "id_conflict": False,
+            "payload_key": payload_key,
+            "mac_key": self._mac_key_id,
+        }
+        row["mac"] = row_mac(self._mac_key, "messages", row)
+        return PendingMessage(admitted=admitted, row=row, sealed=sealed, deliveries=new)
+
+    def without_metadata(self, entry: PendingMessage) -> None:
+        """Take away every column that tells of the content: what is left are the same bytes, in quarantine."""
+        entry.row |= _asked(None) | {"content_type": None, "state": "quarantined", "quarantine_reason": UNSTORABLE}
+        entry.row["mac"] = row_mac(self._mac_key, "messages", entry.row)
+        entry.deliveries = []
+
+
+def _asked(message: ParsedMessage | None) -> dict[str, Any]:
+    if message is None:
+        return dict.fromkeys(_ASKED) | {"test": False}
+    # Written out: to ask for each by its name takes twice as long.
+    return {
+        "source_id": message.source_id,
+        "kind": message.kind,
+        "log_id": message.log_id,
+        "attempt_id": message.attempt_id,
+        "message_id": message.message_id,
+        "transmission_id": message.transmission_id,
+        "facility": message.facility,
+        "event_time": message.event_time,
+        "test": message.test,
+    }
+
+
+def _key(admitted: Admitted, digest: bytes) -> tuple[bytes | None, bytes | None, datetime | None]:
+    """What it is a duplicate by: (key, outside, when that ends). A query is never a duplicate: its asker would miss the
+    answer.
+    """
+    message, expires = admitted.message, admitted.inbound.head.received_at + KEY_LIFETIME
+    if admitted.query is not None:
+        return None, None, None
+    if message is None:  # unreadable bytes that come again are the same unreadable bytes
+        return digest, digest, expires
+    return message.key, message.outside, expires if message.key_expires else None
+
+
+def _state(admitted: Admitted, new: list[NewDelivery]) -> str:
+    """What the message is as soon as it is written. A query is its responder's, so it never waits for a handler."""
+    if admitted.quarantine is not None:
+        return "quarantined"
+    return "accepted" if new or admitted.query else "unhandled"
+
+
+def _clean(text: str | None) -> str | None:
+    return None if text is None else text.replace("\0", "")[:200]

@@ -1,0 +1,344 @@
+"""The audit: what happened, as rows that a process numbers and chains, and the summing up of floods.
+
+May not decide what is worth a row. Nothing of a patient's, no token and no header value may be given to it but as
+`note`, which is sealed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import lru_cache
+from ipaddress import IPv6Address, ip_address
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+from msgspec import structs
+from sqlalchemy import Connection, insert
+
+from receiver.keyring import Keyring
+from receiver.protocol.values import Value
+from receiver.storage.evidence.encryption import Sealer
+from receiver.storage.evidence.macs import chain, mac_key
+from receiver.storage.identifiers import uuid7
+from receiver.storage.schema import audit_events
+
+# What a flood may write: this many rows a minute for one action, destination, reason and network, and for all together,
+# once for strangers and once for who holds a credential of ours: the ones must not hide the others. The rest is counted
+# into one row a minute each. Strangers' share shrinks (see Flood).
+ROWS_EACH: Final = 10
+ROWS_IN_ALL: Final = 300
+# Of what is counted, so many sources and messages a minute are still told by name.
+NAMED: Final = 100
+# Repeats of messages that have a row each, in the commit that answers them: so many a minute for one destination.
+REPEATS: Final = 100
+_WINDOW: Final = 60.0
+# Strangers who use up their allowance get half of it in the next minute, down to nothing but summary rows; all of it
+# again when they have not for so many seconds.
+_GIVEN_BACK: Final = 3600.0
+# Names that are known again when they come back. A name made up on the spot comes once.
+_NAMES: Final = 50_000
+_MANY: Final = "many"
+_NEWEST: Final = "SELECT id, mac FROM audit_events ORDER BY id DESC LIMIT 1"
+
+# Refusals of somebody who holds, or held, a credential of ours: Redox, not a stranger. A body is called
+# too large only behind a head that could suffice.
+AUTHENTIC_REASONS: Final = (
+    "token_expired",
+    "token_revoked",
+    "bearer_differs",
+    "credential_insufficient",
+    "body_too_large",
+)
+
+
+class AuditEvent(Value, frozen=True, kw_only=True):
+    """One thing that happened. `action` is subject.verb; `reason` a fixed word; `detail` fixed keys with ids in them.
+
+    `actor`: "redox", "worker:NAME", "handler:NAME", or "USER@HOST" of a command. `subject`: another row, as "table:id".
+    `note`: a person's words, sealed.
+    """
+
+    hidden = frozenset({"note"})
+
+    action: str
+    outcome: str
+    at: datetime
+    actor: str
+    reason: str | None = None
+    peer: str | None = None
+    destination: str | None = None
+    message_uuid: UUID | None = None
+    subject: str | None = None
+    count: int = 1
+    detail: dict[str, Any] | None = None
+    note: str | None = None
+
+
+class AuditChain:
+    """Numbers and chains the rows of one writer: this process, from now on. Not safe in threads."""
+
+    def __init__(self, keyring: Keyring, seals: Sealer) -> None:
+        key = keyring.current("mac")
+        self._key_id, self._key = key.id, mac_key(key)
+        self._seals = seals
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin another chain: after an answer that never came, nobody here knows how far this one was written."""
+        self._writer, self._n, self._previous = uuid7(), 0, b""
+        self._follows: int | None = None
+
+    def follow(self, connection: Connection) -> None:
+        """Before the first row of a chain: hang it on the newest row there is, so that neither vanishes unseen.
+
+        One query for each chain, none for its later rows. Raises SQLAlchemyError.
+        """
+        if self._n == 0:
+            newest = connection.exec_driver_sql(_NEWEST).one_or_none()
+            self._follows, self._previous = (None, b"") if newest is None else (newest.id, newest.mac)
+
+    def rows(self, events: Sequence[AuditEvent]) -> list[dict[str, Any]]:
+        """The next rows, ready to insert, after `follow`. `written` must be called once they are committed."""
+        rows = [self._row(number, event) for number, event in enumerate(events, self._n + 1)]
+        chain(self._key, rows, self._previous)
+        return rows
+
+    def written(self, rows: Sequence[dict[str, Any]]) -> None:
+        """The rows are committed: the chain goes on behind them."""
+        if rows:
+            self._n, self._previous = rows[-1]["n"], rows[-1]["mac"]
+
+    def _row(self, number: int, event: AuditEvent) -> dict[str, Any]:
+        note_key, note, detail = None, None, None
+        if event.note is not None:
+            note_key, note = self._seals.seal("secret", event.note.encode(), note_binding(self._writer, number))
+        if event.detail is not None:
+            detail = msgspec.json.encode(event.detail, order="sorted").decode()
+        return {
+            "writer": self._writer,
+            "n": number,
+            "at": event.at,
+            "action": event.action,
+            "outcome": event.outcome,
+            "reason": event.reason,
+            "actor": event.actor,
+            "peer": event.peer,
+            "destination": event.destination,
+            "message_uuid": event.message_uuid,
+            "subject": event.subject,
+            "count": event.count,
+            "detail": detail,
+            "note": note,
+            "note_key": note_key,
+            "mac_key": self._key_id,
+            "follows": self._follows if number == 1 else None,
+        }
+
+
+def note_binding(writer: UUID, n: int) -> str:
+    """What the sealed note of an audit row is bound to."""
+    return f"audit:{writer}:{n}"
+
+
+def write(connection: Connection, audit: AuditChain, events: Sequence[AuditEvent]) -> None:
+    """Insert the events in the caller's transaction, for processes that write now and then (commands, workers).
+
+    The caller's transaction must be committed next, or `restart` be called: the chain goes on as if it were.
+    """
+    if not events:
+        return
+    audit.follow(connection)
+    rows = audit.rows(events)
+    connection.execute(insert(audit_events), rows)
+    audit.written(rows)
+
+
+@lru_cache(1024)
+def network(peer: str) -> str:
+    """Whom a flood is counted under: an IPv4 address, or the /64 of an IPv6 address."""
+    try:
+        address = ip_address(peer)
+    except ValueError:
+        return "unknown"
+    if isinstance(address, IPv6Address):
+        # A socket for both families names IPv4 peers like this (RFC 4291 2.5.5.2).
+        return str(address.ipv4_mapped or f"{IPv6Address(int(address) >> 64 << 64)}/64")
+    return str(address)
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """What is counted together. `named`: the source or the message that it is about; `several`: that is not told."""
+
+    action: str
+    destination: str | None
+    reason: str | None
+    peer: str
+    query: bool
+    several: bool
+    named: str | None = None
+
+
+class FloodControl:
+    """Lets the first events of a minute through as they are and sums up the rest. Not safe in threads.
+
+    Strangers who go on for minutes get ever fewer rows: what they write is kept for good. Times are seconds of a
+    monotonic clock.
+    """
+
+    def __init__(self) -> None:
+        self._began = 0.0
+        self._halvings = 0
+        self._used_up_at = 0.0  # when strangers' last minute ended that used up their allowance
+        self._begin(0.0)
+        self._names: OrderedDict[int, None] = OrderedDict()
+
+    def take(self, event: AuditEvent, now: float, *, room: bool) -> list[AuditEvent]:
+        """The rows to write for this event and for a minute that has ended; without `room` it is only counted."""
+        due = self.due(now) if room else []
+        named = _named(event)
+        back = named is not None and self._came_back(hash((event.action, event.destination, named)))
+        query = "query" in (event.detail or {})
+        key = _Key(event.action, event.destination, event.reason, network(event.peer or ""), query, named is not None)
+        these = self._classes[event.actor != "unverified" or event.reason in AUTHENTIC_REASONS]
+        if room and these.passes(key):
+            due.append(event)
+        else:
+            these.count(key, named if back else None, event)
+        return due
+
+    def due(self, now: float) -> list[AuditEvent]:
+        """What a minute that has ended summed up; begins the next."""
+        return self.end(now) if now - self._began >= _WINDOW else []
+
+    def end(self, now: float) -> list[AuditEvent]:
+        """All that is summed up so far: at the end of a minute, and before the process ends."""
+        events = [each for proved in self._classes.values() for each in proved.summed()]
+        if self._classes[False].used_up:
+            self._halvings, self._used_up_at = self._halvings + 1, now
+        elif now - self._used_up_at >= _GIVEN_BACK:
+            self._halvings = 0
+        self._begin(now)
+        return events
+
+    def _begin(self, now: float) -> None:
+        self._began = now
+        self._classes = {False: _Class(self._halvings), True: _Class(0)}
+
+    def _came_back(self, name: int) -> bool:
+        """Whether that name was seen not long ago."""
+        known = name in self._names
+        self._names[name] = None
+        self._names.move_to_end(name)
+        if len(self._names) > _NAMES:
+            self._names.popitem(last=False)
+        return known
+
+
+class _Class:
+    """What strangers, or others, have caused within a minute. `halvings`: how often their allowance was halved."""
+
+    def __init__(self, halvings: int) -> None:
+        self._each, self._in_all, self._names = (most >> halvings for most in (ROWS_EACH, ROWS_IN_ALL, NAMED))
+        self._seen = 0
+        self._passed: Counter[_Key] = Counter()
+        self._held: dict[_Key, tuple[AuditEvent, int]] = {}
+        self._named = 0
+
+    def passes(self, key: _Key) -> bool:
+        """Whether one more is told as it is."""
+        passes = self._passed[key] < self._each and self._passed.total() < self._in_all
+        self._seen += 1
+        self._passed[key] += passes
+        return passes
+
+    def count(self, key: _Key, named: str | None, event: AuditEvent) -> None:
+        """One more is counted, by its name if that is given."""
+        key = self._place(key, named)
+        self._held[key] = event, self._held[key][1] + event.count if key in self._held else event.count
+
+    def _place(self, key: _Key, named: str | None) -> _Key:
+        """What to count it under. As destinations and reasons are few, so are places."""
+        if named is not None:
+            precise = replace(key, named=named, several=False)
+            if precise in self._held:
+                return precise
+            if self._named < self._names:
+                self._named += 1
+                return precise
+        if key in self._held or len(self._held) < self._in_all:
+            return key
+        # Ever new addresses: what is left to tell is how many.
+        return replace(key, peer=_MANY)
+
+    @property
+    def used_up(self) -> bool:
+        """Whether there was more than a quiet minute has: a single request does not prolong what a flood has caused."""
+        return bool(self._held) and self._seen > ROWS_EACH
+
+    def summed(self) -> list[AuditEvent]:
+        """One row for each place, with the last event's time and without what differed."""
+        return [_summed(key, event, count) for key, (event, count) in self._held.items()]
+
+
+def _summed(key: _Key, event: AuditEvent, count: int) -> AuditEvent:
+    detail: dict[str, Any] = ({"several": True} if key.several else _source(event)) | (
+        {"query": True} if key.query else {}
+    )
+    return structs.replace(
+        event,
+        peer=key.peer,
+        count=count,
+        subject=None,
+        note=None,
+        detail=detail or None,
+        message_uuid=None if key.named is None else event.message_uuid,
+    )
+
+
+def _source(event: AuditEvent) -> dict[str, Any]:
+    """The part of the detail that names a refused source (see Ledger.refuse)."""
+    return {name: value for name, value in (event.detail or {}).items() if name in ("source", "source_sha256")}
+
+
+def _named(event: AuditEvent) -> str | None:
+    """The source, or else the message, that the event is about."""
+    source = next(filter(None, _source(event).values()), None)
+    return source or (None if event.message_uuid is None else str(event.message_uuid))
+
+
+class Repeats:
+    """Which repeats of messages have a row of their own. Not safe in threads.
+
+    What the repeat has changed is always told.
+    """
+
+    def __init__(self) -> None:
+        self._began = 0.0
+        self._told: Counter[str | None] = Counter()
+
+    def split(self, events: Iterable[AuditEvent], now: float) -> tuple[list[AuditEvent], list[AuditEvent]]:
+        """What is to be written in the commit, and what is to be counted. `written` when it is committed."""
+        if now - self._began >= _WINDOW:
+            self._began, self._told = now, Counter()
+        told, counted, new = list[AuditEvent](), list[AuditEvent](), Counter[str | None]()
+        for event in events:
+            if _bare_repeat(event):
+                new[event.destination] += 1
+                if self._told[event.destination] + new[event.destination] > REPEATS:
+                    counted.append(event)
+                    continue
+            told.append(event)
+        return told, counted
+
+    def written(self, told: Iterable[AuditEvent]) -> None:
+        """They are committed."""
+        self._told.update(event.destination for event in told if _bare_repeat(event))
+
+
+def _bare_repeat(event: AuditEvent) -> bool:
+    return event.outcome == "duplicate" and "taken_up" not in (event.detail or {})

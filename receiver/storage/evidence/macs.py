@@ -1,0 +1,189 @@
+"""MACs over rows, the audit chain's link, and keyed digests: what makes stored rows testify.
+
+May not read or write rows. The encoding below is part of the stored evidence: it must never change for rows that exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from hmac import compare_digest
+from operator import itemgetter
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+
+from receiver.keyring import Key, Keyring
+from receiver.protocol.digests import hmac_sha256
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+# The immutable columns of each table that its MAC covers, in this order. Columns that change by themselves
+# (last_used_at, paused_at, state) are not among them.
+COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
+    "destinations": (
+        "id",
+        "name",
+        "environment",
+        "enabled",
+        "require",
+        "sources_policy",
+        "on_unknown_source",
+        "test_messages",
+        "reply_with",
+    ),
+    "credentials": (
+        "id",
+        "destination_id",
+        "kind",
+        "label",
+        "digest",
+        "secret",
+        "secret_key",
+        "settings",
+        "expires_at",
+        "revoked_at",
+    ),
+    "key_sets": ("id", "url", "document"),
+    "sources": ("id", "destination_id", "source_id", "name", "enabled"),
+    "subscriptions": (
+        "id",
+        "destination_id",
+        "handler",
+        "role",
+        "patterns",
+        "ordering",
+        "patient_key",
+        "acknowledge",
+        "on_failure",
+        "max_attempts",
+        "timeout",
+        "enabled",
+    ),
+    "signing_keys": ("id", "kid", "algorithm", "public_jwk", "state", "secret", "secret_key"),
+    "api_keys": (
+        "id",
+        "name",
+        "environment",
+        "kind",
+        "base_url",
+        "source_id",
+        "client_id",
+        "kid",
+        "scope",
+        "query_path",
+        "secret",
+        "secret_key",
+    ),
+    "messages": (
+        "uuid",
+        "destination_id",
+        "credential_ids",
+        "source_id",
+        "kind",
+        "query",
+        "test",
+        "log_id",
+        "attempt_id",
+        "message_id",
+        "transmission_id",
+        "facility",
+        "event_time",
+        "received_at",
+        "peer",
+        "sha256",
+        "size",
+        "content_type",
+    ),
+    "audit_events": (
+        "writer",
+        "n",
+        "at",
+        "action",
+        "outcome",
+        "reason",
+        "actor",
+        "peer",
+        "destination",
+        "message_uuid",
+        "subject",
+        "count",
+        "detail",
+        "note",
+        "note_key",
+    ),
+}
+
+
+_values: Final = {table: itemgetter(*columns) for table, columns in COLUMNS.items()}
+
+
+def mac_key(key: Key) -> bytes:
+    """The key that rows are signed with."""
+    return key.derive("row mac")
+
+
+def row_mac(key: bytes, table: str, row: Mapping[str, Any], *, previous: bytes = b"") -> bytes:
+    """HMAC-SHA256 over the table's name, the columns of COLUMNS, and, in a chain, the MAC before."""
+    return hmac_sha256(key, previous + encode(str(table), *_values[table](row)))
+
+
+class RowMacs:
+    """Checks the MACs of rows under the keys of one keyring; derives each key once. Safe in threads."""
+
+    def __init__(self, keyring: Keyring) -> None:
+        self._keyring = keyring
+        self._keys: dict[str, bytes] = {}
+
+    def hold(self, table: str, row: Mapping[str, Any], *, previous: bytes = b"") -> bool:
+        """Whether the row is as it was signed. Raises UnknownKey when the keyring lacks its key."""
+        key_id = row["mac_key"]
+        key = self._keys.get(key_id)
+        if key is None:
+            key = self._keys[key_id] = mac_key(self._keyring[key_id])
+        return compare_digest(row_mac(key, table, row, previous=previous), row["mac"])
+
+
+def encode(*values: Any) -> bytes:
+    """An unambiguous encoding: a JSON array; times as microseconds since 1970, bytes as base64, mappings sorted."""
+    return _encode([value if type(value) in _PLAIN else _plain(value) for value in values])
+
+
+_encode: Final = msgspec.json.Encoder(order="sorted").encode
+# What stands in JSON as it is; most values of a row are of these.
+_PLAIN: Final = frozenset({str, int, bool, type(None), bytes, UUID, dict, list, tuple})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return (value - _EPOCH) // _MICROSECOND
+    if isinstance(value, UUID):
+        return str(value)
+    if isinstance(value, float):
+        return repr(value)
+    return value
+
+
+def token_key(keyring: Keyring) -> bytes:
+    """What verification tokens are digested under."""
+    return keyring.current("index").derive("verification token")
+
+
+class PatientDigests:
+    """Digests of patients' identifiers, by which messages are found without the identifiers being stored."""
+
+    def __init__(self, keyring: Keyring) -> None:
+        self._key = keyring.current("index").derive("patient")
+
+    def digest(self, id_type: str, identifier: str) -> bytes:
+        """HMAC-SHA256 of one identifier: equal for equal (type, identifier), whatever the message or destination."""
+        return hmac_sha256(self._key, f"{id_type}\0{identifier}".encode())
+
+
+def chain(key: bytes, rows: Sequence[dict[str, Any]], previous: bytes) -> bytes:
+    """Give each audit row its `mac`, each over the one before; the last is returned."""
+    for row in rows:
+        previous = row["mac"] = row_mac(key, "audit_events", row, previous=previous)
+    return previous

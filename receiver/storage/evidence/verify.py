@@ -1,0 +1,191 @@
+"""Proves what is stored: the writers' audit chains, the MACs of the registry and of messages, and the payloads.
+
+Reads only, a row at a time, in the caller's transaction. Finds what was edited, inserted, reordered, or deleted before
+the end of a chain, and a chain that a later one follows. Must not claim more: the last rows of a chain that no later
+chain follows can be deleted without a trace, with their messages, as long as nothing outside of the database has
+gathered the heads; and a registry row can be put back to what it was at an earlier time, or deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Final
+
+from sqlalchemy import Connection, RowMapping, Select, Table, func, select
+
+from receiver.errors import IntegrityError, UnknownKey
+from receiver.keyring import Keyring
+from receiver.storage import schema
+from receiver.storage.evidence.encryption import Sealer, payload_binding
+from receiver.storage.evidence.macs import COLUMNS, RowMacs
+
+_AT_ONCE: Final = 1_000
+_BODIES_AT_ONCE: Final = 8  # of up to 40 MB each
+
+# Every table whose rows are signed one by one.
+_SIGNED: Final = [schema.metadata.tables[name] for name in COLUMNS if name != "audit_events"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerificationResult:
+    """What was proved: `rows` read, `writers` of audit rows among them, and the first that does not hold, if any.
+
+    `first_bad` names the row and says why; nothing of its content.
+    """
+
+    rows: int
+    writers: int
+    first_bad: str | None
+
+
+class _Bad(Exception):
+    """A row that does not hold."""
+
+
+def verify(connection: Connection, keyring: Keyring, *, payloads: bool = False) -> VerificationResult:
+    """Prove everything, at the first fault no more; with `payloads` also open each body, which reads all of them.
+
+    A payload that is gone is no fault: they are purged after their time. Writing goes on meanwhile.
+    """
+    examination = _Examination(connection, keyring)
+    try:
+        examination.chains()
+        examination.recorded()
+        for table in _SIGNED:
+            examination.signed(table)
+        if payloads:
+            examination.bodies()
+    except _Bad as exc:
+        return VerificationResult(rows=examination.rows, writers=examination.writers, first_bad=str(exc))
+    return VerificationResult(rows=examination.rows, writers=examination.writers, first_bad=None)
+
+
+class _Examination:
+    """One run over the tables; counts what it has seen."""
+
+    def __init__(self, connection: Connection, keyring: Keyring) -> None:
+        self._connection = connection
+        self._keyring = keyring
+        self._macs = RowMacs(keyring)
+        self.rows = 0
+        self.writers = 0
+
+    def chains(self) -> None:
+        """Each writer's rows, numbered from 1, each signed over the one before."""
+        table = schema.audit_events
+        before: RowMapping | None = None
+        for row in self._each(select(table).order_by(table.c.writer, table.c.n)):
+            if before is None or before["writer"] != row["writer"]:
+                before = None
+                self.writers += 1
+            expected = 1 if before is None else before["n"] + 1
+            if row["n"] > expected:
+                raise _Bad(f"{_audit(row, expected)}: deleted; the next one is n {row['n']}, id {row['id']}")
+            if row["n"] < expected:
+                raise _Bad(f"{_audit(row, row['n'])}, id {row['id']}: inserted; that number is there already")
+            fault = self._fault("audit_events", row, self._followed(row) if before is None else before["mac"])
+            if fault is not None:
+                why = "reordered" if self._reordered(row) else fault
+                raise _Bad(f"{_audit(row, row['n'])}, id {row['id']}: {why}")
+            before = row
+
+    def _followed(self, row: RowMapping) -> bytes:
+        """The MAC of the row that a writer's first row follows: often another writer's last."""
+        if row["follows"] is None:
+            return b""
+        table = schema.audit_events
+        followed: bytes | None = self._connection.scalar(select(table.c.mac).where(table.c.id == row["follows"]))
+        if followed is None:
+            raise _Bad(f"audit_events id {row['follows']}: deleted; the chain of writer {row['writer']} follows it")
+        return followed
+
+    def _reordered(self, row: RowMapping) -> bool:
+        """Whether the row stands elsewhere among its writer's when they are counted by id, which grows with n."""
+        table = schema.audit_events
+        place = self._connection.scalar(
+            select(func.count()).where(table.c.writer == row["writer"], table.c.id <= row["id"])
+        )
+        return bool(place != row["n"])
+
+    def recorded(self) -> None:
+        """Each message whose recording is audited is there, and the other way round: both are kept for good."""
+        events, messages = schema.audit_events, schema.messages
+        gone = self._connection.execute(
+            select(events.c.message_uuid, events.c.writer, events.c.n)
+            .where(
+                events.c.action == "message.receive",
+                events.c.outcome != "duplicate",
+                ~select(messages.c.uuid).where(messages.c.uuid == events.c.message_uuid).exists(),
+            )
+            .order_by(events.c.id)
+            .limit(1)
+        ).one_or_none()
+        if gone is not None:
+            raise _Bad(
+                f"messages uuid {gone.message_uuid}: deleted; its recording is audited by writer {gone.writer}, "
+                f"n {gone.n}"
+            )
+        number = self._connection.scalar(
+            select(messages.c.id)
+            .where(
+                ~select(events.c.id)
+                .where(
+                    events.c.message_uuid == messages.c.uuid,
+                    events.c.action == "message.receive",
+                    events.c.outcome != "duplicate",
+                )
+                .exists()
+            )
+            .order_by(messages.c.id)
+            .limit(1)
+        )
+        if number is not None:
+            raise _Bad(f"messages id {number}: no audit row says that it was recorded; that row was deleted")
+
+    def signed(self, table: Table) -> None:
+        """Each row's MAC."""
+        for row in self._each(select(table).order_by(table.c.id)):
+            fault = self._fault(table.name, row)
+            if fault is not None:
+                raise _Bad(f"{table.name} id {row['id']}: {fault}")
+
+    def bodies(self) -> None:
+        """Each payload opens, and is what its message's digest and size say."""
+        payloads, messages = schema.payloads, schema.messages
+        seals = Sealer(self._keyring)
+        for row in self._each(
+            select(payloads, messages.c.uuid, messages.c.sha256, messages.c.size)
+            .outerjoin(messages, messages.c.id == payloads.c.message_id)
+            .order_by(payloads.c.message_id),
+            at_once=_BODIES_AT_ONCE,
+        ):
+            if row["uuid"] is None:
+                raise _Bad(f"payloads message_id {row['message_id']}: there is no such message")
+            try:
+                body = seals.open_body(row["payload_key"], row["sealed"], payload_binding(str(row["uuid"])))
+            except IntegrityError as exc:
+                raise _Bad(f"payloads message_id {row['message_id']}: {exc}") from exc
+            if sha256(body).digest() != row["sha256"] or len(body) != row["size"]:
+                raise _Bad(f"payloads message_id {row['message_id']}: not what the message's digest says")
+
+    def _each(self, query: Select[Any], *, at_once: int = _AT_ONCE) -> Iterator[RowMapping]:
+        """The rows, through a cursor at the server: never more than a few are here."""
+        with self._connection.execute(query.execution_options(yield_per=at_once)) as rows:
+            for row in rows.mappings():
+                self.rows += 1
+                yield row
+
+    def _fault(self, table: str, row: RowMapping, previous: bytes = b"") -> str | None:
+        """Why the row's MAC does not hold; None when it does."""
+        try:
+            if self._macs.hold(table, {**row}, previous=previous):
+                return None
+        except UnknownKey:
+            return f"signed with key {row['mac_key']}, which this keyring does not hold"
+        return "edited, or inserted by somebody without the key"
+
+
+def _audit(row: RowMapping, n: int) -> str:
+    return f"audit_events writer {row['writer']}, n {n}"

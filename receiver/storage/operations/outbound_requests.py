@@ -1,0 +1,276 @@
+"""What people ask of the requests to Redox, and have put right: lists, one row, its bodies, and sending again.
+
+May not send. Bodies are patients' data: they are opened for a reason, which is in the audit before they are out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Connection, Engine, Row, Select, and_, func, or_, select, update
+
+from receiver.errors import Conflict, NotFound
+from receiver.keyring import Keyring
+from receiver.storage import schema
+from receiver.storage.evidence.audit_log import AuditChain, AuditEvent, write
+from receiver.storage.evidence.encryption import Sealer
+from receiver.storage.queue.outbox import answer_binding, request_binding
+
+_table: Final = schema.outbound_requests
+_owner: Final = schema.destinations
+_HIDDEN: Final = frozenset({"request", "request_key", "answer", "answer_key", "destination_id"})
+# Rows that are changed in one transaction.
+_ROWS: Final = 500
+_ANEW: Final[dict[str, Any]] = {
+    "state": "pending",
+    "attempts": 0,
+    "unanswered": 0,
+    "ready_at": None,
+    "started_at": None,
+    "finished_at": None,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RequestFilter:
+    """Which requests: all that is given must hold. `since`: ended, or if it has not, made then or later."""
+
+    ids: tuple[int, ...] = ()
+    api_key: str | None = None
+    state: str | None = None
+    call: str | None = None
+    kind: str | None = None
+    error_class: str | None = None
+    since: datetime | None = None
+
+    def clauses(self) -> list[ColumnElement[bool]]:
+        """The conditions on `outbound_requests`."""
+        found: list[ColumnElement[bool]] = [
+            _table.c[name] == getattr(self, name)
+            for name in ("api_key", "state", "call", "kind", "error_class")
+            if getattr(self, name) is not None
+        ]
+        if self.ids:
+            found.append(_table.c.id.in_(self.ids))
+        if self.since is not None:
+            found.append(func.coalesce(_table.c.finished_at, _table.c.created_at) >= self.since)
+        return found
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is asked for, so that everything would be meant."""
+        return all(not getattr(self, each.name) for each in fields(self))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Retried:
+    """What `retry` did: `done` ids, and `left`: id → why it was not touched."""
+
+    done: tuple[int, ...]
+    left: Mapping[int, str]
+
+
+def requests(
+    connection: Connection, where: RequestFilter, *, before: int | None = None, limit: int
+) -> list[dict[str, Any]]:
+    """Requests, newest first, without their bodies; `sending`: an attempt is being made now."""
+    query = _query().where(*where.clauses()).order_by(_table.c.id.desc()).limit(limit)
+    if before is not None:
+        query = query.where(_table.c.id < before)
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def request(connection: Connection, number: int) -> dict[str, Any]:
+    """One request, without its bodies. Raises NotFound."""
+    row = connection.execute(_query().where(_table.c.id == number)).mappings().one_or_none()
+    if row is None:
+        raise NotFound(f"there is no request {number}: see `redox-receiver outbox list`")
+    return dict(row)
+
+
+def _query() -> Select[Any]:
+    lane = schema.lanes
+    leased = and_(lane.c.owner.is_not(None), lane.c.lease_until > func.now(), lane.c.epoch == _table.c.epoch)
+    shown = [column for column in _table.c if column.name not in _HIDDEN]
+    sending = and_(_table.c.state == "pending", _table.c.started_at.is_not(None), leased)
+    return (
+        select(*shown, _owner.c.name.label("destination"), func.coalesce(sending, False).label("sending"))
+        .outerjoin(_owner, _owner.c.id == _table.c.destination_id)
+        .outerjoin(lane, lane.c.lane == _table.c.lane)
+    )
+
+
+class OutboundRecords:
+    """The verbs. `actor` is who the audit names (USER@HOST)."""
+
+    def __init__(self, engine: Engine, keyring: Keyring, *, actor: str) -> None:
+        self._engine = engine
+        self._seals = Sealer(keyring)
+        self._audit = AuditChain(keyring, self._seals)
+        self._actor = actor
+
+    def retry(self, where: RequestFilter, now: datetime, *, reason: str, dry_run: bool = False) -> Retried:
+        """Send again what is dead, or held since a restore, with all its attempts before it; what waits, at once.
+
+        Named by id, it may be any of the three; else it is dead, unless `where.state` says otherwise. It keeps its
+        place in its lane, and its bytes.
+        """
+        chosen = where.clauses()
+        if not where.ids and where.state is None:
+            chosen.append(_table.c.state == "dead")
+        done: list[int] = []
+        left: dict[int, str] = dict.fromkeys(where.ids, "is not there")
+        after = 0
+        while True:
+            with self._transaction(dry_run) as connection:
+                rows = connection.execute(
+                    select(
+                        _table.c.id,
+                        _table.c.state,
+                        _table.c.lane,
+                        _table.c.error_class,
+                        _table.c.message_uuid,
+                        _table.c.request.is_(None).label("purged"),
+                        _owner.c.name,
+                    )
+                    .outerjoin(_owner, _owner.c.id == _table.c.destination_id)
+                    .where(*chosen, _table.c.id > after)
+                    .order_by(_table.c.id)
+                    .limit(_ROWS)
+                    .with_for_update(of=_table)
+                ).all()
+                refused = {row.id: why for row in rows if (why := _refused(row)) is not None}
+                again = [row for row in rows if row.id not in refused]
+                # What is pending is perhaps being sent just now: of that one, only the waiting ends.
+                for waits, values in ((True, {"ready_at": None}), (False, _ANEW)):
+                    connection.execute(
+                        update(_table)
+                        .values(values)
+                        .where(_table.c.id.in_([row.id for row in again if (row.state == "pending") is waits]))
+                    )
+                write(
+                    connection,
+                    self._audit,
+                    [
+                        AuditEvent(
+                            action="outbound.retry",
+                            outcome="pending",
+                            at=now,
+                            actor=self._actor,
+                            destination=row.name,
+                            message_uuid=row.message_uuid,
+                            subject=f"outbound_requests:{row.id}",
+                            note=reason,
+                            detail={"was": row.state, "error_class": row.error_class},
+                        )
+                        for row in again
+                    ],
+                )
+            done += [row.id for row in again]
+            left = {number: why for number, why in left.items() if number not in {row.id for row in rows}} | refused
+            if len(rows) < _ROWS:
+                return Retried(done=tuple(done), left=left)
+            after = rows[-1].id
+
+    def bodies(self, number: int, now: datetime, *, reason: str) -> tuple[bytes, bytes | None]:
+        """(the request as the outbox keeps it, what Redox answered), after their audit row is committed.
+
+        Raises NotFound, IntegrityError, and Conflict when they are purged.
+        """
+        with self._transaction() as connection:
+            row = connection.execute(
+                select(_table, _owner.c.name)
+                .outerjoin(_owner, _owner.c.id == _table.c.destination_id)
+                .where(_table.c.id == number)
+            ).one_or_none()
+            if row is None:
+                raise NotFound(f"there is no request {number}: see `redox-receiver outbox list`")
+            if row.request is None:
+                raise Conflict(f"the bodies of request {number} are purged; its row and its audit are what is left")
+            sent = self._seals.open_body(row.request_key, row.request, request_binding(row.uuid, row.api_key))
+            came = (
+                None
+                if row.answer is None
+                else self._seals.open_body(row.answer_key, row.answer, answer_binding(row.uuid))
+            )
+            write(
+                connection,
+                self._audit,
+                [
+                    AuditEvent(
+                        action="outbound.disclose",
+                        outcome="disclosed",
+                        at=now,
+                        actor=self._actor,
+                        destination=row.name,
+                        message_uuid=row.message_uuid,
+                        subject=f"outbound_requests:{number}",
+                        note=reason,
+                    )
+                ],
+            )
+        return sent, came
+
+    @contextmanager
+    def _transaction(self, dry_run: bool = False) -> Iterator[Connection]:
+        try:
+            with self._engine.connect() as connection, connection.begin() as transaction:
+                yield connection
+                if dry_run:
+                    transaction.rollback()
+                    self._audit.restart()
+        except BaseException:
+            self._audit.restart()
+            raise
+
+
+def _refused(row: Row[Any]) -> str | None:
+    """Why a request can't be sent again."""
+    if row.lane is None:
+        return "was a call that was made at once: whoever made it makes it again"
+    if row.state == "sent":
+        return "is sent already"
+    return "is purged: nothing is left to send" if row.purged else None
+
+
+def problems(connection: Connection) -> list[dict[str, Any]]:
+    """What does not go out: for each API key, state and error the count and the oldest. Nothing that waits its turn."""
+    stuck = or_(
+        _table.c.state == "held",
+        and_(_table.c.state == "pending", _table.c.error_class.is_not(None)),
+        and_(_table.c.state == "dead", _table.c.lane.is_not(None)),
+    )
+    what = (_table.c.api_key, _table.c.state, _table.c.error_class)
+    return [
+        dict(row)
+        for row in connection.execute(
+            select(*what, func.count().label("count"), func.min(_table.c.created_at).label("oldest_at"))
+            .where(stuck)
+            .group_by(*what)
+            .order_by(*what)
+        ).mappings()
+    ]
+
+
+def pending(connection: Connection) -> int:
+    """How many requests wait to be sent."""
+    return connection.scalar(select(func.count()).select_from(_table).where(_table.c.state == "pending")) or 0
+
+
+def waiting(connection: Connection, destination: str, keys: Sequence[str]) -> int:
+    """How many deliveries of a destination of ours wait, and requests with these keys, together."""
+    delivery = schema.deliveries
+    deliveries = connection.scalar(
+        select(func.count())
+        .select_from(delivery)
+        .join(_owner, _owner.c.id == delivery.c.destination_id)
+        .where(delivery.c.state == "pending", _owner.c.name == destination)
+    )
+    sends = connection.scalar(
+        select(func.count()).select_from(_table).where(_table.c.state == "pending", _table.c.api_key.in_(keys))
+    )
+    return (deliveries or 0) + (sends or 0)

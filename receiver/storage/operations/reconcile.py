@@ -1,0 +1,38 @@
+"""Which of the messages that Redox says it has sent are recorded. May not change anything."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from sqlalchemy import Connection, select
+
+from receiver.protocol.reading import log_key
+from receiver.storage import schema
+from receiver.storage.operations.queries import destination_named
+
+
+def recorded(connection: Connection, log_ids: Collection[str], *, destination: str | None = None) -> set[str]:
+    """Those of the `Meta.Logs[].ID`s that are of a message that was accepted, at `destination` or at any.
+
+    Raises NotFound for a destination that is not there.
+    """
+    keys, messages = schema.message_keys, schema.messages
+    if destination is None:
+        owners = list(connection.scalars(select(schema.destinations.c.id)))
+    else:
+        owners = [destination_named(connection, destination)["id"]]
+    named = {log_key(each): each for each in log_ids}
+    found = {
+        named[key]
+        for key in connection.scalars(
+            select(keys.c.key).where(keys.c.destination_id.in_(owners), keys.c.key.in_(named))
+        )
+    }
+    # A query is nobody's duplicate and has no key; what was unreadable when it came is known by its bytes alone.
+    return found | set(
+        connection.scalars(
+            select(messages.c.log_id).where(
+                messages.c.destination_id.in_(owners), messages.c.query, messages.c.log_id.in_(set(log_ids) - found)
+            )
+        )
+    )

@@ -1,0 +1,65 @@
+"""Heartbeats of the processes that listen: what address each serves, and whether it still runs.
+
+Must not run on the accept path: a thread of its own writes them.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from typing import Final, Literal
+
+import structlog
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from receiver.database.engine import describe
+
+log: Final = structlog.get_logger(__name__)
+
+# Seconds between two heartbeats.
+INTERVAL: Final = 5.0
+# How long `stop` waits, in seconds, for the last one to be written.
+_STOP_TIMEOUT: Final = 2.0
+# The rows of processes that have stopped are kept this long, for people.
+_REMEMBERED: Final = "1 day"
+
+_SEEN: Final = f"""
+WITH old AS (DELETE FROM listeners WHERE coalesce(stopped_at, seen_at) < now() - interval '{_REMEMBERED}')
+INSERT INTO listeners (name, role, host, pid, address)
+VALUES (%(name)s, %(role)s, %(host)s, %(pid)s, %(address)s)
+ON CONFLICT (name) DO UPDATE SET seen_at = now()"""
+_STOPPED: Final = "UPDATE listeners SET stopped_at = now() WHERE name = %(name)s"
+
+
+class Heartbeat:
+    """Writes that this process serves `address`, every INTERVAL seconds from `start` to `stop`. Start it after fork."""
+
+    def __init__(self, engine: Engine, *, name: str, role: Literal["receiver", "admin"], address: str) -> None:
+        self._engine = engine
+        self._row = {"name": name, "role": role, "host": socket.gethostname(), "pid": os.getpid(), "address": address}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write that the process stops in order, if the database takes it soon."""
+        self._stopping.set()
+        self._thread.join(_STOP_TIMEOUT)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._write(_SEEN)
+            self._stopping.wait(INTERVAL)
+        self._write(_STOPPED)
+
+    def _write(self, statement: str) -> None:
+        try:
+            with self._engine.begin() as connection:
+                connection.exec_driver_sql(statement, self._row)
+        except SQLAlchemyError as exc:
+            log.debug("heartbeat.not_written", error=describe(exc))

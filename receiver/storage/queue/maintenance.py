@@ -1,0 +1,135 @@
+"""What workers do beside handing over: they say that they live, index patients, forget keys and make partitions.
+
+May not hand anything over (receiver.storage.queue.lanes). Any number of workers may do this at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
+from typing import Final
+
+import msgspec
+import structlog
+from sqlalchemy import Connection
+
+from receiver.errors import IntegrityError
+from receiver.protocol.patients import identifiers
+from receiver.storage.evidence.encryption import Sealer, payload_binding
+from receiver.storage.evidence.macs import PatientDigests
+
+log: Final = structlog.get_logger(__name__)
+
+# How far back it is looked how long a feed is usually silent.
+ACTIVITY_HISTORY: Final = timedelta(days=14)
+# A worker that was not seen for so long is gone; its row stays for a day, for people.
+_ALIVE: Final = "30 seconds"
+_REMEMBERED: Final = "1 day"
+# What is indexed in one transaction.
+_MESSAGES: Final = 100
+_BYTES: Final = 32 * 1024 * 1024
+_KEYS: Final = 1_000
+
+_SEEN: Final = f"""
+WITH old AS (DELETE FROM workers WHERE seen_at < now() - interval '{_REMEMBERED}'),
+me AS (INSERT INTO workers (name, host, pid, handlers) VALUES (%(name)s, %(host)s, %(pid)s, %(handlers)s)
+       ON CONFLICT (name) DO UPDATE SET seen_at = now(), handlers = excluded.handlers)
+SELECT count(*) FROM workers
+WHERE name <> %(name)s AND seen_at > now() - interval '{_ALIVE}' AND handlers && %(handlers)s::text[]"""
+
+_UNINDEXED: Final = f"""
+WITH oldest AS (
+    SELECT id, uuid, received_at, kind, size FROM messages
+    WHERE patients_indexed_at IS NULL AND id <> ALL(%(without)s::bigint[])
+    ORDER BY id LIMIT {_MESSAGES} FOR UPDATE SKIP LOCKED),
+fitting AS (SELECT *, sum(size) OVER (ORDER BY id) - size AS before FROM oldest)
+SELECT f.id, f.uuid, f.kind, p.payload_key, p.sealed
+FROM fitting f LEFT JOIN payloads p ON p.message_id = f.id AND p.received_at = f.received_at
+WHERE f.before < {_BYTES} ORDER BY f.id"""
+_DIGESTS: Final = """
+INSERT INTO patient_digests (digest, message_id)
+SELECT digest, message_id FROM unnest(%(digests)s::bytea[], %(messages)s::bigint[]) AS u(digest, message_id)
+ORDER BY digest, message_id ON CONFLICT DO NOTHING"""
+_INDEXED: Final = "UPDATE messages SET patients_indexed_at = now() WHERE id = ANY(%(ids)s::bigint[])"
+
+# A repeat that comes at this moment may have claimed the key anew: what is locked is left.
+_FORGET: Final = f"""
+DELETE FROM message_keys k USING (
+    SELECT destination_id, key, outside FROM message_keys WHERE expires_at < now()
+    ORDER BY expires_at LIMIT {_KEYS} FOR UPDATE SKIP LOCKED) old
+WHERE (k.destination_id, k.key, k.outside) = (old.destination_id, old.key, old.outside)"""
+
+_BINDINGS: Final = """
+SELECT t.name, s.handler FROM destinations t LEFT JOIN subscriptions s ON s.destination_id = t.id
+WHERE t.environment = 'development'"""
+
+
+def now(connection: Connection) -> datetime:
+    """The time by the database's clock: a worker's own may be wrong."""
+    told: datetime = connection.exec_driver_sql("SELECT now()").scalar_one()
+    return told
+
+
+def seen(connection: Connection, name: str, host: str, pid: int, handlers: Sequence[str]) -> int:
+    """Say that this worker lives and what it has loaded; how many others live that have loaded some of it."""
+    return int(
+        connection.exec_driver_sql(
+            _SEEN, {"name": name, "host": host, "pid": pid, "handlers": list(handlers)}
+        ).scalar_one()
+    )
+
+
+def gone(connection: Connection, name: str) -> None:
+    """This worker ends in order."""
+    connection.exec_driver_sql("DELETE FROM workers WHERE name = %(name)s", {"name": name})
+
+
+def index_patients(
+    connection: Connection, seals: Sealer, digests: PatientDigests, *, without: Collection[int]
+) -> tuple[int, list[int]]:
+    """Fill the keyed digests of the patients that some messages name, in the caller's transaction.
+
+    Returns how many messages were looked at, and the ids of those whose payload does not open with this host's keys:
+    they stay as they are, and are given in `without` the next time.
+    """
+    rows = connection.exec_driver_sql(_UNINDEXED, {"without": list(without)}).all()
+    pairs: list[tuple[bytes, int]] = []
+    done, closed = [], []
+    for row in rows:
+        try:
+            if row.kind is not None and row.sealed is not None:  # readable, and not purged
+                body = seals.open_body(row.payload_key, row.sealed, payload_binding(str(row.uuid)))
+                pairs += [(digests.digest(*pair), row.id) for pair in identifiers(body)]
+        except IntegrityError:
+            log.error("patients.payload_not_opened", id=row.id)
+            closed.append(row.id)
+            continue
+        except msgspec.MsgspecError:
+            log.error("patients.not_read", id=row.id)
+        done.append(row.id)
+    if pairs:
+        connection.exec_driver_sql(
+            _DIGESTS, {"digests": [digest for digest, _ in pairs], "messages": [message for _, message in pairs]}
+        )
+    connection.exec_driver_sql(_INDEXED, {"ids": done})
+    return len(rows), closed
+
+
+def forget_keys(connection: Connection) -> int:
+    """Delete some of the message keys whose time is over; how many."""
+    return connection.exec_driver_sql(_FORGET).rowcount
+
+
+def forget_activity(connection: Connection) -> None:
+    """Delete what feeds did longer ago than is looked at."""
+    connection.exec_driver_sql(
+        "DELETE FROM feed_activity WHERE slot < now() - %(history)s", {"history": 2 * ACTIVITY_HISTORY}
+    )
+
+
+def development_bindings(connection: Connection) -> dict[str, set[str]]:
+    """Each destination of environment development, with the handlers that were ever bound to it."""
+    bound: dict[str, set[str]] = {}
+    for destination, handler in connection.exec_driver_sql(_BINDINGS):
+        bound.setdefault(destination, set()).update({handler} - {None})
+    return bound

@@ -1,0 +1,228 @@
+"""The requests to Redox that wait to be sent, and what became of them: claims, attempts, ends, and which lanes are due.
+
+A lane is one API key and one destination at Redox, `@outbox/KEY/DESTINATION`; in it the order of ids is the order of
+sending. Leases are those of receiver.storage.queue.lanes, in the same table, under names that no handler can have. Time is
+the database's alone, and whatever is written of an attempt is written only under the lease's epoch. May not send.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import Connection
+
+from receiver.storage.queue.lanes import Lease
+
+# The queue of Procrastinate's that the lanes' jobs are in: no handler's name begins like this.
+QUEUE: Final = "@outbox"
+# Attempts that Redox may have acted on, after which a request is dead: with pauses up to ten minutes, about two hours.
+MOST_UNANSWERED: Final = 20
+# What may stand in a lane's name as it is: a UUID, a slug with its environment. Anything else is named by its digest.
+_SHAPED: Final = re.compile(r"[\w./-]{1,80}", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewRequest:
+    """A request to be kept. `request` is sealed to `request_binding`; `lane` None: a call that is made at once."""
+
+    uuid: UUID
+    api_key: str
+    lane: str | None
+    call: str
+    kind: str
+    message_uuid: UUID | None
+    destination: str | None
+    created_by: str
+    request_key: str
+    request: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueuedRequest:
+    """The request that is next in its lane. `lost`: an attempt began and its end was never recorded."""
+
+    id: int
+    uuid: UUID
+    api_key: str
+    call: str
+    kind: str
+    message_uuid: UUID | None
+    destination: str | None
+    attempts: int
+    unanswered: int
+    lost: bool
+    request_key: str
+    request: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RequestOutcome:
+    """How an attempt ended. `pause`: seconds until the next; `unanswered`: Redox may have acted on it all the same.
+
+    `answer` is sealed to `answer_binding`: what Redox answered, or of a refusal its errors.
+    """
+
+    state: str
+    status: int | None = None
+    error_class: str | None = None
+    log_ids: Sequence[str] = ()
+    answer_key: str | None = None
+    answer: bytes | None = field(default=None, repr=False)
+    pause: float | None = None
+    unanswered: bool = False
+
+
+def lane(api_key: str, to: str) -> str:
+    """The lane of a key and a destination at Redox, which is what `to` names."""
+    return f"{QUEUE}/{api_key}/{to if _SHAPED.fullmatch(to) else sha256(to.encode(errors='replace')).hexdigest()[:32]}"
+
+
+def request_binding(uuid: UUID, api_key: str) -> str:
+    """What a request is sealed to: it is sent with no other key than the one it was written for."""
+    return f"outbound:{uuid}:{api_key}"
+
+
+def answer_binding(uuid: UUID) -> str:
+    """What an answer is sealed to."""
+    return f"outbound answer:{uuid}"
+
+
+_PUT: Final = """
+INSERT INTO outbound_requests (uuid, api_key, lane, call, kind, message_uuid, destination_id, created_by, request_key,
+                               request, state, error_class, attempts, started_at)
+SELECT %(uuid)s, %(api_key)s, %(lane)s, %(call)s, %(kind)s, %(message_uuid)s,
+       (SELECT id FROM destinations WHERE name = %(destination)s), %(created_by)s, %(request_key)s, %(request)b,
+       CASE WHEN %(lane)s::text IS NULL THEN 'dead' ELSE 'pending' END,
+       CASE WHEN %(lane)s::text IS NULL THEN 'Unfinished' END, CASE WHEN %(lane)s::text IS NULL THEN 1 ELSE 0 END,
+       CASE WHEN %(lane)s::text IS NULL THEN now() END
+RETURNING id"""
+
+# The lease is ours, and stays so until this transaction ends.
+_FENCE: Final = "SELECT FROM lanes WHERE lane = %(lane)s AND epoch = %(epoch)s AND owner = %(owner)s"
+
+_CLAIM: Final = f"""
+INSERT INTO lanes AS l (lane, handler, destination_id, owner, epoch, lease_until)
+SELECT %(lane)s, '{QUEUE}', 0, %(owner)s, 1, now() + make_interval(secs => %(lease)s)
+FROM (SELECT ready_at FROM outbound_requests WHERE lane = %(lane)s AND state = 'pending' ORDER BY id LIMIT 1) head
+WHERE coalesce(head.ready_at <= now(), true)
+ON CONFLICT (lane) DO UPDATE SET owner = excluded.owner, epoch = l.epoch + 1, lease_until = excluded.lease_until
+WHERE l.owner IS NULL OR l.lease_until < now()
+RETURNING epoch"""
+
+_HEAD: Final = f"""
+SELECT * FROM (
+    SELECT r.id, r.uuid, r.api_key, r.call, r.kind, r.message_uuid, d.name AS destination, r.attempts, r.unanswered,
+           r.started_at IS NOT NULL AS lost, r.request_key, r.request, r.ready_at
+    FROM outbound_requests r LEFT JOIN destinations d ON d.id = r.destination_id
+    WHERE r.lane = %(lane)s AND r.state = 'pending' AND EXISTS ({_FENCE})
+    ORDER BY r.id LIMIT 1) head
+WHERE coalesce(ready_at <= now(), true)"""
+
+# Counted before it is made, so that a crash counts. An attempt that is lost was one that Redox may have acted on.
+_START: Final = f"""
+WITH fence AS ({_FENCE} FOR NO KEY UPDATE)
+UPDATE outbound_requests
+SET attempts = attempts + 1, unanswered = unanswered + (started_at IS NOT NULL)::int, started_at = clock_timestamp(),
+    epoch = %(epoch)s
+WHERE id = %(id)s AND state = 'pending' AND EXISTS (SELECT FROM fence)
+RETURNING attempts"""
+
+_SET_END: Final = """
+SET state = %(state)s, status = %(status)s, error_class = %(error_class)s, log_ids = %(log_ids)s, started_at = NULL,
+    answer_key = %(answer_key)s, answer = %(answer)b, ready_at = now() + make_interval(secs => %(pause)s::float8),
+    unanswered = unanswered + %(unanswered)s::int,
+    finished_at = CASE WHEN %(state)s <> 'pending' THEN clock_timestamp() END"""
+
+_END: Final = f"""
+WITH fence AS ({_FENCE} FOR NO KEY UPDATE)
+UPDATE outbound_requests {_SET_END}
+WHERE id = %(id)s AND state = 'pending' AND attempts = %(attempt)s AND EXISTS (SELECT FROM fence)"""
+
+_END_DIRECT: Final = f"UPDATE outbound_requests {_SET_END} WHERE id = %(id)s AND lane IS NULL"
+
+# From lane to lane, not from row to row, whatever is pending in each.
+_DUE: Final = """
+WITH RECURSIVE l(lane) AS (
+    (SELECT lane FROM outbound_requests WHERE state = 'pending' ORDER BY lane LIMIT 1)
+    UNION ALL
+    SELECT (SELECT r.lane FROM outbound_requests r WHERE r.state = 'pending' AND r.lane > l.lane ORDER BY r.lane
+            LIMIT 1)
+    FROM l WHERE l.lane IS NOT NULL)
+SELECT l.lane FROM l LEFT JOIN lanes o USING (lane)
+CROSS JOIN LATERAL (SELECT ready_at FROM outbound_requests r WHERE r.lane = l.lane AND r.state = 'pending'
+                    ORDER BY id LIMIT 1) head
+WHERE coalesce(head.ready_at <= now(), true) AND coalesce(o.owner IS NULL OR o.lease_until < now(), true)
+  AND NOT EXISTS (SELECT FROM procrastinate.procrastinate_jobs j WHERE j.status = 'todo' AND j.queueing_lock = l.lane)
+  AND NOT EXISTS (SELECT FROM procrastinate.procrastinate_jobs j WHERE j.status = 'doing' AND j.lock = l.lane)
+ORDER BY l.lane"""
+
+_HOLD: Final = """
+UPDATE outbound_requests SET state = 'held', ready_at = NULL, started_at = NULL, error_class = 'Restored'
+WHERE state = 'pending'"""
+
+_ANSWER: Final = "SELECT answer_key, answer FROM outbound_requests WHERE uuid = %(uuid)s AND state = 'sent'"
+
+
+def put(connection: Connection, new: NewRequest) -> int:
+    """Keep a request, in the caller's transaction; its id. One without a lane reads as dead until its end is told."""
+    values = {name: getattr(new, name) for name in NewRequest.__dataclass_fields__}
+    return int(connection.exec_driver_sql(_PUT, values).scalar_one())
+
+
+def claim(connection: Connection, lane: str, owner: str, lease: float) -> Lease | None:
+    """Take the lane for `lease` seconds; None when it is another's, empty, or its first request still waits."""
+    epoch = connection.exec_driver_sql(_CLAIM, {"lane": lane, "owner": owner, "lease": lease}).scalar()
+    return None if epoch is None else Lease(lane=lane, epoch=epoch, owner=owner)
+
+
+def head(connection: Connection, fence: Lease) -> QueuedRequest | None:
+    """The next request of the lane; None when the lease is lost, nothing is there, or it still waits."""
+    row = connection.exec_driver_sql(_HEAD, _of(fence)).mappings().one_or_none()
+    return None if row is None else QueuedRequest(**{name: row[name] for name in QueuedRequest.__dataclass_fields__})
+
+
+def start(connection: Connection, fence: Lease, number: int) -> int | None:
+    """Count an attempt; its number. None: the lease is lost, or the request is no longer pending."""
+    attempt = connection.exec_driver_sql(_START, _of(fence) | {"id": number}).scalar()
+    return None if attempt is None else int(attempt)
+
+
+def end(connection: Connection, fence: Lease, number: int, attempt: int, ended: RequestOutcome) -> bool:
+    """Record how an attempt ended; False when the lease is lost."""
+    values = _of(fence) | _end_values(ended) | {"id": number, "attempt": attempt}
+    return connection.exec_driver_sql(_END, values).rowcount == 1
+
+
+def end_direct(connection: Connection, number: int, ended: RequestOutcome) -> None:
+    """Record how a call that was made at once ended."""
+    connection.exec_driver_sql(_END_DIRECT, _end_values(ended) | {"id": number})
+
+
+def due(connection: Connection) -> list[str]:
+    """The lanes that could be sent from now, and that no job stands for."""
+    return list(connection.exec_driver_sql(_DUE).scalars())
+
+
+def hold(connection: Connection) -> int:
+    """Hold everything that waits, for a database that was restored does not know what was sent since; how many."""
+    return connection.exec_driver_sql(_HOLD).rowcount
+
+
+def answer(connection: Connection, uuid: UUID) -> tuple[str, bytes] | None:
+    """(key id, sealed) of the answer to a request that was sent; None as long as there is none."""
+    row = connection.exec_driver_sql(_ANSWER, {"uuid": uuid}).one_or_none()
+    return None if row is None or row.answer is None else (row.answer_key, row.answer)
+
+
+def _of(fence: Lease) -> dict[str, Any]:
+    return {"lane": fence.lane, "epoch": fence.epoch, "owner": fence.owner}
+
+
+def _end_values(ended: RequestOutcome) -> dict[str, Any]:
+    values = {name: getattr(ended, name) for name in RequestOutcome.__dataclass_fields__}
+    return values | {"log_ids": list(ended.log_ids)}

@@ -1,0 +1,157 @@
+"""The keys that we sign client assertions with: made here, kept sealed, rotated, retired.
+
+May not let a private key out but to `active`, whose caller signs with it. The public halves of all that are not retired
+are loaded with the registry, and served.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final, Literal
+
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from sqlalchemy import Connection, Row, select
+
+from receiver.errors import ConfigurationError, Conflict, IntegrityError, NotFound
+from receiver.keyring import Keyring
+from receiver.protocol.credentials import PrivateKey
+from receiver.protocol.jwk import public_jwk
+from receiver.storage import schema
+from receiver.storage.evidence.encryption import Sealer
+from receiver.storage.registry.changes import RegistryChanges
+from receiver.storage.registry.loader import verified_rows
+
+Algorithm = Literal["RS384", "ES384"]
+
+# Redox takes 2048 and more; NIST SP 800-57 part 1 asks for 3072 where a signature must hold beyond 2030.
+RSA_BITS: Final = 3072
+
+_table: Final = schema.signing_keys
+
+
+class SigningKeys(RegistryChanges):
+    """The verbs, each audited. A key is published first, signs next, and stays published until it is retired."""
+
+    def new(self, now: datetime, algorithm: Algorithm) -> dict[str, Any]:
+        """Make a key: it signs from now on when none does, else it is published and waits for `rotate`. Its row."""
+        with self._change() as connection:
+            kid = self._make(connection, now, algorithm, active=self._active(connection) is None)
+        return self.row(kid)
+
+    def rotate(self, now: datetime, algorithm: Algorithm | None) -> dict[str, Any]:
+        """Have another key sign: the newest that has not signed yet, else one made now, of the same kind unless told.
+
+        The one that signed so far stays published. The row of the one that signs now.
+        """
+        with self._change() as connection:
+            before = self._active(connection)
+            waiting = (
+                None
+                if algorithm is not None
+                else connection.execute(
+                    select(_table)
+                    .where(_table.c.state == "published", _table.c.activated_at.is_(None))
+                    .order_by(_table.c.id.desc())
+                    .limit(1)
+                ).one_or_none()
+            )
+            if before is not None:
+                self._update(connection, _table, before, {"state": "published"})
+            if waiting is None:
+                made: Any = algorithm or ("RS384" if before is None else before.algorithm)
+                kid = self._make(connection, now, made, active=True)
+            else:
+                kid = waiting.kid
+                self._update(connection, _table, waiting, {"state": "active", "activated_at": now})
+            self._tell(
+                connection,
+                now,
+                "signing_key.rotate",
+                None,
+                f"signing_keys:{kid}",
+                {"kid": kid, "before": None if before is None else before.kid},
+            )
+        return self.row(kid)
+
+    def retire(self, kid: str, now: datetime) -> dict[str, Any]:
+        """Publish a key no longer, and forget its private half. Its row.
+
+        Raises NotFound; Conflict when it is the one that signs, or retired already.
+        """
+        with self._change() as connection:
+            row = connection.execute(select(_table).where(_table.c.kid == kid)).one_or_none()
+            if row is None:
+                raise NotFound(f"there is no signing key {kid}: see `signing-key list`")
+            if row.state == "active":
+                raise Conflict(f"{kid} signs: run `signing-key rotate` first, and retire it when Redox has the other")
+            if row.state == "retired":
+                raise Conflict(f"{kid} is retired already")
+            self._update(
+                connection, _table, row, {"state": "retired", "retired_at": now, "secret": None, "secret_key": None}
+            )
+            self._tell(connection, now, "signing_key.retire", None, f"signing_keys:{kid}", {"kid": kid})
+        return self.row(kid)
+
+    def row(self, kid: str) -> dict[str, Any]:
+        """What may be shown of a key."""
+        with self._engine.connect() as connection:
+            return next(each for each in rows(connection) if each["kid"] == kid)
+
+    def _active(self, connection: Connection) -> Row[Any] | None:
+        return connection.execute(select(_table).where(_table.c.state == "active")).one_or_none()
+
+    def _make(self, connection: Connection, now: datetime, algorithm: Algorithm, *, active: bool) -> str:
+        key: PrivateKey = (
+            rsa.generate_private_key(public_exponent=65537, key_size=RSA_BITS)
+            if algorithm == "RS384"
+            else ec.generate_private_key(ec.SECP384R1())
+        )
+        public = public_jwk(key)
+        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        key_id, sealed = self._seals.seal("secret", pem, _binding(public["kid"]))
+        self._insert(
+            connection,
+            _table,
+            {
+                "kid": public["kid"],
+                "algorithm": algorithm,
+                "public_jwk": public,
+                "state": "active" if active else "published",
+                "secret": sealed,
+                "secret_key": key_id,
+                "activated_at": now if active else None,
+            },
+        )
+        self._tell(
+            connection,
+            now,
+            "signing_key.new",
+            None,
+            f"signing_keys:{public['kid']}",
+            {"kid": public["kid"], "algorithm": algorithm, "active": active},
+        )
+        return public["kid"]
+
+
+def rows(connection: Connection) -> list[dict[str, Any]]:
+    """All keys, newest first, without their private halves."""
+    shown = [each for each in _table.c if each.name not in ("mac", "mac_key", "secret", "secret_key")]
+    return [dict(row) for row in connection.execute(select(*shown).order_by(_table.c.id.desc())).mappings()]
+
+
+def active(connection: Connection, keyring: Keyring) -> tuple[str, bytes]:
+    """(kid, private key as PEM) of the key that signs. Raises ConfigurationError when there is none, IntegrityError."""
+    row = connection.execute(select(_table).where(_table.c.state == "active")).one_or_none()
+    if row is None:
+        raise ConfigurationError("no signing key is there to sign with: run `redox-receiver signing-key new`")
+    if not verified_rows(_table, row._asdict(), keyring):
+        raise IntegrityError(
+            f"signing key {row.kid} was changed by something else: run `redox-receiver audit verify`, "
+            "and restore the row from a backup"
+        )
+    return row.kid, Sealer(keyring).open(row.secret_key, row.secret, _binding(row.kid))
+
+
+def _binding(kid: str) -> str:
+    return f"signing_key:{kid}"

@@ -1,0 +1,6 @@
+"""The delivery worker: claims lanes, runs their deliveries in handler processes, records the outcomes.
+
+Called by `redox-receiver worker`; `inline` also by the receiver, for queries and `acknowledge="after_handling"`.
+
+Must not import a handler into the worker's own process, except to read what it declares. Must not import a web framework.
+"""

@@ -1,0 +1,403 @@
+"""`check` looks at this host and its database: what is well is OK, and what is not names what mends it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import trustme
+from click.testing import CliRunner
+from pydantic import SecretStr
+from sqlalchemy import Engine, insert, text
+
+from receiver import keyring as keyrings
+from receiver.cli import checks, main
+from receiver.database import clock, migrations
+from receiver.settings import Settings
+from receiver.storage import schema
+from receiver.storage.registry.changes import HandlerSpec, RegistryChanges
+
+Check = Callable[..., dict[str, dict[str, Any]]]
+
+
+@pytest.fixture
+def check(database_url: str, keyring_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
+    """Runs `check --json` on a sound host; returns the findings by name."""
+    data_dir = tmp_path / "data"
+    data_dir.mkdir(mode=0o700)
+    keyring_path.rename(data_dir / "keyring.json")
+    monkeypatch.setenv("RECEIVER_DATA_DIR", str(data_dir))
+    monkeypatch.setenv("DATABASE_URL", database_url)
+
+    def run(*arguments: str) -> dict[str, dict[str, Any]]:
+        done = CliRunner().invoke(main, ["check", *arguments, "--json"])
+        found = json.loads(done.stdout)
+        assert done.exit_code == any(each["state"] == "bad" for each in found)
+        return {each["name"]: each for each in found}
+
+    return run
+
+
+def amiss(found: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """The state of all that is not OK, but for the tests' own database, which is not durable."""
+    return {name: each["state"] for name, each in found.items() if each["state"] != "ok" and name != "durability"}
+
+
+def destination(registration: RegistryChanges, engine: Engine, **more: Any) -> None:
+    """The destination `lab`."""
+    registration.add_destination(
+        "lab",
+        datetime.now(UTC),
+        **{
+            "environment": "development",
+            "require": ["token"],
+            "sources_policy": "registered",
+            "on_unknown_source": "reject",
+            "test_messages": "accept",
+            "reply_with": None,
+            "token": "a-token-of-thirty-two-characters",
+            **more,
+        },
+    )
+    registration.add_source("lab", "s-1", datetime.now(UTC), name=None)
+    registration.enable_handler(
+        "lab",
+        HandlerSpec(
+            handler="search",
+            role="responder",
+            patterns=("*",),
+            ordering="none",
+            patient_key=None,
+            acknowledge="after_commit",
+            on_failure="dead",
+            max_attempts=1,
+            timeout=60.0,
+        ),
+        datetime.now(UTC),
+    )
+    with engine.begin() as connection:
+        connection.execute(
+            insert(schema.listeners).values(name="r", role="receiver", host="there", pid=1, address="127.0.0.1:8080")
+        )
+
+
+def test_a_sound_host(check: Check, engine: Engine, registration: RegistryChanges) -> None:
+    """On a host with which nothing is wrong everything is OK; the names are a contract."""
+    destination(registration, engine)
+    found = check()
+    assert amiss(found) == {}
+    assert list(found) == [
+        "settings",
+        "data_directory",
+        "disk",
+        "keyring",
+        "database",
+        "writable",
+        "durability",
+        "clock",
+        "migrations",
+        "keys",
+        "credentials",
+        "plugins",
+        "workers",
+        "listener",
+        "admin_listener",
+    ]
+    assert found["durability"]["state"] == "bad"
+    assert {tuple(each) for each in found.values()} == {("name", "state", "told", "mend")}
+
+
+def test_settings_that_nothing_reads(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A misspelt variable is found, in the environment and in the .env file, with the name that was probably meant."""
+    monkeypatch.setenv("RECEIVER_BINDD", "127.0.0.1:1")
+    env_file = Path(os.environ["RECEIVER_DATA_DIR"], ".env")
+    env_file.write_text("# RECEIVER_COMMENT=1\nexport RECEIVER_TREADS=8\nPATH=/bin\n")
+    env_file.chmod(0o600)
+    found = check()
+    assert amiss(found) == {"settings": "bad"}
+    assert found["settings"]["told"] == (
+        "nothing reads RECEIVER_BINDD (RECEIVER_BIND?), RECEIVER_TREADS (RECEIVER_THREADS?)"
+    )
+
+
+def test_fail_points(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would be started here would be made to fail: that is told, with where and how."""
+    monkeypatch.setenv("RECEIVER_FAILPOINTS", "ledger.committed=kill@0.02,lane.told=delay:1")
+    found = check()
+    assert amiss(found) == {"failpoints": "bad"}
+    assert found["failpoints"]["told"] == (
+        "what is started here is to fail, at ledger.committed (kill), lane.told (delay)"
+    )
+
+
+def test_settings_that_are_wrong(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every variable that does not hold is told, and there is nothing else to look at."""
+    monkeypatch.setenv("RECEIVER_BIND", "here")
+    monkeypatch.setenv("RECEIVER_THREADS", "many")
+    found = check()
+    assert list(found) == ["settings"]
+    assert "RECEIVER_BIND: " in found["settings"]["told"]
+    assert "RECEIVER_THREADS: " in found["settings"]["told"]
+
+
+def test_files_that_others_can_read(check: Check) -> None:
+    """What others can read is found, with the command that closes it."""
+    data_dir = Path(os.environ["RECEIVER_DATA_DIR"])
+    (data_dir / ".env").write_text("")
+    for path, mode in ((data_dir, 0o755), (data_dir / ".env", 0o644), (data_dir / "keyring.json", 0o640)):
+        path.chmod(mode)
+    found = check()
+    assert amiss(found) == {"data_directory": "bad", "env_file": "bad", "keyring": "bad"}
+    assert found["env_file"]["mend"] == f"chmod 600 {data_dir / '.env'}"
+
+
+def test_a_data_directory_that_is_not_there(check: Check, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A host on which nothing was made yet is told what makes it."""
+    monkeypatch.setenv("RECEIVER_KEYRING", str(Path(os.environ["RECEIVER_DATA_DIR"], "keyring.json")))
+    monkeypatch.setenv("RECEIVER_DATA_DIR", str(tmp_path / "nowhere"))
+    assert amiss(check()) == {"data_directory": "warn"}
+
+
+def test_it_makes_no_database(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In a mistyped data directory nothing is there, and that is what is said; nothing is made."""
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    done = CliRunner().invoke(main, ["check", "--data-dir", str(tmp_path / "nowhere"), "--json"])
+    assert done.exit_code == 1
+    found = {each["name"]: each for each in json.loads(done.stdout)}
+    assert f"there is no database in {tmp_path / 'nowhere'}: check --data-dir" in found["database"]["told"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_why_a_tls_connection_fails(check: Check) -> None:
+    """In OpenSSL's words, or the operating system's."""
+    with public("/livez") as url:
+        plain = check("--url", url.replace("http:", "https:"))["tls"]["told"]
+    assert "TLS failed: " in plain
+    assert "Error" not in plain
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    assert check("--url", f"https://127.0.0.1:{port}")["tls"]["told"].endswith(": Connection refused")
+
+
+def test_listeners_that_the_world_reaches(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A public listener off loopback speaks no TLS by itself, and the admin's is for nobody outside."""
+    monkeypatch.setenv("RECEIVER_BIND", "0.0.0.0:8080")
+    monkeypatch.setenv("RECEIVER_ADMIN_BIND", "[2001:db8::1]:8081")
+    assert amiss(check()) == {"listener": "warn", "admin_listener": "warn"}
+    monkeypatch.setenv("RECEIVER_BIND", "localhost:8080")
+    monkeypatch.setenv("RECEIVER_ADMIN_BIND", "[::1]:8081")
+    assert amiss(check()) == {}
+
+
+@pytest.mark.parametrize(
+    ("proxies", "told"),
+    [("10.0.0.0/8,0.0.0.0/0", "0.0.0.0/0"), ("::/0", "::/0"), ("128.0.0.0/1", "128.0.0.0/1"), ("10.0.0.0/8", None)],
+)
+def test_proxies_that_are_anybody(
+    check: Check, monkeypatch: pytest.MonkeyPatch, proxies: str, told: str | None
+) -> None:
+    """A network as wide as the world is warned of: whoever is in it says where a request comes from."""
+    monkeypatch.setenv("RECEIVER_TRUSTED_PROXIES", proxies)
+    found = check()
+    assert amiss(found) == ({} if told is None else {"trusted_proxies": "warn"})
+    if told is not None:
+        assert f"believes {told}:" in found["trusted_proxies"]["told"]
+
+
+@pytest.mark.parametrize(
+    ("account", "there", "warned"),
+    [(None, False, True), (None, True, False), ("nobody", True, True), ("somebody", False, False)],
+)
+def test_the_account_of_the_embedded_database(
+    monkeypatch: pytest.MonkeyPatch, account: str | None, *, there: bool, warned: bool
+) -> None:
+    """Started by root where there is no account `postgres` it runs as nobody, whom other programs run as too."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(checks, "_exists", lambda _: there)
+    found = list(checks._account(Settings(postgres_account=account)))
+    assert [each.state for each in found] == (["warn"] if warned else [])
+    assert list(checks._account(Settings(database_url=SecretStr("postgresql://u@h/n"), postgres_account=account))) == []
+
+
+def test_a_full_disk(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too little room is found before nothing can be recorded."""
+    monkeypatch.setattr(checks, "_LEAST_DISK", 1 << 60)
+    assert amiss(check()) == {"disk": "bad"}
+
+
+def test_a_keyring_beside_a_backup(check: Check) -> None:
+    """Keys that lie beside a backup of what they encrypt protect nothing."""
+    Path(os.environ["RECEIVER_DATA_DIR"], "backup.json").touch()
+    assert amiss(check()) == {"keyring": "bad"}
+
+
+def test_another_keyring(check: Check) -> None:
+    """A keyring that is not the database's is found; without any, the keys are not judged."""
+    path = Path(os.environ["RECEIVER_DATA_DIR"], "keyring.json")
+    path.unlink()
+    assert amiss(check()) == {"keyring": "bad"}
+    keyrings.create(datetime.now(UTC)).save(path)
+    assert amiss(check()) == {"keys": "bad"}
+
+
+def test_no_database(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that does not answer is told, without the password."""
+    monkeypatch.setenv("DATABASE_URL", "postgresql://somebody:canary-password@127.0.0.1:9/nothing")
+    found = check()
+    assert amiss(found) == {"database": "bad"}
+    assert "canary-password" not in json.dumps(found)
+
+
+def test_a_schema_that_is_behind(check: Check, engine: Engine) -> None:
+    """A schema behind the code is found, with the command; what would read its tables is left."""
+    migrations.downgrade(engine, "base")
+    found = check()
+    assert amiss(found) == {"migrations": "bad"}
+    assert found["migrations"]["mend"] == "redox-receiver db upgrade"
+
+
+def test_a_database_that_takes_no_writes(check: Check, engine: Engine) -> None:
+    """A read-only database is found."""
+    with engine.begin() as connection:
+        connection.execute(text(f'ALTER DATABASE "{engine.url.database}" SET default_transaction_read_only = on'))
+    engine.dispose()
+    assert amiss(check()) == {"writable": "bad"}
+
+
+def test_a_clock_that_is_wrong(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clocks that are apart are found."""
+    monkeypatch.setattr(clock, "APART", timedelta(0))
+    assert amiss(check()) == {"clock": "bad"}
+
+
+def test_an_old_postgresql(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PostgreSQL older than what is supported is found."""
+    monkeypatch.setattr(checks, "_OLDEST_POSTGRESQL", 99)
+    assert amiss(check()) == {"database": "bad"}
+
+
+def test_credentials(check: Check, engine: Engine, registration: RegistryChanges) -> None:
+    """A credential that ends soon is a warning; a required kind without a live one refuses everything."""
+    now = datetime.now(UTC)
+    destination(registration, engine)
+    registration.add_token(
+        "lab", now, "another-token-of-32-characters-x", label=None, expires_at=now + timedelta(days=9)
+    )
+    assert amiss(check()) == {"credentials": "warn"}
+    registration.set_destination("lab", now, {"require": ["hmac+token", "hmac"]})
+    found = check()
+    assert amiss(found) == {"credentials": "bad"}
+    assert found["credentials"]["mend"] == "redox-receiver credential add lab --kind …"
+
+
+def test_workers(check: Check, engine: Engine, registration: RegistryChanges) -> None:
+    """Enabled handlers want a live worker that has loaded them."""
+    destination(registration, engine)
+    registration.enable_handler(
+        "lab",
+        HandlerSpec(
+            handler="register",
+            role="handler",
+            patterns=("*",),
+            ordering="source",
+            patient_key=None,
+            acknowledge="after_commit",
+            on_failure="dead",
+            max_attempts=3,
+            timeout=60.0,
+        ),
+        datetime.now(UTC),
+    )
+    assert check()["workers"]["told"] == "no delivery worker is alive: what comes in waits"
+    with engine.begin() as connection:
+        connection.execute(insert(schema.workers).values(name="w", host="h", pid=1, handlers=["another"]))
+    assert check()["workers"]["told"] == "no live worker has loaded register"
+    with engine.begin() as connection:
+        connection.execute(schema.workers.update().values(handlers=["register"]))
+    assert amiss(check()) == {}
+
+
+def test_plugins(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin that cannot be imported is found, and named."""
+    monkeypatch.setenv("RECEIVER_HANDLERS", "receiver.testing.example")
+    assert check()["plugins"] == {"name": "plugins", "state": "ok", "told": "3 handlers imported", "mend": None}
+    monkeypatch.setenv("RECEIVER_HANDLERS", "no.such.plugin")
+    found = check()
+    assert amiss(found) == {"plugins": "bad"}
+    assert "no.such.plugin" in found["plugins"]["told"]
+
+
+# --- from outside
+
+
+@contextmanager
+def public(*paths: str, tls: ssl.SSLContext | None = None) -> Iterator[str]:
+    """A listener that answers 200 at these paths, and 404 elsewhere; its URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path in paths else 404)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"{'http' if tls is None else 'https'}://localhost:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def certified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, not_after: datetime) -> ssl.SSLContext:
+    """A server's side of TLS, with a certificate that ends then and that this process trusts."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost", not_after=not_after).configure_cert(made)
+    return made
+
+
+@pytest.mark.parametrize(("days", "state"), [(60.5, "ok"), (5.5, "bad")])
+def test_from_outside(check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: float, state: str) -> None:
+    """With --url it is looked at as the world sees it: a certificate that lasts, and nothing of the admin's."""
+    tls = certified(tmp_path, monkeypatch, datetime.now(UTC) + timedelta(days=days))
+    with public("/livez", tls=tls) as url:
+        found = check("--url", url)
+    assert {name: found[name]["state"] for name in ("tls", "reachable")} == {"tls": state, "reachable": "ok"}
+    assert found["tls"]["told"] == f"the certificate ends in {int(days)} days"
+    assert "admin_hidden" not in found
+
+
+def test_wrong_from_outside(check: Check) -> None:
+    """Plain HTTP, and a proxy that leads to the admin listener, are found."""
+    with public("/readyz") as url:
+        assert amiss(check("--url", url)) == {"tls": "bad", "reachable": "bad", "admin_hidden": "bad"}
+
+
+def test_a_certificate_that_nobody_trusts(check: Check, tmp_path: Path) -> None:
+    """A certificate that is not accepted is told with OpenSSL's reason."""
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("localhost").configure_cert(made)
+    with public("/livez", tls=made) as url:
+        found = check("--url", url)
+    assert "the certificate is not accepted: " in found["tls"]["told"]
+    assert "issuer certificate" in found["tls"]["told"]
+    assert found["reachable"]["state"] == "bad"

@@ -1,0 +1,408 @@
+"""`db`: the schema is moved, looked at, backed up and restored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from click.testing import CliRunner
+from sqlalchemy import Engine, make_url, text
+
+from receiver import keyring as keyrings
+from receiver.cli import main
+from receiver.database import migrations
+from receiver.database.engine import open_engine
+from receiver.keyring import Keyring
+from receiver.outbound.outbox import Caller, Outbox
+from receiver.protocol.credentials import LegacyKey
+from receiver.storage.accept.ledger import MessageLedger
+from receiver.storage.operations import backups
+from receiver.storage.queue import lanes, outbox
+from receiver.storage.queue.lanes import Lease
+from receiver.storage.registry.api_keys import ApiEndpoint, ApiKeys
+from receiver.storage.registry.changes import RegistryChanges
+from tests.storage.door import Door, body
+from tests.storage.hand import LANE, arrive
+from tests.support.postgres import drop_database, new_database
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def run(database_url: str, keyring_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a command on the fresh database; returns its JSON, or with `fails` the line that says why not."""
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("RECEIVER_KEYRING", str(keyring_path))
+
+    def command(*arguments: str, fails: bool = False, as_json: bool = True) -> Any:
+        done = CliRunner().invoke(main, [*arguments, *(["--json"] if as_json and not fails else [])])
+        assert done.exit_code == (1 if fails else 0), done.output
+        return done.stderr if fails else json.loads(done.stdout) if as_json else done.stdout
+
+    return command
+
+
+@pytest.fixture
+def empty() -> Iterator[str]:
+    """The URL of an empty database."""
+    url = new_database()
+    yield url
+    drop_database(url)
+
+
+def test_upgrade_makes_the_tables(run: Run, empty: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`db upgrade` brings an empty database to the revision that is wanted, and a second one finds it there."""
+    monkeypatch.setenv("DATABASE_URL", empty)
+    head = migrations.head()
+    assert run("db", "current") == {"revision": None, "wanted": head}
+    assert run("db", "upgrade") == {"before": None, "revision": head}
+    assert run("db", "current") == {"revision": head, "wanted": head}
+    assert run("db", "upgrade", as_json=False) == f"the schema is at {head} already\n"
+
+
+def test_check(run: Run) -> None:
+    """`db check` tells of each thing whether it is well, and fails when one is not: the tests' database is not safe."""
+    done = CliRunner().invoke(main, ["db", "check", "--json"])
+    assert done.exit_code == 1
+    assert {each["name"]: each["state"] for each in json.loads(done.stdout)} == {
+        "database": "ok",
+        "writable": "ok",
+        "durability": "bad",
+        "clock": "ok",
+        "migrations": "ok",
+        "keys": "ok",
+    }
+    done = CliRunner().invoke(main, ["db", "check"])
+    assert "OK    database    PostgreSQL 18" in done.stdout
+    assert "BAD   durability  fsync, full_page_writes, synchronous_commit off" in done.stdout
+    assert len(done.stdout.splitlines()) == 6
+
+
+@pytest.fixture
+def backup(run: Run, registration: RegistryChanges, tmp_path: Path) -> Path:
+    """A backup of a database that holds a destination."""
+    registration.add_destination(
+        "lab",
+        datetime.now(UTC),
+        environment="development",
+        require=["token"],
+        sources_policy="registered",
+        on_unknown_source="reject",
+        test_messages="accept",
+        reply_with=None,
+        token="a-token-of-thirty-two-characters",
+    )
+    run("db", "backup", str(tmp_path / "backup"))
+    return tmp_path / "backup"
+
+
+def test_there_and_back(run: Run, backup: Path, empty: str, keyring: Keyring, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was backed up is restored into an empty database, and the audit of both tells it."""
+    assert [each["action"] for each in run("audit", "list", "--limit", "1")] == ["database.backup"]
+    monkeypatch.setenv("DATABASE_URL", empty)
+    told = run("db", "restore", str(backup))
+    assert told["pending"] == 0
+    assert [each["name"] for each in run("destination", "list")] == ["lab"]
+    restored, *_ = run("audit", "list")
+    assert (restored["action"], restored["outcome"]) == ("database.restore", "done")
+    assert restored["detail"]["sha256"] == told["sha256"]
+
+
+def test_what_waits_for_redox_is_held(
+    run: Run, empty: str, engine: Engine, keyring: Keyring, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restored database does not know what was sent since: its requests wait for an operator's word, and no worker
+    takes them."""
+    ApiKeys(engine, keyring, actor="tester@test").add_api_key(
+        "lab",
+        ApiEndpoint(environment="development", base_url="http://127.0.0.1:9", source_id=None),
+        LegacyKey(api_key="k", secret="s"),
+        datetime.now(UTC),
+    )
+    Outbox(engine, keyring, caller=Caller(name="tester@test")).send(
+        {"Meta": {"DataModel": "Notes", "EventType": "New", "Destinations": [{"ID": "d"}]}}
+    )
+    run("db", "backup", str(tmp_path / "backup"))
+    monkeypatch.setenv("DATABASE_URL", empty)
+    assert run("db", "restore", str(tmp_path / "backup"))["held"] == 1
+    restored = open_engine(empty)
+    with restored.connect() as connection:
+        assert outbox.due(connection) == []
+    [held] = run("outbox", "list", "--state", "held")
+    found = json.loads(CliRunner().invoke(main, ["status", "--json"]).stdout)["findings"]
+    assert "outbox_held" in {each["code"] for each in found}
+    run("outbox", "retry", "--state", "held", "--reason", "not sent before, says the other side")
+    assert run("outbox", "show", str(held["id"]))["state"] == "pending"
+    with restored.connect() as connection:
+        assert outbox.due(connection) == ["@outbox/lab/d"]
+    restored.dispose()
+
+
+def test_deliveries_that_may_have_run_are_on_hold(
+    run: Run, door: Door, ledger: MessageLedger, empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No worker takes what was pending in the backup, nor what comes in behind it, until an operator resumes it."""
+    door.enable()
+    arrive(door, ledger, body())
+    run("db", "backup", str(tmp_path / "backup"))
+    monkeypatch.setenv("DATABASE_URL", empty)
+    said = run("db", "restore", str(tmp_path / "backup"), as_json=False)
+    assert "1 delivery on hold" in said
+    assert "deliveries resume" in said
+    restored = open_engine(empty)
+
+    def claimed() -> bool:
+        with restored.begin() as connection:
+            return isinstance(lanes.claim(connection, LANE, "worker-1", 30), Lease)
+
+    assert not claimed()
+    found = json.loads(CliRunner().invoke(main, ["status", "--json"]).stdout)["findings"]
+    (fix,) = (each["fix"] for each in found if each["code"] == "deliveries_held")
+    assert fix == "redox-receiver deliveries resume --handler register --destination clinic --reason …"
+    why = ("--reason", "those that had run are skipped")
+    assert run("deliveries", "resume", "--handler", "other", *why) == []
+    assert run("deliveries", "resume", *why) == [{"destination": "clinic", "handler": "register", "pending": 1}]
+    assert claimed()
+    assert run("deliveries", "resume", *why) == []
+    told, *_ = run("audit", "list", "--action", "handler.resume", "--notes", "--reason", "a review")
+    assert told["note"] == why[1]
+    restored.dispose()
+
+
+def test_what_was_paused_by_hand_is_not_resumed_with_it(
+    run: Run, door: Door, ledger: MessageLedger, empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is a handler paused for which nothing waits."""
+    door.enable()
+    run("db", "backup", str(tmp_path / "idle"))
+    run("handlers", "pause", "register")
+    arrive(door, ledger, body())
+    run("db", "backup", str(tmp_path / "paused"))
+    monkeypatch.setenv("DATABASE_URL", empty)
+    run("db", "restore", str(tmp_path / "paused"))
+    assert run("deliveries", "resume", "--reason", "x") == []
+    assert run("handlers", "list")[0]["pause_reason"] == "operator"
+    other = new_database()
+    try:
+        monkeypatch.setenv("DATABASE_URL", other)
+        run("db", "restore", str(tmp_path / "idle"))
+        assert run("handlers", "list")[0]["paused_at"] is None
+    finally:
+        drop_database(other)
+
+
+def test_a_backup_is_for_its_owner_alone(backup: Path) -> None:
+    """Neither the directory nor what is in it can be read by others; nothing but dump and manifest is left."""
+    assert backup.stat().st_mode & 0o777 == 0o700
+    assert {path.name: path.stat().st_mode & 0o777 for path in backup.iterdir()} == {
+        backups.DUMP: 0o600,
+        backups.MANIFEST: 0o600,
+    }
+
+
+def test_the_keyring_is_not_in_a_backup(backup: Path, keyring: Keyring) -> None:
+    """A backup names the keys that it needs, and holds none of them."""
+    manifest = json.loads((backup / backups.MANIFEST).read_text())
+    assert {each["id"]: each["fingerprint"] for each in manifest["keys"]} == {
+        key.id: key.fingerprint for key in keyring.keys
+    }
+    everything = b"".join(path.read_bytes() for path in backup.iterdir())
+    assert not any(key.secret in everything or key.secret.hex().encode() in everything for key in keyring.keys)
+
+
+def test_a_directory_in_use(run: Run, tmp_path: Path) -> None:
+    """A backup never goes into a directory that holds something."""
+    (tmp_path / "letter.txt").write_text("mine")
+    assert "is not empty: name a new directory" in run("db", "backup", str(tmp_path), fails=True)
+
+
+def test_only_into_an_empty_database(run: Run, backup: Path) -> None:
+    """A database that holds anything is not restored into, and stays as it is."""
+    told = run("db", "restore", str(backup), fails=True)
+    assert "the database is not empty (it holds " in told
+    assert [each["name"] for each in run("destination", "list")] == ["lab"]
+
+
+def test_without_its_keyring(
+    run: Run, backup: Path, empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the keys that it was written with a backup is not restored: they are named, and nothing is changed."""
+    monkeypatch.setenv("DATABASE_URL", empty)
+    monkeypatch.setenv("RECEIVER_KEYRING", str(tmp_path / "nowhere.json"))
+    assert "put the keyring that belongs to this backup at" in run("db", "restore", str(backup), fails=True)
+    other = tmp_path / "other.json"
+    keyrings.create(datetime.now(UTC)).save(other)
+    monkeypatch.setenv("RECEIVER_KEYRING", str(other))
+    assert "lacks, or has other, keys of this backup (" in run("db", "restore", str(backup), fails=True)
+    assert run("db", "current")["revision"] is None
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda at: (at / backups.DUMP).write_bytes(b"PGDMP"), "is not what was backed up"),
+        (lambda at: (at / backups.DUMP).unlink(), "holds no backup that can be read"),
+        (lambda at: (at / backups.MANIFEST).write_text("{}"), "is damaged: take another backup"),
+        (
+            lambda at: (at / backups.MANIFEST).write_text(
+                (at / backups.MANIFEST).read_text().replace(migrations.head(), "9999")
+            ),
+            "MAC does not hold",
+        ),
+    ],
+)
+def test_a_damaged_backup(
+    run: Run, backup: Path, empty: str, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], object], told: str
+) -> None:
+    """A backup that is not whole, or of a version that is not known, is refused before anything is changed."""
+    monkeypatch.setenv("DATABASE_URL", empty)
+    damage(backup)
+    assert told in run("db", "restore", str(backup), fails=True)
+    assert run("db", "current")["revision"] is None
+
+
+def test_a_backup_that_the_keyring_did_not_sign(
+    run: Run, backup: Path, empty: str, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another dump with a manifest that fits is refused before the dump is opened; a signed one of a later release is
+    not."""
+    monkeypatch.setenv("DATABASE_URL", empty)
+    monkeypatch.setattr(backups, "_program", lambda *_: pytest.fail("a dump is opened"))
+    (backup / backups.DUMP).write_bytes(b"another")
+    made = backups.read_manifest(backup)
+    for changes, told in (
+        ({"sha256": sha256(b"another").hexdigest(), "size": 7}, "MAC does not hold"),
+        ({"mac": ""}, "MAC does not hold"),
+        ({"mac_key": "mac-0"}, "MAC does not hold"),
+    ):
+        _write(backup, replace(made, **changes))
+        assert told in run("db", "restore", str(backup), fails=True)
+    later = replace(made, revision="9999", sha256=sha256(b"another").hexdigest())
+    _write(backup, replace(later, mac=later.signed(keyring)))
+    assert "which redox-receiver" in run("db", "restore", str(backup), fails=True)
+
+
+def _write(backup: Path, manifest: backups.Backup) -> None:
+    (backup / backups.MANIFEST).write_text(json.dumps(backups._fields(manifest)))
+
+
+def test_restored_as_no_superuser(
+    run: Run, backup: Path, empty: str, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The role that fills the database can run no program on the server; it is gone afterwards, and what it made ours."""
+    monkeypatch.setenv("DATABASE_URL", empty)
+    ran = backups._run
+    seen: list[bool] = []
+
+    def look(*arguments: Any, role: tuple[str, str]) -> None:
+        engine = open_engine(empty)
+        with engine.connect() as connection:
+            seen.append(
+                connection.execute(
+                    text("SELECT rolsuper FROM pg_roles WHERE rolname = :name"), {"name": role[0]}
+                ).scalar_one()
+            )
+        engine.dispose()
+        ran(*arguments, role=role)
+
+    monkeypatch.setattr(backups, "_run", look)
+    run("db", "restore", str(backup))
+    assert seen == [False]
+    restored = open_engine(empty)
+    with restored.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM pg_roles WHERE rolname ~ '^redox_restore'")).scalar() == 0
+        assert connection.execute(
+            text("SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname IN ('public', 'procrastinate')")
+        ).scalars().all() == [restored.url.username]
+    restored.dispose()
+
+
+def test_a_dump_that_would_run_a_program(
+    run: Run, backup: Path, empty: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A function in a dump that runs a program on the server while it is restored fails the restore: the role may not."""
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "CREATE FUNCTION evil(integer) RETURNS integer LANGUAGE plpgsql AS $$ BEGIN "
+                "COPY (SELECT 1) TO PROGRAM 'cat > /dev/null'; RETURN 1; END $$"
+            )
+        )
+        connection.execute(text("CREATE MATERIALIZED VIEW trap AS SELECT public.evil(1)"))
+    second = tmp_path / "second"
+    run("db", "backup", str(second))
+    monkeypatch.setenv("DATABASE_URL", empty)
+    assert "pg_restore failed" in run("db", "restore", str(second), fails=True)
+    assert "permission denied" in (second / "pg_restore.log").read_text()
+    assert run("db", "current")["revision"] is None
+
+
+def test_revocations_that_are_taken_back_are_listed(
+    run: Run, backup: Path, empty: str, registration: RegistryChanges, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the database that is replaced, those alone; without it, every live credential. It ends with the proof."""
+    [token] = run("credential", "list")
+    registration.add_token("lab", datetime.now(UTC), "another-token-of-some-length", label=None, expires_at=None)
+    run("credential", "revoke", str(token["id"]))
+    replaced = engine.url.render_as_string(hide_password=False)
+    monkeypatch.setenv("DATABASE_URL", empty)
+    told = run("db", "restore", str(backup), "--replaces", replaced)
+    assert told["live_again"] == [{"id": token["id"], "destination": "lab", "kind": "token", "label": None}]
+    assert told["first_bad"] is None
+
+
+def test_without_the_database_that_is_replaced(
+    run: Run, backup: Path, empty: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows what was revoked since: every live credential is listed, and the text says why."""
+    monkeypatch.setenv("DATABASE_URL", empty)
+    told = run("db", "restore", str(backup), as_json=False)
+    assert "also those that were revoked after the backup was made" in told
+    assert "lab" in told
+    assert "audit verify: " in told
+
+
+def test_a_restored_database_that_does_not_hold(
+    run: Run, backup: Path, empty: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is restored, the first row that does not hold is named, and the exit status is 1."""
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE destinations SET require = '{}'"))
+    run("db", "backup", str(tmp_path / "second"))
+    monkeypatch.setenv("DATABASE_URL", empty)
+    done = CliRunner().invoke(main, ["db", "restore", str(tmp_path / "second"), "--json"])
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)["first_bad"].startswith("destinations id 1: ")
+    assert "use another backup" in done.stderr
+
+
+def test_a_failed_restore_changes_nothing(run: Run, backup: Path, empty: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A restore that fails half-way leaves the database empty; what pg_restore said is in a file, and nowhere else."""
+    monkeypatch.setenv("DATABASE_URL", empty)
+    address = make_url(empty)
+    with psycopg.connect(host=str(address.query["host"]), user=address.username, dbname=address.database) as connection:
+        # Not a table, so not in the way at the beginning, but of a name that the backup needs.
+        connection.execute("CREATE TYPE destinations AS ENUM ('in the way')")
+    told = run("db", "restore", str(backup), fails=True)
+    assert f"pg_restore failed (exit status 1): {backup / 'pg_restore.log'} says why" in told
+    assert "in the way" not in told
+    assert (backup / "pg_restore.log").stat().st_mode & 0o777 == 0o600
+    assert run("db", "current")["revision"] is None
+
+
+def test_a_password_stays_out_of_the_process_list(engine: Engine, tmp_path: Path) -> None:
+    """pg_dump gets the password by its environment: its arguments, which everybody can read, have none."""
+    spy = tmp_path / "spy"
+    spy.write_text('#!/bin/sh\necho "$@" > "$0.args"\necho "$PGPASSWORD" > "$0.password"\n')
+    spy.chmod(0o700)
+    with_password = Engine(engine.pool, engine.dialect, engine.url.set(password="canary-password"))
+    backups._run([spy], with_password, tmp_path / "log")
+    assert "canary-password" not in (tmp_path / "spy.args").read_text()
+    assert (tmp_path / "spy.password").read_text() == "canary-password\n"

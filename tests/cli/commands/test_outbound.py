@@ -1,0 +1,413 @@
+"""What `outbound` and `outbox` do, against the fake API over real sockets."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from sqlalchemy import Engine, text
+
+from receiver.keyring import Keyring
+from receiver.outbound.outbox import Caller, Clients, OutboundRecorder, Outbox
+from receiver.outbound.outbox.sending import LaneSender
+from receiver.simulator.api import FakeRedoxApi, Fault
+from receiver.storage.queue import outbox as stored
+from receiver.storage.registry.loader import load_registry
+from tests.cli.conftest import ACTOR, Commands
+from tests.outbound.conftest import KEY, LEGACY, PRIVATE, jwks_of, message, query
+
+PEM = PRIVATE.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+@pytest.fixture
+def api() -> Iterator[FakeRedoxApi]:
+    with FakeRedoxApi() as running:
+        running.register_oauth(KEY.client_id, jwks_of(KEY))
+        running.register_legacy(LEGACY.api_key, LEGACY.secret)
+        running.respond("PatientSearch.Query", lambda asked: {"Patient": {"LastName": "Canary"}})
+        yield running
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A directory with what commands read."""
+    (tmp_path / "key.pem").write_bytes(PEM)
+    (tmp_path / "legacy.json").write_text(json.dumps({"apiKey": LEGACY.api_key, "secret": LEGACY.secret}))
+    (tmp_path / "message.json").write_text(json.dumps(message()))
+    (tmp_path / "query.json").write_text(json.dumps(query()))
+    return tmp_path
+
+
+@pytest.fixture
+def keyed(run: Commands, api: FakeRedoxApi, files: Path) -> Commands:
+    """Commands, with the API key `lab` registered."""
+    run(
+        "outbound",
+        "key",
+        "add",
+        "lab",
+        "--environment",
+        "development",
+        "--base-url",
+        api.base_url,
+        "--client-id",
+        KEY.client_id,
+        "--private-key",
+        str(files / "key.pem"),
+        "--kid",
+        KEY.kid,
+        "--source",
+        "source-1",
+    )
+    return run
+
+
+def call(run: Commands, verb: str, file: Path, out: Path, *more: str) -> Any:
+    return run.json("outbound", verb, str(file), "--out", str(out), "--reason", "canary reason", *more)
+
+
+class TestKeys:
+    def test_add_and_list(self, keyed: Commands, files: Path) -> None:
+        """A key of each kind is registered by files, and listed without its secret."""
+        keyed(
+            "outbound",
+            "key",
+            "add",
+            "old",
+            "--environment",
+            "production",
+            "--region",
+            "canada",
+            "--legacy-file",
+            "-",
+            stdin=(files / "legacy.json").read_text(),
+        )
+        found = keyed.json("outbound", "key", "list")
+
+        assert [(each["name"], each["kind"], each["kid"]) for each in found] == [
+            ("lab", "oauth", KEY.kid),
+            ("old", "legacy", None),
+        ]
+        assert found[1]["base_url"] == "https://api.ca.redoxengine.com"
+        said = keyed("outbound", "key", "list").stdout + json.dumps(found)
+        assert "canary" not in said
+        assert "PRIVATE" not in said
+
+    def test_a_name_is_taken_once(self, keyed: Commands, files: Path) -> None:
+        """--replace puts another in its place."""
+        arguments = (
+            "outbound",
+            "key",
+            "add",
+            "lab",
+            "--environment",
+            "development",
+            "--legacy-file",
+            str(files / "legacy.json"),
+        )
+        assert "--replace" in keyed.fails(*arguments)
+        assert keyed.json(*arguments, "--replace")["kind"] == "legacy"
+
+    @pytest.mark.parametrize(
+        ("given", "status"),
+        [
+            (["--client-id", "c", "--legacy-file", "f"], 2),
+            ([], 2),
+            (["--legacy-file", "legacy.json", "--kid", "k"], 2),
+            (["--client-id", "c", "--region", "us", "--base-url", "https://x"], 2),
+            (["--client-id", "c", "--kid", "k"], 2),
+            (["--client-id", "c", "--private-key", "nothing"], 2),
+            (["--legacy-file", "message.json"], 2),
+            (["--client-id", "c", "--base-url", "http://api.invalid"], 1),
+            (["--client-id", "c", "--query-path", "query"], 1),
+            (["--client-id", "c", "--private-key", "message.json"], 1),
+        ],
+    )
+    def test_what_is_wrong_is_told(
+        self, run: Commands, files: Path, given: list[str], status: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Wrong usage is 2; what cannot be a key is 1, in one line that quotes nothing of it."""
+        monkeypatch.chdir(files)
+        said = run.fails("outbound", "key", "add", "x", "--environment", "development", *given, status=status)
+
+        assert "Canary" not in said
+        assert run.json("outbound", "key", "list") == []
+
+    def test_a_destination_replies_with_it(self, keyed: Commands) -> None:
+        """A destination names a key of its environment, or none."""
+        keyed("destination", "add", "clinic", "--reply-with", "lab")
+        assert keyed.json("destination", "show", "clinic")["reply_with"] == "lab"
+        assert "outbound key list" in keyed.fails("destination", "set", "clinic", "--reply-with", "unheard-of")
+        assert keyed.json("destination", "set", "clinic", "--reply-with", "")["reply_with"] is None
+
+    def test_a_key_that_signs_with_ours(
+        self, run: Commands, api: FakeRedoxApi, engine: Engine, keyring: Keyring
+    ) -> None:
+        """Without a private key of its own it wants a signing key; Redox finds the public half where we publish it."""
+
+        def published() -> dict[str, Any]:
+            with engine.connect() as connection:
+                return {"keys": [dict(key) for key in load_registry(connection, keyring).public_keys]}
+
+        api.register_oauth("ours", published)
+        run(
+            "outbound",
+            "key",
+            "add",
+            "lab",
+            "--environment",
+            "development",
+            "--base-url",
+            api.base_url,
+            "--client-id",
+            "ours",
+        )
+        assert "signing-key new" in run.fails("outbound", "token")
+        run("signing-key", "new", "--algorithm", "ES384")
+        assert run.json("outbound", "token")["api_key"] == "lab"
+
+
+class TestCalls:
+    def test_token_tells_its_end_alone(self, keyed: Commands, api: FakeRedoxApi) -> None:
+        """When it ends is said; what it is stands nowhere."""
+        said = keyed("outbound", "token").stdout + json.dumps(keyed.json("outbound", "token"))
+        assert "expires_at" in said
+        assert not any(token in said for token in api._grants)
+        api.register_oauth(KEY.client_id, {"keys": []})
+        assert "kid" in keyed.fails("outbound", "token")
+
+    def test_send(self, keyed: Commands, api: FakeRedoxApi, files: Path) -> None:
+        """The bytes in the file are sent as they are, the source named beside; the answer is in a new file, 0600."""
+        out = files / "answer.json"
+        told = call(keyed, "send", files / "message.json", out)
+        [request] = api.received("/endpoint")
+
+        assert request.body == (files / "message.json").read_bytes()
+        assert request.headers["redox-source-id"] == "source-1"
+        assert stat.S_IMODE(out.stat().st_mode) == 0o600
+        assert told["log_ids"] == [json.loads(out.read_bytes())["Meta"]["Logs"][0]["ID"]]
+
+    def test_query(self, keyed: Commands, files: Path) -> None:
+        """What is answered is in the file, and not on the terminal."""
+        out = files / "found.json"
+        done = keyed("outbound", "query", str(files / "query.json"), "--out", str(out), "--reason", "r")
+
+        assert json.loads(out.read_bytes())["Patient"] == {"LastName": "Canary"}
+        assert "Canary" not in done.output
+
+    def test_fhir(self, keyed: Commands, api: FakeRedoxApi, files: Path) -> None:
+        """Search, read and operations, in the key's environment unless told otherwise; ids come from a file."""
+        api.resources["Patient", "p-1"] = {"resourceType": "Patient", "id": "p-1"}
+        (files / "parameters.json").write_text('{"family": "Canary", "given": ["A", "B"]}')
+        (files / "id").write_text("p-1\n")
+        (files / "bundle.json").write_text('{"resourceType": "Bundle"}')
+        common = ("--to", "our-ehr", "--resource", "Patient")
+        call(keyed, "fhir", files / "parameters.json", files / "1", *common, "--search")
+        call(keyed, "fhir", files / "id", files / "2", *common, "--read", "--environment", "Staging")
+        call(keyed, "fhir", files / "bundle.json", files / "3", *common, "--operation", "$patient-update")
+
+        assert [each.path for each in api.received("/fhir/")] == [
+            "/fhir/R4/our-ehr/Development/Patient/_search",
+            "/fhir/R4/our-ehr/Staging/Patient/p-1",
+            "/fhir/R4/our-ehr/Development/Patient/$patient-update",
+        ]
+        assert api.received("/fhir/")[0].body == b"family=Canary&given=A&given=B"
+        assert json.loads((files / "2").read_bytes())["id"] == "p-1"
+        keyed.fails("outbound", "fhir", str(files / "id"), "--out", "x", "--reason", "r", *common, status=2)
+        (files / "parameters.json").write_text("[]")
+        keyed.fails(
+            "outbound",
+            "fhir",
+            str(files / "parameters.json"),
+            "--out",
+            str(files / "4"),
+            "--reason",
+            "r",
+            *common,
+            "--search",
+            status=2,
+        )
+        assert not (files / "4").exists()
+
+    def test_a_call_is_audited_with_its_reason(self, keyed: Commands, files: Path, engine: Engine) -> None:
+        """Who called, what kind of thing and why stand in the audit; the reason sealed."""
+        call(keyed, "send", files / "message.json", files / "answer.json")
+        ended, begun = keyed.json("audit", "list", "--action", "outbound.send")
+
+        assert (begun["actor"], begun["outcome"], begun["noted"]) == (ACTOR, "begun", True)
+        assert (ended["outcome"], ended["noted"]) == ("sent", False)
+        assert begun["detail"]["kind"] == "PatientAdmin.Arrival"
+        with engine.connect() as connection:
+            everything = str(
+                [
+                    list(connection.execute(text(f"SELECT * FROM {table}")))
+                    for table in ("audit_events", "outbound_requests")
+                ]
+            )
+        assert "canary reason" not in everything
+        assert "Canary" not in everything
+
+    def test_what_fails_leaves_no_file(self, keyed: Commands, api: FakeRedoxApi, files: Path) -> None:
+        """The error is a line without a patient in it; the file that was made for the answer is gone."""
+        api.refuse_next({"ID": 4711, "Text": "no Canary", "Type": "client", "Module": "Router"})
+        out = files / "answer.json"
+        said = keyed.fails("outbound", "send", str(files / "message.json"), "--out", str(out), "--reason", "r")
+
+        assert "4711" in said
+        assert "Canary" not in said
+        assert not out.exists()
+        assert keyed.json("outbox", "list")[0]["error_class"] == "Rejected"
+
+    def test_an_existing_file_is_not_written_over(self, keyed: Commands, api: FakeRedoxApi, files: Path) -> None:
+        """Nothing is sent when the answer has no place to go to."""
+        keyed.fails(
+            "outbound", "send", str(files / "message.json"), "--out", str(files / "key.pem"), "--reason", "r", status=2
+        )
+        assert (files / "key.pem").read_bytes() == PEM
+        assert api.received("/endpoint") == []
+
+    def test_a_reason_is_wanted(self, keyed: Commands, files: Path) -> None:
+        """Without one, or with an empty one, nothing is sent."""
+        arguments = ("outbound", "send", str(files / "message.json"), "--out", str(files / "x"))
+        keyed.fails(*arguments, status=2)
+        keyed.fails(*arguments, "--reason", " ", status=2)
+
+    def test_of_several_keys_one_is_named(self, keyed: Commands, api: FakeRedoxApi, files: Path) -> None:
+        """Without --key the names are told."""
+        keyed(
+            "outbound",
+            "key",
+            "add",
+            "old",
+            "--environment",
+            "production",
+            "--base-url",
+            api.base_url,
+            "--legacy-file",
+            str(files / "legacy.json"),
+        )
+        assert "lab, old" in keyed.fails("outbound", "token")
+        assert keyed.json("outbound", "token", "--key", "old")["api_key"] == "old"
+        assert "outbound key list" in keyed.fails("outbound", "token", "--key", "unheard-of")
+
+
+class TestOutbox:
+    @pytest.fixture
+    def dead(self, keyed: Commands, api: FakeRedoxApi, engine: Engine, keyring: Keyring) -> int:
+        """A request that Redox has refused, behind one that it took; its id."""
+        outbox = Outbox(engine, keyring, caller=Caller(name="tester@test"))
+        outbox.send(message())
+        outbox.send(message("Discharge"))
+        self.send(engine, keyring)
+        outbox.send(message("Transfer"))
+        api.refuse_next({"ID": 4711, "Text": "no Canary", "Type": "client", "Module": "Router"})
+        self.send(engine, keyring)
+        return int(keyed.json("outbox", "list", "--state", "dead")[0]["id"])
+
+    @staticmethod
+    def send(engine: Engine, keyring: Keyring) -> None:
+        with Clients(engine, keyring) as clients:
+            with engine.begin() as connection:
+                fence = stored.claim(connection, "@outbox/lab/destination-1", "w", 60)
+            assert fence is not None
+            LaneSender(engine, clients, OutboundRecorder(engine, keyring), name="w").run(fence, lambda: True)
+            with engine.begin() as connection:
+                connection.execute(text("UPDATE lanes SET owner = NULL"))
+
+    def test_list(self, keyed: Commands, dead: int) -> None:
+        """Requests are listed newest first, by page and by filters, without bodies."""
+        found = keyed.json("outbox", "list")
+        assert [each["kind"] for each in found] == [
+            "PatientAdmin.Transfer",
+            "PatientAdmin.Discharge",
+            "PatientAdmin.Arrival",
+        ]
+        assert not {"request", "answer"} & found[0].keys()
+        assert [each["id"] for each in keyed.json("outbox", "list", "--error-class", "Rejected")] == [dead]
+        assert [each["state"] for each in keyed.json("outbox", "list", "--before", str(dead))] == ["sent", "sent"]
+        assert keyed.json("outbox", "list", "--key", "lab", "--call", "query") == []
+        assert "Rejected" in keyed("outbox", "list", "--kind", "PatientAdmin.Transfer").stdout
+        assert f"--before {dead}" in keyed("outbox", "list", "--limit", "1").stderr
+
+    def test_show_writes_bodies_to_files(self, keyed: Commands, dead: int, files: Path) -> None:
+        """What was sent, and what Redox said of it, is for files of 0600, and in the audit with the reason."""
+        told = keyed.json(
+            "outbox",
+            "show",
+            str(dead),
+            "--request-out",
+            str(files / "sent"),
+            "--answer-out",
+            str(files / "said"),
+            "--reason",
+            "ticket 4711",
+        )
+
+        assert (told["id"], told["error_class"]) == (dead, "Rejected")
+        assert json.loads((files / "sent").read_bytes())["Meta"]["EventType"] == "Transfer"
+        assert json.loads((files / "said").read_bytes())["Errors"][0]["text"] == "no Canary"
+        assert {stat.S_IMODE((files / name).stat().st_mode) for name in ("sent", "said")} == {0o600}
+        [told] = keyed.json("audit", "list", "--action", "outbound.disclose")
+        assert (told["actor"], told["noted"]) == (ACTOR, True)
+        keyed.fails("outbox", "show", str(dead), "--request-out", str(files / "x"), status=2)
+        keyed.fails("outbox", "show", str(dead), "--reason", "r", status=2)
+        assert "outbox list" in keyed.fails("outbox", "show", "4711")
+
+    def test_retry(self, keyed: Commands, dead: int, api: FakeRedoxApi, engine: Engine, keyring: Keyring) -> None:
+        """What is dead goes out again with all its attempts before it; a dry run tells, and does nothing."""
+        arguments = ("outbox", "retry", "--error-class", "Rejected", "--reason", "route opened")
+        assert keyed.json(*arguments, "--dry-run") == {"dry_run": True, "done": [dead], "left": []}
+        assert keyed.json("outbox", "show", str(dead))["state"] == "dead"
+        assert keyed.json(*arguments)["done"] == [dead]
+        shown = keyed.json("outbox", "show", str(dead))
+        assert (shown["state"], shown["attempts"], shown["unanswered"]) == ("pending", 0, 0)
+        self.send(engine, keyring)
+        assert keyed.json("outbox", "show", str(dead))["state"] == "sent"
+        assert [each["Meta"]["EventType"] for each in api.processed] == ["Arrival", "Discharge", "Transfer"]
+        [told] = keyed.json("audit", "list", "--action", "outbound.retry")
+        assert (told["actor"], told["noted"], told["detail"]) == (
+            ACTOR,
+            True,
+            {"was": "dead", "error_class": "Rejected"},
+        )
+
+    def test_what_cannot_be_sent_again_is_left(self, keyed: Commands, dead: int, files: Path) -> None:
+        """What is sent, was called at once, or is not there is named, and the exit status is 1."""
+        call(keyed, "send", files / "message.json", files / "answer.json")
+        direct = keyed.json("outbox", "list")[0]["id"]
+        told = keyed.json("outbox", "retry", "1", str(direct), "999", "--reason", "r", status=1)
+
+        assert told["done"] == []
+        assert {each["id"] for each in told["left"]} == {1, direct, 999}
+        keyed.fails("outbox", "retry", "--reason", "r", status=2)
+
+    def test_what_waits_goes_at_once(
+        self, keyed: Commands, api: FakeRedoxApi, engine: Engine, keyring: Keyring
+    ) -> None:
+        """By its id, a request that pauses is not waited for any longer; its attempts stay counted."""
+        Outbox(engine, keyring, caller=Caller(name="tester@test")).send(message())
+        api.fail("/endpoint", Fault.SERVER_ERROR)
+        self.send(engine, keyring)
+        [waiting] = keyed.json("outbox", "list", "--state", "pending")
+        assert waiting["ready_at"] is not None
+        keyed("outbox", "retry", str(waiting["id"]), "--reason", "r")
+        shown = keyed.json("outbox", "show", str(waiting["id"]))
+        assert (shown["ready_at"], shown["attempts"]) == (None, 1)
+
+    def test_status_names_what_does_not_go_out(self, keyed: Commands, dead: int) -> None:
+        """A finding with the command that lists them."""
+        findings = {each["code"]: each for each in keyed.json("status", status=1)["findings"]}
+        assert findings["outbox_dead"]["fix"] == "redox-receiver outbox list --key lab --state dead"
+        assert "Rejected" in findings["outbox_dead"]["text"]
+
+    def test_the_audit_holds(self, keyed: Commands, dead: int, files: Path) -> None:
+        """After calls, retries and keys every row proves to be ours."""
+        call(keyed, "send", files / "message.json", files / "answer.json")
+        keyed("outbox", "retry", str(dead), "--reason", "r")
+        keyed("signing-key", "new", "--algorithm", "ES384")
+        keyed("audit", "verify")

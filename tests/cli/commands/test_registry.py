@@ -1,0 +1,327 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from receiver.database.engine import open_engine
+from receiver.keyring import Keyring
+from receiver.pipeline import Admitted
+from receiver.storage.registry.changes import record_keys
+from tests.cli.commands.test_handlers import CODE
+from tests.cli.conftest import ACTOR, Commands
+from tests.storage.door import SOURCE, TOKEN, Door, body
+from tests.support.postgres import drop_database, new_database
+
+STRANGER = "22222222-2222-4222-8222-222222222222"
+SECRET = "a signing secret that only tests know"
+
+# What the door's destination is, as a file.
+CLINIC = f"""
+[destinations.clinic]
+environment = "production"
+credentials = [{{ kind = "token", file = "token" }}]
+sources = [{{ id = "{SOURCE}" }}]
+"""
+
+Write = Callable[[str], str]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Write the file, beside the secrets."""
+    (tmp_path / "token").write_text(TOKEN + "\n")
+    (tmp_path / "secret").write_text(SECRET + "\n")
+
+    def written(text: str) -> str:
+        path = tmp_path / "registry.toml"
+        path.write_text(text)
+        return str(path)
+
+    return written
+
+
+def told(changes: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    return [(each["change"], each["what"], each["name"]) for each in changes]
+
+
+def everything(run: Commands) -> list[Any]:
+    return [run.json("destination", "show", each["name"]) for each in run.json("destination", "list")]
+
+
+def test_what_is_there_already_changes_nothing(door: Door, run: Commands, write: Write) -> None:
+    """A file that says what is registered is applied without a change, an audit row or a new version."""
+    before = door.value("SELECT version FROM registry_version"), everything(run)
+    assert run.json("registry", "apply", write(CLINIC), "--prune") == []
+    assert "nothing to change" in run("registry", "apply", write(CLINIC)).stdout
+    assert (door.value("SELECT version FROM registry_version"), everything(run)) == before
+
+
+END = "2999-01-01T00:00:00Z"
+WHOLE = f"""
+[destinations.lab]
+environment = "staging"
+enabled = false
+require = ["hmac+token", "token"]
+sources_policy = "any"
+on_unknown_source = "quarantine"
+test_messages = "reject"
+handlers = ["admissions"]
+credentials = [
+  {{ kind = "token", file = "token" }},
+  {{ kind = "hmac", file = "secret", label = "redox", encoding = "hex", header = "X-Sig", expires_at = {END} }},
+]
+sources = [{{ id = "{STRANGER.upper()}", name = "North Clinic" }}, {{ name = "nameless" }}]
+"""
+
+
+def test_a_whole_destination(run: Commands, write: Write, plugin: Callable[..., None]) -> None:
+    """Everything in the file is made, in the name of who applied it, and applied again it changes nothing."""
+    plugin("clinic_code", CODE, "admissions")
+    path = write(WHOLE)
+    changes = run.json("registry", "apply", path)
+    assert told(changes) == [
+        ("+", "destination", "lab"),
+        ("+", "credential", "redox"),
+        ("+", "source", STRANGER),
+        ("+", "source", "(none)"),
+        ("+", "handler", "admissions"),
+        ("-", "destination", "enabled"),
+    ]
+    (lab,) = everything(run)
+    assert (lab["environment"], lab["enabled"], lab["require"], lab["test_messages"]) == (
+        "staging",
+        False,
+        ["hmac+token", "token"],
+        "reject",
+    )
+    assert [(each["kind"], each["settings"]) for each in lab["credentials"]] == [
+        ("token", {}),
+        ("hmac", {"encoding": "hex", "header": "x-sig"}),
+    ]
+    assert [(each["source_id"], each["name"]) for each in lab["sources"]] == [
+        (STRANGER, "North Clinic"),
+        (None, "nameless"),
+    ]
+    assert [each["handler"] for each in lab["subscriptions"]] == ["admissions"]
+    assert {each["actor"] for each in run.json("audit", "list")} == {ACTOR}
+    assert run.json("registry", "apply", path, "--prune") == []
+
+
+def test_a_dry_run_tells_what_the_same_command_does(door: Door, run: Commands, write: Write) -> None:
+    """It prints the difference and makes none; then exactly that is done."""
+    path = write(CLINIC.replace('"production"', '"staging"') + 'test_messages = "reject"\n')
+    before = everything(run)
+    said = run("registry", "apply", path, "--dry-run").stdout
+    assert said.splitlines() == [
+        "~ destination clinic environment: production -> staging",
+        "~ destination clinic test_messages: quarantine -> reject",
+    ]
+    assert everything(run) == before
+    assert run("registry", "apply", path).stdout == said
+    assert "nothing to change" in run("registry", "apply", path, "--dry-run").stdout
+
+
+def test_without_prune_nothing_is_taken_away(door: Door, run: Commands, write: Write) -> None:
+    """What the file does not name stays; with --prune it is disabled or revoked, never deleted."""
+    door.enable()
+    run("credential", "add", "clinic", "--kind", "token")
+    run("source", "add", "clinic", "--none")
+    run("destination", "add", "other")
+    path = write(CLINIC)
+    assert run.json("registry", "apply", path) == []
+    changes = run.json("registry", "apply", path, "--prune")
+    assert sorted(told(changes)) == [
+        ("-", "credential", "2"),
+        ("-", "destination", "enabled"),
+        ("-", "handler", "register"),
+        ("-", "source", "(none)"),
+    ]
+    clinic, other = everything(run)
+    assert [each["live"] for each in clinic["credentials"]] == [True, False]
+    assert [each["enabled"] for each in clinic["sources"]] == [True, False]
+    assert [each["enabled"] for each in clinic["subscriptions"]] == [False]
+    assert (clinic["enabled"], other["enabled"]) == (True, False)
+    assert isinstance(door.judge(body()), Admitted)
+    assert run.json("registry", "apply", path, "--prune") == []
+
+
+def test_a_token_is_changed_without_a_gap(door: Door, run: Commands, write: Write, tmp_path: Path) -> None:
+    """The new one is live before the old one is revoked."""
+    (tmp_path / "new").write_text("another token that only tests know")
+    changes = run.json("registry", "apply", write(CLINIC.replace('file = "token"', 'file = "new"')), "--prune")
+    assert told(changes) == [("+", "credential", "token"), ("-", "credential", "1")]
+    assert isinstance(door.judge(body(), token="another token that only tests know"), Admitted)
+    assert door.refuse(body()).reason == "token_revoked"
+
+
+def test_an_end_is_set_for_a_token(door: Door, run: Commands, write: Write) -> None:
+    """A token that is to end is registered anew with its end, and the endless one is revoked."""
+    path = write(CLINIC.replace('file = "token"', 'file = "token", expires_at = 2999-01-01T00:00:00'))
+    assert told(run.json("registry", "apply", path)) == [("+", "credential", "token"), ("-", "credential", "1")]
+    assert run.json("credential", "list")[1]["expires_at"] == "2999-01-01T00:00:00.000000Z"
+    assert isinstance(door.judge(body()), Admitted)
+    assert run.json("registry", "apply", path) == []
+
+
+def test_a_signing_secret_that_is_there(door: Door, run: Commands, write: Write) -> None:
+    """The same secret used the same way is the same credential; used otherwise it is another."""
+    path = write(CLINIC.replace(" }]", ' }, { kind = "hmac", file = "secret", encoding = "hex" }]', 1))
+    assert told(run.json("registry", "apply", path)) == [("+", "credential", "hmac")]
+    assert run.json("registry", "apply", path) == []
+    path = write(CLINIC.replace(" }]", ' }, { kind = "hmac", file = "secret", encoding = "base64" }]', 1))
+    assert told(run.json("registry", "apply", path, "--prune")) == [
+        ("+", "credential", "hmac"),
+        ("-", "credential", "2"),
+    ]
+
+
+def test_a_source_is_named_and_enabled_again(door: Door, run: Commands, write: Write) -> None:
+    """Its name follows the file; one that was disabled is let in again."""
+    run("source", "disable", "clinic", SOURCE)
+    path = write(CLINIC.replace(f'"{SOURCE}"', f'"{SOURCE}", name = "North"'))
+    assert told(run.json("registry", "apply", path)) == [("~", "source", SOURCE)]
+    assert isinstance(door.judge(body()), Admitted)
+    assert run.json("registry", "apply", path) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("nonsense", "registry.toml"),
+        ('[destinations.clinic]\ncolour = "red"', "colour"),
+        ('[destinations.clinic]\nenvironment = "home"', "environment"),
+        ('[destinations.clinic]\ncredentials = [{ kind = "token", file = "missing" }]', "missing"),
+        ('[destinations.clinic]\nhandlers = ["nobody"]', "nobody"),
+        ("[destinations.lab]\n", "token"),
+        (f'[destinations.lab]\ncredentials = [{{ kind = "token", file = "token", expires_at = {END} }}]', "token"),
+    ],
+)
+def test_a_file_that_is_wrong_changes_nothing(door: Door, run: Commands, write: Write, wrong: str, said: str) -> None:
+    """It is told what is wrong, and nothing is done of what else stands in the file."""
+    before = everything(run)
+    assert said in run.fails(
+        "registry",
+        "apply",
+        write('[destinations.another]\ncredentials = [{ kind = "token", file = "token" }]\n' + wrong),
+    )
+    assert everything(run) == before
+
+
+def test_no_secret_is_shown(run: Commands, write: Write, plugin: Callable[..., None]) -> None:
+    """Neither the difference nor the document holds what is in the secrets' files."""
+    plugin("clinic_code", CODE, "admissions")
+    for done in (run("registry", "apply", write(WHOLE), "--dry-run"), run("registry", "apply", write(WHOLE), "--json")):
+        assert TOKEN not in done.output
+        assert SECRET not in done.output
+
+
+def test_a_row_that_was_changed_is_not_built_on(door: Door, run: Commands, write: Write) -> None:
+    """Where the registry does not prove to be ours, nothing is compared with it."""
+    door.rows("UPDATE destinations SET environment = 'development'")
+    assert "audit verify" in run.fails("registry", "apply", write(CLINIC))
+
+
+class TestExport:
+    @pytest.fixture
+    def registered(self, door: Door, run: Commands, plugin: Callable[..., None], tmp_path: Path) -> None:
+        """What a registry can hold: every way to keep a secret, public keys, a source without a name, a handler."""
+        plugin("clinic_plugin", CODE, "admissions")
+        run("handlers", "enable", "admissions", "--destination", "clinic")
+        run("source", "add", "clinic", "--none")
+        run("source", "add", "clinic", STRANGER, "--name", 'A "quoted" \\ näme\U0001f3e5')
+        run("source", "disable", "clinic", SOURCE)
+        run(
+            "credential",
+            "add",
+            "clinic",
+            "--kind",
+            "hmac",
+            "--label",
+            "2027",
+            "--expires",
+            "2999-01-01T00:00:00Z",
+            stdin=SECRET,
+        )
+        (tmp_path / "session").write_text("a session token")
+        run(
+            "credential",
+            "add",
+            "clinic",
+            "--kind",
+            "sigv4",
+            "--access-key",
+            "K",
+            "--region",
+            "r",
+            "--service",
+            "s",
+            "--session-token-file",
+            str(tmp_path / "session"),
+            stdin=SECRET,
+        )
+        run(
+            "credential",
+            "add",
+            "clinic",
+            "--kind",
+            "oauth",
+            "--client-id",
+            "redox",
+            "--scope",
+            "a b",
+            "--secret-file",
+            "-",
+            stdin=SECRET,
+        )
+        gone = run.json("credential", "add", "clinic", "--kind", "token")["id"]
+        run("credential", "revoke", str(gone))
+        run("destination", "add", "off", "--token-file", "-", "--require", "token", stdin=TOKEN)
+        run("destination", "disable", "off")
+
+    def secrets(self, folder: Path) -> None:
+        """Put them where the file says."""
+        for name in ("clinic-token-1", "off-token-1"):
+            (folder / f"{name}.secret").write_text(TOKEN)
+        for name in ("hmac", "sigv4", "oauth"):
+            (folder / f"clinic-{name}-1.secret").write_text(SECRET)
+        (folder / "clinic-sigv4-1.session-token").write_text("a session token")
+
+    @pytest.mark.usefixtures("registered")
+    def test_it_is_what_apply_takes(self, run: Commands, tmp_path: Path) -> None:
+        """Applied where it came from, with --prune, it changes nothing; without a secret it changes nothing either."""
+        file = tmp_path / "registry.toml"
+        file.write_text(run("registry", "export").stdout)
+        assert "clinic-token-1.secret" in run.fails("registry", "apply", str(file), "--prune")
+        self.secrets(tmp_path)
+        assert run.json("registry", "apply", str(file), "--prune") == []
+
+    @pytest.mark.usefixtures("registered")
+    def test_it_makes_the_same_elsewhere(
+        self, run: Commands, tmp_path: Path, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Applied to an empty registry, what is exported there is the same file."""
+        file = tmp_path / "registry.toml"
+        file.write_text(run("registry", "export").stdout)
+        self.secrets(tmp_path)
+        url = new_database()
+        try:
+            monkeypatch.setenv("DATABASE_URL", url)
+            run("db", "upgrade")
+            with open_engine(url).begin() as connection:
+                record_keys(connection, keyring)
+            run("registry", "apply", str(file))
+            assert run("registry", "export").stdout == file.read_text()
+        finally:
+            drop_database(url)
+
+    @pytest.mark.usefixtures("registered")
+    def test_no_secret_is_in_it(self, run: Commands) -> None:
+        """Neither in TOML nor in JSON; and those destinations alone that are named."""
+        for said in (run("registry", "export").stdout, run("registry", "export", "--json").stdout):
+            assert SECRET not in said
+            assert TOKEN not in said
+        assert list(run.json("registry", "export", "off")["destinations"]) == ["off"]
+        run.fails("registry", "export", "nowhere")

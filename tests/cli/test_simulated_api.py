@@ -1,0 +1,105 @@
+"""`simulate --api`: the Redox API that is played beside the feed."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from receiver.cli.simulated_api import played
+from tests.cli.conftest import Commands
+from tests.cli.machine import SOURCE
+from tests.outbound.conftest import PRIVATE
+
+
+def free_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_it_knows_the_keys_that_are_for_its_address(run: Commands, tmp_path: Path) -> None:
+    """A private key of its own and a legacy key are good there as they are registered; one for elsewhere is not."""
+    address = free_address()
+    host, _, port = address.rpartition(":")
+    (tmp_path / "key.pem").write_bytes(PRIVATE.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    common = ("--environment", "development", "--base-url", f"http://{address}")
+    run(
+        "outbound",
+        "key",
+        "add",
+        "own",
+        *common,
+        "--client-id",
+        "c",
+        "--private-key",
+        str(tmp_path / "key.pem"),
+        "--kid",
+        "k",
+    )
+    run("outbound", "key", "add", "old", *common, "--legacy-file", "-", stdin='{"apiKey": "a", "secret": "s"}')
+    run("outbound", "key", "add", "else", *common[:2], "--legacy-file", "-", stdin='{"apiKey": "b", "secret": "s"}')
+    with played((host, int(port)), "http://127.0.0.1:9", "lab", 1.0) as came:
+        assert {run.json("outbound", "token", "--key", name)["api_key"] for name in ("own", "old")} == {"own", "old"}
+        run(
+            "outbound",
+            "key",
+            "add",
+            "else",
+            *common,
+            "--legacy-file",
+            "-",
+            "--replace",
+            stdin='{"apiKey": "b", "secret": "s"}',
+        )
+        assert "legacy" in run.fails("outbound", "token", "--key", "else")
+        assert came() == {}
+
+
+def test_the_port_may_be_in_use(run: Commands, tmp_path: Path) -> None:
+    """Then another is to be chosen."""
+    run("destination", "add", "lab", "--token-out", str(tmp_path / "token"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        said = run.fails(
+            "simulate",
+            "--url",
+            "http://127.0.0.1:9",
+            "--destination",
+            "lab",
+            "--token-file",
+            str(tmp_path / "token"),
+            "--source",
+            SOURCE,
+            "--api",
+            f"127.0.0.1:{listener.getsockname()[1]}",
+        )
+    assert "choose another with --api" in said
+
+
+@pytest.mark.parametrize(
+    ("api", "status", "says"),
+    [
+        ("0.0.0.0:8090", 2, "not on loopback"),
+        ("8090", 2, "HOST:PORT"),
+        ("127.0.0.1:x", 2, "HOST:PORT"),
+        (None, 1, "outbound key add"),
+    ],
+)
+def test_what_cannot_be_played(run: Commands, tmp_path: Path, api: str | None, status: int, says: str) -> None:
+    """It stays on this host, and wants a key that speaks to it."""
+    run("destination", "add", "lab", "--token-out", str(tmp_path / "token"))
+    assert says in run.fails(
+        "simulate",
+        "--url",
+        "http://127.0.0.1:9",
+        "--destination",
+        "lab",
+        "--token-file",
+        str(tmp_path / "token"),
+        "--source",
+        SOURCE,
+        "--api",
+        api or free_address(),
+        status=status,
+    )

@@ -1,0 +1,108 @@
+"""What fail-points ask of the database, and what they do to it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from sqlalchemy import make_url
+
+from receiver.errors import Unavailable
+from receiver.fault_injection import enable
+from receiver.storage.registry.changes import RegistryChanges
+from tests.faults.proxy import Proxy, proxy
+
+_ROOT = Path(__file__).parents[2]
+_CUT = """
+import socket, sys
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
+from receiver.storage import arming
+from receiver.database.engine import open_engine
+ours, theirs = socket.socketpair()
+with open_engine(sys.argv[1], pooled=False).connect() as connection:
+    connection.execute(text("SELECT 1"))
+    arming.cut(sys.argv[1])
+    theirs.sendall(b"still here")
+    assert ours.recv(10) == b"still here"
+    try:
+        connection.execute(text("SELECT 1"))
+    except OperationalError:
+        print("cut")
+"""
+
+
+def _add(registration: RegistryChanges, name: str, environment: str) -> None:
+    registration.add_destination(
+        name,
+        datetime.now(UTC),
+        environment=environment,
+        require=["token"],
+        sources_policy="any",
+        on_unknown_source="reject",
+        test_messages="accept",
+        reply_with=None,
+        token="a token of twenty-four characters",
+    )
+
+
+@pytest.fixture
+def before(database_url: str) -> Iterator[Proxy]:
+    """A TCP port before the database."""
+    address = make_url(database_url).query
+
+    def connect() -> socket.socket:
+        made = socket.socket(socket.AF_UNIX)
+        made.connect(f"{address['host']}/.s.PGSQL.{address['port']}")
+        return made
+
+    with proxy(connect) as made:
+        yield made
+
+
+def _by_tcp(url: str, port: int) -> str:
+    address = make_url(url)
+    return address.set(host="127.0.0.1", port=port, query={}).render_as_string(hide_password=False)
+
+
+def test_a_production_destination_is_named(database_url: str, registration: RegistryChanges) -> None:
+    """One that is disabled too; those of other environments are none."""
+    for environment in ("development", "staging"):
+        _add(registration, environment, environment)
+    assert enable.production(database_url) is None
+    _add(registration, "ward", "production")
+    registration.set_destination("ward", datetime.now(UTC), {"enabled": False})
+    assert enable.production(database_url) == "ward"
+
+
+def test_what_is_not_told_in_time_is_not_known(database_url: str, before: Proxy) -> None:
+    """Of a server that is away, or does not answer."""
+    url = _by_tcp(database_url, before.port)
+    assert enable.production(url) is None
+    before.freeze()
+    with pytest.raises(Unavailable):
+        enable.production(url)
+    before.thaw()
+    with pytest.raises(Unavailable, match="OperationalError"):
+        enable.production(_by_tcp(database_url, 1))
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+def test_every_connection_to_the_database_is_cut(database_url: str, before: Proxy, tcp: bool) -> None:
+    """And no other."""
+    url = _by_tcp(database_url, before.port) if tcp else database_url
+    done = subprocess.run(
+        [sys.executable, "-c", _CUT, url],
+        env=os.environ | {"PYTHONPATH": str(_ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert (done.stdout, done.returncode) == ("cut\n", 0), done.stderr

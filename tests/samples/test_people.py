@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import random
+
+from receiver.samples.people import person
+
+
+def test_a_seed_always_gives_the_same_person() -> None:
+    """Samples can be made again."""
+    assert person(7) == person(7)
+    assert person(7) != person(8)
+
+
+def test_the_family_name_can_be_a_marker() -> None:
+    """A canary test passes a name and looks for it; the rest of the person stays."""
+    marked = person(7, family="Zzcanary")
+    assert marked.family == "Zzcanary"
+    assert marked.email.endswith(".zzcanary@example.com")
+    assert marked.mrn == person(7).mrn
+
+
+def test_nobody_real_has_these_numbers() -> None:
+    """Social security numbers and NPIs were never issued, telephone numbers are kept for fiction, mail goes nowhere."""
+    for seed in range(200):
+        who = person(seed)
+        assert who.ssn.startswith("9")
+        assert who.npi.startswith("9")
+        assert len(who.ssn) == 9
+        assert len(who.npi) == len(who.mrn) == 10
+        for phone in (who.home_phone, who.mobile_phone):
+            assert len(phone) == 12
+            assert phone[5:10] == "55501"
+        assert who.email.endswith("@example.com")
+
+
+def test_global_randomness_is_left_alone() -> None:
+    """A plugin's own seeded test is not disturbed."""
+    before = random.getstate()
+    person(3)
+    assert random.getstate() == before

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+from pydantic import BaseModel
+
+from receiver.samples.scenario import case, render
+from receiver.samples.templates import NOBODY, Place, fill, template
+
+
+class Inner(BaseModel):
+    Zyxw: str | None = None
+
+
+class Unheard(BaseModel):
+    """Fields that Redox might add tomorrow."""
+
+    Abcd: str
+    Efgh: float
+    Ijkl: bool
+    Mnop: list[str]
+    Qrst: Inner
+    Uvwx: str | None = None
+    Empty: Inner | None = None
+    DOB: str | None = None
+    LotNumber: float | None = None
+    Facility: bool | None = None
+    VisitNumber: float | None = None
+    IsActive: float | None = None
+
+
+def test_a_field_that_nothing_fits_is_left_out_unless_it_must_be_there() -> None:
+    """A release of Redox's schema with new fields still gives valid samples; a word never stands for a number."""
+    filled = fill(Unheard, Place(parent="", field="Unheard", whose=NOBODY))
+    assert filled == {"Abcd": "Unspecified", "Efgh": 0, "Ijkl": False, "Mnop": ["Unspecified"], "Qrst": {}}
+    assert Unheard.model_validate(filled).Qrst.Zyxw is None
+
+
+def test_a_template_is_made_once() -> None:
+    """Ten thousand messages of a kind cost one look at the schema."""
+    assert template("Device.New") is template("Device.New")
+
+
+def test_single_claims_look_like_their_batches() -> None:
+    """Redox: functionally the same, for one transaction; the name alone differs."""
+    of = case("Claim.Submission", seed=1)
+    single, batch = render(template("Claim.Submission"), of), render(template("Claim.SubmissionBatch"), of)
+    assert single["Transactions"] == batch["Transactions"]
+    assert single["Meta"]["EventType"] == "Submission"
+
+
+def test_a_kind_that_redox_does_not_have() -> None:
+    """There is no template of it."""
+    with pytest.raises(KeyError):
+        template("PatientAdmin.Nonsense")

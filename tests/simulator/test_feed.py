@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+
+from receiver.protocol.reading import read
+from receiver.simulator.attempt_log import AttemptLog
+from receiver.simulator.fake_redox import FakeRedox
+from receiver.simulator.feed import RETRY_AFTER, FeedSimulator, with_attempt
+from tests.simulator import SOURCE
+from tests.simulator.endpoint import Door, answer, hang_up, late
+
+
+def redox(url: str, timeout: float = 10) -> FakeRedox:
+    return FakeRedox(url, "main", "a-token-of-sufficient-length", source_id=SOURCE, timeout=timeout)
+
+
+def feed(door: Door, *, timeout: float = 10, **options: Any) -> FeedSimulator:
+    return FeedSimulator(redox(door.url, timeout), **{"time_scale": 0.0, **options})
+
+
+body = redox("http://127.0.0.1:9").body
+
+
+def test_a_failure_pauses_the_feed_and_keeps_the_order() -> None:
+    """503 twice, then 200: the same message again under new attempt ids, the next one only after it."""
+    with Door(answer(200), answer(503), answer(503), answer(200)) as door, feed(door) as one:
+        assert one.run(body("PatientAdmin.Arrival", seed=seed) for seed in range(3))
+        assert door.connections == 1
+    got = [read(received.body) for received in door.received]
+    first, second, third = (read(body("PatientAdmin.Arrival", seed=seed)).log_id for seed in range(3))
+    assert [message.log_id for message in got] == [first, second, second, second, third]
+    assert len({message.attempt_id for message in got}) == 5
+    assert len({message.outside for message in got[1:4]}) == 1
+    assert [attempt.status for attempt in one.ledger.attempts] == [200, 503, 503, 200, 200]
+
+
+def test_what_the_ledger_writes_down() -> None:
+    """Digest of exactly what was sent, ids, times in order, statuses; dumped as JSON lines without any body."""
+    with Door(answer(500)) as door, feed(door, name="adt") as one:
+        sent = one.deliver(body("PatientAdmin.Arrival"))
+    first, second = one.ledger.of(sent.message)
+    assert [attempt.sha256 for attempt in (first, second)] == [
+        sha256(received.body).hexdigest() for received in door.received
+    ]
+    assert (first.feed, first.number, second.number, first.kind) == ("adt", 1, 2, "PatientAdmin.Arrival")
+    assert first.attempt_id != second.attempt_id == read(sent.body).attempt_id
+    assert first.answered_at is not None
+    assert second.answered_at is not None
+    assert first.sent_at <= first.answered_at <= second.sent_at <= second.answered_at
+    lines = [json.loads(line) for line in one.ledger.lines()]
+    assert [line["status"] for line in lines] == [500, 200]
+    assert lines[1]["size"] == len(sent.body)
+
+
+@pytest.mark.parametrize("misbehaviour", [hang_up, answer(400), answer(401), answer(504)])
+def test_no_answer_and_every_error_are_alike(misbehaviour: Any) -> None:
+    """A closed connection, 4xx and 5xx all mean: again."""
+    with Door(misbehaviour) as door, feed(door) as one:
+        sent = one.deliver(body("Device.New"))
+    assert sent.answer.accepted
+    assert sent.attempts == 2
+
+
+def test_a_late_answer_is_none() -> None:
+    """What is not answered in time is sent again, though the destination has had it."""
+    arrived = Event()
+    with Door(late(arrived)) as door, feed(door, timeout=0.2) as one:
+        sent = one.deliver(body("Device.New"))
+        arrived.set()
+    assert (sent.attempts, len(door.received)) == (2, 2)
+    assert one.ledger.attempts[0].error == "TimeoutError"
+
+
+def test_an_answer_can_be_lost() -> None:
+    """The destination has answered 200, the sender does not know, and sends it again."""
+    with Door() as door, feed(door) as one:
+        sent = one.deliver(body("Device.New"), lose_answers=2)
+    assert sent.attempts == 3
+    assert [attempt.error for attempt in one.ledger.attempts] == ["AnswerLost", "AnswerLost", None]
+    assert len({read(received.body).outside for received in door.received}) == 1
+
+
+def test_a_duplicate_differs_in_meta_alone() -> None:
+    """An answered message sent again: the same log id, another attempt id, every other byte the same."""
+    with Door() as door, feed(door) as one:
+        sent = one.deliver(body("Order.New"))
+        again = one.duplicate(sent)
+    first, second = (read(received.body) for received in door.received)
+    assert (first.log_id, first.outside) == (second.log_id, second.outside)
+    assert first.attempt_id != second.attempt_id
+    assert again.message == sent.message
+    assert [attempt.number for attempt in one.ledger.of(sent.message)] == [1, 2]
+
+
+def test_what_has_no_ids_is_sent_again_as_it_is() -> None:
+    """FHIR notifications show no Meta, and garbage has none: the digest of the body names them."""
+    with Door(answer(503), answer(200), answer(503)) as door, feed(door) as one:
+        bundle = body("FHIR.ResultCreated")
+        assert one.deliver(bundle).message == f"sha256:{sha256(bundle).hexdigest()}"
+        assert one.deliver(b"\xff not json").attempts == 2
+    assert [received.body for received in door.received] == [bundle, bundle, b"\xff not json", b"\xff not json"]
+
+
+def test_a_sign_on_has_no_log_id() -> None:
+    """Its Meta names a session instead, so the digest names it in the ledger, with its kind."""
+    with Door() as door, feed(door) as one:
+        signed_on = body("SSO.Sign-on")
+        assert one.deliver(signed_on).message == f"sha256:{sha256(signed_on).hexdigest()}"
+    assert one.ledger.attempts[0].kind == "SSO.Sign-on"
+
+
+def test_a_query_is_asked_once_and_stops_nothing() -> None:
+    """Whoever asked gets the error; the queue goes on."""
+    with Door(answer(500), answer(200)) as door, feed(door) as one:
+        assert one.run([body("PatientSearch.Query"), body("Device.New")])
+    assert [attempt.status for attempt in one.ledger.attempts] == [500, 200]
+
+
+def test_bounds_leave_the_queue_standing() -> None:
+    """Redox would try for ever; a test must end, and nothing behind the message is sent."""
+    with Door(*[answer(503)] * 9) as door, feed(door, attempts=3) as one:
+        assert not one.run(body("Device.New", seed=seed) for seed in range(2))
+        assert len(door.received) == 3
+        with feed(door, deadline=5.0, time_scale=1.0) as timed:
+            assert timed.deliver(body("Device.New")).attempts == 2  # the next is due after ten seconds
+
+
+def test_stopping_ends_a_pause() -> None:
+    """A feed that waits for its next retry can be stopped from another thread."""
+    with Door(*[answer(503)] * 3) as door, feed(door, time_scale=60.0) as one:
+        running = Thread(target=one.run, args=([body("Device.New")],))
+        running.start()
+        for _ in range(1000):  # two sendings, then it pauses for ten minutes
+            if len(one.ledger.attempts) == 2:
+                break
+            running.join(0.01)
+        one.stop()
+        running.join(30)
+        assert not running.is_alive()
+        assert len(one.ledger.attempts) == 2
+
+
+def test_the_pauses_are_redoxs() -> None:
+    """As documented, times the scale; then each minute."""
+    waits: list[float] = []
+
+    class Patient(Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout or 0.0)
+            return False
+
+    with Door(*[answer(503)] * 11) as door, feed(door, time_scale=0.5) as one:
+        one._stopped = Patient()
+        assert one.deliver(body("Device.New")).attempts == 12
+    assert RETRY_AFTER == (0, 10, 10, 20, 30, 50, 80, 120)
+    assert waits == [0, 5, 5, 10, 15, 25, 40, 60, 30, 30, 30]
+
+
+def test_feeds_do_not_wait_for_each_other() -> None:
+    """Two feeds in two threads share a ledger; one that is stuck does not hold the other."""
+    stuck = Event()
+    ledger = AttemptLog()
+    with (
+        Door(late(stuck)) as door,
+        feed(door, name="slow", ledger=ledger) as slow,
+        feed(door, name="fast", ledger=ledger) as fast,
+    ):
+        running = Thread(target=slow.run, args=([body("Device.New")],))
+        running.start()
+        for _ in range(1000):
+            if door.received:
+                break
+            running.join(0.01)
+        assert fast.run(body("Flowsheet.New", seed=seed) for seed in range(3))
+        stuck.set()
+        running.join(30)
+    assert [attempt.feed for attempt in ledger.attempts] == ["fast", "fast", "fast", "slow"]
+    assert len(ledger.accepted()) == 4
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (
+            b'{"x":"AttemptID","Meta":{"Logs":[{"AttemptID":"a","ID":"b"}]},"AttemptID":"keep"}',
+            b'{"x":"AttemptID","Meta":{"Logs":[{"AttemptID":"new","ID":"b"}]},"AttemptID":"keep"}',
+        ),
+        (
+            b'{"Meta" : {"Logs":[{"AttemptID" : 12},{"AttemptID":null}]}}',
+            b'{"Meta" : {"Logs":[{"AttemptID" : "new"},{"AttemptID":"new"}]}}',
+        ),
+        (b'{"Meta":{"Logs":[{"ID":"b"}]}}', b'{"Meta":{"Logs":[{"ID":"b"}]}}'),
+        (b'{"Meta":{"AttemptID":"a"', b'{"Meta":{"AttemptID":"a"'),
+        (b"\xff\xfe", b"\xff\xfe"),
+        (b'{"Meta":{"AttemptID":"a"},"x":"\xff"}', b'{"Meta":{"AttemptID":"new"},"x":"\xff"}'),
+    ],
+)
+def test_a_new_attempt_id_changes_meta_alone(before: bytes, after: bytes) -> None:
+    """Whatever the body is, no other byte moves."""
+    assert with_attempt(before, "new") == after

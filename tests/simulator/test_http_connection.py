@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import ssl
+from threading import Event
+
+import pytest
+import trustme
+
+from receiver.errors import ConfigurationError
+from receiver.simulator.http_connection import HttpConnection, HttpReply
+from tests.simulator.endpoint import Door, answer, hang_up, late, then_close
+
+
+def post(line: HttpConnection, *, lose_answer: bool = False) -> HttpReply:
+    return line.request("POST", "/redox/main", body=b"{}", headers={"x": "y"}, lose_answer=lose_answer)
+
+
+def test_one_connection_serves_many_requests() -> None:
+    """Keep-alive: a second request opens nothing."""
+    with Door() as door, HttpConnection(door.url, timeout=10) as line:
+        assert [post(line).status, post(line).status] == [200, 200]
+        assert door.connections == 1
+
+
+def test_what_came_back_is_all_there() -> None:
+    """Status, body and headers, and when."""
+    with Door(answer(418, b'{"a": 1}', "application/json")) as door, HttpConnection(door.url, timeout=10) as line:
+        got = post(line)
+    assert (got.status, got.body, got.json(), got.error) == (418, b'{"a": 1}', {"a": 1}, None)
+    assert got.headers["content-type"] == "application/json"
+    assert not got.accepted
+    assert got.seconds >= 0
+
+
+def test_no_answer_is_an_answer() -> None:
+    """A connection that is closed without a word gives no status and a word why; the next request opens a new one."""
+    with Door(hang_up) as door, HttpConnection(door.url, timeout=10) as line:
+        got = post(line)
+        assert (got.status, got.error, got.accepted) == (None, "RemoteDisconnected", False)
+        assert post(line).status == 200
+        assert door.connections == 2
+
+
+def test_an_endless_answer_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is beyond the limit is not read, nor taken for the next answer."""
+    monkeypatch.setattr("receiver.simulator.http_connection._ANSWER_LIMIT", 10)
+    with Door(answer(200, b"x" * 100)) as door, HttpConnection(door.url, timeout=10) as line:
+        assert post(line).body == b"x" * 10
+        assert post(line).body == b""
+
+
+def test_nobody_there() -> None:
+    """A refused connection is no answer either."""
+    with Door() as door:
+        url = door.url
+    with HttpConnection(url, timeout=10) as line:
+        assert post(line).error == "ConnectionRefusedError"
+
+
+def test_a_late_answer_is_none() -> None:
+    """After the timeout nobody waits, and what comes later is not taken for the next answer."""
+    arrived = Event()
+    with Door(late(arrived), answer(204)) as door, HttpConnection(door.url, timeout=0.2) as line:
+        assert post(line).error == "TimeoutError"
+        arrived.set()
+        assert post(line).status == 204
+
+
+def test_a_lost_answer_was_given() -> None:
+    """The server has had the whole request, and has answered; here nobody knows."""
+    with Door(answer(200)) as door, HttpConnection(door.url, timeout=10) as line:
+        got = post(line, lose_answer=True)
+        assert (got.status, got.error) == (None, "AnswerLost")
+        assert door.received[0].body == b"{}"
+        assert post(line).status == 200
+        assert door.connections == 2
+
+
+def test_a_connection_that_died_idle_is_not_used() -> None:
+    """A server may close an idle connection: the next request is not sent into the void."""
+    with Door(then_close(answer(200))) as door, HttpConnection(door.url, timeout=10) as line:
+        post(line)
+        # The server's FIN follows its answer: wait for it as the line would see it.
+        sock = line._connection.sock
+        assert sock is not None
+        sock.settimeout(10)
+        assert sock.recv(1, 2) == b""  # MSG_PEEK
+        assert post(line).status == 200
+
+
+def test_tls_with_a_context_of_ones_own() -> None:
+    """The receiver's own certificate authority can be trusted; without it nothing is sent."""
+    authority = trustme.CA()
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(server)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    with Door() as door:
+        door.wrap(server)
+        url = door.url.replace("http://127.0.0.1", "https://localhost")
+        with HttpConnection(url, timeout=10, tls=trusting) as trusted, HttpConnection(url, timeout=10) as wary:
+            assert post(trusted).status == 200
+            assert post(wary).error == "SSLCertVerificationError"
+        assert len(door.received) == 1
+
+
+@pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://example.com", "http://"])
+def test_a_base_url_that_is_none(url: str) -> None:
+    """Refused at once, in words that say what is wanted."""
+    with pytest.raises(ConfigurationError, match="base URL must be http"):
+        HttpConnection(url, timeout=1)

@@ -1,0 +1,98 @@
+"""Worlds to try handlers in: one for each test, or one for a module, in which each test has its own destination."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from receiver.database.engine import open_engine
+from receiver.keyring import Keyring
+from receiver.storage.registry.changes import RegistryChanges, record_keys
+from receiver.worker.handler_process.bootstrap import init_message
+from receiver.worker.handler_process.supervisor import HandlerSlot
+from tests.support.postgres import drop_database, new_database
+from tests.worker.world import World
+
+_numbers = count(1)
+
+
+@pytest.fixture
+def world(
+    database_url: str,
+    engine: Engine,
+    keyring: Keyring,
+    keyring_path: Path,
+    registration: RegistryChanges,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[World]:
+    """One database with destination `lab` in it; whatever is started in it ends with the test."""
+    made = World(
+        url=database_url,
+        engine=engine,
+        keyring=keyring,
+        keyring_path=keyring_path,
+        registration=registration,
+        directory=tmp_path,
+    )
+    made.add_destination()
+    monkeypatch.setenv("JOURNAL", str(made.journal_path))
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+@pytest.fixture
+def slot(world: World) -> Iterator[HandlerSlot]:
+    """A place for one handler process in the test's own world."""
+    slot = HandlerSlot(lambda: init_message(world.settings(), world.url))
+    yield slot
+    slot.close()
+
+
+@pytest.fixture(scope="module")
+def shared(migrated_database: str, keyring: Keyring, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A world for a whole module."""
+    url = new_database(migrated_database)
+    engine = open_engine(url)
+    directory = tmp_path_factory.mktemp("shared")
+    keyring.save(directory / "keyring.json")
+    with engine.begin() as connection:
+        record_keys(connection, keyring)
+    made = World(
+        url=url,
+        engine=engine,
+        keyring=keyring,
+        keyring_path=directory / "keyring.json",
+        registration=RegistryChanges(engine, keyring, actor="tester@test"),
+        directory=directory,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JOURNAL", str(made.journal_path))
+        try:
+            yield made
+        finally:
+            made.end()
+            engine.dispose()
+            drop_database(url)
+
+
+@pytest.fixture(scope="module")
+def warm(shared: World) -> Iterator[HandlerSlot]:
+    """A place for one handler process in the module's world, kept from test to test."""
+    slot = HandlerSlot(lambda: init_message(shared.settings(), shared.url))
+    yield slot
+    slot.close()
+
+
+@pytest.fixture
+def place(shared: World) -> str:
+    """The name of a destination in the module's world that is the test's alone, and so are its lanes."""
+    name = f"d{next(_numbers)}"
+    shared.add_destination(name)
+    return name

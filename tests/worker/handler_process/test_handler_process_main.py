@@ -1,0 +1,234 @@
+"""Facts about the handler process itself, talked to over its control channel as its parent does."""
+
+from __future__ import annotations
+
+import fcntl
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from receiver.errors import ConfigurationError
+from receiver.retry_policy import RetryPolicy
+from receiver.storage.queue import lanes
+from receiver.worker.handler_process.bootstrap import init_message
+from receiver.worker.handler_process.ipc import Ended, Failed, LaneDone, LeaseUntil, LeaveLane, Ready, RunLanes, Started
+from receiver.worker.handler_process.supervisor import HandlerProcess
+from tests.worker.world import PLUGIN, Sent, World, gone, until
+
+
+@pytest.fixture
+def process(shared: World) -> Iterator[HandlerProcess]:
+    """A handler process that is ready."""
+    process = HandlerProcess(init_message(shared.settings(), shared.url))
+    process.start()
+    yield process
+    process.kill()
+
+
+def run(world: World, process: HandlerProcess, sent: Sent, *, lease: float = 60.0, **more: Any) -> None:
+    """Have it run the lane under a lease that the database thinks is long."""
+    with world.engine.connect() as connection:
+        fence = lanes.claim(connection.execution_options(isolation_level="AUTOCOMMIT"), sent.lane, "tester", 600)
+    assert fence is not None
+    handler, destination, _ = sent.lane.split("/", 2)
+    now = time.monotonic()
+    process.command(
+        RunLanes(
+            lanes=((sent.lane, fence.epoch),),
+            owner="tester",
+            handler=handler,
+            destination=destination,
+            timeout=600,
+            policy=RetryPolicy(max_attempts=2, on_failure="dead"),
+            until=now + lease,
+            leave_at=now + 60,
+            **more,
+        )
+    )
+
+
+def hear(process: HandlerProcess, patience: float = 60.0) -> Any:
+    """What it says next."""
+    return process.hear(time.monotonic() + patience)
+
+
+def unread(process: HandlerProcess) -> int:
+    """Bytes that it was told and has not read."""
+    return int.from_bytes(fcntl.ioctl(process._channel.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+
+
+def test_what_is_said(shared: World, process: HandlerProcess, place: str) -> None:
+    """A handler's start and end are told around each run, and why the lane was left."""
+    shared.enable("scripted", place)
+    sent = shared.hand("nothing", "raise", destination=place)
+    first, second = (each["id"] for each in sent.deliveries())
+    run(shared, process, sent)
+
+    assert [hear(process) for _ in range(5)] == [
+        Started(lane=sent.lane, delivery=first, attempt=1),
+        Ended(),
+        Started(lane=sent.lane, delivery=second, attempt=1),
+        Ended(),
+        LaneDone(why="waiting"),
+    ]
+
+
+def test_told_to_leave(shared: World, process: HandlerProcess, place: str) -> None:
+    """A process that is told to leave does so after the handler that runs."""
+    shared.enable("patient-one", place)
+    flag = shared.flag(f"go-{place}")
+    sent = shared.hand(f"wait_for:{flag}", "nothing", destination=place)
+    run(shared, process, sent)
+    assert isinstance(hear(process), Started)
+    sent.until_begun()
+    process.tell(LeaveLane())
+    process.tell(LeaseUntil(until=time.monotonic() + 60))
+    until(lambda: unread(process) == 0, "it has heard")
+    flag.touch()
+
+    assert [hear(process), hear(process)] == [Ended(), LaneDone(why="time")]
+    assert sent.states() == ["succeeded", "pending"]
+
+
+@pytest.mark.parametrize("deed", ["loop", "sleep", "fork", "hold_interpreter"])
+def test_a_lease_that_ends(shared: World, process: HandlerProcess, place: str, deed: str) -> None:
+    """A process whose lease ends kills itself, whatever the handler does, also when its parent is frozen."""
+    shared.enable("patient-one", place)
+    sent = shared.hand(deed, destination=place)
+    run(shared, process, sent, lease=2.0)  # it has to connect first
+    begun = sent.until_begun()  # and nobody listens: that is a frozen parent
+
+    until(process.ended, "it has ended")
+    for line in sent.journal("forked"):
+        until(partial(gone, line["child"]), "the forked process has ended")
+    assert begun["pid"] == process.pid
+
+
+def test_a_lease_that_is_renewed(shared: World, process: HandlerProcess, place: str) -> None:
+    """A process whose lease is renewed goes on."""
+    shared.enable("patient-one", place)
+    sent = shared.hand("sleep:2", destination=place)
+    run(shared, process, sent, lease=1.0)
+    for _ in range(20):
+        if sent.states() == ["succeeded"]:
+            break
+        process.tell(LeaseUntil(until=time.monotonic() + 5))
+        time.sleep(0.2)
+
+    assert [type(hear(process)) for _ in range(3)] == [Started, Ended, LaneDone]
+    assert sent.states() == ["succeeded"]
+
+
+PARENT = """
+import sys, time
+from receiver import settings
+from receiver.worker.handler_process.bootstrap import hello
+from receiver.worker.handler_process.supervisor import Slot
+from receiver.worker.leases import Leases
+from receiver.worker.lane_run import stay
+from receiver.protocol.registry import Subscription
+from receiver.database.engine import open_engine
+table = settings.load()
+url = table.database_url.get_secret_value()
+slot = Slot(lambda: hello(table, url))
+subscription = Subscription(id=1, handler="patient-one", role="handler", patterns=("*",), timeout=600)
+stay(slot, Leases(open_engine(url), "parent"), sys.argv[1], subscription, lease=600, leave_after=600)
+"""
+
+
+@pytest.mark.parametrize("deed", ["loop", "sleep", "fork"])
+def test_a_parent_that_is_killed(shared: World, place: str, deed: str) -> None:
+    """When its parent is killed a handler process ends at once, and with it all that the handler has started."""
+    shared.enable("patient-one", place)
+    sent = shared.hand(deed, destination=place)
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, sent.lane], env=shared.environment())
+    try:
+        begun = sent.until_begun()
+        until(lambda: deed != "fork" or sent.journal("forked"), "forked")
+    finally:
+        parent.kill()
+        parent.wait(30)
+
+    until(partial(gone, begun["pid"]), "the handler process has ended")
+    for line in sent.journal("forked"):
+        until(partial(gone, line["child"]), "the forked process has ended")
+
+
+def test_what_is_printed_goes_nowhere(shared: World, process: HandlerProcess, place: str) -> None:
+    """What a handler prints reaches neither the control channel nor any file of ours; what it logs comes as an event
+    with those of its fields that may be printed, and the number of the others."""
+    shared.enable("scripted", place)
+    sent = shared.hand("print", "log", destination=place)
+    uuid, delivery = sent.receipts[1].uuid, sent.deliveries()[1]["id"]
+    with capture_logs() as lines:
+        run(shared, process, sent)
+        assert [type(hear(process)) for _ in range(5)] == [Started, Ended, Started, Ended, LaneDone]
+
+    bound = {"handler": "scripted", "destination": place, "uuid": uuid, "delivery": delivery, "attempt": 1}
+    assert lines == [
+        {"event": "bed.assigned", "log_level": "info", "count": 7, "dropped": 1, **bound},
+        {"event": "log.unnamed", "log_level": "warning", **bound},
+    ]
+    assert sent.states() == ["succeeded", "succeeded"]
+
+
+def test_it_says_what_it_cannot_load(shared: World, place: str) -> None:
+    """A handler that cannot be imported is told of by name when it is to be run, not before: others still run."""
+    given = init_message(shared.settings(handlers=(PLUGIN,)), shared.url, ("scripted", "nobody's"))
+    process = HandlerProcess(given)
+    try:
+        process.start()
+        shared.enable("scripted", place)
+        sent = shared.hand("nothing", destination=place)
+        now = time.monotonic()
+        process.command(
+            RunLanes(
+                lanes=(("nobodys/d/source:s", 1),),
+                owner="tester",
+                handler="nobodys",
+                destination="d",
+                timeout=1,
+                policy=RetryPolicy(max_attempts=1, on_failure="dead"),
+                until=now + 60,
+                leave_at=now + 60,
+            )
+        )
+        said = hear(process)
+        assert isinstance(said, Failed)
+        assert "there is no handler nobodys on this host" in said.error
+        run(shared, process, sent)
+        assert [type(hear(process)) for _ in range(3)] == [Started, Ended, LaneDone]
+    finally:
+        process.kill()
+
+
+def test_a_broken_keyring(shared: World) -> None:
+    """A process that cannot read the keyring says so and ends."""
+    damaged = shared.directory / "damaged.json"
+    damaged.write_text("{")
+    damaged.chmod(0o600)
+    process = HandlerProcess(init_message(shared.settings(keyring=damaged), shared.url))
+    try:
+        with pytest.raises(ConfigurationError, match="damaged"):
+            process.start()
+        until(process.ended, "it has ended")
+    finally:
+        process.kill()
+
+
+def test_nonsense_on_the_channel(shared: World) -> None:
+    """A process that is told nonsense ends, and does nothing."""
+    process = HandlerProcess(init_message(shared.settings(), shared.url))
+    try:
+        process.tell(Ready())  # type: ignore[arg-type]  # what a parent never says
+        until(process.ended, "it has ended")
+    finally:
+        process.kill()
+    assert gone(process.pid)

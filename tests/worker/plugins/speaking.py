@@ -1,0 +1,46 @@
+"""Handlers that speak to Redox; what they do is in the message."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import text
+
+from receiver.handlers import Context, GiveUp, Message, handler, responder
+
+
+def note(number: int, to: str) -> dict[str, Any]:
+    """A message to Redox that says which one it answers."""
+    return {"Meta": {"DataModel": "Notes", "EventType": "New", "Destinations": [{"ID": to}]}, "N": number}
+
+
+@handler("PatientAdmin.*", name="reply")
+def reply(message: Message, context: Context) -> None:
+    """Answer by a message, by way of the outbox; then succeed, fail once, or give up."""
+    number, do = message.data["N"], message.data["Do"]
+    context.connection.execute(text("SELECT 1"))
+    context.outbox.send(note(number, message.data.get("To", "destination-1")))
+    if do == "fail-once" and context.attempt == 1:
+        raise RuntimeError
+    if do == "give-up":
+        raise GiveUp("asked_to")
+
+
+@handler("Order.*", name="ask")
+def ask(message: Message, context: Context) -> None:
+    """Ask Redox at once, and answer by what it said."""
+    number = message.data["N"]
+    found = context.redox.query(
+        {"Meta": {"DataModel": "PatientSearch", "EventType": "Query", "Destinations": [{"ID": "search"}]}, "N": number}
+    )
+    context.outbox.send({**note(number, "destination-1"), "Found": found.data["Patient"]})
+
+
+@responder("PatientSearch.Query", name="relay")
+def relay(message: Message, context: Context) -> dict[str, Any]:
+    """Answer a query by what Redox says."""
+    found = context.redox.query(
+        {"Meta": {"DataModel": "PatientSearch", "EventType": "Query", "Destinations": [{"ID": "search"}]}}
+    )
+    context.outbox.send(note(message.data["N"], "destination-1"))
+    return {"Meta": {"DataModel": "PatientSearch", "EventType": "Response"}, "Patient": found.data["Patient"]}

@@ -1,0 +1,229 @@
+"""Facts about finding handlers: installed plugins, modules, and what keeps a process from starting."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from receiver.errors import ConfigurationError
+from receiver.storage.registry.changes import HandlerSpec
+from receiver.worker import discovery
+from receiver.worker.discovery import PluginError
+from tests.worker.world import PLUGIN
+
+Install = Callable[..., None]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Installs a distribution with one module and its entry points, as pip would."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def put(distribution: str, module: str, source: str, **points: str) -> None:
+        (tmp_path / f"{module}.py").write_text(dedent(source))
+        info = tmp_path / f"{distribution}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(
+            "\n".join(["[redox_receiver.handlers]", *(f"{name} = {value}" for name, value in points.items())])
+        )
+        importlib.invalidate_caches()
+
+    return put
+
+
+BEDS = """
+    from receiver.handlers import handler, responder
+    @handler("PatientAdmin.*", name="beds", ordering="none")
+    def beds(message, context): ...
+    @responder("PatientSearch.Query", name="search")
+    def search(message, context): ...
+    other_name = beds
+"""
+
+
+def test_found_is_not_imported(install: Install) -> None:
+    """What is installed is listed with where it comes from, and imported only when it is asked for."""
+    install("acme-beds", "acme_beds", BEDS, beds="acme_beds:beds", search="acme_beds:search")
+    install("broken", "broken", "raise RuntimeError('do not import me')", broken="broken:nothing")
+
+    assert [(each.name, each.origin) for each in discovery.found() if each.name in ("beds", "broken")] == [
+        ("beds", "entry point beds = acme_beds:beds of acme-beds 1.0"),
+        ("broken", "entry point broken = broken:nothing of broken 1.0"),
+    ]
+    assert not {"acme_beds", "broken"} & sys.modules.keys()
+    loaded = discovery.load_handlers({"beds", "not-installed"}, ()).loaded
+    assert list(loaded) == ["beds"]
+    assert "broken" not in sys.modules
+
+
+def test_its_spec(install: Install) -> None:
+    """A loaded handler's spec is what stands in the registry."""
+    install("acme-beds", "acme_beds", BEDS, beds="acme_beds:beds")
+    loaded = discovery.load_handler("beds", ())
+
+    assert loaded.spec == HandlerSpec(
+        handler="beds",
+        role="handler",
+        patterns=("PatientAdmin.*",),
+        ordering="none",
+        patient_key=None,
+        acknowledge="after_commit",
+        on_failure="dead",
+        max_attempts=10,
+        timeout=60.0,
+    )
+    assert not loaded.development
+
+
+def test_modules(install: Install) -> None:
+    """All that a module of RECEIVER_HANDLERS holds is loaded, each function once."""
+    install("acme-beds", "acme_beds", BEDS, beds="acme_beds:beds")
+    loaded = discovery.load_handlers({"beds"}, ["acme_beds"]).loaded
+
+    assert sorted(loaded) == ["beds", "search"]
+    assert all(each.development for each in loaded.values())  # also where the plugin is installed besides
+    assert loaded["beds"].origin == "module acme_beds of RECEIVER_HANDLERS"
+
+
+def test_the_test_plugin() -> None:
+    """The handlers that the other tests use are found in their module."""
+    assert {"scripted", "search", "within"} <= discovery.load_handlers((), [PLUGIN]).loaded.keys()
+
+
+@pytest.mark.parametrize(
+    ("source", "point", "says"),
+    [
+        (
+            "raise RuntimeError('no licence')",
+            "bad:bad",
+            "entry point bad = bad:bad of bad 1.0 cannot be imported: RuntimeError: no licence",
+        ),
+        ("import sys; sys.exit(3)", "bad:bad", "cannot be imported: SystemExit: 3"),
+        ("import no_such_library", "bad:bad", "cannot be imported: ModuleNotFoundError"),
+        ("", "bad:bad", "cannot be imported: AttributeError"),
+        ("def bad(message, context): ...", "bad:bad", "that is not a function with @handler or @responder"),
+        (
+            "from receiver.handlers import handler\n@handler('*', name='good')\ndef bad(message, context): ...",
+            "bad:bad",
+            "it is declared with name='good': the two must be the same",
+        ),
+        (
+            "from receiver.handlers import handler\n@handler('*', name='bad', ordring='none')\ndef bad(m, c): ...",
+            "bad:bad",
+            "cannot be imported: TypeError: .*ordring",
+        ),
+        (
+            "from receiver.handlers import handler\n@handler('*', name='bad', timeout=0)\ndef bad(m, c): ...",
+            "bad:bad",
+            "entry point bad = bad:bad of bad 1.0: @handler bad: timeout is more than 0",
+        ),
+    ],
+)
+def test_what_cannot_be_loaded(install: Install, source: str, point: str, says: str) -> None:
+    """A plugin that cannot be loaded is named with the reason, and the others are loaded."""
+    install("bad", "bad", source, bad=point)
+    install("acme-beds", "acme_beds", BEDS, beds="acme_beds:beds")
+
+    plugins = discovery.load_handlers({"bad", "beds"}, ())
+    assert list(plugins.loaded) == ["beds"]
+    [failure] = plugins.failures
+    assert failure.handler == "bad"
+    assert re.search(says, failure.message)
+    with pytest.raises(PluginError, match=says):
+        discovery.load_handler("bad", ())
+
+
+@pytest.mark.parametrize(
+    ("source", "place", "told", "hidden"),
+    [
+        ("x = 1\nraise RuntimeError('password canary')", "bad:2", "RuntimeError", "canary"),
+        ("import no_such_library", "bad:1", "No module named 'no_such_library'", None),
+        ("x = 1\ndef broken(:\n", r"/bad\.py:2", "SyntaxError", None),
+    ],
+)
+def test_where_an_import_failed(install: Install, source: str, place: str, told: str, hidden: str | None) -> None:
+    """A failure names its place in the plugin; its summary, for logs, quotes no text but that of Python's own errors."""
+    install("bad", "bad", source, bad="bad:bad")
+
+    [failure] = discovery.load_handlers({"bad"}, ()).failures
+    assert re.search(place, failure.place or "")
+    assert told in failure.summary
+    assert hidden is None or (hidden in failure.message and hidden not in failure.summary + repr(failure))
+
+
+def test_a_module_without_handlers(install: Install) -> None:
+    """A module of RECEIVER_HANDLERS that holds no handler, or does not exist, is a mistake."""
+    install("empty", "empty", "")
+    empty, missing = discovery.load_handlers((), ["empty", "no_such"]).failures
+    assert empty.message == "module empty of RECEIVER_HANDLERS: there is no @handler or @responder in it"
+    assert missing.message.startswith("module no_such of RECEIVER_HANDLERS cannot be imported: ModuleNotFoundError")
+    assert empty.handler is missing.handler is None
+
+
+def test_a_broken_module_beside_others(install: Install) -> None:
+    """A module that cannot be imported keeps no other handler from being loaded, in a handler process either; a handler
+    that may be in it is named with its failure."""
+    install("acme-beds", "acme_beds", BEDS, beds="acme_beds:beds")
+    assert discovery.load_handler("beds", ["no_such"]).declaration.name == "beds"
+    with pytest.raises(PluginError, match="module no_such of RECEIVER_HANDLERS cannot be imported"):
+        discovery.load_handler("elsewhere", ["no_such"])
+
+
+def test_two_of_one_name(install: Install) -> None:
+    """Two handlers of one name are told apart by nobody: both are named."""
+    install("acme-beds", "acme_beds", BEDS, beds="acme_beds:beds")
+    install("other-beds", "other_beds", BEDS, beds="other_beds:beds")
+
+    for modules, says in (
+        ((), r"two handlers are named beds: .*-beds 1\.0 and .*-beds 1\.0"),
+        (("acme_beds",), r"two handlers are named beds: module acme_beds .* and entry point"),
+    ):
+        plugins = discovery.load_handlers({"beds"}, modules)
+        assert "beds" not in plugins.loaded
+        assert [re.match(says, each.message) is not None for each in plugins.failures] == [True]
+
+
+def test_one_that_is_nowhere() -> None:
+    """A handler that is not on this host is named."""
+    with pytest.raises(ConfigurationError, match="there is no handler nowhere on this host: install its plugin"):
+        discovery.load_handler("nowhere", ())
+
+
+def spec(name: str, role: str, *patterns: str) -> HandlerSpec:
+    """A spec of which only these matter."""
+    return HandlerSpec(
+        handler=name,
+        role=role,
+        patterns=patterns,
+        ordering="source",
+        patient_key=None,
+        acknowledge="after_commit",
+        on_failure="dead",
+        max_attempts=1,
+        timeout=1,
+    )
+
+
+def test_one_responder_for_a_query() -> None:
+    """Two responders for one query at one destination are both named, with the command that fixes it. At two
+    destinations, or beside handlers, they are welcome."""
+    one, two = spec("one", "responder", "Order.Query", "Notes.Query"), spec("two", "responder", "Notes.Query")
+    assert discovery.responder_conflicts({"lab": [one, spec("all", "handler", "*")], "ward": [two]}) == []
+
+    assert discovery.responder_conflicts({"lab": [one, two]}) == [
+        (
+            "two",
+            "lab",
+            (
+                "Notes.Query is answered by both one and two at lab: run `redox-receiver handlers disable two "
+                "--destination lab`"
+            ),
+        )
+    ]

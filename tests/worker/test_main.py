@@ -1,0 +1,606 @@
+"""Facts about delivery workers: real processes, killed, frozen, stopped and started at every moment that matters."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from receiver.database.embedded.cluster import Cluster
+from receiver.database.engine import open_engine
+from receiver.storage.registry.changes import RegistryChanges
+from receiver.worker import discovery
+from tests.worker.plugins.scripted import PATIENT
+from tests.worker.world import PLUGIN, ROOT, Sent, World, gone, handler_processes, until
+
+# A worker that is told to stop gives handlers half a minute.
+STOPPED_WITHIN = 50.0
+
+
+@pytest.fixture(scope="module")
+def working(shared: World) -> Iterator[World]:
+    """The module's world, with one worker in it that pauses a handler after three deaths."""
+    process = shared.start_worker(RECEIVER_CONCURRENCY="2", RECEIVER_PAUSE_AFTER_DEAD="3")
+    yield shared
+    stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> int:
+    """Stop a worker in order; its exit status."""
+    process.send_signal(signal.SIGTERM)
+    return process.wait(STOPPED_WITHIN)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """End a worker as a power cut does."""
+    process.kill()
+    process.wait(30)
+
+
+def until_gone(pids: list[int]) -> None:
+    until(lambda: all(gone(pid) for pid in pids), "no handler process is left")
+
+
+# --- one worker
+
+
+def test_strict_order(working: World, place: str) -> None:
+    """Every lane runs in its order, whatever fails in between, and lanes do not wait for one another."""
+    working.enable("scripted", place)
+    one = working.hand("nothing", "raise:2", "nothing", "exit", "give_up", "nothing", destination=place, source="1")
+    two = working.hand(*["nothing"] * 100, destination=place, source="2")
+    two.until_done()
+    one.until_done()
+
+    assert one.states() == ["succeeded", "succeeded", "succeeded", "dead", "dead", "succeeded"]
+    assert one.ran() == [1, 2, 2, 3, 4, 4, 5, 6]
+    assert two.ran() == list(range(1, 101))
+
+
+def test_a_hung_handler_stops_nobody_else(working: World, place: str) -> None:
+    """While a handler hangs, another lane runs; the hung one is ended in time, and its lane goes on."""
+    working.enable("fragile", place)
+    hung = working.hand("loop", "nothing", destination=place, source="1")
+    begun = hung.until_begun()
+    other = working.hand("nothing", "nothing", destination=place, source="2")
+    other.until_states("succeeded", "succeeded")
+    hung.until_states("dead", "succeeded")
+
+    assert hung.outcomes() == ["timed_out", "succeeded"]
+    assert gone(begun["pid"])
+
+
+def test_many_dead_pause_the_handler(working: World, place: str) -> None:
+    """After so many deaths of one error class the handler is paused at that destination, audited, and what is left
+    stays pending; resumed, it goes on."""
+    working.enable("fragile", place)
+    sent = working.hand("raise", "give_up", "raise", "raise", "raise", "nothing", destination=place)
+
+    def paused() -> object:
+        return working.rows(
+            "SELECT s.pause_reason FROM subscriptions s JOIN destinations d ON d.id = destination_id "
+            "WHERE d.name = :place AND paused_at IS NOT NULL",
+            place=place,
+        )
+
+    assert until(paused, "it is paused") == [{"pause_reason": "many_dead:ValueError"}]
+    sent.until_states("dead", "dead", "dead", "dead", "pending", "pending")
+
+    [told] = working.rows(
+        "SELECT actor, subject FROM audit_events WHERE action = 'handler.pause' AND destination = :place", place=place
+    )
+    assert told["actor"].startswith("worker:")
+    assert sent.deliveries()[4]["attempts"] == 0
+    working.execute("DELETE FROM deliveries WHERE id = :id", id=sent.deliveries()[4]["id"])
+    working.registration.resume_handler("fragile", datetime.now(UTC), destination=place)
+    until(lambda: sent.states()[-1] == "succeeded", "it goes on")
+
+
+def test_enabled_while_it_runs(working: World, place: str) -> None:
+    """A handler that is enabled runs without a restart; disabled, what is pending stays."""
+    working.enable("by-patient", place)
+    sent = working.hand("nothing", destination=place)
+    sent.until_states("succeeded")
+
+    before = working.hand("raise", "nothing", destination=place)
+    until(before.attempts, "it has failed once")
+    working.registration.disable_handler(place, "by-patient", datetime.now(UTC))
+    working.let_time_pass()
+    after = working.hand("nothing", destination=place)
+    assert after.states() == []
+    assert before.states() == ["pending", "pending"]
+
+
+def test_patients_are_indexed(working: World, place: str) -> None:
+    """The identifiers of every message's patients are digested, handled or not; an unreadable one is done too."""
+    sent = working.hand("nothing", destination=place, patient="4711")
+    [message] = [each.message_id for each in sent.receipts]
+    until(lambda: working.rows("SELECT FROM patient_digests WHERE message_id = :id", id=message), "it is indexed")
+
+    until(lambda: not working.rows("SELECT FROM messages WHERE patients_indexed_at IS NULL"), "all are indexed")
+
+
+def test_it_says_that_it_lives(working: World) -> None:
+    """A worker says where it is, what it has loaded, and that it lives."""
+    [row] = until(lambda: working.rows("SELECT * FROM workers"), "it has said so")
+    assert row["pid"] == working.processes[0].pid
+    assert {"scripted", "within", "by-patient"} <= set(row["handlers"])
+    assert "search" not in row["handlers"]  # responders run in the receiver
+
+
+def test_nothing_of_a_patient_s_in_the_log(working: World, place: str) -> None:
+    """Neither what handlers print, log or raise with a patient's name in it is in any line of the worker."""
+    working.enable("fragile", place)
+    sent = working.hand("print", "log", "raise", "nothing", destination=place)
+    sent.until_done()
+
+    log = working.log_path.read_text()
+    assert '"event": "bed.assigned"' in log
+    assert PATIENT.lower() not in log.lower()
+
+
+# --- at its start and its end
+
+
+def problems(world: World) -> list[dict[str, Any]]:
+    """What processes report of handlers, by handler."""
+    return world.rows(
+        "SELECT handler, destination, kind, error_class, place, detail FROM handler_problems ORDER BY handler, kind"
+    )
+
+
+def test_a_plugin_that_cannot_be_imported(world: World) -> None:
+    """A plugin that cannot be imported keeps a worker from nothing: the others run, and what failed is reported with
+    its error and place, in the log and in the database, until it can be imported."""
+    (world.directory / "fresh.py").write_text("import no_such_library\n")
+    world.enable("scripted")
+    sent = world.hand("nothing")
+    process = world.start_worker(RECEIVER_HANDLERS=f"fresh,{PLUGIN}", PYTHONPATH=f"{world.directory}:{ROOT}")
+    sent.until_states("succeeded")
+
+    [problem] = until(lambda: problems(world), "it is reported")
+    assert problem["detail"].startswith("module fresh of RECEIVER_HANDLERS cannot be imported: ModuleNotFoundError")
+    assert (problem["kind"], problem["error_class"], problem["place"]) == (
+        "plugin_not_loaded",
+        "ModuleNotFoundError",
+        "fresh:1",
+    )
+    assert '"event": "handler.not_loaded"' in world.log_path.read_text()
+    (world.directory / "fresh.py").write_text(
+        "from receiver.handlers import handler\n@handler('*', name='fresh')\ndef fresh(m, c): ...\n"
+    )
+    world.enable("fragile")  # what changes the registry has them looked for again
+    until(lambda: not problems(world), "it is over")
+    assert stop(process) == 0
+
+
+def test_two_responders_for_one_query(world: World) -> None:
+    """Two responders for one query at one destination are both named, and the worker works on."""
+    world.enable("search")
+    world.enable("scripted")
+    world.execute("""
+        INSERT INTO subscriptions (destination_id, handler, role, patterns, ordering, acknowledge, on_failure,
+                                   max_attempts, timeout, mac, mac_key)
+        SELECT destination_id, 'rival', role, '{Notes.Query}', ordering, acknowledge, on_failure, max_attempts, timeout,
+               mac, mac_key FROM subscriptions WHERE handler = 'search'""")
+    _sign(world)
+    sent = world.hand("nothing")
+    process = world.start_worker(RECEIVER_HANDLERS="tests.worker.plugins.scripted,tests.worker.plugins.rival")
+    sent.until_states("succeeded")
+    until(
+        lambda: any(
+            "PatientSearch.Query is answered by both search and rival at lab" in each["detail"]
+            for each in problems(world)
+        ),
+        "it is reported",
+    )
+    assert stop(process) == 0
+
+
+def test_two_responders_in_development(world: World) -> None:
+    """So is a module of RECEIVER_HANDLERS whose responder would be the second one of a development destination."""
+    world.add_destination("dev", environment="development")
+    world.enable("search", "dev")
+    process = world.start_worker(RECEIVER_HANDLERS="tests.worker.plugins.rival")
+    [problem] = until(lambda: problems(world), "it is reported")
+    assert (problem["handler"], problem["destination"], problem["detail"]) == (
+        "rival",
+        "dev",
+        (
+            "rival (module tests.worker.plugins.rival of RECEIVER_HANDLERS): PatientSearch.Query is answered by search "
+            "at dev: a query has one responder"
+        ),
+    )
+    assert stop(process) == 0
+    assert problems(world) == []
+
+
+def test_a_plugin_broken_under_a_live_worker(world: World) -> None:
+    """A handler that a worker has loaded and whose processes cannot load it is reported, and no more once they can."""
+    code = "from receiver.handlers import handler\n@handler('*', name='fresh')\ndef fresh(m, c): ...\n"
+    (world.directory / "fresh.py").write_text(code)
+    world.registration.enable_handler(
+        "lab", replace(discovery.load_handler("scripted", [PLUGIN]).spec, handler="fresh"), datetime.now(UTC)
+    )
+    process = world.start_worker(RECEIVER_HANDLERS="fresh", PYTHONPATH=f"{world.directory}:{ROOT}")
+    until(lambda: world.rows("SELECT FROM workers WHERE 'fresh' = ANY(handlers)"), "it is loaded")
+    (world.directory / "fresh.py").write_text("raise RuntimeError('half an upgrade, canary')\n")
+    sent = world.hand("nothing")
+
+    [problem] = until(lambda: problems(world), "it is reported")
+    assert (problem["handler"], problem["kind"], problem["error_class"], problem["place"]) == (
+        "fresh",
+        "handler_not_started",
+        "RuntimeError",
+        "fresh:1",
+    )
+    assert "canary" not in problem["detail"] + world.log_path.read_text()
+    (world.directory / "fresh.py").write_text(code)
+    sent.until_states("succeeded")
+    until(lambda: not problems(world), "it is over")
+    assert stop(process) == 0
+
+
+def test_a_failing_handler_in_the_log(working: World, place: str) -> None:
+    """Each failed attempt and each death is a line with class, frames and SQLSTATE, without the text of the error; a
+    time-out has the frames where the handler hung; our own configuration error has its text."""
+    working.enable("scripted", place)
+    sent = working.hand("raise", "sql_error", "no_key", destination=place)
+
+    def dead() -> bool:
+        working.let_time_pass()
+        return "pending" not in sent.states()
+
+    until(dead, "they are dead")
+
+    lines = [json.loads(line) for line in working.log_path.read_text().splitlines()]
+    mine = [line for line in lines if line.get("logger") == "receiver.delivery" and line["destination"] == place]
+    first = [line for line in mine if line["handler"] == "scripted" and line["error_class"] == "ValueError"]
+    assert [line["event"] for line in first] == ["delivery.failed", "delivery.dead"]
+    assert first[0]["frames"][-1].startswith("tests.worker.plugins.scripted:")
+    assert {line["sqlstate"] for line in mine if line["error_class"] == "ProgrammingError"} == {"42P01"}
+    assert all("has no API key" in line["error"] for line in mine if line["error_class"] == "ConfigurationError")
+    assert PATIENT not in working.log_path.read_text()
+
+
+def test_where_a_hung_handler_hung(working: World, place: str) -> None:
+    """The frames of a time-out are those of the handler as it was killed, in Python code or in a library's call, which
+    the question does not interrupt."""
+    working.enable("brief", place)
+    sent = working.hand("loop", "hold_interpreter", destination=place)
+    sent.until_states("dead", "dead")
+    for attempt, name in zip(sent.attempts(), ("_loop", "_hold_interpreter"), strict=True):
+        assert attempt["outcome"] == "timed_out"
+        assert [frame.split(":")[0] + ":" + frame.split(":")[2] for frame in attempt["error_frames"]] == [
+            "tests.worker.plugins.scripted:brief",
+            "tests.worker.plugins.scripted:act",
+            f"tests.worker.plugins.scripted:{name}",
+        ]
+
+
+def _sign(world: World) -> None:
+    """Give the subscriptions that SQL made the MAC that a registration would."""
+    registration = RegistryChanges(world.engine, world.keyring, actor="tester@test")
+    from receiver.storage import schema
+
+    with world.engine.begin() as connection:
+        for row in connection.execute(text("SELECT id FROM subscriptions")).all():
+            registration._sign(connection, schema.subscriptions, row.id)
+
+
+def test_development_binds_by_itself(world: World) -> None:
+    """What a module of RECEIVER_HANDLERS holds is bound to development destinations, and to no other; what somebody
+    has disabled there stays so."""
+    world.add_destination("dev", environment="development")
+    world.enable("fragile", "dev")
+    world.registration.disable_handler("dev", "fragile", datetime.now(UTC))
+    process = world.start_worker()
+    query = (
+        "SELECT d.name, s.handler, s.enabled FROM subscriptions s JOIN destinations d ON d.id = s.destination_id "
+        "ORDER BY s.handler"
+    )
+    until(
+        lambda: {"scripted", "search", "within"} <= {row["handler"] for row in world.rows(query) if row["enabled"]},
+        "they are bound",
+    )
+
+    bound = {row["handler"]: row["enabled"] for row in world.rows(query)}
+    assert bound["fragile"] is False
+    assert {row["name"] for row in world.rows(query)} == {"dev"}
+    sent = world.hand("nothing", destination="dev")
+    until(lambda: "succeeded" in sent.states(), "they run")
+    assert stop(process) == 0
+
+
+def test_what_it_declares_now(world: World) -> None:
+    """A worker writes down what a handler declares now, where the registry says what it declared once."""
+    world.enable("scripted")
+    world.execute("UPDATE subscriptions SET max_attempts = 99, timeout = 1")
+    _sign(world)
+    process = world.start_worker()
+    until(lambda: world.rows("SELECT FROM subscriptions WHERE max_attempts = 2 AND timeout = 3"), "it is written down")
+    assert world.rows("SELECT actor FROM audit_events WHERE action = 'handler.enable' AND actor LIKE 'worker:%'")
+    assert stop(process) == 0
+
+
+def test_a_handler_that_is_not_loaded(world: World) -> None:
+    """A delivery whose handler is loaded nowhere stays pending; as soon as a worker has it, it runs."""
+    world.enable("scripted")
+    sent = world.hand("nothing", "nothing")
+    process = world.start_worker(RECEIVER_HANDLERS="tests.worker.plugins.plain")
+    until(lambda: world.rows("SELECT FROM workers"), "the worker works")
+    until(lambda: '"event": "handler.not_installed", "handler": "scripted"' in world.log_path.read_text(), "it is told")
+    assert [(each["state"], each["attempts"]) for each in sent.deliveries()] == [("pending", 0)] * 2
+    assert stop(process) == 0
+
+    process = world.start_worker()
+    sent.until_states("succeeded", "succeeded")
+    assert stop(process) == 0
+
+
+def test_stopped_in_order(world: World) -> None:
+    """A worker that is told to stop lets its handler end, starts no other, gives its lanes back and leaves nothing."""
+    world.enable("patient-one")
+    flag = world.flag("go")
+    sent = world.hand(f"wait_for:{flag}", "nothing")
+    process = world.start_worker()
+    begun = sent.until_begun()
+    process.send_signal(signal.SIGTERM)
+    until(lambda: "worker.stopping" in world.log_path.read_text(), "it stops")
+    flag.touch()
+
+    assert process.wait(STOPPED_WITHIN) == 0
+    assert sent.states() == ["succeeded", "pending"]
+    assert gone(begun["pid"])
+    assert world.rows("SELECT owner FROM lanes") == [{"owner": None}]
+    assert world.rows("SELECT FROM workers") == []
+
+
+def test_stopped_at_once(world: World) -> None:
+    """Told twice, a worker kills its handler; the attempt is not used up, and the next worker runs it at once."""
+    world.enable("patient-one")
+    sent = world.hand("sleep", "nothing")
+    process = world.start_worker()
+    begun = sent.until_begun()
+    process.send_signal(signal.SIGTERM)
+    until(lambda: "worker.stopping" in world.log_path.read_text(), "it stops")
+    process.send_signal(signal.SIGTERM)
+
+    assert process.wait(STOPPED_WITHIN) == 0
+    until_gone([begun["pid"]])
+    assert [(each["state"], each["attempts"]) for each in sent.deliveries()] == [("pending", 0), ("pending", 0)]
+    assert [(each["outcome"], each["error_class"]) for each in sent.attempts()] == [("crashed", "WorkerStopped")]
+    assert world.rows("SELECT owner, state FROM lanes") == [{"owner": None, "state": "ready"}]
+
+
+# --- killed and frozen
+
+
+def test_killed_inside_a_handler(world: World) -> None:
+    """After kill -9 of a worker inside a handler the lane runs again within a minute, in its order; the attempt that
+    was lost counts, and its work in our database is there once."""
+    world.execute("CREATE TABLE effects (n integer, attempt integer)")
+    world.enable("patient-one")
+    flag = world.flag("go")
+    sent = world.hand("insert", f"insert_wait:{flag}", "insert")
+    first = world.start_worker()
+    sent.until_begun(2)
+    until(lambda: sent.journal("inserted"), "its work is done, not committed")
+    left = [each.pid for each in handler_processes(first.pid)]
+    kill(first)
+    until_gone(left)
+
+    second = world.start_worker()
+    flag.touch()
+    sent.until_states("succeeded", "succeeded", "succeeded", patience=60)
+    assert sent.ran() == [1, 2, 2, 3]
+    assert [(row["n"] - sent.first, row["attempt"]) for row in world.rows("SELECT * FROM effects ORDER BY n")] == [
+        (0, 1),
+        (1, 2),
+        (2, 1),
+    ]
+    assert [(each["outcome"], each["error_class"]) for each in sent.attempts()] == [
+        ("succeeded", None),
+        ("crashed", "WorkerLost"),
+        ("succeeded", None),
+        ("succeeded", None),
+    ]
+    assert len({line["key"] for line in sent.journal() if line["n"] == sent.numbers[1]}) == 1
+    assert stop(second) == 0
+
+
+@pytest.mark.parametrize("deed", ["insert_wait", "wait_for"])
+def test_killed_between_the_end_and_the_record(world: World, deed: str) -> None:
+    """A handler that had ended runs again when the worker is killed before that is on record; its work in our database
+    is there once all the same, and a system elsewhere sees the same idempotency key."""
+    world.execute("CREATE TABLE effects (n integer, attempt integer)")
+    world.enable("patient-one")
+    flag = world.flag("go")
+    sent = world.hand(f"{deed}:{flag}", "nothing")
+    first = world.start_worker()
+    sent.until_begun()
+    with world.engine.connect() as lock:
+        lock.execute(text("SELECT FROM lanes FOR UPDATE"))  # what records an outcome waits for it
+        flag.touch()
+        [backend] = until(
+            lambda: world.rows(
+                "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%fence%' "
+                "AND datname = current_database()"
+            ),
+            "the end is about to be recorded",
+        )
+        assert len(sent.journal("end")) == 1
+        kill(first)
+        lock.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": backend["pid"]})
+        until(lambda: not world.rows("SELECT FROM pg_stat_activity WHERE pid = :pid", pid=backend["pid"]), "it is cut")
+
+    second = world.start_worker()
+    sent.until_states("succeeded", "succeeded")
+    assert sent.ran() == [1, 1, 2]
+    assert len({line["key"] for line in sent.journal() if line["n"] == sent.first}) == 1
+    assert world.rows("SELECT attempt FROM effects") == ([{"attempt": 2}] if deed == "insert_wait" else [])
+    assert stop(second) == 0
+
+
+def test_frozen_and_back(world: World) -> None:
+    """A worker that is frozen loses its lanes to another; its handler process ends with the lease; when it comes back
+    it writes nothing, and works on."""
+    world.enable("patient-one")
+    flag = world.flag("go")
+    sent = world.hand(f"wait_for:{flag}", "nothing")
+    frozen = world.start_worker()
+    begun = sent.until_begun()
+    os.kill(frozen.pid, signal.SIGSTOP)
+    try:
+        other = world.start_worker()
+        until_gone([begun["pid"]])
+        again = sent.until_begun(times=2)
+        flag.touch()
+        sent.until_states("succeeded", "succeeded")
+    finally:
+        os.kill(frozen.pid, signal.SIGCONT)
+
+    assert again["epoch"] > begun["epoch"]
+    assert again["pid"] not in [each.pid for each in handler_processes(frozen.pid)]
+    more = world.hand(*["nothing"] * 5)
+    more.until_done()
+    assert [(each["delivery_id"], each["outcome"]) for each in sent.attempts()] == [
+        (sent.deliveries()[0]["id"], "crashed"),
+        (sent.deliveries()[0]["id"], "succeeded"),
+        (sent.deliveries()[1]["id"], "succeeded"),
+    ]
+    assert (stop(frozen), stop(other)) == (0, 0)
+
+
+def test_a_frozen_host(world: World) -> None:
+    """A whole host that is frozen, handlers and all, and comes back after its lanes were taken over, records nothing:
+    neither the success of its handler nor the work that it did."""
+    world.execute("CREATE TABLE effects (n integer, attempt integer)")
+    world.enable("patient-one")
+    flag = world.flag("go")
+    sent = world.hand(f"insert_wait:{flag}", "nothing")
+    frozen = world.start_worker()
+    begun = sent.until_begun()
+    until(lambda: sent.journal("inserted"), "its work is done, not committed")
+    for pid in (frozen.pid, begun["pid"]):
+        os.kill(pid, signal.SIGSTOP)
+    other = world.start_worker()
+    again = sent.until_begun(times=2)
+    flag.touch()
+    sent.until_states("succeeded", "succeeded")
+    for pid in (begun["pid"], frozen.pid):
+        os.kill(pid, signal.SIGCONT)
+    until_gone([begun["pid"]])
+
+    assert again["epoch"] > begun["epoch"]
+    assert world.rows("SELECT attempt FROM effects") == [{"attempt": 2}]
+    assert [each["outcome"] for each in sent.attempts()] == ["crashed", "succeeded", "succeeded"]
+    assert (stop(frozen), stop(other)) == (0, 0)
+
+
+def test_two_workers_one_killed(world: World) -> None:
+    """Two workers share the lanes; when one is killed in the midst of it, every lane runs on in its order, and what
+    was done in our database was done once."""
+    world.execute("CREATE TABLE effects (n integer, attempt integer)")
+    world.enable("scripted")
+    lanes = [world.hand(*["insert"] * 60, source=f"s{number}") for number in range(6)]
+    workers = [world.start_worker(RECEIVER_CONCURRENCY="2") for _ in range(2)]
+    until(
+        lambda: (
+            len(world.rows("SELECT DISTINCT worker FROM delivery_attempts")) == 2 or "pending" not in world.states()
+        ),
+        "both have worked",
+    )
+    kill(workers[0])
+    world.until_done()
+
+    for sent in lanes:
+        assert sent.states() == ["succeeded"] * 60
+        assert sorted(set(sent.ran())) == list(dict.fromkeys(sent.ran())) == list(range(1, 61))
+    assert len(world.rows("SELECT FROM effects")) == len(world.rows("SELECT DISTINCT n FROM effects")) == 360
+    assert stop(workers[1]) == 0
+
+
+def test_a_backlog_in_a_stuck_lane(world: World) -> None:
+    """100,000 pending deliveries in one lane that does not move do not hold up another lane."""
+    world.enable("scripted")
+    world.enable("unordered")
+    stuck = world.hand("retry_later:3600", source="stuck")
+    stuck_id = stuck.receipts[0].message_id
+    world.execute(
+        """
+        INSERT INTO deliveries (message_id, destination_id, handler, lane, inline, generation, ready_at)
+        SELECT message_id, destination_id, handler,
+               CASE handler WHEN 'unordered' THEN 'unordered/lab/any:3' ELSE lane END, inline, g,
+               CASE handler WHEN 'unordered' THEN now() + interval '1 hour' END
+        FROM deliveries, generate_series(2, 100001) g WHERE message_id = :id""",
+        id=stuck_id,
+    )
+    world.execute("UPDATE deliveries SET lane = 'unordered/lab/any:3' WHERE handler = 'unordered'")
+    process = world.start_worker()
+    until(lambda: world.rows("SELECT FROM delivery_attempts WHERE outcome = 'retry_later'"), "it is stuck")
+    others: list[Sent] = []
+    for number in range(5):
+        others.append(world.hand("nothing", "nothing", source=f"free{number}"))
+        others[-1].until_done(patience=30)
+
+    assert {state for sent in others for state in sent.states()} == {"succeeded"}
+    assert len(stuck.states()) == 200_002
+    assert not {"dead", "succeeded"} & set(stuck.states())
+    assert stop(process) == 0
+
+
+def test_postgresql_is_away(world: World, tmp_path: Path) -> None:
+    """While PostgreSQL is away a worker stays; soon after it is back the lanes run again, those that it held too."""
+    directory = Path(os.path.realpath(world.directory)) / "data"
+    with Cluster(directory).joined() as url:
+        away = _copy_of(world, url)
+        away.enable("patient-one")
+        flag = away.flag("go")
+        held = away.hand(f"wait_for:{flag}", "nothing")
+        process = away.start_worker()
+        held.until_begun()
+        cluster = Cluster(directory)
+        os.kill(cluster.pid() or 0, signal.SIGQUIT)  # at once, as in a crash
+        until(lambda: not cluster.running(), "it is down")
+        flag.touch()
+        until(lambda: "worker.database_error" in away.log_path.read_text(), "the worker has noticed")
+        cluster.start()
+        away.engine.dispose()
+        held.until_states("succeeded", "succeeded", patience=60)
+        new = away.hand("nothing", source="s2")
+        new.until_done(patience=30)
+        assert process.poll() is None
+        assert stop(process) == 0
+        away.engine.dispose()
+        world.processes.extend(away.processes)
+
+
+def _copy_of(world: World, url: str) -> World:
+    from receiver.database import migrations
+    from receiver.storage.registry.changes import record_keys
+
+    engine = open_engine(url)
+    migrations.upgrade(engine)
+    with engine.begin() as connection:
+        record_keys(connection, world.keyring)
+    made = World(
+        url=url,
+        engine=engine,
+        keyring=world.keyring,
+        keyring_path=world.keyring_path,
+        count=world.count,
+        registration=RegistryChanges(engine, world.keyring, actor="tester@test"),
+        directory=world.directory,
+    )
+    made.add_destination()
+    return made
