@@ -16,8 +16,9 @@ from tests.postgres import drop_database, new_database
 
 # What the feed or the workers write to all the time, and what grows for years.
 HOT: Final = frozenset({
-    "messages", "message_keys", "payloads", "payloads_default", "patient_digests", "deliveries", "delivery_attempts",
-    "lanes", "audit_events", "outbound_requests", "credentials", "seen_once", "procrastinate_jobs"})
+    "messages", "message_keys", "payloads", "payloads_default", "patient_digests", "patient_index_attempts",
+    "deliveries", "delivery_attempts", "lanes", "audit_events", "outbound_requests", "credentials", "seen_once",
+    "procrastinate_jobs"})
 
 _TABLE: Final = re.compile(
     r"(?:ALTER TABLE (?:IF EXISTS )?(?:ONLY )?|UPDATE (?:ONLY )?|DELETE FROM (?:ONLY )?|INSERT INTO |LOCK (?:TABLE )?|"
