@@ -28,7 +28,7 @@ from receiver.protocol import challenge, sources, verification
 from receiver.protocol.message import Head, Inbound, Message, Verified
 from receiver.protocol.reading import read
 from receiver.protocol.registry import Destination, Registry
-from receiver.protocol.verification.token import match
+from receiver.protocol.verification.token import bearer, match
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,9 +190,12 @@ def replayed(admitted: Admitted) -> Refused:
 def _handshake(handshake: challenge.Handshake, head: Head, destination: Destination, now: datetime) -> Challenged:
     """Judged by the token alone, whatever `require` says: the dashboard sends nothing else.
 
-    It may stand in either place. Where it stands in both, both must be right: beside a wrong one nothing is echoed.
+    It may stand in either place, or else be the Bearer value. Where it stands in both, both must be right: beside a
+    wrong one nothing is echoed.
     """
     presented = [token for token in (head.header("verification-token"), handshake.token) if token is not None]
+    if not presented and (token := bearer(head)) is not None:
+        presented = [token]
     if not presented:
         raise Unverified("credential_missing")
     credential, *_ = [match(token, destination, now) for token in presented]

@@ -114,7 +114,7 @@ def _data_model(body: bytes, start: int, end: int) -> Message:
     kind = _kind(meta.DataModel, meta.EventType)
     log, source = _first(meta.Logs), _mapping(meta.Source)
     log_id, message_id = _id(log.get("ID")), _id(_mapping(meta.Message).get("ID"))
-    source_id, test = _source(source.get("ID")), meta.Test is True
+    source_id, test = _source(source.get("ID")), meta.Test is not None and meta.Test is not False
     outside = sha256(memoryview(body)[:start], memoryview(body)[end:], _judged(kind, source_id, test=test))
     # No key is prescribed: the log's id names the message, Message.ID is older; else only equal bytes are a repeat.
     if log_id is not None:
@@ -176,7 +176,10 @@ def _meta(text: bytes) -> _Meta:
             return _decode_meta(text)
         except msgspec.ValidationError:  # one of its values is what Python cannot hold: the others count all the same
             pass
-    return _Meta(**{name: _bounded(memoryview(text)[start:end]) for name, (start, end) in found.items()})
+    meta = _Meta(**{name: _bounded(memoryview(text)[start:end]) for name, (start, end) in found.items()})
+    if "Test" in found:  # also what Python cannot hold marks a test
+        meta.Test = text[slice(*found["Test"])] not in (b"null", b"false")
+    return meta
 
 
 def _bounded(text: memoryview) -> Any:

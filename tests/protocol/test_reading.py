@@ -150,10 +150,20 @@ class TestDataModel:
         """EventDateTime in UTC; None where it is no time, or none between the years 1 and 9999."""
         assert read(_body({"EventDateTime": text})).event_time == expected
 
-    @pytest.mark.parametrize("value", [None, False, 0, 1, "true", "True", []])
-    def test_only_true_is_a_test(self, value: Any) -> None:
-        """A message is a test only when Meta says so with `true`."""
-        assert read(_body({"Test": value})).test is False
+    @pytest.mark.parametrize("value", ["true", "[true]", '"true"', '"yes"', '"false"', '""', "1", "0", "0.0", "[]",
+                                       "{}", "1e999", "9" * 5_000, f'"{"x" * 70_000}"'])
+    def test_what_is_a_test(self, value: str) -> None:
+        """Whatever Meta.Test is, unless it is absent, null or false: a test must never run as live."""
+        body = f'{{"Meta":{{"DataModel":"A","EventType":"B","Test": {value} }}}}'
+        assert read(body.encode()).test is True
+        large = f'{{"Meta":{{"DataModel":"A","EventType":"B","Test": {value} ,"x":"{"x" * 70_000}"}}}}'
+        assert read(large.encode()).test is True
+
+    @pytest.mark.parametrize("member", ["", ',"Test":null', ',"Test":false', ',"Test" : false '])
+    @pytest.mark.parametrize("beside", ["", ',"FacilityCode":1e999'])
+    def test_what_is_live(self, member: str, beside: str) -> None:
+        """Absent, null and false, whatever else Meta holds."""
+        assert read(f'{{"Meta":{{"DataModel":"A","EventType":"B"{member}{beside}}}}}'.encode()).test is False
 
 
 class TestKeys:
