@@ -25,8 +25,8 @@ _ID_LENGTH: Final = 200  # UUIDs have 36; a longer id is somebody's mistake, and
 _URN: Final = "urn:uuid:"
 
 # What is read, and no more is decoded. Of the Bundle only its first entry's resource.
-_TOP: Final = frozenset({"Meta", "resourceType", "type", "entry"})
-_HEADER: Final = frozenset({"resourceType", "eventUri", "eventCoding", "source"})
+_TOP: Final = frozenset({"Meta", "resourceType", "type", "entry", "id"})
+_HEADER: Final = frozenset({"resourceType", "eventUri", "eventCoding", "source", "id"})
 
 
 class _Kind(msgspec.Struct):
@@ -133,8 +133,8 @@ def _data_model(body: bytes, start: int, end: int) -> Message:
 
 def _fhir(body: bytes, top: dict[str, tuple[int, int]]) -> Message:
     """Redox, FHIR notifications: a Bundle of type `message` whose first entry is a MessageHeader."""
-    resource, bundle, entries = (memoryview(body)[slice(*top[name])] if name in top else memoryview(b"null")
-                                 for name in ("resourceType", "type", "entry"))
+    resource, bundle, entries, identity = (memoryview(body)[slice(*top[name])] if name in top else memoryview(b"null")
+                                 for name in ("resourceType", "type", "entry", "id"))
     header = _message_header(entries) if (value(resource), value(bundle)) == ("Bundle", "message") else {}
     if header.get("resourceType") != "MessageHeader":
         raise Unreadable("fhir_not_message")
@@ -146,10 +146,14 @@ def _fhir(body: bytes, top: dict[str, tuple[int, int]]) -> Message:
         event = _mapping(header.get("eventCoding")).get("code")
     source = _mapping(header.get("source"))
     kind, source_id = _kind("FHIR", event), _source(source.get("endpoint"))
+    # The ids of the message and of its sending, where there are any; else only equal bytes are a repeat.
+    bundle_id, header_id = _id(value(identity)), _id(header.get("id"))
+    expires = bundle_id is None and header_id is None
+    key = sha256(body) if expires else _key("fhir", f"{bundle_id or ''}\0{header_id or ''}")
     return Message(
         kind=kind, fhir=True, query=False, source_id=source_id, source_name=_id(source.get("name")),
         log_id=None, attempt_id=None, message_id=None, transmission_id=None, facility=None, event_time=None, test=False,
-        key=sha256(body), key_expires=True, outside=sha256(body, _judged(kind, source_id, test=False)), raw=body)
+        key=key, key_expires=expires, outside=sha256(body, _judged(kind, source_id, test=False)), raw=body)
 
 
 def _message_header(entries: memoryview) -> dict[str, Any]:

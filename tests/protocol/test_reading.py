@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from receiver.errors import Unreadable
-from receiver.protocol.message import QUERIES, response_event
+from receiver.protocol.message import QUERIES, Message, response_event
 from receiver.protocol.reading import normalise_source, read
 from receiver.testing.kinds import DATA_MODELS, FHIR_CODED_EVENTS, FHIR_EVENTS, KINDS
 from tests.protocol.made_up import SOURCE
@@ -233,6 +233,22 @@ class TestFhir:
         assert message.outside == sha256(body + f"\0FHIR.{event}\0{SOURCE}\0".encode() + b"0").digest()
         assert message.key_expires is True
         assert message.test is False
+
+    def test_ids_name_the_message(self) -> None:
+        """The ids of Bundle and MessageHeader are the key for good; with other bytes it is another message."""
+        def message(bundle: str, header: str, more: str = "") -> Message:
+            return read((f'{{"resourceType":"Bundle",{bundle}"type":"message","entry":[{{"resource":{{{header}'
+                         f'"resourceType":"MessageHeader","eventUri":"a/B"}}}}{more}]}}').encode())
+
+        both = message('"id":"b",', '"id":"h",')
+        others = [message('"id":"b",', ""), message("", '"id":"h",'), message('"id":"b2",', '"id":"h",'),
+                  message('"id":"b",', '"id":"h2",'), message('"id":"bh",', ""), message("", '"id":"bh",')]
+        assert not any(each.key_expires for each in (both, *others))
+        assert len({each.key for each in (both, *others)}) == 1 + len(others)
+        changed = message('"id":"b",', '"id":"h",', ',{"resource":{}}')
+        assert changed.key == both.key
+        assert changed.outside != both.outside
+        assert message('"id":null,', '"id":[],').key_expires is True
 
     @pytest.mark.parametrize("event", FHIR_CODED_EVENTS)
     def test_until_2024(self, event: str) -> None:

@@ -278,6 +278,19 @@ def test_a_message_with_an_id_is_a_repeat_for_ever(door: Door, ledger: Ledger) -
     assert door.value("SELECT expires_at FROM message_keys") is None
 
 
+def test_a_fhir_notification_with_an_id_is_a_repeat_for_ever(door: Door, ledger: Ledger) -> None:
+    """A recording of it that is sent again, after whatever time, runs nothing."""
+    header = {"resourceType": "MessageHeader", "id": "header", "eventUri": "a/PatientAdminCreated",
+              "source": {"endpoint": SOURCE}}
+    content = json.dumps({"resourceType": "Bundle", "id": "bundle", "type": "message",
+                          "entry": [{"resource": header}]}).encode()
+    door.enable()
+    first = ledger.accept(door.admit(content)).result(10)
+    door.rows("UPDATE message_keys SET expires_at = now() - interval '1 second' WHERE expires_at IS NOT NULL")
+    again = ledger.accept(door.admit(content)).result(10)
+    assert (first.outcome, again.outcome, again.message_id) == ("accepted", "duplicate", first.message_id)
+
+
 def test_a_query_is_nobodys_repeat(door: Door, ledger: Ledger) -> None:
     """Its asker waits for an answer each time; it is recorded each time, and waits for no handler."""
     door.enable()
