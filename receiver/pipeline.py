@@ -28,6 +28,7 @@ from receiver.protocol import challenge, sources, verification
 from receiver.protocol.message import Head, Inbound, Message, Verified
 from receiver.protocol.reading import read
 from receiver.protocol.registry import Destination, Registry
+from receiver.protocol.values import Value
 from receiver.protocol.verification.token import bearer, match
 
 
@@ -61,8 +62,7 @@ class Challenged:
     credential: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Admitted:
+class Admitted(Value, frozen=True, kw_only=True):
     """Proved and to be recorded.
 
     `message` is None when the body could not be read; then `quarantine` says why. `quarantine` is also set where policy
@@ -80,8 +80,7 @@ class Admitted:
 Verdict = Refused | Challenged | Admitted
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Receipt:
+class Receipt(Value, frozen=True, kw_only=True):
     """What recording made of an admitted message, after its COMMIT. `message_id` is the row's id."""
 
     message_id: int
@@ -116,8 +115,7 @@ class Ledger(Protocol):
 UNPROVED_BODY: Final = challenge.MAX_HANDSHAKE
 
 
-@dataclass(frozen=True, slots=True)
-class HeadAccepted:
+class HeadAccepted(Value, frozen=True):
     """A head that `check_head` let pass.
 
     `whole`: the body may be read whole; otherwise at most UNPROVED_BODY bytes of it, for it can only be a handshake.

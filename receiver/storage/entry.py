@@ -8,10 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
+
+from msgspec import structs
 
 from receiver.errors import Unavailable
 from receiver.keyring import Keyring
@@ -82,7 +84,7 @@ class Entry:
         """Hand out the receipt, and one that says so to its repeats."""
         settle(self.future, receipt)
         for each in self.repeats:
-            settle(each.future, replace(receipt, outcome="duplicate"))
+            settle(each.future, structs.replace(receipt, outcome="duplicate"))
 
     def fail(self, reason: str) -> None:
         """Tell all who wait for it that it cannot be recorded now."""
