@@ -9,7 +9,6 @@ accepted is kept.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import statistics
@@ -27,6 +26,7 @@ from typing import Any
 from receiver import pipeline
 from receiver.pipeline import Admitted
 from receiver.protocol.message import Head
+from receiver.server.process_tuning import freeze_heap
 from receiver.storage import registry
 from receiver.storage.embedded import Cluster
 from receiver.storage.ledger import Ledger
@@ -48,10 +48,7 @@ class Accepting:
             self._registry = registry.load(connection, receiver.keyring)
         self._ledger = Ledger(receiver.engine, receiver.keyring, quarantine_quota=QUOTA)
         self._ledger.start()
-        # As servers do: a collection would be counted where it happens to be due.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(10_000, 20, 20)
+        freeze_heap()  # as servers do: a collection would be counted where it happens to be due
         self._ids = iter(Ids())
         self._body = of_size("4 KB")
         self.stop = self._ledger.stop
