@@ -28,7 +28,8 @@ from receiver.protocol import challenge, sources, verification
 from receiver.protocol.message import Head, Inbound, ParsedMessage, Verified
 from receiver.protocol.reading import read
 from receiver.protocol.registry import Destination, Registry
-from receiver.protocol.verification.token import match
+from receiver.protocol.values import Value
+from receiver.protocol.verification.token import bearer, match
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,8 +62,7 @@ class Challenged:
     credential: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Admitted:
+class Admitted(Value, frozen=True, kw_only=True):
     """Proved and to be recorded.
 
     `message` is None when the body could not be read; then `quarantine` says why. `quarantine` is also set where policy
@@ -80,8 +80,7 @@ class Admitted:
 Verdict = Refused | Challenged | Admitted
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Receipt:
+class Receipt(Value, frozen=True, kw_only=True):
     """What recording made of an admitted message, after its COMMIT. `message_id` is the row's id."""
 
     message_id: int
@@ -116,8 +115,7 @@ class Ledger(Protocol):
 UNPROVED_BODY: Final = challenge.MAX_HANDSHAKE
 
 
-@dataclass(frozen=True, slots=True)
-class HeadAccepted:
+class HeadAccepted(Value, frozen=True):
     """A head that `check_head` let pass.
 
     `whole`: the body may be read whole; otherwise at most UNPROVED_BODY bytes of it, for it can only be a handshake.
@@ -199,9 +197,12 @@ def replayed(admitted: Admitted) -> Refused:
 def _handshake(handshake: challenge.Handshake, head: Head, destination: Destination, now: datetime) -> Challenged:
     """Judged by the token alone, whatever `require` says: the dashboard sends nothing else.
 
-    It may stand in either place. Where it stands in both, both must be right: beside a wrong one nothing is echoed.
+    It may stand in either place, or else be the Bearer value. Where it stands in both, both must be right: beside a
+    wrong one nothing is echoed.
     """
     presented = [token for token in (head.header("verification-token"), handshake.token) if token is not None]
+    if not presented and (token := bearer(head)) is not None:
+        presented = [token]
     if not presented:
         raise Unverified("credential_missing")
     credential, *_ = [match(token, destination, now) for token in presented]

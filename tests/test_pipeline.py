@@ -225,6 +225,8 @@ class TestHandshake:
             inbound(handshake(), {**TOKEN, "authorization": f"Bearer {_FIRST}", "application-name": "RedoxEngine"}),
             inbound(b"", method="GET", query=f"challenge={UUID}&verification-token={_FIRST}"),
             inbound(b"", TOKEN, method="GET", query=f"challenge={UUID}"),
+            inbound(b"", {"authorization": f"Bearer {_FIRST}"}, method="GET", query=f"challenge={UUID}"),
+            inbound(handshake(given_token=None), {"authorization": f"bearer  {_FIRST}"}),
             inbound(b"ignored", TOKEN, method="GET", query=f"challenge={UUID}&verification-token={_FIRST}"),
         ],
     )
@@ -255,6 +257,23 @@ class TestHandshake:
             (inbound(b"", method="GET", query=f"challenge={UUID}&verification-token=x"), "token_wrong"),
             (inbound(b"", method="GET", query=f"challenge={UUID}&verification-token="), "token_wrong"),
             (inbound(b"", {"verification-token": "x"}, method="GET", query=f"challenge={UUID}"), "token_wrong"),
+            (
+                inbound(b"", {"authorization": f"Bearer {_SECOND}"}, method="GET", query=f"challenge={UUID}"),
+                "token_wrong",
+            ),
+            (
+                inbound(b"", {"authorization": f"Basic {_FIRST}"}, method="GET", query=f"challenge={UUID}"),
+                "credential_missing",
+            ),
+            (
+                inbound(
+                    b"",
+                    {"verification-token": "x", "authorization": f"Bearer {_FIRST}"},
+                    method="GET",
+                    query=f"challenge={UUID}",
+                ),
+                "token_wrong",
+            ),
             (inbound(b"", TOKEN, method="GET", query=f"challenge={UUID}&verification-token=x"), "token_wrong"),
             (
                 inbound(

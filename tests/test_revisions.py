@@ -22,6 +22,7 @@ HOT: Final = frozenset(
         "payloads",
         "payloads_default",
         "patient_digests",
+        "patient_index_attempts",
         "deliveries",
         "delivery_attempts",
         "lanes",

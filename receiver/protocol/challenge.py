@@ -1,8 +1,8 @@
 """The one-time handshake of the dashboard's "Verify & Save" (Redox: verification of a destination).
 
-POST `{"verification-token": …, "challenge": …}`, or GET `?challenge=…&verification-token=…` with the token in the query
-or in the header. It is answered with the bare challenge as text/plain, which satisfies the old rule (the whole body)
-and the new one (anywhere in the body).
+POST `{"verification-token": …, "challenge": …}`, or GET `?challenge=…&verification-token=…` with the token in the
+query, in the header, or as the Bearer value. It is answered with the bare challenge as text/plain, which satisfies the
+old rule (the whole body) and the new one (anywhere in the body).
 
 May not verify: the token is judged by `verification.token` alone.
 """

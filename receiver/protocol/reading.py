@@ -25,8 +25,8 @@ _ID_LENGTH: Final = 200  # UUIDs have 36; a longer id is somebody's mistake, and
 _URN: Final = "urn:uuid:"
 
 # What is read, and no more is decoded. Of the Bundle only its first entry's resource.
-_TOP: Final = frozenset({"Meta", "resourceType", "type", "entry"})
-_HEADER: Final = frozenset({"resourceType", "eventUri", "eventCoding", "source"})
+_TOP: Final = frozenset({"Meta", "resourceType", "type", "entry", "id"})
+_HEADER: Final = frozenset({"resourceType", "eventUri", "eventCoding", "source", "id"})
 
 
 class _Kind(msgspec.Struct):
@@ -114,7 +114,7 @@ def _data_model(body: bytes, start: int, end: int) -> ParsedMessage:
     kind = _kind(meta.DataModel, meta.EventType)
     log, source = _first(meta.Logs), _mapping(meta.Source)
     log_id, message_id = _id(log.get("ID")), _id(_mapping(meta.Message).get("ID"))
-    source_id, test = _source(source.get("ID")), meta.Test is True
+    source_id, test = _source(source.get("ID")), meta.Test is not None and meta.Test is not False
     outside = sha256(memoryview(body)[:start], memoryview(body)[end:], _judged(kind, source_id, test=test))
     # No key is prescribed: the log's id names the message, Message.ID is older; else only equal bytes are a repeat.
     if log_id is not None:
@@ -145,9 +145,9 @@ def _data_model(body: bytes, start: int, end: int) -> ParsedMessage:
 
 def _fhir(body: bytes, top: dict[str, tuple[int, int]]) -> ParsedMessage:
     """Redox, FHIR notifications: a Bundle of type `message` whose first entry is a MessageHeader."""
-    resource, bundle, entries = (
+    resource, bundle, entries, identity = (
         memoryview(body)[slice(*top[name])] if name in top else memoryview(b"null")
-        for name in ("resourceType", "type", "entry")
+        for name in ("resourceType", "type", "entry", "id")
     )
     header = _message_header(entries) if (value(resource), value(bundle)) == ("Bundle", "message") else {}
     if header.get("resourceType") != "MessageHeader":
@@ -160,6 +160,10 @@ def _fhir(body: bytes, top: dict[str, tuple[int, int]]) -> ParsedMessage:
         event = _mapping(header.get("eventCoding")).get("code")
     source = _mapping(header.get("source"))
     kind, source_id = _kind("FHIR", event), _source(source.get("endpoint"))
+    # The ids of the message and of its sending, where there are any; else only equal bytes are a repeat.
+    bundle_id, header_id = _id(value(identity)), _id(header.get("id"))
+    expires = bundle_id is None and header_id is None
+    key = sha256(body) if expires else _key("fhir", f"{bundle_id or ''}\0{header_id or ''}")
     return ParsedMessage(
         kind=kind,
         fhir=True,
@@ -173,8 +177,8 @@ def _fhir(body: bytes, top: dict[str, tuple[int, int]]) -> ParsedMessage:
         facility=None,
         event_time=None,
         test=False,
-        key=sha256(body),
-        key_expires=True,
+        key=key,
+        key_expires=expires,
         outside=sha256(body, _judged(kind, source_id, test=False)),
         raw=body,
     )
@@ -204,7 +208,10 @@ def _meta(text: bytes) -> _Meta:
             return _decode_meta(text)
         except msgspec.ValidationError:  # one of its values is what Python cannot hold: the others count all the same
             pass
-    return _Meta(**{name: _bounded(memoryview(text)[start:end]) for name, (start, end) in found.items()})
+    meta = _Meta(**{name: _bounded(memoryview(text)[start:end]) for name, (start, end) in found.items()})
+    if "Test" in found:  # also what Python cannot hold marks a test
+        meta.Test = text[slice(*found["Test"])] not in (b"null", b"false")
+    return meta
 
 
 def _bounded(text: memoryview) -> Any:

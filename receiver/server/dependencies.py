@@ -6,6 +6,7 @@ by force, lack one of these names, the start is refused: most would fail silentl
 
 from __future__ import annotations
 
+import dis
 import sys
 from collections.abc import Mapping
 from importlib import metadata
@@ -88,5 +89,8 @@ def check() -> None:
 def _has(owner: type, member: str) -> bool:
     """Whether the class has it, or any method of it sets it on its instances."""
     return hasattr(owner, member) or any(
-        member in method.__code__.co_names for method in vars(owner).values() if isinstance(method, FunctionType)
+        each.opname == "STORE_ATTR" and each.argval == member
+        for method in vars(owner).values()
+        if isinstance(method, FunctionType)
+        for each in dis.get_instructions(method)
     )

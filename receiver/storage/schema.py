@@ -303,6 +303,14 @@ patient_digests = Table(
     Column("message_id", BigInteger, primary_key=True, autoincrement=False),
 )
 
+patient_index_attempts = Table(
+    "patient_index_attempts",
+    metadata,  # begun, and not ended yet: committed before anything is read
+    Column("message_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("attempts", Integer, nullable=False, server_default=text("1")),
+    _time("attempted_at", nullable=False, server_default=func.now()),
+)
+
 # --- what becomes of it
 
 deliveries = Table(

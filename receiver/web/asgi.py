@@ -281,7 +281,8 @@ def _call(app: Flask, environ: dict[str, Any]) -> _Response | DeferredResponse:
 def _environ(scope: Scope, path: str) -> dict[str, Any]:
     """The WSGI environment of a request (PEP 3333), without its body.
 
-    A header whose name has an underscore is dropped: it could not be told from one with a hyphen.
+    A header whose name has an underscore is dropped: it could not be told from one with a hyphen. So is Upgrade, which
+    is not followed here, and which werkzeug would look for another route by.
     """
     host, port = scope.get("server") or ("localhost", 80)
     client = scope.get("client")
@@ -305,7 +306,7 @@ def _environ(scope: Scope, path: str) -> dict[str, Any]:
     }
     for raw, value in scope["headers"]:
         name = raw.decode("latin-1").upper()
-        if "_" in name:
+        if "_" in name or name == "UPGRADE":
             continue
         key = name.replace("-", "_")
         if key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):

@@ -471,9 +471,12 @@ class DeliveryWorker:
 
     def _index(self) -> float | None:
         with self._engine.begin() as connection:
-            looked_at, closed = maintenance.index_patients(connection, self._seals, self._digests, without=self._closed)
-        self._closed.update(closed)
-        return 0.0 if looked_at else None
+            claimed = maintenance.claim_unindexed(connection, without=self._closed)
+        if not claimed:
+            return None
+        with self._engine.begin() as connection:
+            self._closed.update(maintenance.index_patients(connection, self._seals, self._digests, claimed))
+        return 0.0
 
     def _forget(self) -> float | None:
         with self._leases.connection() as connection:

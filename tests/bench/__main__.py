@@ -106,7 +106,10 @@ def _plan(options: argparse.Namespace) -> Plan:
 
 def _versions() -> list[tuple[str, str]]:
     """(name, version) of what takes part."""
-    found = [(name, importlib.metadata.version(name)) for name in ("gunicorn", "Flask", "SQLAlchemy", "psycopg")]
+    found = [
+        (name, importlib.metadata.version(name))
+        for name in ("gunicorn", "uvicorn", "httptools", "uvloop", "Flask", "SQLAlchemy", "psycopg")
+    ]
     found.append(("PostgreSQL", _said(str(binaries() / "postgres"), "--version").split()[2]))
     locked = json.loads((NODE / "package-lock.json").read_text())["packages"]
     if shutil.which("node"):

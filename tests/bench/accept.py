@@ -9,7 +9,6 @@ accepted is kept.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import statistics
@@ -28,6 +27,7 @@ from receiver import pipeline
 from receiver.database.embedded.cluster import Cluster
 from receiver.pipeline import Admitted
 from receiver.protocol.message import Head
+from receiver.server.process_tuning import freeze_heap
 from receiver.storage.accept.ledger import MessageLedger
 from receiver.storage.registry import loader
 from tests.bench.bodies import Ids, of_size
@@ -52,10 +52,7 @@ class Accepting:
             self._registry = loader.load_registry(connection, receiver.keyring)
         self._ledger = MessageLedger(receiver.engine, receiver.keyring, quarantine_quota=QUOTA)
         self._ledger.start()
-        # As servers do: a collection would be counted where it happens to be due.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(10_000, 20, 20)
+        freeze_heap()  # as servers do: a collection would be counted where it happens to be due
         self._ids = iter(Ids())
         self._body = of_size("4 KB")
         self.stop = self._ledger.stop

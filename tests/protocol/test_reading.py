@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from receiver.errors import Unreadable
-from receiver.protocol.message import QUERIES, response_event
+from receiver.protocol.message import QUERIES, ParsedMessage, response_event
 from receiver.protocol.reading import normalise_source, read
 from receiver.samples.kinds import DATA_MODELS, FHIR_CODED_EVENTS, FHIR_EVENTS, KINDS
 from tests.protocol.made_up import SOURCE
@@ -218,10 +218,37 @@ class TestDataModel:
         """EventDateTime in UTC; None where it is no time, or none between the years 1 and 9999."""
         assert read(_body({"EventDateTime": text})).event_time == expected
 
-    @pytest.mark.parametrize("value", [None, False, 0, 1, "true", "True", []])
-    def test_only_true_is_a_test(self, value: Any) -> None:
-        """A message is a test only when Meta says so with `true`."""
-        assert read(_body({"Test": value})).test is False
+    @pytest.mark.parametrize(
+        "value",
+        [
+            "true",
+            "[true]",
+            '"true"',
+            '"yes"',
+            '"false"',
+            '""',
+            "1",
+            "0",
+            "0.0",
+            "[]",
+            "{}",
+            "1e999",
+            "9" * 5_000,
+            f'"{"x" * 70_000}"',
+        ],
+    )
+    def test_what_is_a_test(self, value: str) -> None:
+        """Whatever Meta.Test is, unless it is absent, null or false: a test must never run as live."""
+        body = f'{{"Meta":{{"DataModel":"A","EventType":"B","Test": {value} }}}}'
+        assert read(body.encode()).test is True
+        large = f'{{"Meta":{{"DataModel":"A","EventType":"B","Test": {value} ,"x":"{"x" * 70_000}"}}}}'
+        assert read(large.encode()).test is True
+
+    @pytest.mark.parametrize("member", ["", ',"Test":null', ',"Test":false', ',"Test" : false '])
+    @pytest.mark.parametrize("beside", ["", ',"FacilityCode":1e999'])
+    def test_what_is_live(self, member: str, beside: str) -> None:
+        """Absent, null and false, whatever else Meta holds."""
+        assert read(f'{{"Meta":{{"DataModel":"A","EventType":"B"{member}{beside}}}}}'.encode()).test is False
 
 
 class TestKeys:
@@ -312,6 +339,33 @@ class TestFhir:
         assert message.outside == sha256(body + f"\0FHIR.{event}\0{SOURCE}\0".encode() + b"0").digest()
         assert message.key_expires is True
         assert message.test is False
+
+    def test_ids_name_the_message(self) -> None:
+        """The ids of Bundle and MessageHeader are the key for good; with other bytes it is another message."""
+
+        def message(bundle: str, header: str, more: str = "") -> ParsedMessage:
+            return read(
+                (
+                    f'{{"resourceType":"Bundle",{bundle}"type":"message","entry":[{{"resource":{{{header}'
+                    f'"resourceType":"MessageHeader","eventUri":"a/B"}}}}{more}]}}'
+                ).encode()
+            )
+
+        both = message('"id":"b",', '"id":"h",')
+        others = [
+            message('"id":"b",', ""),
+            message("", '"id":"h",'),
+            message('"id":"b2",', '"id":"h",'),
+            message('"id":"b",', '"id":"h2",'),
+            message('"id":"bh",', ""),
+            message("", '"id":"bh",'),
+        ]
+        assert not any(each.key_expires for each in (both, *others))
+        assert len({each.key for each in (both, *others)}) == 1 + len(others)
+        changed = message('"id":"b",', '"id":"h",', ',{"resource":{}}')
+        assert changed.key == both.key
+        assert changed.outside != both.outside
+        assert message('"id":null,', '"id":[],').key_expires is True
 
     @pytest.mark.parametrize("event", FHIR_CODED_EVENTS)
     def test_until_2024(self, event: str) -> None:

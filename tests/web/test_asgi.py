@@ -8,11 +8,12 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from receiver.errors import BadTransfer, ConfigurationError, Unavailable
 from receiver.pipeline import Admitted, Receipt, Refused
@@ -203,7 +204,7 @@ def head_of(asked: Scope, proxies: Sequence[str] = ()) -> Head:
     for mode in MODES:
         served_by(listening, asked, proxies=proxies, mode=mode)
     found, same = listening.heads
-    assert replace(found, received_at=same.received_at) == same
+    assert structs.replace(found, received_at=same.received_at) == same
     return found
 
 

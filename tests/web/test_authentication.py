@@ -33,7 +33,7 @@ from tests.protocol.verification.issuers import P256, P384, RSA_FIRST, Issuer, P
 from tests.simulator.endpoint import Door, answer
 from tests.support.waiting import until
 from tests.web.conftest import SOURCE, Site
-from tests.web.server import Server, serving
+from tests.web.server import Server, Wire, post, serving
 
 SECRET = "a made-up secret of some length"
 ISSUER = "https://issuer.example"
@@ -43,7 +43,7 @@ _SEEDS = count(100)  # the same message again would be a duplicate
 
 @pytest.fixture(scope="module")
 def server_mode() -> str:
-    """One: who proves what is judged behind the doors. What each makes of a head, their own tests tell."""
+    """One: the verdict does not depend on it. What each mode makes of a head, their own tests tell."""
     return "flask"
 
 
@@ -121,14 +121,35 @@ class Place:
         return f"{self.url}/oauth/{self.name}/token"
 
     def accepted(self, *presenters: Authenticator) -> None:
-        """A message of these is let in, as soon as the receiver has read the registry, and it is told by what."""
+        """A message of these is let in, as soon as the receiver has read the registry, and it is told by what. In a
+        trailer, a field after the body, the same counts for nothing.
+        """
         until(lambda: self.send(*presenters, seed=next(_SEEDS)).status == 200)
+        self.refused_in_a_trailer(*presenters)
         rows = self.site.rows(
             "SELECT m.credential_ids FROM messages m JOIN destinations d ON d.id = m.destination_id "
             "WHERE d.name = :name ORDER BY m.id DESC LIMIT 1",
             name=self.name,
         )
         assert self.credential in rows[0][0]
+
+    def refused_in_a_trailer(self, *presenters: Authenticator) -> None:
+        """All that proves the request comes after its body: nothing is proved."""
+        redox = self.redox(*presenters)
+        body = redox.body("PatientAdmin.Arrival", seed=next(_SEEDS))
+        proof = {
+            name: value
+            for name, value in redox._headers(body, {}).items()
+            if name not in ("host", "content-type", "content-length")
+        }
+        assert proof
+        trailers = "".join(f"{name}: {value}\r\n" for name, value in proof.items()).encode("latin-1")
+        head = post(f"/redox/{self.name}", b"", content_length=None, transfer_encoding="chunked")
+        after = self.site.now()
+        with Wire(urlsplit(self.url).port or 0) as wire:
+            wire.send(head + b"%x\r\n%b\r\n0\r\n%b\r\n" % (len(body), body, trailers))
+            assert wire.answer().status == 401
+        assert self.site.audit(after, destination=self.name, action="message.refuse").reason == "credential_missing"
 
     def refused(self, *presenters: Authenticator, reason: str, **more: Any) -> None:
         """One of these is refused, and the audit says why."""

@@ -10,7 +10,6 @@ There may be no way through without a live credential of every kind of one requi
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from itertools import chain
@@ -19,6 +18,7 @@ from typing import Final, Protocol
 from receiver.errors import Unverified
 from receiver.protocol.message import Head, Inbound, Verified
 from receiver.protocol.registry import Credential, Destination, OAuthCredential, SmartCredential
+from receiver.protocol.values import Value
 from receiver.protocol.verification.google import GoogleKind
 from receiver.protocol.verification.hmac import HmacKind
 from receiver.protocol.verification.jwt import JwtKind
@@ -74,8 +74,7 @@ def parse_require(text: Sequence[str]) -> tuple[frozenset[str], ...]:
     return alternatives
 
 
-@dataclass(frozen=True, slots=True)
-class HeadProof:
+class HeadProof(Value, frozen=True):
     """What a head proves. `sufficient`: what it presents could suffice, so that the body may be read whole.
     `authenticated`: it suffices, whatever the body is. `claims`: the kinds it presents, each with what it proved; None
     where the kind needs the body too.

@@ -33,7 +33,7 @@ class TokenKind:
 
     def claims(self, head: Head, destination: Destination, now: datetime) -> bool:  # noqa: ARG002 - Kind's
         """A token header, or an opaque Bearer value."""
-        return _HEADER in head.headers or _presented(head) is not None
+        return _HEADER in head.headers or bearer(head) is not None
 
     def screen(self, head: Head, destination: Destination, now: datetime) -> None:
         """Judges for good: the head is all there is."""
@@ -44,12 +44,12 @@ class TokenKind:
         return Verified(credentials=(self._judge(inbound.head, destination, now),), kinds=frozenset({self.name}))
 
     def _judge(self, head: Head, destination: Destination, now: datetime) -> int:
-        token, bearer = head.header(_HEADER), _presented(head)
+        token, value = head.header(_HEADER), bearer(head)
         if token is None:
-            assert bearer is not None
-            return match(bearer, destination, now)
+            assert value is not None
+            return match(value, destination, now)
         matched = match(token, destination, now)
-        if bearer is not None and not hmac.compare_digest(bearer, token):
+        if value is not None and not hmac.compare_digest(value, token):
             raise Unverified("bearer_differs")
         return matched
 
@@ -75,13 +75,13 @@ def _tokens(destination: Destination) -> list[TokenCredential]:
     return [credential for credential in destination.credentials if isinstance(credential, TokenCredential)]
 
 
-def _presented(head: Head) -> bytes | None:
+def bearer(head: Head) -> bytes | None:
     """The Bearer value when it is this kind's to judge."""
     authorization = head.header("authorization")
-    bearer = None if authorization is None else _BEARER.fullmatch(authorization)
-    if bearer is None:
+    found = None if authorization is None else _BEARER.fullmatch(authorization)
+    if found is None:
         return None
-    value = bearer[1]
+    value = found[1]
     # Shaped like a JWT: it belongs to a linked auth credential, and proves nothing here, unless it is the very token.
     if _JWT.fullmatch(value) and value != head.header(_HEADER):
         return None

@@ -24,7 +24,7 @@ from receiver.storage.accept.message_builder import (
     PendingAudit,
     PendingMessage,
     fold,
-    resolve_all,
+    resolve_future,
 )
 from receiver.storage.accept.sql import LEAST
 from receiver.storage.evidence.audit_log import AuditEvent, FloodControl
@@ -215,7 +215,7 @@ class GroupCommitWriter:
             for entry, receipt in zip(entries, recorded.receipts, strict=True):
                 entry.answer(receipt)
             for each in urgent:
-                resolve_all(each.future, None)
+                resolve_future(each.future, None)
             for event in recorded.counted:
                 self.note(event)
             _answered()

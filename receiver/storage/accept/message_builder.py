@@ -8,10 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
+
+from msgspec import structs
 
 from receiver.errors import Unavailable
 from receiver.keyring import Keyring
@@ -92,14 +94,14 @@ class PendingMessage:
 
     def answer(self, receipt: Receipt) -> None:
         """Hand out the receipt, and one that says so to its repeats."""
-        resolve_all(self.future, receipt)
+        resolve_future(self.future, receipt)
         for each in self.repeats:
-            resolve_all(each.future, replace(receipt, outcome="duplicate"))
+            resolve_future(each.future, structs.replace(receipt, outcome="duplicate"))
 
     def fail(self, reason: str) -> None:
         """Tell all who wait for it that it cannot be recorded now."""
         for each in (self, *self.repeats):
-            resolve_all(each.future, Unavailable(reason))
+            resolve_future(each.future, Unavailable(reason))
 
 
 @dataclass(slots=True, eq=False)
@@ -112,10 +114,10 @@ class PendingAudit:
 
     def fail(self, reason: str) -> None:
         """Tell who waits that it cannot be recorded now."""
-        resolve_all(self.future, Unavailable(reason))
+        resolve_future(self.future, Unavailable(reason))
 
 
-def resolve_all(future: Future[Any], result: object) -> None:
+def resolve_future(future: Future[Any], result: object) -> None:
     """Answer, unless somebody did already: the watchdog, or whoever gave up waiting."""
     try:
         if isinstance(result, Exception):

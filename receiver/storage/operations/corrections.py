@@ -491,19 +491,25 @@ class Corrections:
         return bool(connection.scalar(select(table.c.message_id).filter_by(**key)) == row["id"])
 
     def _fill(self, connection: Connection, number: int, message: ParsedMessage) -> bool:
-        """Fill the columns of a message that could not be read when it came, for handlers are told them, and sign its
-        row anew. False when the database does not take them. Raises IntegrityError when the row is not ours."""
+        """Fill the columns of a message that could not be read when it came, for handlers are told them, sign its row
+        anew, and have its patients indexed. False when the database does not take them. Raises IntegrityError when the
+        row is not ours."""
         table = schema.messages
         row = dict(connection.execute(select(table).where(table.c.id == number)).mappings().one())
         if row_mac(mac_key(self._keyring[row["mac_key"]]), table.name, row) != row["mac"]:
             raise IntegrityError("its row was changed by something else: run `redox-receiver audit verify`")
-        told = {name: getattr(message, name) for name in ParsedMessage.__dataclass_fields__ if name in table.c}
+        told = {name: getattr(message, name) for name in ParsedMessage.__struct_fields__ if name in table.c}
         try:
             with connection.begin_nested():
                 connection.execute(
                     update(table)
                     .where(table.c.id == number)
-                    .values(**told, mac=row_mac(mac_key(self._key), table.name, row | told), mac_key=self._key.id)
+                    .values(
+                        **told,
+                        mac=row_mac(mac_key(self._key), table.name, row | told),
+                        mac_key=self._key.id,
+                        patients_indexed_at=None,
+                    )
                 )
         except DataError:
             return False

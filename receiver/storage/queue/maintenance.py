@@ -37,15 +37,29 @@ me AS (INSERT INTO workers (name, host, pid, handlers) VALUES (%(name)s, %(host)
 SELECT count(*) FROM workers
 WHERE name <> %(name)s AND seen_at > now() - interval '{_ALIVE}' AND handlers && %(handlers)s::text[]"""
 
-_UNINDEXED: Final = f"""
+# An attempt that did not end has perhaps ended its worker: the next one is made later, and for that message alone. Nor
+# is a message chosen that another worker has in hand. The attempt need not survive the server, only this process.
+_CLAIM: Final = f"""
 WITH oldest AS (
-    SELECT id, uuid, received_at, kind, size FROM messages
-    WHERE patients_indexed_at IS NULL AND id <> ALL(%(without)s::bigint[])
-    ORDER BY id LIMIT {_MESSAGES} FOR UPDATE SKIP LOCKED),
-fitting AS (SELECT *, sum(size) OVER (ORDER BY id) - size AS before FROM oldest)
-SELECT f.id, f.uuid, f.kind, p.payload_key, p.sealed
-FROM fitting f LEFT JOIN payloads p ON p.message_id = f.id AND p.received_at = f.received_at
-WHERE f.before < {_BYTES} ORDER BY f.id"""
+    SELECT m.id, m.size, coalesce(t.attempts, 0) AS attempts FROM messages m
+    LEFT JOIN patient_index_attempts t ON t.message_id = m.id
+    WHERE m.patients_indexed_at IS NULL AND m.id <> ALL(%(without)s::bigint[])
+      AND (t.message_id IS NULL OR t.attempted_at < now() - CASE t.attempts
+           WHEN 1 THEN interval '1 minute' WHEN 2 THEN interval '1 hour' ELSE interval '1 day' END)
+    ORDER BY m.id LIMIT {_MESSAGES} FOR UPDATE OF m SKIP LOCKED),
+counted AS (SELECT *, sum(size) OVER (ORDER BY id) - size AS before, first_value(attempts) OVER (ORDER BY id) AS first
+            FROM oldest),
+claimed AS (
+    INSERT INTO patient_index_attempts AS t (message_id)
+    SELECT id FROM counted WHERE before < {_BYTES} AND CASE WHEN first > 0 THEN before = 0 ELSE attempts = 0 END
+    ORDER BY id ON CONFLICT (message_id) DO UPDATE SET attempts = t.attempts + 1, attempted_at = now()
+    RETURNING message_id)
+SELECT message_id, set_config('synchronous_commit', 'off', true) FROM claimed"""
+_UNINDEXED: Final = """
+SELECT m.id, m.uuid, m.kind, p.payload_key, p.sealed
+FROM messages m LEFT JOIN payloads p ON p.message_id = m.id AND p.received_at = m.received_at
+WHERE m.id = ANY(%(ids)s::bigint[]) ORDER BY m.id"""
+_ENDED: Final = "DELETE FROM patient_index_attempts WHERE message_id = ANY(%(ids)s::bigint[])"
 _DIGESTS: Final = """
 INSERT INTO patient_digests (digest, message_id)
 SELECT digest, message_id FROM unnest(%(digests)s::bytea[], %(messages)s::bigint[]) AS u(digest, message_id)
@@ -84,15 +98,21 @@ def gone(connection: Connection, name: str) -> None:
     connection.exec_driver_sql("DELETE FROM workers WHERE name = %(name)s", {"name": name})
 
 
-def index_patients(
-    connection: Connection, seals: Sealer, digests: PatientDigests, *, without: Collection[int]
-) -> tuple[int, list[int]]:
-    """Fill the keyed digests of the patients that some messages name, in the caller's transaction.
+def claim_unindexed(connection: Connection, *, without: Collection[int]) -> list[int]:
+    """The ids of some messages whose patients are not indexed, to be indexed after the COMMIT of this transaction.
 
-    Returns how many messages were looked at, and the ids of those whose payload does not open with this host's keys:
-    they stay as they are, and are given in `without` the next time.
+    Where that ends the process, they are claimed again one at a time: after a minute, an hour, and then once a day.
     """
-    rows = connection.exec_driver_sql(_UNINDEXED, {"without": list(without)}).all()
+    return list(connection.exec_driver_sql(_CLAIM, {"without": list(without)}).scalars())
+
+
+def index_patients(connection: Connection, seals: Sealer, digests: PatientDigests, claimed: Sequence[int]) -> list[int]:
+    """Fill the keyed digests of the patients that these messages name, in the caller's transaction.
+
+    Returns the ids of those whose payload does not open with this host's keys: they stay as they are, for other hosts,
+    and are given in `without` the next time. A message that cannot be read stays claimed.
+    """
+    rows = connection.exec_driver_sql(_UNINDEXED, {"ids": list(claimed)}).all()
     pairs: list[tuple[bytes, int]] = []
     done, closed = [], []
     for row in rows:
@@ -106,13 +126,15 @@ def index_patients(
             continue
         except msgspec.MsgspecError:
             log.error("patients.not_read", id=row.id)
+            continue
         done.append(row.id)
     if pairs:
         connection.exec_driver_sql(
             _DIGESTS, {"digests": [digest for digest, _ in pairs], "messages": [message for _, message in pairs]}
         )
     connection.exec_driver_sql(_INDEXED, {"ids": done})
-    return len(rows), closed
+    connection.exec_driver_sql(_ENDED, {"ids": done + closed})
+    return closed
 
 
 def forget_keys(connection: Connection) -> int:

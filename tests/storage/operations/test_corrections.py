@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from msgspec import structs
 from sqlalchemy import Engine, text
 
 from receiver.errors import Conflict, NotFound
@@ -401,7 +401,7 @@ class TestRelease:
     @pytest.fixture
     def unreadable(self, door: Door) -> Callable[[bytes], Any]:
         """A readable message, as a version admits it that cannot read it yet."""
-        return lambda content: replace(door.admit(content), message=None, quarantine="not_json")
+        return lambda content: structs.replace(door.admit(content), message=None, quarantine="not_json")
 
     def test_what_can_be_read_by_now_is_as_if_it_had_been(
         self,

@@ -1,0 +1,35 @@
+"""The names of gunicorn and uvicorn that their documents do not promise: the start is refused without one of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from receiver.server import dependencies
+from tests.web.conftest import Site
+from tests.web.server import serving
+
+
+def test_all_are_there() -> None:
+    """In the versions that are locked none is missing."""
+    assert dependencies.missing() == []
+
+
+@pytest.mark.parametrize(
+    ("module", "owner", "member", "distribution"),
+    [
+        ("gunicorn.arbiter", "Arbiter", "spawn_worker", "gunicorn"),
+        ("uvicorn.server", "Server", "shutdown", "uvicorn"),
+        ("uvicorn.protocols.http.httptools_impl", "HttpToolsProtocol", "on_header", "uvicorn"),
+    ],
+)
+def test_one_is_missing(site: Site, tmp_path: Path, module: str, owner: str, member: str, distribution: str) -> None:
+    """A version without it does not serve: one line names the version and the member."""
+    (tmp_path / "sitecustomize.py").write_text(f"from {module} import {owner}\ndel {owner}.{member}\n")
+    environment = site.environment | {"PYTHONPATH": str(tmp_path)}
+    with serving(tmp_path, environment, wait=False) as server:
+        assert server.process.wait(60) == 1
+        [line] = server.lines("receiver.not_started")
+    assert f"{owner}.{member}" in line["error"]
+    assert line["error"].startswith(f"{distribution} ")

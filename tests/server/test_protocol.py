@@ -1,0 +1,183 @@
+"""Our protocol class in uvicorn: what clients do that uvicorn alone would not stand."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from receiver.server.protocol import MAX_HEAD, MAX_PIPELINED
+from tests.support.waiting import until
+from tests.web.conftest import Site, message, sent
+from tests.web.server import Server, Wire, post
+
+MIB = 1024 * 1024
+CHUNKED: dict[str, str | None] = {"content_length": None, "transfer_encoding": "chunked"}
+LIVEZ = b"GET /livez HTTP/1.1\r\nhost: receiver.test\r\n\r\n"
+
+
+def endless(start: bytes, piece: bytes) -> Iterator[bytes]:
+    """What is sent to see when it is enough."""
+    return itertools.chain([start], itertools.repeat(piece))
+
+
+def sent_until_closed(server: Server, pieces: Iterator[bytes], most: int) -> tuple[bytes, int]:
+    """Send until the other side hangs up; what it said, and how much was sent. Fails when it takes more than `most`."""
+    size = 0
+    with server.wire(timeout=30) as wire:
+        for piece in pieces:
+            try:
+                wire.socket.sendall(piece)
+            except OSError:
+                break
+            size += len(piece)
+            assert size < most
+        said = b""
+        try:
+            while data := wire.socket.recv(65536):
+                said += data
+        except OSError:
+            pass
+    return said, size
+
+
+@pytest.mark.parametrize(
+    ("start", "piece", "status"),
+    [
+        (b"POST /redox/lab HTTP/1.1\r\nx-a: ", 4096 * b"y", b"431"),
+        (b"POST /redox/lab HTTP/1.1\r\nx-a", 4096 * b"y", b"431"),
+        (b"POST /redox/lab HTTP/1.1\r\n", b"x-a: " + 4000 * b"y" + b"\r\n", b"431"),
+        (b"POST /", 4096 * b"y", b"414"),
+    ],
+)
+def test_a_head_without_end(server: Server, start: bytes, piece: bytes, status: bytes) -> None:
+    """It is answered when it is too large, and not kept in memory until then."""
+    [worker] = server.workers()
+    before = worker.memory_info().rss
+    said, _ = sent_until_closed(server, endless(start, piece), 16 * MIB)
+    assert said.startswith(b"HTTP/1.1 " + status) or not said
+    assert worker.memory_info().rss - before < 8 * MIB
+
+
+@pytest.mark.parametrize("rest", [b"0\r\nx-a: ", b"2;x="], ids=["a trailer", "a chunk's extension"])
+def test_chunks_without_end(site: Site, server: Server, rest: bytes) -> None:
+    """What goes on between or after chunks, and is no body, is not kept in memory; it ends the request."""
+    [worker] = server.workers()
+    before, messages = worker.memory_info().rss, site.count("messages")
+    start = sent(site, b"", CHUNKED) + b"2\r\n{}\r\n" + rest
+    said, size = sent_until_closed(server, endless(start, 4096 * b"y"), 64 * MIB)
+    assert said.startswith(b"HTTP/1.1 400") or not said
+    assert size > MAX_HEAD
+    assert worker.memory_info().rss - before < 8 * MIB
+    assert site.count("messages") == messages
+
+
+def test_lines_without_a_request(server: Server) -> None:
+    """Empty lines may come before a request, but not for ever."""
+    with server.wire(timeout=60) as wire:
+        began = time.monotonic()
+        wire.socket.settimeout(0.5)
+        while time.monotonic() - began < 60:
+            wire.send(b"\r\n")
+            try:
+                if wire.socket.recv(1) == b"":
+                    break
+            except TimeoutError:
+                continue
+            except ConnectionResetError:
+                break
+        assert time.monotonic() - began < 30
+
+
+def test_more_than_may_be_pipelined(site: Site, server: Server) -> None:
+    """Who sends request after request and waits for no reply has as many in memory as may be pipelined; each that is
+    answered is answered in its order, and the connection ends.
+    """
+    with server.wire(timeout=60) as wire:
+        wire.send(LIVEZ * (MAX_PIPELINED + 100))
+        answers = []
+        try:
+            while True:
+                answers.append(wire.answer().status)
+        except (EOFError, ConnectionResetError):
+            pass
+    assert set(answers[:MAX_PIPELINED]) == {200}
+    assert answers[MAX_PIPELINED:] in ([400], [])
+    assert server.ask(sent(site)).status == 200
+
+
+def test_malformed_behind_a_true_message(site: Site, server: Server) -> None:
+    """A message has its reply, whatever its sender writes behind it; then the connection ends."""
+    with server.wire() as wire:
+        wire.send(sent(site) + b"\x00\x01\x02")
+        assert wire.answer().status == 200
+        assert wire.answer().status == 400
+        assert wire.ended()
+
+
+@pytest.mark.parametrize("protocol", ["h2c", "websocket"])
+def test_an_upgrade(site: Site, server: Server, protocol: str) -> None:
+    """Another protocol is offered: the request is answered as it is, and nothing behind it is read as a request."""
+    messages = site.count("messages")
+    asked = LIVEZ.replace(b"host", b"connection: upgrade\r\nupgrade: " + protocol.encode() + b"\r\nhost")
+    with server.wire() as wire:
+        wire.send(asked + sent(site))
+        assert wire.answer().status == 200
+        assert wire.ended()
+    assert site.count("messages") == messages
+
+
+def test_a_reply_is_taken_before_the_connection_ends(site: Site, server: Server) -> None:
+    """A client that goes on sending what was refused still reads why: the connection is not torn down."""
+    for _ in range(10):
+        refused = post("/redox/lab", b"", content_length=str(30 * MIB), verification_token="wrong" * 8)
+        with server.wire() as wire:
+            wire.send(refused + 100_000 * b"x")
+            assert wire.answer().status == 401
+            wire.send(100_000 * b"x")
+            assert wire.ended()
+
+
+def test_a_refused_client_has_less_time(site: Site, server: Server) -> None:
+    """A connection whose request was refused is closed when it is silent; one of a feed is kept."""
+    with server.wire(timeout=30) as stranger, server.wire(timeout=30) as feed:
+        assert stranger.send(sent(site, verification_token="wrong" * 8)).answer().status == 401
+        assert feed.send(sent(site)).answer().status == 200
+        assert stranger.ended()
+        assert feed.send(sent(site)).answer().status == 200
+
+
+def test_a_body_that_stops(site: Site, server: Server) -> None:
+    """A body that stops coming is answered 400, though the client waits; the audit says that it was too slow."""
+    before = site.now()
+    with server.wire(timeout=60) as wire:
+        body = message()
+        answer = wire.send(sent(site, body)[:-5]).answer()
+        assert (answer.status, answer.headers["connection"] if len(body) > 64 * 1024 else "close") == (400, "close")
+    assert site.audit(before, reason="body_too_slow").outcome == "refused"
+
+
+def test_a_small_body_that_nobody_reads_has_a_deadline(site: Site, server: Server) -> None:
+    """After a refusal the rest of a small body is read over, at its pace: a client that never sends it is closed."""
+    with server.wire(timeout=60) as wire:
+        assert wire.send(sent(site, 100 * b"x", verification_token="wrong" * 8)[:-50]).answer().status == 401
+        assert wire.ended()
+
+
+def test_many_slow_bodies_make_place(site: Site, server: Server) -> None:
+    """Bodies of strangers that do not come take no place from others."""
+    [worker] = server.workers()
+    slow = post("/redox/lab", b"", content_length="8000")
+    wires = [Wire(server.port, source="127.0.0.3").send(slow) for _ in range(1_200)]
+    try:
+        until(lambda: len(worker.net_connections("tcp")) > 900)
+        for _ in range(20):
+            with server.wire(timeout=5) as wire:
+                assert wire.send(sent(site)).answer().status == 200
+    finally:
+        for each in wires:
+            each.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            each.socket.close()
