@@ -66,6 +66,21 @@ def media(size: int) -> bytes:
     return sample.encode(message)
 
 
+def entries(size: int) -> bytes:
+    """A FHIR notification of so many bytes: most of it are entries in which nothing is."""
+    header = {
+        "resource": {
+            "resourceType": "MessageHeader",
+            "eventUri": "https://example.org/PatientAdminCreated",
+            "source": {"endpoint": SOURCE},
+        }
+    }
+    before, after = sample.encode(
+        {"resourceType": "Bundle", "id": HOLE, "type": "message", "entry": [header, "~"]}
+    ).split(b'"~"')
+    return before + b"{}," * ((size - len(before) - len(after)) // 3) + b"{}" + after
+
+
 def _results(size: int) -> bytes:
     """A laboratory's report of at least so many bytes: as many orders as it takes."""
     message = _sample("Results.New")

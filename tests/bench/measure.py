@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 import psutil
 
 from tests.bench import load, machine
-from tests.bench.bodies import Body, media, of_size
+from tests.bench.bodies import Body, entries, media, of_size
 from tests.bench.load import Sent
 from tests.bench.targets import OURS, Measured, Missing, PgBench, Server, Site, Target, await_answer
 
@@ -240,11 +240,12 @@ class Bench:
                 self._answered += taken
                 found["pss"].append({"messages": found["pss"][-1]["messages"] + taken, "bytes": _workers_pss(server)})
                 self._tell(f"memory: {found['pss'][-1]}")
-        found["largest"] = [self._largest(at_once) for at_once in self._plan.largest]
+        # What compresses worst, and what is most when it is decoded.
+        bodies = [Body(name="40 MB", template=media(LARGEST)), Body(name="40 MB of {}", template=entries(LARGEST))]
+        found["largest"] = [self._largest(body, at_once) for body in bodies for at_once in self._plan.largest]
 
-    def _largest(self, at_once: int) -> dict[str, int]:
-        """The peak of one receiver process that takes so many of the largest bodies at once."""
-        body = Body(name="40 MB", template=media(LARGEST))
+    def _largest(self, body: Body, at_once: int) -> dict[str, Any]:
+        """The peak of one receiver process that takes so many of a largest body at once."""
         with self._site.receiver.serve("largest", receivers="1") as server:
             target = self._site.receiver.target("largest", server)
             await_answer(target)
@@ -257,8 +258,17 @@ class Bench:
         self._cut += refused  # told to come again in time, but perhaps kept a moment later
         if taken != at_once:
             self.results.faults.append(f"largest: of {at_once} at once {taken} were taken")
-        self._tell(f"largest: {at_once} at once, peak {peak / MB:.0f} MB, told {refused} times to come again")
-        return {"at_once": at_once, "body": len(body.template), "before": before, "peak": peak, "refused": refused}
+        self._tell(
+            f"largest: {body.name}, {at_once} at once, peak {peak / MB:.0f} MB, told {refused} times to come again"
+        )
+        return {
+            "name": body.name,
+            "at_once": at_once,
+            "body": len(body.template),
+            "before": before,
+            "peak": peak,
+            "refused": refused,
+        }
 
     def _proof(self) -> None:
         """What was answered 200 is in the database, once, and the audit says so."""

@@ -131,7 +131,7 @@ def _memory(results: Results) -> list[Goal]:
         ),
         *(
             Goal(
-                says=f"what a process grows by at its peak to its bodies, {each['at_once']} of 40 MB at once",
+                says=f"what a process grows by at its peak to its bodies, {each['at_once']} of {each['name']} at once",
                 bound=4.0,
                 least=False,
                 reached=(each["peak"] - each["before"]) / (each["at_once"] * each["body"]),
@@ -158,7 +158,7 @@ def tables(results: Results) -> str:
             + ", ".join(f"{each['bytes'] / MB:.0f} MB after {each['messages']:,} messages" for each in pss),
         ]
     lines += [
-        f"bodies of {each['body'] / MB:.0f} MB, {each['at_once']} at once: peak {each['peak'] / MB:.0f} MB, "
+        f"bodies of {each['name']}, {each['at_once']} at once: peak {each['peak'] / MB:.0f} MB, "
         f"{each['before'] / MB:.0f} before, told {each['refused']} times to come again"
         for each in results.memory.get("largest", [])
     ]
