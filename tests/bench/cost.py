@@ -3,7 +3,7 @@
 Run it as `python -m tests.bench.cost`. Messages of 4 KB go through real receivers on one durable PostgreSQL to a
 handler that does nothing, run by real workers: by default two receiver processes that know nothing of each other, as
 on two hosts, and four workers. Each ran once and in its lane's order, or it ends with status 1. The figures of
-`deploy/SCALING.md` are its.
+`deploy/PERFORMANCE.md` are its.
 """
 
 from __future__ import annotations

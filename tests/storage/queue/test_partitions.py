@@ -166,12 +166,12 @@ def test_a_ledger_writes_by_its_own_clock(door: Door, open_ledger: Callable[...,
 
 
 class TestTheSqlOfTheDocument:
-    """deploy/SCALING.md says what to type to drop a week's payloads; it is run here as it stands there."""
+    """deploy/PERFORMANCE.md says what to type to drop a week's payloads; it is run here as it stands there."""
 
     @pytest.fixture
     def typed(self) -> tuple[str, str]:
         """(what counts, what drops), for the week of now."""
-        document = (Path(__file__).parents[2] / "deploy" / "SCALING.md").read_text()
+        document = (Path(__file__).parents[2] / "deploy" / "PERFORMANCE.md").read_text()
         begin = week_of(datetime.now(UTC))
         (block,) = re.findall(r"```sql\n(.*?)```", document, re.DOTALL)
         for then, now in (
