@@ -74,7 +74,9 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of all of them (3)")
     parser.add_argument("--short", action="store_true", help="a minute or so, to see that it works: worth no figure")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found")
-    parser.add_argument("--readme", action="store_true", help="print the Markdown of the README's chapter instead")
+    parser.add_argument(
+        "--readme", action="store_true", help="print the Markdown tables of deploy/PERFORMANCE.md instead"
+    )
     return parser
 
 

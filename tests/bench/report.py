@@ -1,4 +1,4 @@
-"""What was found, for people: goals with what was reached, tables, and the Markdown that stands in the README."""
+"""What was found, for people: goals with what was reached, tables, and the Markdown of deploy/PERFORMANCE.md."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def _faults(results: Results) -> list[str]:
 
 
 def markdown(results: Results, machine: Mapping[str, str]) -> str:
-    """What stands in the README."""
+    """The tables of deploy/PERFORMANCE.md."""
 
     def rate(name: str, connections: int) -> str:
         of = results.of("closed", name, "4 KB", connections)
