@@ -85,7 +85,7 @@ def refusals(view: View) -> Iterator[Finding]:
     for each in view.feeds:
         name = each["destination"]
         found = list(_refused(name, queries.recent_refusals(view.connection, name)))
-        if each["probably_paused"] and not found:
+        if each["probably_paused"]:
             reason = each["last_refusal_reason"]
             meaning, fix = _explain(reason, each["last_refusal_status"], name)
             yield Finding(

@@ -160,8 +160,8 @@ def test_redox_has_paused_a_feed(running: Machine) -> None:
         sending = threads.submit(feed.run, bodies)
         until(lambda: len(ledger.attempts) >= 3)
         said = running.status()
-        assert "the source is not registered" in said
-        (command,) = [each for each in mends(said) if "ward" in each]
+        assert "ward: Redox was refused (source_unknown) and has probably paused the feed" in said
+        command, *_ = [each for each in mends(said) if "ward" in each]
         (add,) = [line for line in running.run(*command).splitlines() if line.startswith("redox-receiver source add")]
         assert not sending.done()
         running.run(*shlex.split(add)[1:])

@@ -62,6 +62,7 @@ def test_an_unknown_source(site: Site, server: Server, found: Findings) -> None:
     until(lambda: server.ask(sent(site, to="stranger")).status == 200)
     refuse(server, [sent(site, message(Source={"ID": str(uuid4())}), to="stranger") for _ in range(3)], 403)
     until(lambda: "requests_refused" in found("stranger"))
+    assert "probably_paused" in found("stranger")
     assert found("stranger")["requests_refused"]["fix"] == "redox-receiver source list stranger --refused"
 
 
