@@ -112,6 +112,7 @@ class PublicListener:
             trusted_proxies=self.settings.trusted_proxies,
             now=self.now,
             threads=self.settings.threads,
+            ready=lambda: self.endpoint.registry() is not None,
             stop=self.stop,
         )
         self.start()

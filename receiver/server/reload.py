@@ -1,9 +1,9 @@
-"""SIGHUP: what is configured anew takes over once it is seen to work, and until then nothing changes.
+"""SIGHUP: a new configuration takes over once new workers serve with it; until then nothing changes.
 
-gunicorn itself reads the new configuration and ends when it does not hold; it stops its old workers before the new ones
-have booted, and ends when one of these does not. Here the old ones serve on until all of the new ones do; what is wrong
-is told in one line. The settings and the keyring are read anew, not the program: a new release wants a restart, and so
-does another address to listen at.
+gunicorn itself reads the new configuration and ends when it is not valid; it stops its old workers before the new ones
+have booted, and ends when one of these does not. Here the old ones serve on until all of the new ones do, database and
+keys included; what is wrong is logged in one line. The settings and the keyring are read again, not the program: a new
+release needs a restart, and so does another address to listen at.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from receiver.errors import ReceiverError
 
 log: Final = structlog.get_logger(__name__)
 
-# How long new workers may take to boot, all together.
-PATIENCE: Final = 60.0
-_GLANCE: Final = 0.05
+# Seconds until all new workers serve.
+READY_TIMEOUT: Final = 60.0
+_POLL_INTERVAL: Final = 0.05
 _CONFIGURATION: Final = "receiver.server.conf"
 _STOPPING: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
 
@@ -63,8 +63,13 @@ class Reload:
         """Whether new workers stand in the place of the old ones."""
         arbiter = self._arbiter
         old = list(arbiter.WORKERS)
-        for _ in range(arbiter.num_workers):
-            arbiter.spawn_worker()
+        worker_class = arbiter.worker_class
+        worker_class.replaces = True
+        try:
+            for _ in range(arbiter.num_workers):
+                arbiter.spawn_worker()
+        finally:
+            worker_class.replaces = False
         fresh = [worker for pid, worker in arbiter.WORKERS.items() if pid not in old]
         failure = self._failure(fresh)
         if failure is None:
@@ -77,8 +82,8 @@ class Reload:
         return False
 
     def _failure(self, fresh: Iterable[Any]) -> str | None:
-        """Wait until all of them have booted; why they have not."""
-        by = time.monotonic() + PATIENCE
+        """Wait until all of them serve; why they do not."""
+        by = time.monotonic() + READY_TIMEOUT
         while True:
             try:
                 self._arbiter.reap_workers()
@@ -86,14 +91,17 @@ class Reload:
                 return "a new worker does not boot: the line above says why; the old ones serve on"
             if any(worker.pid not in self._arbiter.WORKERS for worker in fresh):
                 return "a new worker ended: the old ones serve on"
-            # A worker's file has a time of the calendar until it says for the first time that it lives.
+            # A worker's file has a time of the calendar until it says for the first time that it serves.
             if all(worker.tmp.last_update() <= time.monotonic() for worker in fresh):
                 return None
             if time.monotonic() > by:
-                return f"the new workers did not boot within {PATIENCE:g} s: the old ones serve on"
+                return (
+                    f"the new workers did not serve within {READY_TIMEOUT:g} s, for lack of the database or of its "
+                    "keys: the old ones serve on"
+                )
             if self._told_to_stop():
                 return "told to stop"
-            time.sleep(_GLANCE)
+            time.sleep(_POLL_INTERVAL)
 
     def _told_to_stop(self) -> bool:
         """Whether a signal waits that ends all of this; what waits goes on waiting."""
@@ -110,14 +118,14 @@ class Reload:
         """Have these workers answer what they have begun, and end."""
         arbiter, left = self._arbiter, set(pids)
         by = time.monotonic() + arbiter.cfg.graceful_timeout
-        order = signal.SIGTERM
+        for pid in left:
+            arbiter.kill_worker(pid, signal.SIGTERM)
         while left := left & arbiter.WORKERS.keys():
             if time.monotonic() > by:
-                order = signal.SIGKILL
-            for pid in left:
-                arbiter.kill_worker(pid, order)
+                for pid in left:
+                    arbiter.kill_worker(pid, signal.SIGKILL)
             try:
                 arbiter.reap_workers()
             except HaltServer:
                 continue  # another that did not boot
-            time.sleep(_GLANCE)
+            time.sleep(_POLL_INTERVAL)

@@ -71,6 +71,9 @@ class Connection(Protocol):
 class Service(Protocol):
     """What is served, from startup to shutdown."""
 
+    def ready(self) -> bool:
+        """Whether requests are served, and not answered 503 for what is wrong with this process or the database."""
+
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> int:
         """Serve one request; the status. Raises nothing but what sending raises."""
 
@@ -86,6 +89,10 @@ class Application:
     def __init__(self, start: Callable[[], Service]) -> None:
         self._start = start
         self._service: Service | None = None
+
+    def ready(self) -> bool:
+        """Whether it serves: a server may replace another by it."""
+        return self._service is not None and self._service.ready()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection scope."""
@@ -138,7 +145,7 @@ class Application:
 class PublicService:
     """The public listener. `endpoint` and `tokens` None: Flask serves them too. `flask` must never block.
 
-    `stop` is called at the end. Made in the event loop that serves it.
+    `ready` and `stop`: see Service. Made in the event loop that serves it.
     """
 
     def __init__(
@@ -150,9 +157,11 @@ class PublicService:
         trusted_proxies: Iterable[str],
         now: Callable[[], datetime],
         threads: int,
+        ready: Callable[[], bool],
         stop: Callable[[], None],
     ) -> None:
         self._flask, self._endpoint, self._tokens = flask, endpoint, tokens
+        self.ready: Final = ready
         self._addresses = ClientAddresses(trusted_proxies)
         self._now, self._stop = now, stop
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="request")
@@ -212,6 +221,10 @@ class BlockingService:
     def __init__(self, flask: Flask, *, threads: int, stop: Callable[[], None]) -> None:
         self._flask, self._stop = flask, stop
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="request")
+
+    def ready(self) -> bool:
+        """See Service."""
+        return True
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> int:
         """See Service. A body of more than SMALL is not read: the application is told that there is none."""

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
 import pytest
+from sqlalchemy import text
 
 from receiver import keyring as keyrings
 from receiver.keyring import Keyring
@@ -39,6 +41,19 @@ def server(site: Site, env_file: Path) -> Iterator[Server]:
 def pids(server: Server) -> set[int]:
     """Its workers."""
     return {each.pid for each in server.workers()}
+
+
+def started(server: Server) -> set[int]:
+    """Its workers, when each of them has started: until then it may yet read what a test writes."""
+    until(lambda: all(_threads(each) > 4 for each in server.workers()))
+    return pids(server)
+
+
+def _threads(process: psutil.Process) -> int:
+    try:
+        return int(process.num_threads())
+    except psutil.NoSuchProcess:
+        return 0
 
 
 def told(server: Server, event: str) -> str:
@@ -109,8 +124,8 @@ def test_a_keyring_that_is_not_there(site: Site, server: Server) -> None:
 def test_workers_that_do_not_boot(
     site: Site, server: Server, env_file: Path, keyring: Keyring, server_mode: str
 ) -> None:
-    """What only a worker finds out ends that worker, and nobody else; whoever is born later has the old door too."""
-    before, refusals = pids(server), len(server.lines("receiver.not_started"))
+    """What only a worker finds out ends that worker, and no other; one that starts later has the old settings too."""
+    before, refusals = started(server), len(server.lines("receiver.not_started"))
     keyrings.create(datetime.now(UTC)).save(site.directory / "keyring.json")
     env_file.write_text(f"{GOOD}RECEIVER_SERVER_MODE={server_mode}\n")
     try:
@@ -129,6 +144,29 @@ def test_workers_that_do_not_boot(
 
 
 @pytest.mark.parametrize("server_mode", ["flask", "asgi"])
+def test_a_database_that_is_slow(site: Site, server: Server, env_file: Path, server_mode: str) -> None:
+    """New workers that cannot compare their keys yet take over only when they have: no message is refused for it."""
+    before, reloads = pids(server), len(server.lines("receiver.reloaded"))
+    waits = len(server.lines("keys.not_compared"))
+    env_file.write_text(f"{GOOD}RECEIVER_SERVER_MODE={server_mode}\n")
+    try:
+        with asked_all_the_while(site, server) as statuses:
+            with site.engine.connect() as connection, connection.begin():
+                connection.execute(text("LOCK TABLE keys IN ACCESS EXCLUSIVE MODE"))
+                server.process.send_signal(signal.SIGHUP)
+                until(lambda: len(server.lines("keys.not_compared")) > waits)
+                asked = len(statuses)
+                until(lambda: len(statuses) > asked + 20)
+                assert before <= pids(server)
+            until(lambda: len(server.lines("receiver.reloaded")) > reloads)
+    finally:
+        env_file.write_text(GOOD)
+    assert set(statuses) == {200}
+    assert not pids(server) & before
+    assert server.ask(sent(site)).status == 200
+
+
+@pytest.mark.parametrize("server_mode", ["flask", "asgi"])
 def test_settings_that_hold(site: Site, server: Server, env_file: Path, server_mode: str) -> None:
     """They take over with as many workers as they say, and nobody who asks meanwhile is refused."""
     before = pids(server)
@@ -143,3 +181,21 @@ def test_settings_that_hold(site: Site, server: Server, env_file: Path, server_m
     assert set(statuses) == {200}
     assert server.ask(sent(site)).status == 200
     assert server.process.poll() is None
+
+
+def test_a_worker_that_cannot_start_again(site: Site, keyring: Keyring) -> None:
+    """A worker that died cannot be started again: the others serve on, and it is tried again until it can."""
+    with serving(site.directory, site.environment | {"RECEIVER_RECEIVERS": "2"}) as server:
+        before = started(server)
+        keyrings.create(datetime.now(UTC)).save(site.directory / "keyring.json")
+        try:
+            server.workers()[0].kill()
+            until(lambda: len(pids(server) & before) == 1)
+            with asked_all_the_while(site, server) as statuses:
+                until(lambda: len(server.lines("receiver.not_started")) >= 2)
+        finally:
+            keyring.save(site.directory / "keyring.json")
+        assert set(statuses) == {200}
+        until(lambda: len(started(server)) == 2 and server.process.poll() is None)
+        assert len(pids(server) & before) == 1
+        assert server.ask(sent(site)).status == 200

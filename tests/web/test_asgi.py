@@ -99,6 +99,7 @@ def listener(served: Endpoint, proxies: Sequence[str] = (), mode: str = "asgi") 
             trusted_proxies=proxies,
             now=lambda: datetime.now(UTC),
             threads=2,
+            ready=lambda: True,
             stop=lambda: events.append("stopped"),
         )
         events.append("started")
