@@ -1,7 +1,7 @@
-"""Finds handlers: entry points, which are imported when they are enabled and no sooner, and RECEIVER_HANDLERS modules.
+"""Plugin discovery: loads handlers from entry points and from the modules of RECEIVER_HANDLERS.
 
-Each plugin is loaded by itself: one that cannot be loaded is reported as a LoadFailure, and the others load. Must not
-read the registry or run a handler.
+An entry point is imported only after its handler is enabled. Each plugin is loaded separately: if one cannot be loaded,
+it is reported as a LoadFailure and the others load. Must not read the registry or run a handler.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 GROUP: Final = "redox_receiver.handlers"
 
-# Errors whose text names modules, names of code and lines, and nothing else. The text of any other error may quote a
-# setting, a password among them: it is for the terminal of the person who runs a command, not for a log.
+# Exceptions whose text holds only module names, identifiers and line numbers. The text of any other exception may quote
+# a setting, for example a password: it is shown on the operator's terminal, but never written to a log.
 _TEXT_IS_CODE: Final = (ImportError, SyntaxError, NameError, AttributeError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
-    """An installed entry point, not imported. `origin`: where it comes from, for people."""
+    """An installed entry point, not imported. `origin`: the package and object it refers to, for display."""
 
     name: str
     origin: str
@@ -38,7 +38,7 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loaded:
-    """A handler or responder, imported. `development`: it comes from a module of RECEIVER_HANDLERS."""
+    """An imported handler or responder. `development`: it comes from a module of RECEIVER_HANDLERS."""
 
     declaration: Declaration
     function: Callable[..., Any]
@@ -47,21 +47,21 @@ class Loaded:
 
     @property
     def spec(self) -> HandlerSpec:
-        """What it declares, as it stands in the registry."""
-        # Here, for handler processes load handlers too, and have no use for the registry.
+        """The declaration as the registry stores it."""
+        # Imported here because handler processes also load handlers and do not need the registry.
         from receiver.storage.registry.changes import HandlerSpec
 
-        said = self.declaration
+        declaration = self.declaration
         return HandlerSpec(
-            handler=said.name,
-            role=said.role,
-            patterns=said.patterns,
-            ordering=said.ordering,
-            patient_key=said.patient_key,
-            acknowledge=said.acknowledge,
-            on_failure=said.on_failure,
-            max_attempts=said.max_attempts,
-            timeout=said.timeout,
+            handler=declaration.name,
+            role=declaration.role,
+            patterns=declaration.patterns,
+            ordering=declaration.ordering,
+            patient_key=declaration.patient_key,
+            acknowledge=declaration.acknowledge,
+            on_failure=declaration.on_failure,
+            max_attempts=declaration.max_attempts,
+            timeout=declaration.timeout,
         )
 
 
@@ -69,8 +69,8 @@ class Loaded:
 class LoadFailure:
     """A plugin that could not be loaded. `handler` is None for a module of RECEIVER_HANDLERS.
 
-    `place`: module:line or file:line of the plugin's code, where there is one. `message`: the whole sentence, for a
-    terminal; `summary` is what logs and the database may hold.
+    `place`: module:line or file:line in the plugin's code, if known. `message`: the full error text, for a terminal.
+    `summary`: the part that logs and the database may hold.
     """
 
     handler: str | None
@@ -91,14 +91,14 @@ class PluginError(ConfigurationError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plugins:
-    """What was loaded, by name, and what could not be."""
+    """The result of loading: the loaded handlers by name, and the failures."""
 
     loaded: Mapping[str, Loaded]
     failures: tuple[LoadFailure, ...]
 
 
 def found() -> list[Found]:
-    """Every installed entry point, by name."""
+    """Return all installed entry points, sorted by name."""
     return sorted(
         (Found(name=point.name, origin=_origin(point)) for point in entry_points(group=GROUP)),
         key=lambda each: (each.name, each.origin),
@@ -106,21 +106,21 @@ def found() -> list[Found]:
 
 
 def load_handlers(names: Iterable[str], modules: Sequence[str]) -> Plugins:
-    """The handlers of `modules`, and the installed ones among `names`; what is not installed is left out.
+    """Load the handlers of `modules` and the installed handlers in `names`. Names that are not installed are skipped.
 
-    What cannot be loaded is a failure: an import that raises, an entry point that names a handler of another name, and
-    two handlers of one name, of which neither is loaded.
+    These are failures: an import that raises; an entry point whose handler has a different name; two handlers with the
+    same name (neither is loaded).
     """
     loaded: dict[str, Loaded] = {}
     failures: list[LoadFailure] = []
     ambiguous: set[str] = set()
-    ways: list[Callable[[], list[Loaded]]] = [partial(_of_module, module) for module in modules]
-    ways += [
+    loaders: list[Callable[[], list[Loaded]]] = [partial(_of_module, module) for module in modules]
+    loaders += [
         partial(_of_entry_point, point) for name in sorted(set(names)) for point in entry_points(group=GROUP, name=name)
     ]
-    for way in ways:
+    for load in loaders:
         try:
-            members = way()
+            members = load()
         except PluginError as exc:
             failures.append(exc.failure)
             continue
@@ -142,22 +142,22 @@ def load_handlers(names: Iterable[str], modules: Sequence[str]) -> Plugins:
 
 
 def load_handler(name: str, modules: Sequence[str]) -> Loaded:
-    """The handler of that name. Raises PluginError when it cannot be loaded, ConfigurationError when there is none."""
+    """Load one handler. Raises PluginError if it cannot be loaded, ConfigurationError if it is not installed."""
     plugins = load_handlers([name], modules)
     if (found := plugins.loaded.get(name)) is not None:
         return found
     failed = [each for each in plugins.failures if each.handler == name]
-    # It may stand in a module that cannot be imported.
+    # The handler may be in a module that cannot be imported.
     failed += [each for each in plugins.failures if each.handler is None]
     if failed:
         raise PluginError(replace(failed[0], handler=name))
     raise ConfigurationError(
-        f"there is no handler {name} on this host: install its plugin, or see `redox-receiver handlers list`"
+        f"handler {name} is not installed on this host: install its plugin, or run `redox-receiver handlers list`"
     )
 
 
 def responder_conflicts(specs: Mapping[str, Iterable[HandlerSpec]]) -> list[tuple[str, str, str]]:
-    """Where a destination (the key) has two responders for one query: (responder, destination, the sentence)."""
+    """Find destinations (the keys) with two responders for one query. Returns (responder, destination, error message)."""
     conflicts = []
     for destination, bound in specs.items():
         answerers: dict[str, str] = {}
@@ -181,34 +181,44 @@ def responder_conflicts(specs: Mapping[str, Iterable[HandlerSpec]]) -> list[tupl
 def _of_module(module: str) -> list[Loaded]:
     origin = f"module {module} of RECEIVER_HANDLERS"
     members = vars(_imported(lambda: import_module(module), None, origin)).values()
-    # A function can stand under two names in a module, and come from another one.
-    functions = {id(member): (member, said) for member in members if (said := declared(member)) is not None}
+    # A function can have two names in a module, and can be imported from another module.
+    functions = {
+        id(member): (member, declaration) for member in members if (declaration := declared(member)) is not None
+    }
     if not functions:
-        raise PluginError(_failure(None, origin, "NoHandler", f"{origin}: there is no @handler or @responder in it"))
+        raise PluginError(
+            _failure(
+                None, origin, "NoHandler", f"{origin}: the module contains no function with @handler or @responder"
+            )
+        )
     return [
-        Loaded(declaration=said, function=function, origin=origin, development=True)
-        for function, said in functions.values()
+        Loaded(declaration=declaration, function=function, origin=origin, development=True)
+        for function, declaration in functions.values()
     ]
 
 
 def _of_entry_point(point: EntryPoint) -> list[Loaded]:
     origin = _origin(point)
     function = _imported(point.load, point.name, origin)
-    said = declared(function)
-    if said is None:
+    declaration = declared(function)
+    if declaration is None:
         raise PluginError(
-            _failure(point.name, origin, "NoHandler", f"{origin}: that is not a function with @handler or @responder")
+            _failure(
+                point.name, origin, "NoHandler", f"{origin}: the object is not a function with @handler or @responder"
+            )
         )
-    if said.name != point.name:
+    if declaration.name != point.name:
         raise PluginError(
             _failure(
                 point.name,
                 origin,
                 "Renamed",
-                (f"{origin}: it is declared with name={said.name!r}: the two must be the same"),
+                (
+                    f"{origin}: the function is declared with name={declaration.name!r}: use the same name in both places"
+                ),
             )
         )
-    return [Loaded(declaration=said, function=function, origin=origin, development=False)]
+    return [Loaded(declaration=declaration, function=function, origin=origin, development=False)]
 
 
 def _imported(load: Callable[[], Any], name: str | None, origin: str) -> Any:
@@ -224,7 +234,7 @@ def _import_failure(exc: BaseException, name: str | None, origin: str) -> LoadFa
     kind, place = class_name(exc), _place(exc)
     if isinstance(exc, ConfigurationError):
         return _failure(name, origin, kind, f"{origin}: {exc}", place=place)
-    # A SyntaxError's text holds the place again.
+    # The text of a SyntaxError repeats the place.
     text = exc.msg if isinstance(exc, SyntaxError) else str(exc)
     begin = f"{origin} cannot be imported: {kind}"
     end = f" ({place})" if place else ""
@@ -239,12 +249,12 @@ def _import_failure(exc: BaseException, name: str | None, origin: str) -> LoadFa
 
 
 def _failure(name: str | None, origin: str, kind: str, message: str, *, place: str | None = None) -> LoadFailure:
-    """One whose sentence is ours."""
+    """Make a LoadFailure whose message is written by the receiver, so that logs may show it."""
     return LoadFailure(handler=name, origin=origin, error_class=kind, place=place, message=message, summary=message)
 
 
 def _place(exc: BaseException) -> str | None:
-    """Where in the plugin it failed, as module:line; of a file that cannot be read as Python file:line."""
+    """Return the place of the error in the plugin: module:line, or file:line for a syntax error."""
     if isinstance(exc, SyntaxError):
         return f"{exc.filename}:{exc.lineno}" if exc.filename else None
     for frame, line in reversed(list(traceback.walk_tb(exc.__traceback__))):

@@ -1,6 +1,6 @@
-"""Tells workers of lanes that have something new, behind the requests: never a round trip within one.
+"""Lane notifications: tells workers which lanes have new deliveries, after the request, without a round trip in it.
 
-May not be relied on: a hint that is lost costs a second or two, until a worker's sweep finds the lane.
+Must not be relied on: if a notification is lost, a worker's sweep finds the lane one or two seconds later.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from receiver.storage.queue import lanes
 
 log: Final = structlog.get_logger(__name__)
 
-# Between two rounds, so that a stream of messages costs a few hints a second, not one a commit: a hint waits that long.
+# Seconds between two rounds. A stream of messages then costs a few notifications a second instead of one per commit.
 _COALESCE_INTERVAL: Final = 0.05
-# After an error; what comes meanwhile is the sweep's.
+# Seconds to wait after an error. The sweep finds the lanes of that time.
 _PAUSE: Final = 1.0
-# More than this wait only where the database does not keep up: the sweep finds the rest.
+# More lanes than this wait only if the database is too slow. The sweep finds the rest.
 _MOST: Final = 10_000
 
 
 class LaneNotifier:
-    """One thread a process, started after fork. `hint` is what the ledger calls after a commit; safe in threads."""
+    """One thread per process, started after fork. The ledger calls `hint` after a commit. Safe in threads."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -37,18 +37,18 @@ class LaneNotifier:
         self._thread = threading.Thread(target=self._run, name="hints", daemon=True)
 
     def start(self) -> None:
-        """Begin to tell."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Tell what waits, as long as that goes quickly, and end."""
+        """Send the pending notifications if this is quick, and end the thread."""
         self._stopping.set()
         with self._wake:
             self._wake.notify()
         self._thread.join(2.0)
 
     def hint(self, lanes: Sequence[str]) -> None:
-        """These lanes have something new. Does not wait."""
+        """Queue a notification for these lanes. Does not block."""
         with self._wake:
             if len(self._waiting) < _MOST:
                 self._waiting.update(dict.fromkeys(lanes))
@@ -59,17 +59,17 @@ class LaneNotifier:
             with self._wake:
                 while not self._waiting and not self._stopping.is_set():
                     self._wake.wait()
-                told, self._waiting = self._waiting, {}
-            if not told:
+                batch, self._waiting = self._waiting, {}
+            if not batch:
                 return
             try:
-                self._tell(list(told))
+                self._notify(list(batch))
                 self._stopping.wait(_COALESCE_INTERVAL)
             except SQLAlchemyError as exc:
-                log.warning("hints.not_told", error=describe(exc), lanes=len(told))
+                log.warning("hints.not_told", error=describe(exc), lanes=len(batch))
                 self._stopping.wait(_PAUSE)
 
-    def _tell(self, told: Sequence[str]) -> None:
+    def _notify(self, batch: Sequence[str]) -> None:
         with self._engine.connect() as opened:
             connection = opened.execution_options(isolation_level="AUTOCOMMIT")
-            lanes.wake(connection, told)
+            lanes.wake(connection, batch)

@@ -1,7 +1,7 @@
-"""Handlers within a request: the answers to queries, and what must have succeeded before Redox is told 200.
+"""Inline handlers: run within a request, to answer queries and for `acknowledge="after_handling"`.
 
-May not know HTTP. A receiver process has its own few handler processes for this, which are killed as a worker's are; no
-worker runs what is run here.
+Must not depend on HTTP. Each receiver process has a few handler processes of its own for this purpose. They are killed
+at their timeouts like a worker's. Workers do not run what is run here.
 """
 
 from __future__ import annotations
@@ -38,28 +38,29 @@ from receiver.worker.problem_reporter import ProblemReporter, of_failure, summar
 
 log: Final = structlog.get_logger(__name__)
 
-# Redox gives up on a query after 120 seconds in all, its own time included. How long it waits for the answer to a
-# notification is not published: it is told 503 well before anybody gives up, and comes again.
+# Seconds. Redox times a query out after 120 seconds in all, including its own time. The limit for notifications is not
+# published, so the receiver answers 503 well before any likely limit, and Redox sends the message again.
 LONGEST: Final = 100.0
-# Bytes of an answer; Redox publishes no limit, and takes messages of 10 MB everywhere.
+# Bytes of an answer. Redox publishes no limit for it, and accepts messages of 10 MB everywhere.
 LARGEST_ANSWER: Final = 10 * 1024 * 1024
-# What may pass before a responder's own time begins: until a process is free, or has started.
+# Seconds until a handler process is free or started. A responder's own timeout begins afterwards.
 _BEFOREHAND: Final = 15.0
-# How long a request waits for a lane that another request holds.
+# Seconds that a request waits for a lane that another request holds.
 _BUSY: Final = 5.0
 _POLL_INTERVAL: Final = 0.1
-# How often lanes are given back that could not be when it was time: Redox is told 503 as long as nobody has them.
+# Seconds between attempts to release lanes that could not be released in time. Meanwhile Redox receives 503 for these
+# lanes.
 _RELEASE: Final = 1.0
-# A process keeps its time by itself too, a little later than we do.
+# Seconds. The handler process also enforces its deadline itself, a little later than this side.
 _MARGIN: Final = 5.0
 
 
 class ResponderFailed(ReceiverError):
-    """The responder raised, or ended its process."""
+    """The responder raised an exception, or ended its process."""
 
 
 class InlineHandlers:
-    """The handler processes of one receiver process. `start` only after fork; safe in threads, a request each."""
+    """The handler processes of one receiver process. Call `start` after fork. Safe in threads; one request per thread."""
 
     def __init__(self, settings: Settings, url: str, engine: Engine) -> None:
         self._settings = settings
@@ -67,18 +68,18 @@ class InlineHandlers:
         self._problems = ProblemReporter(self._leases.owner)
         self._slots = [HandlerSlot(lambda: init_message(settings, url)) for _ in range(settings.responders)]
         self._free = list(self._slots)
-        # One is left for the others, whatever a destination's responders do.
+        # One process is reserved for other destinations, whatever the responders of one destination do.
         self._each = max(1, settings.responders - 1)
         self._taken: Counter[int] = Counter()
         self._changed = threading.Condition()
         self._stopping = threading.Event()
 
     def start(self) -> None:
-        """Begin to keep leases. Handler processes are started when they are first needed."""
+        """Start to renew leases. Handler processes are started when they are first needed."""
         threading.Thread(target=self._keep, name="leases", daemon=True).start()
 
     def stop(self) -> None:
-        """End the handler processes. What they run is ended, and runs again when Redox sends it again."""
+        """End the handler processes. Their runs are killed, and run again when Redox sends the messages again."""
         self._stopping.set()
         self._leases.leave(time.monotonic())
         with self._changed:
@@ -91,7 +92,7 @@ class InlineHandlers:
             log.warning("problems.not_withdrawn", error=describe(exc))
 
     def no_responder(self, destination: str, message_uuid: str) -> None:
-        """A query came that no responder is enabled for. Does not wait."""
+        """Note a query for which no responder is enabled. Does not block."""
         self._problems.add(
             HandlerProblem(kind="responder_missing", handler="", destination=destination, message=UUID(message_uuid))
         )
@@ -99,10 +100,10 @@ class InlineHandlers:
     def answer(
         self, message: ParsedMessage, responder: Subscription, destination: Destination, receipt: Receipt
     ) -> bytes:
-        """The answer to a query, as JSON.
+        """Return the answer to a query, as JSON.
 
-        Raises NotFound (the responder is paused, or not on this host), Unavailable (no process is free, or none
-        starts), TimeoutError, ResponderFailed.
+        Raises NotFound (the responder is paused, or not installed on this host), Unavailable (no process is free, or
+        none starts), TimeoutError, ResponderFailed.
         """
         if responder.paused:
             raise NotFound("the responder is paused: run `redox-receiver handlers resume`")
@@ -128,20 +129,20 @@ class InlineHandlers:
         )
         with self._slot(destination, deadline) as slot:
             try:
-                said = slot.ask(question, deadline)
+                result = slot.ask(question, deadline)
             except ConfigurationError as exc:
                 log.error("responder.not_loaded", responder=responder.handler, error=summary(exc))
                 self._add("responder_missing", responder, destination, receipt, exc=exc)
                 raise NotFound from exc
             except HandlerProcessGone as exc:
                 raise Unavailable("responder_not_started") from exc
-        if isinstance(said, ResponderAnswer):
+        if isinstance(result, ResponderAnswer):
             self._problems.clear(
                 responder.handler, destination.name, "responder_missing", "responder_failed", "responder_late"
             )
-            return said.body
-        late = isinstance(said, Killed) and said.why == "timed_out"
-        self._add("responder_late" if late else "responder_failed", responder, destination, receipt, said=said)
+            return result.body
+        late = isinstance(result, Killed) and result.why == "timed_out"
+        self._add("responder_late" if late else "responder_failed", responder, destination, receipt, result=result)
         raise TimeoutError if late else ResponderFailed
 
     def _add(
@@ -151,29 +152,29 @@ class InlineHandlers:
         destination: Destination,
         receipt: Receipt,
         *,
-        said: ResponderError | Killed | None = None,
+        result: ResponderError | Killed | None = None,
         exc: ConfigurationError | None = None,
     ) -> None:
-        """Remember why a query was not answered, and log what the responder did."""
-        if said is not None:
-            shown = said.shown if isinstance(said, ResponderError) else None
-            code = said.sqlstate if isinstance(said, ResponderError) else None
+        """Note why a query was not answered, and log the responder's error."""
+        if result is not None:
+            shown = result.shown if isinstance(result, ResponderError) else None
+            code = result.sqlstate if isinstance(result, ResponderError) else None
             log.error(
                 "responder.failed" if kind == "responder_failed" else "responder.late",
                 uuid=receipt.uuid,
                 responder=responder.handler,
                 destination=destination.name,
-                error_class=said.error_class,
-                frames=list(said.frames),
+                error_class=result.error_class,
+                frames=list(result.frames),
                 sqlstate=code,
                 error=shown,
             )
             problem = HandlerProblem(
                 kind=kind,
                 handler=responder.handler,
-                error_class=said.error_class,
+                error_class=result.error_class,
                 detail=shown,
-                place=said.frames[-1] if said.frames else None,
+                place=result.frames[-1] if result.frames else None,
             )
         elif isinstance(exc, PluginError):
             problem = of_failure(exc.failure, kind, responder.handler)
@@ -182,9 +183,10 @@ class InlineHandlers:
         self._problems.add(replace(problem, destination=destination.name, message=UUID(receipt.uuid)))
 
     def run_inline(self, destination: Destination, receipt: Receipt) -> bool:
-        """Run the deliveries of `receipt.inline`, and what is pending before them; whether they are done.
+        """Run the deliveries of `receipt.inline`, after the earlier deliveries of their lanes. Returns True if all are
+        done.
 
-        Raises Unavailable (no process is free, or none starts; the database does not answer).
+        Raises Unavailable (no process is free, none starts, or the database does not answer).
         """
         deadline = time.monotonic() + LONGEST
         try:
@@ -198,13 +200,13 @@ class InlineHandlers:
             return False
 
     def _run(self, delivery: int, destination: Destination, deadline: float) -> bool:
-        """Whether the delivery is done. A lane that another request holds is waited for a little."""
-        patience = min(deadline, time.monotonic() + _BUSY)
+        """Return True if the delivery is done. Waits briefly for a lane that another request holds."""
+        busy_deadline = min(deadline, time.monotonic() + _BUSY)
         while not self._stopping.is_set():
             with self._leases.connection() as connection:
                 found = lanes.inline_delivery(connection, delivery)
                 if found is None or not found[1]:
-                    return True  # it has run, or is the workers' now
+                    return True  # it has run already, or a worker runs it
                 lane = found[0]
                 subscription = _after_handling(lane, destination)
                 if subscription is None:
@@ -227,14 +229,14 @@ class InlineHandlers:
                 with self._leases.connection() as connection:
                     found = lanes.inline_delivery(connection, delivery)
                 return found is None or not found[1]
-            if time.monotonic() >= patience:
+            if time.monotonic() >= busy_deadline:
                 return False
             self._stopping.wait(_POLL_INTERVAL)
         return False
 
     @contextmanager
     def _slot(self, destination: Destination, deadline: float) -> Iterator[HandlerSlot]:
-        """A process's place while the block runs. Raises Unavailable when none is free in time."""
+        """Reserve a handler slot for the block. Raises Unavailable if none is free in time."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._may_take(destination), deadline - time.monotonic()):
                 raise Unavailable("responders_busy")
@@ -267,7 +269,7 @@ class InlineHandlers:
 
 
 def _after_handling(lane: str, destination: Destination) -> Subscription | None:
-    """The subscription that wants this lane run within the request; None when none does any more."""
+    """Return the subscription that requires this lane to run within the request, or None."""
     handler = lane.split("/", 1)[0]
     return next(
         (

@@ -1,8 +1,8 @@
-"""Procrastinate, which brings lanes to workers: a job stands for a lane that is ready now.
+"""The job queue: Procrastinate brings lanes to workers. A job means that a lane is ready now.
 
-May not decide anything: a job that is lost, ended or there twice costs a moment, for the rows of `lanes` and
-`deliveries` are the truth, and a lane is its lease's. So a job is never retried; and one whose worker is gone is ended,
-for as long as it stands no other job of its lane may run.
+Must not decide anything: the rows of `lanes` and `deliveries` are authoritative, and the lease decides which process
+runs a lane. A lost, failed or duplicate job costs only a short delay. So jobs are never retried. The job of a dead
+worker is ended, because it blocks every other job of its lane.
 """
 
 from __future__ import annotations
@@ -22,28 +22,29 @@ from receiver.database.engine import connect_arguments, normalise
 
 log: Final = structlog.get_logger(__name__)
 
-# Procrastinate looks for jobs when it is notified of one, and every so often: a job that waits for another of its lane
-# is not notified again when that ends.
+# Seconds. Procrastinate polls for jobs in addition to notifications: there is no notification when a job becomes ready
+# because the previous job of its lane has ended.
 _POLL: Final = 0.25
-# How often a worker says that it lives, and after how long without a word it is gone, in leases: below one, so that a
-# lane is free when its lease ends.
+# How often a worker sends a heartbeat, and after how long without one it counts as dead, as fractions of a lease. Below
+# 1, so that the lane is free when its lease ends.
 _HEARTBEAT: Final = 1 / 6
 _SILENT: Final = 2 / 3
-# How often stalled jobs are looked for.
+# Seconds between searches for stalled jobs.
 _STALLED_INTERVAL: Final = 1 / 10
-# After the engine has ended by itself: it does whenever the database does not answer.
+# Seconds to wait after the engine has stopped by itself. It stops whenever the database does not answer.
 _PAUSE: Final = 1.0
 _CONNECT_TIMEOUT: Final = 5.0
-# Running lanes go on without their jobs when the engine ends: they have their leases.
+# Lanes keep running without their jobs when the engine stops, because they have leases.
 _SHUTDOWN: Final = 0.1
 
 Run = Callable[[str], Awaitable[None]]
 
 
 class JobQueue:
-    """Takes lanes of `handlers` and has `run` run them, `concurrency` at a time; begun again when it ends by itself.
+    """Takes lanes of `handlers` and passes them to `run`, `concurrency` at a time. Restarts the engine if it stops by
+    itself.
 
-    `lease`: seconds that a lane stays with a worker that has fallen silent.
+    `lease`: seconds that a lane stays with a worker that has stopped responding.
     """
 
     def __init__(
@@ -56,25 +57,25 @@ class JobQueue:
         self._name = name
         self._lease = lease
         self._running: set[int] = set()  # jobs that this process runs
-        self._workers: set[int] = set()  # Procrastinate's numbers for this process, the last one and those before
-        self._suspects: set[int] = set()  # jobs that this process should be running, and does not
+        self._workers: set[int] = set()  # Procrastinate's worker ids of this process: the current one and earlier ones
+        self._suspects: set[int] = set()  # jobs that this process should run and does not
 
     async def serve(self) -> None:
-        """Until cancelled."""
-        logging.getLogger("procrastinate").setLevel(logging.ERROR)  # what it says of itself is told here
+        """Run until cancelled."""
+        logging.getLogger("procrastinate").setLevel(logging.ERROR)  # this module logs its errors
         while True:
             try:
                 await self._serve()
             except (ConnectorException, psycopg.Error, OSError) as exc:
                 log.warning("engine.ended", error=type(exc).__name__, again_in=_PAUSE)
-            except Exception as exc:  # noqa: BLE001 - whatever it is, lanes must go on
+            except Exception as exc:  # noqa: BLE001 - lanes must continue whatever the error is
                 log.error("engine.failed", error=type(exc).__name__, again_in=_PAUSE)
             await asyncio.sleep(_PAUSE)
 
     async def _serve(self) -> None:
         arguments: dict[str, Any] = connect_arguments(None, search_path="procrastinate")
         address = normalise(self._url).set(drivername="postgresql").render_as_string(hide_password=False)
-        # First a connection alone: a pool that cannot connect waits longer and longer between its attempts.
+        # Try a single connection first: a pool that cannot connect waits longer after each attempt.
         await (await psycopg.AsyncConnection.connect(address, **arguments)).close()
         app = App(
             connector=PsycopgConnector(
@@ -84,7 +85,9 @@ class JobQueue:
         app.task(name="lane", pass_context=True)(self._lane)
         async with app.open_async():
             for worker in self._workers:
-                await app.job_manager.unregister_worker(worker)  # of an engine of ours that ended: its jobs are stalled
+                await app.job_manager.unregister_worker(
+                    worker
+                )  # of an earlier engine of this process: its jobs are stalled
             self._workers.clear()
             mending = asyncio.create_task(self._end_stalled(app))
             try:
@@ -104,7 +107,7 @@ class JobQueue:
                 mending.cancel()
 
     async def _lane(self, context: JobContext, lane: str) -> None:
-        """The one task. Raises nothing, and returns nothing, for Procrastinate would log it."""
+        """The only task. Raises nothing and returns nothing, because Procrastinate would log it."""
         job = context.job
         assert job.id is not None
         self._running.add(job.id)
@@ -112,13 +115,13 @@ class JobQueue:
             self._workers.add(job.worker_id)
         try:
             await self._run(lane)
-        except Exception as exc:  # noqa: BLE001 - see above; the lane is found again
+        except Exception as exc:  # noqa: BLE001 - see above; the sweep finds the lane again
             log.error("lane.failed", lane=lane, error=type(exc).__name__)
         finally:
             self._running.discard(job.id)
 
     async def _end_stalled(self, app: App) -> None:
-        """End jobs that nobody runs any more."""
+        """End jobs that no process runs any more."""
         while True:
             try:
                 for job in await self._stalled(app):
@@ -128,7 +131,7 @@ class JobQueue:
             await asyncio.sleep(self._lease * _STALLED_INTERVAL)
 
     async def _stalled(self, app: App) -> list[Job]:
-        """Those of workers that are gone; and ours that ended while the database was away, so that it was not told."""
+        """Find the jobs of dead workers, and jobs of this process that ended while the database was unavailable."""
         stalled = list(await app.job_manager.get_stalled_jobs(seconds_since_heartbeat=self._lease * _SILENT))
         ours = [
             job
@@ -136,7 +139,7 @@ class JobQueue:
             for job in await app.job_manager.list_jobs_async(status=Status.DOING.value, worker_id=worker)
             if job.id not in self._running
         ]
-        # Twice in a row: one that was just taken, or has just ended, is neither running nor stalled.
+        # Required twice in a row: a job that was just taken or has just ended can look stalled for a moment.
         stalled += [job for job in ours if job.id in self._suspects]
         self._suspects = {job.id for job in ours if job.id is not None}
         return stalled
@@ -146,5 +149,5 @@ async def _end(app: App, job: Job) -> None:
     try:
         await app.job_manager.finish_job(job, Status.FAILED, delete_job=True)
     except ConnectorException:
-        return  # another worker was quicker
+        return  # another worker ended it first
     log.info("engine.stalled_job_ended", lane=job.lock)

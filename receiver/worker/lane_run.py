@@ -1,7 +1,7 @@
-"""One stay in a lane, or in some: claimed, run in a handler process, its end recorded, and given back.
+"""Lane runs: claims a lane or several, runs them in a handler process, records the end, and releases the leases.
 
-May not decide when or whether: workers and requests do. What a handler process could not record because it was ended is
-recorded here, under the same lease.
+Must not decide when to run a lane: workers and requests do. If a handler process is killed before it can record its
+end, the end is recorded here under the same lease.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log: Final = structlog.get_logger(__name__)
 
 _left, _cut = point("lane.left"), point("lane.cut")
 
-# Left by a run that was ended because the process stops: it had no fair chance.
+# Seconds until a delivery runs again after the process was stopped during its run.
 _STOPPED: Final = RetryDecision(state="pending", counted=False)
 
 
@@ -43,13 +43,13 @@ def run_lane(
     up_to: int | None = None,
     development: bool = False,
 ) -> LaneDone | None:
-    """Run what is pending in the lane for about `leave_after` seconds, under a lease of `lease` seconds.
+    """Run the pending deliveries of a lane for about `leave_after` seconds, under a lease of `lease` seconds.
 
-    `up_to`: run the deliveries that are inline, up to that one. `development`: the destination is one. None: the lane
-    was not to be had, or the end of the run is not known. Raises ConfigurationError when the handler cannot be loaded,
-    Gone when no process starts, SQLAlchemyError when nothing could be claimed.
+    `up_to`: run the inline deliveries up to this one. `development`: the destination is a development one. Returns None
+    if the lane could not be claimed, or the end of the run is unknown. Raises ConfigurationError if the handler cannot
+    be loaded, HandlerProcessGone if no process starts, SQLAlchemyError if the lane could not be claimed.
     """
-    slot.warm()  # first: a lease does not wait for a process
+    slot.warm()  # before the claim: the lease must not wait for a process start
     held = leases.claim(lane, lease, inline=up_to is not None)
     if held is None:
         return None
@@ -76,8 +76,10 @@ def run_lanes(
     others: Callable[[], None],
     development: bool = False,
 ) -> LaneDone | None:
-    """As `stay`, in those of these ordered lanes of one handler at one destination that are to be had: the first few
-    deliveries of each. `others` is called when some were given back unseen, for the handler is slow.
+    """Run the first few deliveries of each of these ordered lanes, which belong to one handler at one destination.
+
+    Lanes that cannot be claimed are skipped. `others` is called if some lanes were released without a run because the
+    handler is slow. Otherwise as `run_lane`.
     """
     slot.warm()
     held = leases.claim_some(names, lease)
@@ -153,42 +155,47 @@ def _run(
 
 
 def _record(
-    leases: Leases, held: LaneReservation, cut: Killed, policy: RetryPolicy, handler: str
+    leases: Leases, held: LaneReservation, killed: Killed, policy: RetryPolicy, handler: str
 ) -> tuple[LaneDone | None, bool]:
-    """Record what the process could not: (how the lane is left, whether its lease is released with it)."""
-    if cut.why == "fenced" or not cut.delivery:
+    """Record what the killed process could not. Returns why the lane is left, and whether the lease was released with
+    it.
+    """
+    if killed.why == "fenced" or not killed.delivery:
         return None, False
-    fence = next(fence for fence in held.leases if fence.lane == cut.lane)
+    fence = next(fence for fence in held.leases if fence.lane == killed.lane)
     outcome = Outcome(
-        kind="timed_out" if cut.why == "timed_out" else "crashed", error_class=cut.error_class, frames=cut.frames
+        kind="timed_out" if killed.why == "timed_out" else "crashed",
+        error_class=killed.error_class,
+        frames=killed.frames,
     )
     verdict = (
         _STOPPED
-        if cut.why == "stopped"
-        else retry_policy.decide(outcome, policy, attempt=cut.attempt, deferred_for=cut.deferred_for)
+        if killed.why == "stopped"
+        else retry_policy.decide(outcome, policy, attempt=killed.attempt, deferred_for=killed.deferred_for)
     )
     try:
         with leases.connection() as connection:
-            # Released with it, so that nothing which the process had sent before it ended can be recorded after.
+            # Release the lease in the same statement, so that a statement the process had sent earlier cannot be
+            # recorded later.
             recorded = lanes.fail(
                 connection,
                 fence,
-                cut.delivery,
-                cut.attempt,
+                killed.delivery,
+                killed.attempt,
                 retry_policy.failure_record(outcome, verdict, policy, release=True),
             )
     except SQLAlchemyError as exc:
-        # Whoever runs the lane next finds an attempt without an end, and records that.
-        log.warning("handler.end_not_recorded", delivery=cut.delivery, error=describe(exc))
+        # The next run of the lane finds an attempt without an end, and records it.
+        log.warning("handler.end_not_recorded", delivery=killed.delivery, error=describe(exc))
         return None, False
-    if not recorded:  # it had recorded the end itself, just before
+    if not recorded:  # the process had recorded the end just before
         return LaneDone(why="time"), False
-    if cut.why != "stopped":
+    if killed.why != "stopped":
         log_attempt(
             Unsuccessful(
                 lane=fence.lane,
-                delivery=cut.delivery,
-                attempt=cut.attempt,
+                delivery=killed.delivery,
+                attempt=killed.attempt,
                 state=verdict.state,
                 outcome=outcome.kind,
                 error_class=outcome.error_class,

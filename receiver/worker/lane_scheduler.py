@@ -1,7 +1,7 @@
-"""Which of many lanes a place of a worker takes next: some at a time, as many as it is through with in a moment.
+"""Lane scheduler: chooses which lanes a handler slot runs next, in batches that take a short time.
 
-May not run anything. Every handler has a walk of its own through the lanes, which all places of the worker share, so
-that no two of them come to the same ones. Safe in threads.
+Must not run anything. Each handler has one cursor through its lanes. All slots of the worker share the cursor, so no
+two of them take the same lanes. Safe in threads.
 """
 
 from __future__ import annotations
@@ -14,44 +14,44 @@ from receiver.storage.accept.fan_out import unordered
 from receiver.storage.queue import lanes
 from receiver.worker.leases import Leases
 
-# How long a place keeps some lanes, more or less: others may be free.
+# Target seconds for a batch: other slots may be free.
 STAY: Final = 0.25
-# So many lanes at a time at the beginning, and at most: beyond that, a round trip more or less is nothing.
+# The first batch size, and the largest. For larger batches, the saved round trip does not matter.
 _FIRST: Final = 4
 MOST: Final = 64
 
 
 class LaneScheduler:
-    """What one worker knows of the many lanes of its handlers."""
+    """Schedules the lanes of one worker's handlers."""
 
     def __init__(self, leases: Leases) -> None:
         self._leases = leases
-        self._walked: defaultdict[str, str] = defaultdict(str)  # handler → the lane that the walk has come to
+        self._cursors: defaultdict[str, str] = defaultdict(str)  # handler → cursor: the last lane taken
         self._sizes: defaultdict[str, int] = defaultdict(lambda: _FIRST)
         self._lock = threading.Lock()
 
     def next(self, handler: str) -> list[str]:
-        """Ordered lanes of the handler, of one destination, that are due; none when there is none at all.
+        """Return the next ordered lanes of the handler that are due, all of one destination. Empty if no lane is due.
 
         Raises SQLAlchemyError.
         """
         with self._lock, self._leases.connection() as connection:
-            turned = not self._walked[handler]
+            turned = not self._cursors[handler]
             while True:
-                some, came_to = lanes.due(connection, [handler], after=self._walked[handler], limit=MOST)
+                some, cursor = lanes.due(connection, [handler], after=self._cursors[handler], limit=MOST)
                 ordered = [lane for lane in some if not unordered(lane)]
                 if ordered:
                     destination = ordered[0].rsplit("/", 1)[0]
                     chosen = [lane for lane in ordered[: self._sizes[handler]] if lane.rsplit("/", 1)[0] == destination]
-                    self._walked[handler] = came_to if len(chosen) == len(ordered) else chosen[-1]
+                    self._cursors[handler] = cursor if len(chosen) == len(ordered) else chosen[-1]
                     return chosen
-                self._walked[handler] = came_to
-                if not came_to and turned:
+                self._cursors[handler] = cursor
+                if not cursor and turned:
                     return []
-                turned = turned or not came_to
+                turned = turned or not cursor
 
     def took(self, handler: str, seconds: float) -> None:
-        """How long the last ones took: the next are twice as many, or half."""
+        """Report how long the last batch took. The next batch is twice as large, or half."""
         with self._lock:
             if seconds < STAY / 4:
                 self._sizes[handler] = min(MOST, 2 * self._sizes[handler])

@@ -1,6 +1,6 @@
-"""The lanes that this process holds: taken, kept, and given back, also when the database is away just then.
+"""Leases of one process: claims, renews and releases lanes, even while the database is unavailable.
 
-May not run anything. Safe in threads. Whoever runs a lane watches the end of its lease himself.
+Must not run anything. Safe in threads. The code that runs a lane must watch the end of its lease itself.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _claiming, _claimed = point("lane.claiming"), point("lane.claimed")
 
 
 class Leases:
-    """What one owner, a worker or receiver process, holds."""
+    """The leases of one owner: a worker or receiver process."""
 
     def __init__(self, engine: Engine, owner: str) -> None:
         self._engine = engine
@@ -39,7 +39,7 @@ class Leases:
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
-        """A connection on which each statement is a transaction. Raises SQLAlchemyError."""
+        """Open a connection in autocommit mode. Raises SQLAlchemyError."""
         with self._engine.connect() as connection:
             yield connection.execution_options(isolation_level="AUTOCOMMIT")
 
@@ -51,8 +51,8 @@ class Leases:
         inline: bool = False,
         take: Callable[[Connection, str, str, float], Lease | None] | None = None,
     ) -> LaneReservation | None:
-        """Take the lane, if it is to be had; `take` says how, of a lane that is no handler's. Raises SQLAlchemyError."""
-        # Counted from before the question, so that it ends here no later than in the database.
+        """Claim the lane if it is free. `take`: the claim function for a lane of the outbox. Raises SQLAlchemyError."""
+        # Counted from before the statement, so that the lease ends here no later than in the database.
         began = time.monotonic()
         _claiming()
         with self.connection() as connection:
@@ -64,7 +64,7 @@ class Leases:
         return None if fence is None else self._holding([fence], began + seconds)
 
     def claim_some(self, names: Sequence[str], seconds: float) -> LaneReservation | None:
-        """Take those of the lanes, of one handler at one destination, that are to be had. Raises SQLAlchemyError."""
+        """Claim those of the lanes that are free. All belong to one handler at one destination. Raises SQLAlchemyError."""
         began = time.monotonic()
         _claiming()
         with self.connection() as connection:
@@ -79,11 +79,14 @@ class Leases:
         return lease
 
     def give_back(self, lease: LaneReservation, *, released: str | None = None) -> None:
-        """The lanes are no longer run here. `released`: the database knows that of this one already."""
+        """Release the lanes. `released`: the lane that the database has already released."""
         self._release(lease, [fence for fence in lease.leases if fence.lane != released], lease.leases)
 
     def give_back_after(self, lease: LaneReservation, lane: str) -> bool:
-        """The lanes that come after this one are for others; whether there are any. Who runs them finds out."""
+        """Release the lanes after this one, so that other slots can run them. Returns True if there are any.
+
+        The handler process notices the lost leases itself.
+        """
         place = next(n for n, fence in enumerate(lease.leases) if fence.lane == lane)
         kept, rest = lease.leases[: place + 1], lease.leases[place + 1 :]
         self._release(lease, rest, rest)
@@ -101,7 +104,7 @@ class Leases:
             self.release()
 
     def release(self) -> None:
-        """Tell the database what was given back, as far as it can be told now."""
+        """Write pending releases to the database, as far as it answers."""
         with self._lock:
             late = list(self._late)
         if not late:
@@ -116,7 +119,7 @@ class Leases:
             log.warning("leases.not_released", error=describe(exc), lanes=len(late))
 
     def renew(self, seconds: float) -> None:
-        """Keep what is held for so long from now."""
+        """Renew all leases for `seconds` from now."""
         with self._lock:
             held = [(lease, list(lease.leases)) for lease in {id(each): each for each in self._held.values()}.values()]
         if not held:
@@ -131,14 +134,15 @@ class Leases:
                 for lease in (lease for lease, missing in locked if not missing):
                     lease.renewed(began + seconds)
                 for lease, missing in locked:
-                    # One lane that is lost ends the stay in all of them: nobody knows which one runs by then.
+                    # If one lane of several is lost, end the run of all: this side does not know which one runs at that
+                    # moment.
                     if missing and all(lanes.renew_one(connection, fence, seconds) for fence in missing):
                         lease.renewed(began + seconds)
         except SQLAlchemyError as exc:
             log.warning("leases.not_renewed", error=describe(exc), lanes=len(held))
 
     def leave(self, by: float) -> None:
-        """Every run, present and future, is to end: after the handler that runs then, and by that time (monotonic)."""
+        """End every current and future run after its current handler, at the latest at `by` (monotonic)."""
         self._leave_by = by
         with self._lock:
             held = {id(lease): lease for lease in self._held.values()}

@@ -1,7 +1,7 @@
-"""The delivery worker: takes lanes, has them run by handler processes, and does what has to be done beside.
+"""The delivery worker: takes lanes, runs them in handler processes, and does the background work.
 
-May not run a handler itself, nor import one but to see what it declares. Any number of workers, on any hosts, share one
-database; each takes lanes of the handlers that it has loaded.
+Must not run a handler itself. Must not import a handler, except to read its declaration. Any number of workers on any
+hosts share one database. Each worker takes the lanes of the handlers that it has loaded.
 """
 
 from __future__ import annotations
@@ -51,38 +51,39 @@ from receiver.worker.problem_reporter import ProblemReporter, of_failure, summar
 
 log: Final = structlog.get_logger(__name__)
 
-# A lane is left after so long when others wait for a process.
+# Seconds that a lane may run while other lanes wait for a process.
 SLICE: Final = 3.0
-# How long a running handler may go on when the worker is told to stop; the rest of its lane waits for another worker.
+# Seconds that a running handler may continue after the worker was asked to stop. Another worker runs the rest of its
+# lane.
 GRACE: Final = 30.0
-# Lanes that nobody was told of are looked for so often, by all workers together; so many lanes at a time.
+# Seconds between sweeps for due lanes without a notification, over all workers together; and the lanes per sweep.
 SWEEP: Final = 1.0
 SWEEP_LANES: Final = 500
-# How often a worker says that it lives, follows the registry, indexes patients when there were none, forgets keys.
+# Seconds between: heartbeats, registry updates, patient indexing when there was none, removal of expired keys.
 _SEEN: Final = 5.0
 _REGISTRY: Final = 0.5
 _INDEX: Final = 1.0
 _FORGET: Final = 60.0
 _HOURLY: Final = 3600.0
-# How often what has changed of handlers' problems is reported.
+# Seconds between reports of changed handler problems.
 _REPORT: Final = 1.0
-# A plugin that could not be loaded is tried again so often: somebody may have installed what it lacked.
+# Seconds until a plugin that could not be loaded is tried again: you may have installed what it lacked.
 _RELOAD: Final = 30.0
-# How often the main thread looks whether it was told to stop.
+# Seconds between checks for a stop request.
 _POLL_INTERVAL: Final = 0.1
-# After an error of the database, or of a handler process that does not start.
+# Seconds to wait after an error of the database, or of a handler process that does not start.
 _PAUSE: Final = 1.0
 _UNLOADED_PAUSE: Final = 10.0
-# A statement beside the handlers': none of ours takes that long.
+# Seconds. The limit for the worker's own statements.
 _STATEMENT: Final = 10.0
 _DUPLICATE: Final = "23505"
 
 
 def run_worker(settings: Settings) -> int:
-    """Work until SIGTERM or SIGINT: claim nothing more, let handlers end, give the lanes back. A second one hurries.
+    """Run a worker until SIGTERM or SIGINT, then claim no more lanes, wait for handlers to end, and release the lanes.
 
-    Returns the exit status. Raises ConfigurationError at the start: the settings or the keyring. A plugin that cannot
-    be loaded stops nothing: its deliveries wait, and `status` names it.
+    A second signal stops at once. Returns the exit status. Raises ConfigurationError at the start for the settings or
+    the keyring. A plugin that cannot be loaded does not stop the worker: its deliveries wait, and `status` shows it.
     """
     worker = DeliveryWorker(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -92,7 +93,7 @@ def run_worker(settings: Settings) -> int:
 
 
 def address(settings: Settings) -> str:
-    """DATABASE_URL, or the URL of the embedded PostgreSQL. Raises ConfigurationError when that does not run."""
+    """Return DATABASE_URL, or the URL of the embedded PostgreSQL. Raises ConfigurationError if that does not run."""
     if settings.database_url is not None:
         return settings.database_url.get_secret_value()
     return Cluster(settings.data_dir, account=settings.postgres_account).url
@@ -108,7 +109,7 @@ class DeliveryWorker:
         keyring = keyrings.load_keyring(settings.keyring_path)
         self._seals = Sealer(keyring)
         self._digests = PatientDigests(keyring)
-        # A connection for each lane that is claimed or given back, and one for each of our threads.
+        # One connection for each lane that is claimed or released, and one for each background thread.
         self._engine = open_engine(
             self._url, pool_size=settings.concurrency + SENDERS + 10, statement_timeout=_STATEMENT
         )
@@ -116,46 +117,46 @@ class DeliveryWorker:
         self._follower = RegistryFollower(self._engine, keyring)
         self._registration = RegistryChanges(self._engine, keyring, actor=f"worker:{self.name}")
         self._leases = Leases(self._engine, self.name)
-        self._drains = LaneScheduler(self._leases)
+        self._scheduler = LaneScheduler(self._leases)
         self._outgoing = OutboxWorker(self._url, keyring, self._leases, lease=settings.lease, rate=settings.redox_rate)
         self._problems = ProblemReporter(self.name)
-        self._places = HandlerPool(
+        self._pool = HandlerPool(
             settings.concurrency, self._run_lane, lambda: init_message(settings, self._url, self._handlers)
         )
-        self._handlers: tuple[str, ...] = ()  # loaded here, by name
-        self._version: int | None = None  # of the registry that they were loaded for
-        self._reload_at = math.inf  # when what could not be loaded is tried again
-        self._others = 0  # live workers that have loaded some of what we have
-        self._swept = ""  # the lane that the sweep has come to
-        self._closed: set[int] = set()  # messages whose payload does not open here
-        self._refreshed: set[str] = set()  # handlers of which the registry was told what they declare
-        self._orders = 0  # how often we were told to stop
+        self._handlers: tuple[str, ...] = ()  # loaded in this process, by name
+        self._version: int | None = None  # the registry version that they were loaded for
+        self._reload_at = math.inf  # when to try failed plugins again
+        self._others = 0  # live workers that have loaded some of the same handlers
+        self._swept = ""  # the cursor of the sweep
+        self._closed: set[int] = set()  # messages whose payload cannot be decrypted here
+        self._refreshed: set[str] = set()  # handlers whose declaration was written to the registry
+        self._stop_requests = 0  # number of stop requests
         self._stopping = threading.Event()
 
-    # --- its life
+    # --- Life cycle
 
     def stop(self) -> None:
-        """End in order; told twice, at once. For signals: it does nothing but count."""
-        self._orders += 1
+        """Stop in order; at the second call, at once. Safe in signal handlers: it only increments a counter."""
+        self._stop_requests += 1
 
     def run(self) -> None:
         """Work until `stop`."""
         enable.enable_faults(self._url)
         self._await_schema()
         self._follower.start()
-        while self._follower.current is None and not self._orders:
+        while self._follower.current is None and not self._stop_requests:
             time.sleep(_POLL_INTERVAL)
         if self._follower.current is not None:
             self._load(self._follower.current)
         log.info("worker.started", worker=self.name, handlers=list(self._handlers))
-        self._places.start()
+        self._pool.start()
         self._outgoing.start()
         taking = threading.Thread(target=lambda: asyncio.run(self._take_lanes()), name="lanes", daemon=True)
         taking.start()
         for interval, work in (
             (self._settings.lease / 3, self._renew),
             (_PAUSE, self._leases.release),
-            (_SEEN, self._say_seen),
+            (_SEEN, self._heartbeat),
             (_REPORT, self._report_problems),
             (SWEEP, self._sweep),
             (SWEEP, self._outgoing.sweep),
@@ -166,19 +167,21 @@ class DeliveryWorker:
             (SCHEMA_POLL_INTERVAL, self._look_at_schema),
         ):
             threading.Thread(target=self._repeat, args=(interval, work), name=work.__name__, daemon=True).start()
-        while not self._orders:
+        while not self._stop_requests:
             time.sleep(_POLL_INTERVAL)
         self._end(taking)
 
     def _await_schema(self) -> None:
-        """A schema that is behind is waited for; whoever waits for it does nothing else."""
-        while not self._orders and not ((found := self._schema.check()) and found.compatible):
+        """Wait until the database schema is compatible. Nothing else runs meanwhile."""
+        while not self._stop_requests and not ((found := self._schema.check()) and found.compatible):
             time.sleep(SCHEMA_POLL_INTERVAL)
 
     def _look_at_schema(self) -> None:
-        """A schema that has gone where this code cannot follow ends its work, in order; whoever starts it again waits."""
+        """Check the schema. If it is no longer compatible, stop in order: the restarted worker waits for a compatible
+        schema.
+        """
         found = self._schema.check()
-        if found is not None and not found.compatible and not self._orders:
+        if found is not None and not found.compatible and not self._stop_requests:
             self.stop()
 
     def _end(self, taking: threading.Thread) -> None:
@@ -186,16 +189,16 @@ class DeliveryWorker:
         self._stopping.set()
         by = time.monotonic() + GRACE
         self._leases.leave(by)
-        self._places.close()
+        self._pool.close()
         self._outgoing.stop()
         renew_at = 0.0
         while time.monotonic() < by + _PAUSE and not (
-            self._places.closed() and self._outgoing.ended() and not taking.is_alive()
+            self._pool.closed() and self._outgoing.ended() and not taking.is_alive()
         ):
             if time.monotonic() >= renew_at:
                 renew_at = time.monotonic() + self._settings.lease / 3
                 self._renew()
-            if self._orders > 1 and by > time.monotonic():
+            if self._stop_requests > 1 and by > time.monotonic():
                 by = time.monotonic()
                 self._leases.leave(by)
             time.sleep(_POLL_INTERVAL)
@@ -210,7 +213,7 @@ class DeliveryWorker:
         log.info("worker.stopped", worker=self.name)
 
     def _repeat(self, interval: float, work: Callable[[], float | None]) -> None:
-        """Do it again and again; it may say how long to wait. The database's errors are told and waited out."""
+        """Call `work` periodically. It may return the seconds to wait. Database errors are logged, and retried later."""
         while not self._stopping.is_set():
             pause: float | None = None
             try:
@@ -219,15 +222,15 @@ class DeliveryWorker:
                 log.warning("worker.database_error", part=work.__name__, error=describe(exc))
                 pause = max(_PAUSE, min(interval, _UNLOADED_PAUSE))
             except Exception:
-                log.exception("worker.failed", part=work.__name__)  # and goes on
+                log.exception("worker.failed", part=work.__name__)  # and continue
             self._stopping.wait(interval if pause is None else pause)
 
-    # --- handlers
+    # --- Handlers
 
     def _load(self, registry: Registry) -> None:
-        """Load what is enabled, each plugin by itself, and see that the registry says what it declares.
+        """Load the enabled handlers, each plugin separately, and write their declarations to the registry.
 
-        What cannot be loaded is reported, and treated as what is not installed: its deliveries wait.
+        A plugin that cannot be loaded is reported, and treated as not installed: its deliveries wait.
         """
         importlib.invalidate_caches()
         enabled = {each.handler for destination in registry.destinations.values() for each in destination.subscriptions}
@@ -263,15 +266,17 @@ class DeliveryWorker:
         self._handlers = tuple(sorted(name for name, each in loaded.items() if each.declaration.role == "handler"))
 
     def _development_bindings(self, loaded: Mapping[str, Loaded]) -> Mapping[str, set[str]]:
-        """Each development destination with the handlers that were ever bound to it."""
+        """Return the handlers that were ever bound to each development destination."""
         if not any(each.development for each in loaded.values()):
             return {}
         with self._engine.connect() as connection:
             return maintenance.development_bindings(connection)
 
     def _register(self, each: Loaded, bindings: Mapping[str, set[str]]) -> list[HandlerProblem]:
-        """Bind what a module of RECEIVER_HANDLERS holds to development destinations, once; and write down what the
-        handler declares now. What the registry refuses is a problem of this handler alone.
+        """Bind the handlers of RECEIVER_HANDLERS to development destinations, once, and store the handler's
+        declaration.
+
+        If the registry refuses the declaration, this is a problem of this handler only.
         """
         name, problems = each.declaration.name, []
         for destination, names in bindings.items():
@@ -280,7 +285,8 @@ class DeliveryWorker:
                     self._registration.enable_handler(destination, each.spec, datetime.now(UTC))
                 except ReceiverError as exc:
                     problems.append(_conflict(name, destination, f"{name} ({each.origin}): {exc}"))
-        # Once, not whenever it is changed: two workers with two versions of a plugin would never come to an end.
+        # Only once, not at each change: two workers with different versions of a plugin would overwrite each other
+        # forever.
         if name not in self._refreshed:
             try:
                 self._registration.refresh_handlers([each.spec], datetime.now(UTC))
@@ -290,7 +296,7 @@ class DeliveryWorker:
         return problems
 
     def _follow(self) -> None:
-        """Load what was enabled since, and try again what could not be loaded."""
+        """Load newly enabled handlers, and try failed plugins again."""
         registry = self._follower.current
         if registry is not None and (registry.version != self._version or time.monotonic() >= self._reload_at):
             self._load(registry)
@@ -298,10 +304,10 @@ class DeliveryWorker:
     def _report_problems(self) -> None:
         self._problems.flush(self._leases.connection)
 
-    # --- lanes
+    # --- Lanes
 
     async def _take_lanes(self) -> None:
-        """Procrastinate on the handlers that are loaded; on others as soon as others are."""
+        """Take lanes of the loaded handlers from the job queue. Restart it when other handlers are loaded."""
         taking: asyncio.Task[None] | None = None
         taken: tuple[str, ...] = ()
         while not self._stopping.is_set():
@@ -325,15 +331,15 @@ class DeliveryWorker:
             await asyncio.wait([taking])
 
     async def _run(self, lane: str) -> None:
-        await asyncio.wrap_future(self._places.give(lane))
+        await asyncio.wrap_future(self._pool.submit(lane))
 
     def _run_lane(self, slot: HandlerSlot, lane: str) -> None:
-        """In one of the places: run the lane until it is empty or waits, or others wait for the place."""
+        """In a pool thread: run the lane until it is empty or waits, or other lanes wait for the thread."""
         try:
             if (handler := lanes.many(lane)) is not None:
                 self._run_lanes(slot, handler)
                 return
-            while not self._stopping.is_set() and self._stay(slot, lane):
+            while not self._stopping.is_set() and self._run_once(slot, lane):
                 with self._leases.connection() as connection:
                     if lanes.others_wait(connection, self._handlers):
                         self._defer(lane)
@@ -350,7 +356,7 @@ class DeliveryWorker:
             self._stopping.wait(_PAUSE)
 
     def _not_started(self, lane: str, exc: ReceiverError) -> None:
-        """This worker has loaded the handler, and the processes that should run it cannot."""
+        """Report that the worker has loaded the handler, but its handler processes cannot."""
         handler = lane.partition("/")[0]
         if isinstance(exc, PluginError):
             self._problems.add(of_failure(exc.failure, "handler_not_started", handler))
@@ -362,9 +368,9 @@ class DeliveryWorker:
             )
 
     def _run_lanes(self, slot: HandlerSlot, handler: str) -> None:
-        """Run many lanes, some at a time, until there is none; whoever is free is called to help."""
+        """Run many lanes in batches until none is due. Free slots are notified to help."""
         leave_at = time.monotonic() + SLICE
-        while not self._stopping.is_set() and (names := self._drains.next(handler)):
+        while not self._stopping.is_set() and (names := self._scheduler.next(handler)):
             self._defer_many(handler)
             if time.monotonic() >= leave_at:
                 return
@@ -382,13 +388,13 @@ class DeliveryWorker:
                 others=lambda: self._defer_many(handler),
                 development=self._development(names[0]),
             )
-            self._drains.took(handler, time.monotonic() - began)
+            self._scheduler.took(handler, time.monotonic() - began)
             self._ran(handler, left)
             if left is not None and left.why == "dead":
                 self._perhaps_pause(names[0], left)
 
-    def _stay(self, slot: HandlerSlot, lane: str) -> bool:
-        """Whether there may be more to run at once."""
+    def _run_once(self, slot: HandlerSlot, lane: str) -> bool:
+        """Run the lane once. Returns True if there may be more to run now."""
         subscription = self._subscription(lane)
         if subscription is None:
             return False
@@ -419,13 +425,17 @@ class DeliveryWorker:
         return next((each for each in destination.subscriptions if each.handler == handler), None)
 
     def _development(self, lane: str) -> bool:
-        """Whether the lane's destination is a development one."""
+        """Return True if the lane's destination is a development one."""
         registry = self._follower.current
         destination = None if registry is None else registry.destinations.get(lane.split("/", 2)[1])
         return destination is not None and destination.environment == "development"
 
     def _perhaps_pause(self, lane: str, left: LaneDone) -> None:
-        """Many dead of one error are not the messages' fault: what is left stays pending, until somebody has looked."""
+        """Pause the handler after many dead deliveries with the same error, because the messages are probably not the
+        cause.
+
+        The remaining deliveries stay pending until an operator resumes the handler.
+        """
         handler, destination, _ = lane.split("/", 2)
         with self._leases.connection() as connection:
             count = lanes.recently_dead(connection, handler, destination, left.error_class)
@@ -437,17 +447,17 @@ class DeliveryWorker:
                 handler, datetime.now(UTC), destination=destination, reason=f"many_dead:{left.error_class}"
             )
 
-    # --- what is done beside, again and again
+    # --- Background work
 
     def _renew(self) -> None:
         self._leases.renew(self._settings.lease)
 
-    def _say_seen(self) -> None:
+    def _heartbeat(self) -> None:
         with self._leases.connection() as connection:
             self._others = maintenance.seen(connection, self.name, socket.gethostname(), os.getpid(), self._handlers)
 
     def _sweep(self) -> float | None:
-        """Look for lanes that nobody was told of; seldomer the more workers do."""
+        """Look for due lanes without a notification. The more workers there are, the less often each one looks."""
         with self._leases.connection() as connection:
             found, self._swept = lanes.due(connection, self._handlers, after=self._swept, limit=SWEEP_LANES)
             lanes.wake(connection, found)
@@ -492,7 +502,7 @@ class DeliveryWorker:
 
 
 def _conflict(handler: str, destination: str, sentence: str) -> HandlerProblem:
-    """What the registry refuses of a handler's declaration."""
+    """Make the HandlerProblem for a declaration that the registry refuses."""
     return HandlerProblem(
         kind="plugin_not_loaded", handler=handler, destination=destination, error_class="Conflict", detail=sentence
     )

@@ -1,7 +1,7 @@
-"""The worker's other half: what the outbox keeps is brought to Redox, lane by lane, as deliveries are to handlers.
+"""The outbox worker: sends the requests of the outbox to Redox, lane by lane.
 
-May not run in a place of the handlers': a Redox that answers slowly keeps no handler waiting. It needs no process that
-can be killed, for every call has a deadline and runs no code but ours.
+Must not run in the threads of handlers, so that a slow Redox delays no handler. It needs no killable process, because
+each call has a deadline and runs only the receiver's code.
 """
 
 from __future__ import annotations
@@ -26,47 +26,49 @@ from receiver.worker.leases import Leases
 
 log: Final = structlog.get_logger(__name__)
 
-# Lanes of one worker that are sent from at once.
+# The number of lanes that one worker sends from at the same time.
 SENDERS: Final = 4
-# A lane is left after so long, for others may wait.
+# Seconds that a lane may run, because other lanes may wait.
 SLICE: Final = 3.0
-# A statement of ours: none takes that long.
+# Seconds. The limit for a statement.
 _STATEMENT: Final = 10.0
 _POLL_INTERVAL: Final = 0.1
 _DUPLICATE: Final = "23505"
 
 
 class OutboxWorker:
-    """Of one worker, under its leases of `lease` seconds. `start` after fork; `sweep` is called every second or so."""
+    """The outbox worker of one worker process, with leases of `lease` seconds. Call `start` after fork, `sweep`
+    periodically.
+    """
 
     def __init__(self, url: str, keyring: Keyring, leases: Leases, *, lease: float, rate: int) -> None:
         self._url = url
         self._leases = leases
         self._lease = lease
         self._database = open_engine(url, pool_size=2 * SENDERS, statement_timeout=_STATEMENT)
-        # One attempt: what comes after it is the outbox's own pause, in which nobody waits for a thread.
+        # One attempt per call: later attempts are made by the outbox, whose pauses block no thread.
         self._clients = Clients(self._database, keyring, limits=Limits(attempts=1), rate=SlidingWindow(rate))
         self._sender = LaneSender(
             self._database, self._clients, OutboundRecorder(self._database, keyring), name=leases.owner
         )
         self._stopping = threading.Event()
-        self._taking = threading.Thread(target=lambda: asyncio.run(self._take()), name="outbox", daemon=True)
-        self._at_work: set[threading.Thread] = set()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._take()), name="outbox", daemon=True)
+        self._senders: set[threading.Thread] = set()
 
     def start(self) -> None:
-        """Begin to take lanes."""
-        self._taking.start()
+        """Start to take lanes."""
+        self._thread.start()
 
     def stop(self) -> None:
-        """Take nothing more. What is being sent ends by itself, or is sent again by another worker."""
+        """Take no more lanes. Current requests are completed, or another worker sends them again."""
         self._stopping.set()
 
     def ended(self) -> bool:
-        """Whether nothing is being sent any more."""
-        return not self._taking.is_alive() and not any(thread.is_alive() for thread in list(self._at_work))
+        """Return True when no request is being sent."""
+        return not self._thread.is_alive() and not any(thread.is_alive() for thread in list(self._senders))
 
     def sweep(self) -> None:
-        """Have workers look at the lanes whose time has come. Raises SQLAlchemyError."""
+        """Notify workers of the lanes that are due. Raises SQLAlchemyError."""
         with self._leases.connection() as connection:
             found = outbox.due(connection)
         for lane in found:
@@ -81,24 +83,24 @@ class OutboxWorker:
             name=f"{self._leases.owner}:outbox",
             lease=self._lease,
         )
-        taking = asyncio.create_task(engine.serve())
+        serving = asyncio.create_task(engine.serve())
         while not self._stopping.is_set():  # noqa: ASYNC110 - another thread sets it
             await asyncio.sleep(_POLL_INTERVAL)
-        taking.cancel()
-        await asyncio.wait([taking])
+        serving.cancel()
+        await asyncio.wait([serving])
 
     async def _run(self, lane: str) -> None:
-        # A thread that no interpreter waits for at its end, as it does for those of a pool.
+        # A daemon thread: the interpreter waits at exit for the threads of a pool, and must not wait for this one.
         done: Future[None] = Future()
-        done.set_running_or_notify_cancel()  # it runs to its end, whatever becomes of the job that stands for it
+        done.set_running_or_notify_cancel()  # it runs to its end, even if its job is cancelled
         thread = threading.Thread(target=self._work, args=(lane, done), name=f"sending {lane}", daemon=True)
-        self._at_work = {each for each in self._at_work if each.is_alive()} | {thread}
+        self._senders = {each for each in self._senders if each.is_alive()} | {thread}
         thread.start()
         await asyncio.wrap_future(done)
 
     def _work(self, lane: str, done: Future[None]) -> None:
         try:
-            if self._stay(lane) and not self._stopping.is_set():
+            if self._run_once(lane) and not self._stopping.is_set():
                 self._defer(lane)
         except SQLAlchemyError as exc:
             log.warning("outbox.lane_not_sent", lane=lane, error=describe(exc))
@@ -107,8 +109,8 @@ class OutboxWorker:
         finally:
             done.set_result(None)
 
-    def _stay(self, lane: str) -> bool:
-        """Send what is in the lane; whether there may be more."""
+    def _run_once(self, lane: str) -> bool:
+        """Send the requests of the lane. Returns True if there may be more."""
         held = self._leases.claim(lane, self._lease, take=outbox.claim)
         if held is None:
             return False

@@ -1,6 +1,6 @@
-"""Collects what is wrong with handlers in this process, and reports it to the database for `status` and `check`.
+"""Problem reporter: collects handler problems of this process and writes them to the database for `status` and `check`.
 
-Must not delay a request or a run: `add` and `clear` only remember, and `flush` is called by a thread of the process.
+Must not delay a request or a run: `add` and `clear` only change memory. A background thread calls `flush`.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from receiver.storage.queue import handler_problems
 from receiver.storage.queue.handler_problems import HandlerProblem, Kind
 from receiver.worker.discovery import LoadFailure, PluginError
 
-# What stands is reported again so often (seconds): a report that gets old is from a process that is gone.
+# Seconds until an unchanged problem is reported again. An older report is from a process that is gone.
 _REPEAT: Final = 15.0
-# Problems of queries are forgotten after so long.
+# Seconds until a problem of a query is forgotten.
 _FORGET: Final = 3600.0
-# Handlers, destinations and kinds are few; this is against a mistake of ours.
+# A safeguard: there are few handlers, destinations and kinds.
 _MOST: Final = 1000
 
 _Key = tuple[str, str, str]
 
 
 class ProblemReporter:
-    """The problems of one process, a worker or a receiver. Safe in threads."""
+    """The problems of one process: a worker or a receiver. Safe in threads."""
 
     def __init__(self, process: str) -> None:
         self._process = process
@@ -41,7 +41,7 @@ class ProblemReporter:
         self._reported_at = 0.0
 
     def add(self, problem: HandlerProblem) -> None:
-        """Note a problem, or that it was seen again."""
+        """Note a problem, or that it has occurred again."""
         key = problem.handler, problem.destination, problem.kind
         with self._lock:
             before = self._problems.get(key)
@@ -52,13 +52,13 @@ class ProblemReporter:
             self._changed = True
 
     def clear(self, handler: str, destination: str, *kinds: Kind) -> None:
-        """These problems are over, for the handler has run there."""
+        """Remove problems: the handler has run there."""
         with self._lock:
             for kind in kinds:
                 self._changed |= self._problems.pop((handler, destination, kind), None) is not None
 
     def replace_all(self, kind: Kind, problems: Iterable[HandlerProblem]) -> None:
-        """These are all the problems of that kind now."""
+        """Replace all problems of one kind."""
         with self._lock:
             self._problems = {key: each for key, each in self._problems.items() if key[2] != kind}
             now = time.monotonic()
@@ -66,7 +66,7 @@ class ProblemReporter:
             self._changed = True
 
     def flush(self, connection: Callable[[], AbstractContextManager[Connection]]) -> None:
-        """Report what has changed, or what still stands. Raises SQLAlchemyError: the next flush tries again."""
+        """Report changed problems, and unchanged ones periodically. Raises SQLAlchemyError; the next flush tries again."""
         now = time.monotonic()
         with self._lock:
             lasting = ("plugin_not_loaded", "handler_not_started")
@@ -76,24 +76,24 @@ class ProblemReporter:
             due = self._problems and now - self._reported_at >= _REPEAT
             if not (self._changed or old or due):
                 return
-            told = [replace(each, ago=now - at) for each, at in self._problems.values()]
+            reports = [replace(each, ago=now - at) for each, at in self._problems.values()]
             self._changed = False
         try:
             with connection() as opened:
-                handler_problems.report(opened, self._process, self._host, told)
+                handler_problems.report(opened, self._process, self._host, reports)
         except BaseException:
             self._changed = True
             raise
         self._reported_at = now
 
     def withdraw(self, connection: Callable[[], AbstractContextManager[Connection]]) -> None:
-        """This process ends in order, and its problems with it. Raises SQLAlchemyError."""
+        """Remove the problems of this process, which ends in order. Raises SQLAlchemyError."""
         with connection() as opened:
             handler_problems.report(opened, self._process, self._host, [])
 
 
 def of_failure(failure: LoadFailure, kind: Kind, handler: str, destination: str = "") -> HandlerProblem:
-    """The problem that a plugin's failure to load is."""
+    """Make the HandlerProblem for a plugin that could not be loaded."""
     return HandlerProblem(
         kind=kind,
         handler=handler,
@@ -105,5 +105,5 @@ def of_failure(failure: LoadFailure, kind: Kind, handler: str, destination: str 
 
 
 def summary(exc: Exception) -> str:
-    """What may be logged of a configuration error."""
+    """Return the text of a configuration error that may be logged."""
     return exc.failure.summary if isinstance(exc, PluginError) else str(exc)

@@ -108,11 +108,11 @@ def test_the_test_plugin() -> None:
         ("import sys; sys.exit(3)", "bad:bad", "cannot be imported: SystemExit: 3"),
         ("import no_such_library", "bad:bad", "cannot be imported: ModuleNotFoundError"),
         ("", "bad:bad", "cannot be imported: AttributeError"),
-        ("def bad(message, context): ...", "bad:bad", "that is not a function with @handler or @responder"),
+        ("def bad(message, context): ...", "bad:bad", "the object is not a function with @handler or @responder"),
         (
             "from receiver.handlers import handler\n@handler('*', name='good')\ndef bad(message, context): ...",
             "bad:bad",
-            "it is declared with name='good': the two must be the same",
+            "the function is declared with name='good': use the same name in both places",
         ),
         (
             "from receiver.handlers import handler\n@handler('*', name='bad', ordring='none')\ndef bad(m, c): ...",
@@ -162,7 +162,10 @@ def test_a_module_without_handlers(install: Install) -> None:
     """A module of RECEIVER_HANDLERS that holds no handler, or does not exist, is a mistake."""
     install("empty", "empty", "")
     empty, missing = discovery.load_handlers((), ["empty", "no_such"]).failures
-    assert empty.message == "module empty of RECEIVER_HANDLERS: there is no @handler or @responder in it"
+    assert (
+        empty.message
+        == "module empty of RECEIVER_HANDLERS: the module contains no function with @handler or @responder"
+    )
     assert missing.message.startswith("module no_such of RECEIVER_HANDLERS cannot be imported: ModuleNotFoundError")
     assert empty.handler is missing.handler is None
 
@@ -192,7 +195,7 @@ def test_two_of_one_name(install: Install) -> None:
 
 def test_one_that_is_nowhere() -> None:
     """A handler that is not on this host is named."""
-    with pytest.raises(ConfigurationError, match="there is no handler nowhere on this host: install its plugin"):
+    with pytest.raises(ConfigurationError, match="handler nowhere is not installed on this host: install its plugin"):
         discovery.load_handler("nowhere", ())
 
 

@@ -1,6 +1,6 @@
 """The handler process: `python -m receiver.worker.handler_process FD` runs plugin code that can be killed.
 
-`supervisor` is the parent's side, `ipc` the channel between the two; everything else runs in the child.
+`supervisor` runs in the parent, and `ipc` is the channel between parent and child. All other modules run in the child.
 
-Must not outlive its lease: the supervisor kills it at its time-out.
+Must not outlive its lease: the supervisor kills the process at its timeout.
 """

@@ -1,7 +1,8 @@
-"""The handler process: `python -m receiver.worker.handler_process FD FRAMES`, started by receiver.worker.handler_process.supervisor alone.
+"""Entry point of the handler process: `python -m receiver.worker.handler_process FD FRAMES`.
 
-May not outlive whoever started it, nor a lease: then it kills its own process group, with all that handlers have
-started. One thread runs handlers, the other listens and keeps the time.
+Only receiver.worker.handler_process.supervisor starts it. Must not outlive its parent or its lease: when either ends,
+it kills its own process group, including everything that handlers have started. One thread runs handlers. The other
+receives messages and enforces the deadline.
 """
 
 from __future__ import annotations
@@ -45,28 +46,28 @@ from receiver.worker.handler_process.ipc import (
 )
 
 _LARGEST: Final = (1 << 32) - 1
-# What keeps the time when the listening thread cannot, for a handler holds the interpreter: it ends this process alone,
-# so the thread goes first.
+# Seconds after the deadline until faulthandler ends the process. It applies when the listener thread cannot run because
+# a handler holds the interpreter lock. It ends only this process, so the listener thread acts first.
 _BACKSTOP: Final = 2.0
 
 
 class Listener:
-    """The thread that hears what it is told while a handler runs, and ends everything when the time is over."""
+    """The thread that receives messages while a handler runs, and ends the process group at the deadline."""
 
-    def __init__(self, channel: Channel, room: ExecutorState) -> None:
+    def __init__(self, channel: Channel, state: ExecutorState) -> None:
         self._channel = channel
-        self._room = room
+        self._state = state
         self._until: float | None = None
         self._setting = threading.Lock()
-        self._null = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process
+        self._null = Path(os.devnull).open("w")  # noqa: SIM115 - open for the life of the process
         self.commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
 
     def start(self) -> None:
-        """Listen from now on."""
+        """Start the thread."""
         threading.Thread(target=self._run, name="listener", daemon=True).start()
 
     def idle(self) -> None:
-        """Nothing is run: there is no time to keep."""
+        """Clear the deadline: nothing is running."""
         with self._setting:
             self._until = None
             faulthandler.cancel_dump_traceback_later()
@@ -75,51 +76,56 @@ class Listener:
         hang.take_signal()
         try:
             while True:
-                said = self._channel.receive(ToChild, self._until)
-                if said is not None:
-                    self._hear(said)
+                message = self._channel.receive(ToChild, self._until)
+                if message is not None:
+                    self._handle(message)
                 elif self._until is not None and time.monotonic() >= self._until:
                     end()
-        except BaseException:  # noqa: BLE001 - whoever started us is gone, or this thread cannot go on: no handler may
+        except BaseException:  # noqa: BLE001 - the parent is gone or this thread failed: no handler may continue
             end()
 
-    def _hear(self, said: Any) -> None:
-        if isinstance(said, LeaveLane):
-            self._room.leave = True
-        elif isinstance(said, LeaseUntil):
-            self._keep(said.until, running=True)
-        elif isinstance(said, RunLanes | RunResponder):
-            self._room.leave = False
-            self._keep(said.until, running=False)
-            self.commands.put(said)
+    def _handle(self, message: Any) -> None:
+        if isinstance(message, LeaveLane):
+            self._state.leave = True
+        elif isinstance(message, LeaseUntil):
+            self._set_deadline(message.until, running=True)
+        elif isinstance(message, RunLanes | RunResponder):
+            self._state.leave = False
+            self._set_deadline(message.until, running=False)
+            self.commands.put(message)
         else:
             raise ProtocolViolation
 
-    def _keep(self, until: float, *, running: bool) -> None:
-        """Set the time; `running`: only where something runs, for the news may cross with its end."""
+    def _set_deadline(self, until: float, *, running: bool) -> None:
+        """Set the deadline. `running`: only if something runs, because the message can arrive just after the run has
+        ended.
+        """
         with self._setting:
             if running and self._until is None:
                 return
             self._until = until
-            patience = max(0.1, until + _BACKSTOP - time.monotonic())
-            faulthandler.dump_traceback_later(patience, exit=True, file=self._null)
+            timeout = max(0.1, until + _BACKSTOP - time.monotonic())
+            faulthandler.dump_traceback_later(timeout, exit=True, file=self._null)
 
 
 def end() -> NoReturn:
-    """End this process, and all of its group."""
+    """Kill this process and its process group."""
     os.killpg(0, signal.SIGKILL)
     os._exit(1)
 
 
 def main(descriptor: int, frames: int) -> None:
-    """Do what is said on the control channel until it is closed. `frames`: the file for receiver.worker.handler_process.hang."""
+    """Execute the commands of the control channel until it is closed.
+
+    `frames`: the descriptor of the file for receiver.worker.handler_process.hang.
+    """
     hang.answer_to_signal(frames)
     channel = Channel(socket.socket(fileno=descriptor), _LARGEST)
     try:
-        hello = channel.receive(ToChild, None)
-        if not isinstance(hello, Init):
+        init = channel.receive(ToChild, None)
+        if not isinstance(init, Init):
             raise ProtocolViolation
-        _serve(channel, hello)
+        _serve(channel, init)
     except ReceiverError as exc:
         channel.send(_failed(exc))
     except (EOFError, OSError, ProtocolViolation):
@@ -127,37 +133,37 @@ def main(descriptor: int, frames: int) -> None:
     end()
 
 
-def _serve(channel: Channel, hello: Init) -> None:
-    sys.path[:] = hello.path
-    resource.setrlimit(resource.RLIMIT_DATA, (hello.memory, hello.memory))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold patients' data
-    enable.enable_faults(hello.database_url)
-    room = ExecutorState(
-        keyring=keyrings.load_keyring(Path(hello.keyring)),
-        url=hello.database_url,
-        records=OutcomeConnection(hello.database_url),
-        work=PluginConnection(hello.database_url),
-        modules=hello.modules,
-        tell=channel.send,
-        env_file=None if hello.env_file is None else Path(hello.env_file),
+def _serve(channel: Channel, init: Init) -> None:
+    sys.path[:] = init.path
+    resource.setrlimit(resource.RLIMIT_DATA, (init.memory, init.memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would contain patient data
+    enable.enable_faults(init.database_url)
+    state = ExecutorState(
+        keyring=keyrings.load_keyring(Path(init.keyring)),
+        url=init.database_url,
+        records=OutcomeConnection(init.database_url),
+        work=PluginConnection(init.database_url),
+        modules=init.modules,
+        send=channel.send,
+        env_file=None if init.env_file is None else Path(init.env_file),
     )
-    _log_to(channel, room)
-    for name in hello.handlers:
-        with suppress(ReceiverError):  # told when it is to be run: the others are not to suffer
-            room.handler(name)
-    listener = Listener(channel, room)
+    _forward_logs(channel, state)
+    for name in init.handlers:
+        with suppress(ReceiverError):  # reported when the handler is run: the other handlers must still load
+            state.handler(name)
+    listener = Listener(channel, state)
     listener.start()
     channel.send(Ready())
     while True:
         command = listener.commands.get()
-        result = _do(room, command)
+        result = _execute(state, command)
         listener.idle()
         channel.send(result)
 
 
-def _do(room: ExecutorState, command: Command) -> FromChild:
+def _execute(state: ExecutorState, command: Command) -> FromChild:
     try:
-        return LaneRun(room, command).run() if isinstance(command, RunLanes) else executor.answer(room, command)
+        return LaneRun(state, command).run() if isinstance(command, RunLanes) else executor.answer(state, command)
     except ReceiverError as exc:
         return _failed(exc)
 
@@ -168,13 +174,15 @@ def _failed(exc: ReceiverError) -> Failed:
     return Failed(error=str(exc))
 
 
-def _log_to(channel: Channel, room: ExecutorState) -> None:
-    """Hand structlog's lines over to the parent process. Stdout, stderr and the logging module go nowhere: what plugins
-    and their libraries print there is anybody's data.
+def _forward_logs(channel: Channel, state: ExecutorState) -> None:
+    """Send structlog lines to the parent process.
+
+    Stdout, stderr and the logging module are discarded, because the data that plugins and their libraries print there
+    is unknown.
     """
 
     def forward(_logger: object, method: str, line: MutableMapping[str, Any]) -> NoReturn:
-        channel.send(plugin_log.line(method, line, room.run))
+        channel.send(plugin_log.line(method, line, state.run))
         raise structlog.DropEvent
 
     structlog.configure(processors=[forward], cache_logger_on_first_use=False)

@@ -1,6 +1,6 @@
-"""What every process that has handler processes says of itself: its name, and what those are told first.
+"""Process names and the Init message: what each process that has handler processes needs to start them.
 
-May not start anything.
+Must not start anything.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from receiver.worker.handler_process.ipc import Init
 
 
 def process_name() -> str:
-    """The name of this process as an owner of lanes: no other has it, had it, or will have it."""
+    """Make a unique name for this process as an owner of leases. It is never reused."""
     return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
 
 def init_message(settings: Settings, url: str, handlers: tuple[str, ...] = ()) -> Init:
-    """What a handler process is told first; `handlers` are imported before it says that it is ready."""
+    """Make the first message to a handler process. The process imports `handlers` before it reports that it is ready."""
     env_file = Path(os.environ.get(f"{PREFIX}ENV_FILE") or settings.data_dir / ".env")
     return Init(
         database_url=url,

@@ -1,7 +1,7 @@
-"""Where a handler hangs: the frames of a handler process, taken just before it is killed at its time-out.
+"""Hang reports: the stack frames of a handler process, taken just before it is killed at its timeout.
 
-Python's faulthandler writes them from within a signal handler, so that it does not matter whether the handler holds the
-interpreter or waits in a library. Must not wait for long: the lane stands still meanwhile.
+Python's faulthandler writes them in a signal handler, so they are available even if the handler holds the interpreter
+lock or waits in a library. Must not wait for long: the lane is blocked meanwhile.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-# Handlers may use SIGUSR1, as libraries do. What a plugin does with SIGUSR2 takes its frames from it, no more.
+# Handlers and libraries may use SIGUSR1. A plugin that uses SIGUSR2 loses only its own frames.
 _SIGNAL: Final = signal.SIGUSR2
-# Seconds until a process that writes nothing is given up, and until one that has written has finished.
-_PATIENCE: Final = 1.0
+# Seconds to wait for the first byte of the dump, and for the rest of it.
+_DUMP_TIMEOUT: Final = 1.0
 _SETTLED: Final = 0.02
 _LARGEST: Final = 256 * 1024
 _MOST_FRAMES: Final = 50
@@ -27,38 +27,39 @@ _MOST_FRAMES: Final = 50
 _LINE: Final = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d+) in (?P<name>.*)')
 _THREAD: Final = re.compile(r"^(?:Current thread|Thread) ", re.MULTILINE)
 _NOT_NAME: Final = re.compile(r"[^\w.<>:/-]", re.ASCII)
-# The file in which a handler is called; its frames and those outside of it are ours.
+# The file that calls the handler. Its frames, and the frames outside of it, belong to the receiver.
 _CALLER: Final = "receiver/worker/handler_process/executor.py"
 
 
 def new_file() -> int:
-    """A file in memory that a process writes its frames to; a descriptor."""
+    """Create an in-memory file for the frames of one process. Returns its descriptor."""
     return os.memfd_create("frames", 0)
 
 
 def answer_to_signal(descriptor: int) -> None:
-    """In the handler process: write the frames of all threads to the file when asked.
+    """In the handler process: write the frames of all threads to the file at the signal.
 
-    The calling thread, and those that it starts, do not take the signal: a library's call that a signal interrupts
-    could return as if it had done its work. One thread takes it (`take_signal`).
+    The calling thread, and threads that it starts, block the signal: an interrupted library call could return as if it
+    had succeeded. One thread receives the signal (`take_signal`).
     """
     faulthandler.register(_SIGNAL, file=descriptor, all_threads=True)
     signal.pthread_sigmask(signal.SIG_BLOCK, {_SIGNAL})
 
 
 def take_signal() -> None:
-    """The calling thread is the one that takes the signal; it runs no handler."""
+    """Make the calling thread the one that receives the signal. It must not run a handler."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {_SIGNAL})
 
 
 def frames(pid: int, descriptor: int, path: Sequence[str]) -> tuple[str, ...]:
-    """The frames of the handler that runs in a process of ours, as module:line:function; none if it does not tell.
+    """Return the frames of the handler that runs in a child process, as module:line:function. Empty if there is no
+    response.
 
-    `path`: the process's sys.path, by which files are named as modules.
+    `path`: the sys.path of the process, to derive module names from file names.
     """
     with suppress(OSError):
         os.kill(pid, _SIGNAL)
-        by, size = time.monotonic() + _PATIENCE, 0
+        by, size = time.monotonic() + _DUMP_TIMEOUT, 0
         while time.monotonic() < by:
             time.sleep(_SETTLED)
             before, size = size, os.fstat(descriptor).st_size
@@ -69,7 +70,7 @@ def frames(pid: int, descriptor: int, path: Sequence[str]) -> tuple[str, ...]:
 
 
 def parse(dump: str, path: Sequence[str]) -> tuple[str, ...]:
-    """The handler's frames in what faulthandler wrote, outermost first."""
+    """Extract the handler's frames from faulthandler's output, outermost first."""
     for thread in _THREAD.split(dump):
         found = [each for each in map(_LINE.fullmatch, thread.splitlines()) if each is not None]
         ours = next((n for n, each in enumerate(found) if each["file"].endswith(_CALLER)), None)

@@ -1,6 +1,6 @@
-"""The control channel between a worker or receiver and a handler process: what is said on it, and how.
+"""The control channel between a worker or receiver and a handler process: messages and framing.
 
-May not know what is done about it. A frame is four bytes of length, big-endian, and a message in msgpack.
+Must not act on the messages. A frame is a length (four bytes, big-endian) and a message in msgpack.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ _PIECE: Final = 1 << 18
 
 
 class ProtocolViolation(Exception):
-    """What the other side says is not of this protocol."""
+    """The other side sent something that is not valid in this protocol."""
 
 
 class _Frame(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     pass
 
 
-# --- to the handler process
+# --- To the handler process
 
 
 class Init(_Frame, frozen=True, kw_only=True):
-    """The first thing said. `path`: where Python looks for modules; `memory`: bytes of data that may be allocated."""
+    """The first message. `path`: Python's module search path. `memory`: the limit of data memory, in bytes."""
 
     database_url: str
     keyring: str
@@ -45,11 +45,11 @@ class Init(_Frame, frozen=True, kw_only=True):
 
 
 class RunLanes(_Frame, frozen=True, kw_only=True):
-    """Run what is pending in these lanes (name and epoch), one lane after another: all there is in a single one, the
-    first few of each of many.
+    """Run the pending deliveries of these lanes (name and epoch), in order.
 
-    `until`: when the lease ends, `leave_at`: when others may want the process, both on the system's monotonic clock.
-    `up_to`: with an inline policy, the last delivery to be run.
+    A single lane is run until it is empty; of several lanes, only the first few deliveries of each are run. `until`:
+    when the lease ends. `leave_at`: when other lanes may need the process. Both are on the system's monotonic clock.
+    `up_to`: with an inline policy, the last delivery to run.
     """
 
     lanes: tuple[tuple[str, int], ...]
@@ -65,7 +65,7 @@ class RunLanes(_Frame, frozen=True, kw_only=True):
 
 
 class RunResponder(_Frame, frozen=True, kw_only=True):
-    """Have a responder answer a query."""
+    """Call a responder to answer a query."""
 
     handler: str
     destination: str
@@ -87,24 +87,26 @@ class RunResponder(_Frame, frozen=True, kw_only=True):
 
 
 class LeaseUntil(_Frame, frozen=True, kw_only=True):
-    """The lease was renewed until then."""
+    """The lease is renewed until `until`."""
 
     until: float
 
 
 class LeaveLane(_Frame, frozen=True, kw_only=True):
-    """Leave the lane after the delivery that is being run."""
+    """Leave the lane after the current delivery."""
 
 
-# --- from the handler process
+# --- From the handler process
 
 
 class Ready(_Frame, frozen=True, kw_only=True):
-    """It has started."""
+    """The process has started."""
 
 
 class Failed(_Frame, frozen=True, kw_only=True):
-    """It cannot do what it was told to: why, for the operator. `error_class` and `place`: of a plugin's import."""
+    """The command cannot be executed; the reason is for the operator. `error_class` and `place`: of a failed plugin
+    import.
+    """
 
     error: str
     error_class: str = ""
@@ -112,7 +114,7 @@ class Failed(_Frame, frozen=True, kw_only=True):
 
 
 class Started(_Frame, frozen=True, kw_only=True):
-    """A handler is about to be called; its attempt is recorded. `delivery` 0: a responder."""
+    """The handler is about to be called, and the attempt is recorded. `delivery` is 0 for a responder."""
 
     lane: str = ""
     delivery: int = 0
@@ -121,12 +123,14 @@ class Started(_Frame, frozen=True, kw_only=True):
 
 
 class Ended(_Frame, frozen=True, kw_only=True):
-    """The handler has returned or raised; the outcome is about to be recorded."""
+    """The handler has returned or raised. Its outcome is about to be recorded."""
 
 
 class Unsuccessful(_Frame, frozen=True, kw_only=True):
-    """An attempt did not succeed, and that is recorded: for the log. `state`: of the delivery now. `shown`: the error's
-    text, where the receiver wrote it. `pause`: seconds until the next attempt.
+    """An attempt did not succeed, and this is recorded. For the log.
+
+    `state`: the new state of the delivery. `shown`: the error's text, if the receiver wrote it. `pause`: seconds until
+    the next attempt.
     """
 
     lane: str
@@ -142,11 +146,16 @@ class Unsuccessful(_Frame, frozen=True, kw_only=True):
 
 
 class LaneDone(_Frame, frozen=True, kw_only=True):
-    """The lane is left, or the last one of many. `why`:
+    """The lane, or the last of several lanes, is left. `why`:
 
-    "empty": nothing there that may run now · "time": there may be more · "dead": the last one run is dead, of
-    `error_class` · "waiting": the last one failed, and what comes after it waits · "fenced": the lease is another's ·
-    "lost": the database failed, with the error of `error_class`. `worn`: the process had better be replaced.
+    - "empty": there is nothing more to run now
+    - "time": there may be more to run
+    - "dead": the last delivery is dead, with the error `error_class`
+    - "waiting": the last delivery failed, and the lane waits
+    - "fenced": another process holds the lease
+    - "lost": the database failed, with the error `error_class`
+
+    `must_recycle`: the process should be replaced.
     """
 
     why: Literal["empty", "time", "dead", "waiting", "fenced", "lost"]
@@ -162,7 +171,7 @@ class ResponderAnswer(_Frame, frozen=True, kw_only=True):
 
 
 class ResponderError(_Frame, frozen=True, kw_only=True):
-    """The responder raised, or what it returned is not an answer. `shown` as in Unsuccessful."""
+    """The responder raised, or its result is not a valid answer. `shown`: as in Unsuccessful."""
 
     error_class: str
     frames: tuple[str, ...]
@@ -172,8 +181,9 @@ class ResponderError(_Frame, frozen=True, kw_only=True):
 
 
 class Log(_Frame, frozen=True, kw_only=True):
-    """A log line of a plugin's. `dropped`: how many of its fields may not be printed; `names`: theirs, at a
-    development destination.
+    """A log line of a plugin.
+
+    `dropped`: how many of its fields must not be printed. `names`: their names, at a development destination.
     """
 
     level: str
@@ -189,7 +199,7 @@ FromChild = Ready | Failed | Started | Ended | Unsuccessful | LaneDone | Respond
 
 
 class Channel:
-    """One end. Sending is safe in threads; receiving is one thread's. A frame larger than `largest` breaks it."""
+    """One end of the channel. Any thread may send; one thread receives. A frame larger than `largest` is a violation."""
 
     def __init__(self, end: socket.socket, largest: int) -> None:
         self._socket = end
@@ -198,28 +208,28 @@ class Channel:
         self._buffer = bytearray()
 
     def fileno(self) -> int:
-        """For select."""
+        """For `select` and `poll`."""
         return self._socket.fileno()
 
-    def send(self, said: ToChild | FromChild) -> None:
-        """Raises OSError when the other end is gone, or does not read within the socket's time-out."""
-        body = msgspec.msgpack.encode(said)
+    def send(self, message: ToChild | FromChild) -> None:
+        """Send a message. Raises OSError if the other end is gone, or does not read within the socket's timeout."""
+        body = msgspec.msgpack.encode(message)
         with self._sending:
             self._socket.sendall(_LENGTH.pack(len(body)) + body)
 
     def receive(self, kinds: Any, deadline: float | None, *others: int) -> Any:
-        """The next thing said, of one of `kinds`; None at `deadline` (monotonic), or once one of the descriptors
-        `others` is ready while nothing is said.
+        """Return the next message, which must be one of `kinds`.
 
-        Raises EOFError when the other end is closed, Broken on nonsense.
+        Returns None at `deadline` (monotonic), or when one of the descriptors `others` is ready and no message is.
+        Raises EOFError when the other end is closed, ProtocolViolation when the message is not valid.
         """
-        while (said := self._complete(kinds)) is None:
-            # poll, not select: a receiver with many connections has descriptors beyond 1024.
+        while (message := self._complete(kinds)) is None:
+            # poll, not select: in a receiver with many connections, descriptors can exceed 1024.
             poll = select.poll()
             for descriptor in (self._socket.fileno(), *others):
                 poll.register(descriptor, select.POLLIN)
-            patience = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-            if self._socket.fileno() not in dict(poll.poll(patience)):
+            timeout = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+            if self._socket.fileno() not in dict(poll.poll(timeout)):
                 return None
             try:
                 piece = self._socket.recv(_PIECE)
@@ -228,7 +238,7 @@ class Channel:
             if not piece:
                 raise EOFError
             self._buffer += piece
-        return said
+        return message
 
     def close(self) -> None:
         """Close this end."""
@@ -245,8 +255,8 @@ class Channel:
             return None
         with memoryview(self._buffer) as whole, whole[_LENGTH.size : end] as body:
             try:
-                said = msgspec.msgpack.decode(body, type=kinds)
+                message = msgspec.msgpack.decode(body, type=kinds)
             except msgspec.MsgspecError as exc:
                 raise ProtocolViolation("no_frame") from exc
         del self._buffer[:end]
-        return said
+        return message

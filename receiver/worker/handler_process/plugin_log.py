@@ -1,7 +1,7 @@
-"""What of a plugin's log line may be printed. The rule is in the docstring of receiver.handlers.Context.
+"""Filter for plugin log lines: decides what may be printed. The docstring of receiver.handlers.Context has the rule.
 
-Fields are judged by their value (receiver.logs.printable), for nobody knows what a plugin's keys mean. The ids of the
-run are the receiver's: a field of such a name is dropped. Must not print anything itself.
+Fields are judged by their value (receiver.logs.printable), because the meaning of a plugin's keys is unknown. The ids
+of the run belong to the receiver: a plugin's field with such a name is dropped. Must not print anything itself.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from uuid import UUID
 from receiver import logs, retry_policy
 from receiver.worker.handler_process.ipc import Log
 
-# Under this key a line carries the ids of its run; what else stands there is a field of the plugin's.
+# A log line holds the ids of its run under this key. A RunIds value is the receiver's; any other value is a plugin's
+# field.
 RUN: Final = "_run"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunIds:
-    """The ids that each line of a run carries. `development`: of a development destination."""
+    """The ids in each log line of a run. `development`: the destination is a development one."""
 
     handler: str
     destination: str
@@ -32,12 +33,12 @@ class RunIds:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """As they are printed."""
+        """Return the ids as log fields."""
         return {name: getattr(self, name) for name in _IDS}
 
 
 _IDS: Final = ("handler", "destination", "uuid", "delivery", "attempt")
-# Names that a line has already, or that the logger gives a meaning.
+# Names that each line already has, or that the logger reserves.
 _RESERVED: Final = frozenset(
     {
         *_IDS,
@@ -62,7 +63,7 @@ _RESERVED: Final = frozenset(
 
 
 def line(level: str, given: Mapping[str, Any], current: RunIds | None) -> Log:
-    """The line as it may be printed. `current`: the run that is going on, for a line that does not say whose it is."""
+    """Return the line in printable form. `current`: the current run, for a line without ids of its own."""
     fields = dict(given)
     event = fields.pop("event", "")
     raised = fields.pop("exc_info", None)

@@ -1,6 +1,6 @@
-"""What a handler speaks to Redox with: a client whose calls are on record, and the outbox.
+"""Redox access for handlers: a client whose calls are recorded, and the outbox.
 
-May not be imported before a handler asks for either: an HTTP client is much to import for those that never do.
+Must not be imported before a handler uses either of them: importing the HTTP client is slow.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from receiver.outbound.outbox import Caller, Clients, OutboundRecorder, Outbox, 
 from receiver.settings import load_settings
 from receiver.storage.registry import api_keys
 
-# A statement beside the handler's own: none takes that long.
+# Seconds. The limit for a statement outside of the handler's transaction.
 _STATEMENT: Final = 10.0
 
 
 class RedoxAccess:
-    """One handler process's, with connections of its own to the database: what a call was stands, whatever becomes of
-    the handler's transaction. Safe in threads.
+    """The Redox access of one handler process, with its own database connections.
+
+    The record of a call is kept even if the handler's transaction is rolled back. Safe in threads.
     """
 
     def __init__(self, url: str, keyring: Keyring) -> None:
@@ -35,16 +36,17 @@ class RedoxAccess:
         self._recorder = OutboundRecorder(self._engine, keyring)
 
     def redox(self, handler: str, destination: str, message: str) -> RedoxApi:
-        """A client with the key that the destination replies with; `message` (a uuid) is what its calls answer.
+        """Return a client that uses the destination's reply key. `message` (a uuid) is the message that the calls
+        answer.
 
-        Raises ConfigurationError when the destination has no key.
+        Raises ConfigurationError if the destination has no key.
         """
         return RecordedClient(
             self._clients, self._recorder, self._key(destination), _caller(handler, destination, message)
         )
 
     def outbox(self, handler: str, destination: str, message: str, connect: Callable[[], Connection]) -> Outbox:
-        """The outbox, which writes on what `connect` gives, and sends with that key unless told otherwise."""
+        """Return the outbox. It writes on the connection of `connect`, and uses the destination's reply key by default."""
         return Outbox(
             self._engine,
             self._keyring,

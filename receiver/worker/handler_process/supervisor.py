@@ -1,6 +1,6 @@
-"""Handler processes as whoever starts them sees them: started, told what to run, timed, and killed.
+"""The supervisor of handler processes: starts them, sends commands, enforces timeouts, and kills them.
 
-May not touch the database, nor record what became of a run: `Left`, `Cut` or an answer comes out.
+Must not touch the database or record the outcome of a run: it returns LaneDone, Killed or an answer.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ delivery_log: Final = structlog.get_logger("receiver.delivery")
 
 _commanded = point("lane.told")
 
-# A process has to start, and to import what it runs, within this time; plugins may be slow to import.
+# Seconds for a process to start and to import its plugins, which may be slow.
 START_TIMEOUT: Final = 60.0
-# What follows the handler: its outcome is recorded, by a database that may be slow.
+# Seconds after the handler has ended, in which its outcome is recorded by a database that may be slow.
 RECORD_TIMEOUT: Final = 30.0
-# A process that does not read what it is told.
+# Seconds for a process to read a message.
 _SEND_TIMEOUT: Final = 10.0
-# How long news from other threads (a lease renewed, an order to stop) may wait.
+# Seconds until changes from other threads (a renewed lease, a stop request) are noticed.
 _POLL_INTERVAL: Final = 0.5
-# A handler that runs for so long keeps the lanes that come after it waiting: they are given to others.
+# Seconds. If a handler runs longer than this, the later lanes are given to other slots.
 SLOW: Final = 0.25
-# The largest frame: an answer, and what stands around it.
+# The largest frame, in bytes: an answer and its envelope.
 _LARGEST: Final = 64 * 1024 * 1024
 
 
@@ -68,13 +68,14 @@ Why = Literal["timed_out", "crashed", "stopped", "fenced"]
 
 
 class HandlerProcessGone(ReceiverError):
-    """The handler process ended by itself, or speaks nonsense."""
+    """The handler process ended by itself, or violated the protocol."""
 
 
 @dataclass(kw_only=True, slots=True)
 class LaneReservation:
-    """Lanes that are ours until `until` (monotonic), as long as they are renewed; in the order in which they are run.
-    `leave_by`: when their run must be over, for the process stops.
+    """Lanes that this process holds until `until` (monotonic) unless renewed, in the order in which they are run.
+
+    `leave_by`: when their run must end, because the process stops.
     """
 
     leases: list[Lease]
@@ -84,31 +85,31 @@ class LaneReservation:
 
     @property
     def lease(self) -> Lease:
-        """The first, or only, one."""
+        """The first or only lease."""
         return self.leases[0]
 
     def renewed(self, until: float) -> None:
-        """They are ours for longer."""
+        """The leases are renewed."""
         self.until = until
         self._tell(LeaseUntil(until=until))
 
     def leave(self, by: float) -> None:
-        """Their run is to end: after the handler that runs now, and by then."""
+        """End the run after the current handler, at the latest at `by` (monotonic)."""
         self.leave_by = by
         self._tell(LeaveLane())
 
-    def _tell(self, said: LeaseUntil | LeaveLane) -> None:
+    def _tell(self, message: LeaseUntil | LeaveLane) -> None:
         if (process := self.process) is not None:
-            with suppress(OSError):  # the thread that waits for it finds out
-                process.tell(said)
+            with suppress(OSError):  # the thread that waits for the process notices it
+                process.tell(message)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Killed:
-    """A run that was ended from outside, or ended the process. `delivery` is 0 when no handler ran.
+    """A run that was killed, or that ended the process. `delivery` is 0 if no handler ran.
 
-    `frames`: where it stood when its time was over. `why`: "timed_out" · "crashed" · "stopped": we were told to stop ·
-    "fenced": the lease is over.
+    `frames`: the handler's stack at its timeout. `why`: "timed_out" · "crashed" · "stopped" (the worker stops) ·
+    "fenced" (the lease has ended).
     """
 
     why: Why
@@ -121,9 +122,9 @@ class Killed:
 
 
 class HandlerProcess:
-    """One handler process, in a session of its own. Of one thread, but for `tell`."""
+    """One handler process, in its own session. For one thread, except `tell`."""
 
-    def __init__(self, hello: Init) -> None:
+    def __init__(self, init: Init) -> None:
         ours, theirs = socket.socketpair()
         ours.settimeout(_SEND_TIMEOUT)
         self._stack = hang.new_file()
@@ -138,64 +139,69 @@ class HandlerProcess:
             )
         self._end = os.pidfd_open(self._process.pid)
         self._channel = Channel(ours, _LARGEST)
-        self._hello = hello
-        self.handler = self.destination = ""  # what it runs, for the log
+        self._init = init
+        self.handler = self.destination = ""  # what is run, for the log
 
     @property
     def pid(self) -> int:
-        """Its process id, which is its group's too."""
+        """The process id. It is also the id of the process group."""
         return self._process.pid
 
     def start(self) -> None:
-        """Wait until it is ready. Raises ConfigurationError when it cannot load a handler, Gone."""
-        self._say(self._hello)
-        said = self.hear(time.monotonic() + START_TIMEOUT)
-        if isinstance(said, Failed):
-            raise _failed(said)
-        if not isinstance(said, Ready):
-            raise HandlerProcessGone("the handler process does not start")
+        """Wait until the process is ready.
 
-    def tell(self, said: ToChild) -> None:
-        """Say something. Raises OSError when it does not listen."""
-        self._channel.send(said)
+        Raises ConfigurationError if it cannot load a handler, HandlerProcessGone if it does not start.
+        """
+        self._send(self._init)
+        message = self.receive(time.monotonic() + START_TIMEOUT)
+        if isinstance(message, Failed):
+            raise _failed(message)
+        if not isinstance(message, Ready):
+            raise HandlerProcessGone("the handler process did not start")
 
-    def command(self, said: RunLanes | RunResponder) -> None:
-        """Tell it what to do. Raises Gone."""
-        self.handler, self.destination = said.handler, said.destination
-        self._say(said)
+    def tell(self, message: ToChild) -> None:
+        """Send a message. Raises OSError if the process does not read it."""
+        self._channel.send(message)
 
-    def _say(self, said: ToChild) -> None:
+    def command(self, message: RunLanes | RunResponder) -> None:
+        """Send a command. Raises HandlerProcessGone."""
+        self.handler, self.destination = message.handler, message.destination
+        self._send(message)
+
+    def _send(self, message: ToChild) -> None:
         try:
-            self._channel.send(said)
+            self._channel.send(message)
         except OSError as exc:
-            raise HandlerProcessGone("the handler process does not listen") from exc
+            raise HandlerProcessGone("the handler process does not read its messages") from exc
 
-    def hear(self, deadline: float) -> Any:
-        """What it says next, None at the deadline. Log lines are passed on. Raises Gone."""
+    def receive(self, deadline: float) -> Any:
+        """Return the next message, or None at the deadline. Log lines are written to the log. Raises
+        HandlerProcessGone.
+        """
         while True:
             try:
-                said = self._channel.receive(FromChild, deadline, self._end)
+                message = self._channel.receive(FromChild, deadline, self._end)
             except (EOFError, ProtocolViolation) as exc:
                 raise HandlerProcessGone from exc
-            if isinstance(said, Log):
-                level = said.level if said.level in ("debug", "info", "warning") else "error"
-                dropped = {"dropped": said.dropped} if said.dropped else {}
-                named = {"dropped_fields": list(said.names)} if said.names else {}
-                getattr(plugin_log, level)(said.event, **(said.fields | dropped | named))
-            elif isinstance(said, Unsuccessful):
-                log_attempt(said, self.handler, self.destination)
-            elif said is not None or time.monotonic() >= deadline:
-                return said
+            if isinstance(message, Log):
+                level = message.level if message.level in ("debug", "info", "warning") else "error"
+                dropped = {"dropped": message.dropped} if message.dropped else {}
+                named = {"dropped_fields": list(message.names)} if message.names else {}
+                getattr(plugin_log, level)(message.event, **(message.fields | dropped | named))
+            elif isinstance(message, Unsuccessful):
+                log_attempt(message, self.handler, self.destination)
+            elif message is not None or time.monotonic() >= deadline:
+                return message
             else:
                 raise HandlerProcessGone
 
-    def where(self) -> tuple[str, ...]:
-        """The frames of the handler that runs: module:line:function, outermost first."""
-        return hang.frames(self._process.pid, self._stack, self._hello.path)
+    def stack(self) -> tuple[str, ...]:
+        """Return the frames of the running handler as module:line:function, outermost first."""
+        return hang.frames(self._process.pid, self._stack, self._init.path)
 
     def kill(self) -> str:
-        """End it and its group; how it ended, as a word."""
-        # Not reaped yet, so that its number is still its own and its group's.
+        """Kill the process and its group. Returns how it ended, as one word."""
+        # The process is not reaped yet, so its id and its group's id cannot have been reused.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         status = self._process.wait()
@@ -205,23 +211,23 @@ class HandlerProcess:
         return signal.Signals(-status).name if status < 0 else f"Exit{status}"
 
     def ended(self) -> bool:
-        """Whether it has ended by itself."""
+        """Return True if the process has ended by itself."""
         return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 class HandlerSlot:
-    """A place for one handler process, kept warm from run to run. Of one thread at a time."""
+    """A slot for one handler process, which stays warm between runs. For one thread at a time."""
 
-    def __init__(self, hello: Callable[[], Init]) -> None:
-        self._hello = hello
+    def __init__(self, init: Callable[[], Init]) -> None:
+        self._init = init
         self._process: HandlerProcess | None = None
 
     def warm(self) -> HandlerProcess:
-        """The process, started when there is none. Raises ConfigurationError, Gone."""
+        """Return the process; start it if necessary. Raises ConfigurationError, HandlerProcessGone."""
         if self._process is not None and self._process.ended():
             self.close()
         if self._process is None:
-            self._process = HandlerProcess(self._hello())
+            self._process = HandlerProcess(self._init())
             try:
                 self._process.start()
             except ReceiverError:
@@ -230,14 +236,14 @@ class HandlerSlot:
         return self._process
 
     def close(self) -> str:
-        """End the process, if there is one; how it ended."""
+        """End the process, if there is one. Returns how it ended."""
         process, self._process = self._process, None
         return "" if process is None else process.kill()
 
     def run_lanes(self, command: RunLanes, lease: LaneReservation, slow: Callable[[str], None]) -> LaneDone | Killed:
-        """Run the lanes as long as they are ours. `slow` is told the lane in which a handler keeps the others waiting.
+        """Run the lanes while their leases last. `slow` is called with the lane whose handler delays the others.
 
-        Raises ConfigurationError when the handler cannot be loaded, Gone when no process starts.
+        Raises ConfigurationError if the handler cannot be loaded, HandlerProcessGone if no process starts.
         """
         process = lease.process = self.warm()
         running = Started()
@@ -246,60 +252,61 @@ class HandlerSlot:
         try:
             process.command(command)
             _commanded()
-            if lease.leave_by is not None:  # said before there was somebody to hear it
+            if lease.leave_by is not None:  # the request came before the process was attached
                 lease.leave(lease.leave_by)
             while (why := _over(lease, deadline)) is None:
-                said = process.hear(min(deadline, lease.until, slow_at, time.monotonic() + _POLL_INTERVAL))
-                if isinstance(said, Started):
-                    running, deadline = said, time.monotonic() + command.timeout
+                message = process.receive(min(deadline, lease.until, slow_at, time.monotonic() + _POLL_INTERVAL))
+                if isinstance(message, Started):
+                    running, deadline = message, time.monotonic() + command.timeout
                     slow_at = time.monotonic() + SLOW if len(lease.leases) > 1 else math.inf
-                elif said is None and time.monotonic() >= slow_at:
+                elif message is None and time.monotonic() >= slow_at:
                     slow_at = math.inf
                     slow(running.lane)
-                elif isinstance(said, Ended):
+                elif isinstance(message, Ended):
                     deadline = time.monotonic() + RECORD_TIMEOUT
-                elif isinstance(said, LaneDone):
-                    self._replace(said.must_recycle)
-                    return said
-                elif isinstance(said, Failed):
-                    raise _failed(said)
-                elif said is not None:
+                elif isinstance(message, LaneDone):
+                    self._replace(message.must_recycle)
+                    return message
+                elif isinstance(message, Failed):
+                    raise _failed(message)
+                elif message is not None:
                     raise HandlerProcessGone
         except HandlerProcessGone:
-            # It keeps the time of its lease itself.
+            # The process enforces its lease itself, too.
             why = _over(lease, math.inf) or ("crashed" if lease.leave_by is None else "stopped")
         finally:
             lease.process = None
         return self._killed(why, running)
 
     def ask(self, question: RunResponder, deadline: float) -> ResponderAnswer | ResponderError | Killed:
-        """Have a query answered by `deadline` (monotonic). Raises ConfigurationError when the responder cannot be
-        loaded, Gone when no process starts.
+        """Have a query answered by `deadline` (monotonic).
+
+        Raises ConfigurationError if the responder cannot be loaded, HandlerProcessGone if no process starts.
         """
         process = self.warm()
         if time.monotonic() >= deadline:  # the process was late, not the responder
             return Killed(why="timed_out", error_class="TimedOut")
         try:
             process.command(question)
-            while (said := process.hear(deadline)) is not None:
-                if isinstance(said, Started):
+            while (message := process.receive(deadline)) is not None:
+                if isinstance(message, Started):
                     deadline = min(deadline, time.monotonic() + question.timeout)
-                elif isinstance(said, Failed):
-                    raise _failed(said)
-                elif isinstance(said, ResponderAnswer | ResponderError):
-                    self._replace(said.must_recycle)
-                    return said
+                elif isinstance(message, Failed):
+                    raise _failed(message)
+                elif isinstance(message, ResponderAnswer | ResponderError):
+                    self._replace(message.must_recycle)
+                    return message
         except HandlerProcessGone:
             return self._killed("crashed", Started())
         return self._killed("timed_out", Started())
 
-    def _replace(self, worn: bool) -> None:
-        if worn:
+    def _replace(self, must_recycle: bool) -> None:
+        if must_recycle:
             self.close()
 
     def _killed(self, why: Why, running: Started) -> Killed:
-        # Asked first, for whoever is to correct the handler: where does it hang?
-        frames = self._process.where() if why == "timed_out" and self._process is not None else ()
+        # Read the stack before the kill: it shows the developer stack the handler hangs.
+        frames = self._process.stack() if why == "timed_out" and self._process is not None else ()
         ended = self.close()
         classes = {"timed_out": "TimedOut", "crashed": ended, "stopped": "WorkerStopped", "fenced": "LeaseLost"}
         return Killed(
@@ -313,46 +320,46 @@ class HandlerSlot:
         )
 
 
-def log_attempt(said: Unsuccessful, handler: str, destination: str) -> None:
-    """The line of an attempt that did not succeed."""
-    told = {"sqlstate": said.sqlstate, "error": said.shown, "again_in": said.pause}
-    line = {name: value for name, value in told.items() if value is not None}
+def log_attempt(message: Unsuccessful, handler: str, destination: str) -> None:
+    """Log an attempt that did not succeed."""
+    details = {"sqlstate": message.sqlstate, "error": message.shown, "again_in": message.pause}
+    line = {name: value for name, value in details.items() if value is not None}
     fields: dict[str, Any] = {
         "handler": handler,
         "destination": destination,
-        "lane": said.lane,
-        "delivery": said.delivery,
-        "attempt": said.attempt,
-        "outcome": said.outcome,
-        "error_class": said.error_class,
-        "frames": list(said.frames),
+        "lane": message.lane,
+        "delivery": message.delivery,
+        "attempt": message.attempt,
+        "outcome": message.outcome,
+        "error_class": message.error_class,
+        "frames": list(message.frames),
         **line,
     }
-    if said.state == "dead":
+    if message.state == "dead":
         delivery_log.error("delivery.dead", **fields)
-    elif said.outcome == "retry_later":
+    elif message.outcome == "retry_later":
         delivery_log.info("delivery.deferred", **fields)
     else:
         delivery_log.warning("delivery.failed", **fields)
 
 
-def _failed(said: Failed) -> ConfigurationError:
-    if not said.error_class:
-        return ConfigurationError(said.error)
+def _failed(message: Failed) -> ConfigurationError:
+    if not message.error_class:
+        return ConfigurationError(message.error)
     return PluginError(
         LoadFailure(
             handler=None,
             origin="",
-            error_class=said.error_class,
-            place=said.place,
-            summary=said.error,
-            message=said.error,
+            error_class=message.error_class,
+            place=message.place,
+            summary=message.error,
+            message=message.error,
         )
     )
 
 
 def _over(lease: LaneReservation, deadline: float) -> Why | None:
-    """Why the run must end now, if it must."""
+    """Return why the run must end now, or None."""
     now = time.monotonic()
     if now >= lease.until:
         return "fenced"

@@ -56,7 +56,7 @@ def run(world: World, process: HandlerProcess, sent: Sent, *, lease: float = 60.
 
 def hear(process: HandlerProcess, patience: float = 60.0) -> Any:
     """What it says next."""
-    return process.hear(time.monotonic() + patience)
+    return process.receive(time.monotonic() + patience)
 
 
 def unread(process: HandlerProcess) -> int:
@@ -202,7 +202,7 @@ def test_it_says_what_it_cannot_load(shared: World, place: str) -> None:
         )
         said = hear(process)
         assert isinstance(said, Failed)
-        assert "there is no handler nobodys on this host" in said.error
+        assert "handler nobodys is not installed on this host" in said.error
         run(shared, process, sent)
         assert [type(hear(process)) for _ in range(3)] == [Started, Ended, LaneDone]
     finally:

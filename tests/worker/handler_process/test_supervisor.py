@@ -161,10 +161,10 @@ def test_a_process_that_does_not_start(shared: World, monkeypatch: pytest.Monkey
     with pytest.raises(ConfigurationError, match="there is no keyring"):
         slot.warm()
 
-    monkeypatch.setattr(supervisor, "START_PATIENCE", 0.0)
+    monkeypatch.setattr(supervisor, "START_TIMEOUT", 0.0)
     process = HandlerProcess(init_message(shared.settings(), shared.url))
     try:
-        with pytest.raises(HandlerProcessGone, match="does not start"):
+        with pytest.raises(HandlerProcessGone, match="did not start"):
             process.start()
     finally:
         process.kill()
