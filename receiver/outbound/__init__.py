@@ -1,4 +1,4 @@
-"""Speaking to Redox: `RedoxClient`, `RedoxAuth` for any other httpx2 client, their keys and their errors.
+"""Client library for Redox: `RedoxClient`, `RedoxAuth` for any other httpx2 client, their keys and their errors.
 
     from receiver.outbound import RedoxClient, oauth_key_from_file
 
@@ -6,7 +6,7 @@
     with RedoxClient(key, source="…") as redox:
         redox.send({"Meta": {"DataModel": "PatientAdmin", "EventType": "NewPatient", "Destinations": [{"ID": "…"}]}, …})
 
-May not import storage, web or handlers: what is exported here works in any script, without a database.
+Must not import storage, web or handlers: this library works in any script, without a database.
 """
 
 from receiver.outbound.answers import Answer

@@ -1,6 +1,7 @@
-"""What Redox answered, as a value or as one of our errors: `Meta.Errors` counts even in an answer of 200.
+"""Responses of Redox: turns an HTTP response into an Answer or an exception. `Meta.Errors` is an error even with status
+200.
 
-May not send anything; may not put the text of an error into a message (it may name a patient).
+Must not send anything. Must not put the text of an error into a message, because it may name a patient.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from receiver.outbound.errors import (
     Rejected,
 )
 
-# What may stand in a message of ours: ids and the words of Redox's error types, never a sentence.
+# Only ids and the words of Redox's error types may appear in our messages, never a sentence.
 _WORD: Final = re.compile(r"[\w.:/-]{1,64}", re.ASCII)
 _MOST_TEXT: Final = 2_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """An answer that holds no error. `data` is its JSON (None for an empty body), `body` its bytes.
+    """A response without an error. `data`: its JSON (None for an empty body). `body`: its bytes.
 
-    For a notification 200 means accepted, not delivered.
+    For a notification, status 200 means that Redox accepted it, not that it was delivered.
     """
 
     status: int
@@ -41,12 +42,12 @@ class Answer:
 
     @property
     def log_ids(self) -> tuple[str, ...]:
-        """`Meta.Logs[].ID`: what names this message in Redox's logs."""
+        """`Meta.Logs[].ID`: the ids of this message in Redox's logs."""
         return _log_ids(self.data)
 
 
 def interpret(response: httpx2.Response) -> Answer:
-    """The answer, or an error of receiver.outbound.errors by its status and its `Meta.Errors`."""
+    """Return the Answer, or raise an error of receiver.outbound.errors, depending on the status and `Meta.Errors`."""
     status, body = response.status_code, response.content
     if not 200 <= status < 300:
         raise _failure(response)
@@ -54,13 +55,13 @@ def interpret(response: httpx2.Response) -> Answer:
         data = msgspec.json.decode(body) if body else None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
         raise BadAnswer(
-            f"the answer is no JSON (HTTP {status}, {len(body)} bytes); Redox may have processed the request",
+            f"the response is not valid JSON (HTTP {status}, {len(body)} bytes); Redox may have processed the request",
             status=status,
         ) from exc
     details = _meta_errors(data)
     if details:
         raise Rejected(
-            _sentence("Redox refuses the request", status, details, _log_ids(data)),
+            _sentence("Redox rejected the request", status, details, _log_ids(data)),
             status=status,
             details=details,
             log_ids=_log_ids(data),
@@ -78,20 +79,25 @@ def _failure(response: httpx2.Response) -> OutboundError:
         details = (ErrorDetail(text=text),) if text else ()
     log_ids = _log_ids(data)
     kind: type[OutboundError] = Rejected
-    said, not_processed, retry_after = "Redox refuses the request", False, None
+    detail, not_processed, retry_after = "Redox rejected the request", False, None
     if status == httpx2.codes.UNAUTHORIZED:
-        kind, said = AuthenticationFailed, "Redox refuses a token that it gave just now; check the API key's rights"
+        kind, detail = (
+            AuthenticationFailed,
+            "Redox rejected a token that it has just issued: check the permissions of the API key",
+        )
     elif status == httpx2.codes.TOO_MANY_REQUESTS:
         limit = response.headers.get("x-ratelimit-limit", "")
-        said = "Redox has had too many requests from this address" + (f" (limit {limit})" if limit.isdecimal() else "")
+        detail = "Redox received too many requests from this address" + (
+            f" (limit {limit})" if limit.isdecimal() else ""
+        )
         kind, not_processed, retry_after = RateLimited, True, _retry_after(response)
     elif status == httpx2.codes.SERVICE_UNAVAILABLE:
-        kind, said, not_processed = RedoxUnavailable, "Redox cannot serve now", True
+        kind, detail, not_processed = RedoxUnavailable, "Redox is not available", True
         retry_after = _retry_after(response)
     elif status >= 500 or status == httpx2.codes.REQUEST_TIMEOUT:
-        kind, said = RedoxUnavailable, "Redox failed over the request"
+        kind, detail = RedoxUnavailable, "Redox failed to process the request"
     return kind(
-        _sentence(said, status, details, log_ids),
+        _sentence(detail, status, details, log_ids),
         status=status,
         details=details,
         log_ids=log_ids,
@@ -100,15 +106,15 @@ def _failure(response: httpx2.Response) -> OutboundError:
     )
 
 
-def _sentence(said: str, status: int, details: tuple[ErrorDetail, ...], log_ids: tuple[str, ...]) -> str:
-    words = ["/".join(filter(None, (detail.id, detail.type, detail.module))) for detail in details]
+def _sentence(detail: str, status: int, details: tuple[ErrorDetail, ...], log_ids: tuple[str, ...]) -> str:
+    words = ["/".join(filter(None, (each.id, each.type, each.module))) for each in details]
     named = [word for word in words if word]
     parts = [f"HTTP {status}"]
     if named:
         parts.append(f"errors {', '.join(named[:5])}" + (f" and {len(named) - 5} more" if len(named) > 5 else ""))
     if log_ids:
         parts.append(f"log {', '.join(log_ids[:5])}")
-    return f"{said} ({'; '.join(parts)})"
+    return f"{detail} ({'; '.join(parts)})"
 
 
 def _meta_errors(data: Any) -> tuple[ErrorDetail, ...]:
@@ -128,7 +134,7 @@ def _meta_errors(data: Any) -> tuple[ErrorDetail, ...]:
 
 
 def _issues(data: Any) -> tuple[ErrorDetail, ...]:
-    """The issues of a FHIR OperationOutcome (FHIR R4: OperationOutcome.issue)."""
+    """Return the issues of a FHIR OperationOutcome (FHIR R4: OperationOutcome.issue)."""
     issues = _member(data, "issue")
     if _member(data, "resourceType") != "OperationOutcome" or not isinstance(issues, list):
         return ()
@@ -162,6 +168,6 @@ def _text(value: Any) -> str | None:
 
 
 def _retry_after(response: httpx2.Response) -> float | None:
-    """Redox documents none; a proxy before it may send one (RFC 9110 10.2.3, in seconds)."""
+    """Return the Retry-After header in seconds (RFC 9110 10.2.3). Redox documents none, but a proxy may send it."""
     value = response.headers.get("retry-after", "")
     return float(value) if value.isdecimal() and len(value) < 6 else None

@@ -1,6 +1,6 @@
-"""What can be asked of Redox's API, whoever carries it out: messages, queries, FHIR, files.
+"""The operations of Redox's API (messages, queries, FHIR, files), independent of how calls are sent.
 
-May not send anything: it makes calls ready and hands them on.
+Must not send anything: it prepares calls and passes them on.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from receiver.outbound.limits import Limits
 from receiver.outbound.messages import SOURCE_HEADER, NetworkOnramp, Outgoing, prepare
 
 Result = TypeVar("Result")
-# Name, content, media type (None: by the name).
+# File name, content, media type (None: derived from the name).
 FilePart = tuple[str, bytes | BinaryIO, str | None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ApiProfile:
-    """Who speaks: what an API key and its source make of what is to be said. Raises ConfigurationError.
+    """An API key's settings that requests depend on. Raises ConfigurationError.
 
-    `several_keys` (Redox: several OAuth keys and sources in one environment): what ends up without a source is refused.
+    `several_keys` (Redox: several OAuth keys and sources in one environment): a message without a source is refused.
     """
 
     legacy: bool
@@ -43,16 +43,20 @@ class ApiProfile:
         for path in (self.query_path, self.upload_path):
             if not path.startswith("/") or any(c in path for c in "?# \\"):
                 raise ConfigurationError(
-                    "a path on the Redox API begins with a slash and has no query: /endpoint, /query"
+                    "the path is not valid: use a path on the Redox API that begins with a slash and has no query, such as /endpoint or /query"
                 )
         source = self.source
         if source is not None and (not source.isascii() or not source.isprintable() or not source.strip()):
-            raise ConfigurationError("the source id is the UUID that the Redox dashboard shows for the source")
+            raise ConfigurationError(
+                "the source id is not valid: use the UUID that the Redox dashboard shows for the source"
+            )
 
     def message(self, message: Outgoing, *, query: bool, onramp: NetworkOnramp | None) -> Call:
-        """A Data Model message or query. Raises Unsendable."""
+        """Prepare a Data Model message or query. Raises Unsendable."""
         if onramp is not None and self.legacy:
-            raise Unsendable("network onramps take no legacy API key (Redox: their tokens must live less than a day)")
+            raise Unsendable(
+                "network onramps do not accept a legacy API key (Redox: tokens must be valid for less than a day)"
+            )
         prepared = prepare(message, query=query, source=self.source, source_required=self.several_keys, onramp=onramp)
         return Call(
             name="query" if query else "send",
@@ -65,9 +69,9 @@ class ApiProfile:
         )
 
     def fhir(self, slug: str, environment: Environment, carry_out: Callable[[Call], Result]) -> FhirDestination[Result]:
-        """The FHIR R4 resources of a destination. Raises Unsendable with a legacy key."""
+        """Return the FHIR R4 resources of a destination. Raises Unsendable for a legacy key."""
         if self.legacy:
-            raise Unsendable("a legacy API key serves the Data Model API only; FHIR takes an OAuth API key")
+            raise Unsendable("a legacy API key works with the Data Model API only: use an OAuth API key for FHIR")
 
         def named(call: Call) -> Result:
             return carry_out(replace(call, headers={**self._source_header(), **call.headers}))
@@ -75,7 +79,7 @@ class ApiProfile:
         return FhirDestination(carry_out=named, slug=slug, environment=environment)
 
     def upload(self) -> Call:
-        """An upload, whose file travels beside. Raises Unsendable."""
+        """Prepare an upload. The file is passed separately. Raises Unsendable."""
         return Call(
             name="upload", kind="upload", to=(), method="POST", path=self.upload_path, headers=self._source_header()
         )
@@ -84,12 +88,14 @@ class ApiProfile:
         if self.source is not None:
             return {SOURCE_HEADER: self.source}
         if self.several_keys:
-            raise Unsendable("several API keys exist here, and no source is named; give the client its source")
+            raise Unsendable("several API keys exist, and the request has no source: set the client's source")
         return {}
 
 
 class RedoxApi(ABC):
-    """The calls. All raise the errors of receiver.outbound.errors; `carry_out` says how they are made."""
+    """The operations. All raise the errors of receiver.outbound.errors. Subclasses implement `carry_out`, which sends a
+    call.
+    """
 
     def __init__(self, speaker: ApiProfile, limits: Limits) -> None:
         self.speaker: Final = speaker
@@ -97,21 +103,21 @@ class RedoxApi(ABC):
 
     @abstractmethod
     def carry_out(self, call: Call, file: FilePart | None = None) -> Answer:
-        """Make a call that was made ready; `file` goes with an upload."""
+        """Send a prepared call. `file`: the content of an upload."""
 
     def send(self, message: Outgoing, *, onramp: NetworkOnramp | None = None) -> Answer:
-        """Send a Data Model message; the answer says that Redox accepted it, not that it was delivered."""
+        """Send a Data Model message. The answer means that Redox accepted it, not that it was delivered."""
         return self.carry_out(self.speaker.message(message, query=False, onramp=onramp))
 
     def query(self, message: Outgoing, *, onramp: NetworkOnramp | None = None) -> Answer:
-        """Ask one destination; `answer.data` is the response message, a dict."""
+        """Query one destination. `answer.data` is the response message, a dict."""
         answer = self.carry_out(self.speaker.message(message, query=True, onramp=onramp))
         if not isinstance(answer.data, dict):
-            raise BadAnswer("the query was answered with no message in it", status=answer.status)
+            raise BadAnswer("the response to the query contains no message", status=answer.status)
         return answer
 
     def fhir(self, destination: str, environment: Environment) -> FhirDestination[Answer]:
-        """The FHIR R4 resources of a destination, by its slug. Raises Unsendable with a legacy key."""
+        """Return the FHIR R4 resources of a destination, named by its slug. Raises Unsendable for a legacy key."""
         return self.speaker.fhir(destination, environment, self.carry_out)
 
     def upload(
@@ -121,30 +127,28 @@ class RedoxApi(ABC):
         filename: str | None = None,
         media_type: str | None = None,
     ) -> str:
-        """Upload a file (a path, bytes, or an open binary file, from its beginning) and return its URI.
+        """Upload a file (a path, bytes, or a binary file open at its start). Returns its URI.
 
-        It is streamed, and refused before anything is sent when it is larger than `limits.upload_bytes`.
+        The file is streamed. If it is larger than `limits.upload_bytes`, it is refused before anything is sent.
         """
         if isinstance(file, str | os.PathLike):
             with Path(file).open("rb") as opened:
                 return self.upload(opened, filename=filename, media_type=media_type)
         size = len(file) if isinstance(file, bytes) else _size_of(file)
         if size > self.limits.upload_bytes:
-            raise Unsendable(f"the file has {size} bytes; Redox takes uploads of {self.limits.upload_bytes} at most")
+            raise Unsendable(f"the file has {size} bytes: the maximum for an upload is {self.limits.upload_bytes}")
         name = filename or Path(str(getattr(file, "name", "upload"))).name
         answer = self.carry_out(self.speaker.upload(), (name, file, media_type))
         uri = answer.data.get("URI") if isinstance(answer.data, dict) else None
         if not isinstance(uri, str) or not uri:
-            raise BadAnswer("the upload was answered without a URI", status=answer.status)
+            raise BadAnswer("the response to the upload contains no URI", status=answer.status)
         return uri
 
 
 def _size_of(file: object) -> int:
     if isinstance(file, io.TextIOBase):
-        raise Unsendable("the file is open as text; open it in binary mode, or pass its path")
+        raise Unsendable("the file is open in text mode: open it in binary mode, or pass its path")
     try:
         return int(file.seek(0, io.SEEK_END))  # type: ignore[attr-defined]  # what has no seek is refused just below
     except (AttributeError, OSError, ValueError) as exc:
-        raise Unsendable(
-            "the size of that stream can't be known beforehand; read it into bytes, or pass a path"
-        ) from exc
+        raise Unsendable("the size of the stream is unknown: read it into bytes, or pass a path") from exc

@@ -1,6 +1,6 @@
-"""Authentication to Redox for any httpx2 client: a bearer token, renewed early, and once for all threads.
+"""Authentication to Redox for any httpx2 client: one bearer token shared by all threads, renewed before it expires.
 
-May not know what is sent; may not let a token, an assertion or a key into a repr, a log or an exception.
+Must not know what is sent. Must not put a token, an assertion or a key into a repr, a log or an exception.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from receiver.protocol.credentials import (
     token_requests,
 )
 
-# A renewal that fails while the token still lives is no harm; it is not tried again with every request meanwhile.
+# Seconds between renewals after a failure. A failed renewal does no harm while the current token is valid.
 _AFTER_FAILED_RENEWAL: Final = 5.0
-# Redox allows an assertion 10 s of skew; a clock further off than this explains a refusal.
+# Seconds. Redox allows 10 s of clock skew in an assertion. A larger difference explains a rejection.
 _SKEW: Final = 10.0
 
 
@@ -56,14 +56,14 @@ def _utc_now() -> datetime:
 
 
 class RedoxAuth(httpx2.Auth):
-    """Puts a Redox access token on the requests of an httpx2 client, sync or async (asyncio).
+    """Adds a Redox access token to the requests of an httpx2 client, sync or async (asyncio).
 
-    `key` is a key, or a function that returns one: it is asked at each renewal, so a key that was exchanged on disk is
-    taken up without a restart. The token goes to `base_url`'s origin alone. Token requests travel on a connection of
-    our own, under its own time-outs and caps, whatever the client's settings are. May be shared by threads.
+    `key` is a key, or a function that returns one. The function is called at each renewal, so a key that was replaced
+    on disk is used without a restart. The token is sent only to the origin of `base_url`. Token requests use a separate
+    connection with its own timeouts and limits, independent of the client's settings. Threads may share one instance.
 
-    The flow raises AuthenticationFailed, RateLimited, Unavailable and the others of receiver.outbound.errors when no
-    token is to be had, all with `not_processed` set; Unsendable for a request to somewhere else.
+    Without a token, the flow raises AuthenticationFailed, RateLimited, RedoxUnavailable or another error of
+    receiver.outbound.errors, with `not_processed` set. For a request to another origin it raises Unsendable.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class RedoxAuth(httpx2.Auth):
         self._wire = wire or Wire(limits=self._limits, ssl_context=ssl_context)
         self._now = now
         self._monotonic = monotonic
-        self._lock = threading.Lock()  # over the three below; never held while anything is sent
+        self._lock = threading.Lock()  # for the three attributes below; never held during I/O
         self._held: AccessToken | None = None
         self._flight: Future[AccessToken] | None = None
         self._not_before = float("-inf")
@@ -95,12 +95,12 @@ class RedoxAuth(httpx2.Auth):
         return f"RedoxAuth({self._base_url!r}, {'legacy' if self.legacy else 'OAuth'} key)"
 
     def close(self) -> None:
-        """Close the connection that token requests travel on, unless it was given to us."""
+        """Close the connection for token requests, unless it was passed in."""
         if self._owns_wire:
             self._wire.close()
 
     def token(self, *, refused: AccessToken | None = None) -> AccessToken:
-        """A token that is good now; `refused` is one that Redox did not take, and is not returned again."""
+        """Return a valid token. `refused`: a token that Redox rejected; it is not returned again."""
         with self._lock:
             current = self._current(refused)
             if current is not None:
@@ -114,13 +114,15 @@ class RedoxAuth(httpx2.Auth):
             try:
                 token = flight.result(remaining())
             except TimeoutError as exc:
-                raise RedoxUnavailable("no token from Redox in time", not_processed=True) from exc
-        if token is refused:  # the renewal failed, and whoever led it could do with the token that we can't
-            raise RedoxUnavailable("Redox refused the token, and gave no other", not_processed=True)
+                raise RedoxUnavailable("Redox issued no token in time", not_processed=True) from exc
+        if (
+            token is refused
+        ):  # the renewal failed, and the thread that led it could still use the token that this one cannot
+            raise RedoxUnavailable("Redox rejected the token, and issued no other", not_processed=True)
         return token
 
     def sync_auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response]:
-        """One request; after a 401, one more with a new token. What that one answers stands."""
+        """Send one request. After a 401, send it once more with a new token, whatever the second response is."""
         self._check_origin(request)
         token = self.token()
         response = yield _bearing(request, token)
@@ -128,7 +130,7 @@ class RedoxAuth(httpx2.Auth):
             yield _bearing(request, self.token(refused=token))
 
     async def async_auth_flow(self, request: httpx2.Request) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
-        """As sync_auth_flow; a renewal waits in a thread, so the event loop goes on."""
+        """As sync_auth_flow. A renewal waits in a thread, so it does not block the event loop."""
         self._check_origin(request)
         with self._lock:
             current = self._current(None)
@@ -138,21 +140,21 @@ class RedoxAuth(httpx2.Auth):
             yield _bearing(request, await asyncio.to_thread(self.token, refused=token))
 
     def _current(self, refused: AccessToken | None) -> AccessToken | None:
-        """The token held, if it will do; None when one must be fetched or waited for. Only under the lock."""
+        """Return the current token if it is usable. None: fetch one, or wait for the renewal. Call only under the lock."""
         held, now = self._held, self._monotonic()
         if held is None or held is refused or held.expired(now):
             return None
-        # Within the margin one thread renews, and the others go on with the token that still lives.
+        # Near the expiry one thread renews, and the other threads use the token that is still valid.
         if held.needs_renewal(now) and self._flight is None and now >= self._not_before:
             return None
         return held
 
     def _lead(self, flight: Future[AccessToken], refused: AccessToken | None) -> None:
-        """Fetch a token for everybody who waits on `flight`; never raises but for an interrupt."""
+        """Fetch a token for all threads that wait on `flight`. Raises only KeyboardInterrupt and SystemExit."""
         with self._lock:
             held = self._held
         outcome: AccessToken | Exception = RedoxUnavailable(
-            "the renewal of the token was broken off", not_processed=True
+            "the renewal of the token was interrupted", not_processed=True
         )
         try:
             outcome = self._obtain(held)
@@ -198,45 +200,47 @@ class RedoxAuth(httpx2.Auth):
         try:
             return self._wire.exchange(outgoing, most=self._limits.token_reply_bytes)
         except AnswerLost as exc:
-            raise RedoxUnavailable("the token endpoint gave no answer", not_processed=True) from exc
+            raise RedoxUnavailable("the token endpoint did not respond", not_processed=True) from exc
         except OutboundError as exc:
-            exc.not_processed = True  # whatever became of the token request, what needed the token was not sent
+            exc.not_processed = (
+                True  # whatever happened to the token request, the request that needs the token was not sent
+            )
             raise
 
     def _failure(self, denial: Denial, response: httpx2.Response) -> OutboundError:
         status = denial.status
         if status == httpx2.codes.TOO_MANY_REQUESTS:
             return RateLimited(
-                f"the token endpoint has had too many requests (HTTP {status})", status=status, not_processed=True
+                f"the token endpoint received too many requests (HTTP {status})", status=status, not_processed=True
             )
         if 200 <= status < 300:
             return BadAnswer(
-                f"the token endpoint's answer holds no token that can be read (HTTP {status}); check the base URL",
+                f"the response of the token endpoint contains no valid token (HTTP {status}): check the base URL",
                 status=status,
                 not_processed=True,
             )
         if not _is_refusal(status):
             return RedoxUnavailable(
-                f"the token endpoint gave no token (HTTP {status})", status=status, not_processed=True
+                f"the token endpoint issued no token (HTTP {status})", status=status, not_processed=True
             )
-        said = ": ".join(word for word in (denial.error, denial.description) if word)
-        mend = (
+        reason = ": ".join(word for word in (denial.error, denial.description) if word)
+        fix = (
             "check the legacy API key and its secret"
             if self.legacy
             else "check the client id, the kid and the private key against the Redox dashboard"
         )
         date = _date_of(response)
         if date is not None and abs(off := (self._now() - date).total_seconds()) > _SKEW:
-            mend = f"this host's clock differs from Redox's by {off:.0f} s; set it right, and then {mend}"
+            fix = f"this host's clock differs from Redox's by {off:.0f} s: correct the clock, then {fix}"
         return AuthenticationFailed(
-            f"Redox gives no token (HTTP {status}{', ' + said if said else ''}); {mend}",
+            f"Redox issued no token (HTTP {status}{', ' + reason if reason else ''}): {fix}",
             status=status,
             not_processed=True,
         )
 
     def _check_origin(self, request: httpx2.Request) -> None:
         if _origin(request.url) != self._origin:
-            raise Unsendable("a Redox token was about to go to another origin than the base URL's")
+            raise Unsendable("the request has another origin than the base URL: the Redox token is not sent there")
 
 
 def _bearing(request: httpx2.Request, token: AccessToken) -> httpx2.Request:
@@ -253,7 +257,7 @@ def _is_refusal(status: int) -> bool:
 
 
 def _date_of(response: httpx2.Response) -> datetime | None:
-    """Redox's clock, as the reply's Date header has it (RFC 9110 6.6.1)."""
+    """Return Redox's time from the Date header of the response (RFC 9110 6.6.1)."""
     try:
         date = parsedate_to_datetime(response.headers.get("date", ""))
     except (ValueError, OverflowError):

@@ -1,6 +1,6 @@
-"""A request to Redox made ready: what a client sends at once, and the outbox keeps to send it later.
+"""A prepared request to Redox, which a client sends at once and the outbox stores for later.
 
-May not send anything.
+Must not send anything.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ Name = Literal["send", "query", "fhir", "upload"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
-    """One request, the same however often it is sent. `headers` has no authorization: that is the moment's.
+    """One request, identical in each attempt. `headers` has no Authorization, which is added when the request is sent.
 
-    `kind` and `to` may be shown: what it is (PatientAdmin.NewPatient, FHIR.Patient/$patient-update), and the Redox
-    destinations that it is for, by id, or by slug and environment. `path` may name a patient. `body` is None of a read,
-    and of an upload, whose file travels beside.
+    `kind` and `to` may be shown: `kind` is PatientAdmin.NewPatient or FHIR.Patient/$patient-update, for example; `to`
+    holds the destinations at Redox, as ids, or as slug and environment. `path` may name a patient. `body` is None for a
+    read, and for an upload, whose file is passed separately.
     """
 
     name: Name

@@ -1,6 +1,6 @@
-"""RedoxClient: messages, queries, FHIR and files to Redox, from any script; it needs no database and no settings.
+"""RedoxClient: sends messages, queries, FHIR requests and files to Redox. It needs no database and no settings.
 
-May not keep what it sends: what must survive a crash belongs into the outbox.
+Must not store what it sends: use the outbox for messages that must survive a crash.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ _HEADERS: Final = {
 
 
 class RedoxClient(RedoxApi):
-    """Speaks to Redox with one API key. Threads may share one client; a process makes its own, after any fork.
+    """A Redox client with one API key. Threads may share it. Each process must create its own client, after any fork.
 
-    `key` is a key or a function that returns one (see RedoxAuth). `base_url` is `US`, `CANADA` or any other. `source`
-    is the id that goes into messages which name none; with `several_keys` (Redox: several OAuth keys and sources in
-    one environment) a message that ends up without one is refused before it is sent. `query_path` is `/query` where
-    an older set-up wants that. `rate` may be shared with other clients behind the same address.
+    `key` is a key or a function that returns one (see RedoxAuth). `base_url` is `US`, `CANADA` or another URL. `source`
+    is the id that is added to messages without a source. With `several_keys` (Redox: several OAuth keys and sources in
+    one environment), a message without a source is refused before it is sent. `query_path`: use `/query` where an older
+    setup requires it. `rate` may be shared with other clients at the same address.
 
-    All calls raise the errors of receiver.outbound.errors. What was certainly not processed (no connection, 429, 503)
-    is tried again within `limits`; nothing else is, since Redox may have acted on it.
+    All calls raise the errors of receiver.outbound.errors. If Redox certainly did not process the request (no
+    connection, 429, 503), the client tries again within `limits`. Otherwise it does not, because Redox may have
+    processed the request.
     """
 
     def __init__(
@@ -89,10 +90,10 @@ class RedoxClient(RedoxApi):
         return self._auth
 
     def carry_out(self, call: Call, file: FilePart | None = None) -> Answer:
-        """Send a call that was made ready; `file` goes with an upload."""
+        """Send a prepared call. `file`: the content of an upload."""
         if call.body is not None and len(call.body) > self.limits.request_bytes:
             raise Unsendable(
-                f"the message has {len(call.body)} bytes, and Redox takes {self.limits.request_bytes} at most"
+                f"the message has {len(call.body)} bytes: Redox accepts at most {self.limits.request_bytes}"
             )
         try:
             request = httpx2.Request(
@@ -103,7 +104,9 @@ class RedoxClient(RedoxApi):
                 files=None if file is None else {"file": file},
             )
         except ValueError as exc:
-            raise Unsendable("the file's name or media type can't be written into a request") from exc
+            raise Unsendable(
+                "the name or media type of the file cannot be written into a request: use plain ASCII"
+            ) from exc
         attempt = 1
         with deadline(self.limits.total):
             while True:
@@ -118,7 +121,7 @@ class RedoxClient(RedoxApi):
                 attempt += 1
 
     def _exchange(self, request: httpx2.Request) -> httpx2.Response:
-        """The request as the authentication would have it: once, and once more after a 401."""
+        """Send the request with authentication: once, and once more after a 401."""
         flow = self._auth.sync_auth_flow(request)
         try:
             outgoing = next(flow)

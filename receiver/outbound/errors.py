@@ -1,7 +1,7 @@
-"""What can go wrong in speaking to Redox, as types.
+"""Exceptions of receiver.outbound.
 
-May not quote a token, a key, a body, or the text of Redox's errors (it may name a patient): messages hold statuses, ids
-and fixed words; the texts stand in `details`, out of every repr.
+Must not quote a token, a key, a body, or the text of Redox's errors (it may name a patient). Messages hold only
+statuses, ids and fixed words. The texts are in `details`, which no repr shows.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class ErrorDetail:
 
 
 class OutboundError(ReceiverError):
-    """Speaking to Redox failed.
+    """A request to Redox failed.
 
-    `retryable`: the same request may succeed later, without anybody mending anything. `not_processed`: it is certain
-    that Redox did not act on the request. `status`: of the answer, where there was one. `log_ids`: `Meta.Logs[].ID`,
-    which Redox's support asks for. `retry_after`: seconds that the answer asked us to wait.
+    `retryable`: the same request may succeed later without a change. `not_processed`: Redox certainly did not process
+    the request. `status`: the HTTP status, if there was a response. `log_ids`: `Meta.Logs[].ID`, which Redox's support
+    asks for. `retry_after`: the seconds to wait that the response asked for.
     """
 
     retryable: bool = False
@@ -53,48 +53,50 @@ class OutboundError(ReceiverError):
 
 
 class Unsendable(OutboundError):
-    """Redox would refuse this request, so it was not sent."""
+    """Redox would reject this request, so it was not sent."""
 
 
 class AuthenticationFailed(OutboundError):
-    """Redox does not accept our API key or its token. The fault is with the key, not with what was to be sent."""
+    """Redox rejects the API key or its token. The cause is the key, not the request."""
 
 
 class Rejected(OutboundError):
-    """Redox read the request and refuses it: by its status, or by `Meta.Errors` in an answer of 200."""
+    """Redox read the request and rejects it, by its status or by `Meta.Errors` in a response with status 200."""
 
 
 class RateLimited(OutboundError):
-    """Too many requests in the rolling window: Redox said so, or our own limiter would have had to wait too long."""
+    """Too many requests in the rolling window: Redox reported it, or the wait of the client's own limiter would be too
+    long.
+    """
 
     retryable = True
 
 
 class RedoxUnavailable(OutboundError):
-    """Redox could not be reached, or says that it cannot serve now."""
+    """Redox could not be reached, or reports that it is not available."""
 
     retryable = True
 
 
 class AnswerLost(OutboundError):
-    """The request went out and no answer that can be read came back: Redox may have processed it.
+    """The request was sent, but no readable response arrived: Redox may have processed it.
 
-    To send it again is to send it at least once: keep the same body.
+    Sending it again means at-least-once delivery: use the same body.
     """
 
     retryable = True
 
 
 class BadAnswer(AnswerLost):
-    """An answer came back whole and cannot be read: it is not JSON, or lacks what the call asks for.
+    """A complete response arrived but is not usable: it is not JSON, or lacks the data that the call asks for.
 
-    Of the token endpoint it is one without a token; then `not_processed` is set.
+    For the token endpoint, the response contains no token; then `not_processed` is set.
     """
 
 
 class UnusableAnswer(OutboundError):
-    """The answer is one that we refuse to take: a redirect, compressed though we asked otherwise, or too large."""
+    """The response is one that the client does not accept: a redirect, compressed, or too large."""
 
 
 class Untrusted(OutboundError):
-    """The server is not proved to be Redox: its certificate is expired, unknown, or for another host."""
+    """The server cannot be verified as Redox: its certificate is expired, unknown, or for another host."""

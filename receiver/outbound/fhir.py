@@ -1,6 +1,6 @@
-"""FHIR R4 by way of Redox: read, search by POST, operations, message bundles.
+"""FHIR R4 through Redox: read, search by POST, operations, message bundles.
 
-May not send anything itself: it makes paths and bodies, and hands them to the client's call.
+Must not send anything itself: it makes paths and bodies, and passes them to the client's call.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Environment = Literal["Development", "Staging", "Production"]
 Result = TypeVar("Result")
 
 _MEDIA: Final = "application/fhir+json"
-# What stands in a path is held to its grammar, so that no value can lead anywhere else.
+# Each part of a path must match its grammar, so that no value can change the target.
 _SLUG: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 _RESOURCE: Final = re.compile(r"[A-Z][A-Za-z]{1,63}")
 _ID: Final = re.compile(r"[A-Za-z0-9\-.]{1,64}")  # FHIR R4: the id type
@@ -28,7 +28,8 @@ _OPERATION: Final = re.compile(r"\$[A-Za-z][A-Za-z0-9-]{0,63}")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FhirDestination(Generic[Result]):
-    """One destination's FHIR resources. A client's methods return the Answer, an outbox's what it is kept under.
+    """The FHIR resources of one destination. Methods of a client return the Answer; those of an outbox return the
+    request's id.
 
     They raise the errors of receiver.outbound.errors.
     """
@@ -38,19 +39,19 @@ class FhirDestination(Generic[Result]):
     environment: Environment
 
     def __post_init__(self) -> None:
-        _check(_SLUG, self.slug, "a destination's slug, as the Redox dashboard shows it")
+        _check(_SLUG, self.slug, "use the destination's slug, as the Redox dashboard shows it")
         if self.environment not in get_args(Environment):
-            raise Unsendable(f"the environment is one of {', '.join(get_args(Environment))}")
+            raise Unsendable(f"the environment must be one of {', '.join(get_args(Environment))}")
 
     def read(self, resource: str, resource_id: str) -> Result:
         """Read one resource."""
         _check(_ID, resource_id, "a FHIR id")
         if not resource_id.strip("."):
-            raise Unsendable("a FHIR id of dots alone would lead elsewhere")
+            raise Unsendable("a FHIR id must not consist of dots only")
         return self._call("GET", resource, resource_id, {"Accept": _MEDIA}, None)
 
     def search(self, resource: str, parameters: Mapping[str, str | Sequence[str]]) -> Result:
-        """Search by POST, so that what is asked for stands in no URL; `answer.data` is a Bundle."""
+        """Search by POST, so that no URL contains the search parameters. `answer.data` is a Bundle."""
         return self._call(
             "POST",
             resource,
@@ -61,7 +62,7 @@ class FhirDestination(Generic[Result]):
 
     def operation(self, resource: str, operation: str, body: Outgoing) -> Result:
         """Call an operation, such as `$patient-update`, with a FHIR resource."""
-        _check(_OPERATION, operation, "an operation's name, such as $patient-update")
+        _check(_OPERATION, operation, "use an operation's name, such as $patient-update")
         return self._call("POST", resource, operation, {"Accept": _MEDIA, "Content-Type": _MEDIA}, _fhir_bytes(body))
 
     def message(self, resource: str, operation: str, bundle: Mapping[str, object] | Model) -> Result:
@@ -72,13 +73,15 @@ class FhirDestination(Generic[Result]):
         resource_in = first.get("resource") if isinstance(first, Mapping) else None
         header = isinstance(resource_in, Mapping) and resource_in.get("resourceType") == "MessageHeader"
         if whole.get("resourceType") != "Bundle" or whole.get("type") != "message" or not header:
-            raise Unsendable("a message is a Bundle of type message whose first entry is a MessageHeader")
+            raise Unsendable(
+                "the bundle is not valid: use a Bundle of type message whose first entry is a MessageHeader"
+            )
         return self.operation(resource, operation, whole)
 
     def _call(
         self, method: Literal["GET", "POST"], resource: str, rest: str, headers: Mapping[str, str], body: bytes | None
     ) -> Result:
-        _check(_RESOURCE, resource, "a resource type, such as Patient")
+        _check(_RESOURCE, resource, "use a resource type, such as Patient")
         kind = f"FHIR.{resource}" if method == "GET" else f"FHIR.{resource}/{rest}"
         return self.carry_out(
             Call(
@@ -98,7 +101,7 @@ def _fhir_bytes(body: Outgoing) -> bytes:
         return body
     whole = as_dict(body)
     if not isinstance(whole.get("resourceType"), str):
-        raise Unsendable("that is no FHIR resource: it has no resourceType")
+        raise Unsendable("the value is not a valid FHIR resource: it has no resourceType")
     return encode(whole)
 
 

@@ -1,6 +1,6 @@
-"""Fetches a set of public keys: one GET, with the manners of all that goes out.
+"""Fetches a set of public keys (JWKS) with one GET.
 
-May not decide when: a timer does, or an operator, and never a request.
+Must not decide when to fetch: a timer or an operator does, never a request.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ from receiver.outbound.errors import UnusableAnswer
 from receiver.outbound.limits import Limits, deadline
 from receiver.outbound.wire import Wire, check_base_url
 
-# Real sets have a few keys of half a kilobyte each.
+# Bytes. Real key sets have a few keys of half a kilobyte each.
 MAX_BYTES: Final = 256 * 1024
-# Seconds for all of it.
+# Seconds for the whole exchange.
 FETCH_TIMEOUT: Final = 10.0
 
 
 def fetch(url: str, *, ssl_context: ssl.SSLContext | None = None) -> bytes:
-    """What the URL holds. Raises ConfigurationError for a URL that is not https, OutboundError."""
+    """Return the content of the URL. Raises ConfigurationError if the URL is not https, and OutboundError."""
     try:
         parsed = httpx2.URL(url)
         check_base_url(str(parsed.copy_with(query=None)))
     except (httpx2.InvalidURL, ConfigurationError):
-        raise ConfigurationError("a URL of keys begins with https:// (http:// is for loopback only)") from None
+        raise ConfigurationError(
+            "the URL of a key set must begin with https:// (http:// is allowed for loopback only)"
+        ) from None
     wire = Wire(limits=Limits(connect=FETCH_TIMEOUT, read=FETCH_TIMEOUT), ssl_context=ssl_context)
     request = httpx2.Request(
         "GET",
@@ -44,5 +46,7 @@ def fetch(url: str, *, ssl_context: ssl.SSLContext | None = None) -> bytes:
     finally:
         wire.close()
     if answer.status_code != httpx2.codes.OK:
-        raise UnusableAnswer(f"{parsed.host} answered {answer.status_code} instead of keys", status=answer.status_code)
+        raise UnusableAnswer(
+            f"{parsed.host} responded with HTTP {answer.status_code} instead of a key set", status=answer.status_code
+        )
     return answer.content

@@ -1,6 +1,6 @@
-"""What goes out, made ready: Data Model messages checked as Redox would, the source filled in, as JSON bytes.
+"""Prepares outgoing Data Model messages: checks them by Redox's rules, adds the source, and encodes them as JSON.
 
-May not send anything, nor change what the caller passed in; bytes stay the bytes they were.
+Must not send anything. Must not change the object that the caller passed in. Bytes are sent unchanged.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from receiver.outbound.errors import Unsendable
 from receiver.protocol.message import QUERIES
 
 SOURCE_HEADER: Final = "Redox-Source-Id"
-# The names of Redox's models and events; anything else may be anybody's data.
+# The names of Redox's models and events. Any other text may be patient data.
 _KIND: Final = re.compile(r"[A-Za-z]{1,40}\.[A-Za-z-]{1,60}")
 
 
@@ -33,11 +33,11 @@ Outgoing = Mapping[str, Any] | bytes | Model
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkOnramp:
-    """Who asks, and why: what a network onramp (TEFCA, Carequality) requires in `Meta.Extensions`.
+    """The requester and the purpose, which a network onramp (TEFCA, Carequality) requires in `Meta.Extensions`.
 
-    `organization` is the sender's identifier in the network, `user` the user's in your system, `role` a SNOMED CT code
-    and `role_name` its words, `purpose` such as "TREATMENT". Redox publishes the four names; the shape of the values is
-    the one that other clients of it send.
+    `organization`: the sender's identifier in the network. `user`: the user's identifier in your system. `role`: a
+    SNOMED CT code. `role_name`: its display text. `purpose`: for example "TREATMENT". Redox publishes the four names;
+    the shape of the values is the one that other Redox clients send.
     """
 
     organization: str
@@ -59,9 +59,9 @@ class NetworkOnramp:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
-    """A message that can be sent: its bytes, and the header that names its source where the bytes do not.
+    """A message that can be sent: its bytes, and a header with its source if the bytes do not contain it.
 
-    `kind`: model and event, or "unknown" for what may not be shown. `destinations`: their ids at Redox.
+    `kind`: model and event, or "unknown" if it must not be shown. `destinations`: their ids at Redox.
     """
 
     body: bytes = field(repr=False)
@@ -77,9 +77,10 @@ class _OutboundEnvelope(msgspec.Struct):
 def prepare(
     message: Outgoing, *, query: bool, source: str | None, source_required: bool, onramp: NetworkOnramp | None
 ) -> Prepared:
-    """The message as it will be sent. Raises Unsendable for what Redox would refuse.
+    """Prepare a message. Raises Unsendable if Redox would reject it.
 
-    A dict or model without `Meta.Source.ID` gets `source` there; bytes are not touched, and get it as a header.
+    In a dict or model without `Meta.Source.ID`, `source` is added. Bytes are not changed; their source is sent in a
+    header.
     """
     whole, meta = _open(message)
     if not isinstance(meta, Mapping):
@@ -89,12 +90,13 @@ def prepare(
     missing = not (isinstance(named, Mapping) and named.get("ID"))
     if missing and source is None and source_required:
         raise Unsendable(
-            "several API keys exist here, and the message names no source; set Meta.Source.ID, or give "
-            "the client its source"
+            "several API keys exist, and the message has no source: set Meta.Source.ID, or the client's source"
         )
     if isinstance(message, bytes):
         if onramp is not None:
-            raise Unsendable("network-onramp extensions can't be put into bytes; pass the message as a dict or a model")
+            raise Unsendable(
+                "network onramp extensions cannot be added to bytes: pass the message as a dict or a model"
+            )
         return Prepared(
             body=message,
             kind=kind,
@@ -111,25 +113,25 @@ def prepare(
 
 
 def as_dict(message: Mapping[str, Any] | Model) -> Mapping[str, Any]:
-    """The message as a mapping that JSON can hold. Raises Unsendable for anything that is no message."""
+    """Return the message as a mapping. Raises Unsendable for an unsupported type."""
     if isinstance(message, Mapping):
         return message
     if not isinstance(message, Model):
-        raise Unsendable(f"a {type(message).__name__} can't be sent; pass a dict, bytes, or a Pydantic model")
+        raise Unsendable(f"a {type(message).__name__} cannot be sent: pass a dict, bytes, or a Pydantic model")
     composed = getattr(message, "to_redox", None)  # the composable classes of redox.generic
     return (composed() if composed else message).model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def encode(whole: Mapping[str, Any]) -> bytes:
-    """Compact JSON in UTF-8. Raises Unsendable for what that can't hold: NaN, a datetime, a lone surrogate, a cycle."""
+    """Encode as compact JSON in UTF-8. Raises Unsendable for NaN, a datetime, a lone surrogate, a cycle, and the like."""
     try:
         return json.dumps(whole, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     except (TypeError, ValueError, RecursionError) as exc:
-        raise Unsendable(f"the message holds what JSON can't ({type(exc).__name__})") from exc
+        raise Unsendable(f"the message has a value that JSON cannot represent ({type(exc).__name__})") from exc
 
 
 def _open(message: Outgoing) -> tuple[Mapping[str, Any], Any]:
-    """The message as a mapping, and its Meta; of bytes the Meta alone is decoded."""
+    """Return the message as a mapping, and its Meta. For bytes, only the Meta is decoded."""
     if not isinstance(message, bytes):
         whole = as_dict(message)
         return whole, whole.get("Meta")
@@ -137,7 +139,7 @@ def _open(message: Outgoing) -> tuple[Mapping[str, Any], Any]:
         message.decode()
         return {}, msgspec.json.decode(message, type=_OutboundEnvelope).Meta
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
-        raise Unsendable("the bytes are no JSON object in UTF-8") from None
+        raise Unsendable("the bytes are not a valid JSON object in UTF-8") from None
 
 
 def _check_routing(meta: Mapping[str, Any], query: bool) -> tuple[str, tuple[str, ...]]:
@@ -146,13 +148,13 @@ def _check_routing(meta: Mapping[str, Any], query: bool) -> tuple[str, tuple[str
             raise Unsendable(f"the message has no Meta.{name}")
     destinations = meta.get("Destinations")
     if not isinstance(destinations, Sequence) or isinstance(destinations, str) or not destinations:
-        raise Unsendable("the message names no destination; set Meta.Destinations[].ID")
+        raise Unsendable("the message has no destination: set Meta.Destinations[].ID")
     for destination in destinations:
         if not isinstance(destination, Mapping) or not isinstance(destination.get("ID"), str) or not destination["ID"]:
             raise Unsendable("a destination in Meta.Destinations has no ID")
     kind = f"{meta['DataModel']}.{meta['EventType']}".replace(" ", "")
     if (query or kind in QUERIES) and len(destinations) != 1:
-        raise Unsendable("a query goes to exactly one destination, and this one names several")
+        raise Unsendable("a query must have exactly one destination, but this one has several")
     return kind if _KIND.fullmatch(kind) else "unknown", tuple(destination["ID"] for destination in destinations)
 
 

@@ -1,8 +1,8 @@
-"""One HTTP exchange, with manners: https, no redirect followed, nothing inflated, bounded in size, time and rate.
+"""One HTTP exchange: https, no redirects, no decompression, with limits for size, time and rate.
 
-Stands on httpcore2, the transport beneath httpx2, for two reasons: its streams are where a deadline over the whole
-exchange can be held (httpx2 times single reads only), and httpx2's client logs every URL, which in FHIR names patients.
-May not know Redox, retry, or read the environment (proxies, .netrc, certificate paths).
+Uses httpcore2, the transport of httpx2, for two reasons. Its streams allow a deadline for the whole exchange (httpx2
+limits single reads only). And the client of httpx2 logs every URL, which in FHIR can name patients. Must not know
+Redox, retry, or read the environment (proxies, .netrc, certificate paths).
 """
 
 from __future__ import annotations
@@ -19,29 +19,33 @@ from receiver.errors import ConfigurationError
 from receiver.outbound.errors import AnswerLost, OutboundError, RedoxUnavailable, Unsendable, Untrusted, UnusableAnswer
 from receiver.outbound.limits import Limits, SlidingWindow, remaining
 
-# An idle connection is dropped before a load balancer is likely to (60 s is common), so that a request is seldom
-# written into one that is just being closed, which would leave its fate unknown.
+# Seconds until an idle connection is closed, shorter than the usual limit of load balancers (60 s). A request that is
+# written while the other side closes the connection would have an unknown result.
 _KEEP_IDLE: Final = 15.0
 
 
 def check_base_url(text: str) -> str:
-    """The base URL without a slash at its end.
+    """Return the base URL without a slash at its end.
 
     Raises ConfigurationError unless it is https, or http on a loopback address.
     """
     try:
         url = httpx2.URL(text)
     except httpx2.InvalidURL as exc:
-        raise ConfigurationError("the base URL for Redox is no URL") from exc
+        raise ConfigurationError("the base URL for Redox is not a valid URL") from exc
     if url.scheme != "https" and not (url.scheme == "http" and _is_loopback(url.host)):
-        raise ConfigurationError("the base URL for Redox must begin with https:// (http:// is for loopback only)")
+        raise ConfigurationError(
+            "the base URL for Redox must begin with https:// (http:// is allowed for loopback only)"
+        )
     if not url.host or url.userinfo or url.query or url.fragment:
-        raise ConfigurationError("the base URL for Redox is a scheme, a host, perhaps a port and a path; nothing else")
+        raise ConfigurationError(
+            "the base URL for Redox is not valid: use only a scheme, a host, and optionally a port and a path"
+        )
     return str(url).rstrip("/")
 
 
 class Wire:
-    """Connections to one service. Threads may share it; processes may not (make it after a fork)."""
+    """Connections to one service. Threads may share it; processes must not (create it after a fork)."""
 
     def __init__(
         self, *, limits: Limits, rate: SlidingWindow | None = None, ssl_context: ssl.SSLContext | None = None
@@ -61,14 +65,14 @@ class Wire:
         self._pool.close()
 
     def exchange(self, request: httpx2.Request, *, most: int) -> httpx2.Response:
-        """Send the request and read the whole answer, of at most `most` bytes. Only inside `limits.deadline`.
+        """Send the request and read the whole response, at most `most` bytes. Call only inside `limits.deadline`.
 
-        Any status but a redirect is an answer. Raises the errors of receiver.outbound.errors, with `not_processed` set
-        where no connection came about.
+        Returns responses of any status except a redirect. Raises the errors of receiver.outbound.errors, with
+        `not_processed` set if no connection was made.
         """
         self._rate.wait(remaining())
         if remaining() <= 0:
-            raise RedoxUnavailable("out of time before the request was sent", not_processed=True)
+            raise RedoxUnavailable("the deadline passed before the request was sent", not_processed=True)
         timeouts = {
             "connect": self._limits.connect,
             "read": self._limits.read,
@@ -95,14 +99,14 @@ class Wire:
             raise _no_connection(exc, url.host) from exc
         except (httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.ProtocolError) as exc:
             raise AnswerLost(
-                f"the request went to {url.host} and no answer came back ({type(exc).__name__}); Redox "
+                f"the request was sent to {url.host}, but no response arrived ({type(exc).__name__}): Redox "
                 "may have processed it"
             ) from exc
         return httpx2.Response(answer.status, headers=answer.headers, content=body, request=request)
 
 
 def _exactly(request: httpx2.Request) -> Iterator[bytes]:
-    """The body, which is a file's perhaps; raises Unsendable in its midst when it is not as long as its header says."""
+    """Yield the body, which can be a file. Raises Unsendable during the transfer if its length differs from its header."""
     missing = int(request.headers.get("content-length", 0))
     assert isinstance(request.stream, Iterable)
     for chunk in request.stream:
@@ -111,36 +115,34 @@ def _exactly(request: httpx2.Request) -> Iterator[bytes]:
             break
         yield chunk
     if missing:
-        raise Unsendable("the file changed its size while it was read")
+        raise Unsendable("the size of the file changed during the upload")
 
 
 def _read_capped(answer: httpcore2.Response, most: int) -> bytes:
     if 300 <= answer.status < 400:
         raise UnusableAnswer(
-            f"redirected (HTTP {answer.status}), which is never followed: set the base URL to the service's own",
+            f"the response is a redirect (HTTP {answer.status}), which is not followed: set the base URL to the final URL",
             status=answer.status,
         )
     encodings = (value for name, value in answer.headers if name.lower() == b"content-encoding")
     if any(encoding.strip().lower() not in (b"", b"identity") for encoding in encodings):
-        raise UnusableAnswer(
-            "the answer is compressed, though we asked for none, and is not inflated", status=answer.status
-        )
+        raise UnusableAnswer("the response is compressed although the request did not allow it", status=answer.status)
     body = bytearray()
     assert isinstance(answer.stream, Iterable)
     for chunk in answer.stream:
         body += chunk
         if len(body) > most:
-            raise UnusableAnswer(f"the answer is larger than {most} bytes", status=answer.status)
+            raise UnusableAnswer(f"the response is larger than {most} bytes", status=answer.status)
     return bytes(body)
 
 
 def _no_connection(exc: Exception, host: str) -> OutboundError:
-    cause = exc.args[0] if exc.args else exc  # httpcore2 wraps the socket's own error, and cuts the chain to it
+    cause = exc.args[0] if exc.args else exc  # httpcore2 wraps the socket's error, and removes it from the chain
     if isinstance(cause, ssl.SSLCertVerificationError):
-        return Untrusted(f"the certificate of {host} is refused: {cause.verify_message}", not_processed=True)
+        return Untrusted(f"the certificate of {host} is not valid: {cause.verify_message}", not_processed=True)
     if isinstance(exc, httpcore2.PoolTimeout):
         return RedoxUnavailable(
-            "every connection of this client is in use; share it among fewer threads, or allow it more connections",
+            "all connections of this client are in use: use fewer threads, or allow more connections",
             not_processed=True,
         )
     return RedoxUnavailable(f"no connection to {host} ({type(cause).__name__})", not_processed=True)
@@ -161,7 +163,9 @@ def _sooner(timeout: float | None, late: type[Exception]) -> float:
 
 
 class _Stream(httpcore2.NetworkStream):
-    """A stream whose every operation ends by the deadline: a server that drips single bytes gains nothing."""
+    """A stream with a deadline for every operation, so that a server that sends single bytes cannot extend the
+    exchange.
+    """
 
     def __init__(self, inner: httpcore2.NetworkStream) -> None:
         self._inner = inner

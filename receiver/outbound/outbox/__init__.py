@@ -1,12 +1,13 @@
-"""Requests to Redox with a database behind them: kept until they are sent (`Outbox`), or on record (`RecordedClient`).
+"""The outbox and recorded calls: requests to Redox that are stored until sent (`Outbox`), or recorded
+(`RecordedClient`).
 
     with engine.begin() as connection:
         connection.execute(…)
         outbox.send({"Meta": {…}, …}, connection=connection)
 
-What is in the outbox leaves after that transaction has committed, in order for each destination at Redox, and at least
-once: where an answer is lost, the same bytes are sent again. A handler has `context.outbox`, which keeps what it is
-given in the transaction of `context.connection`, and `context.redox`, whose calls are on record.
+A worker sends a request of the outbox after its transaction has committed, in order for each destination at Redox, and
+at least once: if a response is lost, the same bytes are sent again. A handler has `context.outbox`, which stores
+requests in the transaction of `context.connection`, and `context.redox`, whose calls are recorded.
 """
 
 from receiver.outbound.outbox.clients import Clients

@@ -1,6 +1,6 @@
-"""Clients for the API keys that are registered: one for each key, with its token and its connections.
+"""Clients of the registered API keys: one client for each key, with its token and connections.
 
-May not be shared by processes: made after a fork.
+Must not be shared by processes: create it after a fork.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from receiver.protocol.credentials import ApiKey
 from receiver.storage.registry import api_keys
 from receiver.storage.registry.api_keys import StoredKey
 
-# Uploads have one path at Redox; only queries have had two.
+# Uploads have one path at Redox. Only queries have had two.
 UPLOAD_PATH = "/uploads"
 
 
 class Clients:
-    """Safe in threads. All share one rate limiter, for Redox counts by address. Close it when nobody calls any more."""
+    """The clients of one process. Safe in threads.
+
+    All clients share one rate limiter, because Redox counts requests by address. Close it after the last call.
+    """
 
     def __init__(
         self,
@@ -62,9 +65,9 @@ class Clients:
             self._replaced.clear()
 
     def client(self, name: str) -> RedoxClient:
-        """The client of an API key, as that is registered now.
+        """Return the client of an API key, as it is registered now.
 
-        Raises NotFound, IntegrityError, ConfigurationError, and SQLAlchemyError when the database does not answer.
+        Raises NotFound, IntegrityError, ConfigurationError, and SQLAlchemyError if the database does not answer.
         """
         stored = self._stored(name)
         with self._lock:
@@ -72,9 +75,9 @@ class Clients:
             if client is not None and (version, several) == (stored.version, stored.several):
                 return client
             if client is not None:
-                self._replaced.append(client)  # other threads may be in the midst of a call
+                self._replaced.append(client)  # other threads may be using it
             client = RedoxClient(
-                # Asked at each renewal of the token: a signing key that was rotated is so taken up.
+                # Called at each renewal of the token, so that a rotated signing key is used.
                 lambda: self._key(name),
                 base_url=stored.base_url,
                 source=stored.source_id,
@@ -98,7 +101,7 @@ class Clients:
 
 
 def api_profile(stored: StoredKey) -> ApiProfile:
-    """What a key makes of what is to be said."""
+    """Return the ApiProfile of a stored API key."""
     return ApiProfile(
         legacy=stored.legacy,
         source=stored.source_id,

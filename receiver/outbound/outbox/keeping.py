@@ -1,6 +1,6 @@
-"""`Outbox`: calls to Redox written down in the caller's transaction, and made by a worker after its commit.
+"""`Outbox`: stores calls to Redox in the caller's transaction. A worker sends them after the commit.
 
-May not speak to Redox. What Redox would refuse is refused here, before it is written down.
+Must not send anything to Redox. A call that Redox would reject is refused here, before it is stored.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from receiver.storage.registry import api_keys
 
 
 class Outbox:
-    """Keeps calls until they are made. Safe in threads as far as the connections given to it are.
+    """Stores calls until they are sent. Safe in threads if the connections passed to it are.
 
-    `key` names the API key where a call does not; with a `key` that is a function, it is asked when it is first needed.
-    `connect` gives the connection that calls are written on where none is passed; without it each is written in a
-    transaction of its own. Times and states of what was written: `redox-receiver outbox list`.
+    `key`: the name of the API key for calls without one, or a function that returns it, called at first use. `connect`:
+    returns the connection on which calls are stored if none is passed; without `connect`, each call is stored in its
+    own transaction. To see the times and states of stored calls, run `redox-receiver outbox list`.
 
-    All methods return the uuid that the request is kept under. They raise Unsendable for what Redox would refuse,
-    NotFound and ConfigurationError for a key that is not there or cannot be used.
+    All methods return the uuid of the stored request. They raise Unsendable if Redox would reject the call, and
+    NotFound or ConfigurationError if the key does not exist or cannot be used.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Outbox:
         connection: Connection | None = None,
         onramp: NetworkOnramp | None = None,
     ) -> UUID:
-        """Have a Data Model message sent. It names one destination, for order is kept for each."""
+        """Store a Data Model message to send. It must have one destination, because order is kept for each destination."""
         return self._message(message, False, key, connection, onramp)
 
     def query(
@@ -75,7 +75,7 @@ class Outbox:
         connection: Connection | None = None,
         onramp: NetworkOnramp | None = None,
     ) -> UUID:
-        """Have a query made; `answer` returns what came of it."""
+        """Store a query to send. `answer` returns its result."""
         return self._message(message, True, key, connection, onramp)
 
     def fhir(
@@ -86,15 +86,16 @@ class Outbox:
         key: str | None = None,
         connection: Connection | None = None,
     ) -> FhirDestination[UUID]:
-        """Have FHIR operations carried out: `outbox.fhir(slug, "Production").message("Patient", "$patient-update", …)`.
+        """Return the FHIR operations to store: `outbox.fhir(slug, "Production").message("Patient", "$patient-update",
+        …)`.
 
-        Raises Unsendable with a legacy key.
+        Raises Unsendable for a legacy key.
         """
-        name, speaks = self._speaker(key)
-        return speaks.fhir(destination, environment, lambda call: self._keep(call, name, connection))
+        name, profile = self._profile_of(key)
+        return profile.fhir(destination, environment, lambda call: self._keep(call, name, connection))
 
     def answer(self, uuid: UUID) -> bytes | None:
-        """The body of Redox's answer; None as long as there is none. Raises IntegrityError."""
+        """Return the body of Redox's response, or None if there is no response yet. Raises IntegrityError."""
         with self._engine.connect() as connection:
             found = outbox.answer(connection, uuid)
         return None if found is None else self._bodies.open_answer(*found, uuid)
@@ -107,10 +108,10 @@ class Outbox:
         connection: Connection | None,
         onramp: NetworkOnramp | None,
     ) -> UUID:
-        name, speaks = self._speaker(key)
-        return self._keep(speaks.message(message, query=query, onramp=onramp), name, connection)
+        name, profile = self._profile_of(key)
+        return self._keep(profile.message(message, query=query, onramp=onramp), name, connection)
 
-    def _speaker(self, key: str | None) -> tuple[str, ApiProfile]:
+    def _profile_of(self, key: str | None) -> tuple[str, ApiProfile]:
         name = key or (self._key() if callable(self._key) else self._key)
         with self._engine.connect() as connection:
             if name is None:
@@ -119,9 +120,11 @@ class Outbox:
 
     def _keep(self, call: Call, key: str, connection: Connection | None) -> UUID:
         if len(call.to) != 1:
-            raise Unsendable("the outbox keeps order for each destination: give it one message for each")
+            raise Unsendable(
+                "the message has several destinations: pass one message for each destination, because the outbox keeps their order"
+            )
         if call.body is not None and len(call.body) > self._most:
-            raise Unsendable(f"the message has {len(call.body)} bytes, and Redox takes {self._most} at most")
+            raise Unsendable(f"the message has {len(call.body)} bytes: Redox accepts at most {self._most}")
         uuid = uuid7()
         key_id, sealed = self._bodies.seal_call(call, uuid, key)
         new = NewRequest(

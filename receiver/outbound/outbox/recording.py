@@ -1,6 +1,6 @@
-"""Calls that are made at once, and are on record: an audit row before and after each, and the bodies, sealed.
+"""Recorded calls: sent at once, with an audit entry before and after each, and sealed bodies.
 
-May not make a call that could not be written down first: what may have left here is in the audit, whatever comes after.
+Must not send a call that could not be recorded first: the audit shows everything that may have been sent.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ log: Final = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Caller:
-    """Who calls: a `name` for the audit (USER@HOST, or handler:NAME), and the message that is answered, if one is.
+    """The caller of an operation. `name`: for the audit (USER@HOST, or handler:NAME).
 
-    `destination`: the one of ours that the message came to. `reason`: a person's words, for the audit, sealed there.
+    `message_uuid`: the message that the call answers, if any. `destination`: the receiver's destination of that
+    message. `reason`: the operator's reason, sealed in the audit.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Caller:
 
 
 class OutboundRecorder:
-    """Writes down what is called, one process's in one chain. Safe in threads."""
+    """Records the calls of one process in one audit chain. Safe in threads."""
 
     def __init__(self, engine: Engine, keyring: Keyring) -> None:
         self._engine = engine
@@ -62,7 +63,7 @@ class OutboundRecorder:
 
     @contextmanager
     def transaction(self) -> Iterator[tuple[Connection, list[AuditEvent]]]:
-        """A transaction that commits with the audit rows of the events put into the list; none when it is rolled back.
+        """Open a transaction that writes the audit events in the list when it commits. A rollback writes none.
 
         Raises SQLAlchemyError.
         """
@@ -78,7 +79,7 @@ class OutboundRecorder:
 
 
 def begun(call: Call, subject: str, caller: Caller, api_key: str, attempt: int) -> AuditEvent:
-    """That a call is about to be made: what leaves here, by its length and digest."""
+    """Make the audit event before an attempt, with the length and digest of the request."""
     detail: dict[str, Any] = {"api_key": api_key, "kind": call.kind, "to": list(call.to), "attempt": attempt}
     if call.body is not None:
         detail |= {"length": len(call.body), "sha256": sha256(call.body).hexdigest()}
@@ -86,7 +87,7 @@ def begun(call: Call, subject: str, caller: Caller, api_key: str, attempt: int) 
 
 
 def ended(call: str, outcome: str, subject: str, caller: Caller, end: RequestOutcome, attempt: int) -> AuditEvent:
-    """How it ended: `outcome` is sent, failed, or of what the outbox gives up, dead."""
+    """Make the audit event after an attempt. `outcome`: sent, failed, or dead (given up by the outbox)."""
     return _event(
         call,
         outcome,
@@ -111,13 +112,13 @@ def _event(call: str, outcome: str, subject: str, caller: Caller, detail: dict[s
 
 
 def sent(answer: Answer, uuid: UUID, bodies: Bodies) -> RequestOutcome:
-    """The end of an attempt that Redox has answered."""
+    """Return the RequestOutcome of an attempt with a response."""
     key_id, sealed = bodies.seal_answer(answer.body, uuid)
     return RequestOutcome(state="sent", status=answer.status, log_ids=answer.log_ids, answer_key=key_id, answer=sealed)
 
 
 def refused(exc: BaseException, uuid: UUID, bodies: Bodies) -> RequestOutcome:
-    """The end of an attempt that failed; dead, unless whoever asks knows better."""
+    """Return the RequestOutcome of a failed attempt. The state is "dead"; the outbox may change it."""
     if not isinstance(exc, OutboundError):
         return RequestOutcome(state="dead", error_class=type(exc).__name__)
     key_id, sealed = bodies.seal_errors(exc.details, uuid)
@@ -132,7 +133,7 @@ def refused(exc: BaseException, uuid: UUID, bodies: Bodies) -> RequestOutcome:
 
 
 class RecordedClient(RedoxApi):
-    """A RedoxClient whose calls are on record, made in the name of one caller."""
+    """A RedoxClient that records its calls in the name of one caller."""
 
     def __init__(self, clients: Clients, recorder: OutboundRecorder, api_key: str, caller: Caller) -> None:
         self._client: RedoxClient = clients.client(api_key)
@@ -142,7 +143,7 @@ class RecordedClient(RedoxApi):
         super().__init__(self._client.speaker, self._client.limits)
 
     def carry_out(self, call: Call, file: FilePart | None = None) -> Answer:
-        """Make the call. Raises as RedoxClient does, and SQLAlchemyError when it cannot be written down first."""
+        """Send the call. Raises as RedoxClient does, and SQLAlchemyError if the call cannot be recorded first."""
         uuid, number = self._begin(call, file)
         try:
             answer = self._client.carry_out(call, file)
@@ -182,7 +183,8 @@ class RecordedClient(RedoxApi):
                 outcome = "sent" if end.state == "sent" else "failed"
                 events.append(ended(call.name, outcome, _subject(number), self._caller, end, 1))
         except (SQLAlchemyError, ReceiverError) as exc:
-            # Redox has acted, and the caller is not to do it again because of us: the row says that no end is known.
+            # Redox has processed the call, and an error here must not make the caller repeat it. The row shows that the
+            # end is unknown.
             log.error(
                 "outbound.end_not_recorded",
                 subject=_subject(number),

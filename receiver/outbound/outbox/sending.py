@@ -1,7 +1,8 @@
-"""Sends what the outbox keeps, one lane at a time: in order, at least once, and the same bytes each time.
+"""Sends the requests of the outbox, one lane at a time: in order, at least once, with the same bytes in each attempt.
 
-May not take a lane: whoever calls has its lease, and nothing is written when that is over. A request whose answer was
-lost is sent again, for Redox may not have had it; whoever receives it knows a repeat by its content.
+Must not claim a lane: the caller holds its lease, and nothing is written after the lease has ended. If a response is
+lost, the request is sent again, because Redox may not have received it. The recipient can recognize a duplicate by its
+content.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _begun, _posted, _ended = point("outbox.begun"), point("outbox.posted"), point("
 
 
 class LaneSender:
-    """Sends in the name of one worker. Safe in threads; one for each process."""
+    """Sends requests for one worker. Safe in threads. One instance per process."""
 
     def __init__(self, engine: Engine, clients: Clients, recorder: OutboundRecorder, *, name: str) -> None:
         self._engine = engine
@@ -40,9 +41,9 @@ class LaneSender:
         self._name = name
 
     def run(self, fence: Lease, go_on: Callable[[], bool]) -> bool:
-        """Send what is in the lane, as long as `go_on`; whether there may be more to send at once.
+        """Send the requests of the lane while `go_on` is true. Returns True if there may be more to send now.
 
-        Raises SQLAlchemyError: what was sent last is sent again then, unless its end is recorded.
+        Raises SQLAlchemyError; then the last request is sent again, unless its end is recorded.
         """
         while (queued := self._head(fence)) is not None:
             if not self._one(fence, queued):
@@ -56,7 +57,7 @@ class LaneSender:
             return outbox.head(connection, fence)
 
     def _one(self, fence: Lease, queued: QueuedRequest) -> bool:
-        """One request; whether the lane may go on."""
+        """Send one request. Returns True if the lane may continue."""
         if queued.lost and queued.unanswered + 1 >= MOST_UNANSWERED:
             return self._end(fence, queued, queued.attempts, RequestOutcome(state="dead", error_class="WorkerLost"))
         try:
@@ -96,8 +97,8 @@ class LaneSender:
                 return False
             events.append(ended(queued.call, outcome, _subject(queued), self._caller(queued), end, attempt))
         _ended()
-        said = log.info if end.state == "sent" else log.error if end.state == "dead" else log.warning
-        said(
+        details = log.info if end.state == "sent" else log.error if end.state == "dead" else log.warning
+        details(
             f"outbox.{outcome}",
             uuid=str(queued.uuid),
             lane=fence.lane,
@@ -113,10 +114,10 @@ class LaneSender:
 
 
 def next_action(exc: Exception, end: RequestOutcome, *, attempt: int, unanswered: int) -> RequestOutcome:
-    """What becomes of a request whose attempt failed: dead, or again after a pause.
+    """Decide what happens after a failed attempt: the request is dead, or is sent again after a pause.
 
-    Dead at once where Redox refuses it; dead after MOST_UNANSWERED attempts that Redox may have acted on. What did not
-    get so far (no connection, too many requests, a key or a certificate that is refused) uses up none of them.
+    It is dead at once if Redox rejects it, and dead after MOST_UNANSWERED attempts that Redox may have processed. Other
+    failures (no connection, too many requests, a rejected key or certificate) do not count.
     """
     if isinstance(exc, Rejected | Unsendable):
         return end
