@@ -1,6 +1,7 @@
-"""How a run of a handler ended, and what becomes of its delivery.
+"""Retry policy: the outcome of a failed run, and the decision when the delivery runs again.
 
-Must not write it down (receiver.storage.queue.lanes does), and must not keep the exception: only what may be stored of it.
+Must not store the decision (receiver.storage.queue.lanes does). Must not keep the exception, only the parts that may be
+stored.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from receiver.storage.queue.lanes import DeliveryFailure
 
 Kind = Literal["failed", "timed_out", "crashed", "retry_later", "gave_up"]
 
-# The pause after a failed attempt: doubled each time, up to the longest, and spread so that what failed together does
-# not come back together.
+# Seconds. The pause after a failed attempt doubles each time, up to the longest. The random spread prevents deliveries
+# that failed together from running again at the same time.
 FIRST_PAUSE: Final = 2.0
 LONGEST_PAUSE: Final = 600.0
 SPREAD: Final = 0.25
-# How long a handler may put a delivery off before that is a failed attempt too.
+# Seconds that a handler may defer a delivery; after that, RetryLater is a failed attempt.
 LONGEST_DEFERRAL: Final = 72 * 3600.0
 _SHORTEST_DEFERRAL: Final = 0.05
 
@@ -38,9 +39,10 @@ _LONGEST_TEXT: Final = 10_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """The end of a run that did not succeed. `text` may quote a patient: it is sealed; the rest may be shown.
+    """The outcome of a run that did not succeed. `text` may quote a patient and is sealed. The other fields may be
+    shown.
 
-    `shown`: the text again, where the receiver itself wrote it: it names settings and commands, never a patient.
+    `shown`: the text again, if the receiver itself wrote it. It names settings and commands, never a patient.
     """
 
     kind: Kind
@@ -54,8 +56,10 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetryPolicy:
-    """What the subscription says of failures, and how its lane is: `unordered` lanes wait for nothing, and deliveries
-    that are run `inline`, within a request, never die: Redox comes again.
+    """How the subscription treats failures.
+
+    `unordered`: the lane does not wait for a failed delivery. `inline`: the delivery runs within a request and is never
+    dead, because Redox sends it again.
     """
 
     max_attempts: int
@@ -66,9 +70,9 @@ class RetryPolicy:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetryDecision:
-    """What becomes of a delivery that did not succeed. `pause`: seconds until it may run again, None for at once.
+    """What happens to a delivery that did not succeed. `pause`: seconds until it may run again, None for at once.
 
-    `counted`: whether it used up an attempt. `hold`: the lane stands still until an operator releases it.
+    `counted`: it counts as an attempt. `hold`: the lane is blocked until an operator releases it.
     """
 
     state: Literal["pending", "dead"]
@@ -79,11 +83,11 @@ class RetryDecision:
 
 
 def of(exc: BaseException) -> Outcome:
-    """The outcome of a handler that raised."""
+    """Return the outcome for an exception of a handler."""
     frames = _frames(exc)
     text, shown = _text(exc), _shown(exc)
     if isinstance(exc, RetryLater):
-        # A NaN compares with nothing, and falls out as the shortest.
+        # Every comparison with NaN is false, so it results in the shortest deferral.
         return Outcome(
             kind="retry_later",
             error_class="RetryLater",
@@ -112,15 +116,15 @@ def of(exc: BaseException) -> Outcome:
 
 
 def class_name(exc: BaseException) -> str:
-    """The name of an exception's class, or the nearest base that stands in code under its name.
+    """Return the class name of an exception, or of the nearest base class that source code defines under its name.
 
-    A class that is made while the program runs can have a name that is made of data: type(f"No bed for {name}", …).
+    The name of a dynamic class can contain data: type(f"No bed for {name}", …).
     """
     return class_name_of(type(exc))
 
 
 def class_name_of(given: type) -> str:
-    """As `class_name`, of any class; "object" where none of its bases stands in code."""
+    """As `class_name`, for any class. Returns "object" if source code defines none of its bases."""
     for kind in given.__mro__:
         name, qualified = kind.__name__, kind.__qualname__
         if not _CLASS.fullmatch(name):
@@ -128,20 +132,20 @@ def class_name_of(given: type) -> str:
         found: object = sys.modules.get(kind.__module__)
         for part in qualified.split("."):
             found = getattr(found, part, None)
-        # A class inside a function cannot be looked up; `type(name, …)` says nothing of a function.
+        # A class inside a function cannot be looked up. The qualified name of a dynamic class contains no "<locals>".
         if found is kind or qualified.endswith(f".<locals>.{name}"):
             return name
     return "object"
 
 
 def _retryable(exc: BaseException) -> bool:
-    """An error of receiver.outbound after which the same call may succeed; not imported here, for few handlers call."""
+    """Return True for a retryable error of receiver.outbound. Not imported here, because few handlers use it."""
     errors = sys.modules.get("receiver.outbound.errors")
     return errors is not None and isinstance(exc, errors.OutboundError) and bool(exc.retryable)
 
 
 def _sqlstate(exc: BaseException) -> str | None:
-    """Of the exception, or of the one that it was raised from."""
+    """Return the SQLSTATE of the exception, or of its cause."""
     cause: BaseException | None = exc
     while cause is not None and not isinstance(code := getattr(cause, "sqlstate", None) or sqlstate(cause), str):
         cause = cause.__cause__
@@ -149,18 +153,20 @@ def _sqlstate(exc: BaseException) -> str | None:
 
 
 def _shown(exc: BaseException) -> str | None:
-    """The text of an error that the receiver raised to name a setting or a rule of the contract."""
+    """Return the text of an error that the receiver raised, which names a setting or a rule of the plugin API."""
     raised = None
     for frame, _ in traceback.walk_tb(exc.__traceback__):
         raised = str(frame.f_globals.get("__name__", ""))
     ours = raised is not None and raised.partition(".")[0] == "receiver"
-    told = isinstance(exc, ReceiverError) and not isinstance(exc, RetryLater | GiveUp)
-    return str(exc) if ours and told else None
+    is_shown = isinstance(exc, ReceiverError) and not isinstance(exc, RetryLater | GiveUp)
+    return str(exc) if ours and is_shown else None
 
 
 def decide(outcome: Outcome, policy: RetryPolicy, *, attempt: int, deferred_for: float) -> RetryDecision:
-    """What becomes of it. `attempt` is the number of the one that ended; `deferred_for`: seconds since the first
-    RetryLater, 0 when there was none."""
+    """Decide what happens to the delivery.
+
+    `attempt`: the number of the attempt that ended. `deferred_for`: seconds since the first RetryLater, or 0.
+    """
     if outcome.kind == "retry_later" and deferred_for < LONGEST_DEFERRAL:
         return RetryDecision(
             state="pending", counted=False, deferred=True, pause=None if policy.inline else outcome.after
@@ -181,7 +187,7 @@ def failure_record(
     sealed: bytes | None = None,
     release: bool = False,
 ) -> DeliveryFailure:
-    """What is to be written down. `sealed`: the outcome's text, sealed under `key`. `release`: the lease ends too."""
+    """Return the record to store. `sealed`: the outcome's text, sealed under `key`. `release`: also release the lease."""
     waiting = "waiting" if verdict.pause is not None and not policy.unordered else None
     return DeliveryFailure(
         outcome=outcome.kind,
@@ -200,13 +206,16 @@ def failure_record(
 
 
 def pause(attempt: int) -> float:
-    """Seconds to wait after that many failed attempts."""
+    """Return the seconds to wait after this number of failed attempts."""
     exact = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(attempt - 1, 20))
-    return exact * random.uniform(1 - SPREAD, 1 + SPREAD)  # noqa: S311 - spreads load, keeps no secret
+    return exact * random.uniform(1 - SPREAD, 1 + SPREAD)  # noqa: S311 - spreads load, not a secret
 
 
 def _frames(exc: BaseException) -> tuple[str, ...]:
-    """module:line:function of each frame but our own first ones, outermost first: no source text and no values."""
+    """Return module:line:function of each frame, outermost first, without the receiver's own first frames.
+
+    Contains no source text and no values.
+    """
     places = [
         (frame.f_globals.get("__name__", "?"), line, frame.f_code.co_name)
         for frame, line in traceback.walk_tb(exc.__traceback__)
@@ -223,5 +232,5 @@ def _name(text: str) -> str:
 def _text(exc: BaseException) -> str:
     try:
         return str(exc)[:_LONGEST_TEXT]
-    except Exception as second:  # noqa: BLE001 - it is the plugin's own code that makes the text
-        return f"(its text cannot be made: {type(second).__name__})"
+    except Exception as second:  # noqa: BLE001 - the plugin's own code makes the text
+        return f"(its text is not available: {type(second).__name__})"

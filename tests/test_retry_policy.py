@@ -55,13 +55,13 @@ def test_a_class_that_was_made_up() -> None:
 
 
 def test_a_text_that_cannot_be_made() -> None:
-    """An error whose text cannot be made is an error all the same."""
+    """An error whose text raises an exception is still an outcome."""
 
     class Cursed(Exception):
         def __str__(self) -> str:
             raise KeyError("no")
 
-    assert raised(Cursed()).text == "(its text cannot be made: KeyError)"
+    assert raised(Cursed()).text == "(its text is not available: KeyError)"
 
 
 def test_a_long_way_down() -> None:

@@ -1,6 +1,6 @@
-"""The plugin contract: everything that a handler plugin needs is imported from here, and stands on this page.
+"""The plugin API: a handler plugin imports everything it needs from here. This page is its manual.
 
-Must not import anything that is slow: every handler process imports this.
+Must not import slow modules: every handler process imports this one.
 
     from receiver.handlers import Context, GiveUp, Message, RetryLater, handler, responder
 
@@ -12,40 +12,42 @@ Must not import anything that is slow: every handler process imports this.
     def search(message: Message, context: Context) -> dict[str, Any]:
         return {"Meta": {"DataModel": "PatientSearch", "EventType": "Response"}, "Patient": None}
 
-A plugin lists each in its pyproject.toml, under the same name:
+Declare each handler in the plugin's pyproject.toml, under the same name:
 
     [project.entry-points."redox_receiver.handlers"]
     register = "my_plugin.admissions:register"
 
-and `redox-receiver handlers enable register --destination D` binds it. While developing,
-RECEIVER_HANDLERS=my_plugin.admissions binds all that the module holds to every development destination.
+To bind it to a destination, run `redox-receiver handlers enable register --destination D`. During development,
+RECEIVER_HANDLERS=my_plugin.admissions binds all handlers of that module to every development destination.
 
-What a handler does, and what becomes of the delivery:
+The end of a handler's run decides the state of the delivery:
 
-    returns                  succeeded; what it did on `context.connection` is committed in the same transaction
-    raise RetryLater(after)  their system is away: again after `after` seconds, for up to 72 hours; no attempt used
-    raise GiveUp(code)       it can never succeed: dead at once; `code` is a fixed word, free of patients' data
-    lets an error of receiver.outbound through
+    returns                  succeeded; its work on `context.connection` commits in the same transaction
+    raise RetryLater(after)  another system is unavailable: run again after `after` seconds, for up to 72 hours;
+                             this does not count as an attempt
+    raise GiveUp(code)       it can never succeed: dead at once; `code` is a fixed word without patient data
+    raises an error of receiver.outbound
     that is `retryable`      as RetryLater
     raises anything else,
-    overruns its timeout,
-    or ends its process      a failed attempt: again after a pause that doubles (2 s to 10 min), and after
-                             `max_attempts` dead
+    exceeds its timeout,
+    or ends its process      a failed attempt: run again after a pause that doubles (2 s to 10 min); dead after
+                             `max_attempts`
 
-A handler is a plain synchronous function. It runs in a process of its own, which is killed at its timeout with all
-that it has started; what it prints goes nowhere. It may be run again after it has succeeded, when a machine failed
-before that could be recorded: work on `context.connection` happens exactly once all the same; another system is to be
-given `context.idempotency_key`.
+A handler is a synchronous function. It runs in a separate process. At its timeout, the process is killed with
+everything that it has started. Its output to stdout and stderr is discarded. It may run again after it has succeeded,
+if a host failed before the success was recorded. Work on `context.connection` still happens exactly once. For other
+systems, pass them `context.idempotency_key`.
 
-A statement on `context.connection` that may fail belongs in `context.connection.begin_nested()`: caught without it, its
-error leaves a transaction that PostgreSQL does not commit, and the attempt fails.
+If a statement on `context.connection` may fail, run it in `context.connection.begin_nested()`. If you catch its error
+without that, PostgreSQL cannot commit the transaction, and the attempt fails.
 
-What a handler logs is judged field by field: see `Context`. The text of what it raises is sealed, for it may quote a
-patient: `redox-receiver deliveries show ID --error --reason …` opens it. `redox-receiver handlers check` imports a
-plugin as a worker does; without a database, as in continuous integration, it imports all that is installed.
+Log fields are checked one by one: see `Context`. The text of an exception is sealed, because it may quote a patient. To
+open it, run `redox-receiver deliveries show ID --error --reason …`. To test that a plugin can be imported as a worker
+does it, run `redox-receiver handlers check`. Without a database, as in continuous integration, it imports all installed
+plugins.
 
-To answer by a message of its own it says `context.outbox.send({"Meta": …})`: sent once it has succeeded, in order, at
-least once. What it must know now it asks Redox by `context.redox.query(…)`.
+To respond with a message to Redox, call `context.outbox.send({"Meta": …})`: it is sent after the handler has succeeded,
+in order, at least once. To query Redox during the run, call `context.redox.query(…)`.
 """
 
 from __future__ import annotations
@@ -74,15 +76,17 @@ def handler(
     max_attempts: int = MAX_ATTEMPTS,
     timeout: float = TIMEOUT,
 ) -> Callable[[_Handler], _Handler]:
-    """Declare a handler of notifications. The function stays as it is.
+    """Declare a handler of notifications. The decorator returns the function unchanged.
 
-    `patterns`: `Model.Event`, `Model.*`, `FHIR.*` or `*`. Queries are never among what they match.
-    `name`: a-z, 0-9, - and _, at most 40. It stands in the registry and in every delivery: never change it.
-    `ordering`: what must not overtake: all of a source's messages; all of a patient's, who is known by the identifier
-    of type `patient_key` (a message without one keeps its source's order; merges of patients are not ordered); nothing.
-    `acknowledge`: "after_handling" runs it within the request, and Redox is told 503 until it succeeded.
-    `on_failure`: after the last attempt the delivery is dead and the lane goes on; or the lane is held until
-    `lanes release`. `timeout`: seconds.
+    - `patterns`: `Model.Event`, `Model.*`, `FHIR.*` or `*`. They never match queries.
+    - `name`: a-z, 0-9, - and _, at most 40 characters. The registry and every delivery refer to it: never change it.
+    - `ordering`: which messages are handled in order. "source": all messages of a source. "patient": all messages of a
+      patient, identified by the identifier of type `patient_key`; a message without one is ordered by source, and
+      merges of patients are not ordered. "none": no order.
+    - `acknowledge`: "after_handling" runs the handler within the request; Redox receives 503 until it has succeeded.
+    - `on_failure`: after the last attempt, "dead" ends the delivery and the lane continues; "hold" blocks the lane
+      until `lanes release`.
+    - `timeout`: seconds.
 
     Raises ConfigurationError.
     """
@@ -102,11 +106,11 @@ def handler(
 
 
 def responder(*queries: str, name: str, timeout: float = 20.0) -> Callable[[_Responder], _Responder]:
-    """Declare the one that answers queries, within the request.
+    """Declare a responder, which answers queries within the request.
 
-    It returns the body of the answer: a dict with a "Meta", of values that JSON has, at most 10 MiB.
+    The function returns the body of the answer: a dict with a "Meta" whose values JSON can represent, at most 10 MiB.
 
-    `queries`: their kinds in full, such as "PatientSearch.Query". `timeout`: seconds; Redox allows 120 in all, its own
-    time included. Raises ConfigurationError.
+    `queries`: complete kinds, such as "PatientSearch.Query". `timeout`: seconds. Redox allows 120 in all, including its
+    own time. Raises ConfigurationError.
     """
     return declare(Declaration(role="responder", patterns=queries, name=name, max_attempts=1, timeout=timeout))

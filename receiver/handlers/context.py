@@ -1,6 +1,6 @@
-"""What a handler gets with the message.
+"""The Context of a run, which a handler receives with the message.
 
-Must not open anything by itself: what costs something is handed in as a function, called when it is first asked for.
+Must not open anything itself: resources are passed in as functions, which are called at first use.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 class Context:
     """One run of one handler.
 
-    `handler`, `destination`: their names. `idempotency_key`: the same for each attempt of this delivery, another one
-    when an operator replays the message: give it to systems that can tell a repetition by it. `attempt` counts from 1.
-    `epoch` grows each time the lane is taken over: a system that remembers the highest can refuse a process that was
-    frozen and comes back late. `replayed`: an operator asked for this run.
+    `handler`, `destination`: their names. `idempotency_key`: the same for each attempt of this delivery, and a new one
+    when an operator replays the message; pass it to systems that detect duplicates by such a key. `attempt`: counts
+    from 1. `epoch`: increases each time another process takes over the lane; a system that stores the highest epoch can
+    reject a process that was frozen and continues late. `replayed`: an operator requested this run.
 
-    `log` is a structlog logger. Each line carries the ids of the run (handler, destination, uuid, delivery, attempt),
-    which you cannot change. An event is a fixed name such as "bed.assigned". Fields are judged by their value, for
-    nobody but you knows what they mean: a number, a boolean, None, a UUID, or a word (a-z, 0-9, `_`, `.` and `-`, at
-    most 40, a letter first) is printed; anything else is dropped and counted as `dropped`, which at a development
-    destination comes with the names (`dropped_fields`). So `error=str(exc)`, which may quote a patient, is never
-    printed: use `log.exception("bed.not_assigned")`, which prints the class of the exception and its frames. Never give
-    it a patient's identifier that is a number or a word.
+    `log` is a structlog logger. Each line has the ids of the run (handler, destination, uuid, delivery, attempt), which
+    you cannot change. Use a fixed name such as "bed.assigned" as the event. Fields are checked by value, because only
+    you know their meaning. These values are printed: a number, a boolean, None, a UUID, or a word (a-z, 0-9, `_`, `.`
+    and `-`, at most 40 characters, starting with a letter). All other fields are dropped and counted in `dropped`; at a
+    development destination, `dropped_fields` lists their names. So `error=str(exc)`, which may quote a patient, is
+    never printed. Use `log.exception("bed.not_assigned")`, which prints the class of the exception and its stack
+    frames. Never log a patient identifier that is a number or a word.
     """
 
     handler: str
@@ -53,37 +53,40 @@ class Context:
 
     @property
     def connection(self) -> Connection:
-        """A SQLAlchemy connection to the receiver's database, in a transaction that is committed with the success.
+        """A SQLAlchemy connection to the receiver's database, in the transaction that commits with the success.
 
-        What is done on it happens exactly once, or not at all. It may not be committed: use `begin_nested()` for a
-        savepoint; an ORM session bound to it joins the transaction.
+        Work on it happens exactly once, or not at all. Do not commit it. For a savepoint, use `begin_nested()`. An ORM
+        session bound to it joins the transaction.
         """
         return self._connect()
 
     @property
     def outbox(self) -> Outbox:
-        """Messages to Redox, kept in the transaction of `connection` and sent by a worker after its commit.
+        """The outbox: stores messages to Redox in the transaction of `connection`. A worker sends them after the
+        commit.
 
-        So what is sent is sent if the handler succeeds, and not otherwise; in order for each destination at Redox, and
-        at least once. It speaks with the key that the destination replies with (`destination set --reply-with`).
-        Raises ConfigurationError when that has none.
+        So a message is sent only if the handler succeeds; in order for each destination at Redox, and at least once. It
+        uses the reply key of the destination (`destination set --reply-with`). Raises ConfigurationError if the
+        destination has no reply key.
         """
         return self._outbox()
 
     @property
     def redox(self) -> RedoxApi:
-        """Redox's API, called at once, with the key that the destination replies with: for what an answer is needed of.
+        """Redox's API, called at once with the reply key of the destination. Use it if you need the response during the
+        run.
 
-        A call that was made stays made, whatever becomes of this run, and is made again when the handler runs again: a
-        message belongs in `outbox`. Every call is on record, its body sealed. Raises ConfigurationError when the
-        destination has no key; the calls raise the errors of receiver.outbound.
+        A call is not undone if the run fails, and is made again if the handler runs again: use `outbox` for messages.
+        Every call is recorded, with a sealed body. Raises ConfigurationError if the destination has no reply key. The
+        calls raise the errors of receiver.outbound.
         """
         return self._redox()
 
     def settings(self, model: type[Model]) -> Model:
-        """The plugin's settings: an instance of a pydantic model, filled from PLUGIN_<NAME>_* variables.
+        """Return the plugin's settings: an instance of a pydantic model, filled from PLUGIN_<NAME>_* variables.
 
-        NAME is the handler's in capitals, - as _. Raises ConfigurationError naming the variables that are wrong.
+        NAME is the handler's name in capitals, with - replaced by _. Raises ConfigurationError, which names the invalid
+        variables.
         """
         from receiver.handlers.plugin_settings import load_plugin_settings
 

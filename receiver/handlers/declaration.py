@@ -1,6 +1,6 @@
-"""What a plugin says of a function with @handler or @responder, checked as soon as it is said.
+"""Declarations: the options that a plugin sets with @handler or @responder, validated at import.
 
-May not find, load or run anything.
+Must not find, load or run anything.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from receiver.protocol.patterns import normalise_pattern
 
 MAX_ATTEMPTS: Final = 10
 TIMEOUT: Final = 60.0
-# A lane stands still as long as one of its handlers runs.
+# Seconds. The lane is blocked while its handler runs.
 _LONGEST_TIMEOUT: Final = 3600.0
 
-# The name is part of the lanes' names and the name of a queue: PostgreSQL cuts a notification channel at 63 bytes, and
-# Procrastinate puts 23 of its own before the queue.
+# The name is part of lane names and of a queue name: PostgreSQL limits the name of a notification channel to 63 bytes,
+# and Procrastinate adds a prefix of 23 bytes to the queue name.
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 _CHOICES: Final = {
     "ordering": ("source", "patient", "none"),
@@ -35,7 +35,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Declaration:
-    """The options of a handler or responder as its author wrote them, patterns normalised.
+    """The options of a handler or responder, with normalized patterns.
 
     Raises ConfigurationError.
     """
@@ -52,32 +52,36 @@ class Declaration:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(str(self.name)):
-            raise ConfigurationError(f"{self.name!r} is no handler's name: use a-z, 0-9, - and _, at most 40 in all")
+            raise ConfigurationError(
+                f"{self.name!r} is not a valid handler name: use a-z, 0-9, - and _, at most 40 characters"
+            )
         object.__setattr__(self, "patterns", self._patterns())
         for option, choices in _CHOICES.items():
             if getattr(self, option) not in choices:
-                raise self._wrong(f"{option}={getattr(self, option)!r}: choose {', '.join(map(repr, choices))}")
+                raise self._wrong(
+                    f"{option}={getattr(self, option)!r} is not valid: use one of {', '.join(map(repr, choices))}"
+                )
         if (self.ordering == "patient") != bool(self.patient_key):
-            raise self._wrong('ordering="patient" and patient_key (a type of identifier, such as "MR") go together')
+            raise self._wrong('set ordering="patient" and patient_key (an identifier type, such as "MR") together')
         if self.on_failure == "hold" and self.ordering == "none":
-            raise self._wrong('on_failure="hold" holds back what comes after, and with ordering="none" nothing does')
+            raise self._wrong('on_failure="hold" has no effect with ordering="none": use another ordering')
         if self.max_attempts < 1:
-            raise self._wrong("max_attempts is 1 or more")
+            raise self._wrong("max_attempts must be 1 or more")
         if not 0 < self.timeout <= _LONGEST_TIMEOUT:
-            raise self._wrong(f"timeout is more than 0 and at most {_LONGEST_TIMEOUT:g} seconds")
+            raise self._wrong(f"timeout must be more than 0 and at most {_LONGEST_TIMEOUT:g} seconds")
 
     def _patterns(self) -> tuple[str, ...]:
         if not self.patterns:
-            raise self._wrong("it asks for no kind of message")
+            raise self._wrong("it has no pattern: name at least one kind of message")
         try:
             normal = tuple(dict.fromkeys(normalise_pattern(str(pattern)) for pattern in self.patterns))
         except ValueError as exc:
             raise self._wrong(str(exc)) from exc
         for pattern in normal:
             if self.role == "responder" and pattern not in QUERIES:
-                raise self._wrong(f"{pattern} is no query of Redox's: a responder names queries in full")
+                raise self._wrong(f"{pattern} is not a query of Redox: use complete names, such as PatientSearch.Query")
             if self.role == "handler" and pattern in QUERIES:
-                raise self._wrong(f"{pattern} is a query, which @responder answers: a handler gets none")
+                raise self._wrong(f"{pattern} is a query, which a handler never receives: use @responder")
         return normal
 
     def _wrong(self, why: str) -> ConfigurationError:
@@ -85,25 +89,28 @@ class Declaration:
 
 
 def declare(declaration: Declaration) -> Callable[[_Function], _Function]:
-    """The decorator that puts the declaration on a function. Raises ConfigurationError when it cannot be run."""
+    """Return the decorator that attaches the declaration to a function.
 
-    def put(function: _Function) -> _Function:
-        said = f"@{declaration.role} {declaration.name}"
+    Raises ConfigurationError if the function cannot be called as a handler.
+    """
+
+    def attach(function: _Function) -> _Function:
+        label = f"@{declaration.role} {declaration.name}"
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-            raise ConfigurationError(f"{said}: a plain function is wanted, not an async one")
+            raise ConfigurationError(f"{label}: the function must not be async")
         try:
             inspect.signature(function).bind(None, None)
         except TypeError:
-            raise ConfigurationError(f"{said}: the function is called with (message, context)") from None
+            raise ConfigurationError(f"{label}: the function must accept (message, context)") from None
         if declared(function) is not None:
-            raise ConfigurationError(f"{said}: the function is declared already")
+            raise ConfigurationError(f"{label}: the function already has a declaration")
         setattr(function, _MARK, declaration)
         return function
 
-    return put
+    return attach
 
 
 def declared(thing: object) -> Declaration | None:
-    """The declaration on a function; None on anything else."""
+    """Return the declaration of a function, or None."""
     found = getattr(thing, _MARK, None)
     return found if isinstance(found, Declaration) else None

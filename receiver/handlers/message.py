@@ -1,6 +1,6 @@
-"""The message as a plugin sees it.
+"""The Message that a handler receives.
 
-May not read a database: it is made of what was read.
+Must not read a database: it is made of data that was already read.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from receiver.errors import NotFound
 if TYPE_CHECKING:
     from redox.abstract_base import EventTypeAbstractModel
 
-# Python refuses to read a longer integer (its guard against quadratic time).
+# Digits. Python refuses to parse longer integers, as a guard against quadratic time.
 _LONGEST_INT: Final = 4300
 
 
-@dataclass(frozen=True, kw_only=True)  # not slotted: what is parsed is kept beside the fields
+@dataclass(frozen=True, kw_only=True)  # no slots: cached_property stores the parsed body in the instance
 class Message:
-    """A message from Redox. Ids and times but `received_at` are the sender's claims; None where it made none.
+    """A message from Redox. Ids and times except `received_at` are claims of the sender, or None.
 
-    `kind`: such as "PatientAdmin.Arrival" or "FHIR.PatientAdminCreated". `uuid`: ours, for this message alone. `raw`:
-    exactly the bytes that came. `test`: the sender's mark that no real patient is meant. Times are aware, in UTC.
+    `kind`: for example "PatientAdmin.Arrival" or "FHIR.PatientAdminCreated". `uuid`: the receiver's id of this message.
+    `raw`: the exact bytes received. `test`: the sender marks the message as not about a real patient. Times are aware,
+    in UTC.
     """
 
     uuid: str
@@ -48,18 +49,18 @@ class Message:
 
     @cached_property
     def data(self) -> Any:
-        """The parsed body. Integers of any size are exact; a number that a float cannot hold is a Decimal."""
+        """The parsed body. Integers of any size are exact. A number that a float cannot represent is a Decimal."""
         try:
             return msgspec.json.decode(self.raw)
-        except msgspec.ValidationError:  # such a number
+        except msgspec.ValidationError:  # a number that a float cannot represent
             return json.loads(self.raw, parse_float=_float, parse_int=_int)
 
     def model(self) -> EventTypeAbstractModel:
-        """The body as the typed class of the `redox` package; members that the class does not know are left out.
+        """Return the body as the typed class of the `redox` package. Fields that the class does not know are ignored.
 
-        Importing that class takes a second or two, once a process. Raises NotFound where there is no class for the
-        kind (FHIR, Claim.Payment, Claim.Submission, the natural language queries, kinds that Redox does not document),
-        and pydantic's ValidationError where the body does not obey the published schema, as real feeds do.
+        The first import of a class takes a second or two per process. Raises NotFound if there is no class for the kind
+        (FHIR, Claim.Payment, Claim.Submission, the natural language queries, undocumented kinds), and pydantic's
+        ValidationError if the body does not conform to the published schema, which happens in real feeds.
         """
         cls = _model_class(self.kind)
         from redox.abstract_base import lenient_ingest
@@ -71,7 +72,7 @@ class Message:
 def _model_class(kind: str) -> type[EventTypeAbstractModel]:
     model, _, event = kind.partition(".")
     package, name = model.lower(), "".join(part[:1].upper() + part[1:] for part in event.split("-"))
-    # A kind is the sender's word: nothing but a package of models that is there is imported, and of them only that one.
+    # The kind is set by the sender. Import only a package of models that exists, and only the one for this kind.
     found = None
     if package in _packages():
         found = getattr(import_module(f"redox.{package}"), name, None)
@@ -84,7 +85,7 @@ def _model_class(kind: str) -> type[EventTypeAbstractModel]:
 
 
 def _packages() -> frozenset[str]:
-    """One for each Data Model; `redox` itself imports none of them."""
+    """Return the packages, one for each Data Model. `redox` itself imports none of them."""
     return frozenset(module.name for module in iter_modules(import_module("redox").__path__) if module.ispkg) - {
         "generic"
     }

@@ -1,6 +1,5 @@
-"""A valid, plausible body of every kind of message that Redox sends.
+"""Samples: a valid, plausible body for every kind of message that Redox sends.
 
-Called by the simulator, by `testing`, and by tests.
-
-Must not hold a real person's data: names and numbers are synthetic.
+Used by the simulator, by `testing`, and by tests. Must not contain data of real people: all names and numbers are
+synthetic.
 """

@@ -1,7 +1,7 @@
 """FHIR notifications: message Bundles in the two forms that Redox has documented.
 
-Today's form names the event by `eventUri` and its source as `urn:uuid:…`; the one until 2024 by `eventCoding` and a
-bare UUID. May not be taken for a FHIR validator: the resources hold what a handler looks for first.
+The current form names the event by `eventUri` and its source as `urn:uuid:…`. The form used until 2024 has
+`eventCoding` and a bare UUID. Not a FHIR validator: the resources contain only the fields that handlers commonly read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ _TERMINOLOGY: Final = "http://terminology.hl7.org/CodeSystem"
 
 
 def bundle(event: str, of: Scenario, *, source_id: str) -> dict[str, Any]:
-    """The notification of `event` (a name of `kinds.FHIR_EVENTS` or `FHIR_CODED_EVENTS`; else KeyError)."""
+    """Return the notification of `event`, a name in `kinds.FHIR_EVENTS` or `FHIR_CODED_EVENTS`. Raises KeyError
+    otherwise.
+    """
     coded = event in FHIR_CODED_EVENTS
     about = (FHIR_CODED_EVENTS if coded else FHIR_EVENTS)[event]
     patient, focus = of.uuid("patient"), of.uuid("focus")
@@ -76,7 +78,7 @@ def _patient(of: Scenario, identity: str) -> dict[str, Any]:
 
 
 def _focus(resource: str, of: Scenario, patient: str) -> dict[str, Any]:
-    """What a resource of that type says, beside its id."""
+    """Return the fields of a resource of that type, in addition to its id."""
     subject = {"subject": {"reference": patient}}
     match resource:
         case "Encounter":

@@ -1,6 +1,6 @@
-"""Coded concepts of clinical life: what may stand where a body wants a code, its code system and its name.
+"""Medical codes for sample bodies: each with its code system and its name.
 
-May not be clinically exhaustive: a few real codes a topic, enough to read like a chart.
+Not clinically complete: a few real codes for each topic, enough for a plausible chart.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from receiver.samples.scenario import Scenario
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Code:
-    """A code in a code system (its OID and its name), and what it means."""
+    """A code, its code system (OID and name), and its meaning."""
 
     code: str
     system: str
@@ -105,7 +105,7 @@ _TOPICS: Final[dict[str, tuple[Code, ...]]] = {
     "answer": _coded("SNOMED CT", ("373066001", "Yes"), ("373067005", "No")),
 }
 
-# What was measured, its unit and its usual range, by the observation's code.
+# What is measured, its unit and its usual range, by the code of the observation.
 _MEASURED: Final[dict[str, tuple[float, str, float, float]]] = {
     "718-7": (13.9, "g/dL", 12.0, 17.5),
     "2345-7": (98, "mg/dL", 70, 99),
@@ -116,7 +116,7 @@ _MEASURED: Final[dict[str, tuple[float, str, float, float]]] = {
     "41950-7": (6412, "steps", 0, 30000),
 }
 
-# Which topic a field is about, by its name or by its parent's and its own; the longer key wins.
+# Field → topic. The key is the field's name, or its parent's name and its own. The longer key has precedence.
 _FIELDS: Final[dict[str, str]] = {
     **dict.fromkeys(
         (
@@ -193,16 +193,16 @@ _FIELDS: Final[dict[str, str]] = {
 
 
 def topic(parent: str, field: str) -> str | None:
-    """What the coded field `field` of `parent` is about, or None when nothing here fits."""
+    """Return the topic of the coded field `field` of `parent`, or None."""
     return _FIELDS.get(f"{parent}.{field}") or _FIELDS.get(field)
 
 
 def choose(of: Scenario, about: str) -> Code:
-    """The concept of that topic in this case: always the same one, so that its code and its name agree."""
+    """Return the code of a topic for this scenario. It is always the same one, so that code and name agree."""
     concepts = _TOPICS[about]
     return concepts[of.seed % len(concepts)]
 
 
 def measured(of: Scenario, about: str) -> tuple[float, str, float, float]:
-    """The value, unit, low and high end of the usual range of the observation that `choose` gives; else a bare 1."""
+    """Return the value, unit, and usual range (low, high) of the observation that `choose` returns, or a plain 1."""
     return _MEASURED.get(choose(of, about).code, (1, "unit", 1, 1))

@@ -1,7 +1,7 @@
-"""What stands in a field, by its name: the words, numbers and times of a hospital.
+"""Field values by field name: the words, numbers and times of a hospital.
 
-May not know the shape of any message. A field without an entry here is left out of the samples, so nothing that a
-person would look at is gibberish, and a field that Redox adds tomorrow breaks nothing.
+Must not depend on the structure of messages. A field without an entry here is omitted from the samples, so samples
+contain no meaningless text, and new fields of Redox break nothing.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from receiver.samples.scenario import Node, Scenario
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Owner:
-    """Whose name, address or number a field is. A "place" is a department, a company, an organisation."""
+    """The owner of a name, address or number. A "place" is a department, a company or an organization."""
 
     who: Literal["patient", "relative", "staff", "place", "nobody"]
-    member: int = 0  # which of the staff
+    member: int = 0  # index of the staff member
 
     def person(self, case: Scenario) -> Person:
         if self.who == "staff":
@@ -50,9 +50,10 @@ def _uuid(what: str) -> Callable[[Scenario], str]:
     return lambda case: case.uuid(what)
 
 
-# By the field's name, or with its parent's, or with its grandparent's too: the longer key wins.
+# The key is the field's name, optionally preceded by its parent's and grandparent's names. The longer key has
+# precedence.
 WORDS: Final[dict[str, Node]] = {
-    # The visit and where it takes place.
+    # The visit and its location.
     "VisitNumber": _number("visit"),
     "VisitNumbers": _number("visit"),
     "OldVisitNumber": _number("old visit"),
@@ -373,7 +374,7 @@ WORDS: Final[dict[str, Node]] = {
     "OrganizationName": "Rivermark Mills",
     "DiagnosisRelatedGroup": "312",
     "RevenueCode": "0450",
-    # Devices, education, research, search, sign-on.
+    # Devices, education, research, search, single sign-on.
     "Device.ID": _uuid("device"),
     "Education.Status": "In Progress",
     "Assignments.Status": "In Progress",
@@ -445,7 +446,7 @@ WORDS: Final[dict[str, Node]] = {
     "ContainsLatex": False,
     "IsActive": True,
     "Active": True,
-    # What is left of times.
+    # Other times.
     "Encounters.DateTime": _time(-3),
     "Encounter.DateTime": _time(-3),
     "DateTime": _time(),
@@ -502,12 +503,12 @@ _PLACE: Final[dict[str, Node]] = {
 
 
 def exact(grandparent: str, parent: str, field: str) -> Node:
-    """What stands in this very field; None when only its name may tell."""
+    """Return the value for this exact field, or None."""
     return WORDS.get(f"{grandparent}.{parent}.{field}", WORDS.get(f"{parent}.{field}"))
 
 
 def general(field: str, whose: Owner) -> Node:
-    """What stands in any field of that name that is about `whose`; None when nothing here fits."""
+    """Return the value for any field of that name that belongs to `whose`, or None."""
     if whose.who == "place" and field in _PLACE:
         return _PLACE[field]
     if whose.who not in ("place", "nobody"):
@@ -518,7 +519,7 @@ def general(field: str, whose: Owner) -> Node:
 
 
 def patient_identifiers() -> list[Node]:
-    """`Patient.Identifiers`: the medical record number, the EHR's id and one of a network, as Redox's examples have."""
+    """`Patient.Identifiers`: the medical record number, the EHR's id and a network's id, as in Redox's examples."""
     return [
         {"ID": lambda case: case.patient.mrn, "IDType": "MR"},
         {"ID": lambda case: case.patient.ehr_id, "IDType": "EHRID"},
@@ -527,5 +528,5 @@ def patient_identifiers() -> list[Node]:
 
 
 def previous_identifiers() -> list[Node]:
-    """`Patient.PreviousIdentifiers` of a merge: the record number that is no more."""
+    """`Patient.PreviousIdentifiers` of a merge: the medical record number that is no longer valid."""
     return [{"ID": _number("merged record", 10), "IDType": "MR"}]

@@ -1,13 +1,13 @@
 """The event types that Redox can send: 24 Data Models with 111 event types, and 32 FHIR notifications.
 
-May not decide anything: the receiver takes any kind, known or not. This is what there are samples of.
+Must not decide anything: the receiver accepts every kind, known or unknown. This list is only for samples.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-# As on the wire, in the order of Redox's reference.
+# As sent by Redox, in the order of Redox's reference.
 DATA_MODELS: Final[dict[str, tuple[str, ...]]] = {
     "Claim": ("Payment", "PaymentBatch", "Submission", "SubmissionBatch"),
     "Clinical Decisions": ("Request", "Response"),
@@ -78,18 +78,19 @@ DATA_MODELS: Final[dict[str, tuple[str, ...]]] = {
     "Vaccination": ("Administration", "New", "PatientQuery", "PatientQueryResponse"),
 }
 
-# Every (DataModel, EventType) as on the wire.
+# Every (DataModel, EventType) as sent by Redox.
 KINDS: Final[tuple[tuple[str, str], ...]] = tuple(
     (model, event) for model, events in DATA_MODELS.items() for event in events
 )
 
-# By the name that handlers subscribe to, spaces removed: "ClinicalSummary.PatientPush" → its wire names.
+# Handler pattern (without spaces) → names as sent by Redox: "ClinicalSummary.PatientPush" → its two names.
 WIRE_NAMES: Final[dict[str, tuple[str, str]]] = {
     f"{model}.{event}".replace(" ", ""): (model, event) for model, event in KINDS
 }
 
-# FHIR notifications, and the resource that each is about beside the patient (None: the patient alone). Redox publishes
-# bodies of some of them only; the others' names follow the same pattern. They have changed before: rely on none.
+# FHIR notifications, and the resource that each contains in addition to the patient (None: only the patient). Redox
+# publishes bodies for some of them. The names of the others follow the same pattern. They have changed before: do not
+# rely on them.
 FHIR_EVENTS: Final[dict[str, str | None]] = {
     **{f"DocumentReference{end}": "DocumentReference" for end in ("Created", "Deleted", "Replaced")},
     "FinancialNew": "ChargeItem",
@@ -119,7 +120,7 @@ FHIR_EVENTS: Final[dict[str, str | None]] = {
     **{f"SchedulingAppointment{end}": "Appointment" for end in ("Booked", "Cancelled", "Updated")},
 }
 
-# Names of the form used until 2024, which stood in `eventCoding` instead of `eventUri`.
+# Names of the form used until 2024, in `eventCoding` instead of `eventUri`.
 FHIR_CODED_EVENTS: Final[dict[str, str | None]] = {
     "PatientAdmin-event-patient-registered": "Encounter",
     "Scheduling-event-appointment-booked": "Appointment",

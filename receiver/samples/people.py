@@ -1,8 +1,8 @@
-"""Synthetic people: names that no register knows, numbers that were never issued.
+"""Synthetic people: invented names, and numbers that were never issued.
 
-May not know any message: what a person is written into is decided elsewhere. Social security numbers begin with 9
-(never issued), telephone numbers lie in 555-0100 to 555-0199 (kept for fiction), mail goes to example.com, NPIs begin
-with 9.
+Must not depend on messages: other modules write people into messages. Social security numbers begin with 9 (never
+issued), telephone numbers are 555-0100 to 555-0199 (reserved for fiction), mail addresses are at example.com, and NPIs
+begin with 9.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ _FAMILY: Final = (
     "Zephyrson",
 )
 _TOWNS: Final = (
-    # City, county, state and a ZIP code of that state's range that no town bears.
+    # City, county, state, and a ZIP code in that state's range that is not in use.
     ("Rivermark", "Marklin", "WI", "53799"),
     ("Port Sample", "Vantry", "OR", "97399"),
     ("Mockingvale", "Harrow", "OH", "43999"),
@@ -94,7 +94,7 @@ _STREETS: Final = ("Placebo Lane", "Stethoscope Street", "Willow Bend Road", "Ol
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Person:
-    """Somebody who does not exist. `sex` as the Data Model spells it; telephone numbers in E.164."""
+    """A fictional person. `sex` is spelled as in the Data Model. Telephone numbers are in E.164 format."""
 
     given: str
     middle: str
@@ -117,11 +117,13 @@ class Person:
 
 
 def person(seed: int, *, family: str | None = None) -> Person:
-    """The person that `seed` always gives. With `family` that is the family name: a marker that a test can look for."""
+    """Return the person for `seed`, always the same. `family`: use this family name, as a marker that a test can search
+    for.
+    """
     random = Random(seed)  # noqa: S311 (made-up people, not secrets)
     sex: Literal["Female", "Male"] = random.choice(("Female", "Male"))
     given, middle = random.sample(_GIVEN[sex], 2)
-    drawn = random.choice(_FAMILY)  # drawn in any case: a marker changes nothing else
+    drawn = random.choice(_FAMILY)  # always drawn, so that a marker changes nothing else
     family = family or drawn
     city, county, state, zip_code = random.choice(_TOWNS)
     return Person(

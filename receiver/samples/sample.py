@@ -1,6 +1,6 @@
-"""Samples: a valid, plausible body of every kind of message that Redox sends, the same one for the same seed.
+"""Sample bodies for every kind of message that Redox sends. The same seed gives the same body.
 
-For plugin authors' tests, `simulate` and our own tests. Everything in them is synthetic. May not send anything.
+For tests of plugin authors, `simulate`, and the receiver's own tests. All data is synthetic. Must not send anything.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Person", "encode", "kinds", "person", "sample"]
 
 
 def kinds() -> tuple[str, ...]:
-    """Every kind there is a sample of: the 111 Data Model event types, then the FHIR notifications."""
+    """Return every kind with a sample: the 111 Data Model event types, then the FHIR notifications."""
     return (*WIRE_NAMES, *(f"FHIR.{event}" for event in (*FHIR_EVENTS, *FHIR_CODED_EVENTS)))
 
 
@@ -34,11 +34,11 @@ def sample(
     log_id: str | None = None,
     attempt_id: str | None = None,
 ) -> dict[str, Any]:
-    """A body of `kind`, as `kinds()` names it ("PatientAdmin.Arrival", "FHIR.PatientAdminCreated").
+    """Return a body of `kind`, one of `kinds()` ("PatientAdmin.Arrival", "FHIR.PatientAdminCreated").
 
-    `source_id`: the UUID of the Redox source. `at`: when it happened (aware; by default the seed's own minute).
-    `patient`: whom it is about (by default `person(seed)`). `log_id` and `attempt_id` stand in `Meta.Logs`; FHIR
-    notifications and sign-ons have none, and FHIR ones no test flag either. Raises KeyError for an unknown kind.
+    `source_id`: the UUID of the Redox source. `at`: the event's time (aware; default: the minute of the seed).
+    `patient`: the patient (default: `person(seed)`). `log_id` and `attempt_id` go into `Meta.Logs`. FHIR notifications
+    and sign-ons have no `Meta.Logs`, and FHIR notifications have no test flag. Raises KeyError for an unknown kind.
     """
     of = case(kind, seed=seed, patient=patient, at=at)
     model, _, event = kind.partition(".")
@@ -55,5 +55,5 @@ def sample(
 
 
 def encode(body: dict[str, Any]) -> bytes:
-    """The body as it goes over the wire: compact UTF-8 JSON, Meta first."""
+    """Encode the body as it is sent: compact UTF-8 JSON, Meta first."""
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,6 +1,6 @@
-"""One made-up case: a patient, a relative, the staff, a time, and numbers that agree with each other.
+"""A scenario: a fictional patient, a relative, the staff, a time, and consistent numbers.
 
-May not hold randomness: all of it follows from the seed, so a body can be made again.
+Must not be random: everything follows from the seed, so a body can be made again.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from uuid import UUID
 
 from receiver.samples.people import Person, person
 
-# What a template is made of: JSON in which a value may be a function of the case.
+# The content of a template: JSON in which a value may be a function of the scenario.
 Node = dict[str, "Node"] | list["Node"] | Callable[["Scenario"], Any] | str | int | float | bool | None
 
-# A Monday morning; each seed has its own minute after it.
+# A Monday morning. Each seed has its own minute after it.
 _FIRST_MINUTE: Final = datetime(2026, 1, 5, 8, 0, tzinfo=UTC)
 _MINUTES: Final = 60 * 24 * 180
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scenario:
-    """What a sample is filled from. `at` is the event's time, aware UTC."""
+    """The data that fills a sample. `at`: the event's time, in aware UTC."""
 
     seed: int
     kind: str
@@ -35,27 +35,31 @@ class Scenario:
     at: datetime
 
     def number(self, what: str, digits: int = 8) -> int:
-        """A number of that many digits, the same wherever one seed asks for the same thing (a visit, an order)."""
+        """Return a number with `digits` digits, always the same for one seed and one `what` (a visit, an order)."""
         digest = int.from_bytes(sha256(f"{self.seed}:{what}".encode()).digest()[:8])
         least: int = 10 ** (digits - 1)
         return least + digest % (9 * least)
 
     def uuid(self, what: str) -> str:
-        """A UUID of this very message: another kind with the same seed has another."""
+        """Return a UUID for this message. Another kind with the same seed has another one."""
         digest = sha256(f"{self.seed}:{self.kind}:{what}".encode()).digest()
         return str(UUID(bytes=digest[:16], version=4))
 
     def time(self, hours: float = 0) -> str:
-        """ISO 8601 in UTC with milliseconds, as Redox writes it; `hours` after the event (before, when negative)."""
+        """Return a time in ISO 8601 in UTC with milliseconds, as Redox writes it. `hours`: after the event; negative
+        for before.
+        """
         return (self.at + timedelta(hours=hours)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
     def day(self, days: float = 0) -> str:
-        """ISO 8601 date, `days` after the event's."""
+        """Return an ISO 8601 date. `days`: after the event's date."""
         return (self.at + timedelta(days=days)).date().isoformat()
 
 
 def case(kind: str, *, seed: int, patient: Person | None = None, at: datetime | None = None) -> Scenario:
-    """The case that `seed` always gives. A `patient` passed in lends the relative the family name, as families do."""
+    """Return the scenario for `seed`, always the same. The relative has the family name of the `patient`, if one is
+    passed.
+    """
     patient = patient or person(seed)
     return Scenario(
         seed=seed,
@@ -68,7 +72,7 @@ def case(kind: str, *, seed: int, patient: Person | None = None, at: datetime | 
 
 
 def render(node: Node, of: Scenario) -> Any:
-    """The JSON value of a template for one case. Every container is new."""
+    """Return the JSON value of a template for one scenario. Every container is a new object."""
     if isinstance(node, dict):
         return {name: render(value, of) for name, value in node.items()}
     if isinstance(node, list):
@@ -78,5 +82,5 @@ def render(node: Node, of: Scenario) -> Any:
 
 @lru_cache(maxsize=7)
 def _staff(team: int) -> tuple[Person, ...]:
-    """A hospital has few doctors and many patients: seven teams of four."""
+    """Return one of seven teams of four: a hospital has few doctors and many patients."""
     return tuple(person(-1 - 4 * team - member) for member in range(4))

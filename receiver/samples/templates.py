@@ -1,8 +1,8 @@
-"""Templates: for each kind the shape that Redox's schema gives it, with words in its fields, made once.
+"""Templates: for each kind, the structure of Redox's schema with values in its fields, built once.
 
-The shapes are those of the `redox` package's typed classes. Importing all of them takes seconds, so only the package
-of the Data Model that is asked for is imported, and only then. May not fill a field that `words` and `concepts` have
-nothing for: optional ones are left out.
+The structures are those of the typed classes in the `redox` package. Importing all of them takes seconds, so only the
+package of the requested Data Model is imported, at first use. Must not fill a field for which `field_values` and
+`codes` have no entry: optional fields are omitted.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from pydantic.fields import FieldInfo
 
-# Redox says that these do what their batches do, for one transaction; the `redox` package has classes for the batches.
+# Redox documents that these correspond to their batches, for one transaction. The `redox` package has classes for the
+# batches only.
 _LIKE: Final = {"Claim.Payment": "Claim.PaymentBatch", "Claim.Submission": "Claim.SubmissionBatch"}
 
-# Bulk that tells a reader nothing new: second codings, free-form extensions, a doctor's whole address book, and the
-# sections of a clinical summary past the ones that handlers ask for first.
+# Fields with little information: second codings, free-form extensions, a doctor's full contact data, and the less
+# common sections of a clinical summary.
 _LEFT_OUT: Final = frozenset(
     {
         "AltCodes",
@@ -102,7 +103,7 @@ _WHOSE: Final[dict[str, Owner]] = {
         Owner(who="place"),
     ),
     **dict.fromkeys(("Provider", "Providers"), _DOCTOR),
-    # The doctor who refers is the patient's own; the one who attends and the one who is consulted are others.
+    # The referring doctor is the patient's own. The attending and consulting doctors are others.
     "AttendingProvider": Owner(who="staff", member=1),
     "ConsultingProvider": Owner(who="staff", member=2),
     "AdditionalStaff": Owner(who="staff", member=3),
@@ -119,14 +120,14 @@ _CONCEPT_FIELDS: Final = {
     "DefaultCode": "code",
     "DefaultName": "name",
 }
-# In required fields that nothing fits.
+# For required fields without a matching entry.
 _UNKNOWN: Final[dict[type, Node]] = {str: "Unspecified", float: 0, bool: False}
 _MEASURED_FIELDS: Final = {"Value": 0, "Units": 1, "Low": 2, "High": 3}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """Where the walk is: the field whose members are being filled, that field's parent, whose and what it is about."""
+    """A position in the structure: the field whose members are filled, its parent, its owner and its topic."""
 
     parent: str
     field: str
@@ -138,7 +139,9 @@ class Place:
 
 @cache
 def template(kind: str) -> dict[str, Node]:
-    """The template of a Data Model kind ("PatientAdmin.Arrival"). KeyError for a kind that Redox does not have."""
+    """Return the template of a Data Model kind ("PatientAdmin.Arrival"). Raises KeyError for a kind that Redox does not
+    have.
+    """
     model, event = WIRE_NAMES[kind]
     if model == "Enrichment" and event.startswith("NaturalLanguageProcessing"):
         return {"Meta": _meta(model, event), **_language(event)}
@@ -159,7 +162,7 @@ def _fields(cls: type[BaseModel]) -> list[tuple[str, FieldInfo]]:
 
 
 def _meta(model: str, event: str, cls: Any = None) -> dict[str, Node]:
-    """Redox, Meta: what every Data Model message bears, and what this event's class has beside it."""
+    """Return Meta: the members of every Data Model message, and those of this event's class."""
     meta: dict[str, Node] = {
         "DataModel": model,
         "EventType": event,
@@ -181,7 +184,7 @@ def _meta(model: str, event: str, cls: Any = None) -> dict[str, Node]:
 
 
 def _language(event: str) -> dict[str, Node]:
-    """Redox publishes no fields of the natural language events; a note stands in for what they carry."""
+    """Return the template of a natural language event. Redox does not publish its fields, so a note stands in for them."""
     body: dict[str, Node] = {
         "Patient": {"Identifiers": patient_identifiers()},
         "Text": "Patient reports chest pain since this morning.",
@@ -192,7 +195,7 @@ def _language(event: str) -> dict[str, Node]:
 
 
 def fill(cls: type[BaseModel], place: Place) -> dict[str, Node]:
-    """The members of `cls` at `place`, those that nothing here fits left out; Meta is made apart."""
+    """Return the members of `cls` at `place`, without those that have no entry. Meta is made separately."""
     filled: dict[str, Node] = {}
     for name, field in _fields(cls):
         node = None if name == "Meta" else _field(name, field.annotation, place, field.is_required())
@@ -251,7 +254,7 @@ def _leaf(name: str, kind: type, place: Place) -> Node:
 
 
 def _as(kind: type, value: Any) -> str | float | bool | None:
-    """The value in the type that the schema asks for, or None when it is none: a word is no number."""
+    """Return the value in the type that the schema requires, or None if it cannot be converted."""
     if kind is str:
         return str(value)
     if isinstance(value, bool):
@@ -262,7 +265,7 @@ def _as(kind: type, value: Any) -> str | float | bool | None:
 
 
 def _unwrap(annotation: Any) -> tuple[Any, bool]:
-    """The type inside `T | None` and `list[T]`, and whether it was a list."""
+    """Return the type inside `T | None` and `list[T]`, and whether it was a list."""
     origin = get_origin(annotation)
     if origin is list:
         return _unwrap(get_args(annotation)[0])[0], True

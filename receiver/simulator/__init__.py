@@ -1,6 +1,4 @@
-"""A simulated Redox: feeds, handshakes, attacks, and the API that we speak to.
+"""The Redox simulator: feeds, handshakes, attack cases, and the Redox API.
 
-Called by `redox-receiver simulate` and by tests.
-
-Must not be imported by anything that runs in production.
+Used by `redox-receiver simulate` and by tests. Must not be imported by production code.
 """

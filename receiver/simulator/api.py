@@ -1,8 +1,8 @@
-"""A fake Redox API: the other side of receiver.outbound, over real sockets, with TLS if it is given a context.
+"""A fake Redox API: the server for receiver.outbound, over real sockets, with TLS if an SSL context is passed.
 
-It checks what Redox is documented to check, answers with Redox's documented words, remembers what it was sent, and
-misbehaves when told to. Where Redox documents no words for a refusal (signature, aud, iat, exp, jti) the words are this
-module's own. May not be reached from another machine, nor be used for anything but tests and demonstrations.
+It checks what Redox is documented to check, answers with Redox's documented texts, records requests, and injects faults
+on demand. Where Redox documents no text for a rejection (signature, aud, iat, exp, jti), the text is this module's own.
+Must not be reachable from another machine. Must not be used for anything but tests and demonstrations.
 """
 
 from __future__ import annotations
@@ -44,24 +44,24 @@ _BOMB_INFLATED: Final = 100 * 1024 * 1024
 
 
 class Fault(Enum):
-    """A way to misbehave."""
+    """A fault to inject."""
 
     SERVER_ERROR = auto()  # 500
     BAD_GATEWAY = auto()  # 502
     UNAVAILABLE = auto()  # 503
     GATEWAY_TIMEOUT = auto()  # 504
-    RATE_LIMITED = auto()  # 429 with X-RateLimit-Limit, and no Retry-After
-    UNAUTHORIZED = auto()  # 401 whatever the token
-    GARBAGE = auto()  # 200 and no JSON
-    NOT_HTTP = auto()  # bytes that are no HTTP answer
+    RATE_LIMITED = auto()  # 429 with X-RateLimit-Limit, without Retry-After
+    UNAUTHORIZED = auto()  # 401 for any token
+    GARBAGE = auto()  # 200 with a body that is not JSON
+    NOT_HTTP = auto()  # bytes that are not a valid HTTP response
     HUGE = auto()  # 200 and 10 MB
     REDIRECT = auto()  # 307 to `api.redirect_to`
-    GZIP_BOMB = auto()  # 200, Content-Encoding: gzip, 100 MB when inflated
-    DRIP = auto()  # the head of an answer, a byte every 20 ms, never to end
-    SILENCE = auto()  # no answer, the connection stays open
-    DROP_BEFORE = auto()  # the connection is cut before anything is processed
-    DROP_AFTER = auto()  # the request is processed, and the connection cut before the answer
-    CUT_SHORT = auto()  # processed; half of the answer, then the connection is cut
+    GZIP_BOMB = auto()  # 200, Content-Encoding: gzip, 100 MB after decompression
+    DRIP = auto()  # a response head, one byte every 20 ms, without end
+    SILENCE = auto()  # no response; the connection stays open
+    DROP_BEFORE = auto()  # the connection is closed before the request is processed
+    DROP_AFTER = auto()  # the request is processed, and the connection is closed before the response
+    CUT_SHORT = auto()  # processed; half of the response, then the connection is closed
 
 
 _STATUS: Final = {
@@ -77,7 +77,7 @@ _AFTER: Final = {Fault.DROP_AFTER, Fault.CUT_SHORT}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Received:
-    """A request as it came in. `headers` has lower-case names."""
+    """A received request. `headers` has lower-case names."""
 
     method: str
     path: str
@@ -89,13 +89,13 @@ class Received:
         return json.loads(self.body)
 
     def form(self) -> dict[str, str]:
-        """The body as a form; of a field sent twice, the first."""
+        """The body as a form. For a repeated field, the first value."""
         return {name: values[0] for name, values in parse_qs(self.body.decode()).items()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SimulatedApiAnswer:
-    """An answer: a status, a body (a dict becomes JSON) and further headers."""
+    """A response: a status, a body (a dict becomes JSON) and additional headers."""
 
     status: int = 200
     body: dict[str, Any] | str | bytes = field(default=b"", repr=False)
@@ -114,11 +114,11 @@ Responder = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class FakeRedoxApi:
-    """Runs on a loopback port (0: any that is free) between `with` and its end: `base_url` is what a client is given.
+    """The server. Runs on a loopback port (0: any free port) within a `with` block. `base_url` is for the client.
 
-    `requests` holds what came in, `processed` the Data Model messages that were accepted, `resources` the FHIR
-    resources by (type, id), `uploads` the files by URI. `now` is this side's clock, and `token_seconds` how long tokens
-    live; both may be set anew while it runs.
+    `requests`: the received requests. `processed`: the accepted Data Model messages. `resources`: the FHIR resources by
+    (type, id). `uploads`: the files by URI. `now`: the server's clock. `token_seconds`: the lifetime of tokens. `now`
+    and `token_seconds` may be changed while it runs.
     """
 
     def __init__(
@@ -160,55 +160,55 @@ class FakeRedoxApi:
         self._server.stop()
         self._thread.join()
 
-    # What it is told.
+    # Configuration
 
     def register_oauth(self, client_id: str, jwks: JWKS | Callable[[], JWKS]) -> None:
-        """Know an OAuth key: its public keys, or where to look them up (as Redox does with a JWKS URL)."""
+        """Register an OAuth key: its public keys, or a function that returns them (as Redox does with a JWKS URL)."""
         self._oauth[client_id] = jwks if callable(jwks) else lambda: jwks
 
     def register_legacy(self, api_key: str, secret: str) -> None:
-        """Know a legacy API key."""
+        """Register a legacy API key."""
         self._legacy[api_key] = secret
 
     def refuse_tokens(self) -> None:
-        """From now on refuse every token given so far."""
+        """Reject every token issued so far."""
         with self._lock:
             for grant in self._grants.values():
                 grant.refused = True
 
     def forget_refresh_tokens(self) -> None:
-        """As if another process had used every refresh token."""
+        """Invalidate all refresh tokens, as if another process had used them."""
         with self._lock:
             self._refresh_tokens.clear()
 
     def fail(self, path: str, fault: Fault | SimulatedApiAnswer, *, times: int = 1) -> None:
-        """Misbehave, or give that answer, the next `times` times that something is asked at `path` or beneath it."""
+        """Inject a fault, or send that response, for the next `times` requests at `path` or below it."""
         with self._lock:
             self._faults.setdefault(path, deque()).extend([fault] * times)
 
     def respond(self, kind: str, responder: Responder) -> None:
-        """Answer queries of `kind` (`PatientSearch.Query`) with what `responder` makes of the message, beside Meta."""
+        """Answer queries of `kind` (`PatientSearch.Query`) with the result of `responder`, plus Meta."""
         self._responders[kind] = responder
 
     def refuse_next(self, *errors: dict[str, Any]) -> None:
-        """Answer the next message with 200 and these `Meta.Errors`, and do not take it."""
+        """Answer the next message with status 200 and these `Meta.Errors`, and do not accept it."""
         self._meta_errors.append(list(errors))
 
     def received(self, path: str) -> list[Received]:
-        """What came in at `path` or beneath it."""
+        """Return the requests received at `path` or below it."""
         with self._lock:
             return [one for one in self.requests if one.path.startswith(path)]
 
-    # What it does with a request.
+    # Request handling
 
     def next_fault(self, path: str) -> Fault | SimulatedApiAnswer | None:
-        """The fault that is due at `path`, which is then no longer due."""
+        """Remove and return the next fault at `path`."""
         with self._lock:
             due = [faults for prefix, faults in self._faults.items() if path.startswith(prefix) and faults]
             return due[0].popleft() if due else None
 
     def answer(self, request: Received) -> SimulatedApiAnswer:
-        """What Redox would answer."""
+        """Return the response that Redox would send."""
         path = urlsplit(request.path).path
         if request.method == "POST" and path == "/v2/auth/token":
             return self._oauth_token(request)
@@ -250,7 +250,7 @@ class FakeRedoxApi:
             header = jwt.get_unverified_header(assertion)
             claimed = jwt.decode(assertion, options={"verify_signature": False})
         except jwt.InvalidTokenError:
-            return _denied("the client assertion is no JWT", error="invalid_client")
+            return _denied("the client assertion is not a valid JWT", error="invalid_client")
         if header.get("alg") not in _ALGORITHMS:
             return _denied("alg must be RS384 or ES384", error="invalid_client")
         if not isinstance(header.get("kid"), str):
@@ -260,7 +260,7 @@ class FakeRedoxApi:
         if header["kid"] not in keys:
             return _denied("Public key not found, check client_id, kid and Redox dashboard settings")
         try:
-            # Only the signature and the names here; times are judged below, by this fake's own clock.
+            # Only the signature and the names are checked here. Times are checked below, by this server's own clock.
             key = jwt.PyJWK(dict(keys[header["kid"]]), header["alg"])
             jwt.decode(
                 assertion,
@@ -277,7 +277,7 @@ class FakeRedoxApi:
                 },
             )
         except (jwt.InvalidTokenError, jwt.InvalidKeyError, jwt.PyJWKError) as exc:
-            return _denied(f"the client assertion does not hold ({type(exc).__name__})", error="invalid_client")
+            return _denied(f"the client assertion is not valid ({type(exc).__name__})", error="invalid_client")
         now = self.now().timestamp()
         if not isinstance(claimed["iat"], int | float) or not isinstance(claimed["exp"], int | float):
             return _denied("iat and exp must be numbers", error="invalid_client")
@@ -287,7 +287,7 @@ class FakeRedoxApi:
             return _denied("exp is past, or more than 300 s after iat", error="invalid_client")
         with self._lock:
             if claimed["jti"] in self._jtis:
-                return _denied("jti was used before", error="invalid_client")
+                return _denied("jti was already used", error="invalid_client")
             self._jtis.add(claimed["jti"])
         return None
 
@@ -410,7 +410,7 @@ class FakeRedoxApi:
 
 
 def _denied(description: str, *, error: str = "invalid_request") -> SimulatedApiAnswer:
-    """RFC 6749 5.2: invalid_client is a 401, the other errors are a 400."""
+    """RFC 6749 5.2: invalid_client is a 401; the other errors are a 400."""
     return SimulatedApiAnswer(
         status=401 if error == "invalid_client" else 400,
         body={
@@ -422,7 +422,7 @@ def _denied(description: str, *, error: str = "invalid_request") -> SimulatedApi
 
 
 def _outcome(status: int, code: str) -> SimulatedApiAnswer:
-    issue = {"severity": "error", "code": code, "diagnostics": "the fake Redox API refuses this"}
+    issue = {"severity": "error", "code": code, "diagnostics": "the fake Redox API rejects this request"}
     return _fhir_answer({"resourceType": "OperationOutcome", "issue": [issue]}, status)
 
 
@@ -451,7 +451,7 @@ class _Server(ThreadingHTTPServer):
 
     def get_request(self) -> tuple[socket.socket, Any]:
         connection, peer = super().get_request()
-        if self._ssl_context is not None:  # the handshake itself belongs to the connection's thread
+        if self._ssl_context is not None:  # the handshake is done in the connection's thread
             connection = self._ssl_context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
         self._open.add(connection)
         return connection, peer
@@ -461,7 +461,7 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away, or refuses our certificate, is no error of ours; anything else is shown."""
+        """Ignore errors of clients that disconnect or reject the certificate. Report all other errors."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
@@ -469,7 +469,7 @@ class _Server(ThreadingHTTPServer):
         self.stopping.set()
         self.shutdown()
         for connection in list(self._open):
-            with suppress(OSError):  # closed meanwhile by its own thread
+            with suppress(OSError):  # its own thread has already closed it
                 socket.socket.shutdown(connection, socket.SHUT_RDWR)
         self.server_close()
 
@@ -477,7 +477,7 @@ class _Server(ThreadingHTTPServer):
 class _ApiConnection(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    wbufsize = -1  # one answer, one write
+    wbufsize = -1  # one response, one write
     server: _Server
 
     def setup(self) -> None:
@@ -494,7 +494,7 @@ class _ApiConnection(BaseHTTPRequestHandler):
         self._serve()
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 — the base class's name
-        """Say nothing: a URL may name a patient."""
+        """Log nothing: a URL may name a patient."""
 
     def _serve(self) -> None:
         api = self.server.api
@@ -520,10 +520,10 @@ class _ApiConnection(BaseHTTPRequestHandler):
         if fault in _STATUS:
             limit = {"X-RateLimit-Limit": "7500"} if fault is Fault.RATE_LIMITED else {}
             self._write(
-                SimulatedApiAnswer(status=_STATUS[fault], body="the fake Redox API was told to fail", headers=limit)
+                SimulatedApiAnswer(status=_STATUS[fault], body="the fake Redox API fails on demand", headers=limit)
             )
         elif fault is Fault.GARBAGE:
-            self._write(SimulatedApiAnswer(body="<html>this is no JSON</html>"))
+            self._write(SimulatedApiAnswer(body="<html>this is not JSON</html>"))
         elif fault is Fault.HUGE:
             self._write(SimulatedApiAnswer(body=b" " * (10 * 1024 * 1024)))
         elif fault is Fault.REDIRECT:

@@ -1,6 +1,6 @@
-"""What a destination must refuse or keep apart: each as Redox, or somebody who is not Redox, might send it.
+"""Attack cases: requests that a destination must reject or quarantine, sent as Redox or as an attacker.
 
-May not know how the receiver works: requests, and the statuses that its table of answers promises.
+Must not depend on how the receiver works: only on requests, and on the statuses that its documentation promises.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _KIND: Final = "PatientAdmin.Arrival"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttackTarget:
-    """A destination, and what is right for it: as FakeRedox takes them."""
+    """A destination and its valid credentials, as FakeRedox takes them."""
 
     base_url: str
     destination: str
@@ -35,7 +35,7 @@ class AttackTarget:
     def redox(
         self, *, destination: str | None = None, token: str | None = None, source_id: str | None = None
     ) -> FakeRedox:
-        """Redox; or somebody who differs from it in what is given."""
+        """Return Redox, or a sender that differs from it in the given values."""
         return FakeRedox(
             self.base_url,
             destination or self.destination,
@@ -46,34 +46,34 @@ class AttackTarget:
         )
 
     def stranger(self) -> FakeRedox:
-        """Somebody who has nothing but the token."""
+        """Return a sender that has only the token."""
         return FakeRedox(self.base_url, self.destination, self.token, source_id=self.source_id)
 
     def body(self, seed: int) -> bytes:
-        """A message with which nothing is wrong."""
+        """Return a valid message."""
         return self.redox().body(_KIND, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttackCase:
-    """One request, and the statuses that are right for it."""
+    """One request, and the correct statuses for it."""
 
     name: str
     statuses: frozenset[int]
     send: Callable[[AttackTarget, int], HttpReply]
 
     def check(self, answer: HttpReply) -> str | None:
-        """None when the answer is right, else what is wrong with it."""
+        """Return None if the response is correct, else the error."""
         if answer.status in self.statuses:
             return None
         wanted = " or ".join(map(str, sorted(self.statuses)))
-        return f"answered {answer.status or answer.error}, not {wanted}"
+        return f"responded {answer.status or answer.error}, expected {wanted}"
 
 
 def attack_cases(*, unknown_source: int = 403) -> tuple[AttackCase, ...]:
-    """All of them. `send` takes a seed, for what is sent to be new.
+    """Return all attack cases. `send` takes a seed, so that each run sends new messages.
 
-    `unknown_source`: 200 for a destination whose policy lets unknown sources in, or keeps what they send.
+    `unknown_source`: use 200 for a destination whose policy accepts or quarantines unknown sources.
     """
     return (*_strangers(), *_unknown_sources(unknown_source), *_unreadable())
 
@@ -116,11 +116,13 @@ def _strangers() -> list[AttackCase]:
 
 
 def _not_echoed(handshake: HandshakeResult) -> HttpReply:
-    """The answer; one that gives the challenge away counts as no refusal, whatever its status."""
+    """Return the response. If it contains the challenge, it is not a rejection, whatever its status."""
     answer = handshake.answer
     if handshake.challenge.encode() not in answer.body:
         return answer
-    return HttpReply(status=None, error="with the challenge echoed", sent_at=answer.sent_at, seconds=answer.seconds)
+    return HttpReply(
+        status=None, error="with the challenge in the body", sent_at=answer.sent_at, seconds=answer.seconds
+    )
 
 
 def _unknown_sources(status: int) -> list[AttackCase]:
@@ -140,7 +142,9 @@ def _unknown_sources(status: int) -> list[AttackCase]:
 
 
 def _unreadable() -> list[AttackCase]:
-    """Authentic, and no message: kept apart and answered 200, for a 4xx would pause the feed for ever."""
+    """Authentic, but not a valid message: quarantined and answered with 200, because a 4xx would pause the feed
+    forever.
+    """
 
     def meta(change: Callable[[dict[str, Any]], Any]) -> Callable[[bytes], bytes]:
         return lambda body: json.dumps(json.loads(body) | {"Meta": change(json.loads(body)["Meta"])}).encode()

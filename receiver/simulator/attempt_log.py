@@ -1,7 +1,7 @@
-"""The sender's ledger: every attempt that was made, and what may be concluded from it afterwards.
+"""The sender's attempt log: every attempt, and checks of the receiver against it.
 
-The receiver is judged by it: what was answered 200 must be there, and what was answered before something else was sent
-must have run before it. May not ask the receiver anything.
+A message that was answered with 200 must exist in the receiver. A message that was answered before another was sent
+must run before it. Must not query the receiver.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from threading import Lock
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attempt:
-    """One sending of one message. Times are monotonic seconds of this process.
+    """One attempt to send one message. Times are monotonic seconds of this process.
 
-    `message` names what was sent: `Meta.Logs[].ID`, else "sha256:" and the digest of its first body. `number` counts
-    the sendings of that message from 1. `answered_at` is None when no answer came.
+    `message`: the id of the message: `Meta.Logs[].ID`, else "sha256:" and the digest of its first body. `number`:
+    counts the attempts of that message from 1. `answered_at`: None if there was no response.
     """
 
     feed: str
@@ -40,7 +40,7 @@ class Attempt:
 
 
 class AttemptLog:
-    """Attempts in the order in which they ended. Feeds in several threads may share one."""
+    """Attempts in the order in which they ended. Feeds in several threads may share one log."""
 
     def __init__(self) -> None:
         self._attempts: list[Attempt] = []
@@ -56,11 +56,11 @@ class AttemptLog:
             return tuple(self._attempts)
 
     def of(self, message: str) -> tuple[Attempt, ...]:
-        """Every attempt of that message."""
+        """Return every attempt of that message."""
         return tuple(attempt for attempt in self.attempts if attempt.message == message)
 
     def accepted(self) -> dict[str, Attempt]:
-        """By message, the attempt that was accepted first, in the order of their answers."""
+        """Return the first accepted attempt of each message, in the order of the responses."""
         first: dict[str, Attempt] = {}
         for attempt in self.attempts:
             if attempt.accepted:
@@ -68,10 +68,10 @@ class AttemptLog:
         return first
 
     def overtaken(self, ran: Sequence[str]) -> list[tuple[str, str]]:
-        """Pairs (ran too early, ran too late) in the order in which messages ran.
+        """Return the pairs (ran too early, ran too late), given the order in which messages ran.
 
-        Promised is: what was answered before another was first sent runs first. What overlapped may run either way.
-        Messages that this ledger does not know are left out.
+        A message that was answered before another was first sent must run first. Messages that overlap may run in
+        either order. Messages that are not in this log are ignored.
         """
         answered = {message: attempt.answered_at for message, attempt in self.accepted().items()}
         sent: dict[str, float] = {}
@@ -89,7 +89,7 @@ class AttemptLog:
         return pairs[::-1]
 
     def lines(self) -> Iterable[str]:
-        """One JSON object an attempt. No body is in it."""
+        """Yield one JSON object for each attempt, without the body."""
         return (json.dumps(asdict(attempt)) for attempt in self.attempts)
 
     def dump(self, path: Path) -> None:

@@ -1,7 +1,8 @@
-"""What Redox presents beside or instead of its verification token: each strategy that its dashboard offers.
+"""Authenticators of the simulated Redox: each authentication strategy that Redox's dashboard offers.
 
-Written from the RFCs and AWS's documentation and apart from the receiver's verifiers, so that each proves the other.
-May not import them. One presenter may be shared by threads.
+They are used in addition to the verification token, or instead of it. Written from the RFCs and AWS's documentation,
+independent of the receiver's verifiers, so that each side tests the other. Must not import the verifiers. Threads may
+share an authenticator.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from receiver.simulator.http_connection import HttpConnection
 from receiver.simulator.signer import Signer
 
 _ASSERTION_TYPE: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
-# A token is renewed this many seconds before it ends.
+# Seconds before its end at which a token is renewed.
 _MARGIN: Final = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutgoingRequest:
-    """A request that is about to leave, as far as it is signed. `host` as in the Host header; `target` with a query."""
+    """The signed parts of an outgoing request. `host`: as in the Host header. `target`: with the query."""
 
     method: str
     host: str
@@ -44,25 +45,25 @@ class OutgoingRequest:
 
 
 class Authenticator(Protocol):
-    """Adds to a request what proves it to be Redox's: headers by lower-case name. `now` in seconds since 1970."""
+    """Returns the headers that authenticate a request, with lower-case names. `now`: seconds since 1970."""
 
     def headers(self, request: OutgoingRequest, *, now: float) -> dict[str, str]: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HmacAuthenticator:
-    """A signature of the webhook signing secret."""
+    """Signs with the webhook signing secret."""
 
     signer: Signer
 
     def headers(self, request: OutgoingRequest, *, now: float) -> dict[str, str]:
-        """The signature's header, and its time stamp's."""
+        """Return the signature header and the timestamp header."""
         return {name.lower(): value for name, value in self.signer.headers(request.body, now=now).items()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SignedTokenAuthenticator:
-    """A JWT of its own with each request (kinds jwt and google). `key` is a private key in PEM."""
+    """Sends a new JWT with each request (kinds jwt and google). `key`: a private key in PEM."""
 
     key: str = field(repr=False)
     algorithm: str
@@ -74,7 +75,7 @@ class SignedTokenAuthenticator:
     lifetime: int = 300
 
     def token(self, *, now: float) -> str:
-        """A new one."""
+        """Make a new token."""
         claims = {
             "iss": self.issuer,
             "aud": self.audience,
@@ -94,15 +95,15 @@ class SignedTokenAuthenticator:
         )
 
     def headers(self, _: OutgoingRequest, *, now: float) -> dict[str, str]:
-        """It, as Bearer."""
+        """Return the token as a Bearer header."""
         return {"authorization": f"Bearer {self.token(now=now)}"}
 
 
 class AccessTokenAuthenticator:
-    """An access token from the token endpoint (kinds oauth and smart), kept until it ends.
+    """Sends an access token from the token endpoint (kinds oauth and smart), which it keeps until it expires.
 
-    `assertion` None: the client proves itself by `secret`, sent as `send` says. `names`: the names under which
-    parameters are sent, where they are others.
+    If `assertion` is None, the client authenticates with `secret`, which it sends as `send` specifies. `names`: other
+    names for the parameters.
     """
 
     def __init__(
@@ -123,7 +124,9 @@ class AccessTokenAuthenticator:
         self._token, self._until = "", 0.0
 
     def headers(self, _: OutgoingRequest, *, now: float) -> dict[str, str]:
-        """The token, as Bearer; a new one when it is about to end. Raises ConfigurationError when none is given."""
+        """Return the token as a Bearer header. Renews it shortly before it expires. Raises ConfigurationError if none
+        is issued.
+        """
         with self._lock:
             if time.monotonic() >= self._until:
                 self._token, lifetime = self.ask(now=now)
@@ -131,7 +134,7 @@ class AccessTokenAuthenticator:
             return {"authorization": f"Bearer {self._token}"}
 
     def ask(self, *, now: float) -> tuple[str, float]:
-        """A new token, and how many seconds it lives. Raises ConfigurationError."""
+        """Request a new token. Returns it and its lifetime in seconds. Raises ConfigurationError."""
         parameters = {"grant_type": "client_credentials", "audience": self._audience, "scope": self._scope}
         headers: dict[str, str] = {}
         if self._assertion is not None:
@@ -141,23 +144,23 @@ class AccessTokenAuthenticator:
             headers["authorization"] = f"Basic {b64encode(pair.encode()).decode()}"
         else:
             parameters |= {"client_id": self._client_id, "client_secret": self._secret}
-        said = {self._names.get(name, name): value for name, value in parameters.items() if value is not None}
+        table = {self._names.get(name, name): value for name, value in parameters.items() if value is not None}
         if self._send == "json":
-            headers["content-type"], body = "application/json", json.dumps(said).encode()
+            headers["content-type"], body = "application/json", json.dumps(table).encode()
         else:
-            headers["content-type"], body = "application/x-www-form-urlencoded", urlencode(said).encode()
+            headers["content-type"], body = "application/x-www-form-urlencoded", urlencode(table).encode()
         url = urlsplit(self._url)
         with HttpConnection(f"{url.scheme}://{url.netloc}", timeout=30.0) as line:
             answer = line.request("POST", url.path, body=body, headers=headers)
         if answer.status != 200:
-            raise ConfigurationError(f"{self._url} gives no token: {answer.error or answer.status}")
+            raise ConfigurationError(f"{self._url} issued no token: {answer.error or answer.status}")
         reply = answer.json()
         return str(reply["access_token"]), float(reply["expires_in"])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SigV4Authenticator:
-    """AWS Signature Version 4 over the request, its body included unless `unsigned_payload`."""
+    """Signs with AWS Signature Version 4, including the body unless `unsigned_payload`."""
 
     access_key: str
     secret: str = field(repr=False)
@@ -167,7 +170,7 @@ class SigV4Authenticator:
     unsigned_payload: bool = False
 
     def headers(self, request: OutgoingRequest, *, now: float) -> dict[str, str]:
-        """Authorization and X-Amz-Date, and what else the settings ask for."""
+        """Return Authorization, X-Amz-Date, and other headers that the settings require."""
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
         added = {"x-amz-date": stamp}
         if self.session_token is not None:
@@ -209,15 +212,17 @@ class SigV4Authenticator:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CertificateAuthenticator:
-    """A client certificate, in PEM, as a proxy reports it that has checked it: to be sent from where a proxy stands."""
+    """Sends the headers by which a proxy reports a verified client certificate (PEM). Must be sent from the proxy's
+    address.
+    """
 
     proxy: Literal["nginx", "envoy", "aws-alb"]
     pem: str
     secret: str = field(repr=False)
     secret_header: str = "x-proxy-secret"  # noqa: S105 - a header's name
 
-    def headers(self, _: OutgoingRequest, *, now: float) -> dict[str, str]:  # noqa: ARG002 - as presenters are asked
-        """The proxy's headers."""
+    def headers(self, _: OutgoingRequest, *, now: float) -> dict[str, str]:  # noqa: ARG002 - the interface of authenticators
+        """Return the proxy's headers."""
         pem = quote(self.pem, safe="")
         reported = {
             "nginx": {"ssl-client-verify": "SUCCESS", "ssl-client-cert": pem},
@@ -228,7 +233,7 @@ class CertificateAuthenticator:
 
 
 class _Described(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
-    """A presenter as a file describes it; names that end in _file are paths from its folder."""
+    """Reads an authenticator from a file. Values whose names end in _file are paths relative to the file's folder."""
 
 
 class _Hmac(_Described, kw_only=True, tag="hmac"):
@@ -293,9 +298,9 @@ class _Mtls(_Described, kw_only=True, tag="mtls"):
 
 
 def read_authenticator(path: Path, *, base_url: str, destination: str) -> Authenticator:
-    """The presenter that a file (TOML) describes: its `kind`, and what that kind needs.
+    """Read an authenticator from a TOML file: its `kind`, and the values that this kind needs.
 
-    `token_url`, where it is left out, is the endpoint of `destination` at `base_url`. Raises ConfigurationError.
+    `token_url`: default is the token endpoint of `destination` at `base_url`. Raises ConfigurationError.
     """
     try:
         described = msgspec.convert(
@@ -308,31 +313,31 @@ def read_authenticator(path: Path, *, base_url: str, destination: str) -> Authen
         }
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as exc:
         raise ConfigurationError(f"{path}: {exc}") from exc
-    said = {name: value for name, value in msgspec.structs.asdict(described).items() if not name.endswith("_file")}
-    token_url = said.pop("token_url", None) or f"{base_url.rstrip('/')}/oauth/{quote(destination)}/token"
-    return _MAKERS[type(described)](said, files, token_url)
+    table = {name: value for name, value in msgspec.structs.asdict(described).items() if not name.endswith("_file")}
+    token_url = table.pop("token_url", None) or f"{base_url.rstrip('/')}/oauth/{quote(destination)}/token"
+    return _MAKERS[type(described)](table, files, token_url)
 
 
-def _smart(said: dict[str, Any], files: Mapping[str, str], token_url: str) -> Authenticator:
+def _smart(table: dict[str, Any], files: Mapping[str, str], token_url: str) -> Authenticator:
     assertion = SignedTokenAuthenticator(
         key=files["key"],
-        algorithm=said["algorithm"],
-        issuer=said["client_id"],
-        subject=said["client_id"],
+        algorithm=table["algorithm"],
+        issuer=table["client_id"],
+        subject=table["client_id"],
         audience=token_url,
-        kid=said["kid"],
+        kid=table["kid"],
     )
     return AccessTokenAuthenticator(
-        token_url, said["client_id"], assertion=assertion, audience=said["audience"], scope=said["scope"]
+        token_url, table["client_id"], assertion=assertion, audience=table["audience"], scope=table["scope"]
     )
 
 
 _MAKERS: Final[Mapping[type[_Described], Callable[[dict[str, Any], Mapping[str, str], str], Authenticator]]] = {
-    _Hmac: lambda said, files, _: HmacAuthenticator(signer=Signer(secret=files["secret"].encode(), **said)),
-    _Jwt: lambda said, files, _: SignedTokenAuthenticator(key=files["key"], **said),
-    _Google: lambda said, files, _: SignedTokenAuthenticator(key=files["key"], **said),
-    _OAuth: lambda said, files, url: AccessTokenAuthenticator(url, secret=files["secret"], **said),
+    _Hmac: lambda table, files, _: HmacAuthenticator(signer=Signer(secret=files["secret"].encode(), **table)),
+    _Jwt: lambda table, files, _: SignedTokenAuthenticator(key=files["key"], **table),
+    _Google: lambda table, files, _: SignedTokenAuthenticator(key=files["key"], **table),
+    _OAuth: lambda table, files, url: AccessTokenAuthenticator(url, secret=files["secret"], **table),
     _Smart: _smart,
-    _SigV4: lambda said, files, _: SigV4Authenticator(**said | dict(files)),
-    _Mtls: lambda said, files, _: CertificateAuthenticator(pem=files["certificate"], secret=files["secret"], **said),
+    _SigV4: lambda table, files, _: SigV4Authenticator(**table | dict(files)),
+    _Mtls: lambda table, files, _: CertificateAuthenticator(pem=files["certificate"], secret=files["secret"], **table),
 }

@@ -1,7 +1,7 @@
-"""FakeRedox: plays Redox towards a destination, over real HTTP.
+"""FakeRedox: simulates Redox for one destination, over real HTTP.
 
-It presents the verification token as Redox does, signs when it has a signing secret, and makes the one-time handshake.
-May not know how the receiver works: it is the other side. Order, retries and pauses are `feed`'s.
+It sends the verification token as Redox does, signs if it has a signing secret, and makes the one-time handshake. Must
+not depend on how the receiver works. The module `feed` is responsible for order, retries and pauses.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from receiver.simulator.signer import Signer
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HandshakeResult:
-    """The answer to a handshake, and the challenge it should hold."""
+    """The response to a handshake, and the challenge that it must contain."""
 
     challenge: str
     answer: HttpReply
 
     @property
     def passed(self) -> bool:
-        """What the dashboard asks for today: 200, with the challenge anywhere in the body."""
+        """The dashboard's current rule: status 200, with the challenge anywhere in the body."""
         return self.answer.status == 200 and self.challenge.encode() in self.answer.body
 
     @property
     def passed_as_before(self) -> bool:
-        """What it asked for earlier: the challenge is the whole body, as plain text."""
+        """The dashboard's earlier rule: the challenge is the whole body, as plain text."""
         media = self.answer.headers.get("content-type", "")
         return self.passed and self.answer.body == self.challenge.encode() and media.startswith("text/plain")
 
 
 class FakeRedox:
-    """Redox, as one destination sees it. May be shared by threads.
+    """The simulated Redox of one destination. Threads may share it.
 
-    `base_url`: where the receiver listens; `destination`: its name there; `token`: the verification token. `source_id`:
-    the source that its sample bodies name. `bearer`: send the token as `authorization: Bearer` too, as Redox has since
-    about 2021. `presenters`: auth credentials that are linked to the destination; theirs is `authorization` then.
-    `timeout`: seconds for each read; how long Redox waits is not published.
+    `base_url`: the receiver's URL. `destination`: its name there. `token`: the verification token. `source_id`: the
+    source in sample bodies. `bearer`: also send the token as `authorization: Bearer`, as Redox has since about 2021.
+    `presenters`: authenticators that are linked to the destination; they set `authorization` instead. `timeout`:
+    seconds for each read; Redox's own timeout is not published.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class FakeRedox:
         self._presenters = presenters if signer is None else (HmacAuthenticator(signer=signer), *presenters)
 
     def line(self) -> HttpConnection:
-        """A new connection. Raises ConfigurationError when the base URL is none."""
+        """Open a new connection. Raises ConfigurationError if the base URL is not valid."""
         return HttpConnection(self._base_url, timeout=self._timeout, tls=self._tls)
 
     def body(self, kind: str, *, seed: int = 0, test: bool = True, patient: Person | None = None) -> bytes:
-        """A sample of `kind` from this source, ready to send (receiver.samples.sample)."""
+        """Return a sample of `kind` from this source, ready to send (receiver.samples.sample)."""
         return encode(sample(kind, seed=seed, source_id=self.source_id, test=test, patient=patient))
 
     def send(
@@ -86,22 +86,23 @@ class FakeRedox:
         lose_answer: bool = False,
         line: HttpConnection | None = None,
     ) -> HttpReply:
-        """POST one body, once. `headers` replace those of the same name; None takes one away.
+        """POST one body, once. `headers` replace headers with the same name; None removes one.
 
-        Without `line` a connection of its own is used. `lose_answer`: cut the connection when the answer arrives.
+        `line`: the connection to use (default: a new one). `lose_answer`: close the connection when the response
+        arrives.
         """
         content = body if isinstance(body, bytes) else encode(body)
         return self._request("POST", self._target, content, self._headers(content, headers or {}), line, lose_answer)
 
     def handshake_post(self) -> HandshakeResult:
-        """What "Verify & Save" sends: the token and a challenge in a JSON body."""
+        """Send what "Verify & Save" sends: the token and a challenge in a JSON body."""
         challenge = str(uuid4())
         body = json.dumps({"verification-token": self._token, "challenge": challenge}).encode()
         headers = {"content-type": "application/json", "application-name": "RedoxEngine"}
         return HandshakeResult(challenge=challenge, answer=self._request("POST", self._target, body, headers))
 
     def handshake_get(self, *, token_in_header: bool = False) -> HandshakeResult:
-        """The same by GET: both in the query string, or the token in its header."""
+        """Send the same by GET: both in the query string, or the token in its header."""
         challenge = str(uuid4())
         query = (
             {"challenge": challenge} if token_in_header else {"challenge": challenge, "verification-token": self._token}
@@ -137,5 +138,5 @@ class FakeRedox:
 
 
 def _lower(headers: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Names in lower case, so that "Redox-Signature" replaces "redox-signature"."""
+    """Convert names to lower case, so that "Redox-Signature" replaces "redox-signature"."""
     return {name.lower(): value for name, value in headers.items()}

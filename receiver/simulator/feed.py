@@ -1,8 +1,8 @@
-"""Feeds: how Redox delivers. First in, first out; one at a time; a failure pauses everything behind it.
+"""Feeds: deliver messages as Redox does. First in, first out; one at a time; a failure pauses all later messages.
 
-Redox, delivery rules: at least once; any status of 400 or more, or no answer, pauses the whole queue, and the same
-message is tried again with a new attempt id until it succeeds. A query is asked once, and its failure pauses nothing.
-May not skip a message.
+Redox, delivery rules: at least once. Any status of 400 or more, or no response, pauses the whole queue, and the same
+message is tried again with a new attempt id until it succeeds. A query is sent once, and its failure pauses nothing.
+Must not skip a message.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from receiver.simulator.attempt_log import Attempt, AttemptLog
 from receiver.simulator.fake_redox import FakeRedox
 from receiver.simulator.http_connection import HttpReply
 
-# Seconds before each retry, as Redox documented them; then every minute.
+# Seconds before each retry, as Redox documented them. After the last entry, every minute.
 RETRY_AFTER: Final = (0, 10, 10, 20, 30, 50, 80, 120)
 THEN_EVERY: Final = 60
 
@@ -33,7 +33,7 @@ _ATTEMPT_ID: Final = re.compile(r'("AttemptID"\s*:\s*)(?:"[^"]*"|[0-9]+|null)')
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sent:
-    """A message that a feed has done with, or has given up waiting for. `body` is what was sent last."""
+    """A message that was delivered, or that the feed gave up. `body`: the bytes of the last attempt."""
 
     message: str
     body: bytes = field(repr=False)
@@ -42,10 +42,10 @@ class Sent:
 
 
 class FeedSimulator:
-    """One subscription's queue, on one connection. Each thread has its own.
+    """The queue of one subscription, on one connection. Each thread needs its own.
 
-    `time_scale`: 0.001 makes Redox's minutes milliseconds. `attempts` and `deadline` (real seconds) bound how long one
-    message is tried; Redox knows no such bound. A `ledger` may be shared by feeds.
+    `time_scale`: 0.001 turns Redox's minutes into milliseconds. `attempts` and `deadline` (real seconds) limit the
+    attempts of one message; Redox has no such limit. `ledger`: feeds may share one.
     """
 
     def __init__(
@@ -66,7 +66,9 @@ class FeedSimulator:
         self._sendings: dict[str, int] = {}
 
     def run(self, bodies: Iterable[bytes]) -> bool:
-        """Deliver every body in order. False when the queue stands still: a message's bounds ran out, or `stop`."""
+        """Deliver every body in order. Returns False if the queue stops: a message reached its limits, or `stop` was
+        called.
+        """
         for body in bodies:
             sent = self.deliver(body)
             if self._stopped.is_set() or not (sent.answer.accepted or _envelope(body)[0] in QUERIES):
@@ -74,9 +76,9 @@ class FeedSimulator:
         return True
 
     def deliver(self, body: bytes, *, lose_answers: int = 0) -> Sent:
-        """Send one message until it is accepted, a bound runs out or the feed is stopped.
+        """Send one message until it is accepted, a limit is reached, or the feed is stopped.
 
-        The answers of its first `lose_answers` sendings are lost on the way.
+        The responses of its first `lose_answers` attempts are lost.
         """
         kind, log_id, _ = _envelope(body)
         message = log_id or f"sha256:{sha256(body).hexdigest()}"
@@ -95,11 +97,11 @@ class FeedSimulator:
             body = with_attempt(body, str(uuid4()))
 
     def duplicate(self, sent: Sent) -> Sent:
-        """Deliver again what was answered, under a new attempt id, as an at-least-once sender may."""
+        """Deliver an accepted message again with a new attempt id, as an at-least-once sender may do."""
         return self.deliver(with_attempt(sent.body, str(uuid4())))
 
     def stop(self) -> None:
-        """End a pause and try nothing again. From any thread."""
+        """End the current pause, and make no more attempts. May be called from any thread."""
         self._stopped.set()
 
     def close(self) -> None:
@@ -132,7 +134,7 @@ class FeedSimulator:
 
 
 def with_attempt(body: bytes, attempt_id: str) -> bytes:
-    """The body with that id in `Meta.Logs[].AttemptID`. No byte outside Meta changes; without an id none does."""
+    """Set that id in `Meta.Logs[].AttemptID`. Only Meta changes; a body without an id is not changed."""
     text = body.decode("utf-8", "surrogateescape")
     found = _META.search(text)
     if found is None:
@@ -146,7 +148,7 @@ def with_attempt(body: bytes, attempt_id: str) -> bytes:
 
 
 def _envelope(body: bytes) -> tuple[str | None, str | None, str | None]:
-    """(kind, log id, attempt id) as far as the body tells: it may be anything."""
+    """Return (kind, log id, attempt id), each if the body contains it: the body may be anything."""
     try:
         meta = json.loads(body)["Meta"]
         kind = f"{meta['DataModel']}.{meta['EventType']}".replace(" ", "")

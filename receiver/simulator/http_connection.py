@@ -1,6 +1,6 @@
-"""One keep-alive HTTP connection to the destination, and what came back over it.
+"""One keep-alive HTTP connection to the destination, and its responses.
 
-May not retry or decide: an answer that did not come is an Answer too.
+Must not retry or decide: a missing response is an HttpReply, too.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from urllib.parse import urlsplit
 
 from receiver.errors import ConfigurationError
 
-_ANSWER_LIMIT: Final = 40 * 1024 * 1024  # what Redox itself takes in one message
+_ANSWER_LIMIT: Final = 40 * 1024 * 1024  # the largest message that Redox itself accepts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HttpReply:
-    """What a request came back with. `status` is None when no answer came; `error` then says why, in one word.
+    """The response to a request. Without a response, `status` is None, and `error` is the reason in one word.
 
-    `sent_at` is monotonic seconds, taken before connecting; `seconds` how long it took. Header names are lower case.
+    `sent_at`: monotonic seconds before connecting. `seconds`: the duration. Header names are lower case.
     """
 
     status: int | None
@@ -36,16 +36,16 @@ class HttpReply:
 
     @property
     def accepted(self) -> bool:
-        """Redox takes any status of 400 or more, and no answer, for a failure."""
+        """Redox counts any status of 400 or more, and a missing response, as a failure."""
         return self.status is not None and self.status < 400
 
     def json(self) -> Any:
-        """The body, decoded. Raises ValueError when it is no JSON."""
+        """Return the decoded body. Raises ValueError if it is not valid JSON."""
         return json.loads(self.body)
 
 
 class HttpConnection:
-    """A connection that is opened when needed and kept while the other side keeps it. Not for two threads at once."""
+    """A connection that opens when needed, and stays open while the server keeps it. For one thread at a time."""
 
     def __init__(self, base_url: str, *, timeout: float, tls: ssl.SSLContext | None = None) -> None:
         url = urlsplit(base_url)
@@ -69,10 +69,10 @@ class HttpConnection:
         headers: Mapping[str, str],
         lose_answer: bool = False,
     ) -> HttpReply:
-        """Send one request and wait for its answer, at most the line's timeout for each read.
+        """Send one request and wait for its response, with the connection's timeout for each read.
 
-        With `lose_answer` the connection is cut once the answer has begun to arrive: the other side has done its work,
-        and nobody here knows.
+        `lose_answer`: close the connection when the response begins to arrive. The server has then processed the
+        request, but the client has no response.
         """
         sent_at = monotonic()
         try:
@@ -84,7 +84,7 @@ class HttpConnection:
                 return HttpReply(status=None, error="AnswerLost", sent_at=sent_at, seconds=monotonic() - sent_at)
             response: HTTPResponse = self._connection.getresponse()
             content = response.read(_ANSWER_LIMIT)
-            if not response.isclosed():  # longer than the limit: what is left would be taken for the next answer
+            if not response.isclosed():  # longer than the limit: the rest would be read as the next response
                 self.close()
         except (OSError, HTTPException) as exc:
             self.close()
@@ -107,7 +107,7 @@ class HttpConnection:
         self.close()
 
     def _hang_up_if_dead(self) -> None:
-        """A server that has ended an idle connection has made it readable; what is sent into it would be lost."""
+        """Close an idle connection that the server has closed: it is readable, and a request sent on it would be lost."""
         sock = self._connection.sock
         if sock is not None and select.select([sock], [], [], 0)[0]:
             self.close()

@@ -1,6 +1,7 @@
-"""Signs bodies as a webhook signing secret would have it.
+"""Signs bodies with a webhook signing secret.
 
-Written from RFC 2104 and 4648 and apart from the receiver's verifier, so that each proves the other. May not import it.
+Written from RFC 2104 and 4648, independent of the receiver's verifier, so that each side tests the other. Must not
+import the verifier.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ _ENCODINGS: Final[dict[str, Callable[[bytes], str]]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Signer:
-    """A signing secret and how it is used: Redox publishes that it exists, not its wire form, so all are settings.
+    """A signing secret and its settings. Redox does not publish the wire format, so every part of it is a setting.
 
-    With `timestamp_header` that header bears the time in whole seconds, and what is signed is the time, a full stop and
-    the body; else the body alone.
+    `timestamp_header`: this header contains the time in whole seconds, and the signature covers the time, a period and
+    the body. Without it, the signature covers only the body.
     """
 
     secret: bytes = field(repr=False)
@@ -34,7 +35,7 @@ class Signer:
     timestamp_header: str | None = None
 
     def headers(self, body: bytes, *, now: float) -> dict[str, str]:
-        """The headers that go with `body` at `now` (seconds since 1970)."""
+        """Return the headers for `body` at `now` (seconds since 1970)."""
         if self.timestamp_header is None:
             return {self.header: self._sign(body)}
         stamp = str(int(now))

@@ -1,7 +1,6 @@
-"""A Redox that sends by plan: several feeds at once, queries, duplicates, misbehaviour, and a judgement on each answer.
+"""A simulation: sends by a plan with several feeds, queries, duplicates and faults, and judges each response.
 
-`redox-receiver simulate` is its command line. May not print, and may not look into the receiver: it judges by what is
-answered.
+`redox-receiver simulate` is its command. Must not print. Must not inspect the receiver: it judges only the responses.
 """
 
 from __future__ import annotations
@@ -24,22 +23,22 @@ from receiver.simulator.fake_redox import HandshakeResult
 from receiver.simulator.feed import FeedSimulator
 from receiver.simulator.http_connection import HttpReply
 
-# Every so many notifications of a feed, one is sent once more, as an at-least-once sender may.
+# After this many notifications of a feed, one is sent again, as an at-least-once sender may do.
 DUPLICATE_EVERY: Final = 5
-# Where it misbehaves, so many a time the answer is lost on the way, and Redox tries again.
+# With faults enabled: after this many messages, the response is lost and Redox tries again.
 LOSE_EVERY: Final = 3
 
-# What may become of what is sent, in the order of the summary.
+# The possible outcomes, in the order of the summary.
 OUTCOMES: Final = ("handshake", "accepted", "accepted again", "answered", "no responder", "misbehaviour met", "wrong")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SimulationPlan:
-    """What is to be sent.
+    """What to send.
 
-    `kinds`: of each, `count` messages, made from the seeds that follow `seed`. `bodies`: each sent as it is, once.
-    `rate`: messages a second of all feeds together. `patience`: seconds that a feed may stand still before it is given
-    up; Redox never does that. `test`: what Meta.Test says. `unknown_source`: see `trespasses`.
+    `kinds`: `count` messages of each, with consecutive seeds from `seed`. `bodies`: each is sent unchanged, once.
+    `rate`: messages per second of all feeds together. `timeout`: seconds without progress until a feed is given up;
+    Redox never gives up. `test`: the value of Meta.Test. `unknown_source`: see `attack_cases`.
     """
 
     kinds: Sequence[str] = ()
@@ -48,7 +47,7 @@ class SimulationPlan:
     feeds: int = 4
     rate: float | None = None
     time_scale: float = 1.0
-    patience: float = 60.0
+    timeout: float = 60.0
     seed: int
     test: bool = True
     misbehave: bool = False
@@ -57,10 +56,10 @@ class SimulationPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SimulatedResult:
-    """What became of one thing that was sent.
+    """The result of one item.
 
-    `outcome` is one of OUTCOMES; `wrong` says what is not as it should be. `seconds`: how long the last answer took.
-    `attempts`: more than one when it was refused or lost first.
+    `outcome`: one of OUTCOMES. `wrong`: the error, if any. `seconds`: the duration of the last attempt. `attempts`:
+    more than one if the first was rejected or lost.
     """
 
     outcome: str
@@ -83,7 +82,7 @@ class Simulation:
         self.ledger: Final = AttemptLog()
         self._target, self._plan = target, plan
         self._on_result: Callable[[SimulatedResult], None] = lambda _: None
-        self._queues, self._queries = self._line_up()
+        self._queues, self._queries = self._queues()
         self._trespasses = attack_cases(unknown_source=plan.unknown_source) if plan.misbehave else ()
         self._results: list[SimulatedResult] = []
         self._feeds: list[FeedSimulator] = []
@@ -93,14 +92,14 @@ class Simulation:
 
     @property
     def total(self) -> int:
-        """How many results there will be when no feed stands still."""
+        """Return the number of results if no feed stops."""
         notifications = sum(len(queue) + len(queue) // DUPLICATE_EVERY for queue in self._queues)
         return 2 + notifications + len(self._queries) + len(self._trespasses)
 
     def run(self, on_result: Callable[[SimulatedResult], None] = lambda _: None) -> list[SimulatedResult]:
-        """Send all of it, and return what became of each; `on_result` is told one by one, from several threads.
+        """Send everything and return the results. `on_result` is called for each one, from several threads.
 
-        A handshake that fails ends it: nothing else would pass.
+        A failed handshake ends the run, because no other request would succeed.
         """
         self._on_result = on_result
         redox = self._target.redox()
@@ -123,7 +122,7 @@ class Simulation:
         return self._results
 
     def refused(self) -> dict[str, int]:
-        """How many attempts had to be made again, by status, or `no answer`; most first."""
+        """Return how often attempts were repeated, by status or `no answer`, the most frequent first."""
         last = {attempt.message: attempt for attempt in self.ledger.attempts}
         found = Counter(
             "no answer" if attempt.status is None else str(attempt.status)
@@ -133,16 +132,18 @@ class Simulation:
         return dict(found.most_common())
 
     def stop(self) -> None:
-        """Send nothing more."""
+        """Stop sending."""
         with self._lock:
             self._stopped.set()
             for feed in self._feeds:
                 feed.stop()
 
-    # What there is to send
+    # Items to send
 
-    def _line_up(self) -> tuple[list[list[_Item]], list[_Item]]:
-        """The feeds' queues, a Data Model in one of them, and the queries, which wait for nothing."""
+    def _queues(self) -> tuple[list[list[_Item]], list[_Item]]:
+        """Return the queues of the feeds (each Data Model is in one of them), and the queries, which do not wait in a
+        queue.
+        """
         plan = self._plan
         items = [
             _Item(kind=kind, make=partial(self._sample, kind, plan.seed + turn))
@@ -169,7 +170,7 @@ class Simulation:
             if handshake.passed_as_before
             else _unexpected(answer)
             if answer.status != 200
-            else ("answered 200 without the bare challenge as text/plain")
+            else ("responded 200, but the body is not the challenge as text/plain")
         )
         self._tell("handshake", how, answer, wrong=wrong)
         return wrong is None
@@ -177,12 +178,12 @@ class Simulation:
     def _feed(self, name: str, queue: Sequence[_Item]) -> None:
         plan = self._plan
         with FeedSimulator(
-            self._target.redox(), name=name, time_scale=plan.time_scale, deadline=plan.patience, ledger=self.ledger
+            self._target.redox(), name=name, time_scale=plan.time_scale, deadline=plan.timeout, ledger=self.ledger
         ) as feed:
             with self._lock:
                 self._feeds.append(feed)
             for number, item in enumerate(queue, 1):
-                if not self._my_turn():
+                if not self._wait_for_rate():
                     return
                 lost = plan.misbehave and number % LOSE_EVERY == 0
                 sent = feed.deliver(item.make(), lose_answers=int(lost))
@@ -195,7 +196,7 @@ class Simulation:
                         item.kind,
                         sent.answer,
                         attempts=sent.attempts,
-                        wrong=(f"{_unexpected(sent.answer)}; {name} stands still with {behind} more behind it"),
+                        wrong=(f"{_unexpected(sent.answer)}; {name} is paused with {behind} more messages"),
                     )
                     return
                 self._tell_accepted("accepted", item.kind, sent.answer, sent.attempts)
@@ -206,7 +207,7 @@ class Simulation:
     def _ask(self) -> None:
         with FeedSimulator(self._target.redox(), name="queries", ledger=self.ledger) as feed:
             for item in self._queries:
-                if not self._my_turn():
+                if not self._wait_for_rate():
                     return
                 answer = feed.deliver(item.make()).answer
                 outcome, wrong = _judge(item.kind, answer)
@@ -214,14 +215,14 @@ class Simulation:
 
     def _misbehave(self) -> None:
         for number, trespass in enumerate(self._trespasses):
-            if not self._my_turn():
+            if not self._wait_for_rate():
                 return
-            # Seeds far from the feeds': what is sent here is no repetition of theirs.
+            # Seeds far from those of the feeds, so that these messages are not duplicates.
             answer = trespass.send(self._target, self._plan.seed + 1_000_000 + number)
             self._tell("misbehaviour met", trespass.name, answer, wrong=trespass.check(answer))
 
-    def _my_turn(self) -> bool:
-        """Wait for the next moment that the rate allows. False when the run was stopped."""
+    def _wait_for_rate(self) -> bool:
+        """Wait for the next send that the rate allows. Returns False if the run was stopped."""
         if self._plan.rate is None:
             return not self._stopped.is_set()
         with self._lock:
@@ -229,7 +230,7 @@ class Simulation:
             self._next_turn = turn + 1 / self._plan.rate
         return not self._stopped.wait(turn - time.monotonic())
 
-    # Judging
+    # Checks
 
     def _tell_accepted(self, outcome: str, kind: str, answer: HttpReply, attempts: int) -> None:
         wrong = None if answer.status == 200 else _unexpected(answer)
@@ -249,11 +250,11 @@ class Simulation:
 
 
 def _unexpected(answer: HttpReply) -> str:
-    return f"answered {answer.status}, not 200" if answer.status is not None else f"no answer ({answer.error})"
+    return f"responded {answer.status}, expected 200" if answer.status is not None else f"no answer ({answer.error})"
 
 
 def _judge(kind: str, answer: HttpReply) -> tuple[str, str | None]:
-    """(outcome, what is wrong) of the answer to a query: its Response, or 501 in Redox's shape where nobody answers."""
+    """Return (outcome, error) for the response to a query: its Response, or 501 in Redox's format without a responder."""
     meta = _meta(answer)
     if answer.status == 501 and meta.get("Errors"):
         return "no responder", None
@@ -261,10 +262,10 @@ def _judge(kind: str, answer: HttpReply) -> tuple[str, str | None]:
         shapeless = answer.status is not None and not meta.get("Errors")
         return "wrong", _unexpected(answer) + (", and without Meta.Errors" if shapeless else "")
     if meta.get("Errors"):
-        return "wrong", f"answered {answer.status} with Meta.Errors"
+        return "wrong", f"responded {answer.status} with Meta.Errors"
     wanted = (_model(kind), QUERIES[kind])
     found = tuple(str(meta.get(name)).replace(" ", "") for name in ("DataModel", "EventType"))
-    return "answered", None if found == wanted else f"answered {'.'.join(found)[:80]!a}, not {'.'.join(wanted)}"
+    return "answered", None if found == wanted else f"responded {'.'.join(found)[:80]!a}, expected {'.'.join(wanted)}"
 
 
 def _meta(answer: HttpReply) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What plugin authors test with: FakeRedox, samples of every message, a ledger of what was sent.
+"""Test tools for plugin authors: FakeRedox, samples of every message, and a log of sent messages.
 
-Shipped in the package. May not be imported by the receiver itself; `simulate` is the one exception.
+Part of the installed package. Must not be imported by the receiver, except by `simulate`.
 """

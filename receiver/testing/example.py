@@ -1,8 +1,8 @@
-"""An example of a plugin: a handler that notes who came and went, one that answers orders by results, and a responder
-that knows one made-up patient.
+"""An example plugin: two handlers and a responder.
 
-`./deploy/quickstart` runs it (RECEIVER_HANDLERS=receiver.testing.example). May not be taken for more than a beginning:
-a plugin of yours is a package of yours, and imports receiver.handlers alone.
+One handler notes admissions and discharges, and one answers orders with results. The responder knows one fictional
+patient. `./deploy/quickstart` runs it (RECEIVER_HANDLERS=receiver.testing.example). Use it as a starting point only:
+make your plugin a separate package that imports only receiver.handlers.
 """
 
 from __future__ import annotations
@@ -11,24 +11,26 @@ from typing import Any
 
 from receiver.handlers import Context, GiveUp, Message, handler, responder
 
-# Where the results go: a destination at Redox, by the id that its dashboard shows.
+# The destination at Redox for the results, by the id that its dashboard shows.
 RESULTS_TO = "2b1f6f2c-0000-4000-8000-000000000002"
 
 
 @handler("PatientAdmin.*", "FHIR.*", name="example-census", ordering="patient", patient_key="MR")
 def census(message: Message, context: Context) -> None:
-    """Note an event of a patient's stay. Of one patient, the events come here in the order in which they happened."""
+    """Note an event of a patient's stay. The events of one patient arrive in the order in which they happened."""
     visit = message.data.get("Visit") or {}
     if not isinstance(visit, dict):
         raise GiveUp("visit_malformed")
-    # Ids and fixed words alone: nothing of a patient's may be logged.
+    # Log only ids and fixed words, never patient data.
     context.log.info("census.noted", kind=message.kind, message_id=message.log_id)
 
 
 @handler("Order.New", name="example-result")
 def result(message: Message, context: Context) -> None:
-    """Answer an order by its results, a message to Redox: it goes out once this run has succeeded, in order, and is
-    tried until Redox has it. The destination needs a key to speak with (`destination set NAME --reply-with KEY`).
+    """Answer an order with results, as a message to Redox.
+
+    It is sent after this run has succeeded, in order, and tried until Redox accepts it. The destination needs a reply
+    key (`destination set NAME --reply-with KEY`).
     """
     order = message.data.get("Order") or {}
     context.outbox.send(
@@ -46,8 +48,8 @@ def result(message: Message, context: Context) -> None:
 
 
 @responder("PatientSearch.Query", name="example-search", timeout=10)
-def search(message: Message, context: Context) -> dict[str, Any]:  # noqa: ARG001 - the signature is the contract's
-    """Answer that there is one such patient, with the demographics that were asked for."""
+def search(message: Message, context: Context) -> dict[str, Any]:  # noqa: ARG001 - the plugin API requires the signature
+    """Answer that one patient matches, with the requested demographics."""
     asked = (message.data.get("Patient") or {}).get("Demographics") or {}
     return {
         "Meta": {"DataModel": "PatientSearch", "EventType": "Response"},

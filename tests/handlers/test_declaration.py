@@ -81,31 +81,31 @@ def test_options() -> None:
 @pytest.mark.parametrize(
     ("declare", "says"),
     [
-        (lambda: handler("*", name="Big"), "'Big' is no handler's name"),
-        (lambda: handler("*", name=""), "'' is no handler's name"),
-        (lambda: handler("*", name="a/b"), "'a/b' is no handler's name"),
-        (lambda: handler("*", name="a" * 41), "is no handler's name"),
-        (lambda: handler(name="n"), "@handler n: it asks for no kind of message"),
+        (lambda: handler("*", name="Big"), "'Big' is not a valid handler name"),
+        (lambda: handler("*", name=""), "'' is not a valid handler name"),
+        (lambda: handler("*", name="a/b"), "'a/b' is not a valid handler name"),
+        (lambda: handler("*", name="a" * 41), "is not a valid handler name"),
+        (lambda: handler(name="n"), "@handler n: it has no pattern: name at least one"),
         (lambda: handler("PatientAdmin", name="n"), "@handler n: 'PatientAdmin' is no pattern"),
         (lambda: handler("PatientSearch.Query", name="n"), "@handler n: PatientSearch.Query is a query"),
-        (lambda: responder("PatientSearch.*", name="n"), r"@responder n: PatientSearch.\* is no query of Redox's"),
-        (lambda: responder("PatientAdmin.Arrival", name="n"), "@responder n: PatientAdmin.Arrival is no query"),
-        (lambda: handler("*", name="n", ordering="patient"), '@handler n: ordering="patient" and patient_key'),
-        (lambda: handler("*", name="n", patient_key="MR"), '@handler n: ordering="patient" and patient_key'),
+        (lambda: responder("PatientSearch.*", name="n"), r"@responder n: PatientSearch.\* is not a query of Redox"),
+        (lambda: responder("PatientAdmin.Arrival", name="n"), "@responder n: PatientAdmin.Arrival is not a query"),
+        (lambda: handler("*", name="n", ordering="patient"), '@handler n: set ordering="patient" and patient_key'),
+        (lambda: handler("*", name="n", patient_key="MR"), '@handler n: set ordering="patient" and patient_key'),
         (
             partial(WRONG, "*", name="n", ordering="fifo"),
-            "@handler n: ordering='fifo': choose 'source', 'patient', 'none'",
+            "@handler n: ordering='fifo' is not valid: use one of 'source', 'patient', 'none'",
         ),
         (partial(WRONG, "*", name="n", acknowledge="never"), "@handler n: acknowledge='never'"),
         (partial(WRONG, "*", name="n", on_failure="cry"), "@handler n: on_failure='cry'"),
         (
             lambda: handler("*", name="n", on_failure="hold", ordering="none"),
-            '@handler n: on_failure="hold" holds back',
+            '@handler n: on_failure="hold" has no effect',
         ),
-        (lambda: handler("*", name="n", max_attempts=0), "@handler n: max_attempts is 1 or more"),
-        (lambda: handler("*", name="n", timeout=0), "@handler n: timeout is more than 0"),
+        (lambda: handler("*", name="n", max_attempts=0), "@handler n: max_attempts must be 1 or more"),
+        (lambda: handler("*", name="n", timeout=0), "@handler n: timeout must be more than 0"),
         (lambda: handler("*", name="n", timeout=3601), "at most 3600 seconds"),
-        (lambda: handler("*", name="n", timeout=float("nan")), "@handler n: timeout is more than 0"),
+        (lambda: handler("*", name="n", timeout=float("nan")), "@handler n: timeout must be more than 0"),
     ],
 )
 def test_what_is_refused(declare: Callable[[], Any], says: str) -> None:
@@ -132,10 +132,10 @@ def test_the_function_must_fit() -> None:
     def twice(message: Message, context: Context) -> None:
         pass
 
-    with pytest.raises(ConfigurationError, match="@handler n: a plain function is wanted, not an async one"):
+    with pytest.raises(ConfigurationError, match="@handler n: the function must not be async"):
         WRONG("*", name="n")(later)
-    with pytest.raises(ConfigurationError, match=r"@handler n: the function is called with \(message, context\)"):
+    with pytest.raises(ConfigurationError, match=r"@handler n: the function must accept \(message, context\)"):
         WRONG("*", name="n")(one)
     handler("*", name="n")(twice)
-    with pytest.raises(ConfigurationError, match="@handler m: the function is declared already"):
+    with pytest.raises(ConfigurationError, match="@handler m: the function already has a declaration"):
         handler("*", name="m")(twice)

@@ -40,7 +40,7 @@ def test_a_receiver_that_echoes_to_strangers() -> None:
     """A 401 that gives the challenge away is no refusal."""
     with model_receiver(lambda body, _count, _right: (401, TEXT, body)) as target:
         handshake = next(each for each in ALL if each.name == "handshake, wrong token")
-        assert handshake.check(handshake.send(target, 1)) == "answered with the challenge echoed, not 401"
+        assert handshake.check(handshake.send(target, 1)) == "responded with the challenge in the body, expected 401"
 
 
 def test_unknown_sources_where_they_are_let_in() -> None:
@@ -55,5 +55,5 @@ def test_what_is_told() -> None:
     """What is wrong is said with what came and what should have come."""
     each = AttackCase(name="x", statuses=frozenset({401, 403}), send=lambda _target, _seed: answer(200))
     assert each.check(answer(401)) is None
-    assert each.check(answer(200)) == "answered 200, not 401 or 403"
-    assert each.check(answer(None, "TimeoutError")) == "answered TimeoutError, not 401 or 403"
+    assert each.check(answer(200)) == "responded 200, expected 401 or 403"
+    assert each.check(answer(None, "TimeoutError")) == "responded TimeoutError, expected 401 or 403"

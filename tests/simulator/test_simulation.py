@@ -97,13 +97,13 @@ def test_the_same_seed_sends_the_same_and_another_does_not() -> None:
 def test_a_failed_handshake_ends_it() -> None:
     """When the handshake does not pass, nothing else is sent."""
     results = run(lambda _body, _count, _right: (401, TEXT, b""))
-    assert [(result.outcome, result.wrong) for result in results] == [("wrong", "answered 401, not 200")] * 2
+    assert [(result.outcome, result.wrong) for result in results] == [("wrong", "responded 401, expected 200")] * 2
 
 
 def test_a_handshake_of_the_new_form_alone() -> None:
     """A challenge that is not the whole body would have failed earlier: it is told."""
     results = run(lambda body, _count, right: (200, JSON, b'{"challenge":"' + right[2] + b'"}') if right[2] else right)
-    assert results[0].wrong == "answered 200 without the bare challenge as text/plain"
+    assert results[0].wrong == "responded 200, but the body is not the challenge as text/plain"
 
 
 def test_a_feed_that_stands_still() -> None:
@@ -113,10 +113,10 @@ def test_a_feed_that_stands_still() -> None:
         return (403, TEXT, b"") if b'"PatientAdmin"' in body else right
 
     results = run(
-        spoil, SimulationPlan(kinds=("PatientAdmin.Arrival", "Scheduling.New"), count=3, seed=7, patience=0.0)
+        spoil, SimulationPlan(kinds=("PatientAdmin.Arrival", "Scheduling.New"), count=3, seed=7, timeout=0.0)
     )
     assert [result.wrong for result in results if result.wrong] == [
-        "answered 403, not 200; feed-1 stands still with 2 more behind it"
+        "responded 403, expected 200; feed-1 is paused with 2 more messages"
     ]
     assert outcomes(results)["accepted"] == 3
 
@@ -139,7 +139,7 @@ def test_a_receiver_that_recovers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flawed", "told"), [((204, TEXT, b""), "answered 204, not 200"), ((302, TEXT, b""), "answered 302, not 200")]
+    ("flawed", "told"), [((204, TEXT, b""), "responded 204, expected 200"), ((302, TEXT, b""), "responded 302, expected 200")]
 )
 def test_accepted_otherwise_than_with_200(flawed: Answer, told: str) -> None:
     """A notification that is accepted with another status than 200 is not as it should be."""
@@ -152,15 +152,15 @@ def test_accepted_otherwise_than_with_200(flawed: Answer, told: str) -> None:
     [
         (
             (200, JSON, b'{"Meta":{"DataModel":"PatientSearch","EventType":"Query"}}'),
-            "answered 'PatientSearch.Query', not PatientSearch.Response",
+            "responded 'PatientSearch.Query', expected PatientSearch.Response",
         ),
-        ((200, JSON, b""), "answered 'None.None', not PatientSearch.Response"),
-        ((200, JSON, b'{"Meta":{"Errors":[{"Text":"no"}]}}'), "answered 200 with Meta.Errors"),
-        ((500, JSON, b'{"Meta":{"Errors":[{"Text":"no"}]}}'), "answered 500, not 200"),
-        ((500, TEXT, b"oh"), "answered 500, not 200, and without Meta.Errors"),
-        ((501, TEXT, b""), "answered 501, not 200, and without Meta.Errors"),
-        ((200, JSON, b"[" * 5000), "answered 'None.None', not PatientSearch.Response"),
-        ((200, JSON, b'{"Meta":[]}'), "answered 'None.None', not PatientSearch.Response"),
+        ((200, JSON, b""), "responded 'None.None', expected PatientSearch.Response"),
+        ((200, JSON, b'{"Meta":{"Errors":[{"Text":"no"}]}}'), "responded 200 with Meta.Errors"),
+        ((500, JSON, b'{"Meta":{"Errors":[{"Text":"no"}]}}'), "responded 500, expected 200"),
+        ((500, TEXT, b"oh"), "responded 500, expected 200, and without Meta.Errors"),
+        ((501, TEXT, b""), "responded 501, expected 200, and without Meta.Errors"),
+        ((200, JSON, b"[" * 5000), "responded 'None.None', expected PatientSearch.Response"),
+        ((200, JSON, b'{"Meta":[]}'), "responded 'None.None', expected PatientSearch.Response"),
     ],
 )
 def test_answers_that_are_none(flawed: Answer, told: str) -> None:
@@ -197,7 +197,7 @@ def test_bodies_as_they_are() -> None:
 
 def test_meta_test() -> None:
     """`test` is what Meta.Test says: a destination that rejects tests takes the message only without it."""
-    plan = SimulationPlan(kinds=("PatientAdmin.Arrival",), seed=7, patience=0.0)
+    plan = SimulationPlan(kinds=("PatientAdmin.Arrival",), seed=7, timeout=0.0)
     assert outcomes(run(plan=plan, test_messages="reject"))["wrong"] == 1
     assert outcomes(run(plan=dataclasses.replace(plan, test=False), test_messages="reject"))["accepted"] == 1
 
@@ -223,7 +223,7 @@ def test_stopped_in_a_pause() -> None:
 
     with model_receiver(spoil) as target:
         simulation = Simulation(
-            target, SimulationPlan(kinds=("PatientAdmin.Arrival",), count=5, seed=7, patience=3600.0)
+            target, SimulationPlan(kinds=("PatientAdmin.Arrival",), count=5, seed=7, timeout=3600.0)
         )
         results: list[SimulatedResult] = []
         thread = Thread(target=lambda: results.extend(simulation.run()))

@@ -122,7 +122,7 @@ def test_the_test_plugin() -> None:
         (
             "from receiver.handlers import handler\n@handler('*', name='bad', timeout=0)\ndef bad(m, c): ...",
             "bad:bad",
-            "entry point bad = bad:bad of bad 1.0: @handler bad: timeout is more than 0",
+            "entry point bad = bad:bad of bad 1.0: @handler bad: timeout must be more than 0",
         ),
     ],
 )

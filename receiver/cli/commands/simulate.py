@@ -114,6 +114,7 @@ _MADE_UP: Final = "00000000-0000-4000-8000-000000000000"
 )
 @click.option(
     "--patience",
+    "timeout",
     type=click.FloatRange(0),
     default=60.0,
     show_default=True,
@@ -198,7 +199,7 @@ def simulate(
         **how,
     )
     simulation = Simulation(target, plan)
-    with played(api, url, destination, plan.patience) as came:
+    with played(api, url, destination, plan.timeout) as came:
         with output.progress("sending", simulation.total) as advance:
             results = simulation.run(lambda _: advance(1))
         sent = came()

@@ -97,8 +97,8 @@ class LaneSender:
                 return False
             events.append(ended(queued.call, outcome, _subject(queued), self._caller(queued), end, attempt))
         _ended()
-        details = log.info if end.state == "sent" else log.error if end.state == "dead" else log.warning
-        details(
+        write_log = log.info if end.state == "sent" else log.error if end.state == "dead" else log.warning
+        write_log(
             f"outbox.{outcome}",
             uuid=str(queued.uuid),
             lane=fence.lane,

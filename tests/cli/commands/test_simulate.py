@@ -90,7 +90,7 @@ def test_not_as_it_should_be(tmp_path: Path) -> None:
             ],
         )
     assert done.exit_code == 1
-    assert "PatientSearch.Query: answered 500, not 200, and without Meta.Errors\n" in done.stdout
+    assert "PatientSearch.Query: responded 500, expected 200, and without Meta.Errors\n" in done.stdout
     assert done.stdout.endswith("; 1 not as it should be\n")
 
 
@@ -160,7 +160,7 @@ def test_signed(tmp_path: Path) -> None:
         ]
         signed = CliRunner().invoke(main, [*arguments, "--signing-secret-file", str(tmp_path / "secret")])
         assert signed.exit_code == 0, signed.output
-        assert "Device.New: answered 401, not 200" in CliRunner().invoke(main, arguments).stdout
+        assert "Device.New: responded 401, expected 200" in CliRunner().invoke(main, arguments).stdout
 
 
 @pytest.mark.parametrize(
