@@ -167,7 +167,7 @@ def test_a_bottomless_message_is_refused() -> None:
 )
 def test_a_source_is_required_beside_other_keys(whole: Any) -> None:
     """Where several API keys exist, a message that ends up without a source is refused."""
-    with pytest.raises(Unsendable, match="names no source"):
+    with pytest.raises(Unsendable, match="has no source"):
         prepared(whole, required=True)
 
 
@@ -188,7 +188,7 @@ def test_the_onramp_fills_the_extensions() -> None:
 
 def test_the_onramp_can_not_be_put_into_bytes() -> None:
     """Bytes are never rewritten, so extensions for them are refused rather than dropped."""
-    with pytest.raises(Unsendable, match="can't be put into bytes"):
+    with pytest.raises(Unsendable, match="cannot be added to bytes"):
         prepared(json.dumps(message()).encode(), onramp=ONRAMP)
 
 

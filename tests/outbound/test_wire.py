@@ -243,7 +243,7 @@ def test_more_threads_than_connections(api: FakeRedoxApi) -> None:
 
     hurried, held = outcomes
     assert (type(hurried), hurried.not_processed) == (RedoxUnavailable, True)
-    assert "every connection of this client is in use" in str(hurried)
+    assert "all connections of this client are in use" in str(hurried)
     assert type(held) is AnswerLost
 
 

@@ -112,9 +112,7 @@ def test_a_feed_that_stands_still() -> None:
     def spoil(body: bytes, _count: int, right: Answer) -> Answer:
         return (403, TEXT, b"") if b'"PatientAdmin"' in body else right
 
-    results = run(
-        spoil, SimulationPlan(kinds=("PatientAdmin.Arrival", "Scheduling.New"), count=3, seed=7, timeout=0.0)
-    )
+    results = run(spoil, SimulationPlan(kinds=("PatientAdmin.Arrival", "Scheduling.New"), count=3, seed=7, timeout=0.0))
     assert [result.wrong for result in results if result.wrong] == [
         "responded 403, expected 200; feed-1 is paused with 2 more messages"
     ]
@@ -139,7 +137,8 @@ def test_a_receiver_that_recovers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flawed", "told"), [((204, TEXT, b""), "responded 204, expected 200"), ((302, TEXT, b""), "responded 302, expected 200")]
+    ("flawed", "told"),
+    [((204, TEXT, b""), "responded 204, expected 200"), ((302, TEXT, b""), "responded 302, expected 200")],
 )
 def test_accepted_otherwise_than_with_200(flawed: Answer, told: str) -> None:
     """A notification that is accepted with another status than 200 is not as it should be."""

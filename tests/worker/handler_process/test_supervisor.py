@@ -146,7 +146,7 @@ def test_a_handler_that_is_not_here(shared: World, warm: HandlerSlot, place: str
     sent = shared.hand("nothing", destination=place)
     slot = HandlerSlot(lambda: init_message(shared.settings(handlers=()), shared.url))
     try:
-        with pytest.raises(ConfigurationError, match="no handler brief on this host"):
+        with pytest.raises(ConfigurationError, match="handler brief is not installed on this host"):
             shared.stay(slot, sent.lane)
     finally:
         slot.close()
