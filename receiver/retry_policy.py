@@ -82,7 +82,7 @@ class RetryDecision:
     hold: bool = False
 
 
-def of(exc: BaseException) -> Outcome:
+def outcome_of(exc: BaseException) -> Outcome:
     """Return the outcome for an exception of a handler."""
     frames = _frames(exc)
     text, shown = _text(exc), _shown(exc)
@@ -187,7 +187,7 @@ def failure_record(
     sealed: bytes | None = None,
     release: bool = False,
 ) -> DeliveryFailure:
-    """Return the record to store. `sealed`: the outcome's text, sealed under `key`. `release`: also release the lease."""
+    """Return the record to store. `sealed`: the outcome's text, sealed under `key`. `release`: release the lease."""
     waiting = "waiting" if verdict.pause is not None and not policy.unordered else None
     return DeliveryFailure(
         outcome=outcome.kind,

@@ -10,7 +10,7 @@ import pytest
 from receiver import retry_policy
 from receiver.errors import GiveUp, RetryLater
 from receiver.outbound.errors import RateLimited, RedoxUnavailable, Rejected
-from receiver.retry_policy import LONGEST_DEFERRAL, Outcome, RetryDecision, RetryPolicy, decide, of, pause
+from receiver.retry_policy import LONGEST_DEFERRAL, Outcome, RetryDecision, RetryPolicy, decide, outcome_of, pause
 
 POLICY = RetryPolicy(max_attempts=3, on_failure="dead")
 HOLDING = RetryPolicy(max_attempts=3, on_failure="hold")
@@ -26,7 +26,7 @@ def raised(exc: BaseException) -> Outcome:
     try:
         raise exc
     except BaseException as caught:  # noqa: BLE001 - whatever it is
-        return of(caught)
+        return outcome_of(caught)
 
 
 def test_an_error() -> None:
@@ -75,7 +75,7 @@ def test_a_long_way_down() -> None:
     try:
         down(200)
     except ValueError as exc:
-        frames = of(exc).frames
+        frames = outcome_of(exc).frames
     assert len(frames) == 50
     assert {frame.rpartition(":")[2] for frame in frames} == {"down"}
 
@@ -166,6 +166,6 @@ def test_an_outbound_error_that_may_pass() -> None:
     """An error of receiver.outbound that a handler lets through uses no attempt where the same call may succeed later,
     after the time that Redox asked for; any other is a failure."""
     outcome = raised(RedoxUnavailable(retry_after=7.0))
-    assert (outcome.kind, outcome.error_class, outcome.after) == ("retry_later", "Unavailable", 7.0)
+    assert (outcome.kind, outcome.error_class, outcome.after) == ("retry_later", "RedoxUnavailable", 7.0)
     assert raised(RateLimited()).after == 60.0
     assert raised(Rejected()).kind == "failed"

@@ -43,7 +43,8 @@ class ApiProfile:
         for path in (self.query_path, self.upload_path):
             if not path.startswith("/") or any(c in path for c in "?# \\"):
                 raise ConfigurationError(
-                    "the path is not valid: use a path on the Redox API that begins with a slash and has no query, such as /endpoint or /query"
+                    "the path is not valid: use a path on the Redox API that begins with a slash and has no query, "
+                    "such as /endpoint or /query"
                 )
         source = self.source
         if source is not None and (not source.isascii() or not source.isprintable() or not source.strip()):
@@ -97,8 +98,8 @@ class RedoxApi(ABC):
     call.
     """
 
-    def __init__(self, speaker: ApiProfile, limits: Limits) -> None:
-        self.speaker: Final = speaker
+    def __init__(self, profile: ApiProfile, limits: Limits) -> None:
+        self.profile: Final = profile
         self.limits: Final = limits
 
     @abstractmethod
@@ -107,18 +108,18 @@ class RedoxApi(ABC):
 
     def send(self, message: Outgoing, *, onramp: NetworkOnramp | None = None) -> Answer:
         """Send a Data Model message. The answer means that Redox accepted it, not that it was delivered."""
-        return self.carry_out(self.speaker.message(message, query=False, onramp=onramp))
+        return self.carry_out(self.profile.message(message, query=False, onramp=onramp))
 
     def query(self, message: Outgoing, *, onramp: NetworkOnramp | None = None) -> Answer:
         """Query one destination. `answer.data` is the response message, a dict."""
-        answer = self.carry_out(self.speaker.message(message, query=True, onramp=onramp))
+        answer = self.carry_out(self.profile.message(message, query=True, onramp=onramp))
         if not isinstance(answer.data, dict):
             raise BadAnswer("the response to the query contains no message", status=answer.status)
         return answer
 
     def fhir(self, destination: str, environment: Environment) -> FhirDestination[Answer]:
         """Return the FHIR R4 resources of a destination, named by its slug. Raises Unsendable for a legacy key."""
-        return self.speaker.fhir(destination, environment, self.carry_out)
+        return self.profile.fhir(destination, environment, self.carry_out)
 
     def upload(
         self,
@@ -138,7 +139,7 @@ class RedoxApi(ABC):
         if size > self.limits.upload_bytes:
             raise Unsendable(f"the file has {size} bytes: the maximum for an upload is {self.limits.upload_bytes}")
         name = filename or Path(str(getattr(file, "name", "upload"))).name
-        answer = self.carry_out(self.speaker.upload(), (name, file, media_type))
+        answer = self.carry_out(self.profile.upload(), (name, file, media_type))
         uri = answer.data.get("URI") if isinstance(answer.data, dict) else None
         if not isinstance(uri, str) or not uri:
             raise BadAnswer("the response to the upload contains no URI", status=answer.status)

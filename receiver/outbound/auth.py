@@ -47,7 +47,7 @@ _AFTER_FAILED_RENEWAL: Final = 5.0
 _SKEW: Final = 10.0
 
 
-def _same(key: ApiKey) -> ApiKey:
+def _identity(key: ApiKey) -> ApiKey:
     return key
 
 
@@ -77,7 +77,7 @@ class RedoxAuth(httpx2.Auth):
         now: Callable[[], datetime] = _utc_now,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._key: Callable[[], ApiKey] = key if callable(key) else partial(_same, key)
+        self._key: Callable[[], ApiKey] = key if callable(key) else partial(_identity, key)
         self.legacy: bool = isinstance(self._key(), LegacyKey)
         self._base_url = check_base_url(base_url)
         self._origin = _origin(httpx2.URL(self._base_url))
@@ -125,9 +125,9 @@ class RedoxAuth(httpx2.Auth):
         """Send one request. After a 401, send it once more with a new token, whatever the second response is."""
         self._check_origin(request)
         token = self.token()
-        response = yield _bearing(request, token)
+        response = yield _with_token(request, token)
         if response.status_code == httpx2.codes.UNAUTHORIZED:
-            yield _bearing(request, self.token(refused=token))
+            yield _with_token(request, self.token(refused=token))
 
     async def async_auth_flow(self, request: httpx2.Request) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
         """As sync_auth_flow. A renewal waits in a thread, so it does not block the event loop."""
@@ -135,12 +135,12 @@ class RedoxAuth(httpx2.Auth):
         with self._lock:
             current = self._current(None)
         token = await asyncio.to_thread(self.token) if current is None else current
-        response = yield _bearing(request, token)
+        response = yield _with_token(request, token)
         if response.status_code == httpx2.codes.UNAUTHORIZED:
-            yield _bearing(request, await asyncio.to_thread(self.token, refused=token))
+            yield _with_token(request, await asyncio.to_thread(self.token, refused=token))
 
     def _current(self, refused: AccessToken | None) -> AccessToken | None:
-        """Return the current token if it is usable. None: fetch one, or wait for the renewal. Call only under the lock."""
+        """Return the current token if it is usable. None: fetch one or wait for it. Call only under the lock."""
         held, now = self._held, self._monotonic()
         if held is None or held is refused or held.expired(now):
             return None
@@ -243,7 +243,7 @@ class RedoxAuth(httpx2.Auth):
             raise Unsendable("the request has another origin than the base URL: the Redox token is not sent there")
 
 
-def _bearing(request: httpx2.Request, token: AccessToken) -> httpx2.Request:
+def _with_token(request: httpx2.Request, token: AccessToken) -> httpx2.Request:
     request.headers["Authorization"] = f"Bearer {token.value}"
     return request
 

@@ -114,8 +114,8 @@ class RedoxClient(RedoxApi):
                     return interpret(self._exchange(request))
                 except OutboundError as exc:
                     pause = self._pause(attempt, exc)
-                    sure = exc.retryable and exc.not_processed
-                    if not sure or attempt >= self.limits.attempts or pause >= remaining():
+                    repeatable = exc.retryable and exc.not_processed
+                    if not repeatable or attempt >= self.limits.attempts or pause >= remaining():
                         raise
                 time.sleep(pause)
                 attempt += 1

@@ -39,7 +39,7 @@ class FhirDestination(Generic[Result]):
     environment: Environment
 
     def __post_init__(self) -> None:
-        _check(_SLUG, self.slug, "use the destination's slug, as the Redox dashboard shows it")
+        _check(_SLUG, self.slug, "the destination's slug, as the Redox dashboard shows it")
         if self.environment not in get_args(Environment):
             raise Unsendable(f"the environment must be one of {', '.join(get_args(Environment))}")
 
@@ -62,7 +62,7 @@ class FhirDestination(Generic[Result]):
 
     def operation(self, resource: str, operation: str, body: Outgoing) -> Result:
         """Call an operation, such as `$patient-update`, with a FHIR resource."""
-        _check(_OPERATION, operation, "use an operation's name, such as $patient-update")
+        _check(_OPERATION, operation, "an operation's name, such as $patient-update")
         return self._call("POST", resource, operation, {"Accept": _MEDIA, "Content-Type": _MEDIA}, _fhir_bytes(body))
 
     def message(self, resource: str, operation: str, bundle: Mapping[str, object] | Model) -> Result:
@@ -81,7 +81,7 @@ class FhirDestination(Generic[Result]):
     def _call(
         self, method: Literal["GET", "POST"], resource: str, rest: str, headers: Mapping[str, str], body: bytes | None
     ) -> Result:
-        _check(_RESOURCE, resource, "use a resource type, such as Patient")
+        _check(_RESOURCE, resource, "a resource type, such as Patient")
         kind = f"FHIR.{resource}" if method == "GET" else f"FHIR.{resource}/{rest}"
         return self.carry_out(
             Call(
@@ -107,4 +107,4 @@ def _fhir_bytes(body: Outgoing) -> bytes:
 
 def _check(pattern: re.Pattern[str], value: str, what: str) -> None:
     if not pattern.fullmatch(value):
-        raise Unsendable(f"not {what}")
+        raise Unsendable(f"the value is not valid: use {what}")

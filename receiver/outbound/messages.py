@@ -123,7 +123,7 @@ def as_dict(message: Mapping[str, Any] | Model) -> Mapping[str, Any]:
 
 
 def encode(whole: Mapping[str, Any]) -> bytes:
-    """Encode as compact JSON in UTF-8. Raises Unsendable for NaN, a datetime, a lone surrogate, a cycle, and the like."""
+    """Encode as compact JSON in UTF-8. Raises Unsendable for NaN, a datetime, a lone surrogate, a cycle, and so on."""
     try:
         return json.dumps(whole, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     except (TypeError, ValueError, RecursionError) as exc:

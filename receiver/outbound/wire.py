@@ -106,7 +106,7 @@ class Wire:
 
 
 def _exactly(request: httpx2.Request) -> Iterator[bytes]:
-    """Yield the body, which can be a file. Raises Unsendable during the transfer if its length differs from its header."""
+    """Yield the body, which can be a file. Raises Unsendable during it if the length differs from the header."""
     missing = int(request.headers.get("content-length", 0))
     assert isinstance(request.stream, Iterable)
     for chunk in request.stream:
@@ -121,7 +121,7 @@ def _exactly(request: httpx2.Request) -> Iterator[bytes]:
 def _read_capped(answer: httpcore2.Response, most: int) -> bytes:
     if 300 <= answer.status < 400:
         raise UnusableAnswer(
-            f"the response is a redirect (HTTP {answer.status}), which is not followed: set the base URL to the final URL",
+            f"the response is a redirect (HTTP {answer.status}), not followed: set the base URL to the final URL",
             status=answer.status,
         )
     encodings = (value for name, value in answer.headers if name.lower() == b"content-encoding")
@@ -155,7 +155,7 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _sooner(timeout: float | None, late: type[Exception]) -> float:
+def _within_deadline(timeout: float | None, late: type[Exception]) -> float:
     left = remaining()
     if left <= 0:
         raise late("out of time")
@@ -171,10 +171,10 @@ class _Stream(httpcore2.NetworkStream):
         self._inner = inner
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._inner.read(max_bytes, _sooner(timeout, httpcore2.ReadTimeout))
+        return self._inner.read(max_bytes, _within_deadline(timeout, httpcore2.ReadTimeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._inner.write(buffer, _sooner(timeout, httpcore2.WriteTimeout))
+        self._inner.write(buffer, _within_deadline(timeout, httpcore2.WriteTimeout))
 
     def close(self) -> None:
         self._inner.close()
@@ -182,7 +182,9 @@ class _Stream(httpcore2.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore2.NetworkStream:
-        return _Stream(self._inner.start_tls(ssl_context, server_hostname, _sooner(timeout, httpcore2.ConnectTimeout)))
+        return _Stream(
+            self._inner.start_tls(ssl_context, server_hostname, _within_deadline(timeout, httpcore2.ConnectTimeout))
+        )
 
     def get_extra_info(self, info: str) -> Any:
         return self._inner.get_extra_info(info)
@@ -198,5 +200,7 @@ class _Backend(httpcore2.SyncBackend):
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.NetworkStream:
         return _Stream(
-            super().connect_tcp(host, port, _sooner(timeout, httpcore2.ConnectTimeout), local_address, socket_options)
+            super().connect_tcp(
+                host, port, _within_deadline(timeout, httpcore2.ConnectTimeout), local_address, socket_options
+            )
         )

@@ -197,12 +197,12 @@ def topic(parent: str, field: str) -> str | None:
     return _FIELDS.get(f"{parent}.{field}") or _FIELDS.get(field)
 
 
-def choose(of: Scenario, about: str) -> Code:
+def choose(scenario: Scenario, about: str) -> Code:
     """Return the code of a topic for this scenario. It is always the same one, so that code and name agree."""
     concepts = _TOPICS[about]
-    return concepts[of.seed % len(concepts)]
+    return concepts[scenario.seed % len(concepts)]
 
 
-def measured(of: Scenario, about: str) -> tuple[float, str, float, float]:
+def measured(scenario: Scenario, about: str) -> tuple[float, str, float, float]:
     """Return the value, unit, and usual range (low, high) of the observation that `choose` returns, or a plain 1."""
-    return _MEASURED.get(choose(of, about).code, (1, "unit", 1, 1))
+    return _MEASURED.get(choose(scenario, about).code, (1, "unit", 1, 1))

@@ -22,10 +22,10 @@ class Owner:
     who: Literal["patient", "relative", "staff", "place", "nobody"]
     member: int = 0  # index of the staff member
 
-    def person(self, case: Scenario) -> Person:
+    def person(self, scenario: Scenario) -> Person:
         if self.who == "staff":
-            return case.staff[self.member]
-        return case.relative if self.who == "relative" else case.patient
+            return scenario.staff[self.member]
+        return scenario.relative if self.who == "relative" else scenario.patient
 
 
 FACILITY: Final = "Rivermark General Hospital"
@@ -35,19 +35,19 @@ _PDF: Final = b64encode(b"%PDF-1.4\n1 0 obj<</Type/Catalog>>endobj\ntrailer<</Ro
 
 
 def _time(hours: float = 0) -> Callable[[Scenario], str]:
-    return lambda case: case.time(hours)
+    return lambda scenario: scenario.time(hours)
 
 
 def _day(days: float = 0) -> Callable[[Scenario], str]:
-    return lambda case: case.day(days)
+    return lambda scenario: scenario.day(days)
 
 
 def _number(what: str, digits: int = 8) -> Callable[[Scenario], str]:
-    return lambda case: str(case.number(what, digits))
+    return lambda scenario: str(scenario.number(what, digits))
 
 
 def _uuid(what: str) -> Callable[[Scenario], str]:
-    return lambda case: case.uuid(what)
+    return lambda scenario: scenario.uuid(what)
 
 
 # The key is the field's name, optionally preceded by its parent's and grandparent's names. The longer key has
@@ -514,16 +514,16 @@ def general(field: str, whose: Owner) -> Node:
     if whose.who not in ("place", "nobody"):
         about = _PERSON.get(field) or (_STAFF.get(field) if whose.who == "staff" else None)
         if about is not None:
-            return lambda case: about(whose.person(case))
+            return lambda scenario: about(whose.person(scenario))
     return WORDS.get(field)
 
 
 def patient_identifiers() -> list[Node]:
     """`Patient.Identifiers`: the medical record number, the EHR's id and a network's id, as in Redox's examples."""
     return [
-        {"ID": lambda case: case.patient.mrn, "IDType": "MR"},
-        {"ID": lambda case: case.patient.ehr_id, "IDType": "EHRID"},
-        {"ID": lambda case: case.patient.nist_id, "IDType": "NIST"},
+        {"ID": lambda scenario: scenario.patient.mrn, "IDType": "MR"},
+        {"ID": lambda scenario: scenario.patient.ehr_id, "IDType": "EHRID"},
+        {"ID": lambda scenario: scenario.patient.nist_id, "IDType": "NIST"},
     ]
 
 

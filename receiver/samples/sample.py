@@ -12,7 +12,7 @@ from typing import Any
 from receiver.samples.bundles import bundle
 from receiver.samples.kinds import FHIR_CODED_EVENTS, FHIR_EVENTS, WIRE_NAMES
 from receiver.samples.people import Person, person
-from receiver.samples.scenario import case, render
+from receiver.samples.scenario import make_scenario, render
 from receiver.samples.templates import template
 
 __all__ = ["Person", "encode", "kinds", "person", "sample"]
@@ -40,11 +40,11 @@ def sample(
     `patient`: the patient (default: `person(seed)`). `log_id` and `attempt_id` go into `Meta.Logs`. FHIR notifications
     and sign-ons have no `Meta.Logs`, and FHIR notifications have no test flag. Raises KeyError for an unknown kind.
     """
-    of = case(kind, seed=seed, patient=patient, at=at)
+    scenario = make_scenario(kind, seed=seed, patient=patient, at=at)
     model, _, event = kind.partition(".")
     if model == "FHIR":
-        return bundle(event, of, source_id=source_id)
-    body: dict[str, Any] = render(template(kind), of)
+        return bundle(event, scenario, source_id=source_id)
+    body: dict[str, Any] = render(template(kind), scenario)
     meta = body["Meta"]
     meta["Source"]["ID"] = source_id
     meta["Test"] = test

@@ -56,7 +56,7 @@ class Scenario:
         return (self.at + timedelta(days=days)).date().isoformat()
 
 
-def case(kind: str, *, seed: int, patient: Person | None = None, at: datetime | None = None) -> Scenario:
+def make_scenario(kind: str, *, seed: int, patient: Person | None = None, at: datetime | None = None) -> Scenario:
     """Return the scenario for `seed`, always the same. The relative has the family name of the `patient`, if one is
     passed.
     """
@@ -71,13 +71,13 @@ def case(kind: str, *, seed: int, patient: Person | None = None, at: datetime | 
     )
 
 
-def render(node: Node, of: Scenario) -> Any:
+def render(node: Node, scenario: Scenario) -> Any:
     """Return the JSON value of a template for one scenario. Every container is a new object."""
     if isinstance(node, dict):
-        return {name: render(value, of) for name, value in node.items()}
+        return {name: render(value, scenario) for name, value in node.items()}
     if isinstance(node, list):
-        return [render(value, of) for value in node]
-    return node(of) if callable(node) else node
+        return [render(value, scenario) for value in node]
+    return node(scenario) if callable(node) else node
 
 
 @lru_cache(maxsize=7)

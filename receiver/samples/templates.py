@@ -184,7 +184,7 @@ def _meta(model: str, event: str, cls: Any = None) -> dict[str, Node]:
 
 
 def _language(event: str) -> dict[str, Node]:
-    """Return the template of a natural language event. Redox does not publish its fields, so a note stands in for them."""
+    """Return the template of a natural language event. Redox publishes no fields, so a note replaces them."""
     body: dict[str, Node] = {
         "Patient": {"Identifiers": patient_identifiers()},
         "Text": "Patient reports chest pain since this morning.",

@@ -533,9 +533,9 @@ class _ApiConnection(BaseHTTPRequestHandler):
                 SimulatedApiAnswer(body=gzip.compress(bytes(_BOMB_INFLATED), 1), headers={"Content-Encoding": "gzip"})
             )
         else:
-            self._break_off(fault, answered)
+            self._close_early(fault, answered)
 
-    def _break_off(self, fault: Fault, answered: SimulatedApiAnswer | None) -> None:
+    def _close_early(self, fault: Fault, answered: SimulatedApiAnswer | None) -> None:
         self.close_connection = True
         if fault is Fault.NOT_HTTP:
             self.wfile.write(b"\x15\x03\x01 this is not HTTP\r\n\r\n")

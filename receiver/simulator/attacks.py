@@ -30,7 +30,7 @@ class AttackTarget:
     token: str = field(repr=False)
     source_id: str
     signer: Signer | None = None
-    presenters: tuple[Authenticator, ...] = ()
+    authenticators: tuple[Authenticator, ...] = ()
 
     def redox(
         self, *, destination: str | None = None, token: str | None = None, source_id: str | None = None
@@ -42,7 +42,7 @@ class AttackTarget:
             token or self.token,
             source_id=source_id or self.source_id,
             signer=self.signer,
-            presenters=self.presenters,
+            authenticators=self.authenticators,
         )
 
     def stranger(self) -> FakeRedox:
@@ -75,10 +75,10 @@ def attack_cases(*, unknown_source: int = 403) -> tuple[AttackCase, ...]:
 
     `unknown_source`: use 200 for a destination whose policy accepts or quarantines unknown sources.
     """
-    return (*_strangers(), *_unknown_sources(unknown_source), *_unreadable())
+    return (*_wrong_credentials(), *_unknown_sources(unknown_source), *_unreadable())
 
 
-def _strangers() -> list[AttackCase]:
+def _wrong_credentials() -> list[AttackCase]:
     wrong = "wrong-token-of-a-stranger-000000"
 
     def headers(**values: str | None) -> Callable[[AttackTarget, int], HttpReply]:

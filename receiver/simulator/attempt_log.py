@@ -78,14 +78,14 @@ class AttemptLog:
         for attempt in self.attempts:
             sent[attempt.message] = min(attempt.sent_at, sent.get(attempt.message, math.inf))
         pairs = []
-        earliest, culprit = math.inf, ""
+        earliest, overtaker = math.inf, ""
         for message in reversed(ran):
             if message not in sent:
                 continue
             if earliest < sent[message]:
-                pairs.append((message, culprit))
+                pairs.append((message, overtaker))
             if (time := answered.get(message)) is not None and time < earliest:
-                earliest, culprit = time, message
+                earliest, overtaker = time, message
         return pairs[::-1]
 
     def lines(self) -> Iterable[str]:

@@ -221,7 +221,7 @@ class CertificateAuthenticator:
     secret: str = field(repr=False)
     secret_header: str = "x-proxy-secret"  # noqa: S105 - a header's name
 
-    def headers(self, _: OutgoingRequest, *, now: float) -> dict[str, str]:  # noqa: ARG002 - the interface of authenticators
+    def headers(self, _: OutgoingRequest, *, now: float) -> dict[str, str]:  # noqa: ARG002 - the interface
         """Return the proxy's headers."""
         pem = quote(self.pem, safe="")
         reported = {

@@ -46,7 +46,7 @@ class FakeRedox:
 
     `base_url`: the receiver's URL. `destination`: its name there. `token`: the verification token. `source_id`: the
     source in sample bodies. `bearer`: also send the token as `authorization: Bearer`, as Redox has since about 2021.
-    `presenters`: authenticators that are linked to the destination; they set `authorization` instead. `timeout`:
+    `authenticators`: authenticators that are linked to the destination; they set `authorization` instead. `timeout`:
     seconds for each read; Redox's own timeout is not published.
     """
 
@@ -59,7 +59,7 @@ class FakeRedox:
         source_id: str,
         bearer: bool = True,
         signer: Signer | None = None,
-        presenters: Sequence[Authenticator] = (),
+        authenticators: Sequence[Authenticator] = (),
         timeout: float = 30.0,
         tls: ssl.SSLContext | None = None,
     ) -> None:
@@ -68,9 +68,9 @@ class FakeRedox:
         self._base_url, self._timeout, self._tls = base_url, timeout, tls
         self._target = f"{urlsplit(base_url).path.rstrip('/')}/redox/{quote(destination)}"
         self._token, self._bearer = token, bearer
-        self._presenters = presenters if signer is None else (HmacAuthenticator(signer=signer), *presenters)
+        self._authenticators = authenticators if signer is None else (HmacAuthenticator(signer=signer), *authenticators)
 
-    def line(self) -> HttpConnection:
+    def connect(self) -> HttpConnection:
         """Open a new connection. Raises ConfigurationError if the base URL is not valid."""
         return HttpConnection(self._base_url, timeout=self._timeout, tls=self._tls)
 
@@ -84,15 +84,17 @@ class FakeRedox:
         *,
         headers: Mapping[str, str | None] | None = None,
         lose_answer: bool = False,
-        line: HttpConnection | None = None,
+        connection: HttpConnection | None = None,
     ) -> HttpReply:
         """POST one body, once. `headers` replace headers with the same name; None removes one.
 
-        `line`: the connection to use (default: a new one). `lose_answer`: close the connection when the response
+        `connection`: the connection to use (default: a new one). `lose_answer`: close the connection when the response
         arrives.
         """
         content = body if isinstance(body, bytes) else encode(body)
-        return self._request("POST", self._target, content, self._headers(content, headers or {}), line, lose_answer)
+        return self._request(
+            "POST", self._target, content, self._headers(content, headers or {}), connection, lose_answer
+        )
 
     def handshake_post(self) -> HandshakeResult:
         """Send what "Verify & Save" sends: the token and a challenge in a JSON body."""
@@ -115,8 +117,8 @@ class FakeRedox:
         headers = {"content-type": "application/json", "verification-token": self._token}
         if self._bearer:
             headers["authorization"] = f"Bearer {self._token}"
-        for presenter in self._presenters:
-            headers |= presenter.headers(
+        for authenticator in self._authenticators:
+            headers |= authenticator.headers(
                 OutgoingRequest(
                     method="POST", host=urlsplit(self._base_url).netloc, target=self._target, headers=headers, body=body
                 ),
@@ -130,10 +132,10 @@ class FakeRedox:
         target: str,
         body: bytes | None,
         headers: Mapping[str, str],
-        line: HttpConnection | None = None,
+        connection: HttpConnection | None = None,
         lose_answer: bool = False,
     ) -> HttpReply:
-        with nullcontext(line) if line is not None else self.line() as used:
+        with nullcontext(connection) if connection is not None else self.connect() as used:
             return used.request(method, target, body=body, headers=headers, lose_answer=lose_answer)
 
 

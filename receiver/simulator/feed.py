@@ -60,10 +60,10 @@ class FeedSimulator:
     ) -> None:
         self.name = name
         self.ledger = AttemptLog() if ledger is None else ledger
-        self._redox, self._line = redox, redox.line()
+        self._redox, self._connection = redox, redox.connect()
         self._time_scale, self._attempts, self._deadline = time_scale, attempts, deadline
         self._stopped = Event()
-        self._sendings: dict[str, int] = {}
+        self._attempt_counts: dict[str, int] = {}
 
     def run(self, bodies: Iterable[bytes]) -> bool:
         """Deliver every body in order. Returns False if the queue stops: a message reached its limits, or `stop` was
@@ -88,7 +88,7 @@ class FeedSimulator:
         attempt = 0
         while True:
             attempt += 1
-            answer = self._redox.send(body, line=self._line, lose_answer=attempt <= lose_answers)
+            answer = self._redox.send(body, connection=self._connection, lose_answer=attempt <= lose_answers)
             self._record(message, kind, body, answer)
             wait = next(pauses) * self._time_scale
             late = ends is not None and monotonic() + wait > ends
@@ -106,7 +106,7 @@ class FeedSimulator:
 
     def close(self) -> None:
         """Close the connection."""
-        self._line.close()
+        self._connection.close()
 
     def __enter__(self) -> Self:
         return self
@@ -115,7 +115,7 @@ class FeedSimulator:
         self.close()
 
     def _record(self, message: str, kind: str | None, body: bytes, answer: HttpReply) -> None:
-        number = self._sendings[message] = self._sendings.get(message, 0) + 1
+        number = self._attempt_counts[message] = self._attempt_counts.get(message, 0) + 1
         self.ledger.record(
             Attempt(
                 feed=self.name,

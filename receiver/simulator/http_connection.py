@@ -76,7 +76,7 @@ class HttpConnection:
         """
         sent_at = monotonic()
         try:
-            self._hang_up_if_dead()
+            self._close_if_dead()
             self._connection.request(method, target, body=body, headers=dict(headers))
             if lose_answer:
                 select.select([self._connection.sock], [], [], self._timeout)
@@ -106,8 +106,8 @@ class HttpConnection:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _hang_up_if_dead(self) -> None:
-        """Close an idle connection that the server has closed: it is readable, and a request sent on it would be lost."""
+    def _close_if_dead(self) -> None:
+        """Close an idle connection that the server has closed: it is readable, and a request on it would be lost."""
         sock = self._connection.sock
         if sock is not None and select.select([sock], [], [], 0)[0]:
             self.close()

@@ -82,8 +82,8 @@ class Simulation:
         self.ledger: Final = AttemptLog()
         self._target, self._plan = target, plan
         self._on_result: Callable[[SimulatedResult], None] = lambda _: None
-        self._queues, self._queries = self._queues()
-        self._trespasses = attack_cases(unknown_source=plan.unknown_source) if plan.misbehave else ()
+        self._queues, self._queries = self._make_queues()
+        self._attacks = attack_cases(unknown_source=plan.unknown_source) if plan.misbehave else ()
         self._results: list[SimulatedResult] = []
         self._feeds: list[FeedSimulator] = []
         self._lock = threading.RLock()  # `on_result` may call `stop`
@@ -94,7 +94,7 @@ class Simulation:
     def total(self) -> int:
         """Return the number of results if no feed stops."""
         notifications = sum(len(queue) + len(queue) // DUPLICATE_EVERY for queue in self._queues)
-        return 2 + notifications + len(self._queries) + len(self._trespasses)
+        return 2 + notifications + len(self._queries) + len(self._attacks)
 
     def run(self, on_result: Callable[[SimulatedResult], None] = lambda _: None) -> list[SimulatedResult]:
         """Send everything and return the results. `on_result` is called for each one, from several threads.
@@ -140,7 +140,7 @@ class Simulation:
 
     # Items to send
 
-    def _queues(self) -> tuple[list[list[_Item]], list[_Item]]:
+    def _make_queues(self) -> tuple[list[list[_Item]], list[_Item]]:
         """Return the queues of the feeds (each Data Model is in one of them), and the queries, which do not wait in a
         queue.
         """
@@ -172,7 +172,7 @@ class Simulation:
             if answer.status != 200
             else ("responded 200, but the body is not the challenge as text/plain")
         )
-        self._tell("handshake", how, answer, wrong=wrong)
+        self._add_result("handshake", how, answer, wrong=wrong)
         return wrong is None
 
     def _feed(self, name: str, queue: Sequence[_Item]) -> None:
@@ -191,7 +191,7 @@ class Simulation:
                     return
                 if not sent.answer.accepted:
                     behind = len(queue) - number
-                    self._tell(
+                    self._add_result(
                         "accepted",
                         item.kind,
                         sent.answer,
@@ -199,10 +199,10 @@ class Simulation:
                         wrong=(f"{_unexpected(sent.answer)}; {name} is paused with {behind} more messages"),
                     )
                     return
-                self._tell_accepted("accepted", item.kind, sent.answer, sent.attempts)
+                self._add_accepted("accepted", item.kind, sent.answer, sent.attempts)
                 if number % DUPLICATE_EVERY == 0:
                     again = feed.duplicate(sent)
-                    self._tell_accepted("accepted again", item.kind, again.answer, again.attempts)
+                    self._add_accepted("accepted again", item.kind, again.answer, again.attempts)
 
     def _ask(self) -> None:
         with FeedSimulator(self._target.redox(), name="queries", ledger=self.ledger) as feed:
@@ -211,15 +211,15 @@ class Simulation:
                     return
                 answer = feed.deliver(item.make()).answer
                 outcome, wrong = _judge(item.kind, answer)
-                self._tell(outcome, item.kind, answer, wrong=wrong)
+                self._add_result(outcome, item.kind, answer, wrong=wrong)
 
     def _misbehave(self) -> None:
-        for number, trespass in enumerate(self._trespasses):
+        for number, attack in enumerate(self._attacks):
             if not self._wait_for_rate():
                 return
             # Seeds far from those of the feeds, so that these messages are not duplicates.
-            answer = trespass.send(self._target, self._plan.seed + 1_000_000 + number)
-            self._tell("misbehaviour met", trespass.name, answer, wrong=trespass.check(answer))
+            answer = attack.send(self._target, self._plan.seed + 1_000_000 + number)
+            self._add_result("misbehaviour met", attack.name, answer, wrong=attack.check(answer))
 
     def _wait_for_rate(self) -> bool:
         """Wait for the next send that the rate allows. Returns False if the run was stopped."""
@@ -232,11 +232,11 @@ class Simulation:
 
     # Checks
 
-    def _tell_accepted(self, outcome: str, kind: str, answer: HttpReply, attempts: int) -> None:
+    def _add_accepted(self, outcome: str, kind: str, answer: HttpReply, attempts: int) -> None:
         wrong = None if answer.status == 200 else _unexpected(answer)
-        self._tell(outcome, kind, answer, attempts=attempts, wrong=wrong)
+        self._add_result(outcome, kind, answer, attempts=attempts, wrong=wrong)
 
-    def _tell(self, outcome: str, what: str, answer: HttpReply, *, wrong: str | None, attempts: int = 1) -> None:
+    def _add_result(self, outcome: str, what: str, answer: HttpReply, *, wrong: str | None, attempts: int = 1) -> None:
         result = SimulatedResult(
             outcome=outcome if wrong is None else "wrong",
             what=what,
@@ -254,13 +254,13 @@ def _unexpected(answer: HttpReply) -> str:
 
 
 def _judge(kind: str, answer: HttpReply) -> tuple[str, str | None]:
-    """Return (outcome, error) for the response to a query: its Response, or 501 in Redox's format without a responder."""
+    """Return (outcome, error) for the response to a query: its Response, or 501 in Redox's format if there is none."""
     meta = _meta(answer)
     if answer.status == 501 and meta.get("Errors"):
         return "no responder", None
     if answer.status is None or not 200 <= answer.status < 300:
-        shapeless = answer.status is not None and not meta.get("Errors")
-        return "wrong", _unexpected(answer) + (", and without Meta.Errors" if shapeless else "")
+        no_errors = answer.status is not None and not meta.get("Errors")
+        return "wrong", _unexpected(answer) + (", and without Meta.Errors" if no_errors else "")
     if meta.get("Errors"):
         return "wrong", f"responded {answer.status} with Meta.Errors"
     wanted = (_model(kind), QUERIES[kind])

@@ -48,7 +48,7 @@ def result(message: Message, context: Context) -> None:
 
 
 @responder("PatientSearch.Query", name="example-search", timeout=10)
-def search(message: Message, context: Context) -> dict[str, Any]:  # noqa: ARG001 - the plugin API requires the signature
+def search(message: Message, context: Context) -> dict[str, Any]:  # noqa: ARG001 - the plugin API requires it
     """Answer that one patient matches, with the requested demographics."""
     asked = (message.data.get("Patient") or {}).get("Demographics") or {}
     return {

@@ -157,7 +157,7 @@ def load_handler(name: str, modules: Sequence[str]) -> Loaded:
 
 
 def responder_conflicts(specs: Mapping[str, Iterable[HandlerSpec]]) -> list[tuple[str, str, str]]:
-    """Find destinations (the keys) with two responders for one query. Returns (responder, destination, error message)."""
+    """Find destinations (the keys) with two responders for one query. Returns (responder, destination, message)."""
     conflicts = []
     for destination, bound in specs.items():
         answerers: dict[str, str] = {}
@@ -170,8 +170,8 @@ def responder_conflicts(specs: Mapping[str, Iterable[HandlerSpec]]) -> list[tupl
                             spec.handler,
                             destination,
                             (
-                                f"{query} is answered by both {other} and {spec.handler} at {destination}: run `redox-receiver "
-                                f"handlers disable {spec.handler} --destination {destination}`"
+                                f"{query} is answered by both {other} and {spec.handler} at {destination}: "
+                                f"run `redox-receiver handlers disable {spec.handler} --destination {destination}`"
                             ),
                         )
                     )
@@ -213,9 +213,7 @@ def _of_entry_point(point: EntryPoint) -> list[Loaded]:
                 point.name,
                 origin,
                 "Renamed",
-                (
-                    f"{origin}: the function is declared with name={declaration.name!r}: use the same name in both places"
-                ),
+                (f"{origin}: the function is declared with name={declaration.name!r}: use the same name"),
             )
         )
     return [Loaded(declaration=declaration, function=function, origin=origin, development=False)]

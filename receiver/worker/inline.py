@@ -34,7 +34,7 @@ from receiver.worker.handler_process.ipc import ResponderAnswer, ResponderError,
 from receiver.worker.handler_process.supervisor import HandlerProcessGone, HandlerSlot, Killed
 from receiver.worker.lane_run import run_lane
 from receiver.worker.leases import Leases
-from receiver.worker.problem_reporter import ProblemReporter, of_failure, summary
+from receiver.worker.problem_reporter import ProblemReporter, problem_of_failure, summary
 
 log: Final = structlog.get_logger(__name__)
 
@@ -44,13 +44,13 @@ LONGEST: Final = 100.0
 # Bytes of an answer. Redox publishes no limit for it, and accepts messages of 10 MB everywhere.
 LARGEST_ANSWER: Final = 10 * 1024 * 1024
 # Seconds until a handler process is free or started. A responder's own timeout begins afterwards.
-_BEFOREHAND: Final = 15.0
+_START_TIMEOUT: Final = 15.0
 # Seconds that a request waits for a lane that another request holds.
-_BUSY: Final = 5.0
+_BUSY_LANE_TIMEOUT: Final = 5.0
 _POLL_INTERVAL: Final = 0.1
 # Seconds between attempts to release lanes that could not be released in time. Meanwhile Redox receives 503 for these
 # lanes.
-_RELEASE: Final = 1.0
+_RELEASE_INTERVAL: Final = 1.0
 # Seconds. The handler process also enforces its deadline itself, a little later than this side.
 _MARGIN: Final = 5.0
 
@@ -60,7 +60,7 @@ class ResponderFailed(ReceiverError):
 
 
 class InlineHandlers:
-    """The handler processes of one receiver process. Call `start` after fork. Safe in threads; one request per thread."""
+    """The handler processes of one receiver process. Call `start` after fork. Safe in threads."""
 
     def __init__(self, settings: Settings, url: str, engine: Engine) -> None:
         self._settings = settings
@@ -83,7 +83,7 @@ class InlineHandlers:
         self._stopping.set()
         self._leases.leave(time.monotonic())
         with self._changed:
-            self._changed.wait_for(lambda: len(self._free) == len(self._slots), _BUSY)
+            self._changed.wait_for(lambda: len(self._free) == len(self._slots), _BUSY_LANE_TIMEOUT)
             for slot in self._free:
                 slot.close()
         try:
@@ -107,7 +107,7 @@ class InlineHandlers:
         """
         if responder.paused:
             raise NotFound("the responder is paused: run `redox-receiver handlers resume`")
-        deadline = time.monotonic() + min(responder.timeout + _BEFOREHAND, LONGEST)
+        deadline = time.monotonic() + min(responder.timeout + _START_TIMEOUT, LONGEST)
         question = RunResponder(
             handler=responder.handler,
             destination=destination.name,
@@ -177,7 +177,7 @@ class InlineHandlers:
                 place=result.frames[-1] if result.frames else None,
             )
         elif isinstance(exc, PluginError):
-            problem = of_failure(exc.failure, kind, responder.handler)
+            problem = problem_of_failure(exc.failure, kind, responder.handler)
         else:
             problem = HandlerProblem(kind=kind, handler=responder.handler, detail=str(exc))
         self._problems.add(replace(problem, destination=destination.name, message=UUID(receipt.uuid)))
@@ -201,7 +201,7 @@ class InlineHandlers:
 
     def _run(self, delivery: int, destination: Destination, deadline: float) -> bool:
         """Return True if the delivery is done. Waits briefly for a lane that another request holds."""
-        busy_deadline = min(deadline, time.monotonic() + _BUSY)
+        busy_deadline = min(deadline, time.monotonic() + _BUSY_LANE_TIMEOUT)
         while not self._stopping.is_set():
             with self._leases.connection() as connection:
                 found = lanes.inline_delivery(connection, delivery)
@@ -238,7 +238,7 @@ class InlineHandlers:
     def _slot(self, destination: Destination, deadline: float) -> Iterator[HandlerSlot]:
         """Reserve a handler slot for the block. Raises Unavailable if none is free in time."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._may_take(destination), deadline - time.monotonic()):
+            if not self._changed.wait_for(lambda: self._slot_allowed(destination), deadline - time.monotonic()):
                 raise Unavailable("responders_busy")
             if self._stopping.is_set():
                 raise Unavailable("shutting_down")
@@ -252,12 +252,12 @@ class InlineHandlers:
                 self._taken[destination.id] -= 1
                 self._changed.notify_all()
 
-    def _may_take(self, destination: Destination) -> bool:
+    def _slot_allowed(self, destination: Destination) -> bool:
         return self._stopping.is_set() or (bool(self._free) and self._taken[destination.id] < self._each)
 
     def _keep(self) -> None:
         renew_at = 0.0
-        while not self._stopping.wait(min(_RELEASE, self._settings.lease / 3)):
+        while not self._stopping.wait(min(_RELEASE_INTERVAL, self._settings.lease / 3)):
             self._leases.release()
             try:
                 self._problems.flush(self._leases.connection)

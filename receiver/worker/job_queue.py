@@ -89,7 +89,7 @@ class JobQueue:
                     worker
                 )  # of an earlier engine of this process: its jobs are stalled
             self._workers.clear()
-            mending = asyncio.create_task(self._end_stalled(app))
+            cleanup = asyncio.create_task(self._end_stalled(app))
             try:
                 await app.run_worker_async(
                     queues=self._handlers,
@@ -104,7 +104,7 @@ class JobQueue:
                     stalled_worker_timeout=self._lease * _SILENT,
                 )
             finally:
-                mending.cancel()
+                cleanup.cancel()
 
     async def _lane(self, context: JobContext, lane: str) -> None:
         """The only task. Raises nothing and returns nothing, because Procrastinate would log it."""

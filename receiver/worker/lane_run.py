@@ -117,7 +117,7 @@ def _run(
     try:
         ended = slot.run_lanes(
             RunLanes(
-                lanes=tuple((fence.lane, fence.epoch) for fence in held.leases),
+                lanes=tuple((lease.lane, lease.epoch) for lease in held.leases),
                 owner=held.lease.owner,
                 handler=subscription.handler,
                 destination=lane.split("/", 2)[1],
@@ -162,7 +162,7 @@ def _record(
     """
     if killed.why == "fenced" or not killed.delivery:
         return None, False
-    fence = next(fence for fence in held.leases if fence.lane == killed.lane)
+    lease = next(lease for lease in held.leases if lease.lane == killed.lane)
     outcome = Outcome(
         kind="timed_out" if killed.why == "timed_out" else "crashed",
         error_class=killed.error_class,
@@ -179,7 +179,7 @@ def _record(
             # recorded later.
             recorded = lanes.fail(
                 connection,
-                fence,
+                lease,
                 killed.delivery,
                 killed.attempt,
                 retry_policy.failure_record(outcome, verdict, policy, release=True),
@@ -193,7 +193,7 @@ def _record(
     if killed.why != "stopped":
         log_attempt(
             Unsuccessful(
-                lane=fence.lane,
+                lane=lease.lane,
                 delivery=killed.delivery,
                 attempt=killed.attempt,
                 state=verdict.state,
@@ -203,7 +203,7 @@ def _record(
                 pause=verdict.pause,
             ),
             handler,
-            fence.lane.split("/", 2)[1],
+            lease.lane.split("/", 2)[1],
         )
     if verdict.state == "dead":
         return LaneDone(why="dead", error_class=outcome.error_class), True

@@ -15,10 +15,10 @@ from receiver.storage.queue import lanes
 from receiver.worker.leases import Leases
 
 # Target seconds for a batch: other slots may be free.
-STAY: Final = 0.25
+BATCH_SECONDS: Final = 0.25
 # The first batch size, and the largest. For larger batches, the saved round trip does not matter.
-_FIRST: Final = 4
-MOST: Final = 64
+_FIRST_BATCH: Final = 4
+MAX_BATCH: Final = 64
 
 
 class LaneScheduler:
@@ -27,7 +27,7 @@ class LaneScheduler:
     def __init__(self, leases: Leases) -> None:
         self._leases = leases
         self._cursors: defaultdict[str, str] = defaultdict(str)  # handler → cursor: the last lane taken
-        self._sizes: defaultdict[str, int] = defaultdict(lambda: _FIRST)
+        self._sizes: defaultdict[str, int] = defaultdict(lambda: _FIRST_BATCH)
         self._lock = threading.Lock()
 
     def next(self, handler: str) -> list[str]:
@@ -38,7 +38,7 @@ class LaneScheduler:
         with self._lock, self._leases.connection() as connection:
             turned = not self._cursors[handler]
             while True:
-                some, cursor = lanes.due(connection, [handler], after=self._cursors[handler], limit=MOST)
+                some, cursor = lanes.due(connection, [handler], after=self._cursors[handler], limit=MAX_BATCH)
                 ordered = [lane for lane in some if not unordered(lane)]
                 if ordered:
                     destination = ordered[0].rsplit("/", 1)[0]
@@ -53,7 +53,7 @@ class LaneScheduler:
     def took(self, handler: str, seconds: float) -> None:
         """Report how long the last batch took. The next batch is twice as large, or half."""
         with self._lock:
-            if seconds < STAY / 4:
-                self._sizes[handler] = min(MOST, 2 * self._sizes[handler])
-            elif seconds > STAY / 2:
+            if seconds < BATCH_SECONDS / 4:
+                self._sizes[handler] = min(MAX_BATCH, 2 * self._sizes[handler])
+            elif seconds > BATCH_SECONDS / 2:
                 self._sizes[handler] = max(1, self._sizes[handler] // 2)

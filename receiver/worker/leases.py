@@ -56,49 +56,51 @@ class Leases:
         began = time.monotonic()
         _claiming()
         with self.connection() as connection:
-            fence = (
+            lease = (
                 lanes.claim(connection, lane, self.owner, seconds, inline=inline)
                 if take is None
                 else take(connection, lane, self.owner, seconds)
             )
-        return None if fence is None else self._holding([fence], began + seconds)
+        return None if lease is None else self._holding([lease], began + seconds)
 
     def claim_some(self, names: Sequence[str], seconds: float) -> LaneReservation | None:
-        """Claim those of the lanes that are free. All belong to one handler at one destination. Raises SQLAlchemyError."""
+        """Claim the free ones of these lanes, which belong to a handler at one destination. Raises SQLAlchemyError."""
         began = time.monotonic()
         _claiming()
         with self.connection() as connection:
-            fences = lanes.claim_some(connection, names, self.owner, seconds)
-        return self._holding(fences, began + seconds) if fences else None
+            leases = lanes.claim_some(connection, names, self.owner, seconds)
+        return self._holding(leases, began + seconds) if leases else None
 
-    def _holding(self, fences: list[Lease], until: float) -> LaneReservation:
+    def _holding(self, leases: list[Lease], until: float) -> LaneReservation:
         _claimed()
-        lease = LaneReservation(leases=fences, until=until, leave_by=self._leave_by)
+        reservation = LaneReservation(leases=leases, until=until, leave_by=self._leave_by)
         with self._lock:
-            self._held.update({fence.lane: lease for fence in fences})
-        return lease
+            self._held.update({lease.lane: reservation for lease in leases})
+        return reservation
 
-    def give_back(self, lease: LaneReservation, *, released: str | None = None) -> None:
+    def give_back(self, reservation: LaneReservation, *, released: str | None = None) -> None:
         """Release the lanes. `released`: the lane that the database has already released."""
-        self._release(lease, [fence for fence in lease.leases if fence.lane != released], lease.leases)
+        self._release(
+            reservation, [lease for lease in reservation.leases if lease.lane != released], reservation.leases
+        )
 
-    def give_back_after(self, lease: LaneReservation, lane: str) -> bool:
+    def give_back_after(self, reservation: LaneReservation, lane: str) -> bool:
         """Release the lanes after this one, so that other slots can run them. Returns True if there are any.
 
         The handler process notices the lost leases itself.
         """
-        place = next(n for n, fence in enumerate(lease.leases) if fence.lane == lane)
-        kept, rest = lease.leases[: place + 1], lease.leases[place + 1 :]
-        self._release(lease, rest, rest)
+        place = next(n for n, lease in enumerate(reservation.leases) if lease.lane == lane)
+        kept, rest = reservation.leases[: place + 1], reservation.leases[place + 1 :]
+        self._release(reservation, rest, rest)
         with self._lock:
-            lease.leases = kept
+            reservation.leases = kept
         return bool(rest)
 
-    def _release(self, lease: LaneReservation, late: Sequence[Lease], gone: Sequence[Lease]) -> None:
+    def _release(self, reservation: LaneReservation, late: Sequence[Lease], gone: Sequence[Lease]) -> None:
         with self._lock:
-            for fence in gone:
-                if self._held.get(fence.lane) is lease:
-                    del self._held[fence.lane]
+            for lease in gone:
+                if self._held.get(lease.lane) is reservation:
+                    del self._held[lease.lane]
             self._late.update(dict.fromkeys(late))
         if late:
             self.release()
@@ -113,31 +115,36 @@ class Leases:
             with self.connection() as connection:
                 lanes.release(connection, *late)
             with self._lock:
-                for fence in late:
-                    self._late.pop(fence, None)
+                for lease in late:
+                    self._late.pop(lease, None)
         except SQLAlchemyError as exc:
             log.warning("leases.not_released", error=describe(exc), lanes=len(late))
 
     def renew(self, seconds: float) -> None:
         """Renew all leases for `seconds` from now."""
         with self._lock:
-            held = [(lease, list(lease.leases)) for lease in {id(each): each for each in self._held.values()}.values()]
+            held = [
+                (reservation, list(reservation.leases))
+                for reservation in {id(each): each for each in self._held.values()}.values()
+            ]
         if not held:
             return
         began = time.monotonic()
         try:
             with self.connection() as connection:
                 kept = lanes.renew(
-                    connection, self.owner, {fence.lane: fence.epoch for _, fences in held for fence in fences}, seconds
+                    connection, self.owner, {lease.lane: lease.epoch for _, leases in held for lease in leases}, seconds
                 )
-                locked = [(lease, [fence for fence in fences if fence.lane not in kept]) for lease, fences in held]
-                for lease in (lease for lease, missing in locked if not missing):
-                    lease.renewed(began + seconds)
-                for lease, missing in locked:
+                locked = [
+                    (reservation, [lease for lease in leases if lease.lane not in kept]) for reservation, leases in held
+                ]
+                for reservation in (reservation for reservation, missing in locked if not missing):
+                    reservation.renewed(began + seconds)
+                for reservation, missing in locked:
                     # If one lane of several is lost, end the run of all: this side does not know which one runs at that
                     # moment.
-                    if missing and all(lanes.renew_one(connection, fence, seconds) for fence in missing):
-                        lease.renewed(began + seconds)
+                    if missing and all(lanes.renew_one(connection, lease, seconds) for lease in missing):
+                        reservation.renewed(began + seconds)
         except SQLAlchemyError as exc:
             log.warning("leases.not_renewed", error=describe(exc), lanes=len(held))
 
@@ -145,6 +152,6 @@ class Leases:
         """End every current and future run after its current handler, at the latest at `by` (monotonic)."""
         self._leave_by = by
         with self._lock:
-            held = {id(lease): lease for lease in self._held.values()}
-        for lease in held.values():
-            lease.leave(by)
+            held = {id(reservation): reservation for reservation in self._held.values()}
+        for reservation in held.values():
+            reservation.leave(by)

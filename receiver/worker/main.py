@@ -47,7 +47,7 @@ from receiver.worker.lane_run import run_lane, run_lanes
 from receiver.worker.lane_scheduler import LaneScheduler
 from receiver.worker.leases import Leases
 from receiver.worker.outbox_worker import SENDERS, OutboxWorker
-from receiver.worker.problem_reporter import ProblemReporter, of_failure, summary
+from receiver.worker.problem_reporter import ProblemReporter, problem_of_failure, summary
 
 log: Final = structlog.get_logger(__name__)
 
@@ -60,22 +60,22 @@ GRACE: Final = 30.0
 SWEEP: Final = 1.0
 SWEEP_LANES: Final = 500
 # Seconds between: heartbeats, registry updates, patient indexing when there was none, removal of expired keys.
-_SEEN: Final = 5.0
-_REGISTRY: Final = 0.5
-_INDEX: Final = 1.0
-_FORGET: Final = 60.0
-_HOURLY: Final = 3600.0
+_HEARTBEAT_INTERVAL: Final = 5.0
+_REGISTRY_INTERVAL: Final = 0.5
+_INDEX_INTERVAL: Final = 1.0
+_FORGET_INTERVAL: Final = 60.0
+_PARTITION_INTERVAL: Final = 3600.0
 # Seconds between reports of changed handler problems.
-_REPORT: Final = 1.0
+_REPORT_INTERVAL: Final = 1.0
 # Seconds until a plugin that could not be loaded is tried again: you may have installed what it lacked.
-_RELOAD: Final = 30.0
+_RELOAD_INTERVAL: Final = 30.0
 # Seconds between checks for a stop request.
 _POLL_INTERVAL: Final = 0.1
 # Seconds to wait after an error of the database, or of a handler process that does not start.
 _PAUSE: Final = 1.0
 _UNLOADED_PAUSE: Final = 10.0
 # Seconds. The limit for the worker's own statements.
-_STATEMENT: Final = 10.0
+_STATEMENT_TIMEOUT: Final = 10.0
 _DUPLICATE: Final = "23505"
 
 
@@ -111,7 +111,7 @@ class DeliveryWorker:
         self._digests = PatientDigests(keyring)
         # One connection for each lane that is claimed or released, and one for each background thread.
         self._engine = open_engine(
-            self._url, pool_size=settings.concurrency + SENDERS + 10, statement_timeout=_STATEMENT
+            self._url, pool_size=settings.concurrency + SENDERS + 10, statement_timeout=_STATEMENT_TIMEOUT
         )
         self._schema = SchemaMonitor(self._engine)
         self._follower = RegistryFollower(self._engine, keyring)
@@ -156,15 +156,15 @@ class DeliveryWorker:
         for interval, work in (
             (self._settings.lease / 3, self._renew),
             (_PAUSE, self._leases.release),
-            (_SEEN, self._heartbeat),
-            (_REPORT, self._report_problems),
+            (_HEARTBEAT_INTERVAL, self._heartbeat),
+            (_REPORT_INTERVAL, self._report_problems),
             (SWEEP, self._sweep),
             (SWEEP, self._outgoing.sweep),
-            (_REGISTRY, self._follow),
-            (_INDEX, self._index),
-            (_FORGET, self._forget),
-            (_HOURLY, self._make_partitions),
-            (SCHEMA_POLL_INTERVAL, self._look_at_schema),
+            (_REGISTRY_INTERVAL, self._follow),
+            (_INDEX_INTERVAL, self._index),
+            (_FORGET_INTERVAL, self._forget),
+            (_PARTITION_INTERVAL, self._make_partitions),
+            (SCHEMA_POLL_INTERVAL, self._check_schema),
         ):
             threading.Thread(target=self._repeat, args=(interval, work), name=work.__name__, daemon=True).start()
         while not self._stop_requests:
@@ -176,7 +176,7 @@ class DeliveryWorker:
         while not self._stop_requests and not ((found := self._schema.check()) and found.compatible):
             time.sleep(SCHEMA_POLL_INTERVAL)
 
-    def _look_at_schema(self) -> None:
+    def _check_schema(self) -> None:
         """Check the schema. If it is no longer compatible, stop in order: the restarted worker waits for a compatible
         schema.
         """
@@ -213,7 +213,7 @@ class DeliveryWorker:
         log.info("worker.stopped", worker=self.name)
 
     def _repeat(self, interval: float, work: Callable[[], float | None]) -> None:
-        """Call `work` periodically. It may return the seconds to wait. Database errors are logged, and retried later."""
+        """Call `work` periodically. It may return the seconds to wait. Database errors are logged and retried."""
         while not self._stopping.is_set():
             pause: float | None = None
             try:
@@ -236,7 +236,9 @@ class DeliveryWorker:
         enabled = {each.handler for destination in registry.destinations.values() for each in destination.subscriptions}
         plugins = discovery.load_handlers(enabled, self._settings.handlers)
         loaded = plugins.loaded
-        problems = [of_failure(each, "plugin_not_loaded", each.handler or each.origin) for each in plugins.failures]
+        problems = [
+            problem_of_failure(each, "plugin_not_loaded", each.handler or each.origin) for each in plugins.failures
+        ]
         failed = {each.handler for each in problems}
         for name in sorted(enabled - loaded.keys() - failed):
             log.warning("handler.not_installed", handler=name)
@@ -261,7 +263,7 @@ class DeliveryWorker:
                 error=problem.detail,
             )
         self._problems.replace_all("plugin_not_loaded", problems)
-        self._reload_at = time.monotonic() + _RELOAD if problems else math.inf
+        self._reload_at = time.monotonic() + _RELOAD_INTERVAL if problems else math.inf
         self._version = registry.version
         self._handlers = tuple(sorted(name for name, each in loaded.items() if each.declaration.role == "handler"))
 
@@ -359,7 +361,7 @@ class DeliveryWorker:
         """Report that the worker has loaded the handler, but its handler processes cannot."""
         handler = lane.partition("/")[0]
         if isinstance(exc, PluginError):
-            self._problems.add(of_failure(exc.failure, "handler_not_started", handler))
+            self._problems.add(problem_of_failure(exc.failure, "handler_not_started", handler))
         else:
             self._problems.add(
                 HandlerProblem(
@@ -384,14 +386,14 @@ class DeliveryWorker:
                 names,
                 subscription,
                 lease=self._settings.lease,
-                leave_after=lane_scheduler.STAY,
+                leave_after=lane_scheduler.BATCH_SECONDS,
                 others=lambda: self._defer_many(handler),
                 development=self._development(names[0]),
             )
             self._scheduler.took(handler, time.monotonic() - began)
-            self._ran(handler, left)
+            self._clear_start_problem(handler, left)
             if left is not None and left.why == "dead":
-                self._perhaps_pause(names[0], left)
+                self._pause_if_many_dead(names[0], left)
 
     def _run_once(self, slot: HandlerSlot, lane: str) -> bool:
         """Run the lane once. Returns True if there may be more to run now."""
@@ -407,12 +409,12 @@ class DeliveryWorker:
             leave_after=SLICE,
             development=self._development(lane),
         )
-        self._ran(subscription.handler, left)
+        self._clear_start_problem(subscription.handler, left)
         if left is not None and left.why == "dead":
-            self._perhaps_pause(lane, left)
+            self._pause_if_many_dead(lane, left)
         return left is not None and left.why in ("time", "dead")
 
-    def _ran(self, handler: str, left: LaneDone | None) -> None:
+    def _clear_start_problem(self, handler: str, left: LaneDone | None) -> None:
         if left is not None:
             self._problems.clear(handler, "", "handler_not_started")
 
@@ -430,7 +432,7 @@ class DeliveryWorker:
         destination = None if registry is None else registry.destinations.get(lane.split("/", 2)[1])
         return destination is not None and destination.environment == "development"
 
-    def _perhaps_pause(self, lane: str, left: LaneDone) -> None:
+    def _pause_if_many_dead(self, lane: str, left: LaneDone) -> None:
         """Pause the handler after many dead deliveries with the same error, because the messages are probably not the
         cause.
 

@@ -31,7 +31,7 @@ SENDERS: Final = 4
 # Seconds that a lane may run, because other lanes may wait.
 SLICE: Final = 3.0
 # Seconds. The limit for a statement.
-_STATEMENT: Final = 10.0
+_STATEMENT_TIMEOUT: Final = 10.0
 _POLL_INTERVAL: Final = 0.1
 _DUPLICATE: Final = "23505"
 
@@ -45,7 +45,7 @@ class OutboxWorker:
         self._url = url
         self._leases = leases
         self._lease = lease
-        self._database = open_engine(url, pool_size=2 * SENDERS, statement_timeout=_STATEMENT)
+        self._database = open_engine(url, pool_size=2 * SENDERS, statement_timeout=_STATEMENT_TIMEOUT)
         # One attempt per call: later attempts are made by the outbox, whose pauses block no thread.
         self._clients = Clients(self._database, keyring, limits=Limits(attempts=1), rate=SlidingWindow(rate))
         self._sender = LaneSender(

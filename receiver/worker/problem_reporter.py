@@ -20,9 +20,9 @@ from receiver.storage.queue.handler_problems import HandlerProblem, Kind
 from receiver.worker.discovery import LoadFailure, PluginError
 
 # Seconds until an unchanged problem is reported again. An older report is from a process that is gone.
-_REPEAT: Final = 15.0
+_REPEAT_INTERVAL: Final = 15.0
 # Seconds until a problem of a query is forgotten.
-_FORGET: Final = 3600.0
+_FORGET_AFTER: Final = 3600.0
 # A safeguard: there are few handlers, destinations and kinds.
 _MOST: Final = 1000
 
@@ -66,14 +66,18 @@ class ProblemReporter:
             self._changed = True
 
     def flush(self, connection: Callable[[], AbstractContextManager[Connection]]) -> None:
-        """Report changed problems, and unchanged ones periodically. Raises SQLAlchemyError; the next flush tries again."""
+        """Report changed problems, and unchanged ones periodically. Raises SQLAlchemyError; the next flush retries."""
         now = time.monotonic()
         with self._lock:
             lasting = ("plugin_not_loaded", "handler_not_started")
-            old = [key for key, (each, at) in self._problems.items() if each.kind not in lasting and now - at > _FORGET]
+            old = [
+                key
+                for key, (each, at) in self._problems.items()
+                if each.kind not in lasting and now - at > _FORGET_AFTER
+            ]
             for key in old:
                 del self._problems[key]
-            due = self._problems and now - self._reported_at >= _REPEAT
+            due = self._problems and now - self._reported_at >= _REPEAT_INTERVAL
             if not (self._changed or old or due):
                 return
             reports = [replace(each, ago=now - at) for each, at in self._problems.values()]
@@ -92,7 +96,7 @@ class ProblemReporter:
             handler_problems.report(opened, self._process, self._host, [])
 
 
-def of_failure(failure: LoadFailure, kind: Kind, handler: str, destination: str = "") -> HandlerProblem:
+def problem_of_failure(failure: LoadFailure, kind: Kind, handler: str, destination: str = "") -> HandlerProblem:
     """Make the HandlerProblem for a plugin that could not be loaded."""
     return HandlerProblem(
         kind=kind,

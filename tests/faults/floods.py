@@ -295,9 +295,9 @@ class Flooded:
         redox = self._targets[FEED].redox()
         unknown = self._targets[_named(_MADE_UP)].redox(source_id=UNKNOWN) if stranger else redox
         took, refused = [], 0
-        with redox.line() as line:
+        with redox.connect() as line:
             while time.monotonic() < ends:
-                answer = redox.send(_renewed(redox.body("PatientAdmin.Arrival")), line=line)
+                answer = redox.send(_renewed(redox.body("PatientAdmin.Arrival")), connection=line)
                 took.append(answer.seconds)
                 refused += not answer.accepted
                 if stranger and len(took) % 25 == 1:

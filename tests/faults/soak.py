@@ -96,7 +96,7 @@ class Load:
     def _feed(self, dice: random.Random) -> None:
         due = time.monotonic() + dice.random() * self._pause
         last: bytes | None = None
-        with self._redox.line() as line:
+        with self._redox.connect() as line:
             while not self._stopping.wait(max(0.0, due - time.monotonic())):
                 due = max(due + self._pause, time.monotonic() - 1.0)
                 (what,) = dice.choices(list(_MIX), list(_MIX.values()))
@@ -124,7 +124,7 @@ class Load:
         if what == "unknown source":
             body = body.replace(SOURCE.encode(), b"00000000-0000-4000-8000-00000000ffff")
         # Who is refused is hung up on, and begins anew.
-        answer = redox.send(body, line=None if what in _ANSWERS or what == "unreadable" else line)
+        answer = redox.send(body, connection=None if what in _ANSWERS or what == "unreadable" else line)
         return answer.status, body
 
 

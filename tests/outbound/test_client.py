@@ -118,7 +118,7 @@ def test_several_keys_want_a_source(api: FakeRedoxApi, connect: Connect) -> None
     assert caught.value.details[0].text == "Meta.Source.ID is required"
     with pytest.raises(Unsendable, match="has no source"):
         connect(several_keys=True).send(message())
-    with pytest.raises(Unsendable, match="no source is named"):
+    with pytest.raises(Unsendable, match="the request has no source"):
         connect(several_keys=True).upload(b"x")
     assert connect(several_keys=True, source="s").send(message()).status == 200
     assert connect(several_keys=True).send(message(Source={"ID": "s"})).status == 200

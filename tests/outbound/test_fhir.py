@@ -96,9 +96,9 @@ def test_what_is_no_message_bundle_is_not_sent(
 @pytest.mark.parametrize("bad", ["", "patient", "Patient/..", "Patient?x=", "../Patient", "Pätient", "$x"])
 def test_a_path_can_not_be_led_astray(api: FakeRedoxApi, fhir: FhirDestination[Answer], bad: str) -> None:
     """Resource types, ids and operations are held to their grammar, so none can name another path."""
-    with pytest.raises(Unsendable, match="not a"):
+    with pytest.raises(Unsendable, match="not valid: use a"):
         fhir.read(bad, "p-1")
-    with pytest.raises(Unsendable, match="not an operation"):
+    with pytest.raises(Unsendable, match="not valid: use an operation"):
         fhir.operation("Patient", f"{bad}/x", BUNDLE)
     assert api.requests == []
 
@@ -134,5 +134,5 @@ def test_a_legacy_key_speaks_no_fhir(connect: Connect) -> None:
 
 def test_a_source_is_required_beside_other_keys(connect: Connect) -> None:
     """Where several API keys exist, a FHIR request without a source is refused."""
-    with pytest.raises(Unsendable, match="no source is named"):
+    with pytest.raises(Unsendable, match="the request has no source"):
         connect(several_keys=True).fhir("our-ehr", "Development").read("Patient", "p-1")

@@ -76,6 +76,6 @@ def test_nobody_there() -> None:
 
 def test_a_server_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is waited for, and not for ever."""
-    monkeypatch.setattr(module, "PATIENCE", 0.2)
+    monkeypatch.setattr(module, "FETCH_TIMEOUT", 0.2)
     with closing(socket.create_server(("127.0.0.1", 0))) as listener, pytest.raises(OutboundError):
         fetch(f"http://127.0.0.1:{listener.getsockname()[1]}")

@@ -108,10 +108,10 @@ def test_models_of_the_redox_package_are_taken(monkeypatch: pytest.MonkeyPatch) 
     [
         ({}, "no Meta"),
         ({"Meta": []}, "no Meta"),
-        (b"[]", "no JSON object"),
-        (b"{", "no JSON object"),
-        (b"", "no JSON object"),
-        (b'{"Meta": {"DataModel": "\xff"}}', "no JSON object"),
+        (b"[]", "not a valid JSON object"),
+        (b"{", "not a valid JSON object"),
+        (b"", "not a valid JSON object"),
+        (b'{"Meta": {"DataModel": "\xff"}}', "not a valid JSON object"),
         ({"Meta": {"EventType": "Arrival"}}, "Meta.DataModel"),
         ({"Meta": {"DataModel": "PatientAdmin"}}, "Meta.EventType"),
         (message(""), "Meta.EventType"),
@@ -127,8 +127,8 @@ def test_models_of_the_redox_package_are_taken(monkeypatch: pytest.MonkeyPatch) 
         ({**message(), "When": datetime(2026, 1, 1, tzinfo=UTC)}, "TypeError"),
         ({**message(), "X": float("nan")}, "ValueError"),
         ({**message(), "X": "\ud800"}, "UnicodeEncodeError"),
-        ("text", "a str can't be sent"),
-        (None, "a NoneType can't"),
+        ("text", "a str cannot be sent"),
+        (None, "a NoneType cannot"),
     ],
     ids=str,
 )
@@ -152,7 +152,7 @@ def test_a_notification_may_go_to_many() -> None:
 
 def test_a_bottomless_message_is_refused() -> None:
     """A message that is nested without end, or holds itself, is refused like any other that has no JSON."""
-    with pytest.raises(Unsendable, match="no JSON object"):
+    with pytest.raises(Unsendable, match="not a valid JSON object"):
         prepared(b'{"Meta":' * 200_000)
     whole = message()
     whole["Again"] = whole

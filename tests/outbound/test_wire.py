@@ -101,7 +101,7 @@ def test_a_server_that_is_not_proved_to_be_redox_gets_nothing(
         presenting(certificate) as api,
         RedoxClient(KEY, base_url=api.base_url, ssl_context=context, limits=QUICK) as client,
     ):
-        with pytest.raises(Untrusted, match=r"certificate of 127\.0\.0\.1 is refused") as caught:
+        with pytest.raises(Untrusted, match=r"certificate of 127\.0\.0\.1 is not valid") as caught:
             client.send(message())
         assert not caught.value.retryable
         assert caught.value.not_processed

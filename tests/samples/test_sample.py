@@ -17,7 +17,7 @@ from receiver.protocol.reading import read
 from receiver.samples.kinds import WIRE_NAMES
 from receiver.samples.people import person
 from receiver.samples.sample import encode, kinds, sample
-from receiver.samples.scenario import case
+from receiver.samples.scenario import make_scenario
 from tests.simulator import SOURCE
 
 Bodies = dict[str, dict[str, Any]]
@@ -72,7 +72,7 @@ def test_every_body_is_read_as_its_kind(bodies: Bodies) -> None:
         if kind in WIRE_NAMES:
             assert message.test
             assert message.message_id
-            assert message.event_time == case(kind, seed=5).at
+            assert message.event_time == make_scenario(kind, seed=5).at
             assert (message.log_id is None) == (kind == "SSO.Sign-on")
 
 
@@ -146,7 +146,7 @@ def test_the_patient_is_the_one_passed_in() -> None:
 
 def test_names_and_numbers_are_of_people_who_agree_with_themselves(bodies: Bodies) -> None:
     """Wherever a person looks there is a name of the case's people, a town, a date; nothing is gibberish."""
-    of = case("", seed=5)
+    of = make_scenario("", seed=5)
     people = (of.patient, of.relative, *of.staff)
     expected = {
         "FirstName": {p.given for p in people},

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from pydantic import BaseModel
 
-from receiver.samples.scenario import case, render
+from receiver.samples.scenario import make_scenario, render
 from receiver.samples.templates import NOBODY, Place, fill, template
 
 
@@ -42,7 +42,7 @@ def test_a_template_is_made_once() -> None:
 
 def test_single_claims_look_like_their_batches() -> None:
     """Redox: functionally the same, for one transaction; the name alone differs."""
-    of = case("Claim.Submission", seed=1)
+    of = make_scenario("Claim.Submission", seed=1)
     single, batch = render(template("Claim.Submission"), of), render(template("Claim.SubmissionBatch"), of)
     assert single["Transactions"] == batch["Transactions"]
     assert single["Meta"]["EventType"] == "Submission"

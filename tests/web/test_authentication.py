@@ -106,7 +106,7 @@ class Place:
 
     def redox(self, *presenters: Authenticator) -> FakeRedox:
         """Redox with these."""
-        return FakeRedox(self.url, self.name, self.token, source_id=SOURCE, presenters=presenters)
+        return FakeRedox(self.url, self.name, self.token, source_id=SOURCE, authenticators=presenters)
 
     def send(
         self, *presenters: Authenticator, seed: int = 0, kind: str = "PatientAdmin.Arrival", **more: Any
@@ -414,7 +414,7 @@ def test_mtls(site: Site, server: Server, proxy: Any) -> None:
     at.refused(CertificateAuthenticator(proxy=proxy, pem=other, secret=SECRET), reason="mtls_pin_differs")
     with serving(site.directory, site.environment) as trusting_nobody:
         redox = FakeRedox(
-            f"http://127.0.0.1:{trusting_nobody.port}", at.name, at.token, source_id=SOURCE, presenters=[right]
+            f"http://127.0.0.1:{trusting_nobody.port}", at.name, at.token, source_id=SOURCE, authenticators=[right]
         )
         after = site.now()
         assert redox.send(redox.body("PatientAdmin.Arrival")).status == 401
@@ -475,7 +475,9 @@ def test_a_signed_query_is_answered_once(site: Site, server: Server, kind: str) 
     assert at.send(listened, kind="PatientSearch.Query").status == 401
     assert site.audit(after, destination=at.name, action="message.refuse").reason == "signature_replayed"
     with serving(site.directory, site.environment) as other:
-        redox = FakeRedox(f"http://127.0.0.1:{other.port}", at.name, at.token, source_id=SOURCE, presenters=[listened])
+        redox = FakeRedox(
+            f"http://127.0.0.1:{other.port}", at.name, at.token, source_id=SOURCE, authenticators=[listened]
+        )
         host = {"host": urlsplit(at.url).netloc}
         assert redox.send(redox.body("PatientSearch.Query"), headers=host).status == 401
     assert at.send(presenter, kind="PatientSearch.Query", seed=8).status == 501

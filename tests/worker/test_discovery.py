@@ -112,7 +112,7 @@ def test_the_test_plugin() -> None:
         (
             "from receiver.handlers import handler\n@handler('*', name='good')\ndef bad(message, context): ...",
             "bad:bad",
-            "the function is declared with name='good': use the same name in both places",
+            "the function is declared with name='good': use the same name",
         ),
         (
             "from receiver.handlers import handler\n@handler('*', name='bad', ordring='none')\ndef bad(m, c): ...",

@@ -179,7 +179,7 @@ def test_one_destination_does_not_take_all(
     with ThreadPoolExecutor(2) as requests:
         slow = requests.submit(ask, shared, responders, place, f"wait_for:{flag}", timeout=60.0)
         until(lambda: [line for line in shared.journal("begin") if line["n"] > before], "it runs")
-        monkeypatch.setattr(inline, "_BEFOREHAND", 1.0)
+        monkeypatch.setattr(inline, "_START_TIMEOUT", 1.0)
         waiting: Future[Any] = requests.submit(ask, shared, responders, place, timeout=1.0)
         assert ask(shared, responders, f"{place}x", timeout=60.0)["Meta"]["EventType"] == "Response"
         with pytest.raises(Unavailable):
@@ -310,7 +310,7 @@ def test_a_lane_that_is_not_to_be_had(
     shared: World, responders: InlineHandlers, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A lane that another holds for longer is not waited for."""
-    monkeypatch.setattr(inline, "_BUSY", 0.5)
+    monkeypatch.setattr(inline, "_BUSY_LANE_TIMEOUT", 0.5)
     shared.enable("within", place)
     sent = shared.hand("nothing", destination=place)
     shared.execute(
@@ -410,7 +410,7 @@ def test_a_late_process_is_not_the_responder_s_fault(
     shared.enable("search", place)
     made = InlineHandlers(shared.settings(responders=1), shared.url, shared.engine)
     try:
-        monkeypatch.setattr(inline, "_BEFOREHAND", 0.0)
+        monkeypatch.setattr(inline, "_START_TIMEOUT", 0.0)
         with pytest.raises(TimeoutError):
             ask(shared, made, place, timeout=0.001)
         assert ask(shared, made, place, timeout=60.0)["Echo"] == shared.count

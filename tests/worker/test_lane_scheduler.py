@@ -196,7 +196,7 @@ def test_what_comes_next(shared: World, place: str) -> None:
     assert [*first, *found[0], *found[1]] == made
     assert found[2] == made[:7]  # nobody has taken them, so they are found again
     for _ in range(10):
-        walk.took("holding", lane_scheduler.STAY)
+        walk.took("holding", lane_scheduler.BATCH_SECONDS)
     assert len(walk.next("holding")) == 1
     shared.execute("UPDATE deliveries SET state = 'skipped' WHERE lane = ANY(:lanes)", lanes=made)
     assert walk.next("holding") == []

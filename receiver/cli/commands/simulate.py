@@ -186,7 +186,7 @@ def simulate(
         token=read_secret(token_file),
         source_id=source,
         signer=signer,
-        presenters=tuple(read_authenticator(path, base_url=url, destination=destination) for path in presenting),
+        authenticators=tuple(read_authenticator(path, base_url=url, destination=destination) for path in presenting),
     )
     seed = random.randrange(1_000_000_000) if seed is None else seed  # noqa: S311 - no secret
     plan = SimulationPlan(

@@ -64,7 +64,7 @@ class Outbox:
         connection: Connection | None = None,
         onramp: NetworkOnramp | None = None,
     ) -> UUID:
-        """Store a Data Model message to send. It must have one destination, because order is kept for each destination."""
+        """Store a Data Model message to send. It must have one destination, because order is kept by destination."""
         return self._message(message, False, key, connection, onramp)
 
     def query(
@@ -120,9 +120,7 @@ class Outbox:
 
     def _keep(self, call: Call, key: str, connection: Connection | None) -> UUID:
         if len(call.to) != 1:
-            raise Unsendable(
-                "the message has several destinations: pass one message for each destination, because the outbox keeps their order"
-            )
+            raise Unsendable("the message has several destinations: pass one message for each destination")
         if call.body is not None and len(call.body) > self._most:
             raise Unsendable(f"the message has {len(call.body)} bytes: Redox accepts at most {self._most}")
         uuid = uuid7()

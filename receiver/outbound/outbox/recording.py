@@ -140,7 +140,7 @@ class RecordedClient(RedoxApi):
         self._recorder = recorder
         self._api_key = api_key
         self._caller = caller
-        super().__init__(self._client.speaker, self._client.limits)
+        super().__init__(self._client.profile, self._client.limits)
 
     def carry_out(self, call: Call, file: FilePart | None = None) -> Answer:
         """Send the call. Raises as RedoxClient does, and SQLAlchemyError if the call cannot be recorded first."""

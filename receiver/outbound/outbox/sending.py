@@ -40,39 +40,39 @@ class LaneSender:
         self._recorder = recorder
         self._name = name
 
-    def run(self, fence: Lease, go_on: Callable[[], bool]) -> bool:
+    def run(self, lease: Lease, go_on: Callable[[], bool]) -> bool:
         """Send the requests of the lane while `go_on` is true. Returns True if there may be more to send now.
 
         Raises SQLAlchemyError; then the last request is sent again, unless its end is recorded.
         """
-        while (queued := self._head(fence)) is not None:
-            if not self._one(fence, queued):
+        while (queued := self._head(lease)) is not None:
+            if not self._send_request(lease, queued):
                 return False
             if not go_on():
                 return True
         return False
 
-    def _head(self, fence: Lease) -> QueuedRequest | None:
+    def _head(self, lease: Lease) -> QueuedRequest | None:
         with self._engine.connect() as connection:
-            return outbox.head(connection, fence)
+            return outbox.head(connection, lease)
 
-    def _one(self, fence: Lease, queued: QueuedRequest) -> bool:
+    def _send_request(self, lease: Lease, queued: QueuedRequest) -> bool:
         """Send one request. Returns True if the lane may continue."""
         if queued.lost and queued.unanswered + 1 >= MOST_UNANSWERED:
-            return self._end(fence, queued, queued.attempts, RequestOutcome(state="dead", error_class="WorkerLost"))
+            return self._end(lease, queued, queued.attempts, RequestOutcome(state="dead", error_class="WorkerLost"))
         try:
             call = self._recorder.bodies.open_call(queued.request_key, queued.request, queued.uuid, queued.api_key)
         except IntegrityError as exc:
-            return self._end(fence, queued, queued.attempts, refused(exc, queued.uuid, self._recorder.bodies))
+            return self._end(lease, queued, queued.attempts, refused(exc, queued.uuid, self._recorder.bodies))
         with self._recorder.transaction() as (connection, events):
-            attempt = outbox.start(connection, fence, queued.id)
+            attempt = outbox.start(connection, lease, queued.id)
             if attempt is None:
                 return False
             events.append(begun(call, _subject(queued), self._caller(queued), queued.api_key, attempt))
         _begun()
         end = self._send(call, queued, attempt)
         _posted()
-        return self._end(fence, queued, attempt, end)
+        return self._end(lease, queued, attempt, end)
 
     def _send(self, call: Call, queued: QueuedRequest, attempt: int) -> RequestOutcome:
         try:
@@ -90,10 +90,10 @@ class LaneSender:
             )
         return sent(answer, queued.uuid, self._recorder.bodies)
 
-    def _end(self, fence: Lease, queued: QueuedRequest, attempt: int, end: RequestOutcome) -> bool:
+    def _end(self, lease: Lease, queued: QueuedRequest, attempt: int, end: RequestOutcome) -> bool:
         outcome = "failed" if end.state == "pending" else end.state
         with self._recorder.transaction() as (connection, events):
-            if not outbox.end(connection, fence, queued.id, attempt, end):
+            if not outbox.end(connection, lease, queued.id, attempt, end):
                 return False
             events.append(ended(queued.call, outcome, _subject(queued), self._caller(queued), end, attempt))
         _ended()
@@ -101,7 +101,7 @@ class LaneSender:
         write_log(
             f"outbox.{outcome}",
             uuid=str(queued.uuid),
-            lane=fence.lane,
+            lane=lease.lane,
             attempt=attempt,
             status=end.status,
             error=end.error_class,

@@ -21,7 +21,7 @@ def process_name() -> str:
 
 
 def init_message(settings: Settings, url: str, handlers: tuple[str, ...] = ()) -> Init:
-    """Make the first message to a handler process. The process imports `handlers` before it reports that it is ready."""
+    """Make the first message to a handler process. The process imports `handlers` before it reports Ready."""
     env_file = Path(os.environ.get(f"{PREFIX}ENV_FILE") or settings.data_dir / ".env")
     return Init(
         database_url=url,

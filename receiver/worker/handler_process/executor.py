@@ -103,7 +103,7 @@ class ExecutorState:
             self.work.check()
         except BaseException as exc:  # noqa: BLE001 - every exception of a handler is an outcome, including SystemExit
             if os.getpid() == here:
-                outcome = retry_policy.of(exc)
+                outcome = retry_policy.outcome_of(exc)
                 self.must_recycle |= isinstance(exc, MemoryError)
         if os.getpid() != here:
             os._exit(0)  # the handler forked and both processes returned: only the parent continues
@@ -194,7 +194,7 @@ class LaneRun:
         if self._many:
             read = lanes.heads(self._state.records.connection, self._leases)
             self._later_lanes.extend(
-                (fence, deque(ahead)) for fence, ahead in zip(self._leases, read, strict=True) if ahead
+                (lease, deque(ahead)) for lease, ahead in zip(self._leases, read, strict=True) if ahead
             )
         then: LaneDone | _Next = self._next_delivery(), None
         while True:
@@ -207,9 +207,9 @@ class LaneRun:
             delivery, attempt = then
             if delivery is None:
                 return LaneDone(why="empty")
-            then = self._one(loaded, delivery, attempt)
+            then = self._run_delivery(loaded, delivery, attempt)
 
-    def _one(self, loaded: Loaded, delivery: WaitingDelivery, attempt: int | None) -> LaneDone | _Next:
+    def _run_delivery(self, loaded: Loaded, delivery: WaitingDelivery, attempt: int | None) -> LaneDone | _Next:
         if attempt is None:
             if delivery.lost and (left := self._fail_lost(delivery)) is not None:
                 return left
@@ -262,8 +262,8 @@ class LaneRun:
         """
         if not self._many:
             return self._lease, self._read(after=delivery.id)
-        fence, ahead = self._later_lanes[0] if self._later_lanes and not self._ahead else (self._lease, self._ahead)
-        return fence, ahead[0] if ahead else None
+        lease, ahead = self._later_lanes[0] if self._later_lanes and not self._ahead else (self._lease, self._ahead)
+        return lease, ahead[0] if ahead else None
 
     # --- One delivery
 
@@ -326,7 +326,7 @@ class LaneRun:
                 raise
             # The transaction cannot commit: a deferred constraint, a serialization error, or a statement that failed
             # earlier.
-            return retry_policy.of(exc)
+            return retry_policy.outcome_of(exc)
         if not recorded:
             work.rollback()
             return LaneDone(why="fenced")

@@ -199,7 +199,7 @@ FromChild = Ready | Failed | Started | Ended | Unsuccessful | LaneDone | Respond
 
 
 class Channel:
-    """One end of the channel. Any thread may send; one thread receives. A frame larger than `largest` is a violation."""
+    """One end of the channel. Any thread may send; one thread receives. A frame over `largest` bytes is a violation."""
 
     def __init__(self, end: socket.socket, largest: int) -> None:
         self._socket = end

@@ -80,7 +80,7 @@ def line(level: str, given: Mapping[str, Any], current: RunIds | None) -> Log:
         dropped |= {RUN}
     exc = sys.exc_info()[1] if raised is True else raised
     if isinstance(exc, BaseException):
-        outcome = retry_policy.of(exc)
+        outcome = retry_policy.outcome_of(exc)
         kept |= {"error_class": outcome.error_class, "frames": list(outcome.frames)}
     named = tuple(sorted(name for name in dropped if logs.FIELD_NAME.fullmatch(name)))
     return Log(

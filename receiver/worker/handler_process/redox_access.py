@@ -46,7 +46,7 @@ class RedoxAccess:
         )
 
     def outbox(self, handler: str, destination: str, message: str, connect: Callable[[], Connection]) -> Outbox:
-        """Return the outbox. It writes on the connection of `connect`, and uses the destination's reply key by default."""
+        """Return the outbox. It writes on the connection of `connect`, and by default uses the reply key."""
         return Outbox(
             self._engine,
             self._keyring,

@@ -32,10 +32,10 @@ def test_a_key_keeps_its_client(desk: Desk) -> None:
 
 def test_another_key_of_the_environment_asks_for_sources(desk: Desk) -> None:
     """As soon as a second OAuth key is there, the client of the first wants each message's source."""
-    assert not desk.clients.client("lab").speaker.several_keys
+    assert not desk.clients.client("lab").profile.several_keys
     desk.add_key("more")
 
-    assert desk.clients.client("lab").speaker.several_keys
+    assert desk.clients.client("lab").profile.several_keys
 
 
 def test_a_key_that_is_not_there(desk: Desk) -> None:
