@@ -161,7 +161,7 @@ def test_an_assertion_serves_once(api: FakeRedoxApi, http: httpx2.Client) -> Non
     """A `jti` that was used is refused."""
     signed = assertion(api)
     assert ask(http, signed).status_code == 200
-    assert ask(http, signed).json()["error_description"] == "jti was used before"
+    assert ask(http, signed).json()["error_description"] == "jti was already used"
 
 
 def test_a_forged_assertion_is_refused(api: FakeRedoxApi, http: httpx2.Client) -> None:
