@@ -18,7 +18,7 @@ Findings = Callable[..., dict[str, dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def door() -> str:
+def server_mode() -> str:
     """One endpoint is enough: what is read here is what both write."""
     return "flask"
 

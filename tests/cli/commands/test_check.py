@@ -276,7 +276,7 @@ def test_a_database_that_takes_no_writes(check: Check, engine: Engine) -> None:
 
 def test_a_clock_that_is_wrong(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clocks that are apart are found."""
-    monkeypatch.setattr(clock, "APART", timedelta(0))
+    monkeypatch.setattr(clock, "MAX_CLOCK_SKEW", timedelta(0))
     assert amiss(check()) == {"clock": "bad"}
 
 
