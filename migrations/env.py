@@ -1,6 +1,6 @@
-"""Runs the revisions on the connection that receiver.database.migrations hands over, inside its advisory lock.
+"""Alembic environment: runs the revisions on the connection of receiver.database.migrations, inside its advisory lock.
 
-May not open a connection of its own: there is one way to migrate, `redox-receiver db upgrade`.
+Must not open its own connection: the only way to migrate is `redox-receiver db upgrade`.
 """
 
 from collections.abc import Collection, Mapping
@@ -21,7 +21,7 @@ def leave_word(
     heads: Collection[Any],
     run_args: Mapping[str, Any],  # noqa: ARG001
 ) -> None:
-    """Say in the database which code runs on the schema that a step has made: older code asks before it works."""
+    """Store which code runs on the schema of a step: older code checks this before it works."""
     for revision in heads:
         mark(connection, context.script.get_revision(revision).module.oldest_code)
 

@@ -1,4 +1,4 @@
-"""The tables of the spine: registry, messages, deliveries, evidence; Procrastinate's in a schema of their own.
+"""Create the core tables: registry, messages, deliveries, evidence; Procrastinate's in their own schema.
 
 Revision: 0001.
 """
@@ -328,7 +328,7 @@ def upgrade() -> None:
 
     op.execute("INSERT INTO registry_version (one, version) VALUES (true, 1)")
 
-    # Append-only is a rule of the database too, not of our code alone. `audit verify` finds what is done around it.
+    # The database enforces append-only too, not only the code. `audit verify` detects what bypasses it.
     op.execute("""
         CREATE FUNCTION audit_events_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
@@ -338,13 +338,13 @@ def upgrade() -> None:
         CREATE TRIGGER audit_events_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_events
         FOR EACH STATEMENT EXECUTE FUNCTION audit_events_append_only()""")
 
-    # What no weekly partition takes (a clock far off) is kept all the same.
+    # Rows outside of every weekly partition (from a wrong clock) are kept too.
     op.execute("CREATE TABLE payloads_default PARTITION OF payloads DEFAULT")
     ensure(op.get_bind(), datetime.now(UTC))
 
     op.execute("CREATE SCHEMA procrastinate")
     op.execute("SET LOCAL search_path = procrastinate")
-    # The driver's own cursor, without parameters: it sends the text as it is, several statements and no % special.
+    # The driver's own cursor, without parameters: it sends the text unchanged, with several statements and any %.
     with closing(op.get_bind().connection.cursor()) as cursor:
         cursor.execute(procrastinate_sql("3.10.0"))
     op.execute("SET LOCAL search_path = DEFAULT")

@@ -1,4 +1,4 @@
-"""Speaking to Redox: signing keys, API keys, and the requests that go out.
+"""Add requests to Redox: signing keys, API keys, and the outbox.
 
 Revision: 0002, after 0001.
 """

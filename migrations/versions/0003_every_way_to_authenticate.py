@@ -1,4 +1,4 @@
-"""Every way in which Redox can authenticate itself: key sets that are fetched, and what may be used once.
+"""Add fetched key sets and nonces, for every way in which Redox can authenticate itself.
 
 Revision: 0003, after 0002.
 """

@@ -1,4 +1,4 @@
-"""Vacuum what is kept for years before a fifth of it is dead.
+"""Vacuum long-lived tables before a fifth of their rows is dead.
 
 Revision: 0004, after 0003.
 """
@@ -11,9 +11,9 @@ branch_labels = None
 depends_on = None
 oldest_code = "0001"
 
-# Each row of these is updated soon after it was written, and then rests for years: what is dead lies at the end, in
-# pages that the visibility map names. By default a vacuum waits for a fifth of all rows, and meanwhile every look at
-# what is pending steps over the entries of what is done.
+# Each row of these tables is updated soon after it was written, and then stays unchanged for years: dead rows are at
+# the end, in pages that the visibility map names. By default a vacuum starts at a fifth of all rows. Until then, every
+# search for pending rows steps over the index entries of finished ones.
 _TABLES = ("messages", "deliveries", "outbound_requests")
 _SETTINGS = {
     "autovacuum_vacuum_scale_factor": "0.01",

@@ -1,4 +1,4 @@
-"""Find the last refusal and the newest dead deliveries without reading what is not: there are millions of those.
+"""Index the last refusal and the newest dead deliveries, which are rare among millions of rows.
 
 Revision: 0005, after 0004.
 """
@@ -11,7 +11,7 @@ branch_labels = None
 depends_on = None
 oldest_code = "0001"
 
-# Name, and on what. Nothing of them is written when all goes well: neither accepting nor handling costs more.
+# Name and columns. They get no entries when all goes well, so that accepting and handling cost no more.
 _INDEXES = (
     ("ix_audit_events_refused", "audit_events (destination, id) WHERE action = 'message.refuse'"),
     ("ix_deliveries_dead_by_id", "deliveries (id) WHERE state = 'dead'"),
@@ -21,7 +21,7 @@ _INDEXES = (
 def upgrade() -> None:
     with op.get_context().autocommit_block():
         for name, what in _INDEXES:
-            # One that was left half built by a step that was interrupted is good for nothing.
+            # An index left invalid by an interrupted step cannot be used.
             op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
             op.execute(f"CREATE INDEX CONCURRENTLY {name} ON {what}")
 

@@ -1,4 +1,4 @@
-"""Let each audit chain follow the newest row that its writer saw, so that a chain of one row cannot vanish unseen.
+"""Link each audit chain to the newest row that its writer saw, so that a chain of one row cannot vanish unseen.
 
 Revision: 0006, after 0005.
 """

@@ -1,4 +1,4 @@
-"""Problems of handlers, as processes report them, and the text of errors that the receiver itself wrote.
+"""Add problems of handlers, as processes report them, and the text of errors that the receiver itself wrote.
 
 Revision: 0007, after 0006.
 """

@@ -1,4 +1,4 @@
-"""Heartbeats of the processes that listen, and how often messages come to a destination.
+"""Add heartbeats of receiver processes, and the times of messages for each destination.
 
 Revision: 0008, after 0007.
 """

@@ -1,4 +1,4 @@
-"""Attempts to index the patients of a message: one that ends the worker is not made again at once.
+"""Record attempts to index the patients of a message: one that ends the worker is not repeated at once.
 
 Revision: 0009, after 0008.
 """

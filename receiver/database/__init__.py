@@ -1,6 +1,4 @@
-"""PostgreSQL itself: engine, embedded server, migrations, schema compatibility, clock.
-
-Called by every room that stores or reads something.
+"""PostgreSQL access: engine, embedded server, migrations, schema compatibility, clock.
 
 Must not know what the tables mean: that is `receiver.storage`.
 """

@@ -1,7 +1,7 @@
-"""The database's clock, as a host knows it whose own may be wrong.
+"""The database's clock, for hosts whose own clock may be wrong.
 
-What is signed says when, and a message is filed by its time: every host has to judge by one clock, and the one that all
-of them see is the database's. May not set anything.
+Signatures carry a time, and messages are stored by time. All hosts must judge by one clock, and the one that all of
+them see is the database's. Must not set anything.
 """
 
 from __future__ import annotations
@@ -15,34 +15,35 @@ from sqlalchemy import Connection, text
 
 log: Final = structlog.get_logger(__name__)
 
-# Two clocks that NTP keeps are no further apart than this; below it a host's own is as good as any.
+# Two clocks that NTP synchronizes differ by less than this. Below it, the host's own clock is used.
 MAX_CLOCK_SKEW: Final = timedelta(seconds=2)
-# A clock that is further away is not believed: with it, whoever sets the database's clock could make credentials live
-# again that have ended. More than any mistake about a time zone.
+# A larger difference is not believed: otherwise, a change of the database's clock could revive expired credentials.
+# Larger than any time zone error.
 BELIEVED: Final = timedelta(hours=24)
-# What is to be done about it.
+# What the operator should do.
 FIX: Final = "let NTP set the clocks of this host and of the database's"
-# How long the database may take to say its time: what it says is as uncertain as that.
+# How long the database may take to answer: the result is as uncertain as that.
 _QUERY_TIMEOUT: Final = 1.0
 
 
 def clock_skew(connection: Connection) -> timedelta | None:
-    """How far this host's clock is ahead of the database's; None when it took too long to say."""
+    """Return how far this host's clock is ahead of the database's; None when the answer took too long."""
     began, here = time.monotonic(), datetime.now(UTC)
-    # Named with its schema: a search path that was changed could put another function before PostgreSQL's.
+    # Schema-qualified: a changed search path could put another function before PostgreSQL's.
     theirs: datetime = connection.execute(text("SELECT pg_catalog.clock_timestamp()")).scalar_one()
     took = time.monotonic() - began
     return None if took > _QUERY_TIMEOUT else here + timedelta(seconds=took / 2) - theirs
 
 
 def skew_message(ahead: timedelta) -> str:
-    """In words: how this host's clock stands to another."""
+    """Describe how this host's clock differs from another."""
     return f"{abs(ahead).total_seconds():.1f} s {'ahead of' if ahead > timedelta(0) else 'behind'}"
 
 
 class Clock:
-    """The time by the database's clock, once it was asked; by this host's until then, and where they are further apart
-    than BELIEVED. Safe in threads.
+    """The time by the database's clock, once it was compared; by this host's until then, or beyond BELIEVED.
+
+    Thread-safe.
     """
 
     def __init__(self) -> None:
@@ -50,7 +51,7 @@ class Clock:
         self._believed = True
 
     def now(self) -> datetime:
-        """The time."""
+        """Return the time."""
         return datetime.now(UTC) - self._ahead
 
     def compare(self, connection: Connection) -> None:

@@ -1,8 +1,8 @@
-"""Whether this code runs on the schema as it stands: not yet, no longer, or yes, though a newer release has moved it.
+"""Schema compatibility: whether this code can run on the current database schema.
 
 A release upgrades the database first and its hosts one by one, so for a while older code works on a newer schema. Each
-revision says which code that may be (`oldest_code`, in migrations/script.py.mako), and leaves word of it in the
-database. May not move the schema.
+revision states the oldest code that can run on it (`oldest_code`, in migrations/script.py.mako), and stores that in the
+database. Must not change the schema.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from receiver.database.engine import describe
 
 log: Final = structlog.get_logger(__name__)
 
-# How often somebody looks who waits, or works.
+# How often the schema is checked, while waiting and while working.
 SCHEMA_POLL_INTERVAL: Final = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SchemaCompatibility:
-    """The schema's revision (None: never migrated) against the code's.
+    """The schema's revision (None: never migrated) compared with the code's.
 
-    level: the code's own · behind: older, to be upgraded · ahead: newer, and this code runs on it all the same ·
-    beyond: newer, and it does not.
+    level: the code's own · behind: older, upgrade needed · ahead: newer but compatible · beyond: newer and
+    incompatible.
     """
 
     current: str | None
@@ -38,12 +38,12 @@ class SchemaCompatibility:
 
     @property
     def compatible(self) -> bool:
-        """Whether this code runs on it."""
+        """Return whether this code runs on the schema."""
         return self.state in ("level", "ahead")
 
     @property
     def message(self) -> str:
-        """A sentence, with what mends it."""
+        """Return a sentence that says what is wrong and how to fix it."""
         match self.state:
             case "level":
                 return f"at {self.current}"
@@ -62,7 +62,7 @@ class SchemaCompatibility:
 
 
 def schema_compatibility(connection: Connection) -> SchemaCompatibility:
-    """How the schema stands. Raises SQLAlchemyError."""
+    """Compare the schema with the code. Raises SQLAlchemyError."""
     current, wanted = migrations.current(connection), migrations.head()
     state: Literal["level", "behind", "ahead", "beyond"] = "beyond"
     if current == wanted:
@@ -75,7 +75,7 @@ def schema_compatibility(connection: Connection) -> SchemaCompatibility:
 
 
 class SchemaMonitor:
-    """Looks at the schema again and again; tells when it is no longer what it was. Safe in threads."""
+    """Checks the schema repeatedly, and reports changes. Thread-safe."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -83,7 +83,7 @@ class SchemaMonitor:
         self._lock = threading.Lock()
 
     def check(self) -> SchemaCompatibility | None:
-        """How it stands; None when the database does not say."""
+        """Return the schema's compatibility; None when the database is unavailable."""
         try:
             with self._engine.connect() as connection:
                 found = schema_compatibility(connection)

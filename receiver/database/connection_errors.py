@@ -1,8 +1,8 @@
-"""Why a connection to PostgreSQL did not come about, and which setting to look at.
+"""Causes of failed connections to PostgreSQL, and the setting to check.
 
 libpq reports a failed connection as text alone, without SQLSTATE (libpq: PQerrorMessage), so the text is matched here.
-It is the text of libpq and of a server whose lc_messages is English; any other gets the general sentence. Must not pass
-that text on: only codes and the sentences of this file leave it.
+The patterns are those of libpq and of a server whose lc_messages is English; any other text gets the general sentence.
+Must not pass that text on: only codes and the sentences of this file are returned.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SETTING: Final = "DATABASE_URL"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Cause:
-    """One way to fail: what libpq or the server says (any of `words`), what it means, and what to do.
+    """A cause: what libpq or the server reports (any of `words`), what it means, and what to do.
 
     Sentences may name {where}, {host}, {user}, {database} and {setting}.
     """
@@ -28,7 +28,7 @@ class _Cause:
     fix: str
 
 
-# In this order: where several addresses were tried, the first that matches says most.
+# In this order: if several addresses were tried, the first match is the most useful.
 _CAUSES: Final = (
     _Cause(
         code="password_refused",
@@ -147,7 +147,7 @@ _CAUSES: Final = (
         fix="correct what follows the ? in {setting}",
     ),
 )
-# Not a failed connection: one that was there and has ended.
+# Not a failed connection: an existing one that has ended.
 LOST: Final = "connection_lost"
 _BY_CODE: Final = {each.code: each for each in _CAUSES} | {
     LOST: _Cause(
@@ -160,9 +160,9 @@ _BY_CODE: Final = {each.code: each for each in _CAUSES} | {
 
 
 def code_of(text: str) -> str:
-    """The code of what libpq says of a connection."""
+    """Return the code of libpq's text about a connection."""
     for each in _CAUSES:
-        # A name that somebody gave a user or a database is part of the text: only the words around it are looked for.
+        # The text contains names of users and databases: only the words around them are matched.
         if any(all(part in text for part in _around(words)) for words in each.words):
             return each.code
     return LOST
@@ -173,7 +173,7 @@ def _around(words: str) -> list[str]:
 
 
 def explain(code: str, url: URL) -> tuple[str, str]:
-    """What a code of `code_of` means at this address, and what to do. Never the password."""
+    """Return what a code of `code_of` means at this address, and what to do. Never the password."""
     host = url.host or str(url.query.get("host") or "localhost")
     where = host if host.startswith("/") else f"{host}:{url.port or url.query.get('port') or 5432}"
     named = {

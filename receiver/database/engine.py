@@ -1,6 +1,6 @@
-"""Opens PostgreSQL through SQLAlchemy: URLs, connection settings, and what may be said of an error.
+"""SQLAlchemy engines for PostgreSQL: URLs, connection settings, and safe descriptions of errors.
 
-May not hold queries.
+Must not hold queries.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from sqlalchemy.pool import NullPool
 from receiver.database import connection_errors
 from receiver.errors import ConfigurationError
 
-# A transaction that idles for so long has lost its client, and keeps locks that others wait for. A client whose host is
-# cut off says no more, not even that it is gone: the server looks, as we do. Of a Unix socket these say nothing.
+# A transaction that is idle for this long has lost its client, and keeps locks. A client whose host is cut off sends
+# nothing, not even a close: both the server and the client check. These settings have no effect on a Unix socket.
 _SESSION: Final = {
     "timezone": "UTC",
     "idle_in_transaction_session_timeout": "600000",
@@ -33,7 +33,11 @@ _CODE: Final = "receiver_connection_code"
 
 
 def normalise(url: str) -> URL:
-    """`url` for SQLAlchemy with psycopg; `postgres://` and `postgresql://` are taken as people write them.
+    """Return `url` for SQLAlchemy with psycopg. Accepts `postgres:
+
+    ` and `postgresql:
+
+    `.
 
     Raises ConfigurationError.
     """
@@ -47,10 +51,10 @@ def normalise(url: str) -> URL:
 
 
 def connect_arguments(statement_timeout: float | None, **session: str) -> dict[str, str | int]:
-    """libpq's settings for our connections; `statement_timeout` in seconds, `session` as PostgreSQL names them.
+    """Return libpq's connection settings. `statement_timeout` in seconds, `session` as PostgreSQL names them.
 
-    A network that swallows everything is found out within ten seconds, whether we wait for an answer (keepalives) or
-    for our own bytes to be taken (tcp_user_timeout, RFC 5482); by the server too.
+    A network that drops all packets is detected within ten seconds, by client and server, whether an answer is awaited
+    (keepalives) or bytes are unacknowledged (tcp_user_timeout, RFC 5482).
     """
     settings = _SESSION | session
     if statement_timeout is not None:
@@ -67,7 +71,7 @@ def connect_arguments(statement_timeout: float | None, **session: str) -> dict[s
 
 
 def open_engine(url: str, *, pooled: bool = True, pool_size: int = 5, statement_timeout: float | None = None) -> Engine:
-    """An engine whose errors never quote a row: parameters are hidden; see also `describe`."""
+    """Return an engine whose errors never quote a row: parameters are hidden; see also `describe`."""
     pool: dict[str, Any] = {"poolclass": NullPool}
     if pooled:
         pool = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": 4, "pool_pre_ping": True}
@@ -75,11 +79,11 @@ def open_engine(url: str, *, pooled: bool = True, pool_size: int = 5, statement_
 
 
 def dedicated(engine: Engine, *, patience: float) -> Engine:
-    """An engine at the address of `engine` for one connection that is kept; a statement may take `patience` seconds.
+    """Return an engine at the address of `engine`, for one long-lived connection. `timeout`: seconds for a statement.
 
-    Without a pool: to try whether an idle connection still lives is to wait for ever for a frozen server. What waits
-    for a lock is given up by the server too, for it does not see that we have hung up. A commit is on disk whatever
-    the server's default.
+    It has no pool, because testing an idle connection to a frozen server waits forever. The server also gives up
+    statements that wait for a lock, because it does not notice that the client has hung up. A commit is on disk
+    whatever the server's default.
     """
     timeout = str(int(patience * 1000))
     session = connect_arguments(patience, idle_in_transaction_session_timeout=timeout, synchronous_commit="on")
@@ -103,24 +107,26 @@ def _engine(url: URL, arguments: Mapping[str, str | int], **pool: Any) -> Engine
 
 
 def sqlstate(exc: BaseException) -> str | None:
-    """PostgreSQL's five-character code of an error of psycopg or SQLAlchemy, or None (the connection was lost)."""
+    """Return PostgreSQL's five-character code of an error of psycopg or SQLAlchemy; None: the connection was lost."""
     original = exc.orig if isinstance(exc, DBAPIError) else exc
     return getattr(original, "sqlstate", None)
 
 
 def describe(exc: BaseException) -> str:
-    """All that may be said of a database error: its class and code. Its text may quote a patient.
+    """Return the safe description of a database error: its class and code. Its text may quote a patient.
 
-    The code is the SQLSTATE; of a connection that failed, which has none, one of receiver.database.connection_errors.
+    The code is the SQLSTATE, or for a failed connection one of receiver.database.connection_errors.
     """
     original = _original(exc)
     return f"{type(original).__name__} {sqlstate(exc) or connection_code(exc) or 'no SQLSTATE'}"
 
 
 def connection_code(exc: BaseException) -> str | None:
-    """Why a connection of psycopg or SQLAlchemy failed, as a code of receiver.database.connection_errors; None: it did not."""
+    """Return why a connection of psycopg or SQLAlchemy failed, as a code of receiver.database.connection_errors, or
+    None.
+    """
     original = _original(exc)
-    # An option in the URL that there is not is a ProgrammingError; most of these are about something else.
+    # An unknown option in the URL is a ProgrammingError; most other ProgrammingErrors have other causes.
     if not isinstance(original, psycopg.OperationalError | psycopg.ProgrammingError) or original.sqlstate is not None:
         return None
     code = getattr(original, _CODE, None) or connection_errors.code_of(str(original))
@@ -132,6 +138,6 @@ def _original(exc: BaseException) -> BaseException:
 
 
 def _keep_code(exc: BaseException) -> None:
-    """Note the code while the text that it is read from is still there."""
+    """Keep the code while the text that it is read from is available."""
     if (code := connection_code(exc)) is not None:
         setattr(_original(exc), _CODE, code)

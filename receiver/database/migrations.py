@@ -1,10 +1,11 @@
-"""Moves the schema: `upgrade` under an advisory lock, a transaction a step, and never at the feed's expense.
+"""Schema migrations: `upgrade` runs under an advisory lock, one transaction for each step, without blocking the feed.
 
-A step that waits for a lock keeps waiting everybody who comes after it. So it waits for a moment only, less than a
-request has time, then gives up, lets the others by and tries again. What a revision has to be like stands in
-migrations/script.py.mako. May not define tables (receiver.storage.schema) or steps (the revisions), or judge where the
-schema stands (receiver.database.compatibility). Alembic is imported by who moves the schema: it takes nine megabytes, and a
-receiver only asks which revisions there are.
+A step that waits for a lock blocks every later request for it. So a step waits only briefly, for less than a request's
+timeout, then gives up, lets the others pass and tries again. migrations/script.py.mako has the rules for revisions.
+
+Must not define tables (see receiver.storage.schema) or steps (see the revisions), nor judge the schema (see
+receiver.database.compatibility). Alembic is imported only for a migration: it takes nine megabytes, and a receiver only
+asks which revisions exist.
 """
 
 from __future__ import annotations
@@ -28,38 +29,38 @@ if TYPE_CHECKING:
 
 log: Final = structlog.get_logger(__name__)
 
-# "redox-re" as a number: nobody else locks it by accident.
+# "redox-re" as a number: other programs do not lock it by accident.
 _LOCK: Final = 0x7265646F782D7265
-# How long a step waits for a table's lock: requests give up after four seconds.
+# How long a step waits for a table's lock: requests time out after four seconds.
 LOCK_TIMEOUT: Final = 2.0
-# How often it is tried, and how long the feed has between two tries.
+# How often a step is tried, and the pause between two tries, in which the feed runs.
 ATTEMPTS: Final = 15
 PAUSE: Final = 2.0
-# How often it is looked whether another upgrade has ended.
+# How often to check whether another upgrade has ended.
 _LOCK_POLL_INTERVAL: Final = 0.2
 _LOCK_NOT_AVAILABLE: Final = "55P03"
-# What alembic_version says of the schema: the oldest revision whose code still runs on it.
+# What the comment of alembic_version says: the oldest revision whose code still runs on the schema.
 _MARK: Final = "oldest code: "
 
-# How a revision says what it is, and what it comes after.
+# How a revision file names itself and its predecessor.
 _COMMENT: Final = re.compile(r"""^(revision|down_revision) = (?:None|["']([^"']+)["'])$""", re.MULTILINE)
 
 _PACKAGE: Final = Path(__file__).resolve().parent.parent
 
 
 def location() -> Path:
-    """The folder of the revisions: inside the package when installed from a wheel, beside it in the source tree."""
+    """Return the folder of the revisions: inside the package in a wheel, next to it in the source tree."""
     inside = _PACKAGE / "migrations"
     return inside if inside.is_dir() else _PACKAGE.parent / "migrations"
 
 
 def procrastinate_sql(version: str) -> str:
-    """The tables and functions of that version of Procrastinate, as it publishes them (MIT)."""
+    """Return the tables and functions of that version of Procrastinate, as it publishes them (MIT)."""
     return (location() / f"procrastinate_{version}.sql").read_text()
 
 
 def config(connection: Connection | None = None) -> Config:
-    """Alembic's configuration, without a file."""
+    """Return Alembic's configuration, without a file."""
     from alembic.config import Config
 
     made = Config()
@@ -70,30 +71,30 @@ def config(connection: Connection | None = None) -> Config:
 
 
 def head() -> str:
-    """The revision that this code wants."""
+    """Return the revision that this code requires."""
     return _revisions(location())[0]
 
 
 def known(revision: str) -> bool:
-    """Whether this code has that revision: its own, or one before it."""
+    """Return whether this code has that revision: its own, or an earlier one."""
     return revision in _revisions(location())
 
 
 @cache
 def _revisions(location: Path) -> tuple[str, ...]:
-    """All of them, the newest first."""
+    """Return all revisions, the newest first."""
     after = {}
     for path in (location / "versions").glob("*.py"):
         said = dict(_COMMENT.findall(path.read_text()))
         after[said["down_revision"]] = said["revision"]
-    line = [after[""]]  # the first comes after none
+    line = [after[""]]  # the first one has no predecessor
     while line[-1] in after:
         line.append(after[line[-1]])
     return tuple(reversed(line))
 
 
 def current(connection: Connection) -> str | None:
-    """The revision that the database is at, or None when it was never migrated."""
+    """Return the revision of the database, or None when it was never migrated."""
     if connection.scalar(text("SELECT to_regclass('alembic_version')")) is None:
         return None
     revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
@@ -101,23 +102,23 @@ def current(connection: Connection) -> str | None:
 
 
 def oldest_code(connection: Connection) -> str | None:
-    """The oldest revision whose code runs on the schema, as whoever moved it has left word; None without any."""
+    """Return the oldest revision whose code runs on the schema, as the last migration stored it; None if not stored."""
     said = connection.scalar(text("SELECT obj_description(to_regclass('alembic_version'), 'pg_class')"))
     return said.removeprefix(_MARK) if said is not None and said.startswith(_MARK) else None
 
 
 def mark(connection: Connection, revision: str) -> None:
-    """Leave word that code of `revision` is the oldest to run on the schema; in the transaction that makes it so."""
+    """Store that code of `revision` is the oldest to run on the schema. Call it in the migration's transaction."""
     assert revision.isascii()
     assert "'" not in revision
     connection.execute(text(f"COMMENT ON TABLE alembic_version IS '{_MARK}{revision}'"))
 
 
 def upgrade(engine: Engine, revision: str = "head") -> None:
-    """Bring the schema to `revision`. Of several that do this at once, one does it and the others wait for it.
+    """Bring the schema to `revision`. If several processes do this at once, one does it and the others wait.
 
-    A schema that a newer release has moved on is left as it is. Raises ConfigurationError when this code does not run
-    on that; Conflict when a lock is not to be had, with who may hold it.
+    A schema that a newer release has upgraded is left as it is. Raises ConfigurationError when this code does not run
+    on it; Conflict when a lock is not available, with its probable holder.
     """
     with engine.connect() as connection:
         found = current(connection)
@@ -134,7 +135,7 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
 
 
 def downgrade(engine: Engine, revision: str) -> None:
-    """Take the schema back to `revision` ("base": nothing of ours is left)."""
+    """Take the schema back to `revision` ("base": remove everything of the receiver)."""
     from alembic import command
 
     _retry_on_lock(engine, command.downgrade, revision)
@@ -159,7 +160,7 @@ def _retry_on_lock(engine: Engine, step: Callable[[Config, str], None], revision
 
 
 def _holder(engine: Engine) -> str:
-    """Who it may be: the transaction that has lasted longest."""
+    """Return the probable holder of a lock: the longest transaction."""
     with engine.connect() as connection:
         oldest = connection.execute(
             text(
@@ -172,12 +173,14 @@ def _holder(engine: Engine) -> str:
 
 
 def _under_lock(engine: Engine, step: Callable[[Config, str], None], revision: str) -> None:
-    """One at a time. The lock is held beside the steps, for each of these is a transaction of its own, and some are
-    none (CREATE INDEX CONCURRENTLY)."""
+    """Hold the advisory lock on a separate connection: each step is its own transaction, and some use none.
+
+    (CREATE INDEX CONCURRENTLY runs outside of a transaction.)
+    """
     with engine.connect() as guard, engine.connect() as connection:
-        # Of the transaction, not the session: it works through PgBouncer, and ends with whatever ends the transaction.
-        # Building an index beside those who write waits for every snapshot: so whoever waits here keeps none, and nor
-        # does whoever holds the lock (a statement with parameters would leave its portal open, and its snapshot).
+        # A transaction lock, not a session lock: it works through PgBouncer, and ends with the transaction. A
+        # concurrent index build waits for every snapshot, so neither the holder of the lock nor those who wait for it
+        # may keep one (a statement with parameters would leave its portal open, and its snapshot).
         while not guard.exec_driver_sql(f"SELECT pg_try_advisory_xact_lock({_LOCK})").scalar():
             guard.rollback()
             time.sleep(_LOCK_POLL_INTERVAL)
@@ -190,10 +193,10 @@ def _under_lock(engine: Engine, step: Callable[[Config, str], None], revision: s
 
 
 def _pause_before_retry(connection: Connection) -> None:
-    # Of each transaction. What runs in none, building an index beside those who write, may wait: nobody does for it.
+    # For each transaction. Steps outside of a transaction (concurrent index builds) may wait: they block no writes.
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(LOCK_TIMEOUT * 1000)}")
 
 
 def include_object(_object: Any, name: str | None, kind: str, _reflected: bool, _other: Any) -> bool:
-    """What Alembic compares: not the payloads' partitions, which come and go."""
+    """Return whether Alembic compares the object: not the partitions of payloads, which come and go."""
     return not (kind == "table" and name is not None and name.startswith("payloads_"))

@@ -1,7 +1,7 @@
-"""What needs an operator: findings, read from the database by `status`, `check` and whatever else shows them.
+"""Findings: conditions that need an operator, read from the database for `status` and `check`.
 
-To add one: a line in `receiver.findings.codes`, a finder (a function from a View to findings) in the module it belongs
-to, that finder in FINDERS, and a situation in tests/findings/test_codes.py.
+To add one: add a line in `receiver.findings.codes`, a finder (a function from a View to findings) in the module of its
+subject, that finder in FINDERS, and a situation in tests/findings/test_codes.py.
 
 Must not print, and must not write to the database.
 """
@@ -18,7 +18,7 @@ from receiver.findings.view import View, read
 
 __all__ = ["CODES", "FINDERS", "Finding", "View", "collect", "read"]
 
-# In the order of their findings: first what explains the others.
+# In the order of their findings: causes before effects.
 FINDERS: Final[tuple[Callable[[View], Iterator[Finding]], ...]] = (
     integrity.registry_rows,
     integrity.public_keys,
@@ -42,5 +42,5 @@ FINDERS: Final[tuple[Callable[[View], Iterator[Finding]], ...]] = (
 
 
 def collect(view: View) -> list[Finding]:
-    """All findings, in the order of FINDERS. Raises SQLAlchemyError."""
+    """Return all findings, in the order of FINDERS. Raises SQLAlchemyError."""
     return [finding for finder in FINDERS for finding in finder(view)]

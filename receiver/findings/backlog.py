@@ -1,4 +1,4 @@
-"""Findings about what waits: deliveries that are late, and messages that nothing handles."""
+"""Findings about the backlog: late deliveries, and messages that no handler takes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from receiver.storage.operations import queries
 
 
 def waiting(view: View) -> Iterator[Finding]:
-    """Deliveries that wait for longer than `max_age`, and those of them that no worker has tried."""
+    """Find deliveries that wait for longer than `max_age`, and those of them that no worker has tried."""
     for feed in view.feeds:
         name, paused = feed["destination"], {each["handler"] for each in feed["paused_handlers"]}
         for each in feed["waiting"]:
@@ -44,7 +44,7 @@ def waiting(view: View) -> Iterator[Finding]:
 
 
 def unhandled(view: View) -> Iterator[Finding]:
-    """Recent messages at production destinations that matched no handler."""
+    """Find recent messages at production destinations that matched no handler."""
     by_destination = defaultdict[str, list[dict[str, Any]]](list)
     for each in queries.recent_unhandled(view.connection):
         by_destination[each["destination"]].append(each)

@@ -1,4 +1,4 @@
-"""Findings about what becomes of messages: lanes, handlers and deliveries."""
+"""Findings about deliveries: held lanes, paused handlers, dead deliveries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from receiver.storage.registry.changes import RESTORED
 
 
 def lanes(view: View) -> Iterator[Finding]:
-    """Held lanes."""
+    """Find held lanes."""
     for feed in view.feeds:
         for lane in feed["held_lanes"]:
             yield Finding(
@@ -23,7 +23,7 @@ def lanes(view: View) -> Iterator[Finding]:
 
 
 def handlers(view: View) -> Iterator[Finding]:
-    """Handlers that are paused, or loaded by no running worker."""
+    """Find handlers that are paused, or that no running worker has loaded."""
     for feed in view.feeds:
         name = feed["destination"]
         for each in feed["paused_handlers"]:
@@ -58,7 +58,7 @@ def handlers(view: View) -> Iterator[Finding]:
 
 
 def dead(view: View) -> Iterator[Finding]:
-    """Dead deliveries, for each handler and error."""
+    """Find dead deliveries, for each handler and error."""
     for feed in view.feeds:
         for each in feed["dead"]:
             yield Finding(

@@ -1,4 +1,4 @@
-"""Findings about what Redox sends to a destination, and what it is answered."""
+"""Findings about feeds: the requests that Redox sends to a destination, and their answers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from receiver.findings.view import View
 from receiver.storage.operations import queries
 from receiver.storage.queue import maintenance
 
-# A silence is unusual when it is so many times as long as the longest of the last days, and no shorter than this; a
-# feed of which less is known is not judged.
+# A silence is unusual when it is this many times as long as the longest of the last days, and at least this long. A
+# feed with a shorter history is not judged.
 _UNUSUAL: Final = 1.5
 _LEAST_SILENCE: Final = timedelta(minutes=30)
 _LEAST_HISTORY: Final = timedelta(days=1)
-# So many refusals are no accident.
+# This many refusals are a pattern.
 _SEVERAL: Final = 3
 
 _REFUSED_SOURCES: Final = ("source", "list", "{0}", "--refused")
@@ -25,7 +25,7 @@ _NEW_TOKEN: Final = ("credential", "add", "{0}", "--kind", "token")
 _REFUSED: Final = ("audit", "list", "--action", "message.refuse", "--destination", "{0}", "--reason-code", "{1}")
 _CHECK: Final = ("check",)
 
-# Why a request was refused → what that means, and the command to run; {0} is the destination's name, {1} the reason.
+# The refusal reason → what it means, and the command to run. {0} is the destination's name, {1} the reason.
 _REASONS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "token_wrong": ("the verification token is not one of this destination's: enter a new one in Redox", _NEW_TOKEN),
     "token_expired": ("the verification token has expired: enter a new one in Redox", _NEW_TOKEN),
@@ -65,7 +65,7 @@ _OTHER: Final = ("the audit has each of them", _REFUSED)
 
 
 def _explain(reason: str, status: int | None, destination: str) -> tuple[str, str]:
-    """What a reason means, and the command that fixes it."""
+    """Return what a reason means, and the command that fixes it."""
     meaning, words = _REASONS.get(reason) or (
         _UNAVAILABLE
         if status == 503
@@ -79,9 +79,7 @@ def _explain(reason: str, status: int | None, destination: str) -> tuple[str, st
 
 
 def refusals(view: View) -> Iterator[Finding]:
-    """Feeds that Redox has probably paused, destinations whose recent requests are mostly refused, and sources that are
-    not registered.
-    """
+    """Find probably paused feeds, destinations whose recent requests are mostly refused, and unregistered sources."""
     for each in view.feeds:
         name = each["destination"]
         found = list(_refused(name, queries.recent_refusals(view.connection, name)))
@@ -110,7 +108,7 @@ def refusals(view: View) -> Iterator[Finding]:
 
 
 def _refused(name: str, rows: list[dict[str, Any]]) -> Iterator[Finding]:
-    """A finding for each reason, where a destination's recent requests of one subject are mostly refused."""
+    """Find, for each reason, recent requests of one subject that are mostly refused."""
     for subject, noun in (("message", "requests"), ("token", "requests for an access token")):
         these = [row for row in rows if row["subject"] == subject]
         if sum(row["since"] for row in these) >= _SEVERAL:
@@ -152,7 +150,7 @@ def _refused(name: str, rows: list[dict[str, Any]]) -> Iterator[Finding]:
 
 
 def nowhere(view: View) -> Iterator[Finding]:
-    """Requests whose URL names no destination, and those that came before any registry was loaded."""
+    """Find requests whose URL names no destination, and those that came before the registry was loaded."""
     for row in queries.recent_refusals(view.connection, None):
         if row["subject"] == "message" and row["window"] >= _SEVERAL:
             ours = row["status"] == 503
@@ -168,7 +166,7 @@ def nowhere(view: View) -> Iterator[Finding]:
 
 
 def silent(view: View) -> Iterator[Finding]:
-    """Feeds that are silent for longer than `destination set --expect-every` says, or else than is usual."""
+    """Find feeds that are silent for longer than `destination set --expect-every`, or else than usual."""
     expected = {each["name"]: each for each in queries.destinations(view.connection) if each["enabled"]}
     activity = queries.feed_activity(view.connection, maintenance.ACTIVITY_HISTORY)
     for feed in view.feeds:
@@ -197,7 +195,7 @@ def silent(view: View) -> Iterator[Finding]:
 
 
 def quarantine(view: View) -> Iterator[Finding]:
-    """Messages in quarantine."""
+    """Find messages in quarantine."""
     for each in view.feeds:
         if each["quarantine"]:
             name = each["destination"]

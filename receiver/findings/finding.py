@@ -1,4 +1,4 @@
-"""One finding: something that needs an operator, with the command that fixes it.
+"""A finding: a condition that needs an operator, with the command that fixes it.
 
 Must not query anything.
 """
@@ -21,10 +21,9 @@ _PROGRAM: Final = "redox-receiver"
 class Finding:
     """One finding.
 
-    `code` is stable and listed in `receiver.findings.codes`. `text` is one sentence for people, free of patients' data.
-    `fix` is the command to run. `destination` is a name, or None for what concerns the whole installation. `details`
-    are the values behind the text (counts, times, names), for `--json`. An error makes `status` exit with 1; a warning
-    does not.
+    `code` is stable and listed in `receiver.findings.codes`. `text` is one sentence for operators, without patient
+    data. `fix` is the command to run. `destination` is a name, or None for the whole installation. `details` are the
+    values in the text (counts, times, names), for `--json`. An error makes `status` exit with 1; a warning does not.
     """
 
     code: str
@@ -40,5 +39,7 @@ class Finding:
 
 
 def command(*words: str) -> str:
-    """A command of ours, quoted for a shell: names in it may come from elsewhere. `…` marks what the operator fills in."""
+    """Return a redox-receiver command, quoted for a shell: its names may come from outside. `…` marks what the operator
+    fills in.
+    """
     return " ".join((_PROGRAM, *(word if word == "…" else shlex.quote(word) for word in words)))

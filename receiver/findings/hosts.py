@@ -1,4 +1,4 @@
-"""Findings about hosts: which serve, and which have stopped."""
+"""Findings about hosts: whether receivers and admin listeners run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _STOPPED: Final = {"receiver": "receiver_stopped", "admin": "admin_stopped"}
 
 
 def receivers(view: View) -> Iterator[Finding]:
-    """Whether a receiver runs, and hosts whose receiver or admin listener has stopped."""
+    """Find that no receiver runs, and hosts whose receiver or admin listener has stopped."""
     serving = [each for each in view.listeners if each["role"] == "receiver" and each["alive"]]
     if not serving and any(each["enabled"] for each in view.feeds):
         last = max((each["seen_at"] for each in view.listeners if each["role"] == "receiver"), default=None)
@@ -37,7 +37,7 @@ def receivers(view: View) -> Iterator[Finding]:
 
 
 def _replaced(stopped: dict[str, Any], listeners: list[dict[str, Any]]) -> bool:
-    """Whether its host serves another address since."""
+    """Return whether its host serves another address since."""
     return any(
         each["alive"]
         and each["host"] == stopped["host"]

@@ -1,4 +1,4 @@
-"""Findings about the whole installation: clocks, workers, and what goes out to Redox."""
+"""Findings about the whole installation: clocks, workers, and requests to Redox."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _OUTBOX: Final = {
 
 
 def clocks(view: View) -> Iterator[Finding]:
-    """This host's clock against the database's."""
+    """Compare this host's clock with the database's."""
     ahead = clock.clock_skew(view.connection)
     if ahead is not None and abs(ahead) >= clock.MAX_CLOCK_SKEW:
         yield Finding(
@@ -31,7 +31,7 @@ def clocks(view: View) -> Iterator[Finding]:
 
 
 def workers(view: View) -> Iterator[Finding]:
-    """Whether a worker runs, where one is needed."""
+    """Find that no worker runs although one is needed."""
     if any(each["alive"] for each in view.workers):
         return
     bound = any(each["enabled"] and each["role"] == "handler" for each in queries.subscriptions(view.connection))
@@ -47,7 +47,7 @@ def workers(view: View) -> Iterator[Finding]:
 
 
 def outbox(view: View) -> Iterator[Finding]:
-    """Outbound requests that do not go out, for each API key, state and error."""
+    """Find outbound requests that are not sent, for each API key, state and error."""
     for each in outbound_requests.problems(view.connection):
         code, text = _OUTBOX[each["state"]]
         yield Finding(

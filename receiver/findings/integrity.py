@@ -1,4 +1,4 @@
-"""Findings about proof: rows of the registry that this host cannot prove, and public keys that cannot be fetched."""
+"""Findings about integrity: registry rows that this host cannot verify, and public keys that cannot be fetched."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from receiver.findings.view import View
 from receiver.storage.registry import jwks_refresher, loader
 from receiver.storage.registry.loader import UnprovedRow
 
-# So many rows are named in one finding.
+# How many rows one finding names.
 _NAMED: Final = 3
 
 
 def registry_rows(view: View) -> Iterator[Finding]:
-    """Rows under a key that this host lacks, and rows that were changed by something else."""
+    """Find rows under a key that this host lacks, and rows that were changed by something else."""
     if view.keyring is None:
         return
     rows = loader.unproved_rows(view.connection, view.keyring)
@@ -39,7 +39,7 @@ def registry_rows(view: View) -> Iterator[Finding]:
 
 
 def public_keys(view: View) -> Iterator[Finding]:
-    """Keys of a URL that cannot be fetched, or were not for so long that they are not trusted any more."""
+    """Find keys of a URL that cannot be fetched, or that are stale and no longer trusted."""
     for each in jwks_refresher.troubles(view.connection):
         why = "" if each.failure is None else f" ({each.failure})"
         since = f"since {each.fetched_at:%Y-%m-%d %H:%M} UTC"

@@ -15,12 +15,12 @@ Problem = Mapping[str, Any]
 
 
 def problems(view: View) -> Iterator[Finding]:
-    """What is wrong with handlers."""
+    """Find problems of handlers."""
     return read(view.connection)
 
 
 def read(connection: Connection) -> Iterator[Finding]:
-    """The same for `handlers list`, which needs no other findings. Raises SQLAlchemyError."""
+    """Return the same for `handlers list`, which needs no other findings. Raises SQLAlchemyError."""
     for each in handler_problems.problems(connection):
         text, fix = _TEXTS[each["problem"]](each)
         where = each["destination"] or None

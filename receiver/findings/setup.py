@@ -1,4 +1,4 @@
-"""Findings about what a destination still lacks, and what it will lack soon."""
+"""Findings about the setup of destinations: missing or expiring credentials, missing sources and handlers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from receiver.findings.times import at
 from receiver.findings.view import View
 from receiver.storage.operations import queries
 
-# Credentials that expire within this time are told.
+# Credentials that expire within this time are reported.
 _SOON: Final = timedelta(days=30)
 
 
 def lacking(view: View) -> Iterator[Finding]:
-    """Enabled destinations without a live credential of each kind they require, without a source, or a handler."""
+    """Find enabled destinations without a live credential of each required kind, without a source, or a handler."""
     live, registered, bound = defaultdict[str, set[str]](set), set(), set()
     for credential in queries.credentials(view.connection):
         if credential["live"]:
@@ -63,12 +63,12 @@ def lacking(view: View) -> Iterator[Finding]:
 
 
 def _add(destination: str, kind: str) -> str:
-    """The command that adds a credential; what most kinds want besides is the operator's to fill in."""
+    """Return the command that adds a credential. The operator fills in the options that most kinds need."""
     return command("credential", "add", destination, "--kind", kind, *(() if kind == "token" else ("…",)))
 
 
 def expiring(view: View) -> Iterator[Finding]:
-    """Live credentials of enabled destinations that end within 30 days."""
+    """Find live credentials of enabled destinations that end within 30 days."""
     enabled = {each["destination"] for each in view.feeds if each["enabled"]}
     for each in queries.credentials(view.connection):
         ends = min((time for time in (each["expires_at"], each["revoked_at"]) if time is not None), default=None)

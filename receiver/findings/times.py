@@ -1,4 +1,4 @@
-"""How findings write times and spans."""
+"""Formatting of times and durations in findings."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from datetime import UTC, datetime, timedelta
 
 
 def at(time: datetime) -> str:
-    """A time in UTC, to the second."""
+    """Return a time in UTC, to the second."""
     return f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
 
 
 def span(length: timedelta) -> str:
-    """A length of time in the largest unit that fits: `3 h`."""
+    """Return a duration in the largest unit that fits: `3 h`."""
     seconds = max(0, int(length.total_seconds()))
     size, unit = next((each for each in ((86_400, "d"), (3_600, "h"), (60, "min")) if seconds >= each[0]), (1, "s"))
     return f"{seconds // size} {unit}"

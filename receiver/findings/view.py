@@ -1,6 +1,6 @@
-"""What the finders read: the storage's queries, each run once, as of one moment.
+"""The input of the finders: the storage's queries, each run once, as of one moment.
 
-Must not hold SQL: the queries are the storage's.
+Must not hold SQL: the queries are in `receiver.storage`.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from receiver.keyring import Keyring
 from receiver.storage.operations import queries
 from receiver.storage.queue import maintenance
 
-# How long a delivery may wait, unless the operator says otherwise.
+# How long a delivery may wait, unless the operator sets another limit.
 MAX_AGE: Final = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """An open connection for further queries, and what several finders share.
+    """An open connection for further queries, and data that several finders share.
 
-    `keyring`: None where there is none to prove rows with. `feeds`: see `reading.feed_status`. `workers`: see
-    `reading.workers`. `listeners`: see `reading.listeners`. `now`: by the database's clock. `max_age`: how long a
+    `keyring`: None when there is none to verify rows with. `feeds`: see `queries.feed_status`. `workers`: see
+    `queries.workers`. `listeners`: see `queries.listeners`. `now`: by the database's clock. `max_age`: how long a
     delivery may wait.
     """
 

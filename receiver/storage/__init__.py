@@ -1,7 +1,7 @@
-"""What is stored: the tables, and the rooms that write and read them.
+"""The database layer: the table schema, and the packages that write and read the tables.
 
-`accept` is the hot path, `registry` what may come in, `queue` what is still to do, `evidence` what proves it, and
-`operations` what people ask and correct.
+`accept` is the hot path; `registry` holds destinations, credentials and keys; `queue` schedules work; `evidence` proves
+integrity; `operations` serves the command line.
 
 Must not import a web framework, nor `receiver.web`.
 """

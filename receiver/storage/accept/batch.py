@@ -1,6 +1,6 @@
-"""The writer's one connection, and how a batch is written through it: one commit, whatever is a repeat in it.
+"""Batch writer: one database connection, through which each batch is written in one commit, duplicates included.
 
-May not know futures or threads: the writer does. Of one thread; only `cut` may be called from another.
+Must not know futures or threads (see group_commit). Used by one thread; only `cut` may be called from another.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ log: Final = structlog.get_logger(__name__)
 
 _sending, _claimed, _committing = point("ledger.sending"), point("ledger.claimed"), point("ledger.committing")
 
-# Serialization failure, deadlock: the same again succeeds.
+# Serialization failure, deadlock: a retry of the same batch succeeds.
 _RETRY: Final = frozenset({"40001", "40P01"})
 _ATTEMPTS: Final = 3
 _DUPLICATE: Final = "23505"
-# Classes of errors that one row's values cause: data exceptions, integrity, program limits.
+# Error classes that one row's values cause: data exceptions, integrity, program limits.
 _DATA: Final = ("22", "23", "54")
 
 # (message id, its inline deliveries) of each message, in their order.
@@ -49,14 +49,14 @@ _Written = Sequence[tuple[int, tuple[int, ...]]]
 
 
 class BadRow(Exception):
-    """The database takes no batch with this row in it."""
+    """The database refuses every batch that contains this row."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recorded:
-    """What a batch became: a receipt for each entry, in their order, and the lanes that have something new.
+    """The result of a batch: a receipt for each entry, in order, and the lanes that have new work.
 
-    `counted`: repeats beyond those that have a row of their own.
+    `counted`: repeats that have no audit row of their own and are only counted.
     """
 
     receipts: Sequence[Receipt]
@@ -74,11 +74,11 @@ class _Known:
 
 
 class BatchWriter:
-    """Writes batches under one keyring, through a connection of its own. `patience` in seconds, for a statement."""
+    """Writes batches under one keyring, through its own connection. `timeout`: seconds for a statement."""
 
     def __init__(self, engine: Engine, keyring: Keyring, seals: Sealer, *, patience: float) -> None:
         self._engine = dedicated(engine, patience=patience)
-        # First of all listeners: those of SQLAlchemy ask the server things, and may wait for it for ever.
+        # Before all other listeners: those of SQLAlchemy query the server, and may wait for it forever.
         event.listen(self._engine, "connect", self._hold, insert=True)
         self._chain = AuditChain(keyring, seals)
         self._repeats = Repeats()
@@ -88,25 +88,25 @@ class BatchWriter:
         self._socket: socket.socket | None = None
 
     def record(self, entries: Sequence[PendingMessage], events: Sequence[AuditEvent]) -> Recorded:
-        """Write all of it in one commit, or nothing.
+        """Write the whole batch in one commit, or nothing.
 
-        Raises Unavailable, with a fixed word, when it cannot be written now; BadRow when a value in it is the reason.
+        Raises Unavailable, with a fixed word, when it cannot be written now; BadRow when a value in it is the cause.
         """
         for attempt in range(_ATTEMPTS):
             try:
-                # The short way takes every key for new. It is nearly always right, and one round trip.
+                # The fast path assumes that every key is new. This is nearly always true, and costs one round trip.
                 return self._duplicate_path(entries, events) if attempt else self._fast_path(entries, events)
             except (SQLAlchemyError, psycopg.Error) as exc:
                 self._judge(exc, attempt)
             except Exception as exc:
-                # What cannot even be sent, such as text that is no UTF-8, is a bad row like any other.
+                # A value that cannot even be sent, such as text that is not UTF-8, is a bad row too.
                 log.error("ledger.unsendable", error=type(exc).__name__)
                 self.close()
                 raise BadRow from exc
         raise Unavailable("conflicts")
 
     def quarantined(self, destination_id: int) -> int:
-        """Bytes of quarantined bodies at that destination. Raises Unavailable."""
+        """Return the bytes of quarantined bodies at that destination. Raises Unavailable."""
         try:
             found = self._connected().exec_driver_sql(sql.QUARANTINED_BYTES, {"destination_id": destination_id})
             return int(found.scalar_one())
@@ -114,37 +114,37 @@ class BatchWriter:
             raise self._given_up(exc) from exc
 
     def credentials_used(self, used: Mapping[int, datetime]) -> None:
-        """Write down when each credential, by id, was last used. Raises Unavailable."""
-        ids = sorted(used)  # in one order everywhere: two processes must not wait for each other's rows
+        """Record when each credential, by id, was last used. Raises Unavailable."""
+        ids = sorted(used)  # the same order in every process, so that two do not deadlock
         try:
             self._connected().exec_driver_sql(sql.LAST_USED, {"id": ids, "at": [used[each] for each in ids]})
         except SQLAlchemyError as exc:
             raise self._given_up(exc) from exc
 
     def cut(self) -> None:
-        """Free whoever waits on the connection, from another thread: it gets an error at once.
+        """Close the socket from another thread: the thread that waits on the connection gets an error at once.
 
-        A frozen server fires no time-out, and no cancellation reaches it.
+        A frozen server does not enforce its timeouts, and no cancellation reaches it.
         """
-        # An error: the other side was quicker.
+        # An error means that the server closed the connection first.
         with self._lock, suppress(OSError):
             if self._socket is not None:
                 self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Give the connection up; the next batch makes another."""
+        """Discard the connection. The next batch opens a new one."""
         connection, self._connection, self._prepared = self._connection, None, None
-        # Nobody here knows how far the chain was written: where an answer never came, the rows may be there or not.
+        # The end of the chain is unknown: a batch without an answer may or may not be committed.
         self._chain.restart()
         if connection is not None:
             connection.invalidate()
             connection.close()
         self._release()
 
-    # --- the two ways
+    # --- the fast path and the duplicate path
 
     def _fast_path(self, entries: Sequence[PendingMessage], events: Sequence[AuditEvent]) -> Recorded:
-        """Everything in one statement, which is its own transaction. Raises 23505 when a key is there already."""
+        """Write everything in one statement, which is its own transaction. Raises 23505 when a key exists already."""
         told, counted = self._repeats.split(_events(entries), time.monotonic())
         self._chain.follow(self._connected())
         rows = self._chain.rows([*events, *told])
@@ -163,7 +163,9 @@ class BatchWriter:
         return Recorded(receipts=list(map(_receipt, entries, written)), lanes=_lanes(entries), counted=counted)
 
     def _duplicate_path(self, entries: Sequence[PendingMessage], events: Sequence[AuditEvent]) -> Recorded:
-        """The way of duplicates: claim the keys, look for what others hold, take up what of it was left undone."""
+        """Write a batch with duplicates: claim the keys, find the known messages, and take up what is left undone of
+        them.
+        """
         connection = self._connected()
         connection.exec_driver_sql(sql.BEGIN)
         known = _claim(connection, [entry for entry in entries if entry.identity is not None])
@@ -217,7 +219,7 @@ class BatchWriter:
         return self._connection
 
     def _statements(self) -> PreparedStatements:
-        """The prepared statements of the connection."""
+        """Return the prepared statements of the connection."""
         if self._prepared is None:
             driver = self._connected().connection.driver_connection
             assert isinstance(driver, psycopg.Connection)
@@ -225,7 +227,7 @@ class BatchWriter:
         return self._prepared
 
     def _hold(self, driver: Any, _record: object) -> None:
-        """Keep a duplicate of the new socket's descriptor: the number itself may be somebody else's by the time."""
+        """Keep a duplicate of the socket's descriptor: the original number may be reused for another file."""
         self._release()
         with self._lock:
             self._socket = socket.socket(fileno=os.dup(driver.pgconn.socket))
@@ -237,13 +239,13 @@ class BatchWriter:
             held.close()
 
     def _judge(self, exc: SQLAlchemyError | psycopg.Error, attempt: int) -> None:
-        """Return when the batch is to be written again. Raises what `record` raises."""
+        """Return if the batch is to be written again. Raises what `record` raises."""
         code = sqlstate(exc) or ""
         if not code.startswith((*_DATA, *_RETRY)) or not self._rolled_back():
             raise self._given_up(exc) from exc
         if code == _DUPLICATE and attempt:
-            # The longer way knows what to do with keys. If it is a number of the chain that is taken, every later
-            # batch would clash too.
+            # The duplicate path handles duplicate keys. If the conflict is a number of the audit chain, every later
+            # batch would conflict too.
             self._chain.restart()
         if code in _RETRY or (code == _DUPLICATE and attempt < _ATTEMPTS - 1):
             return
@@ -251,7 +253,7 @@ class BatchWriter:
         raise BadRow from exc
 
     def _rolled_back(self) -> bool:
-        """Whether the connection lives, with nothing of the batch in it."""
+        """Return whether the connection is alive, with nothing of the batch in it."""
         try:
             connection = self._connected()
             driver = connection.connection.driver_connection
@@ -262,7 +264,9 @@ class BatchWriter:
         return True
 
     def _given_up(self, exc: SQLAlchemyError | psycopg.Error) -> Unavailable:
-        """Drop the connection, for the address may lead to a better server by now; the error for who waits."""
+        """Discard the connection, because the address may lead to another server now. Returns the error for the
+        requests.
+        """
         lost = (
             exc.connection_invalidated
             if isinstance(exc, DBAPIError)
@@ -275,7 +279,7 @@ class BatchWriter:
 
 
 def _written(rows: Sequence[Sequence[bytes | None]]) -> _Written:
-    """What the recording statements return: numbers, and arrays of them such as {1,2}."""
+    """Parse the result of the recording statements: numbers, and arrays of them such as {1,2}."""
     return [
         (int(number or b""), tuple(map(int, inline[1:-1].split(b","))) if inline and inline != b"{}" else ())
         for number, inline in rows
@@ -283,14 +287,15 @@ def _written(rows: Sequence[Sequence[bytes | None]]) -> _Written:
 
 
 def _claim(connection: Connection, keyed: Sequence[PendingMessage]) -> dict[Any, _Known]:
-    """Claim the keys, and give the entries that got theirs a message id; the messages behind the keys of the others."""
+    """Claim the keys, and set the message ids of the entries that got theirs. Returns the known messages of the others.
+    """
     keys = sql.keys([entry.row for entry in keyed])
     claimed: dict[Any, int] = {(r[0], r[1], r[2]): r[3] for r in connection.exec_driver_sql(sql.CLAIM_KEYS, keys)}
     for entry in keyed:
         entry.row["id"] = claimed.get(entry.identity)
     if len(claimed) == len(keyed):
         return {}
-    # A statement of its own: in the snapshot of the first, a concurrent duplicate is not there yet.
+    # A separate statement: in the snapshot of the first, a concurrent duplicate is not visible yet.
     found: dict[Any, _Known] = {
         (r[0], r[1], r[2]): _Known(*r[3:]) for r in connection.exec_driver_sql(sql.EXISTING, keys)
     }
@@ -298,10 +303,10 @@ def _claim(connection: Connection, keyed: Sequence[PendingMessage]) -> dict[Any,
 
 
 def _take_up(connection: Connection, entry: PendingMessage, message: _Known) -> tuple[set[str], list[str]]:
-    """Seen is not done: what of the message is dead, unhandled or quarantined runs after all.
+    """Run what is dead, unhandled or quarantined of the message: a repeat means that Redox wants it handled.
 
-    Nothing of it does when the repeat itself is to be quarantined. Returns (those of the three words that apply, lanes
-    that have something to do).
+    Does nothing when the repeat itself is to be quarantined. Returns (those of the three states that apply, lanes with
+    new work).
     """
     if not _dispatchable(entry):
         return set(), []
@@ -337,10 +342,10 @@ def _repeat(message: _Known, inline: Mapping[int, tuple[int, ...]]) -> Receipt:
 
 
 def _events(entries: Iterable[PendingMessage]) -> Iterator[AuditEvent]:
-    """The audit rows of new messages."""
+    """Return the audit rows of new messages."""
     return (event for entry in entries for event in entry.events())
 
 
 def _lanes(entries: Sequence[PendingMessage]) -> list[str]:
-    """The lanes that a worker has to look at: an inline delivery is run in the request."""
+    """Return the lanes that need a worker. Inline deliveries run in the request."""
     return [each.lane for entry in entries for each in entry.deliveries if not each.inline]

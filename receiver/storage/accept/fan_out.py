@@ -1,7 +1,7 @@
-"""Which deliveries a message makes, and the lane of each.
+"""Fan-out: the deliveries that a message creates, and the lane of each.
 
-A lane is a sequence of deliveries that must not overtake one another: handler, destination, and what the handler orders
-by. May not write: the ledger and the replay do.
+A lane is a sequence of deliveries that run in order: handler, destination, and the value that the handler orders by.
+Must not write: the ledger and replay do.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from receiver.protocol.sources import ID_SHAPE
 from receiver.protocol.values import Value
 from receiver.storage.evidence.macs import PatientDigests
 
-# Deliveries of a handler without order are spread over this many lanes, in which nothing waits for what is before it:
-# as many of them run at once.
+# Deliveries of an unordered handler are spread over this many lanes, in which none waits for an earlier one. This many
+# of them run at once.
 UNORDERED_LANES: Final = 16
 
 
 class NewDelivery(Value, frozen=True, kw_only=True):
-    """A delivery to be made: `inline` ones are run in the request, before it is answered."""
+    """A delivery to create. An `inline` one runs in the request, before it is answered."""
 
     handler: str
     lane: str
@@ -33,7 +33,7 @@ class NewDelivery(Value, frozen=True, kw_only=True):
 
 
 def deliveries(message: ParsedMessage, destination: Destination, digests: PatientDigests) -> list[NewDelivery]:
-    """One for each handler that is enabled for the destination and asks for the message's kind; none for a query."""
+    """Return one delivery for each enabled handler that subscribes to the message's kind; none for a query."""
     if message.query:
         return []
     return [
@@ -48,7 +48,7 @@ def deliveries(message: ParsedMessage, destination: Destination, digests: Patien
 
 
 def lane(subscription: Subscription, destination: str, message: ParsedMessage, digests: PatientDigests) -> str:
-    """`handler/destination/…`: the handler's name comes first, for workers take lanes of the handlers they have."""
+    """Return `handler/destination/…`. The handler comes first, because workers select lanes by handler."""
     start = f"{subscription.handler}/{destination}"
     if subscription.ordering == "none":
         return f"{start}/any:{message.key[0] % UNORDERED_LANES}"
@@ -59,12 +59,12 @@ def lane(subscription: Subscription, destination: str, message: ParsedMessage, d
     return f"{start}/source:{_short(message.source_id)}"
 
 
-# Kinds and patterns are few.
+# There are few kinds and patterns.
 _asks: Final = lru_cache(4096)(matches)
 
 
 def unordered(lane: str) -> bool:
-    """Whether nothing in this lane waits for what is before it."""
+    """Return whether the lane is unordered: no delivery waits for an earlier one."""
     return lane.rpartition("/")[2].startswith("any:")
 
 
@@ -77,7 +77,7 @@ def _patient(found: Iterable[tuple[str, str]], patient_key: str, digests: Patien
 
 @lru_cache(1024)
 def _short(source_id: str | None) -> str:
-    """The source as a lane's name can hold it: what is not shaped like an id is named by its digest."""
+    """Return the source in a form that fits a lane's name: a value not shaped like an id is replaced by its digest."""
     if source_id is None:
         return "none"
     return source_id if ID_SHAPE.fullmatch(source_id) else sha256(source_id.encode()).hexdigest()[:32]

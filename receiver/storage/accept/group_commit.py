@@ -1,7 +1,8 @@
-"""The group commit: one thread a process takes what waits, writes it in one transaction, and answers after the COMMIT.
+"""Group commit: one thread for each process writes what is queued in one transaction, and answers after the COMMIT.
 
-A second thread watches the first: whoever has waited too long is answered, and a writer that waits for a frozen server
-is freed. May not judge: what comes in here has its verdict. Started after fork, by whoever composes the process.
+A watchdog thread answers requests that have waited too long, and closes the connection to a frozen server.
+
+Must not decide about messages: each arrives with its verdict. Start it after fork.
 """
 
 from __future__ import annotations
@@ -33,29 +34,29 @@ log: Final = structlog.get_logger(__name__)
 
 _committed, _answered = point("ledger.committed"), point("ledger.answered")
 
-# A request is answered within five seconds, with 503 if need be.
+# A request is answered within five seconds, with 503 if necessary.
 COMMIT_TIMEOUT: Final = 4.0
 _WATCH: Final = 0.2
-# A batch: beyond this, more rows save nothing, and their answers would wait for one another.
+# Limits of a batch: more rows save nothing, and delay their answers.
 BATCH_ROWS: Final = 64
 BATCH_BYTES: Final = 16 * 1024 * 1024
-# What may wait for the writer before new requests are told to come back.
+# Limits of the queue: beyond these, new requests are refused.
 QUEUE_ROWS: Final = 1_000
 QUEUE_BYTES: Final = 256 * 1024 * 1024
-# Refusals that wait for the database to come back; from then on they are only counted.
+# Refusals kept while the database is unavailable. Further ones are only counted.
 EVENTS: Final = 10_000
 _EVENTS_AT_ONCE: Final = 1_000
-# Refusals and handshakes are in the audit within a second.
+# Refusals and handshakes are in the audit log within a second.
 _FLUSH: Final = 0.5
-# While it stops: seconds between two attempts to write refusals that the database did not take.
+# During a stop: seconds between two attempts to write refusals that the database did not accept.
 _AGAIN: Final = 0.2
 _LAST_USED: Final = 60.0
-# How old the sum of quarantined bytes may be when it is compared with the quota.
+# The maximum age, in seconds, of the sum of quarantined bytes that is compared with the quota.
 _QUOTA_AGE: Final = 5.0
 
 
 class GroupCommitWriter:
-    """Queues, writes and answers entries and audit rows. `start` and `stop` frame its life; safe in threads."""
+    """Queues, writes and answers messages and audit rows. `start` and `stop` delimit its lifetime. Thread-safe."""
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class GroupCommitWriter:
         self._on_commit = on_commit
         self._quota = QuarantineQuota(recorder, quarantine_quota)
 
-        # Under the lock: what waits.
+        # The queues, under the lock.
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._waiting: deque[PendingMessage] = deque()
@@ -82,21 +83,21 @@ class GroupCommitWriter:
         self._hastened = self._stopping = self._refused = False
         self._give_up_at = float("inf")
 
-        # What the writer is at; the watchdog looks at it.
+        # The batch being written, for the watchdog.
         self._busy: tuple[float, Sequence[PendingMessage | PendingAudit]] | None = None
         self._flushed = self._used_flushed = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._watchdog = threading.Thread(target=self._watch, name="ledger-watchdog", daemon=True)
 
     def start(self) -> None:
-        """Begin to write. Only after fork: threads and sockets do not survive one."""
+        """Start the threads. Call it after fork: threads and sockets do not survive one."""
         self._thread.start()
         self._watchdog.start()
 
     def stop(self) -> None:
-        """Write what waits, then end. Whoever comes after is told that it is too late.
+        """Write what is queued, then stop. Later calls raise Unavailable.
 
-        Refusals that the database does not take at first are tried for PATIENCE seconds, then given up.
+        Refusals that the database does not accept at first are retried for COMMIT_TIMEOUT seconds, then dropped.
         """
         with self._lock:
             self._stopping = True
@@ -105,7 +106,7 @@ class GroupCommitWriter:
         self._thread.join(2 * COMMIT_TIMEOUT)
 
     def put(self, entry: PendingMessage) -> None:
-        """Have the entry written; its future tells when it is, or that it cannot be. See `hasten`."""
+        """Queue the entry. Its future is done when it is written, or fails. See `flush`."""
         size = entry.row["size"]
         with self._lock:
             refusal = None
@@ -122,14 +123,14 @@ class GroupCommitWriter:
             entry.fail(refusal)
 
     def flush(self) -> None:
-        """Somebody waits for an entry: until then they gather, so that those who come together share a commit."""
+        """Write the batch now. Until then entries collect, so that concurrent requests share one commit."""
         with self._lock:
             if self._waiting and not self._hastened:
                 self._hastened = True
                 self._wake.notify()
 
     def put_urgent(self, urgent: PendingAudit) -> None:
-        """Have one audit row written that somebody waits for."""
+        """Queue an audit row that a caller waits for."""
         with self._lock:
             stopping = self._stopping
             if not stopping:
@@ -139,11 +140,11 @@ class GroupCommitWriter:
             urgent.fail("shutting_down")
 
     def note(self, audit_event: AuditEvent) -> None:
-        """Have an audit row written that nobody waits for; in a flood, have it counted."""
+        """Queue an audit row that no caller waits for. In a flood it is only counted."""
         with self._lock:
             self._events += self._flood.take(audit_event, time.monotonic(), room=len(self._events) < EVENTS)
 
-    # --- the writer's thread
+    # --- the writer thread
 
     def _run(self) -> None:
         last = False
@@ -164,7 +165,9 @@ class GroupCommitWriter:
         self._recorder.close()
 
     def _take(self) -> tuple[list[PendingMessage], list[PendingAudit], list[AuditEvent], bool]:
-        """What waits, bounded in rows and bytes, the refusals that are due, and whether that is the last of it."""
+        """Return the queued entries (bounded in rows and bytes), the refusals that are due, and whether it is the last
+        batch.
+        """
         with self._lock:
             if not (self._hastened or self._urgent or self._stopping):
                 self._wake.wait(_FLUSH)
@@ -200,7 +203,7 @@ class GroupCommitWriter:
     def _write(
         self, entries: Sequence[PendingMessage], urgent: Sequence[PendingAudit], events: Sequence[AuditEvent]
     ) -> None:
-        """Write all of it in one commit and answer; where one row spoils it, each for itself."""
+        """Write all of it in one commit and answer. If one row makes the batch fail, write each entry separately."""
         if not entries and not urgent and not events:
             return
         try:
@@ -225,7 +228,7 @@ class GroupCommitWriter:
     def _write_apart(
         self, entries: Sequence[PendingMessage], urgent: Sequence[PendingAudit], events: Sequence[AuditEvent]
     ) -> None:
-        """Find the row that the database does not take: it hurts itself alone."""
+        """Write each entry separately, so that only the row that the database refuses fails."""
         if len(entries) + len(urgent) + len(events) > 1:
             for entry in entries:
                 self._write([entry], [], [])
@@ -234,7 +237,7 @@ class GroupCommitWriter:
             for event in events:
                 self._write([], [], [event])
         elif entries and entries[0].row["quarantine_reason"] != UNSTORABLE:
-            # Its columns for asking are what the database refuses; the exact bytes can be kept all the same.
+            # The database refuses its metadata columns. Its exact bytes can still be kept.
             log.error("ledger.unstorable", uuid=str(entries[0].row["uuid"]))
             self._entries.without_metadata(entries[0])
             self._write(entries, [], [])
@@ -243,7 +246,7 @@ class GroupCommitWriter:
             _fail("row_refused", entries, urgent)
 
     def _put_back(self, events: Sequence[AuditEvent]) -> None:
-        """Keep the refusals for a better time: while we stop, for a moment only."""
+        """Keep the refusals for a later attempt; during a stop, only for a moment."""
         if not events:
             return
         with self._lock:
@@ -260,7 +263,7 @@ class GroupCommitWriter:
             log.warning("ledger.hint_lost", error=type(exc).__name__)
 
     def _flush_used(self, last: bool) -> None:
-        """Tell the database when each credential was last used; what is lost here is used again."""
+        """Record when each credential was last used. A lost value is replaced by the next use."""
         if not last and time.monotonic() - self._used_flushed < _LAST_USED:
             return
         self._used_flushed = time.monotonic()
@@ -272,10 +275,10 @@ class GroupCommitWriter:
             except Unavailable:
                 log.warning("ledger.last_used_not_written")
 
-    # --- the watchdog's thread
+    # --- the watchdog thread
 
     def _watch(self) -> None:
-        """Answer whoever has waited too long, and free the writer from a server that does not answer."""
+        """Answer requests that have waited too long, and cut the connection to a server that does not answer."""
         while self._thread.is_alive() or not self._stopping:
             time.sleep(_WATCH)
             late = time.monotonic() - COMMIT_TIMEOUT
@@ -285,7 +288,7 @@ class GroupCommitWriter:
                 self._recorder.cut()
 
     def _overdue(self, late: float) -> list[PendingMessage | PendingAudit]:
-        """What waits since before `late`, taken out of the queues."""
+        """Remove from the queues, and return, what has waited since before `late`."""
         overdue: list[PendingMessage | PendingAudit] = []
         with self._lock:
             while self._waiting and self._waiting[0].enqueued < late:
@@ -304,7 +307,7 @@ def _fail(reason: str, *groups: Sequence[PendingMessage | PendingAudit]) -> None
 
 
 class QuarantineQuota:
-    """Quarantine holds so many bytes a destination; beyond that, Redox must keep what it sends. Of the writer alone."""
+    """The quarantine limit in bytes for each destination. Beyond it, Redox must keep what it sends. Not thread-safe."""
 
     def __init__(self, recorder: BatchWriter, limit: int) -> None:
         self._recorder = recorder
@@ -312,7 +315,7 @@ class QuarantineQuota:
         self._held: dict[int, tuple[float, int]] = {}
 
     def within_quota(self, entries: Sequence[PendingMessage]) -> list[PendingMessage]:
-        """The entries that may be written; the others are told."""
+        """Return the entries within the quota. The others fail."""
         kept = []
         for entry in entries:
             refusal = self._refusal(entry) if entry.row["state"] == "quarantined" else None

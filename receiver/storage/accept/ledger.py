@@ -1,7 +1,7 @@
-"""Records what is admitted and what is refused: the verbs that the doors call.
+"""The ledger: the calls with which endpoints record admitted and refused requests.
 
-May not judge: what comes in here has its verdict. How it is written: receiver.storage.accept.message_builder (made ready),
-receiver.storage.accept.group_commit (the group commit), receiver.storage.accept.batch (one transaction).
+Must not decide about messages: each arrives with its verdict. The parts are receiver.storage.accept.message_builder
+(prepares rows), receiver.storage.accept.group_commit (queues) and receiver.storage.accept.batch (writes).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ __all__ = ["COMMIT_TIMEOUT", "MessageLedger"]
 
 
 class MessageLedger:
-    """All that the doors write. `start` and `stop` frame its life in one process; safe in threads.
+    """Everything that endpoints write. `start` and `stop` delimit its lifetime in one process. Thread-safe.
 
-    `quarantine_quota` in bytes a destination. `on_commit` is called by the writer with the lanes that have something
-    new; it must be quick, and may fail.
+    `quarantine_quota`: bytes for each destination. The writer calls `on_commit` with the lanes that have new work. It
+    must be quick, and may fail.
     """
 
     def __init__(
@@ -44,22 +44,23 @@ class MessageLedger:
     ) -> None:
         seals = Sealer(keyring)
         self._entries = MessageBuilder(keyring, seals)
-        # A statement gives up a little before the watchdog does: the server's word is better than a cut connection.
+        # A statement times out a little before the watchdog acts: an error from the server is better than a cut
+        # connection.
         recorder = BatchWriter(engine, keyring, seals, patience=COMMIT_TIMEOUT - 0.5)
         self._writer = GroupCommitWriter(
             recorder, self._entries, quarantine_quota=quarantine_quota, on_commit=on_commit
         )
 
     def start(self) -> None:
-        """Begin to write. Only after fork: threads and sockets do not survive one."""
+        """Start the threads. Call it after fork: threads and sockets do not survive one."""
         self._writer.start()
 
     def stop(self) -> None:
-        """Write what waits, then end. Whoever comes after is told that the ledger is unavailable."""
+        """Write what is queued, then stop. Later calls raise Unavailable."""
         self._writer.stop()
 
     def accept(self, admitted: Admitted, *, batch: bool = False) -> Future[Receipt]:
-        """Record it. The future holds the Receipt after the COMMIT, or raises Unavailable, its text a fixed word.
+        """Record the message. The future holds the Receipt after the COMMIT, or raises Unavailable with a fixed word.
 
         `batch`: it waits for `flush`, so that concurrent requests share one commit.
         """
@@ -74,14 +75,14 @@ class MessageLedger:
         self._writer.flush()
 
     def refuse(self, refused: Refused) -> None:
-        """Note a refusal: who, why, how long and which digest; never the body, a token or a header's value."""
+        """Record a refusal: peer, reason, length and digest. Never the body, a token or a header's value."""
         detail: dict[str, Any] = {"status": refused.status}
         if refused.query is not None:
-            detail["query"] = True  # its asker does not come again, so that no feed stands still for it
+            detail["query"] = True  # a query is not repeated, so that no feed is paused for it
         if refused.body is not None:
             detail |= {"length": len(refused.body), "sha256": sha256(refused.body).hexdigest()}
         if refused.claimed_source is not None:
-            # Only what is shaped like an id is kept as it is: anything else may be anybody's data.
+            # Only a value shaped like an id is kept as it is: anything else may be a patient's data.
             shaped = ID_SHAPE.fullmatch(refused.claimed_source) is not None
             detail |= {
                 "source": refused.claimed_source if shaped else None,
@@ -101,7 +102,9 @@ class MessageLedger:
         )
 
     def unavailable(self, reason: str, head: Head, destination: Destination | None, *, proved: bool) -> None:
-        """Note a request that was answered 503. Written when the database takes it again, in a flood as a count."""
+        """Record a request that was answered 503. Written when the database is available again; in a flood only
+        counted.
+        """
         self._writer.note(
             AuditEvent(
                 action="message.refuse",
@@ -116,7 +119,7 @@ class MessageLedger:
         )
 
     def challenged(self, challenged: Challenged) -> None:
-        """Note an answered handshake."""
+        """Record an answered handshake."""
         self._writer.note(
             AuditEvent(
                 action="destination.handshake",
@@ -130,11 +133,11 @@ class MessageLedger:
         )
 
     def note(self, event: AuditEvent) -> None:
-        """Note one audit row, which nobody waits for: in a flood it is counted."""
+        """Queue one audit row that no caller waits for. In a flood it is only counted."""
         self._writer.note(event)
 
     def record(self, event: AuditEvent) -> Future[None]:
-        """Write one audit row; the future is done after its COMMIT, or raises Unavailable."""
+        """Write one audit row. The future is done after its COMMIT, or raises Unavailable."""
         urgent = PendingAudit(event)
         self._writer.put_urgent(urgent)
         return urgent.future

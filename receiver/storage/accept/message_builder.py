@@ -1,6 +1,6 @@
-"""What is on its way into the database, and how an admitted message is made ready: sealed, signed, its columns filled.
+"""Message builder: prepares an admitted message for the database: body sealed, row signed, columns filled.
 
-May not touch the database. Entries are made in the request's own thread; from then on they are the writer's.
+Must not access the database. Entries are built in the request's thread. From then on they belong to the writer.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from receiver.storage.evidence.encryption import Sealer, payload_binding
 from receiver.storage.evidence.macs import PatientDigests, mac_key, row_mac
 from receiver.storage.identifiers import uuid7
 
-# An identical body without any id may be meant to come again after a day.
+# An identical body without any id may be a new message after a day.
 KEY_LIFETIME: Final = timedelta(hours=24)
-# Why a message is in quarantine whose columns for asking the database refuses.
+# The quarantine reason of a message whose metadata columns the database refuses.
 UNSTORABLE: Final = "unstorable_columns"
 
-# The columns for asking: claims of the sender, all null for what could not be read.
+# The metadata columns: claims of the sender, all null for a message that could not be read.
 _ASKED: Final = ("source_id", "kind", "log_id", "attempt_id", "message_id", "transmission_id", "facility", "event_time")
 
 
 @dataclass(slots=True, eq=False)
 class PendingMessage:
-    """One admitted message: its row, its sealed body. `enqueued` in seconds of the monotonic clock.
+    """One admitted message: its row and its sealed body. `enqueued`: seconds of the monotonic clock.
 
-    `repeats` are entries of the same batch that say the same: they are answered as its duplicates.
+    `repeats`: entries of the same batch with the same content. They are answered as duplicates of this one.
     """
 
     admitted: Admitted
@@ -52,12 +52,12 @@ class PendingMessage:
 
     @property
     def identity(self) -> tuple[int, bytes, bytes] | None:
-        """What makes another entry its duplicate; None for a query, which is never one."""
+        """Return the key of duplicates; None for a query, which has none."""
         row = self.row
         return None if row["key"] is None else (row["destination_id"], row["key"], row["outside"])
 
     def delivery_rows(self) -> Iterator[dict[str, Any]]:
-        """Its deliveries as rows for receiver.storage.accept.sql."""
+        """Return its deliveries as rows for receiver.storage.accept.sql."""
         for each in self.deliveries:
             yield {
                 "d_uuid": self.row["uuid"],
@@ -68,12 +68,12 @@ class PendingMessage:
             }
 
     def events(self) -> list[AuditEvent]:
-        """The audit rows of a new message and of its repeats."""
+        """Return the audit rows of a new message and of its repeats."""
         uuid = self.row["uuid"]
         return [self._event(self.row["state"], uuid), *(each._event("duplicate", uuid) for each in self.repeats)]
 
     def repeat_events(self, known: UUID, taken_up: Iterable[str]) -> list[AuditEvent]:
-        """The audit rows when all of it repeats the message `known`, of which `taken_up` (states) runs after all."""
+        """Return the audit rows when all of it repeats the message `known`, of which `taken_up` (states) now runs."""
         return [each._event("duplicate", known, taken_up) for each in (self, *self.repeats)]
 
     def _event(self, outcome: str, message_uuid: UUID, taken_up: Iterable[str] = ()) -> AuditEvent:
@@ -93,32 +93,32 @@ class PendingMessage:
         )
 
     def answer(self, receipt: Receipt) -> None:
-        """Hand out the receipt, and one that says so to its repeats."""
+        """Set the receipt as the result, and one marked as a repeat for its repeats."""
         resolve_future(self.future, receipt)
         for each in self.repeats:
             resolve_future(each.future, structs.replace(receipt, outcome="duplicate"))
 
     def fail(self, reason: str) -> None:
-        """Tell all who wait for it that it cannot be recorded now."""
+        """Fail all of its futures: it cannot be recorded now."""
         for each in (self, *self.repeats):
             resolve_future(each.future, Unavailable(reason))
 
 
 @dataclass(slots=True, eq=False)
 class PendingAudit:
-    """An audit row that somebody waits for."""
+    """An audit row that a caller waits for."""
 
     event: AuditEvent
     enqueued: float = field(default_factory=time.monotonic)
     future: Future[None] = field(default_factory=Future)
 
     def fail(self, reason: str) -> None:
-        """Tell who waits that it cannot be recorded now."""
+        """Fail the future: the row cannot be recorded now."""
         resolve_future(self.future, Unavailable(reason))
 
 
 def resolve_future(future: Future[Any], result: object) -> None:
-    """Answer, unless somebody did already: the watchdog, or whoever gave up waiting."""
+    """Set the result, unless the watchdog has set it or the caller has cancelled it."""
     try:
         if isinstance(result, Exception):
             future.set_exception(result)
@@ -129,7 +129,7 @@ def resolve_future(future: Future[Any], result: object) -> None:
 
 
 def fold(entries: Iterable[PendingMessage]) -> list[PendingMessage]:
-    """The entries, each that says the same as an earlier one put under it; of one key and other content: flagged."""
+    """Return the entries, with each repeat put under its first. Entries of one key with other content are flagged."""
     leaders: dict[tuple[int, bytes, bytes], PendingMessage] = {}
     keys: set[tuple[int, bytes]] = set()
     folded = []
@@ -147,7 +147,7 @@ def fold(entries: Iterable[PendingMessage]) -> list[PendingMessage]:
 
 
 class MessageBuilder:
-    """Makes entries under one keyring. Safe in threads."""
+    """Builds entries under one keyring. Thread-safe."""
 
     def __init__(self, keyring: Keyring, seals: Sealer) -> None:
         self._seals = seals
@@ -156,7 +156,7 @@ class MessageBuilder:
         self._mac_key_id, self._mac_key = key.id, mac_key(key)
 
     def make(self, admitted: Admitted) -> PendingMessage:
-        """The entry of an admitted message: its body sealed, its row signed, its deliveries known."""
+        """Return the entry of an admitted message: body sealed, row signed, deliveries listed."""
         inbound, message = admitted.inbound, admitted.message
         uuid = uuid7()
         payload_key, sealed = self._seals.seal_body(inbound.body, payload_binding(str(uuid)))
@@ -190,7 +190,7 @@ class MessageBuilder:
         return PendingMessage(admitted=admitted, row=row, sealed=sealed, deliveries=new)
 
     def without_metadata(self, entry: PendingMessage) -> None:
-        """Take away every column that tells of the content: what is left are the same bytes, in quarantine."""
+        """Clear every column about the content. The same bytes remain, in quarantine."""
         entry.row |= _asked(None) | {"content_type": None, "state": "quarantined", "quarantine_reason": UNSTORABLE}
         entry.row["mac"] = row_mac(self._mac_key, "messages", entry.row)
         entry.deliveries = []
@@ -199,7 +199,7 @@ class MessageBuilder:
 def _asked(message: ParsedMessage | None) -> dict[str, Any]:
     if message is None:
         return dict.fromkeys(_ASKED) | {"test": False}
-    # Written out: to ask for each by its name takes twice as long.
+    # Written out: a lookup of each column by name takes twice as long.
     return {
         "source_id": message.source_id,
         "kind": message.kind,
@@ -214,19 +214,20 @@ def _asked(message: ParsedMessage | None) -> dict[str, Any]:
 
 
 def _key(admitted: Admitted, digest: bytes) -> tuple[bytes | None, bytes | None, datetime | None]:
-    """What it is a duplicate by: (key, outside, when that ends). A query is never a duplicate: its asker would miss the
-    answer.
+    """Return the key of duplicates as (key, outside, when it expires).
+
+    A query has none: a duplicate's sender would miss the answer.
     """
     message, expires = admitted.message, admitted.inbound.head.received_at + KEY_LIFETIME
     if admitted.query is not None:
         return None, None, None
-    if message is None:  # unreadable bytes that come again are the same unreadable bytes
+    if message is None:  # the same unreadable bytes are a repeat
         return digest, digest, expires
     return message.key, message.outside, expires if message.key_expires else None
 
 
 def _state(admitted: Admitted, new: list[NewDelivery]) -> str:
-    """What the message is as soon as it is written. A query is its responder's, so it never waits for a handler."""
+    """Return the first state of the message. A query belongs to its responder, so it never waits for a handler."""
     if admitted.quarantine is not None:
         return "quarantined"
     return "accepted" if new or admitted.query else "unhandled"

@@ -1,8 +1,9 @@
-"""Runs statements of fixed text as libpq's prepared statements, on the psycopg connection that SQLAlchemy lends.
+"""Prepared statements of fixed text, run through libpq on the psycopg connection that SQLAlchemy opens.
 
-The cursors of SQLAlchemy and psycopg take more CPU than a message that is recorded alone takes otherwise. Parameters
-are binary: libpq ends a text parameter at a NUL, while PostgreSQL refuses a NUL in a binary one. Must not hold
-statements or rules. A PreparedStatements is used by one thread.
+The cursors of SQLAlchemy and psycopg take more CPU time than all the rest of a message that is recorded alone.
+Parameters are binary: libpq ends a text parameter at a NUL, while PostgreSQL refuses a NUL in a binary one.
+
+Must not hold statements or rules. A PreparedStatements is used by one thread.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
 
 Parameters = Sequence[bytes | None]
 
-# PostgreSQL counts times from here, in microseconds (timestamptz_send).
+# PostgreSQL counts times from this moment, in microseconds (timestamptz_send).
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 _OIDS: Final = {"bigint": 20, "bytea": 17}
@@ -32,14 +33,14 @@ _array: Final = struct.Struct(">5i").pack
 
 
 def array(kind: str, elements: Sequence[bytes]) -> bytes:
-    """The elements, already encoded as `kind`, as a one-dimensional array (array_send)."""
+    """Return the elements, already encoded as `kind`, as a one-dimensional array (array_send)."""
     parts = [_array(1, 0, _OIDS[kind], len(elements), 1)]
     for element in elements:
         parts += _length(len(element)), element
     return b"".join(parts)
 
 
-# How PostgreSQL takes a value of each type in binary.
+# PostgreSQL's binary format of each type.
 _ENCODERS: Final[Mapping[str, Callable[[Any], bytes]]] = {
     "bigint": _bigint,
     "integer": _length,
@@ -54,9 +55,9 @@ _ENCODERS: Final[Mapping[str, Callable[[Any], bytes]]] = {
 
 
 def encoder(columns: Mapping[str, str]) -> Callable[[Mapping[str, Any]], list[bytes | None]]:
-    """What turns a row into parameters: `columns` maps names to PostgreSQL types.
+    """Return a function that encodes a row as parameters. `columns` maps names to PostgreSQL types.
 
-    It raises KeyError, and UnicodeEncodeError or struct.error on a value that the type cannot hold.
+    The function raises KeyError, and UnicodeEncodeError or struct.error for a value that the type cannot hold.
     """
     encoders = [(name, _ENCODERS[kind]) for name, kind in columns.items()]
 
@@ -82,29 +83,31 @@ class PreparedStatements:
         self._names: dict[Statement, bytes] = {}
 
     def run(self, statement: Statement, parameters: Parameters) -> list[tuple[bytes | None, ...]]:
-        """Run it and return its rows, each value as text. Raises psycopg.Error, without the server's message."""
+        """Run the statement and return its rows, each value as text. Raises psycopg.Error, without the server's
+        message.
+        """
         name = self._names.get(statement)
         if name is None:
             self._succeeded(self._libpq.prepare(statement.name.encode(), statement.text.encode()))
             name = self._names[statement] = statement.name.encode()
-        values: Any = parameters  # psycopg's annotation knows no NULL
+        values: Any = parameters  # psycopg's annotation does not allow NULL
         result = self._succeeded(self._libpq.exec_prepared(name, values, [1] * len(parameters)))
         columns = range(result.nfields)
         return [tuple([result.get_value(row, column) for column in columns]) for row in range(result.ntuples)]
 
     @property
     def lost(self) -> bool:
-        """Whether the connection is."""
+        """Return whether the connection is lost."""
         return self._libpq.status != ConnStatus.OK
 
     def _succeeded(self, result: Any) -> Any:
-        """The result. Raises psycopg.Error: of the class of its SQLSTATE, or OperationalError without one."""
+        """Return the result. Raises psycopg.Error: the class of its SQLSTATE, or OperationalError without one."""
         if result.status in _SUCCEEDED:
             return result
         code = result.error_field(DiagnosticField.SQLSTATE)
         if code is None:
             raise psycopg.OperationalError
-        # The server's message may quote a row, so it goes no further.
+        # The server's message may quote a row, so it is dropped.
         state = code.decode()
         try:
             raise errors.lookup(state)

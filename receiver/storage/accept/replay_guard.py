@@ -1,6 +1,6 @@
-"""What may be used once, remembered for every host until it is good for nothing by itself.
+"""Replay guard: remembers nonces for all hosts until they expire.
 
-May not know what it is: a key and a time come in.
+Must not know what a nonce is made of: it receives a key and a time.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from receiver.protocol.message import Nonce
 log: Final = structlog.get_logger(__name__)
 
 _ROWS: Final = 1_000
-# Kept for so long beyond its time: a host that has not yet asked the database judges by its own clock what is too late.
+# Kept this long after expiry: a host that has not asked the database yet judges expiry by its own clock.
 _BEHIND: Final = "1 day"
 
-# Of two who come at the same moment, the second waits for the first one's commit, and then finds the row.
+# If two requests use a nonce at the same moment, the second waits for the first one's commit, and then finds the row.
 _REMEMBER: Final = """
 INSERT INTO seen_once (key, until)
 SELECT key, until FROM unnest(%(keys)s::bytea[], %(until)s::timestamptz[]) AS u(key, until)
@@ -34,15 +34,15 @@ DELETE FROM seen_once WHERE key IN (
 
 
 class ReplayGuard:
-    """Remembers, through connections of `engine`. Safe in threads."""
+    """Remembers nonces through connections of `engine`. Thread-safe."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def first(self, once: Sequence[Nonce]) -> bool:
-        """Whether none of it was ever seen; from now on, after a COMMIT, all of it was.
+        """Return whether all of the nonces are new. After the COMMIT they count as used.
 
-        Raises Unavailable when that cannot be known now.
+        Raises Unavailable when that cannot be determined now.
         """
         values = {"keys": [each.key for each in once], "until": [each.until for each in once]}
         try:
@@ -54,5 +54,5 @@ class ReplayGuard:
 
 
 def forget(connection: Connection) -> int:
-    """Delete some of what is over; how many rows."""
+    """Delete some expired nonces. Returns how many."""
     return connection.exec_driver_sql(_FORGET).rowcount

@@ -1,11 +1,10 @@
-"""The statements of the accept path: one that records a whole batch, one for a message that is recorded alone, and what
-duplicates need in addition.
+"""SQL of the accept path: one statement records a batch, one records a single message; others handle duplicates.
 
-Must not run them. The rows of a batch go in as JSON, one document a table, so that a statement's text is the same for
-every batch, the server plans it once, and both sides work on it in C: an array a column cost three times as much, and a
-plan each time. Only the sealed bodies are an array. A message that is recorded alone goes in as one parameter a column:
-that takes half the server's CPU. What psycopg's cursor runs has at most 4,096 characters: it parses a longer one each
-time.
+Must not run them. The rows of a batch are sent as JSON, one document for each table: the statement's text is the same
+for every batch, the server plans it once, and both sides process it in C. One array for each column cost three times as
+much, and a plan each time. Only the sealed bodies are an array. A single message is sent as one parameter for each
+column, which takes half the server's CPU time. A statement that psycopg's cursor runs has at most 4,096 characters: it
+parses a longer one each time.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import msgspec
 
 from receiver.storage.accept.prepared import Parameters, Statement, array, encoder
 
-# Column → type. `id` is null where the row's identity is still to be given.
+# Column → type. `id` is null where the row has no identity yet.
 _MESSAGE: Final = {
     "id": "bigint",
     "uuid": "uuid",
@@ -76,13 +75,13 @@ _AUDIT: Final = {
     "follows": "bigint",
 }
 _KEYS: Final = ("destination_id", "key", "outside", "received_at", "key_expires_at")
-# As long after now as the host that received the message says after its own now: the database's clock judges it.
+# The host computes the expiry with its own clock. The same duration is added to the database's clock.
 _EXPIRES: Final = "now() + (key_expires_at - received_at)"
 _encode: Final = msgspec.json.Encoder().encode
 
 
 def _rows(document: str, columns: Mapping[str, str], *, sealed: str | None = None) -> str:
-    """The rows of a JSON document as `r`, numbered by `place`; `sealed`: the array that has the sealed bodies.
+    """Return the FROM item `r`: the rows of a JSON document, numbered by `place`. `sealed`: the array of sealed bodies.
 
     Bytes are base64 in a document.
     """
@@ -102,14 +101,15 @@ _STORED: Final = [
 
 
 def _record(*, with_keys: bool, alone: bool) -> Statement:
-    """One statement that writes a batch: messages, payloads, deliveries, audit, and the keys where nobody did before.
+    """Return the statement that writes a batch: messages, payloads, deliveries, audit rows, and keys unless claimed
+    before.
 
-    A key that is there already fails the whole (23505), and the batch goes the longer way. Identity numbers are given
-    in the order of arrival, for the order of deliveries in a lane is that of their ids. A conflict within the batch is
-    flagged by who folded it, and not here: that would flag the first of the two as well.
+    If a key exists already the statement fails (23505), and the batch takes the duplicate path. Identity numbers are
+    given in the order of arrival, because a lane runs deliveries in the order of their ids. `fold` flags a conflict
+    within the batch, because this statement would flag the first of the two as well.
 
-    Of a body that is `alone` no array is made: it may have 40 MB. Returns the message's id and the ids of its inline
-    deliveries, in the order of the messages.
+    With `alone` the body is not put into an array: it may have 40 MB. Returns each message's id and the ids of its
+    inline deliveries, in the order of the messages.
     """
     sealed = "ARRAY[$2::bytea]" if alone else "$2::bytea[]"
     keys = (
@@ -157,16 +157,16 @@ RECORD: Final = {
 }
 AUDIT: Final = Statement("audit", _audit_insert("$1"))
 
-# The message and its audit row, as a message that is recorded alone has them. Its id is always a new one.
+# The columns of a message and its audit row when it is recorded alone. Its id is always a new one.
 _ALONE: Final = {name: kind for name, kind in _MESSAGE.items() if name not in ("id", "id_conflict")}
 _encode_alone: Final = encoder(_ALONE)
 _encode_audit: Final = encoder(_AUDIT)
 
 
 def _record_alone() -> Statement:
-    """One statement that writes one message with its key, payload and deliveries, and one audit row.
+    """Return the statement that writes one message with its key, payload and deliveries, and one audit row.
 
-    A key that is there already fails it (23505). Returns what a batch does.
+    It fails when the key exists already (23505). Its result has the same form as a batch's.
     """
     at = {name: f"${number}::{_ALONE.get(name, 'bytea')}" for number, name in enumerate([*_ALONE, "sealed"], 1)}
     documents = len(at) + 1
@@ -196,12 +196,12 @@ SELECT id, ARRAY(SELECT d.id FROM d WHERE d.inline) FROM m""",
 
 RECORD_ALONE: Final = _record_alone()
 
-# The longer way is a transaction. Whatever the server's default: with one snapshot for all of it, what a concurrent
-# duplicate has just committed would stay out of sight.
+# The duplicate path is a transaction, READ COMMITTED whatever the server's default: with one snapshot for all of it, a
+# duplicate that was just committed would be invisible.
 BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
 
-# First step: claim the keys. Sorted, for two batches that take them in opposite orders would deadlock.
-# A key that has expired is claimed anew. What is not returned is somebody else's.
+# First step: claim the keys. Sorted, because two batches that claim them in opposite orders would deadlock. An expired
+# key is claimed anew. Keys that are not returned belong to other messages.
 CLAIM_KEYS: Final = f"""
 WITH i AS MATERIALIZED (
       SELECT r.*, nextval('messages_id_seq') AS id
@@ -212,14 +212,14 @@ ON CONFLICT (destination_id, key, outside)
 DO UPDATE SET message_id = excluded.message_id, expires_at = excluded.expires_at WHERE k.expires_at < now()
 RETURNING destination_id, key, outside, message_id"""
 
-# Second step, a statement of its own: in the first one's snapshot a concurrent duplicate would see neither row.
+# Second step, a separate statement: the snapshot of the first does not include a concurrent duplicate.
 EXISTING: Final = f"""
 SELECT k.destination_id, k.key, k.outside, m.id, m.uuid, m.state
 FROM {_rows("%(keys)s", {name: _MESSAGE[name] for name in _KEYS})}
 JOIN message_keys k USING (destination_id, key, outside) JOIN messages m ON m.id = k.message_id"""
 
-# What a repeat takes up again. Not a message without its columns (it could not be read, or its columns could not be
-# stored): `messages release` fills them. Nor what an operator has discarded.
+# What a repeat takes up again. This excludes messages without metadata (unreadable, or refused by the database), which
+# `messages release` fills in, and what an operator has discarded.
 REVIVE_DEAD: Final = """
 UPDATE deliveries SET state = 'pending', attempts = 0, ready_at = NULL, deferred_since = NULL, finished_at = NULL
 WHERE message_id = %(message_id)s AND state = 'dead' RETURNING lane"""
@@ -233,7 +233,7 @@ ORDER BY place ON CONFLICT (message_id, handler, generation) DO NOTHING RETURNIN
 INLINE_PENDING: Final = """
 SELECT id FROM deliveries WHERE message_id = %(message_id)s AND inline AND state = 'pending' ORDER BY id"""
 
-# What a body in quarantine counts as, however small it is: its rows take that much.
+# The least size that counts for a body in quarantine: its rows take that much.
 LEAST: Final = 2048
 QUARANTINED_BYTES: Final = f"""
 SELECT coalesce(sum(greatest(size, {LEAST})), 0)::bigint FROM messages
@@ -249,12 +249,12 @@ WHERE credentials.id = u.id AND (last_used_at IS NULL OR last_used_at < u.at)"""
 
 
 def keys(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The parameters of CLAIM_KEYS and EXISTING: the keys of the messages."""
+    """Return the parameters of CLAIM_KEYS and EXISTING: the keys of the messages."""
     return {"keys": _encode([{name: row[name] for name in _KEYS} for row in rows]).decode()}
 
 
 def deliveries(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of the parameters of ADD_DELIVERIES, the deliveries."""
+    """Return the deliveries of the parameters of ADD_DELIVERIES."""
     return {"deliveries": _encode(rows).decode()}
 
 
@@ -264,17 +264,18 @@ def batch(
     new: Sequence[Mapping[str, Any]],
     audit: Sequence[Mapping[str, Any]],
 ) -> Parameters:
-    """The parameters of RECORD: the messages, their sealed bodies, their deliveries, and the audit rows."""
+    """Return the parameters of RECORD: the messages, their sealed bodies, their deliveries, and the audit rows."""
     return (_encode(messages), sealed[0] if len(sealed) == 1 else array("bytea", sealed), _encode(new), _encode(audit))
 
 
 def audit_rows(rows: Sequence[Mapping[str, Any]]) -> Parameters:
-    """The parameters of AUDIT."""
+    """Return the parameters of AUDIT."""
     return (_encode(rows),)
 
 
 def alone(
     message: Mapping[str, Any], sealed: bytes, new: Sequence[Mapping[str, Any]], audit: Mapping[str, Any]
 ) -> Parameters:
-    """The parameters of RECORD_ALONE. Raises UnicodeEncodeError, and struct.error, where a value does not fit."""
+    """Return the parameters of RECORD_ALONE. Raises UnicodeEncodeError or struct.error for a value that does not fit.
+    """
     return [*_encode_alone(message), sealed, _encode(new), *_encode_audit(audit)]

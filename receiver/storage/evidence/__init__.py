@@ -1,6 +1,6 @@
 """Evidence: the audit log, MACs, encryption, and verification.
 
-Called by every room that writes a row, and by `audit verify`.
+Every module that writes a row calls it, and so does `audit verify`.
 
-Must not change how a row that exists is encoded: its MAC would not hold any longer.
+Must not change how an existing row is encoded: its MAC would no longer verify.
 """

@@ -1,6 +1,6 @@
-"""The audit: what happened, as rows that a process numbers and chains, and the summing up of floods.
+"""Audit log: events as rows that each process numbers and chains, and flood control that sums up repeated events.
 
-May not decide what is worth a row. Nothing of a patient's, no token and no header value may be given to it but as
+Must not decide which events deserve a row. Patient data, tokens and header values must not be passed in, except as
 `note`, which is sealed.
 """
 
@@ -26,26 +26,26 @@ from receiver.storage.evidence.macs import chain, mac_key
 from receiver.storage.identifiers import uuid7
 from receiver.storage.schema import audit_events
 
-# What a flood may write: this many rows a minute for one action, destination, reason and network, and for all together,
-# once for strangers and once for who holds a credential of ours: the ones must not hide the others. The rest is counted
-# into one row a minute each. Strangers' share shrinks (see Flood).
+# Flood limits: this many rows a minute for one action, destination, reason and network, and for all together. The total
+# is kept separately for strangers and for holders of a credential, so that neither hides the other. Further events are
+# counted into one row a minute each. The allowance of strangers shrinks (see FloodControl).
 ROWS_EACH: Final = 10
 ROWS_IN_ALL: Final = 300
-# Of what is counted, so many sources and messages a minute are still told by name.
+# This many sources and messages a minute are named among the counted events.
 NAMED: Final = 100
-# Repeats of messages that have a row each, in the commit that answers them: so many a minute for one destination.
+# This many repeats of messages a minute get their own row, in the commit that answers them, for one destination.
 REPEATS: Final = 100
 _WINDOW: Final = 60.0
-# Strangers who use up their allowance get half of it in the next minute, down to nothing but summary rows; all of it
-# again when they have not for so many seconds.
+# Strangers who use up their allowance get half of it in the next minute, down to summary rows alone. They get all of it
+# back after this many seconds without doing so.
 _GIVEN_BACK: Final = 3600.0
-# Names that are known again when they come back. A name made up on the spot comes once.
+# How many names are remembered, to recognize those that return. A made-up name comes once.
 _NAMES: Final = 50_000
 _MANY: Final = "many"
 _NEWEST: Final = "SELECT id, mac FROM audit_events ORDER BY id DESC LIMIT 1"
 
-# Refusals of somebody who holds, or held, a credential of ours: Redox, not a stranger. A body is called
-# too large only behind a head that could suffice.
+# Refusals of a peer that holds, or held, a credential: Redox, not a stranger. A body is refused as too large only after
+# headers that could authenticate.
 AUTHENTIC_REASONS: Final = (
     "token_expired",
     "token_revoked",
@@ -56,10 +56,10 @@ AUTHENTIC_REASONS: Final = (
 
 
 class AuditEvent(Value, frozen=True, kw_only=True):
-    """One thing that happened. `action` is subject.verb; `reason` a fixed word; `detail` fixed keys with ids in them.
+    """One event. `action` is subject.verb; `reason` a fixed word; `detail` fixed keys with ids in them.
 
     `actor`: "redox", "worker:NAME", "handler:NAME", or "USER@HOST" of a command. `subject`: another row, as "table:id".
-    `note`: a person's words, sealed.
+    `note`: an operator's words, sealed.
     """
 
     hidden = frozenset({"note"})
@@ -79,7 +79,7 @@ class AuditEvent(Value, frozen=True, kw_only=True):
 
 
 class AuditChain:
-    """Numbers and chains the rows of one writer: this process, from now on. Not safe in threads."""
+    """Numbers and chains the rows of one writer (this process). Not thread-safe."""
 
     def __init__(self, keyring: Keyring, seals: Sealer) -> None:
         key = keyring.current("mac")
@@ -88,12 +88,12 @@ class AuditChain:
         self.restart()
 
     def restart(self) -> None:
-        """Begin another chain: after an answer that never came, nobody here knows how far this one was written."""
+        """Begin another chain: after a lost answer, the end of this one is unknown."""
         self._writer, self._n, self._previous = uuid7(), 0, b""
         self._follows: int | None = None
 
     def follow(self, connection: Connection) -> None:
-        """Before the first row of a chain: hang it on the newest row there is, so that neither vanishes unseen.
+        """Link the first row of a chain to the newest row in the table, so that neither can vanish unseen.
 
         One query for each chain, none for its later rows. Raises SQLAlchemyError.
         """
@@ -102,13 +102,13 @@ class AuditChain:
             self._follows, self._previous = (None, b"") if newest is None else (newest.id, newest.mac)
 
     def rows(self, events: Sequence[AuditEvent]) -> list[dict[str, Any]]:
-        """The next rows, ready to insert, after `follow`. `written` must be called once they are committed."""
+        """Return the next rows, ready to insert. Call `follow` before, and `written` once they are committed."""
         rows = [self._row(number, event) for number, event in enumerate(events, self._n + 1)]
         chain(self._key, rows, self._previous)
         return rows
 
     def written(self, rows: Sequence[dict[str, Any]]) -> None:
-        """The rows are committed: the chain goes on behind them."""
+        """Record that the rows are committed: the chain continues after them."""
         if rows:
             self._n, self._previous = rows[-1]["n"], rows[-1]["mac"]
 
@@ -140,14 +140,14 @@ class AuditChain:
 
 
 def note_binding(writer: UUID, n: int) -> str:
-    """What the sealed note of an audit row is bound to."""
+    """Return the binding to which the note of an audit row is sealed."""
     return f"audit:{writer}:{n}"
 
 
 def write(connection: Connection, audit: AuditChain, events: Sequence[AuditEvent]) -> None:
-    """Insert the events in the caller's transaction, for processes that write now and then (commands, workers).
+    """Insert the events in the caller's transaction, for processes that write rarely (commands, workers).
 
-    The caller's transaction must be committed next, or `restart` be called: the chain goes on as if it were.
+    The caller must commit next, or call `restart`: the chain continues as if the rows were committed.
     """
     if not events:
         return
@@ -159,20 +159,20 @@ def write(connection: Connection, audit: AuditChain, events: Sequence[AuditEvent
 
 @lru_cache(1024)
 def network(peer: str) -> str:
-    """Whom a flood is counted under: an IPv4 address, or the /64 of an IPv6 address."""
+    """Return the network under which a flood is counted: an IPv4 address, or the /64 of an IPv6 address."""
     try:
         address = ip_address(peer)
     except ValueError:
         return "unknown"
     if isinstance(address, IPv6Address):
-        # A socket for both families names IPv4 peers like this (RFC 4291 2.5.5.2).
+        # A dual-stack socket gives IPv4 peers in this form (RFC 4291 2.5.5.2).
         return str(address.ipv4_mapped or f"{IPv6Address(int(address) >> 64 << 64)}/64")
     return str(address)
 
 
 @dataclass(frozen=True, slots=True)
 class _Key:
-    """What is counted together. `named`: the source or the message that it is about; `several`: that is not told."""
+    """The key of a count. `named`: the source or message of the event; `several`: there are too many to name."""
 
     action: str
     destination: str | None
@@ -184,21 +184,21 @@ class _Key:
 
 
 class FloodControl:
-    """Lets the first events of a minute through as they are and sums up the rest. Not safe in threads.
+    """Passes the first events of a minute as they are and sums up the rest. Not thread-safe.
 
-    Strangers who go on for minutes get ever fewer rows: what they write is kept for good. Times are seconds of a
+    Strangers who continue for minutes get fewer rows each minute, because rows are kept forever. Times are seconds of a
     monotonic clock.
     """
 
     def __init__(self) -> None:
         self._began = 0.0
         self._halvings = 0
-        self._used_up_at = 0.0  # when strangers' last minute ended that used up their allowance
+        self._used_up_at = 0.0  # end of the last minute in which strangers used up their allowance
         self._begin(0.0)
         self._names: OrderedDict[int, None] = OrderedDict()
 
     def take(self, event: AuditEvent, now: float, *, room: bool) -> list[AuditEvent]:
-        """The rows to write for this event and for a minute that has ended; without `room` it is only counted."""
+        """Return the rows to write for this event and for an ended minute. Without `room` the event is only counted."""
         due = self.due(now) if room else []
         named = _named(event)
         back = named is not None and self._came_back(hash((event.action, event.destination, named)))
@@ -212,11 +212,11 @@ class FloodControl:
         return due
 
     def due(self, now: float) -> list[AuditEvent]:
-        """What a minute that has ended summed up; begins the next."""
+        """Return the summary rows of an ended minute, and begin the next."""
         return self.end(now) if now - self._began >= _WINDOW else []
 
     def end(self, now: float) -> list[AuditEvent]:
-        """All that is summed up so far: at the end of a minute, and before the process ends."""
+        """Return all summary rows so far: at the end of a minute, and before the process ends."""
         events = [each for proved in self._classes.values() for each in proved.summed()]
         if self._classes[False].used_up:
             self._halvings, self._used_up_at = self._halvings + 1, now
@@ -230,7 +230,7 @@ class FloodControl:
         self._classes = {False: _Class(self._halvings), True: _Class(0)}
 
     def _came_back(self, name: int) -> bool:
-        """Whether that name was seen not long ago."""
+        """Return whether that name was seen recently."""
         known = name in self._names
         self._names[name] = None
         self._names.move_to_end(name)
@@ -240,7 +240,7 @@ class FloodControl:
 
 
 class _Class:
-    """What strangers, or others, have caused within a minute. `halvings`: how often their allowance was halved."""
+    """The events of strangers, or of others, within a minute. `halvings`: how often their allowance was halved."""
 
     def __init__(self, halvings: int) -> None:
         self._each, self._in_all, self._names = (most >> halvings for most in (ROWS_EACH, ROWS_IN_ALL, NAMED))
@@ -250,19 +250,19 @@ class _Class:
         self._named = 0
 
     def passes(self, key: _Key) -> bool:
-        """Whether one more is told as it is."""
+        """Return whether one more event gets its own row."""
         passes = self._passed[key] < self._each and self._passed.total() < self._in_all
         self._seen += 1
         self._passed[key] += passes
         return passes
 
     def count(self, key: _Key, named: str | None, event: AuditEvent) -> None:
-        """One more is counted, by its name if that is given."""
+        """Count one more event, by its name if there is one."""
         key = self._place(key, named)
         self._held[key] = event, self._held[key][1] + event.count if key in self._held else event.count
 
     def _place(self, key: _Key, named: str | None) -> _Key:
-        """What to count it under. As destinations and reasons are few, so are places."""
+        """Return the key to count the event under. Destinations and reasons are few, so keys are few."""
         if named is not None:
             precise = replace(key, named=named, several=False)
             if precise in self._held:
@@ -272,16 +272,18 @@ class _Class:
                 return precise
         if key in self._held or len(self._held) < self._in_all:
             return key
-        # Ever new addresses: what is left to tell is how many.
+        # Too many addresses: only their total is kept.
         return replace(key, peer=_MANY)
 
     @property
     def used_up(self) -> bool:
-        """Whether there was more than a quiet minute has: a single request does not prolong what a flood has caused."""
+        """Return whether there was more than in a quiet minute. A single request does not prolong the effect of a
+        flood.
+        """
         return bool(self._held) and self._seen > ROWS_EACH
 
     def summed(self) -> list[AuditEvent]:
-        """One row for each place, with the last event's time and without what differed."""
+        """Return one row for each key, with the last event's time and without the fields that differed."""
         return [_summed(key, event, count) for key, (event, count) in self._held.items()]
 
 
@@ -301,20 +303,20 @@ def _summed(key: _Key, event: AuditEvent, count: int) -> AuditEvent:
 
 
 def _source(event: AuditEvent) -> dict[str, Any]:
-    """The part of the detail that names a refused source (see Ledger.refuse)."""
+    """Return the part of the detail that names a refused source (see MessageLedger.refuse)."""
     return {name: value for name, value in (event.detail or {}).items() if name in ("source", "source_sha256")}
 
 
 def _named(event: AuditEvent) -> str | None:
-    """The source, or else the message, that the event is about."""
+    """Return the source, or else the message, of the event."""
     source = next(filter(None, _source(event).values()), None)
     return source or (None if event.message_uuid is None else str(event.message_uuid))
 
 
 class Repeats:
-    """Which repeats of messages have a row of their own. Not safe in threads.
+    """Decides which repeats of messages get their own row. Not thread-safe.
 
-    What the repeat has changed is always told.
+    A repeat that changed something always gets one.
     """
 
     def __init__(self) -> None:
@@ -322,7 +324,7 @@ class Repeats:
         self._told: Counter[str | None] = Counter()
 
     def split(self, events: Iterable[AuditEvent], now: float) -> tuple[list[AuditEvent], list[AuditEvent]]:
-        """What is to be written in the commit, and what is to be counted. `written` when it is committed."""
+        """Return (events to write in the commit, events to count). Call `written` after the commit."""
         if now - self._began >= _WINDOW:
             self._began, self._told = now, Counter()
         told, counted, new = list[AuditEvent](), list[AuditEvent](), Counter[str | None]()
@@ -336,7 +338,7 @@ class Repeats:
         return told, counted
 
     def written(self, told: Iterable[AuditEvent]) -> None:
-        """They are committed."""
+        """Record that the events are committed."""
         self._told.update(event.destination for event in told if _bare_repeat(event))
 
 

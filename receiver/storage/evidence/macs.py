@@ -1,6 +1,6 @@
-"""MACs over rows, the audit chain's link, and keyed digests: what makes stored rows testify.
+"""MACs over rows, the link of audit chains, and keyed digests.
 
-May not read or write rows. The encoding below is part of the stored evidence: it must never change for rows that exist.
+Must not read or write rows. The encoding below is part of the stored evidence: it must never change for existing rows.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from receiver.protocol.digests import hmac_sha256
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
-# The immutable columns of each table that its MAC covers, in this order. Columns that change by themselves
-# (last_used_at, paused_at, state) are not among them.
+# The immutable columns of each table that its MAC covers, in this order. Columns that change later (last_used_at,
+# paused_at, state) are not among them.
 COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     "destinations": (
         "id",
@@ -121,24 +121,24 @@ _values: Final = {table: itemgetter(*columns) for table, columns in COLUMNS.item
 
 
 def mac_key(key: Key) -> bytes:
-    """The key that rows are signed with."""
+    """Return the key that signs rows."""
     return key.derive("row mac")
 
 
 def row_mac(key: bytes, table: str, row: Mapping[str, Any], *, previous: bytes = b"") -> bytes:
-    """HMAC-SHA256 over the table's name, the columns of COLUMNS, and, in a chain, the MAC before."""
+    """Return the HMAC-SHA256 over the table's name, the columns of COLUMNS and, in a chain, the previous MAC."""
     return hmac_sha256(key, previous + encode(str(table), *_values[table](row)))
 
 
 class RowMacs:
-    """Checks the MACs of rows under the keys of one keyring; derives each key once. Safe in threads."""
+    """Checks the MACs of rows under the keys of one keyring. Derives each key once. Thread-safe."""
 
     def __init__(self, keyring: Keyring) -> None:
         self._keyring = keyring
         self._keys: dict[str, bytes] = {}
 
     def hold(self, table: str, row: Mapping[str, Any], *, previous: bytes = b"") -> bool:
-        """Whether the row is as it was signed. Raises UnknownKey when the keyring lacks its key."""
+        """Return whether the row's MAC verifies. Raises UnknownKey when the keyring lacks its key."""
         key_id = row["mac_key"]
         key = self._keys.get(key_id)
         if key is None:
@@ -147,12 +147,13 @@ class RowMacs:
 
 
 def encode(*values: Any) -> bytes:
-    """An unambiguous encoding: a JSON array; times as microseconds since 1970, bytes as base64, mappings sorted."""
+    """Return an unambiguous encoding: a JSON array; times as microseconds since 1970, bytes as base64, mappings sorted.
+    """
     return _encode([value if type(value) in _PLAIN else _plain(value) for value in values])
 
 
 _encode: Final = msgspec.json.Encoder(order="sorted").encode
-# What stands in JSON as it is; most values of a row are of these.
+# Types that JSON holds unchanged; most values of a row are of these.
 _PLAIN: Final = frozenset({str, int, bool, type(None), bytes, UUID, dict, list, tuple})
 
 
@@ -167,23 +168,25 @@ def _plain(value: Any) -> Any:
 
 
 def token_key(keyring: Keyring) -> bytes:
-    """What verification tokens are digested under."""
+    """Return the key under which verification tokens are digested."""
     return keyring.current("index").derive("verification token")
 
 
 class PatientDigests:
-    """Digests of patients' identifiers, by which messages are found without the identifiers being stored."""
+    """Digests of patient identifiers. They find messages without storing the identifiers."""
 
     def __init__(self, keyring: Keyring) -> None:
         self._key = keyring.current("index").derive("patient")
 
     def digest(self, id_type: str, identifier: str) -> bytes:
-        """HMAC-SHA256 of one identifier: equal for equal (type, identifier), whatever the message or destination."""
+        """Return the HMAC-SHA256 of one identifier: the same for the same (type, identifier) in any message or
+        destination.
+        """
         return hmac_sha256(self._key, f"{id_type}\0{identifier}".encode())
 
 
 def chain(key: bytes, rows: Sequence[dict[str, Any]], previous: bytes) -> bytes:
-    """Give each audit row its `mac`, each over the one before; the last is returned."""
+    """Set the `mac` of each audit row, each over the previous one. Returns the last."""
     for row in rows:
         previous = row["mac"] = row_mac(key, "audit_events", row, previous=previous)
     return previous

@@ -1,9 +1,11 @@
-"""Proves what is stored: the writers' audit chains, the MACs of the registry and of messages, and the payloads.
+"""Verification of stored rows: the audit chains, the MACs of the registry and of messages, and the payloads.
 
-Reads only, a row at a time, in the caller's transaction. Finds what was edited, inserted, reordered, or deleted before
-the end of a chain, and a chain that a later one follows. Must not claim more: the last rows of a chain that no later
-chain follows can be deleted without a trace, with their messages, as long as nothing outside of the database has
-gathered the heads; and a registry row can be put back to what it was at an earlier time, or deleted.
+Only reads, a row at a time, in the caller's transaction. It detects rows that were edited, inserted, reordered, or
+deleted before the end of a chain, and a missing chain that a later one follows.
+
+Must not claim more: the last rows of a chain that no later chain follows can be deleted without a trace, with their
+messages, unless something outside of the database has collected the heads. A registry row can be set back to an earlier
+state, or deleted.
 """
 
 from __future__ import annotations
@@ -30,9 +32,9 @@ _SIGNED: Final = [schema.metadata.tables[name] for name in COLUMNS if name != "a
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerificationResult:
-    """What was proved: `rows` read, `writers` of audit rows among them, and the first that does not hold, if any.
+    """The result: the number of `rows` read, of `writers` of audit rows, and the first row that fails, if any.
 
-    `first_bad` names the row and says why; nothing of its content.
+    `first_bad` names the row and the reason, but nothing of its content.
     """
 
     rows: int
@@ -41,13 +43,13 @@ class VerificationResult:
 
 
 class _Bad(Exception):
-    """A row that does not hold."""
+    """A row that fails verification."""
 
 
 def verify(connection: Connection, keyring: Keyring, *, payloads: bool = False) -> VerificationResult:
-    """Prove everything, at the first fault no more; with `payloads` also open each body, which reads all of them.
+    """Verify everything, up to the first failure. With `payloads`, also open each body, which reads all of them.
 
-    A payload that is gone is no fault: they are purged after their time. Writing goes on meanwhile.
+    A missing payload is not a failure: payloads are purged. Other processes may write meanwhile.
     """
     examination = _Examination(connection, keyring)
     try:
@@ -63,7 +65,7 @@ def verify(connection: Connection, keyring: Keyring, *, payloads: bool = False) 
 
 
 class _Examination:
-    """One run over the tables; counts what it has seen."""
+    """One verification of the tables. Counts the rows read."""
 
     def __init__(self, connection: Connection, keyring: Keyring) -> None:
         self._connection = connection
@@ -73,7 +75,7 @@ class _Examination:
         self.writers = 0
 
     def chains(self) -> None:
-        """Each writer's rows, numbered from 1, each signed over the one before."""
+        """Check each writer's rows: numbered from 1, each signed over the previous one."""
         table = schema.audit_events
         before: RowMapping | None = None
         for row in self._each(select(table).order_by(table.c.writer, table.c.n)):
@@ -92,7 +94,7 @@ class _Examination:
             before = row
 
     def _followed(self, row: RowMapping) -> bytes:
-        """The MAC of the row that a writer's first row follows: often another writer's last."""
+        """Return the MAC of the row that a writer's first row follows: often another writer's last."""
         if row["follows"] is None:
             return b""
         table = schema.audit_events
@@ -102,7 +104,7 @@ class _Examination:
         return followed
 
     def _reordered(self, row: RowMapping) -> bool:
-        """Whether the row stands elsewhere among its writer's when they are counted by id, which grows with n."""
+        """Return whether the row's rank by id among its writer's rows differs from its number."""
         table = schema.audit_events
         place = self._connection.scalar(
             select(func.count()).where(table.c.writer == row["writer"], table.c.id <= row["id"])
@@ -110,7 +112,7 @@ class _Examination:
         return bool(place != row["n"])
 
     def recorded(self) -> None:
-        """Each message whose recording is audited is there, and the other way round: both are kept for good."""
+        """Check that each audited message exists, and that each message is audited: both are kept forever."""
         events, messages = schema.audit_events, schema.messages
         gone = self._connection.execute(
             select(events.c.message_uuid, events.c.writer, events.c.n)
@@ -145,14 +147,14 @@ class _Examination:
             raise _Bad(f"messages id {number}: no audit row says that it was recorded; that row was deleted")
 
     def signed(self, table: Table) -> None:
-        """Each row's MAC."""
+        """Check each row's MAC."""
         for row in self._each(select(table).order_by(table.c.id)):
             fault = self._fault(table.name, row)
             if fault is not None:
                 raise _Bad(f"{table.name} id {row['id']}: {fault}")
 
     def bodies(self) -> None:
-        """Each payload opens, and is what its message's digest and size say."""
+        """Check that each payload opens, and has its message's digest and size."""
         payloads, messages = schema.payloads, schema.messages
         seals = Sealer(self._keyring)
         for row in self._each(
@@ -171,14 +173,14 @@ class _Examination:
                 raise _Bad(f"payloads message_id {row['message_id']}: not what the message's digest says")
 
     def _each(self, query: Select[Any], *, at_once: int = _AT_ONCE) -> Iterator[RowMapping]:
-        """The rows, through a cursor at the server: never more than a few are here."""
+        """Yield the rows through a server-side cursor: only a few are in memory."""
         with self._connection.execute(query.execution_options(yield_per=at_once)) as rows:
             for row in rows.mappings():
                 self.rows += 1
                 yield row
 
     def _fault(self, table: str, row: RowMapping, previous: bytes = b"") -> str | None:
-        """Why the row's MAC does not hold; None when it does."""
+        """Return why the row's MAC fails; None when it verifies."""
         try:
             if self._macs.hold(table, {**row}, previous=previous):
                 return None

@@ -1,6 +1,4 @@
-"""What people ask and correct: queries, disclosure, corrections, reconciliation, backups.
-
-Called by the command line.
+"""Operations of the command line: queries, disclosure, corrections, reconciliation, backups.
 
 Must not be needed by the accept path or by workers.
 """

@@ -1,7 +1,8 @@
-"""Backs the database up and restores it, with PostgreSQL's own pg_dump and pg_restore.
+"""Database backup and restore, with PostgreSQL's own pg_dump and pg_restore.
 
-The keyring is not in a backup: who has one without the other has nothing. May not print what those programs say, for
-they may quote a row: it goes into a file beside the dump.
+A backup does not contain the keyring: one is useless without the other.
+
+Must not print the output of those programs, which may quote a row: it is written to a file next to the dump.
 """
 
 from __future__ import annotations
@@ -38,15 +39,15 @@ from receiver.storage.evidence.macs import encode
 DUMP: Final = "database.dump"
 MANIFEST: Final = "backup.json"
 
-# Debian keeps each version's programs here, and puts only a chooser on the path.
+# Debian installs each version's programs here, and puts only a wrapper on the path.
 _INSTALLED: Final = Path("/usr/lib/postgresql")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Backup:
-    """What stands in `backup.json` beside a dump. `keys`: id, purpose and fingerprint of each key that it needs.
+    """The content of `backup.json`, next to a dump. `keys`: id, purpose and fingerprint of each key that it needs.
 
-    `mac`: hexadecimal, over all the rest, under the key `mac_key`: with the dump's digest it covers the dump.
+    `mac`: hexadecimal, over all other fields, under the key `mac_key`. With the dump's digest it covers the dump.
     """
 
     made_at: datetime
@@ -61,16 +62,16 @@ class Backup:
     mac: str = ""
 
     def signed(self, keyring: Keyring) -> str:
-        """The MAC that it has to have. Raises UnknownKey."""
+        """Return the MAC that it must have. Raises UnknownKey."""
         fields = _fields(self)
         del fields["mac"]
         return hmac_sha256(keyring[self.mac_key].derive("backup manifest"), encode(fields)).hex()
 
 
 def dump(engine: Engine, keyring: Keyring, directory: Path, now: datetime) -> Backup:
-    """Write a backup into `directory`, which is made (0700) or empty.
+    """Write a backup into `directory`, which is created (0700) or empty.
 
-    Raises ConfigurationError: the directory is in use, pg_dump is missing, too old, or fails.
+    Raises ConfigurationError: the directory is not empty, pg_dump is missing, too old, or fails.
     """
     with engine.connect() as connection:
         revision, server, keys = migrations.current(connection), _server(connection), _keys(connection)
@@ -105,12 +106,12 @@ def dump(engine: Engine, keyring: Keyring, directory: Path, now: datetime) -> Ba
 
 
 def _fields(backup: Backup) -> dict[str, Any]:
-    """As they stand in the file."""
+    """Return the fields as in the file."""
     return asdict(backup) | {"made_at": backup.made_at.isoformat(), "keys": list(backup.keys)}
 
 
 def read_manifest(directory: Path) -> Backup:
-    """What the backup in `directory` says of itself, not yet proved. Raises ConfigurationError."""
+    """Return the manifest of the backup in `directory`, not yet verified. Raises ConfigurationError."""
     try:
         fields: dict[str, Any] = json.loads((directory / MANIFEST).read_text())
         return Backup(**fields | {"made_at": datetime.fromisoformat(fields["made_at"]), "keys": tuple(fields["keys"])})
@@ -128,10 +129,9 @@ def _unreadable(directory: Path, exc: OSError) -> ConfigurationError:
 
 
 def prove(directory: Path, found: Backup, keyring: Keyring) -> None:
-    """Raise ConfigurationError unless the backup is as `db backup` wrote it, and one that this code can read.
+    """Raise ConfigurationError unless the backup is unchanged since `db backup`, and this code can read it.
 
-    The manifest's MAC comes first: what a dump holds is run as SQL, so none is opened that somebody without the keyring
-    could have made.
+    The manifest's MAC is checked first. A dump is run as SQL, so a dump made without the keyring must never be opened.
     """
     try:
         genuine = compare_digest(found.signed(keyring), found.mac)
@@ -160,9 +160,9 @@ def prove(directory: Path, found: Backup, keyring: Keyring) -> None:
 
 
 def restore(engine: Engine, directory: Path, backup: Backup) -> None:
-    """Fill an empty database from the backup, one that was proved: all of it, or nothing.
+    """Fill an empty database from a verified backup: all of it, or nothing.
 
-    A superuser's restore runs as a role without that right, made for it: what a dump holds can then neither run a
+    If the role is a superuser, the restore runs as a temporary unprivileged role: the dump's SQL can then neither run a
     program on the server nor read its files. Raises Conflict when the database is not empty; ConfigurationError when
     pg_restore is missing, too old, or fails.
     """
@@ -193,9 +193,10 @@ def restore(engine: Engine, directory: Path, backup: Backup) -> None:
 
 @contextmanager
 def _unprivileged(engine: Engine) -> Iterator[tuple[str, str] | None]:
-    """A role, with its password, that may fill this database and nothing else; what it made is ours in the end.
+    """Yield a temporary role and its password, which may fill only this database. Its objects become the caller's at
+    the end.
 
-    None where our own role is no superuser: it is used as it is.
+    Yields None if the caller's role is not a superuser: it is used as it is.
     """
     with engine.connect() as connection:
         ours, privileged = connection.execute(
@@ -226,7 +227,7 @@ def _unprivileged(engine: Engine) -> Iterator[tuple[str, str] | None]:
 
 
 def _server(connection: Connection) -> int:
-    """The server's major version."""
+    """Return the server's major version."""
     return int(connection.exec_driver_sql("SHOW server_version_num").scalar_one()) // 10_000
 
 
@@ -237,7 +238,7 @@ def _keys(connection: Connection) -> tuple[dict[str, str], ...]:
 
 
 def _content(connection: Connection) -> str | None:
-    """The name of a table, view or sequence that is there, None when nothing is."""
+    """Return the name of an existing table, view or sequence; None when there is none."""
     name: str | None = connection.scalar(
         text(
             "SELECT n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
@@ -248,9 +249,9 @@ def _content(connection: Connection) -> str | None:
 
 
 def _program(name: str, at_least: int) -> tuple[Path, int]:
-    """PostgreSQL's program `name` and its major version: the oldest that is no older than the server.
+    """Return PostgreSQL's program `name` and its major version: the oldest that is at least the server's.
 
-    A newer one than need be writes settings that an older server does not know.
+    A newer one writes settings that an older server does not know.
     """
     places = [Path(found).parent for found in [shutil.which(name)] if found]
     places += sorted(_INSTALLED.glob("*/bin"))
@@ -276,9 +277,9 @@ def _version(program: Path) -> int | None:
 
 
 def _run(command: list[str | Path], engine: Engine, log: Path, *, role: tuple[str, str] | None = None) -> None:
-    """Run a program on the engine's database: its password goes by the environment, where other users cannot see it.
+    """Run a program on the engine's database. The password is passed in the environment, hidden from other users.
 
-    `role`: whose name and password are used instead of the engine's.
+    `role`: the name and password to use instead of the engine's.
     """
     where, options = engine.dialect.create_connect_args(engine.url)
     assert not where

@@ -1,13 +1,12 @@
-"""Puts right what went wrong: deliveries run again or are skipped, messages are replayed, released or discarded.
+"""Corrections: retry or skip deliveries; replay, release or discard messages.
 
-May not run anything itself, nor decide whether it is wise: whoever asks gives a reason, which stands sealed in one
-audit row for each delivery, message or lane that is touched.
+Must not run deliveries, nor decide whether a correction is wise: the caller gives a reason, which is sealed in one
+audit row for each delivery, message or lane changed.
 
-Work is done in batches, each one transaction: what is interrupted is done as far as it was told, and can be asked for
-again. A dry run does the same and rolls it back, so that it tells exactly what would happen. Where its locks collide
-with the work that goes on meanwhile, a batch is tried again. What a worker has begun under a lease that lives is left
-alone; what it begins later, it begins after the COMMIT, for starting takes the delivery's row. Workers find what is to
-run by themselves, within a second or two.
+Work is done in batches, one transaction each. After an interruption, the reported batches are done, and the command can
+be run again. A dry run does the same and rolls it back, so that its report is exact. A batch whose locks conflict with
+running work is retried. A delivery that a worker runs under a live lease is left alone; later starts wait for the
+COMMIT, because starting locks the delivery's row. Workers find the new work by themselves, within a second or two.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from receiver.storage.operations import queries
 from receiver.storage.operations.queries import DeliveryFilter, MessageFilter
 from receiver.storage.registry import loader
 
-# A batch of rows that are only updated, and one of messages whose bodies are opened, one after another.
+# The batch sizes: for rows that are only updated, and for messages whose bodies are opened one by one.
 ROWS: Final = 500
 BODIES: Final = 50
 
@@ -53,7 +52,7 @@ _ATTEMPTS: Final = 5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LeftUnchanged:
-    """A message or delivery that was not touched, and why not."""
+    """A message or delivery that was not changed, and why not."""
 
     id: int
     why: str
@@ -61,11 +60,11 @@ class LeftUnchanged:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CorrectionBatch:
-    """What one transaction did, or in a dry run would have done.
+    """The result of one transaction, or in a dry run its would-be result.
 
-    `done`: ids of the deliveries or messages; `last`: the highest id looked at. `made`: how many new deliveries.
-    `lanes`: those in which something may run now. `newer`: how many newer messages had been handled already in those of
-    them that have an order and that no earlier batch named.
+    `done`: ids of the deliveries or messages; `last`: the highest id looked at. `made`: number of new deliveries.
+    `lanes`: lanes where a delivery may run now. `newer`: number of newer messages already handled in those of the lanes
+    that are ordered and that no earlier batch named.
     """
 
     done: tuple[int, ...]
@@ -78,7 +77,7 @@ class CorrectionBatch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CorrectionTask:
-    """What was asked for: `total` rows as they are now, and the batches, each done when it is taken."""
+    """The requested work: `total` matching rows, and the batches. Each batch runs when it is iterated."""
 
     total: int
     batches: Iterator[CorrectionBatch]
@@ -86,7 +85,7 @@ class CorrectionTask:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Change:
-    """What a verb makes of a delivery, and of which states it cannot."""
+    """The change that an operation makes to a delivery, and the states that it cannot change."""
 
     action: str
     values: Mapping[str, Any]
@@ -97,7 +96,7 @@ class _Change:
 _RETRY: Final = _Change(
     action="delivery.retry",
     default=("dead",),
-    # Of a delivery that ran in its request (acknowledge="after_handling") nobody waits for the answer any more.
+    # No request waits any more for a delivery that ran inline (acknowledge="after_handling").
     values={
         "state": "pending",
         "attempts": 0,
@@ -119,9 +118,9 @@ _SKIP: Final = _Change(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Verdict:
-    """What is to be made of a message: `new` deliveries of its `kind`; or nothing, and `why`.
+    """The decision about a message: `new` deliveries of its `kind`; or nothing, and `why`.
 
-    `reason`: what keeps it in quarantine.
+    `reason`: why it stays in quarantine.
     """
 
     row: Mapping[str, Any]
@@ -144,7 +143,7 @@ _UNPROVED: Final = "its destination's row was changed by something else: run `re
 
 
 class Corrections:
-    """The verbs. `actor` is who the audit names (USER@HOST)."""
+    """The correction operations. `actor`: the name in the audit log (USER@HOST)."""
 
     def __init__(self, engine: Engine, keyring: Keyring, *, actor: str) -> None:
         self._engine = engine
@@ -158,19 +157,19 @@ class Corrections:
     # --- deliveries and lanes
 
     def retry(self, where: DeliveryFilter, now: datetime, *, reason: str, dry_run: bool = False) -> CorrectionTask:
-        """Run deliveries again, at their place in the lane and with their idempotency key, all attempts before them.
+        """Run deliveries again, at their place in the lane, with their idempotency key and a new set of attempts.
 
-        Named by id, they may be dead, skipped, or pending (and then wait no longer); else they are dead, unless
-        `where.state` says otherwise. Raises NotFound.
+        Named by id, they may be dead, skipped, or pending (and then no longer wait). Otherwise they are dead, unless
+        `where.state` is given. Raises NotFound.
         """
         return self._deliveries(where, _RETRY, now, reason, dry_run)
 
     def skip(self, where: DeliveryFilter, now: datetime, *, reason: str, dry_run: bool = False) -> CorrectionTask:
-        """Give up deliveries, pending or dead: their lane goes on, a held one too. Raises NotFound."""
+        """Skip pending or dead deliveries: their lane continues, even a held one. Raises NotFound."""
         return self._deliveries(where, _SKIP, now, reason, dry_run)
 
     def release_lane(self, name: str, now: datetime, *, reason: str | None) -> None:
-        """Let a held lane go on: its head runs once more. Raises NotFound, and Conflict when it is not held."""
+        """Release a held lane: its first delivery runs once more. Raises NotFound, and Conflict when it is not held."""
         table = schema.lanes
         with self._transaction() as connection:
             row = connection.execute(
@@ -242,7 +241,7 @@ class Corrections:
             .order_by(table.c.id)
             .with_for_update(of=table)
         ).all()
-        # Read after the rows are locked: whatever was begun before is seen. A lane without a row has never run.
+        # Read after the rows are locked, so that everything begun before is seen. A lane without a row has never run.
         lanes = {
             row.lane: row
             for row in connection.execute(
@@ -299,11 +298,11 @@ class Corrections:
         dry_run: bool = False,
         after: int = 0,
     ) -> CorrectionTask:
-        """Hand messages over anew, in the order of their arrival, to the handlers (or `handler`) that are enabled now.
+        """Deliver messages again, in the order of their arrival, to the handlers (or `handler`) that are enabled now.
 
-        New deliveries at the end of their lanes, of a new generation and so with another idempotency key. One whose
-        last is still pending is left. `after`: only messages with a higher id, to go on where another ended. Raises
-        NotFound.
+        New deliveries are added at the end of their lanes, with a new generation and another idempotency key. A message
+        whose last delivery is still pending is left. `after`: only messages with a higher id, to continue an earlier
+        run. Raises NotFound.
         """
 
         def judge(connection: Connection, row: Mapping[str, Any], destination: Destination) -> _Verdict:
@@ -318,9 +317,9 @@ class Corrections:
         return self._messages(where, ("accepted", "unhandled"), judge, carry_out, dry_run, after)
 
     def release(self, where: MessageFilter, now: datetime, *, reason: str, dry_run: bool = False) -> CorrectionTask:
-        """Judge quarantined messages again, by what is registered now, and hand over those that are good.
+        """Check quarantined messages again, against the current registry, and deliver those that pass.
 
-        The others stay, with what is wrong with them now. Raises NotFound.
+        The others stay, with their current reason. Raises NotFound.
         """
 
         def carry_out(connection: Connection, verdict: _Verdict) -> AuditEvent:
@@ -341,7 +340,7 @@ class Corrections:
         return self._messages(where, ("quarantined",), self._judge_release, carry_out, dry_run)
 
     def discard(self, where: MessageFilter, now: datetime, *, reason: str, dry_run: bool = False) -> CorrectionTask:
-        """Give quarantined messages up. Their rows and their bytes stay. Raises NotFound."""
+        """Discard quarantined messages. Their rows and their bytes stay. Raises NotFound."""
 
         def judge(_connection: Connection, row: Mapping[str, Any], destination: Destination) -> _Verdict:
             why = None if row["state"] == "quarantined" else _STATES[row["state"]]
@@ -472,16 +471,17 @@ class Corrections:
         return left(kind=message.kind, new=tuple(deliveries(message, destination, self._digests)))
 
     def _read(self, connection: Connection, row: Mapping[str, Any]) -> ParsedMessage:
-        """The message in the stored bytes. Raises Unreadable, IntegrityError, and Conflict when they are purged."""
+        """Return the message in the stored bytes. Raises Unreadable, IntegrityError, and Conflict when they are purged.
+        """
         body = queries.payload(connection, self._seals, row)
         if body is None:
             raise Conflict("its payload is purged: nothing is left to hand over")
         return read(body)
 
     def _claim_key(self, connection: Connection, row: Mapping[str, Any], message: ParsedMessage) -> bool:
-        """Take the key that repeats of the message will have; False when another message has it.
+        """Claim the key that repeats of the message will have. Returns False when another message has it.
 
-        As long as it could not be read, it was known by its bytes alone.
+        Until it was read, its key was the digest of its bytes.
         """
         if message.key_expires:
             return True
@@ -491,9 +491,11 @@ class Corrections:
         return bool(connection.scalar(select(table.c.message_id).filter_by(**key)) == row["id"])
 
     def _fill(self, connection: Connection, number: int, message: ParsedMessage) -> bool:
-        """Fill the columns of a message that could not be read when it came, for handlers are told them, sign its row
-        anew, and have its patients indexed. False when the database does not take them. Raises IntegrityError when the
-        row is not ours."""
+        """Fill the metadata columns of a message that was unreadable on arrival, sign its row, and queue its patients.
+
+        Handlers receive these columns. Returns False when the database refuses them. Raises IntegrityError when the
+        row's MAC fails.
+        """
         table = schema.messages
         row = dict(connection.execute(select(table).where(table.c.id == number)).mappings().one())
         if row_mac(mac_key(self._keyring[row["mac_key"]]), table.name, row) != row["mac"]:
@@ -516,7 +518,7 @@ class Corrections:
         return True
 
     def _dispatch(self, connection: Connection, verdict: _Verdict) -> list[int]:
-        """Make the new deliveries, one after another: the order of their ids is the order of running. Their ids."""
+        """Create the new deliveries one by one: their ids give the order of running. Returns their ids."""
         table, message_id = schema.deliveries, verdict.row["id"]
         made = []
         for new in verdict.new:
@@ -525,7 +527,7 @@ class Corrections:
                 .where(table.c.message_id == message_id, table.c.handler == new.handler)
                 .scalar_subquery()
             )
-            # Nobody waits for an answer now, so that none of them is `inline`.
+            # No request waits for an answer now, so that none of them is `inline`.
             made.append(
                 int(
                     connection.execute(
@@ -559,7 +561,7 @@ class Corrections:
             detail=detail,
         )
 
-    # --- how batches are done
+    # --- batches
 
     def _work(
         self,
@@ -570,7 +572,7 @@ class Corrections:
         after: int,
         dry_run: bool,
     ) -> CorrectionTask:
-        """The rows of `where`; by id whatever their state, else in one of `states` unless it says which."""
+        """Return the rows of `where`: by id, in any state; otherwise in one of `states`, unless a state is given."""
         with self._engine.connect() as connection:
             _all_there(connection, table, where.ids)
             chosen = where.clauses(connection)
@@ -612,7 +614,7 @@ class Corrections:
 
 
 def _all_there(connection: Connection, table: Table, ids: Collection[int | UUID]) -> None:
-    """Raise NotFound when one of the ids or uuids is of no row."""
+    """Raise NotFound when one of the ids or uuids does not exist."""
     for column, kind in (("id", int), ("uuid", UUID)):
         asked = {each for each in ids if isinstance(each, kind)}
         if asked:
@@ -622,14 +624,14 @@ def _all_there(connection: Connection, table: Table, ids: Collection[int | UUID]
 
 
 def _running(row: Any, lane: Any) -> str | None:
-    """Why the delivery cannot be touched: a worker is at it, under the lease of this epoch."""
+    """Return why the delivery cannot be changed: a worker runs it, under the lease of this epoch."""
     if row.state == "pending" and row.started_at is not None and lane and lane.leased and lane.epoch == row.epoch:
         return f"is running now, in lane {lane.lane}: ask again when it has ended"
     return None
 
 
 def _go_on(connection: Connection, rows: Sequence[Any]) -> None:
-    """Wake the lanes that stand because of these deliveries: held under the epoch of one, or waiting for a time."""
+    """Wake the lanes that stopped at these deliveries: held under the epoch of one, or waiting for a time."""
     table = schema.lanes
     connection.execute(
         update(table)
@@ -650,7 +652,7 @@ def _go_on(connection: Connection, rows: Sequence[Any]) -> None:
 
 
 def _newer(connection: Connection, oldest: Mapping[str, int], seen: Collection[str]) -> int:
-    """How many messages newer than `oldest` (lane → message id) were handled already, in lanes not `seen` before."""
+    """Return how many messages newer than `oldest` (lane → message id) are already handled, in lanes not in `seen`."""
     ordered = {lane: message_id for lane, message_id in oldest.items() if lane not in seen and not unordered(lane)}
     if not ordered:
         return 0

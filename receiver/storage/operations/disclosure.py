@@ -1,6 +1,6 @@
-"""Hands sealed content to a person (a message, an error, reasons in the audit), and records first who asked for it.
+"""Disclosure of sealed content to an operator (a message, an error, audit reasons), after recording the request.
 
-May not print or keep them.
+Must not print or keep the content.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from receiver.storage.operations import queries
 
 
 def disclose(engine: Engine, keyring: Keyring, number: int | UUID, now: datetime, *, actor: str, reason: str) -> bytes:
-    """The payload of message `number` (id or uuid), after its audit row (`message.disclose`) is committed.
+    """Return the payload of message `number` (id or uuid), after committing its audit row (`message.disclose`).
 
     Raises NotFound, IntegrityError, and Conflict when it is purged.
     """
@@ -52,10 +52,9 @@ def disclose(engine: Engine, keyring: Keyring, number: int | UUID, now: datetime
 def disclose_error(
     engine: Engine, keyring: Keyring, number: int, now: datetime, *, actor: str, reason: str
 ) -> str | None:
-    """The text of the error with which delivery `number` ended last, after its audit row (`delivery.disclose`) is
-    committed; None, without a row, where none is kept.
+    """Return the text of the last error of delivery `number`, after committing its audit row (`delivery.disclose`).
 
-    Raises NotFound, IntegrityError.
+    Returns None, without an audit row, when no text is stored. Raises NotFound, IntegrityError.
     """
     seals = Sealer(keyring)
     with engine.begin() as connection:
@@ -90,10 +89,10 @@ def disclose_notes(
     actor: str,
     reason: str,
 ) -> list[dict[str, Any]]:
-    """Audit rows (as `reading.audit` gives them), each with its opened reason as `note`; None where none was given.
+    """Return audit rows (from `queries.audit`), each with its opened reason as `note`; None where none was given.
 
-    Commits the connection's transaction, with an audit row (`audit.disclose`) that says how many were opened, and
-    between which ids. Where no row has a reason, nothing is opened and nothing is written. Raises IntegrityError.
+    Commits the connection's transaction, with an audit row (`audit.disclose`) that gives the number of opened reasons
+    and their range of ids. If no row has a reason, nothing is opened and nothing is written. Raises IntegrityError.
     """
     seals = Sealer(keyring)
     noted = [each["id"] for each in rows if each["noted"]]

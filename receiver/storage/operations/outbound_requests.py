@@ -1,6 +1,6 @@
-"""What people ask of the requests to Redox, and have put right: lists, one row, its bodies, and sending again.
+"""Requests to Redox, as operators see and correct them: lists, single rows, bodies, and sending again.
 
-May not send. Bodies are patients' data: they are opened for a reason, which is in the audit before they are out.
+Must not send. Bodies contain patient data: they are opened for a reason, which is audited before they are returned.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from receiver.storage.queue.outbox import answer_binding, request_binding
 _table: Final = schema.outbound_requests
 _owner: Final = schema.destinations
 _HIDDEN: Final = frozenset({"request", "request_key", "answer", "answer_key", "destination_id"})
-# Rows that are changed in one transaction.
+# How many rows are changed in one transaction.
 _ROWS: Final = 500
 _ANEW: Final[dict[str, Any]] = {
     "state": "pending",
@@ -37,7 +37,7 @@ _ANEW: Final[dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RequestFilter:
-    """Which requests: all that is given must hold. `since`: ended, or if it has not, made then or later."""
+    """Selects requests: all given conditions must hold. `since`: ended (or if pending, created) then or later."""
 
     ids: tuple[int, ...] = ()
     api_key: str | None = None
@@ -48,7 +48,7 @@ class RequestFilter:
     since: datetime | None = None
 
     def clauses(self) -> list[ColumnElement[bool]]:
-        """The conditions on `outbound_requests`."""
+        """Return the conditions on `outbound_requests`."""
         found: list[ColumnElement[bool]] = [
             _table.c[name] == getattr(self, name)
             for name in ("api_key", "state", "call", "kind", "error_class")
@@ -62,13 +62,13 @@ class RequestFilter:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing is asked for, so that everything would be meant."""
+        """Return whether no condition is given, so that every row would match."""
         return all(not getattr(self, each.name) for each in fields(self))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Retried:
-    """What `retry` did: `done` ids, and `left`: id → why it was not touched."""
+    """The result of `retry`: `done` ids, and `left`: id → why it was not changed."""
 
     done: tuple[int, ...]
     left: Mapping[int, str]
@@ -77,7 +77,7 @@ class Retried:
 def requests(
     connection: Connection, where: RequestFilter, *, before: int | None = None, limit: int
 ) -> list[dict[str, Any]]:
-    """Requests, newest first, without their bodies; `sending`: an attempt is being made now."""
+    """Return requests, newest first, without their bodies. `sending`: an attempt is running now."""
     query = _query().where(*where.clauses()).order_by(_table.c.id.desc()).limit(limit)
     if before is not None:
         query = query.where(_table.c.id < before)
@@ -85,7 +85,7 @@ def requests(
 
 
 def request(connection: Connection, number: int) -> dict[str, Any]:
-    """One request, without its bodies. Raises NotFound."""
+    """Return one request, without its bodies. Raises NotFound."""
     row = connection.execute(_query().where(_table.c.id == number)).mappings().one_or_none()
     if row is None:
         raise NotFound(f"there is no request {number}: see `redox-receiver outbox list`")
@@ -105,7 +105,7 @@ def _query() -> Select[Any]:
 
 
 class OutboundRecords:
-    """The verbs. `actor` is who the audit names (USER@HOST)."""
+    """Operations on requests. `actor`: the name in the audit log (USER@HOST)."""
 
     def __init__(self, engine: Engine, keyring: Keyring, *, actor: str) -> None:
         self._engine = engine
@@ -114,10 +114,10 @@ class OutboundRecords:
         self._actor = actor
 
     def retry(self, where: RequestFilter, now: datetime, *, reason: str, dry_run: bool = False) -> Retried:
-        """Send again what is dead, or held since a restore, with all its attempts before it; what waits, at once.
+        """Send again what is dead, or held since a restore, with a new set of attempts; what waits, at once.
 
-        Named by id, it may be any of the three; else it is dead, unless `where.state` says otherwise. It keeps its
-        place in its lane, and its bytes.
+        Named by id, a request may have any of the three states. Otherwise it is dead, unless `where.state` is given. It
+        keeps its place in its lane, and its bytes.
         """
         chosen = where.clauses()
         if not where.ids and where.state is None:
@@ -145,7 +145,7 @@ class OutboundRecords:
                 ).all()
                 refused = {row.id: why for row in rows if (why := _refused(row)) is not None}
                 again = [row for row in rows if row.id not in refused]
-                # What is pending is perhaps being sent just now: of that one, only the waiting ends.
+                # A pending request may be sent at this moment: only its pause ends.
                 for waits, values in ((True, {"ready_at": None}), (False, _ANEW)):
                     connection.execute(
                         update(_table)
@@ -177,7 +177,7 @@ class OutboundRecords:
             after = rows[-1].id
 
     def bodies(self, number: int, now: datetime, *, reason: str) -> tuple[bytes, bytes | None]:
-        """(the request as the outbox keeps it, what Redox answered), after their audit row is committed.
+        """Return (the stored request, the answer of Redox), after committing their audit row.
 
         Raises NotFound, IntegrityError, and Conflict when they are purged.
         """
@@ -229,7 +229,7 @@ class OutboundRecords:
 
 
 def _refused(row: Row[Any]) -> str | None:
-    """Why a request can't be sent again."""
+    """Return why a request cannot be sent again."""
     if row.lane is None:
         return "was a call that was made at once: whoever made it makes it again"
     if row.state == "sent":
@@ -238,7 +238,7 @@ def _refused(row: Row[Any]) -> str | None:
 
 
 def problems(connection: Connection) -> list[dict[str, Any]]:
-    """What does not go out: for each API key, state and error the count and the oldest. Nothing that waits its turn."""
+    """Return what is not sent: for each API key, state and error the count and the oldest. Omits what waits in turn."""
     stuck = or_(
         _table.c.state == "held",
         and_(_table.c.state == "pending", _table.c.error_class.is_not(None)),
@@ -257,12 +257,12 @@ def problems(connection: Connection) -> list[dict[str, Any]]:
 
 
 def pending(connection: Connection) -> int:
-    """How many requests wait to be sent."""
+    """Return how many requests wait to be sent."""
     return connection.scalar(select(func.count()).select_from(_table).where(_table.c.state == "pending")) or 0
 
 
 def waiting(connection: Connection, destination: str, keys: Sequence[str]) -> int:
-    """How many deliveries of a destination of ours wait, and requests with these keys, together."""
+    """Return how many deliveries of a destination, and requests with these keys, wait in total."""
     delivery = schema.deliveries
     deliveries = connection.scalar(
         select(func.count())

@@ -1,8 +1,8 @@
-"""What people ask of the database: lists, single rows, and whether the feeds flow.
+"""Queries for operators: lists, single rows, and the state of feeds.
 
-Must not write, and never returns a digest, a secret or a sealed text but by `payload`, `error_text` and `note`, whose
-callers have audited it. Lists come newest first, a page at a time by id (`before`), for offsets would slide under a
-list that grows. Rows are dicts; their keys are the tables' columns, with `destination` (its name) for `destination_id`.
+Must not write, nor return a digest, a secret or a sealed text, except from `payload`, `error_text` and `note`, whose
+callers have audited it. Lists are newest first, one page at a time by id (`before`), because offsets would shift while
+a list grows. Rows are dicts. Their keys are the tables' columns, with `destination` (its name) for `destination_id`.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ from receiver.storage.queue.lanes import delivery_binding
 
 Mappings = list[dict[str, Any]]
 
-# A worker tells every few seconds that it is alive; one that has been silent for so long is not counted on.
+# A worker sends a heartbeat every few seconds. One that is silent for this long counts as dead.
 WORKER_SILENT: Final = timedelta(seconds=60)
 
-# What was summed up is written up to a minute later: the latest is among so many of the newest rows.
+# Summary rows are written up to a minute late: the latest is among this many of the newest rows.
 _LATEST: Final = 2_000
 # What happened within this time is recent.
 RECENT: Final = timedelta(minutes=5)
@@ -75,7 +75,7 @@ _owner: Final = schema.destinations
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MessageFilter:
-    """Which messages: all that is given must hold. `ids` are ids or uuids. `since` and `until`: when received."""
+    """Selects messages: all given conditions must hold. `ids` are ids or uuids. `since` and `until`: when received."""
 
     ids: tuple[int | UUID, ...] = ()
     destination: str | None = None
@@ -87,7 +87,7 @@ class MessageFilter:
     until: datetime | None = None
 
     def clauses(self, connection: Connection) -> list[ColumnElement[bool]]:
-        """The conditions on `messages`. Raises NotFound for a destination that is not there."""
+        """Return the conditions on `messages`. Raises NotFound for an unknown destination."""
         table = schema.messages
         found = _equal(self, table, ("kind", "source_id", "state", "quarantine_reason"))
         if self.ids:
@@ -108,7 +108,7 @@ class MessageFilter:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeliveryFilter:
-    """Which deliveries: all that is given must hold. `since`, `until`: when finished, or if it is not, when made."""
+    """Selects deliveries: all given conditions must hold. `since`, `until`: when finished (or if pending, created)."""
 
     ids: tuple[int, ...] = ()
     destination: str | None = None
@@ -121,7 +121,7 @@ class DeliveryFilter:
     until: datetime | None = None
 
     def clauses(self, connection: Connection) -> list[ColumnElement[bool]]:
-        """The conditions on `deliveries`. Raises NotFound for a destination that is not there."""
+        """Return the conditions on `deliveries`. Raises NotFound for an unknown destination."""
         table = schema.deliveries
         found = _equal(self, table, ("handler", "state", "error_class", "lane", "message_id"))
         if self.ids:
@@ -137,7 +137,7 @@ class DeliveryFilter:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuditFilter:
-    """Which audit rows: all that is given must hold. `action` is subject.verb, or a subject alone for all its verbs."""
+    """Selects audit rows: all given conditions must hold. `action` is subject.verb, or a subject for all its verbs."""
 
     action: str | None = None
     outcome: str | None = None
@@ -150,7 +150,7 @@ class AuditFilter:
     until: datetime | None = None
 
     def clauses(self) -> list[ColumnElement[bool]]:
-        """The conditions on `audit_events`."""
+        """Return the conditions on `audit_events`."""
         table = schema.audit_events
         found = _equal(self, table, ("outcome", "reason", "actor", "destination", "message_uuid", "subject"))
         if self.action is not None:
@@ -167,7 +167,7 @@ class AuditFilter:
 
 
 def empty(where: MessageFilter | DeliveryFilter) -> bool:
-    """Whether nothing is asked for, so that everything would be meant."""
+    """Return whether no condition is given, so that every row would match."""
     return all(not getattr(where, each.name) for each in fields(where))
 
 
@@ -187,7 +187,7 @@ def _mappings(connection: Connection, query: Select[Any]) -> Mappings:
 
 
 def destination_named(connection: Connection, name: str) -> dict[str, Any]:
-    """One destination. Raises NotFound."""
+    """Return one destination. Raises NotFound."""
     found = _mappings(connection, select(*_shown(_owner)).where(_owner.c.name == name))
     if not found:
         raise NotFound(f"there is no destination {name!r}: see `redox-receiver destination list`")
@@ -195,12 +195,12 @@ def destination_named(connection: Connection, name: str) -> dict[str, Any]:
 
 
 def destinations(connection: Connection) -> Mappings:
-    """All destinations, by name."""
+    """Return all destinations, by name."""
     return _mappings(connection, select(*_shown(_owner)).order_by(_owner.c.name))
 
 
 def credentials(connection: Connection, *, destination: str | None = None) -> Mappings:
-    """Credentials, without what they are compared with; `live` says whether one opens anything now."""
+    """Return credentials, without digests or secrets. `live`: it is valid now."""
     table = schema.credentials
     live = and_(
         or_(table.c.revoked_at.is_(None), table.c.revoked_at > func.now()),
@@ -210,23 +210,23 @@ def credentials(connection: Connection, *, destination: str | None = None) -> Ma
 
 
 def sources(connection: Connection, *, destination: str | None = None) -> Mappings:
-    """Registered sources; `source_id` null stands for messages that name none."""
+    """Return registered sources. `source_id` null: messages that name none."""
     return _mappings(connection, _owned(connection, schema.sources, destination))
 
 
 def subscriptions(connection: Connection, *, destination: str | None = None) -> Mappings:
-    """Handlers bound to destinations; `loaded` says whether a live worker has it."""
+    """Return handlers bound to destinations. `loaded`: a live worker has it."""
     table = schema.subscriptions
     return _mappings(connection, _owned(connection, table, destination, _loaded(table.c.handler).label("loaded")))
 
 
 def keys(connection: Connection) -> Mappings:
-    """The keys that the database was written with: id, purpose, fingerprint, created_at."""
+    """Return the keys that the database was written with: id, purpose, fingerprint, created_at."""
     return _mappings(connection, select(schema.keys).order_by(schema.keys.c.created_at, schema.keys.c.id))
 
 
 def _owned(connection: Connection, table: Table, owner: str | None, *more: ColumnElement[Any]) -> Select[Any]:
-    """The rows of a table of the registry with their destination's name; those of `owner` alone, if named."""
+    """Return the rows of a registry table with their destination's name; only those of `owner`, if given."""
     query = (
         select(_owner.c.name.label("destination"), *_shown(table), *more)
         .join(_owner, _owner.c.id == table.c.destination_id)
@@ -238,11 +238,12 @@ def _owned(connection: Connection, table: Table, owner: str | None, *more: Colum
 def refused_sources(
     connection: Connection, *, destination: str | None = None, since: datetime | None = None, limit: int
 ) -> Mappings:
-    """Sources that messages named in vain, refused or kept in quarantine, and that are still not registered.
+    """Return sources of refused or quarantined messages that are still not registered.
 
-    destination, source_id (null: none named, or not shaped like an id), source_sha256 (of what is not shaped like one),
-    reason, count, first_at, last_at, several (a flood of sources, not told apart), and `add`: the arguments of
-    `source add` that let it in, or null. First come those that were seen more than once: what is made up comes once.
+    Keys: destination, source_id (null: none named, or not shaped like an id), source_sha256 (of a value not shaped like
+    an id), reason, count, first_at, last_at, several (a flood of sources, not listed one by one), and `add`: the
+    arguments of `source add` that register it, or null. Sources seen more than once come first, because a made-up one
+    comes once.
     """
     audit, table = schema.audit_events, schema.messages
     detail = cast(audit.c.detail, JSONB)
@@ -294,7 +295,7 @@ def refused_sources(
 
 
 def _adding(seen: Mapping[str, Any]) -> str | None:
-    """The arguments, safe to paste: nothing but what is shaped like an id, and no id that reads as an option."""
+    """Return the arguments, safe to paste: only values shaped like an id, and no id that reads as an option."""
     source_id = seen["source_id"]
     if source_id is None:
         return None if seen["several"] or seen["source_sha256"] is not None else f"{seen['destination']} --none"
@@ -303,13 +304,13 @@ def _adding(seen: Mapping[str, Any]) -> str | None:
     return f"{seen['destination']} {'-- ' if source_id.startswith('-') else ''}{source_id}"
 
 
-# --- what came in, and what became of it
+# --- messages and deliveries
 
 _message_columns: Final = [*_shown(schema.messages), _owner.c.name.label("destination")]
 
 
 def messages(connection: Connection, where: MessageFilter, *, before: int | None = None, limit: int) -> Mappings:
-    """Messages, newest first. Raises NotFound for a destination that is not there."""
+    """Return messages, newest first. Raises NotFound for an unknown destination."""
     table = schema.messages
     query = (
         select(*_message_columns)
@@ -322,7 +323,7 @@ def messages(connection: Connection, where: MessageFilter, *, before: int | None
 
 
 def message(connection: Connection, number: int | UUID) -> dict[str, Any]:
-    """One message by id or uuid; `payload` says whether its bytes are still kept. Raises NotFound."""
+    """Return one message by id or uuid. `payload`: its bytes are still stored. Raises NotFound."""
     table, kept = schema.messages, schema.payloads
     found = _mappings(
         connection,
@@ -339,9 +340,9 @@ def message(connection: Connection, number: int | UUID) -> dict[str, Any]:
 
 
 def payload(connection: Connection, seals: Sealer, found: Mapping[str, Any]) -> bytes | None:
-    """The exact bytes of a message (a row with id, uuid, received_at, sha256); None when they are purged.
+    """Return the exact bytes of a message (a row with id, uuid, received_at, sha256); None when they are purged.
 
-    Raises IntegrityError when they are not what was received.
+    Raises IntegrityError when they differ from what was received.
     """
     table = schema.payloads
     row = connection.execute(
@@ -360,16 +361,16 @@ def payload(connection: Connection, seals: Sealer, found: Mapping[str, Any]) -> 
 
 
 def deliveries(connection: Connection, where: DeliveryFilter, *, before: int | None = None, limit: int) -> Mappings:
-    """Deliveries, newest first, with their message's uuid and kind; `running`: a worker is at it now.
+    """Return deliveries, newest first, with their message's uuid and kind. `running`: a worker runs it now.
 
-    Raises NotFound for a destination that is not there.
+    Raises NotFound for an unknown destination.
     """
     query = _delivery_query().where(*where.clauses(connection)).order_by(schema.deliveries.c.id.desc()).limit(limit)
     return _mappings(connection, query if before is None else query.where(schema.deliveries.c.id < before))
 
 
 def pending(connection: Connection) -> dict[tuple[str, str], int]:
-    """(destination, handler) → how many deliveries wait."""
+    """Return (destination, handler) → number of pending deliveries."""
     table = schema.deliveries
     rows = connection.execute(
         select(_owner.c.name, table.c.handler, func.count())
@@ -381,7 +382,7 @@ def pending(connection: Connection) -> dict[tuple[str, str], int]:
 
 
 def delivery(connection: Connection, number: int) -> dict[str, Any]:
-    """One delivery, and as `delivery_attempts` its attempts in their order, each with its frames. Raises NotFound."""
+    """Return one delivery, and as `delivery_attempts` its attempts in order, each with its frames. Raises NotFound."""
     table, attempts = schema.deliveries, schema.delivery_attempts
     found = _mappings(connection, _delivery_query().where(table.c.id == number))
     if not found:
@@ -394,7 +395,7 @@ def delivery(connection: Connection, number: int) -> dict[str, Any]:
 
 
 def error_text(connection: Connection, seals: Sealer, number: int) -> str | None:
-    """The text of a delivery's last error, opened; None where none is kept. Raises IntegrityError."""
+    """Return the opened text of a delivery's last error; None when none is stored. Raises IntegrityError."""
     table = schema.deliveries
     row = connection.execute(select(table.c.error_key, table.c.error_sealed).where(table.c.id == number)).one_or_none()
     if row is None or row.error_sealed is None:
@@ -419,12 +420,12 @@ def _delivery_query() -> Select[Any]:
 
 
 def leased() -> ColumnElement[bool]:
-    """Whether a worker holds the lane (a row of `lanes`)."""
+    """Return the condition that a worker holds the lane (a row of `lanes`)."""
     return and_(schema.lanes.c.owner.is_not(None), schema.lanes.c.lease_until > func.now())
 
 
 def _running() -> ColumnElement[bool]:
-    """Whether a worker is at the delivery (a row of `deliveries` joined with its lane's)."""
+    """Return the condition that a worker runs the delivery (a row of `deliveries` joined with its lane's)."""
     table = schema.deliveries
     return and_(
         table.c.state == "pending", table.c.started_at.is_not(None), leased(), table.c.epoch == schema.lanes.c.epoch
@@ -439,10 +440,10 @@ def lanes(
     state: str | None = None,
     limit: int,
 ) -> Mappings:
-    """Lanes in which something waits, runs or is held, the longest waiting first.
+    """Return lanes with pending, running or held deliveries, the longest waiting first.
 
-    lane, handler, destination, state (`running`, `held`, `paused`: its handler is; `waiting` until ready_at; `ready`),
-    pending, head (the delivery that is next), oldest_pending_at, ready_at, owner, lease_until, epoch.
+    Keys: lane, handler, destination, state (`running`, `held`, `paused`: its handler is; `waiting` until ready_at;
+    `ready`), pending, head (the next delivery), oldest_pending_at, ready_at, owner, lease_until, epoch.
     """
     table, waits, bound = schema.lanes, schema.deliveries, schema.subscriptions
     pending = (
@@ -494,7 +495,7 @@ def lanes(
 
 
 def workers(connection: Connection) -> Mappings:
-    """Delivery workers; `alive` says whether one was seen within WORKER_SILENT."""
+    """Return delivery workers. `alive`: seen within WORKER_SILENT."""
     table = schema.workers
     return _mappings(
         connection,
@@ -503,8 +504,10 @@ def workers(connection: Connection) -> Mappings:
 
 
 def listeners(connection: Connection) -> Mappings:
-    """Which hosts serve which address, for each role (`receiver`, `admin`): role, host, address, alive, processes (how
-    many run), started_at (the newest), seen_at (last, or stopped), stopped (the last one stopped in order).
+    """Return the hosts and the addresses that they serve, for each role (`receiver`, `admin`).
+
+    Keys: role, host, address, alive, processes (how many run), started_at (the newest), seen_at (last, or stopped),
+    stopped (the last one ended in order).
     """
     return _mappings_of(connection, _LISTENERS, {"silent": WORKER_SILENT})
 
@@ -520,8 +523,9 @@ FROM each GROUP BY role, host, address ORDER BY role DESC, host, address"""
 
 
 def feed_activity(connection: Connection, history: timedelta) -> dict[str, dict[str, Any]]:
-    """How messages came to each destination within `history`: first_at and last_at (to five minutes), and longest, the
-    longest time without any. A destination to which none came is left out.
+    """Return when messages came to each destination within `history`. Destinations without messages are left out.
+
+    Keys: first_at and last_at (to five minutes), and longest, the longest time without any.
     """
     return {row.pop("name"): row for row in _mappings_of(connection, _ACTIVITY, {"history": history})}
 
@@ -534,8 +538,9 @@ GROUP BY d.name"""
 
 
 def recent_unhandled(connection: Connection) -> Mappings:
-    """Of the newest messages, those of the last day that came to a production destination and that no handler takes:
-    destination, kind, count, last_at.
+    """Return recent messages of production destinations that no handler takes: the newest ones, within a day.
+
+    Keys: destination, kind, count, last_at.
     """
     return _mappings_of(connection, _UNHANDLED, {"rows": _LATEST})
 
@@ -557,7 +562,7 @@ def _loaded(handler: ColumnElement[Any]) -> ColumnElement[bool]:
 
 
 def audit(connection: Connection, where: AuditFilter, *, before: int | None = None, limit: int) -> Mappings:
-    """Audit rows, newest first; `detail` as a value, `noted` says whether a person gave a reason (see `note`)."""
+    """Return audit rows, newest first. `detail` is parsed; `noted`: an operator gave a reason (see `note`)."""
     table = schema.audit_events
     query = (
         select(*_shown(table), table.c.note.is_not(None).label("noted"))
@@ -570,7 +575,7 @@ def audit(connection: Connection, where: AuditFilter, *, before: int | None = No
 
 
 def note(connection: Connection, seals: Sealer, number: int) -> str | None:
-    """The reason that a person gave, opened; None where none was given. Raises NotFound, IntegrityError."""
+    """Return the opened reason of an audit row; None when none was given. Raises NotFound, IntegrityError."""
     table = schema.audit_events
     row = connection.execute(
         select(table.c.writer, table.c.n, table.c.note, table.c.note_key).where(table.c.id == number)
@@ -580,19 +585,20 @@ def note(connection: Connection, seals: Sealer, number: int) -> str | None:
     return None if row.note is None else seals.open(row.note_key, row.note, f"audit:{row.writer}:{row.n}").decode()
 
 
-# --- whether the feeds flow
+# --- feeds
 
 
 def feed_status(connection: Connection) -> Mappings:
-    """For each destination, what its feed does. Keys:
+    """Return the state of each destination's feed. Keys:
 
     destination, environment, enabled;
     last_200_at: when a message was last answered 200;
     last_refusal_at, last_refusal_reason, last_refusal_status (null in a summed-up row), last_refusal_authentic;
-    probably_paused: whoever was refused last holds or held a credential of ours, and nothing was answered 200 since (a
-    query's asker does not come again, and pauses nothing);
-    backlog, oldest_pending_at: deliveries that wait; waiting: the same for each handler, as [{handler, pending, oldest,
-    loaded (by a running worker), never_tried, oldest_never_tried}];
+    probably_paused: the last refused request came from a holder of a credential, and nothing was answered 200 since
+    (queries do not count: Redox does not repeat them, and they pause nothing);
+    backlog, oldest_pending_at: pending deliveries;
+    waiting: the same for each handler, as [{handler, pending, oldest, loaded (by a running worker), never_tried,
+    oldest_never_tried}];
     held_lanes: [lane]; paused_handlers: [{handler, paused_at, pause_reason}];
     unserved: [{handler, pending}] that no live worker has loaded;
     dead: [{handler, error_class, count, last_at}];
@@ -626,7 +632,7 @@ def feed_status(connection: Connection) -> Mappings:
 
 
 def _answers(connection: Connection, destination: str) -> dict[str, Any]:
-    """The last 200, the last refusal, and whether Redox has probably paused."""
+    """Return the last 200, the last refusal, and whether Redox has probably paused."""
     table = schema.audit_events
     detail = cast(table.c.detail, JSONB)
     status, query = detail["status"].as_integer(), func.coalesce(detail["query"].as_boolean(), false())
@@ -655,12 +661,12 @@ def _answers(connection: Connection, destination: str) -> dict[str, Any]:
 
 
 def recent_refusals(connection: Connection, destination: str | None) -> Mappings:
-    """Requests that were refused lately, for a destination; None: for names of destinations that do not exist.
+    """Return recently refused requests for a destination; None: those that name an unknown destination.
 
-    For each subject (`message`, `token`) and reason: status; `since` (how many after the last that was accepted, within
-    a day) with since_first_at and since_last_at; `window` (how many within RECENT), and as accepted_window how many
-    were accepted then; `mixed`: whether one of the last two that were accepted came before a refusal; last_accepted_at.
-    Reads the newest rows of the audit alone, and so counts no further back than those.
+    For each subject (`message`, `token`) and reason: status; `since` (how many after the last accepted one, within a
+    day) with since_first_at and since_last_at; `window` (how many within RECENT), and accepted_window (how many were
+    accepted then); `mixed`: a refusal came after one of the last two accepted; last_accepted_at. Reads only the newest
+    rows of the audit log, and so counts no further back.
     """
     return _mappings_of(connection, _RECENT_REFUSALS, {"destination": destination, "rows": _LATEST, "recent": RECENT})
 
@@ -698,7 +704,7 @@ def _mappings_of(connection: Connection, statement: str, values: Mapping[str, An
 
 
 def _grouped(connection: Connection, query: Select[Any]) -> defaultdict[int, Mappings]:
-    """The rows by their destination's id."""
+    """Return the rows by their destination's id."""
     found: defaultdict[int, Mappings] = defaultdict(list)
     for row in _mappings(connection, query):
         found[row.pop("destination_id")].append(row)

@@ -1,4 +1,7 @@
-"""Which of the messages that Redox says it has sent are recorded. May not change anything."""
+"""Reconciliation: which of the messages that Redox reports as sent are recorded.
+
+Must not change anything.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ from receiver.storage.operations.queries import destination_named
 
 
 def recorded(connection: Connection, log_ids: Collection[str], *, destination: str | None = None) -> set[str]:
-    """Those of the `Meta.Logs[].ID`s that are of a message that was accepted, at `destination` or at any.
+    """Return those of the `Meta.Logs[].ID`s that belong to a message accepted at `destination`, or at any.
 
-    Raises NotFound for a destination that is not there.
+    Raises NotFound for an unknown destination.
     """
     keys, messages = schema.message_keys, schema.messages
     if destination is None:
@@ -28,7 +31,7 @@ def recorded(connection: Connection, log_ids: Collection[str], *, destination: s
             select(keys.c.key).where(keys.c.destination_id.in_(owners), keys.c.key.in_(named))
         )
     }
-    # A query is nobody's duplicate and has no key; what was unreadable when it came is known by its bytes alone.
+    # A query has no key, because it has no duplicates. A message that was unreadable is known by its bytes alone.
     return found | set(
         connection.scalars(
             select(messages.c.log_id).where(

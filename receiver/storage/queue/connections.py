@@ -1,7 +1,7 @@
-"""The two connections of a handler process: one for the records of runs, one in which a plugin does its work.
+"""The two connections of a handler process: one records outcomes, the other runs a plugin's statements.
 
-May not hold queries of ours (receiver.storage.queue.lanes). Both are opened when they are first needed, and again after they
-were lost.
+Must not hold queries of the receiver (see receiver.storage.queue.lanes). Each connection is opened on first use, and
+opened again after it is lost.
 """
 
 from __future__ import annotations
@@ -18,26 +18,30 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from receiver.database.engine import open_engine, sqlstate
 from receiver.errors import ReceiverError
 
-# A process that was killed while its statement runs does not keep its locks: the server looks whether the client
-# lives. Where the server's system cannot tell, it refuses the setting.
+# If the process is killed while a statement runs, its locks must not stay: the server checks that the client is alive.
+# A server whose operating system cannot check this refuses the setting.
 _SESSION: Final = "SET client_connection_check_interval = '2s'"
-# A handler may think as long as its time-out lets it. One that idles for longer stands still with its whole host, and
-# keeps locks that whoever does its work elsewhere waits for.
+# A handler may stay idle in its transaction until its timeout. A session that idles for longer belongs to a frozen
+# host, and keeps locks that block the worker that took over its lane.
 _IDLE: Final = "SELECT set_config('idle_in_transaction_session_timeout', %s, false)"
 _LONGEST: Final = 7200.0
-# Frames of a statement that failed are the plugin's, without those of the libraries below it and of ours above it.
+# The frames of a failed statement are the plugin's: without those of the libraries below it and of the receiver above
+# it.
 _LIBRARIES: Final = frozenset({"sqlalchemy", "psycopg", "threading", "runpy", "__main__"})
 _MOST_FRAMES: Final = 50
 
 
 class LeaseExpired(ReceiverError):
-    """context.connection is committed with the delivery's success: return, or use begin_nested() for a savepoint."""
+    """The plugin tried to commit, but context.connection is committed with the delivery's success.
+
+    Return instead, or use begin_nested() for a savepoint.
+    """
 
 
 class WorkAborted(ReceiverError):
     """A statement on context.connection failed, and the handler caught the error and returned.
 
-    `sqlstate` and `frames` (module:line:function) are the statement's.
+    `sqlstate` and `frames` (module:line:function) describe the statement.
     """
 
     def __init__(self, code: str | None, frames: tuple[str, ...]) -> None:
@@ -51,7 +55,7 @@ class WorkAborted(ReceiverError):
 
 
 class OutcomeConnection:
-    """The connection on which each statement is a transaction of its own."""
+    """An autocommit connection: each statement is its own transaction."""
 
     def __init__(self, url: str) -> None:
         self._engine = open_engine(url, pooled=False)
@@ -59,13 +63,13 @@ class OutcomeConnection:
 
     @property
     def connection(self) -> Connection:
-        """Raises SQLAlchemyError when it cannot be opened."""
+        """Return the connection. Raises SQLAlchemyError when it cannot be opened."""
         if self._connection is None:
             self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         return self._connection
 
     def drop(self) -> None:
-        """Give the connection up: after an error nobody knows how it stands."""
+        """Discard the connection: after an error its state is unknown."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.invalidate()
@@ -73,7 +77,7 @@ class OutcomeConnection:
 
 
 class PluginConnection:
-    """The connection of a plugin, in one transaction a run: begun when it is first asked for, ended by us alone."""
+    """The connection of a plugin. Each run is one transaction: begun on first use, and ended only by the receiver."""
 
     def __init__(self, url: str) -> None:
         self._engine = open_engine(url, pooled=False)
@@ -81,26 +85,26 @@ class PluginConnection:
         self._ours = False
         self.used = False
         self.patience = _LONGEST  # seconds that the run may take
-        self._told: float | None = None  # the server
+        self._told: float | None = None  # the timeout that the server has
         event.listen(self._engine, "connect", _prepare)
         event.listen(self._engine, "commit", self._committing)
         event.listen(self._engine, "handle_error", self._note_error)
-        self._failed: WorkAborted | None = None  # the statement that failed last
+        self._failed: WorkAborted | None = None  # the last statement that failed
 
     def connection(self) -> Connection:
-        """The connection of this run. Raises SQLAlchemyError when it cannot be opened."""
+        """Return the connection of this run. Raises SQLAlchemyError when it cannot be opened."""
         if self._connection is None or self._connection.closed:
             self._connection, self._told = self._engine.connect(), None
         self.used = True
         if not self._connection.in_transaction():
             if self._told != self.patience:
                 self._tell(self._connection)
-            # Begun, so that an ORM session that is bound to it joins in and leaves the commit to us.
+            # Begin here, so that an ORM session bound to the connection joins the transaction and does not commit it.
             self._connection.begin()
         return self._connection
 
     def _tell(self, connection: Connection) -> None:
-        """Have the server know how long it may hear nothing within a transaction."""
+        """Set how long the server lets a transaction stay idle."""
         self._ours = True
         try:
             with connection.begin():
@@ -110,14 +114,14 @@ class PluginConnection:
         self._told = self.patience
 
     def check(self) -> None:
-        """Raise WorkAborted, naming the statement's place, where a statement failed and the handler went on."""
+        """Raise WorkAborted, with the place of the statement, if a statement failed and the handler went on."""
         if self.used and self._connection is not None and not self._connection.closed:
             driver: Any = self._connection.connection.driver_connection
             if driver.info.transaction_status is TransactionStatus.INERROR:
                 raise self._failed or WorkAborted(None, ())
 
     def _note_error(self, context: ExceptionContext) -> None:
-        """Remember where the statement stood: once the handler has caught the error, nothing else tells."""
+        """Keep the place of the failed statement: it is lost once the handler has caught the error."""
         frames = [
             f"{module}:{line}:{frame.f_code.co_name}"
             for frame, line in traceback.walk_stack(None)
@@ -136,19 +140,20 @@ class PluginConnection:
             self._ours, self.used = False, False
 
     def rollback(self) -> None:
-        """Undo the run's work; a connection that cannot is given up."""
+        """Roll back the run's work. A connection that cannot roll back is discarded."""
         self.used = False
         if self._connection is None or self._connection.closed:
             return
         try:
             self._connection.rollback()
-            # Of a transaction that a plugin has tried to end SQLAlchemy knows no more; the server does.
+            # If a plugin has tried to end the transaction, SQLAlchemy no longer tracks it, but the server still has it
+            # open.
             self._connection.connection.rollback()
         except (SQLAlchemyError, PsycopgError):
             self.drop()
 
     def drop(self) -> None:
-        """Give the connection up."""
+        """Discard the connection."""
         connection, self._connection = self._connection, None
         self.used = False
         if connection is not None and not connection.closed:
@@ -161,7 +166,7 @@ class PluginConnection:
 
 
 def lost(exc: SQLAlchemyError) -> bool:
-    """Whether the connection is gone, and with it the knowledge of what was committed last."""
+    """Return whether the connection is lost, so that the result of the last commit is unknown."""
     return isinstance(exc, DBAPIError) and exc.connection_invalidated
 
 

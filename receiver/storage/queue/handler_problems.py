@@ -1,7 +1,7 @@
-"""What is wrong with handlers: what worker and receiver processes report of them, and deliveries that keep failing.
+"""Problems of handlers: reports of worker and receiver processes, and deliveries that keep failing.
 
-Must not hold the text of an error, which may quote a patient: classes, places in code and fixed words. One query,
-`problems`, serves `status`, `check` and `handlers list`, so that the three say the same.
+Must not hold the text of an error, which may quote a patient: only classes, places in code and fixed words. One query,
+`problems`, serves `status`, `check` and `handlers list`, so that all three agree.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ from sqlalchemy import Connection
 
 Kind = Literal["plugin_not_loaded", "handler_not_started", "responder_failed", "responder_late", "responder_missing"]
 
-# A process that has not reported for so long is gone; its rows stay for a day.
+# A process that has not reported for this long is gone. Its rows are kept for a day.
 _SILENT: Final = "60 seconds"
 _REMEMBERED: Final = "1 day"
-# What a responder did is told for so long; it is told no more once the process that saw it has ended.
+# Failures of a responder are shown for this long, and only while the process that reported them runs.
 _RECENT: Final = "1 hour"
-# A handler that says RetryLater is not failing; one that says so for longer may need somebody.
+# A handler that raises RetryLater is not failing. One that does so for longer than this may need an operator.
 _DEFERRED: Final = "5 minutes"
-# The second failure of one handler at one destination is one too many for chance.
+# The first failure of a handler at a destination may be chance; this many are reported.
 _FAILURES: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HandlerProblem:
-    """A problem as a process reports it. `destination` "": at all of them; `handler` "": none is bound to the query.
+    """A problem as a process reports it. An empty `destination` means all; an empty `handler`: none is bound to the
+    query.
 
-    `place`: module:line or file:line. `detail`: a sentence of ours. `ago`: seconds since it was seen last. `message`:
-    the uuid of the message with which it was.
+    `place`: module:line or file:line. `detail`: a sentence that the receiver wrote. `ago`: seconds since it was last
+    seen. `message`: the UUID of the message that was handled.
     """
 
     kind: Kind
@@ -63,7 +64,7 @@ ON CONFLICT (process, handler, destination, kind) DO UPDATE
 SET error_class = excluded.error_class, place = excluded.place, detail = excluded.detail, count = excluded.count,
     last_at = excluded.last_at, message_uuid = excluded.message_uuid, reported_at = now()"""
 
-# Of workers what is so now; of receivers what happened within the hour.
+# Worker reports show the current state; receiver reports show the last hour.
 _REPORTED: Final = f"""
 SELECT p.kind AS problem, p.handler, p.destination, p.error_class, min(p.place) AS place, min(p.detail) AS detail,
        array_agg(DISTINCT p.host ORDER BY p.host) AS hosts, sum(p.count)::bigint AS count,
@@ -87,7 +88,7 @@ _FRAMES: Final = "SELECT error_frames FROM deliveries WHERE id = %(id)s"
 
 
 def report(connection: Connection, process: str, host: str, problems: Sequence[HandlerProblem]) -> None:
-    """Put these in the place of all that the process reported before."""
+    """Replace everything that the process reported before with `problems`."""
     connection.exec_driver_sql(
         _REPORT,
         {
@@ -107,11 +108,12 @@ def report(connection: Connection, process: str, host: str, problems: Sequence[H
 
 
 def problems(connection: Connection) -> list[dict[str, Any]]:
-    """All that is wrong with handlers now, by destination and handler. Keys:
+    """Return all current problems of handlers, by destination and handler. Keys:
 
-    problem: a kind of HandlerProblem, or `handler_failing`: its pending deliveries have failed twice or more, or it has
-    said RetryLater for long; handler, destination ("" as in HandlerProblem), error_class, place, detail, hosts, count
-    (failures), first_at, last_at; message_kind of a query; deliveries and delivery (the first one) of what fails.
+    problem: a kind of HandlerProblem, or `handler_failing` (its pending deliveries have failed twice or more, or it has
+    raised RetryLater for long); handler, destination ("" as in HandlerProblem), error_class, place, detail, hosts,
+    count (failures), first_at, last_at; message_kind of a query; deliveries (number) and delivery (the first one) that
+    fail.
     """
     found = [dict(row) for row in connection.exec_driver_sql(_REPORTED).mappings()]
     for row in connection.exec_driver_sql(_FAILING).mappings().all():

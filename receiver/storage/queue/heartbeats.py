@@ -1,6 +1,6 @@
-"""Heartbeats of the processes that listen: what address each serves, and whether it still runs.
+"""Heartbeats of receiver processes: the address that each serves, and whether it still runs.
 
-Must not run on the accept path: a thread of its own writes them.
+Must not run on the accept path: a separate thread writes heartbeats.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ log: Final = structlog.get_logger(__name__)
 
 # Seconds between two heartbeats.
 INTERVAL: Final = 5.0
-# How long `stop` waits, in seconds, for the last one to be written.
+# How long `stop` waits, in seconds, for the last heartbeat to be written.
 _STOP_TIMEOUT: Final = 2.0
-# The rows of processes that have stopped are kept this long, for people.
+# Rows of stopped processes are kept this long, for operators to read.
 _REMEMBERED: Final = "1 day"
 
 _SEEN: Final = f"""
@@ -34,7 +34,8 @@ _STOPPED: Final = "UPDATE listeners SET stopped_at = now() WHERE name = %(name)s
 
 
 class Heartbeat:
-    """Writes that this process serves `address`, every INTERVAL seconds from `start` to `stop`. Start it after fork."""
+    """Records every INTERVAL seconds, from `start` to `stop`, that this process serves `address`. Start it after fork.
+    """
 
     def __init__(self, engine: Engine, *, name: str, role: Literal["receiver", "admin"], address: str) -> None:
         self._engine = engine
@@ -43,11 +44,11 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Write that the process stops in order, if the database takes it soon."""
+        """Record an orderly stop, if the database accepts it in time."""
         self._stopping.set()
         self._thread.join(_STOP_TIMEOUT)
 

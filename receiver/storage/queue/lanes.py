@@ -1,9 +1,10 @@
-"""The work that is due and who does it: claims, leases, attempts, outcomes, and which lanes wait for somebody.
+"""Deliveries and lanes: claims, leases, attempts, outcomes, and which lanes need a worker.
 
-The rows of `deliveries` and `lanes` are the truth; a lane without a row is ready. Time is the database's alone, for
-hosts' clocks differ. Whatever is written of a run is written only where its lease's epoch still stands (`Fence`): a
-host that was frozen and comes back writes nothing. May not know how a handler is run, or decide what becomes of a
-failure.
+The rows of `deliveries` and `lanes` are the truth; a lane without a row is ready. All times come from the database,
+because the clocks of hosts differ. A run's results are written only while its `Lease` is held under the same epoch: a
+host that was frozen and resumes writes nothing.
+
+Must not know how a handler runs, nor decide what happens after a failure.
 """
 
 from __future__ import annotations
@@ -23,30 +24,30 @@ from receiver.database.engine import sqlstate
 from receiver.errors import IntegrityError
 from receiver.storage.evidence.macs import COLUMNS, RowMacs
 
-# Lanes in which nothing waits for what is before it: `handler/destination/any:N`.
+# Unordered lanes, in which no delivery waits for an earlier one: `handler/destination/any:N`.
 _UNORDERED: Final = "'^[^/]+/[^/]+/any:'"
 _UNORDERED_LANE: Final = re.compile(_UNORDERED.strip("'"))
 _DUPLICATE: Final = "23505"
-# Of one handler, so many lanes may each have a job that waits; beyond that, one job stands for all of them.
+# Up to this many lanes of one handler each have their own waiting job. Beyond that, one job covers all of them.
 FEW: Final = 16
-# What a handler process reads of each lane when it has many.
+# How many deliveries a handler process reads from each lane when it has many lanes.
 HEADS: Final = 8
-# What it reads ahead of one.
+# How many deliveries it reads ahead from a single lane.
 BATCH_ROWS: Final = 64
 BATCH_BYTES: Final = 4 * 1024 * 1024
-# How long a run that has said its outcome may take to commit it: one that was frozen in between gives up its locks.
+# How long a run that has reported its outcome may take to commit it. One that is frozen in between loses its locks.
 _COMMIT_TIMEOUT: Final = "5s"
-# A lane that is locked by the commit of an outcome is waited for so long when its lease is renewed.
+# How long a lease renewal waits for a lane that the commit of an outcome locks.
 _LOCK_TIMEOUT: Final = "1s"
-# What of a message its MAC is over.
+# The message fields that its MAC covers.
 _SIGNED: Final = (*COLUMNS["messages"], "mac", "mac_key")
-# A pause of many dead looks back so far.
+# How far back `recently_dead` counts dead deliveries.
 _RECENT: Final = "10 minutes"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lease:
-    """A lease: who runs the lane, and by which epoch. `owner` is the name of a worker or receiver process."""
+    """A lease: the lane, its owner (the name of a worker or receiver process) and its epoch."""
 
     lane: str
     epoch: int
@@ -59,7 +60,7 @@ class Lease:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WaitingDelivery:
-    """A delivery that is to be run, with its message. `deferred_for`: seconds since the first RetryLater, else 0.
+    """A delivery to run, with its message. `deferred_for`: seconds since the first RetryLater, else 0.
 
     `lost`: an attempt began and its end was never recorded. `sealed` is None when the payload was purged.
     """
@@ -81,7 +82,7 @@ class WaitingDelivery:
     test: bool
     payload_key: str | None
     sealed: bytes | None = field(repr=False)
-    # What else the message's MAC covers, and whose the message, the delivery and the lane are.
+    # The other fields that the message's MAC covers, and the destinations of the message, the delivery and the lane.
     destination_id: int
     credential_ids: Sequence[int]
     query: bool
@@ -96,7 +97,8 @@ class WaitingDelivery:
     lane_destination: int
 
     def prove(self, macs: RowMacs) -> None:
-        """Raise IntegrityError unless the message is as it was recorded, at the destination of delivery and lane.
+        """Raise IntegrityError unless the message is unchanged and belongs to the destination of the delivery and the
+        lane.
 
         Raises UnknownKey when this host lacks the message's key.
         """
@@ -110,11 +112,10 @@ class WaitingDelivery:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeliveryFailure:
-    """The end of an attempt that did not succeed, and what becomes of the delivery. `pause`: seconds; None: at once.
+    """The end of an attempt that did not succeed, and the new state of the delivery. `pause`: seconds; None: no pause.
 
-    `error_sealed`: the error's text, sealed to `delivery_binding`. `error_shown`: the text again, where the receiver
-    itself wrote it. `lane_state`: None leaves the lane as it is.
-    `release`: the lease ends with it.
+    `error_sealed`: the error's text, sealed to `delivery_binding`. `error_shown`: the same text, if the receiver itself
+    wrote it. `lane_state`: None leaves the lane unchanged. `release`: the lease ends too.
     """
 
     outcome: str
@@ -132,16 +133,17 @@ class DeliveryFailure:
 
 
 def delivery_binding(delivery: int) -> str:
-    """What the text of a delivery's error is sealed to."""
+    """Return the binding to which the text of a delivery's error is sealed."""
     return f"delivery:{delivery}"
 
 
-# The handler is bound to the destination and not paused. Asked before every start, so that a pause takes hold at once.
+# The handler is bound to the destination and not paused. Checked before every start, so that a pause takes effect at
+# once.
 _ACTIVE: Final = """EXISTS (
     SELECT FROM subscriptions s JOIN destinations t ON t.id = s.destination_id
     WHERE s.handler = split_part(%(lane)s, '/', 1) AND t.name = split_part(%(lane)s, '/', 2)
       AND s.enabled AND s.paused_at IS NULL)"""
-# The lease is ours, and stays so until this transaction ends.
+# The lease is held, and stays held until this transaction ends.
 _LEASE: Final = """fence AS (
     SELECT 1 FROM lanes WHERE lane = %(lane)s AND epoch = %(epoch)s AND owner = %(owner)s FOR NO KEY UPDATE)"""
 
@@ -174,8 +176,8 @@ UPDATE lanes l SET owner = NULL, lease_until = NULL
 FROM unnest(%(lanes)s::text[], %(epochs)s::bigint[]) AS h(lane, epoch)
 WHERE l.lane = h.lane AND l.epoch = h.epoch AND l.owner = %(owner)s"""
 
-# Waits for nobody: what another holds, or is just about to take or to record, is left out. Of one handler and one
-# destination, so that whether they may run is asked once.
+# Does not block: skips lanes that another process holds, is about to claim, or is recording an outcome for. All lanes
+# are of one handler and one destination, so that one check tells whether they may run.
 _CLAIM_SOME: Final = f"""
 WITH asked AS (SELECT lane FROM unnest(%(lanes)s::text[]) AS u(lane)
                WHERE {_ACTIVE} AND EXISTS (SELECT FROM deliveries d WHERE d.lane = u.lane AND d.state = 'pending'
@@ -204,8 +206,10 @@ def _batch(
     held: str = """
     EXISTS (SELECT FROM lanes WHERE lane = %(lane)s AND epoch = %(epoch)s AND owner = %(owner)s)""",
 ) -> str:
-    """Read `chosen` deliveries, oldest first, with as many of their payloads as fit; always the first one's. `held`:
-    that their lane is still whose who reads.
+    """Return the query that reads `chosen` deliveries, oldest first, with as many of their payloads as fit (at least
+    one).
+
+    `held`: a condition that is true while the caller holds the lane's lease.
     """
     return f"""
 WITH chosen AS ({chosen}),
@@ -226,14 +230,14 @@ FROM head h LEFT JOIN payloads p ON p.message_id = h.number AND p.received_at = 
 WHERE h.before < {BATCH_BYTES} ORDER BY h.place, h.id"""
 
 
-# `id >`: what was done before need not be stepped over again in the index.
+# `id >`: the index scan starts after the deliveries that are done.
 _BATCH: Final = _batch(f"""
     SELECT d.*, 0 AS place FROM deliveries d
     WHERE lane = %(lane)s AND state = 'pending' AND inline = %(inline)s AND id > %(after)s
       AND (%(up_to)s = 0 OR id <= %(up_to)s)
     ORDER BY id LIMIT {BATCH_ROWS}""")
-# Those whose time has come before those that never ran. Two reads of one index, for a single one would step over
-# everything that waits.
+# Deliveries whose pause is over come before those that never ran. These are two index scans, because a single one would
+# step over every delivery that still waits.
 _BATCH_UNORDERED: Final = _batch(f"""
     (SELECT d.*, 0 AS place FROM deliveries d
      WHERE lane = %(lane)s AND state = 'pending' AND lane ~ {_UNORDERED} AND inline = %(inline)s AND id <> %(after)s
@@ -242,7 +246,7 @@ _BATCH_UNORDERED: Final = _batch(f"""
     (SELECT d.*, 1 AS place FROM deliveries d
      WHERE lane = %(lane)s AND state = 'pending' AND lane ~ {_UNORDERED} AND inline = %(inline)s AND id <> %(after)s
        AND ready_at IS NULL ORDER BY id LIMIT {BATCH_ROWS})""")
-# The first ones of each of many lanes.
+# The first deliveries of each of many lanes.
 _HEADS: Final = _batch(
     f"""
     SELECT d.*, o.place FROM unnest(%(lanes)s::text[], %(epochs)s::bigint[]) WITH ORDINALITY AS o(lane, epoch, place)
@@ -252,21 +256,22 @@ _HEADS: Final = _batch(
     held="true",
 )
 
-# Counted before it runs, so that a crash counts. Not waited for on disk: should the server crash, so did the attempt.
+# Counted before the run, so that a crash counts. The commit does not wait for the disk: if the server crashes, the
+# attempt ends too.
 _START: Final = f"""
 WITH {_LEASE}
 UPDATE deliveries SET attempts = attempts + 1, started_at = clock_timestamp(), epoch = %(epoch)s
 WHERE id = %(id)s AND state = 'pending' AND EXISTS (SELECT FROM fence) AND {_ACTIVE}
 RETURNING attempts, set_config('synchronous_commit', 'off', true)"""
 
-# The same of the lane that the next delivery is in, where it is another.
+# The same, if the next delivery is in another lane.
 _BESIDE: Final = """beside AS (
     SELECT 1 FROM lanes WHERE lane = %(next_lane)s AND epoch = %(next_epoch)s AND owner = %(owner)s FOR NO KEY UPDATE
     ),"""
 
 
 def _succeed(beside: str = "", held: str = "") -> str:
-    """One statement, so that a run costs one round trip and one commit: it ends one delivery and starts the next."""
+    """Return the statement that ends one delivery and starts the next: a run costs one round trip and one commit."""
     return f"""
 WITH {_LEASE}, {beside}
 begun AS (SELECT started_at FROM deliveries WHERE id = %(id)s),
@@ -319,14 +324,18 @@ SELECT count(*) FROM done"""
 
 
 def claim(connection: Connection, lane: str, owner: str, lease: float, *, inline: bool = False) -> Lease | None:
-    """Take the lane for `lease` seconds; None when it is another's, not ready, empty, or its handler paused."""
+    """Claim the lane for `lease` seconds. Returns None if another process holds it, or it is not ready, empty or
+    paused.
+    """
     values = {"lane": lane, "owner": owner, "lease": lease, "inline": inline}
     epoch = connection.exec_driver_sql(_CLAIM, values).scalar()
     return None if epoch is None else Lease(lane=lane, epoch=epoch, owner=owner)
 
 
 def claim_some(connection: Connection, lanes: Sequence[str], owner: str, lease: float) -> list[Lease]:
-    """Take those of the lanes that are to be had, all of one handler at one destination; in the order of their names."""
+    """Claim those of the lanes that are free. All are of one handler at one destination. Returns leases in the order of
+    names.
+    """
     handler, destination, _ = lanes[0].split("/", 2)
     taken = connection.exec_driver_sql(
         _CLAIM_SOME,
@@ -343,9 +352,9 @@ def claim_some(connection: Connection, lanes: Sequence[str], owner: str, lease: 
 
 
 def renew(connection: Connection, owner: str, held: Mapping[str, int], lease: float) -> set[str]:
-    """Prolong the leases of the lanes held (lane → epoch); those of which that is sure.
+    """Renew the leases of the lanes held (lane → epoch). Returns the lanes whose lease is known to be renewed.
 
-    What is locked by an outcome's commit at this moment is not in it: see `renew_one`.
+    A lane that the commit of an outcome locks at this moment is left out: see `renew_one`.
     """
     return set(
         connection.exec_driver_sql(
@@ -355,12 +364,12 @@ def renew(connection: Connection, owner: str, held: Mapping[str, int], lease: fl
 
 
 def renew_one(connection: Connection, fence: Lease, lease: float) -> bool:
-    """Prolong one lease, waiting a second for its lock. Raises SQLAlchemyError after that."""
+    """Renew one lease, waiting a second for its lock. Raises SQLAlchemyError after that."""
     return connection.exec_driver_sql(_RENEW_ONE, fence._values | {"lease": lease}).scalar() is not None
 
 
 def release(connection: Connection, *fences: Lease) -> None:
-    """Give these lanes of one owner back, where they are still theirs."""
+    """Release these lanes of one owner, if the owner still holds them."""
     connection.exec_driver_sql(_RELEASE, _together(fences))
 
 
@@ -373,10 +382,10 @@ def batch(
     inline: bool = False,
     up_to: int = 0,
 ) -> list[WaitingDelivery]:
-    """The next deliveries of the lane, oldest first, none when the lease is lost or the handler paused.
+    """Return the next deliveries of the lane, oldest first; none when the lease is lost or the handler is paused.
 
-    `after`: that one and, in an ordered lane, those before it are left out. `up_to`: nor those beyond it. In an
-    unordered lane those whose pause is over come first, and those still pausing not at all.
+    `after`: leave out this delivery and, in an ordered lane, those before it. `up_to`: leave out those beyond it. In an
+    unordered lane, deliveries whose pause is over come first; those still pausing are left out.
     """
     rows = connection.exec_driver_sql(
         _BATCH_UNORDERED if unordered else _BATCH, fence._values | {"after": after, "inline": inline, "up_to": up_to}
@@ -385,8 +394,11 @@ def batch(
 
 
 def heads(connection: Connection, fences: Sequence[Lease]) -> list[list[WaitingDelivery]]:
-    """The next few deliveries of each of these ordered lanes of one handler and owner: a list for each, in their order;
-    none where the lease is lost, the handler paused, or what comes before is too large already."""
+    """Return the next few deliveries of each of these ordered lanes of one handler and owner, as one list for each
+    lane.
+
+    A list is empty when the lease is lost, the handler is paused, or the payloads of earlier lanes are too large.
+    """
     found: list[list[WaitingDelivery]] = [[] for _ in fences]
     rows = connection.exec_driver_sql(_HEADS, _together(fences) | {"lane": fences[0].lane})
     for place, each in _placed(rows):
@@ -409,7 +421,9 @@ def _placed(rows: CursorResult[Any]) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def start(connection: Connection, fence: Lease, delivery: int) -> int | None:
-    """Count an attempt; its number. None: the lease is lost, the handler paused, or the delivery no longer pending."""
+    """Count an attempt. Returns its number, or None: the lease is lost, the handler paused, or the delivery not
+    pending.
+    """
     row = connection.exec_driver_sql(_START, fence._values | {"id": delivery}).first()
     return None if row is None else int(row[0])
 
@@ -423,10 +437,10 @@ def succeed(
     following: int | None,
     beside: Lease | None = None,
 ) -> tuple[bool, int | None]:
-    """Record the success, and start the following delivery: (whether it was recorded, the other's attempt or None).
+    """Record the success, and start the next delivery. Returns (recorded, the attempt of the next delivery or None).
 
-    `beside`: the following one's lane, where it is another of the same owner, handler and destination. Not recorded
-    means that the lease is lost: whatever else is in the transaction must be rolled back.
+    `extra`: the lane of the next delivery, if it is another one of the same owner, handler and destination. If the
+    success is not recorded, the lease is lost: roll back everything in the transaction.
     """
     after = beside or fence
     done, started, _ = connection.exec_driver_sql(
@@ -438,7 +452,7 @@ def succeed(
 
 
 def fail(connection: Connection, fence: Lease, delivery: int, attempt: int, failure: DeliveryFailure) -> bool:
-    """Record a failure; False when the lease is lost, or somebody has recorded the end of this attempt already."""
+    """Record a failure. Returns False when the lease is lost, or the end of this attempt is already recorded."""
     return bool(
         connection.exec_driver_sql(
             _FAIL,
@@ -463,7 +477,7 @@ def fail(connection: Connection, fence: Lease, delivery: int, attempt: int, fail
     )
 
 
-# --- many dead
+# --- dead deliveries
 
 _MANY_DEAD: Final = f"""
 SELECT count(*) FROM deliveries d JOIN destinations t ON t.id = d.destination_id AND t.name = %(destination)s
@@ -472,7 +486,7 @@ WHERE d.handler = %(handler)s AND d.state = 'dead' AND d.finished_at > now() - i
 
 
 def recently_dead(connection: Connection, handler: str, destination: str, error_class: str) -> int:
-    """How many of the handler's deliveries died of the same class of error within the last ten minutes."""
+    """Return how many of the handler's deliveries died of the same error class within the last ten minutes."""
     return int(
         connection.exec_driver_sql(
             _MANY_DEAD, {"handler": handler, "destination": destination, "error_class": error_class}
@@ -480,11 +494,11 @@ def recently_dead(connection: Connection, handler: str, destination: str, error_
     )
 
 
-# --- which lanes wait for a worker
+# --- which lanes need a worker
 
-# From lane to lane, not from row to row: what is pending in one lane costs one step of the index, be it one row or
-# 100,000. The first of each lane nearly always tells that a worker may run it, so that the rest is not asked for: of
-# that the planner might read the whole table.
+# Goes from lane to lane, not from row to row: a lane costs one index step, whether it has one row or 100,000. The first
+# delivery of a lane nearly always shows that a worker may run it. The full check is not made then, because the planner
+# might read the whole table for it.
 _DUE: Final = f"""
 WITH RECURSIVE l(lane, inline, n) AS (
     (SELECT lane, inline, 1 FROM deliveries WHERE state = 'pending' AND lane > %(after)s ORDER BY lane, id LIMIT 1)
@@ -510,8 +524,8 @@ SELECT l.lane, split_part(l.lane, '/', 1) = ANY(%(handlers)s::text[])
         OR EXISTS (SELECT FROM deliveries d WHERE d.state = 'pending' AND d.lane = l.lane AND NOT d.inline) END
 FROM l LEFT JOIN lanes o USING (lane) ORDER BY l.n"""
 
-# Procrastinate's own function, and its names first on the path of this one transaction, as the function wants. Asked
-# first, for a job that is there already is an error, which PostgreSQL logs; only a race makes it one.
+# Procrastinate's own function. It needs its schema first in the search path, which is set for this transaction only.
+# The job is looked up first, because a duplicate is an error, which PostgreSQL logs; only a race causes one.
 _DEFER: Final = """
 SELECT procrastinate.procrastinate_defer_jobs_v1(ARRAY[ROW(
            split_part(%(lane)s, '/', 1), 'lane', 0, %(lane)s, %(lane)s, jsonb_build_object('lane', %(lane)s::text), NULL
@@ -520,8 +534,8 @@ FROM set_config('search_path', 'procrastinate, ' || current_setting('search_path
 WHERE NOT EXISTS (
     SELECT FROM procrastinate.procrastinate_jobs WHERE status = 'todo' AND queueing_lock = %(lane)s)"""
 
-# Of many lanes of one handler one job tells, without a lock: as many workers as are free come one after another, and
-# each looks for itself. Whether there are many jobs is counted no further than needed.
+# One job, without a lock, covers many lanes of one handler: each free worker takes it in turn and scans for lanes. Jobs
+# are counted only up to the limit.
 _DEFER_MANY: Final = """
 SELECT procrastinate.procrastinate_defer_jobs_v1(ARRAY[ROW(
            %(handler)s, 'lane', 0, NULL, %(lane)s, jsonb_build_object('lane', %(lane)s::text), NULL
@@ -541,41 +555,44 @@ SELECT EXISTS (
 
 
 def due(connection: Connection, handlers: Sequence[str], *, after: str, limit: int) -> tuple[list[str], str]:
-    """Of the `limit` lanes with something pending that come after the lane `after`: those of `handlers` that could run
-    now and that no job stands for; and the last one looked at, "" when that was the last of all."""
+    """Scan the next `limit` lanes with pending deliveries after the lane `after`.
+
+    Returns those of `handlers` that could run now and have no job, and the last lane scanned ("" at the end).
+    """
     rows = connection.exec_driver_sql(_DUE, {"handlers": list(handlers), "after": after, "limit": limit}).all()
     return [lane for lane, wanted in rows if wanted], rows[-1][0] if len(rows) == limit else ""
 
 
 def defer(connection: Connection, lane: str) -> None:
-    """Have a worker look at the lane, unless one is about to. Not within a transaction that does anything else.
+    """Defer a job for the lane, unless one waits. Call it in a transaction that does nothing else.
 
-    Raises SQLAlchemyError with SQLSTATE 23505 when another did it at the same moment.
+    Raises SQLAlchemyError with SQLSTATE 23505 when another process deferred one at the same moment.
     """
     connection.exec_driver_sql(_DEFER, {"lane": lane})
 
 
 def defer_many(connection: Connection, handler: str) -> None:
-    """Have a worker look for lanes of the handler, unless one is about to; `many` knows the word. As `defer`."""
+    """Defer a job that covers all lanes of the handler, unless one waits. `many` recognizes its argument. See `defer`.
+    """
     connection.exec_driver_sql(_DEFER_MANY, {"handler": handler, "lane": f"{handler}/*"})
 
 
 def many(told: str) -> str | None:
-    """The handler whose lanes are to be looked for; None when it is the name of one lane."""
+    """Return the handler if the argument of a job covers all its lanes; None if it is the name of one lane."""
     handler, _, rest = told.partition("/")
     return handler if rest == "*" else None
 
 
 def wake(connection: Connection, told: Sequence[str]) -> None:
-    """Have workers look at these lanes of handlers: each by a job of its own, or many of one handler by one.
+    """Defer jobs for these lanes: one for each lane, or one for a handler with many lanes.
 
-    As `defer`, but where another did it at the same moment that is well too.
+    As `defer`, but a job that another process deferred at the same moment is not an error.
     """
     by_handler: defaultdict[str, list[str]] = defaultdict(list)
     for lane in told:
         by_handler[lane.partition("/")[0]].append(lane)
     for handler, lanes in by_handler.items():
-        # Lanes without order are few, and run for long.
+        # Unordered lanes are few, and run for long.
         single = [lane for lane in lanes if _UNORDERED_LANE.match(lane)]
         ordered = [lane for lane in lanes if not _UNORDERED_LANE.match(lane)]
         waiting = int(connection.exec_driver_sql(_WAITING_JOBS, {"handler": handler}).scalar_one()) if ordered else 0
@@ -596,11 +613,11 @@ def _unless_done(act: Callable[[Connection, str], None], connection: Connection,
 
 
 def others_wait(connection: Connection, handlers: Sequence[str]) -> bool:
-    """Whether a lane of `handlers` waits for a worker that is free."""
+    """Return whether a lane of `handlers` waits for a free worker."""
     return bool(connection.exec_driver_sql(_OTHERS_WAIT, {"handlers": list(handlers)}).scalar())
 
 
-# --- within a request
+# --- inline deliveries, which run within a request
 
 _INLINE: Final = "SELECT lane, state FROM deliveries WHERE id = %(id)s AND inline"
 _DEMOTE: Final = """
@@ -610,16 +627,16 @@ SELECT EXISTS (SELECT FROM deliveries WHERE lane = %(lane)s AND state = 'pending
 
 
 def inline_delivery(connection: Connection, delivery: int) -> tuple[str, bool] | None:
-    """(lane, whether it is still pending) of a delivery that is to be run within a request; None when it is none."""
+    """Return (lane, whether it is still pending) of an inline delivery; None when the delivery is not inline."""
     row = connection.exec_driver_sql(_INLINE, {"id": delivery}).first()
     return None if row is None else (row.lane, row.state == "pending")
 
 
 def hand_to_workers(connection: Connection, lane: str) -> None:
-    """The handler no longer asks to be run within the request: workers take what is pending."""
+    """Make the pending inline deliveries ordinary ones: the handler no longer runs within the request."""
     connection.exec_driver_sql(_DEMOTE, {"lane": lane})
 
 
 def workers_first(connection: Connection, lane: str, delivery: int) -> bool:
-    """Whether something before this delivery in its lane is the workers'."""
+    """Return whether an earlier delivery of the lane is to be run by a worker."""
     return bool(connection.exec_driver_sql(_BEFORE, {"lane": lane, "id": delivery}).scalar())

@@ -1,6 +1,6 @@
-"""What workers do beside handing over: they say that they live, index patients, forget keys and make partitions.
+"""Maintenance by workers: heartbeats, the patient index, expired message keys, feed activity.
 
-May not hand anything over (receiver.storage.queue.lanes). Any number of workers may do this at once.
+Must not run deliveries (see receiver.storage.queue.lanes). Any number of workers may run maintenance at once.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from receiver.storage.evidence.macs import PatientDigests
 
 log: Final = structlog.get_logger(__name__)
 
-# How far back it is looked how long a feed is usually silent.
+# How far back the usual silence of a feed is computed.
 ACTIVITY_HISTORY: Final = timedelta(days=14)
-# A worker that was not seen for so long is gone; its row stays for a day, for people.
+# A worker that was not seen for this long is gone. Its row is kept for a day, for operators to read.
 _ALIVE: Final = "30 seconds"
 _REMEMBERED: Final = "1 day"
-# What is indexed in one transaction.
+# How many messages are indexed in one transaction.
 _MESSAGES: Final = 100
 _BYTES: Final = 32 * 1024 * 1024
 _KEYS: Final = 1_000
@@ -37,8 +37,8 @@ me AS (INSERT INTO workers (name, host, pid, handlers) VALUES (%(name)s, %(host)
 SELECT count(*) FROM workers
 WHERE name <> %(name)s AND seen_at > now() - interval '{_ALIVE}' AND handlers && %(handlers)s::text[]"""
 
-# An attempt that did not end has perhaps ended its worker: the next one is made later, and for that message alone. Nor
-# is a message chosen that another worker has in hand. The attempt need not survive the server, only this process.
+# An attempt that did not end may have killed its worker: the next one comes later, for that message alone. Messages
+# that another worker has in hand are not chosen. The attempt need not survive a server crash, only this process.
 _CLAIM: Final = f"""
 WITH oldest AS (
     SELECT m.id, m.size, coalesce(t.attempts, 0) AS attempts FROM messages m
@@ -66,7 +66,7 @@ SELECT digest, message_id FROM unnest(%(digests)s::bytea[], %(messages)s::bigint
 ORDER BY digest, message_id ON CONFLICT DO NOTHING"""
 _INDEXED: Final = "UPDATE messages SET patients_indexed_at = now() WHERE id = ANY(%(ids)s::bigint[])"
 
-# A repeat that comes at this moment may have claimed the key anew: what is locked is left.
+# A repeat may claim the key anew at this moment: locked rows are skipped.
 _FORGET: Final = f"""
 DELETE FROM message_keys k USING (
     SELECT destination_id, key, outside FROM message_keys WHERE expires_at < now()
@@ -79,13 +79,16 @@ WHERE t.environment = 'development'"""
 
 
 def now(connection: Connection) -> datetime:
-    """The time by the database's clock: a worker's own may be wrong."""
+    """Return the time by the database's clock: a worker's own clock may be wrong."""
     told: datetime = connection.exec_driver_sql("SELECT now()").scalar_one()
     return told
 
 
 def seen(connection: Connection, name: str, host: str, pid: int, handlers: Sequence[str]) -> int:
-    """Say that this worker lives and what it has loaded; how many others live that have loaded some of it."""
+    """Record that this worker is alive and which handlers it has loaded.
+
+    Returns how many other live workers have loaded at least one of them.
+    """
     return int(
         connection.exec_driver_sql(
             _SEEN, {"name": name, "host": host, "pid": pid, "handlers": list(handlers)}
@@ -94,23 +97,23 @@ def seen(connection: Connection, name: str, host: str, pid: int, handlers: Seque
 
 
 def gone(connection: Connection, name: str) -> None:
-    """This worker ends in order."""
+    """Record that this worker ends in order."""
     connection.exec_driver_sql("DELETE FROM workers WHERE name = %(name)s", {"name": name})
 
 
 def claim_unindexed(connection: Connection, *, without: Collection[int]) -> list[int]:
-    """The ids of some messages whose patients are not indexed, to be indexed after the COMMIT of this transaction.
+    """Claim some messages whose patients are not indexed. Index them after the COMMIT of this transaction. Returns ids.
 
-    Where that ends the process, they are claimed again one at a time: after a minute, an hour, and then once a day.
+    If indexing ends the process, they are claimed again one at a time: after a minute, an hour, then once a day.
     """
     return list(connection.exec_driver_sql(_CLAIM, {"without": list(without)}).scalars())
 
 
 def index_patients(connection: Connection, seals: Sealer, digests: PatientDigests, claimed: Sequence[int]) -> list[int]:
-    """Fill the keyed digests of the patients that these messages name, in the caller's transaction.
+    """Write the keyed digests of the patients that these messages name, in the caller's transaction.
 
-    Returns the ids of those whose payload does not open with this host's keys: they stay as they are, for other hosts,
-    and are given in `without` the next time. A message that cannot be read stays claimed.
+    Returns the ids of messages whose payload does not open with this host's keys. They stay unindexed for other hosts:
+    pass them in `without` the next time. A message that cannot be read stays claimed.
     """
     rows = connection.exec_driver_sql(_UNINDEXED, {"ids": list(claimed)}).all()
     pairs: list[tuple[bytes, int]] = []
@@ -138,19 +141,19 @@ def index_patients(connection: Connection, seals: Sealer, digests: PatientDigest
 
 
 def forget_keys(connection: Connection) -> int:
-    """Delete some of the message keys whose time is over; how many."""
+    """Delete some expired message keys. Returns how many."""
     return connection.exec_driver_sql(_FORGET).rowcount
 
 
 def forget_activity(connection: Connection) -> None:
-    """Delete what feeds did longer ago than is looked at."""
+    """Delete feed activity that is older than the history in use."""
     connection.exec_driver_sql(
         "DELETE FROM feed_activity WHERE slot < now() - %(history)s", {"history": 2 * ACTIVITY_HISTORY}
     )
 
 
 def development_bindings(connection: Connection) -> dict[str, set[str]]:
-    """Each destination of environment development, with the handlers that were ever bound to it."""
+    """Return each destination of environment development, with the handlers that were ever bound to it."""
     bound: dict[str, set[str]] = {}
     for destination, handler in connection.exec_driver_sql(_BINDINGS):
         bound.setdefault(destination, set()).update({handler} - {None})

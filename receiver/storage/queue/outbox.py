@@ -1,8 +1,10 @@
-"""The requests to Redox that wait to be sent, and what became of them: claims, attempts, ends, and which lanes are due.
+"""The outbox: queued requests to Redox, their claims, attempts and outcomes, and which of their lanes are due.
 
-A lane is one API key and one destination at Redox, `@outbox/KEY/DESTINATION`; in it the order of ids is the order of
-sending. Leases are those of receiver.storage.queue.lanes, in the same table, under names that no handler can have. Time is
-the database's alone, and whatever is written of an attempt is written only under the lease's epoch. May not send.
+A lane is one API key and one destination at Redox, `@outbox/KEY/DESTINATION`; ids give the order of sending. Leases are
+those of receiver.storage.queue.lanes, in the same table, under names that no handler can have. All times come from the
+database. A result is written only under the lease's epoch.
+
+Must not send.
 """
 
 from __future__ import annotations
@@ -18,17 +20,17 @@ from sqlalchemy import Connection
 
 from receiver.storage.queue.lanes import Lease
 
-# The queue of Procrastinate's that the lanes' jobs are in: no handler's name begins like this.
+# The Procrastinate queue of the lanes' jobs. No handler's name begins like this.
 QUEUE: Final = "@outbox"
-# Attempts that Redox may have acted on, after which a request is dead: with pauses up to ten minutes, about two hours.
+# Attempts without a usable answer, after which a request is dead: with pauses up to ten minutes, about two hours.
 MOST_UNANSWERED: Final = 20
-# What may stand in a lane's name as it is: a UUID, a slug with its environment. Anything else is named by its digest.
+# What may stand in a lane's name unchanged: a UUID, a slug with its environment. Other values are replaced by a digest.
 _SHAPED: Final = re.compile(r"[\w./-]{1,80}", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewRequest:
-    """A request to be kept. `request` is sealed to `request_binding`; `lane` None: a call that is made at once."""
+    """A request to store. `request` is sealed to `request_binding`. `lane` None: the caller sends it at once."""
 
     uuid: UUID
     api_key: str
@@ -44,7 +46,7 @@ class NewRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueuedRequest:
-    """The request that is next in its lane. `lost`: an attempt began and its end was never recorded."""
+    """The next request of its lane. `lost`: an attempt began and its end was never recorded."""
 
     id: int
     uuid: UUID
@@ -64,7 +66,7 @@ class QueuedRequest:
 class RequestOutcome:
     """How an attempt ended. `pause`: seconds until the next; `unanswered`: Redox may have acted on it all the same.
 
-    `answer` is sealed to `answer_binding`: what Redox answered, or of a refusal its errors.
+    `answer` is sealed to `answer_binding`: the answer of Redox, or the errors of a refusal.
     """
 
     state: str
@@ -78,17 +80,17 @@ class RequestOutcome:
 
 
 def lane(api_key: str, to: str) -> str:
-    """The lane of a key and a destination at Redox, which is what `to` names."""
+    """Return the name of the lane of an API key and of `to`, a destination at Redox."""
     return f"{QUEUE}/{api_key}/{to if _SHAPED.fullmatch(to) else sha256(to.encode(errors='replace')).hexdigest()[:32]}"
 
 
 def request_binding(uuid: UUID, api_key: str) -> str:
-    """What a request is sealed to: it is sent with no other key than the one it was written for."""
+    """Return the binding to which a request is sealed: it can be sent only with the API key it was written for."""
     return f"outbound:{uuid}:{api_key}"
 
 
 def answer_binding(uuid: UUID) -> str:
-    """What an answer is sealed to."""
+    """Return the binding to which an answer is sealed."""
     return f"outbound answer:{uuid}"
 
 
@@ -102,7 +104,7 @@ SELECT %(uuid)s, %(api_key)s, %(lane)s, %(call)s, %(kind)s, %(message_uuid)s,
        CASE WHEN %(lane)s::text IS NULL THEN now() END
 RETURNING id"""
 
-# The lease is ours, and stays so until this transaction ends.
+# The lease is held, and stays held until this transaction ends.
 _FENCE: Final = "SELECT FROM lanes WHERE lane = %(lane)s AND epoch = %(epoch)s AND owner = %(owner)s"
 
 _CLAIM: Final = f"""
@@ -123,7 +125,7 @@ SELECT * FROM (
     ORDER BY r.id LIMIT 1) head
 WHERE coalesce(ready_at <= now(), true)"""
 
-# Counted before it is made, so that a crash counts. An attempt that is lost was one that Redox may have acted on.
+# Counted before it is made, so that a crash counts. Redox may have acted on a lost attempt.
 _START: Final = f"""
 WITH fence AS ({_FENCE} FOR NO KEY UPDATE)
 UPDATE outbound_requests
@@ -145,7 +147,7 @@ WHERE id = %(id)s AND state = 'pending' AND attempts = %(attempt)s AND EXISTS (S
 
 _END_DIRECT: Final = f"UPDATE outbound_requests {_SET_END} WHERE id = %(id)s AND lane IS NULL"
 
-# From lane to lane, not from row to row, whatever is pending in each.
+# Goes from lane to lane, not from row to row, however much is pending in each.
 _DUE: Final = """
 WITH RECURSIVE l(lane) AS (
     (SELECT lane FROM outbound_requests WHERE state = 'pending' ORDER BY lane LIMIT 1)
@@ -169,52 +171,57 @@ _ANSWER: Final = "SELECT answer_key, answer FROM outbound_requests WHERE uuid = 
 
 
 def put(connection: Connection, new: NewRequest) -> int:
-    """Keep a request, in the caller's transaction; its id. One without a lane reads as dead until its end is told."""
+    """Store a request, in the caller's transaction. Returns its id. Without a lane it counts as dead until its end is
+    recorded.
+    """
     values = {name: getattr(new, name) for name in NewRequest.__dataclass_fields__}
     return int(connection.exec_driver_sql(_PUT, values).scalar_one())
 
 
 def claim(connection: Connection, lane: str, owner: str, lease: float) -> Lease | None:
-    """Take the lane for `lease` seconds; None when it is another's, empty, or its first request still waits."""
+    """Claim the lane for `lease` seconds. Returns None if another process holds it, it is empty, or its first request
+    waits.
+    """
     epoch = connection.exec_driver_sql(_CLAIM, {"lane": lane, "owner": owner, "lease": lease}).scalar()
     return None if epoch is None else Lease(lane=lane, epoch=epoch, owner=owner)
 
 
 def head(connection: Connection, fence: Lease) -> QueuedRequest | None:
-    """The next request of the lane; None when the lease is lost, nothing is there, or it still waits."""
+    """Return the next request of the lane; None when the lease is lost, the lane is empty, or the request still waits.
+    """
     row = connection.exec_driver_sql(_HEAD, _of(fence)).mappings().one_or_none()
     return None if row is None else QueuedRequest(**{name: row[name] for name in QueuedRequest.__dataclass_fields__})
 
 
 def start(connection: Connection, fence: Lease, number: int) -> int | None:
-    """Count an attempt; its number. None: the lease is lost, or the request is no longer pending."""
+    """Count an attempt. Returns its number, or None: the lease is lost, or the request is no longer pending."""
     attempt = connection.exec_driver_sql(_START, _of(fence) | {"id": number}).scalar()
     return None if attempt is None else int(attempt)
 
 
 def end(connection: Connection, fence: Lease, number: int, attempt: int, ended: RequestOutcome) -> bool:
-    """Record how an attempt ended; False when the lease is lost."""
+    """Record how an attempt ended. Returns False when the lease is lost."""
     values = _of(fence) | _end_values(ended) | {"id": number, "attempt": attempt}
     return connection.exec_driver_sql(_END, values).rowcount == 1
 
 
 def end_direct(connection: Connection, number: int, ended: RequestOutcome) -> None:
-    """Record how a call that was made at once ended."""
+    """Record the end of a call that was made at once."""
     connection.exec_driver_sql(_END_DIRECT, _end_values(ended) | {"id": number})
 
 
 def due(connection: Connection) -> list[str]:
-    """The lanes that could be sent from now, and that no job stands for."""
+    """Return the lanes that could send now and have no job."""
     return list(connection.exec_driver_sql(_DUE).scalars())
 
 
 def hold(connection: Connection) -> int:
-    """Hold everything that waits, for a database that was restored does not know what was sent since; how many."""
+    """Hold every pending request: a restored database does not know what was sent since. Returns how many."""
     return connection.exec_driver_sql(_HOLD).rowcount
 
 
 def answer(connection: Connection, uuid: UUID) -> tuple[str, bytes] | None:
-    """(key id, sealed) of the answer to a request that was sent; None as long as there is none."""
+    """Return (key id, sealed) of the answer to a request that was sent; None until there is an answer."""
     row = connection.exec_driver_sql(_ANSWER, {"uuid": uuid}).one_or_none()
     return None if row is None or row.answer is None else (row.answer_key, row.answer)
 

@@ -1,7 +1,7 @@
-"""The payloads' partitions: one a week, made ahead of time, dropped whole when their time is over.
+"""Weekly partitions of the table `payloads`: created ahead of time, and dropped whole when they expire.
 
-May not touch message rows: they stay when their payloads go. May not keep the feed waiting: a partition is made beside
-the table and attached, which stops nobody who writes.
+Must not touch message rows: they stay when their payloads are dropped. Must not block the feed: a partition is created
+as a separate table and then attached, which does not block inserts.
 """
 
 from __future__ import annotations
@@ -12,31 +12,31 @@ from typing import Final
 from sqlalchemy import Connection, text
 
 WEEK: Final = timedelta(days=7)
-# Made ahead, so that weeks without a worker do not fill the default partition.
+# Created ahead, so that weeks without a worker do not fill the default partition.
 AHEAD: Final = 8
 _LOCK: Final = 0x7061796C6F616473  # "payloads" as a number
 _FIRST: Final = datetime(2024, 1, 1, tzinfo=UTC)  # a Monday
 
 
 def week_of(time: datetime) -> datetime:
-    """The Monday 00:00 UTC on which the partition of `time` begins."""
+    """Return the Monday 00:00 UTC on which the partition of `time` begins."""
     return _FIRST + (time - _FIRST) // WEEK * WEEK
 
 
 def name_of(start: datetime) -> str:
-    """The table of the week that begins at `start`."""
+    """Return the table name of the week that begins at `start`."""
     return f"payloads_{start:%Y%m%d}"
 
 
 def ensure(connection: Connection, now: datetime) -> list[str]:
-    """Make the partitions from the week of `now` on that are missing; the names of those made.
+    """Create the missing partitions, from the week of `now` on. Returns the names of those created.
 
-    Raises OperationalError (55P03) where a lock is not to be had: ask again later, there are weeks of time.
+    Raises OperationalError (55P03) when a lock is not available: try again later, there are weeks of time.
     """
     made = []
     before = connection.scalar(text("SELECT current_setting('lock_timeout')"))
     connection.execute(text("SET LOCAL lock_timeout = '2s'"))
-    # One at a time: the tables are not there for anybody else before the commit.
+    # One process at a time: others do not see the tables before the commit.
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
     for ahead in range(AHEAD):
         start = week_of(now) + ahead * WEEK
@@ -51,7 +51,7 @@ def ensure(connection: Connection, now: datetime) -> list[str]:
 def _make(connection: Connection, name: str, start: datetime) -> None:
     first, last = f"{start:%Y-%m-%d}+00", f"{start + WEEK:%Y-%m-%d}+00"
     connection.execute(text(f"CREATE TABLE {name} (LIKE payloads INCLUDING ALL)"))
-    # What a host with a clock ahead of its time wrote: while it is elsewhere, the partition cannot be attached.
+    # Move rows that a host with a fast clock wrote to the default partition: they would prevent attaching.
     connection.execute(
         text(
             f"WITH early AS (DELETE FROM payloads_default WHERE received_at >= '{first}' AND received_at < '{last}' "

@@ -1,6 +1,6 @@
-"""The API keys that we speak to Redox with: registered, and opened for whoever speaks.
+"""API keys for Redox: registration, and opening for the process that calls Redox.
 
-May not speak to Redox. A key is opened with its row proved: what something else has changed is not used.
+Must not call Redox. A key's row is verified when it is opened: a row that something else has changed is not used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _table: Final = schema.api_keys
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OAuthKeySpec:
-    """An OAuth API key as it is registered. `private_key`: PEM or JWK; None: the signing key of ours that is active."""
+    """The settings of an OAuth API key. `private_key`: PEM or JWK; None: the active signing key."""
 
     client_id: str
     private_key: bytes | None = field(default=None, repr=False)
@@ -37,7 +37,7 @@ class OAuthKeySpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ApiEndpoint:
-    """What a key is for: an environment of Redox's, its base URL (checked by the caller), the source it speaks for."""
+    """What a key is for: a Redox environment, its base URL (checked by the caller), the source it sends as."""
 
     environment: str
     base_url: str
@@ -47,10 +47,10 @@ class ApiEndpoint:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredKey:
-    """An API key as it is registered, proved and not opened.
+    """A registered API key, verified but not opened.
 
-    `several`: there are others of its environment, so that Redox wants each message's source. `version` changes with
-    its row; a signing key that is rotated does not touch it.
+    `several`: there are others of its environment, so that Redox requires each message's source. `version` changes with
+    its row; the rotation of a signing key does not change it.
     """
 
     name: str
@@ -64,14 +64,15 @@ class StoredKey:
 
 
 class ApiKeys(RegistryChanges):
-    """The verbs, each audited."""
+    """Operations on API keys, each audited."""
 
     def add_api_key(
         self, name: str, where: ApiEndpoint, key: OAuthKeySpec | LegacyKey, now: datetime, *, replace: bool = False
     ) -> dict[str, Any]:
-        """Register a key, or with `replace` put it in the place of the one of that name. Its row, without secrets.
+        """Register a key, or with `replace` replace the one of that name. Returns its row, without secrets.
 
-        Raises ConfigurationError when it is of no use, Conflict when the name is taken, NotFound when it is not.
+        Raises ConfigurationError for unusable settings, Conflict when the name is taken, NotFound when it does not
+        exist.
         """
         if not DESTINATION_NAME.fullmatch(name):
             raise ConfigurationError(f"{name!r} is no name of an API key: use a-z, 0-9 and -, at most 64 characters")
@@ -138,13 +139,13 @@ class ApiKeys(RegistryChanges):
 
 
 def rows(connection: Connection) -> list[dict[str, Any]]:
-    """All keys by name, without secrets."""
+    """Return all keys by name, without secrets."""
     shown = [each for each in _table.c if each.name not in ("mac", "mac_key", "secret", "secret_key")]
     return [dict(row) for row in connection.execute(select(*shown).order_by(_table.c.name)).mappings()]
 
 
 def load_api_keys(connection: Connection, keyring: Keyring, name: str) -> StoredKey:
-    """The key of that name. Raises NotFound, IntegrityError."""
+    """Return the key of that name. Raises NotFound, IntegrityError."""
     row = _proved(connection, keyring, name)
     alike = connection.scalar(
         select(func.count())
@@ -164,7 +165,7 @@ def load_api_keys(connection: Connection, keyring: Keyring, name: str) -> Stored
 
 
 def open_key(connection: Connection, keyring: Keyring, name: str) -> ApiKey:
-    """The key of that name, opened. Raises NotFound, IntegrityError, ConfigurationError (no signing key)."""
+    """Return the key of that name, opened. Raises NotFound, IntegrityError, ConfigurationError (no signing key)."""
     row = _proved(connection, keyring, name)
     if row.kind == "oauth" and row.secret is None:
         kid, pem = signing_keys.active(connection, keyring)
@@ -177,7 +178,7 @@ def open_key(connection: Connection, keyring: Keyring, name: str) -> ApiKey:
 
 
 def of_destination(connection: Connection, keyring: Keyring, destination: str) -> str:
-    """The name of the key that a destination replies with. Raises ConfigurationError when it has none."""
+    """Return the name of the key that a destination replies with. Raises ConfigurationError when it has none."""
     table = schema.destinations
     row = connection.execute(select(table).where(table.c.name == destination)).one_or_none()
     if row is None or not verified_rows(table, row._asdict(), keyring):
@@ -191,7 +192,7 @@ def of_destination(connection: Connection, keyring: Keyring, destination: str) -
 
 
 def only_one(connection: Connection) -> str:
-    """The name of the only key. Raises ConfigurationError when there is none, or several."""
+    """Return the name of the only key. Raises ConfigurationError when there is none, or several."""
     names = list(connection.scalars(select(_table.c.name).order_by(_table.c.name)))
     if not names:
         raise ConfigurationError("no API key is registered: run `redox-receiver outbound key add`")

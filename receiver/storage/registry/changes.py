@@ -1,6 +1,6 @@
-"""Changes the registry: each change is one transaction with its audit row, a MAC on every row, and a new version.
+"""Registry changes: each is one transaction with an audit row, a MAC on every row, and a new version.
 
-May not read what is registered for anybody but itself (receiver.storage.registry.loader, receiver.storage.operations.queries).
+Must not serve reads (see receiver.storage.registry.loader, receiver.storage.operations.queries).
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from receiver.storage.evidence.encryption import Sealer
 from receiver.storage.evidence.macs import mac_key, row_mac
 from receiver.storage.registry.credentials import DIGESTED, CredentialFactory, credential_binding
 
-# Why a handler is paused whose pending deliveries may have run since the backup that was restored.
+# The pause reason of a handler whose pending deliveries may have run since the restored backup.
 RESTORED: Final = "restored"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HandlerSpec:
-    """What a handler declares of itself, as it stands in `subscriptions`."""
+    """The declaration of a handler, as stored in `subscriptions`."""
 
     handler: str
     role: str
@@ -49,12 +49,12 @@ class HandlerSpec:
     timeout: float
 
     def columns(self) -> dict[str, Any]:
-        """The columns of its row."""
+        """Return the columns of its row."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"patterns": list(self.patterns)}
 
 
 class RegistryChanges:
-    """The verbs that change what is registered. `actor` is who the audit names (USER@HOST, or worker:NAME)."""
+    """Operations that change the registry. `actor`: the name in the audit log (USER@HOST, or worker:NAME)."""
 
     def __init__(self, engine: Engine, keyring: Keyring, *, actor: str) -> None:
         self._engine = engine
@@ -80,7 +80,9 @@ class RegistryChanges:
         reply_with: str | None,
         token: str,
     ) -> int:
-        """A new destination and its first token; its id. Raises ConfigurationError, Conflict when the name is taken."""
+        """Add a destination and its first token. Returns its id. Raises ConfigurationError, Conflict when the name is
+        taken.
+        """
         if not DESTINATION_NAME.fullmatch(name):
             raise ConfigurationError(f"{name!r} is no destination name: use a-z, 0-9 and -, at most 64 characters")
         _check_require(require)
@@ -132,7 +134,7 @@ class RegistryChanges:
     def add_token(
         self, destination: str, now: datetime, token: str, *, label: str | None, expires_at: datetime | None
     ) -> int:
-        """A further verification token; its id. Raises ConfigurationError under MIN_TOKEN_LENGTH characters."""
+        """Add a verification token. Returns its id. Raises ConfigurationError under MIN_TOKEN_LENGTH characters."""
         with self._change() as connection:
             row = self._destination(connection, destination)
             credential_id = self._add_token(connection, row.id, token, label=label, expires_at=expires_at)
@@ -151,7 +153,8 @@ class RegistryChanges:
         label: str | None,
         expires_at: datetime | None,
     ) -> int:
-        """A webhook signing secret with the settings of HmacCredential; its id. Raises ConfigurationError."""
+        """Add a webhook signing secret with the settings of HmacCredential. Returns its id. Raises ConfigurationError.
+        """
         return self.add_credential(destination, now, "hmac", settings, secret, label=label, expires_at=expires_at)
 
     def add_credential(
@@ -166,9 +169,10 @@ class RegistryChanges:
         expires_at: datetime | None,
         fetched: bytes | None = None,
     ) -> int:
-        """A credential of any kind but token, with the settings of receiver.storage.registry.credentials; its id.
+        """Add a credential of any kind but token, with the settings of receiver.storage.registry.credentials. Returns
+        its id.
 
-        `fetched`: what its jwks_url holds now, needed where that URL is not known yet. Raises ConfigurationError,
+        `fetched`: the current content of its jwks_url, needed if that URL is not known yet. Raises ConfigurationError,
         NotFound.
         """
         normal = self._makings.resolve(kind, settings, secret)
@@ -202,7 +206,7 @@ class RegistryChanges:
         return credential_id
 
     def _kept(self, kind: str, secret: bytes, credential_id: int) -> dict[str, Any]:
-        """The columns of a secret."""
+        """Return the columns of a secret."""
         if kind in DIGESTED:
             return {"digest": self._makings.digest(kind, secret), "secret_key": self._keyring.current("index").id}
         key_id, sealed = self._seals.seal("secret", secret, credential_binding(credential_id))
@@ -211,7 +215,7 @@ class RegistryChanges:
     def _check_proxies(
         self, connection: Connection, destination_id: int, settings: Mapping[str, Any], secret: bytes
     ) -> None:
-        """Each proxy overwrites its own headers alone: with one secret for two, either would vouch for the other's."""
+        """Each proxy overwrites only its own headers: with one secret for two, either could forge the other's."""
         table = schema.credentials
         for row in connection.execute(
             select(table).where(
@@ -231,7 +235,7 @@ class RegistryChanges:
     # --- key sets
 
     def keys_fetched(self, url: str, document: bytes, now: datetime) -> bool:
-        """What the URL of a key set holds now; whether that is another than before. Raises ConfigurationError."""
+        """Store the current content of a key set's URL. Returns whether it has changed. Raises ConfigurationError."""
         read_keys(document)
         with self._engine.begin() as connection:
             row = connection.execute(select(schema.key_sets).where(schema.key_sets.c.url == url)).one_or_none()
@@ -247,7 +251,7 @@ class RegistryChanges:
         return True
 
     def keys_not_fetched(self, url: str, failure: str) -> None:
-        """Fetching failed: the keys stay as they are, and `failure` says why."""
+        """Record that fetching failed: the keys stay, and `failure` says why."""
         with self._engine.begin() as connection:
             connection.execute(update(schema.key_sets).where(schema.key_sets.c.url == url).values(failure=failure))
 
@@ -261,7 +265,7 @@ class RegistryChanges:
 
     def _put_key_set(self, connection: Connection, url: str, document: bytes, now: datetime) -> None:
         table = schema.key_sets
-        # When it is due again, and how old it is, is judged by the database's clock.
+        # The database's clock decides when it is due again, and how old it is.
         times = {"changed_at": now, "fetched_at": func.now(), "tried_at": func.now(), "failure": None}
         row = connection.execute(select(table).where(table.c.url == url)).one_or_none()
         if row is None:
@@ -279,13 +283,13 @@ class RegistryChanges:
         )
 
     def revoke_credential(self, credential_id: int, now: datetime, *, grace: timedelta | None = None) -> None:
-        """Close a credential for good, at once or after `grace`. Raises NotFound; Conflict when it is closed already.
+        """Revoke a credential, at once or after `grace`. Raises NotFound; Conflict when it is revoked already.
 
-        Until the grace is over it is live, and `restore_credential` takes the revocation back; another one changes it.
+        Until the grace is over it is live, `restore_credential` cancels the revocation, and another call changes it.
         """
         with self._change() as connection:
             row = self._credential(connection, credential_id)
-            # By the database's clock, which judges it.
+            # The database's clock decides this.
             at = func.now() if grace is None else func.now() + grace
             self._update(connection, schema.credentials, row, {"revoked_at": at})
             self._tell(
@@ -298,7 +302,7 @@ class RegistryChanges:
             )
 
     def restore_credential(self, credential_id: int, now: datetime) -> None:
-        """Take a revocation back whose grace is not over. Raises NotFound; Conflict when it is over, or there is none."""
+        """Cancel a revocation whose grace is not over. Raises NotFound; Conflict when it is over, or there is none."""
         with self._change() as connection:
             row = self._credential(connection, credential_id)
             if row.revoked_at is None:
@@ -314,7 +318,7 @@ class RegistryChanges:
             )
 
     def set_credential(self, credential_id: int, now: datetime, values: Mapping[str, Any]) -> None:
-        """Change label or expires_at, also of a credential that has expired. Raises NotFound; Conflict when revoked."""
+        """Change label or expires_at, also of an expired credential. Raises NotFound; Conflict when revoked."""
         with self._change() as connection:
             row = self._credential(connection, credential_id)
             self._update(connection, schema.credentials, row, values)
@@ -333,7 +337,7 @@ class RegistryChanges:
             )
 
     def _credential(self, connection: Connection, credential_id: int) -> Row[Any]:
-        """A credential that is not revoked, or will be. Raises NotFound, Conflict."""
+        """Return a credential that is not revoked yet. Raises NotFound, Conflict."""
         row = self._row(connection, schema.credentials, credential_id)
         if row.revoked_at is not None and row.revoked_at <= connection.scalar(select(func.now())):
             raise Conflict(
@@ -346,7 +350,7 @@ class RegistryChanges:
     # --- sources
 
     def add_source(self, destination: str, source_id: str | None, now: datetime, *, name: str | None) -> int:
-        """Register a source (None: messages that name none), or enable it again; its id. Raises NotFound."""
+        """Register a source (None: messages that name none), or enable it again. Returns its id. Raises NotFound."""
         normal = None if source_id is None else normalise_source(source_id)
         if normal == "":
             raise ConfigurationError("a source has an id: `--none` registers messages that name no source")
@@ -378,9 +382,10 @@ class RegistryChanges:
     # --- handlers
 
     def enable_handler(self, destination: str, spec: HandlerSpec, now: datetime) -> int:
-        """Bind a handler to a destination, or bind it again as it is declared now; the subscription's id.
+        """Bind a handler to a destination, or bind it again with its current declaration. Returns the subscription's
+        id.
 
-        Raises NotFound; Conflict where another responder answers the same query at that destination.
+        Raises NotFound; Conflict if another responder answers the same query at that destination.
         """
         with self._change() as connection:
             owner = self._destination(connection, destination)
@@ -411,14 +416,14 @@ class RegistryChanges:
         return int(number)
 
     def disable_handler(self, destination: str, handler: str, now: datetime) -> None:
-        """Unbind: no new deliveries; those that are pending stay. Raises NotFound."""
+        """Unbind a handler: it gets no new deliveries; pending ones stay. Raises NotFound."""
         with self._change() as connection:
             row = self._subscription(connection, destination, handler)
             self._update(connection, schema.subscriptions, row, {"enabled": False})
             self._tell(connection, now, "handler.disable", destination, f"subscriptions:{row.id}", {"handler": handler})
 
     def refresh_handlers(self, specs: Sequence[HandlerSpec], now: datetime) -> None:
-        """Where a handler is declared otherwise than it was when it was enabled, write down what it says now."""
+        """Update the stored declarations of handlers that have changed since they were enabled."""
         for spec in specs:
             with self._engine.connect() as connection:
                 names = connection.execute(
@@ -431,14 +436,14 @@ class RegistryChanges:
                     self.enable_handler(row.name, spec, now)
 
     def pause_handler(self, handler: str, now: datetime, *, destination: str | None, reason: str) -> int:
-        """Run nothing of the handler until it is resumed; how many bindings that were. `reason` is a fixed word."""
+        """Pause the handler until it is resumed. Returns the number of its bindings. `reason` is a fixed word."""
         return self._set_pause(handler, destination, now, "handler.pause", {"paused_at": now, "pause_reason": reason})
 
     def hold_restored(self, now: datetime) -> int:
-        """Pause each handler for which deliveries are pending; how many bindings that were.
+        """Pause each handler that has pending deliveries. Returns the number of bindings.
 
-        A restored database does not know which of them have run since the backup. What comes in meanwhile waits behind
-        them, in order. `resume_handler` lets them run.
+        A restored database does not know which of them have run since the backup. New messages wait behind them, in
+        order. `resume_handler` lets them run.
         """
         table, waits = schema.subscriptions, schema.deliveries
         with self._engine.connect() as connection:
@@ -458,7 +463,9 @@ class RegistryChanges:
         return sum(self.pause_handler(row.handler, now, destination=row.name, reason=RESTORED) for row in rows)
 
     def resume_handler(self, handler: str, now: datetime, *, destination: str | None, reason: str | None = None) -> int:
-        """Let a paused handler run on; how many bindings that were. `reason`: a person's words, for the audit."""
+        """Resume a paused handler. Returns the number of its bindings. `reason`: an operator's words, for the audit
+        log.
+        """
         return self._set_pause(
             handler, destination, now, "handler.resume", {"paused_at": None, "pause_reason": None}, reason
         )
@@ -499,11 +506,11 @@ class RegistryChanges:
                 )
         return len(rows)
 
-    # --- how a change is made
+    # --- transactions
 
     @contextmanager
     def _change(self) -> Iterator[Connection]:
-        """One transaction; it takes the version's row first, so that changes come one after another."""
+        """Run one transaction. It locks the version's row first, so that changes are serialized."""
         try:
             with self._engine.begin() as connection:
                 version = schema.registry_version.c.version
@@ -556,7 +563,7 @@ class RegistryChanges:
         return number
 
     def _update(self, connection: Connection, table: Table, row: Row[Any], values: Mapping[str, Any]) -> None:
-        """Change a row and sign it anew; never one that does not prove to be ours, for that would make it so."""
+        """Change a row and sign it again. A row whose MAC fails is never signed: that would make it valid."""
         if row_mac(mac_key(self._keyring[row.mac_key]), table.name, row._asdict()) != row.mac:
             raise IntegrityError(
                 f"row {row.id} of {table.name} was changed by something else: run "
@@ -566,7 +573,7 @@ class RegistryChanges:
         self._sign(connection, table, row.id)
 
     def _sign(self, connection: Connection, table: Table, number: int) -> None:
-        """Put the MAC on a row as it stands in the database, so that its id and defaults are under it too."""
+        """Set the row's MAC from its stored values, so that it covers its id and defaults."""
         row = dict(connection.execute(select(table).where(table.c.id == number)).mappings().one())
         connection.execute(
             update(table)
@@ -635,12 +642,12 @@ class RegistryChanges:
 
 
 def new_token() -> str:
-    """A verification token: 256 random bits, in letters that a dashboard takes."""
+    """Return a verification token: 256 random bits, in characters that Redox's dashboard accepts."""
     return secrets.token_urlsafe(32)
 
 
 def record_keys(connection: Connection, keyring: Keyring) -> None:
-    """Write down the fingerprints of the keys that the database has not seen yet."""
+    """Store the fingerprints of keys that are new to the database."""
     for key in keyring.keys:
         connection.execute(
             insert_new(schema.keys)
@@ -650,7 +657,7 @@ def record_keys(connection: Connection, keyring: Keyring) -> None:
 
 
 def check_keys(connection: Connection, keyring: Keyring) -> None:
-    """Raise ConfigurationError when this host lacks a key that the database was written with, or has another one."""
+    """Raise ConfigurationError if this host lacks a key that the database was written with, or has a different one."""
     recorded = connection.execute(select(schema.keys)).all()
     if any(row.id not in keyring for row in recorded):
         keyring.refresh()

@@ -1,6 +1,7 @@
-"""Credentials as rows: what each kind keeps in `settings`, how its secret is kept, and the value that a row makes.
+"""Credentials as rows: each kind's `settings`, how its secret is stored, and the value that a row yields.
 
-May not read or write rows (receiver.storage.registry.loader, receiver.storage.registry.changes), nor verify.
+Must not read or write rows (see receiver.storage.registry.loader, receiver.storage.registry.changes), nor verify
+requests.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ from receiver.storage.evidence.encryption import Sealer
 from receiver.storage.evidence.macs import token_key
 
 _HOUR: Final = 3600
-# Seconds that fetched keys are trusted after the last fetch that succeeded, unless a credential says otherwise.
+# Seconds that fetched keys are trusted after the last successful fetch, unless a credential sets its own.
 MAX_STALE: Final = 72 * _HOUR
-# While keys are stale they are looked for this often, in seconds.
+# While keys are stale, the registry is checked for newer ones this often, in seconds.
 _RELOAD: Final = 5.0
 _Seconds = Annotated[int, msgspec.Meta(ge=1, le=24 * _HOUR)]
 _MaxStale = Annotated[int, msgspec.Meta(ge=60, le=366 * 24 * _HOUR)]
@@ -50,7 +51,7 @@ _Leeway = Annotated[int, msgspec.Meta(ge=0, le=300)]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeySet:
-    """Public keys as they were fetched last, `age` seconds ago."""
+    """Public keys as last fetched, `age` seconds ago."""
 
     keys: tuple[VerifyingKey, ...]
     age: float
@@ -61,15 +62,15 @@ KeySets = Mapping[str, KeySet]
 
 
 class _Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What stands in the column; what is left out has its default."""
+    """The stored settings; a missing one has its default."""
 
 
 class Token(_Settings, kw_only=True):
-    """A verification token has none."""
+    """The settings of a verification token: none."""
 
 
 class Hmac(_Settings, kw_only=True):
-    """Those of HmacCredential."""
+    """The settings of HmacCredential."""
 
     header: str = "redox-signature"
     hash: Literal["sha256", "sha384", "sha512"] = "sha256"
@@ -80,9 +81,9 @@ class Hmac(_Settings, kw_only=True):
 
 
 class _Keys(_Settings, kw_only=True):
-    """Whose keys: of a URL, fetched on a timer, or `keys`, the text of a JWKS or PEM.
+    """A source of public keys: a URL, fetched on a timer, or `keys`, the text of a JWKS or PEM.
 
-    `max_stale`: seconds that those of a URL are trusted after the last fetch that succeeded.
+    `max_stale`: seconds that keys of a URL are trusted after the last successful fetch.
     """
 
     jwks_url: str | None = None
@@ -92,7 +93,7 @@ class _Keys(_Settings, kw_only=True):
 
 
 class Jwt(_Keys, kw_only=True):
-    """Those of JwtCredential and of Rules."""
+    """The settings of JwtCredential and of Rules."""
 
     issuers: list[str]
     audiences: list[str]
@@ -102,7 +103,7 @@ class Jwt(_Keys, kw_only=True):
 
 
 class Google(_Keys, kw_only=True):
-    """Those of GoogleCredential and of Rules."""
+    """The settings of GoogleCredential and of Rules."""
 
     audiences: list[str]
     issuers: list[str] = msgspec.field(default_factory=lambda: list(google.ISSUERS))
@@ -113,7 +114,7 @@ class Google(_Keys, kw_only=True):
 
 
 class OAuth(_Settings, kw_only=True):
-    """Those of Client."""
+    """The settings of Client."""
 
     client_id: str
     names: dict[str, str] = {}
@@ -124,7 +125,9 @@ class OAuth(_Settings, kw_only=True):
 
 
 class Smart(OAuth, kw_only=True):
-    """Those of Client, and what an assertion must be: for `audiences`, which are our token URL. Keys as of `_Keys`."""
+    """The settings of Client, and the rules for an assertion. `audiences`: the receiver's token URL. Keys as in
+    `_Keys`.
+    """
 
     audiences: list[str]
     jwks_url: str | None = None
@@ -137,7 +140,7 @@ class Smart(OAuth, kw_only=True):
 
 
 class SigV4(_Settings, kw_only=True):
-    """Those of SigV4Credential. The sealed secret has the session token, if there is one, on a second line."""
+    """The settings of SigV4Credential. The sealed secret has the session token, if there is one, on a second line."""
 
     access_key: str
     region: str
@@ -147,7 +150,7 @@ class SigV4(_Settings, kw_only=True):
 
 
 class Mtls(_Settings, kw_only=True):
-    """Those of MtlsCredential, the fingerprint in hexadecimal."""
+    """The settings of MtlsCredential, the fingerprint in hexadecimal."""
 
     proxy: Literal["nginx", "envoy", "aws-alb"]
     secret_header: str = "x-proxy-secret"  # noqa: S105 - a header's name
@@ -166,10 +169,10 @@ KINDS: Final[Mapping[str, type[_Settings]]] = {
     "google": Google,
     "mtls": Mtls,
 }
-# How a kind's secret is kept: as a digest, where it is only compared; sealed, where it is used. Others have none.
+# How a kind's secret is stored: as a digest, if it is only compared; sealed, if it is used. Other kinds have none.
 DIGESTED: Final = frozenset({"token", "oauth"})
 SEALED: Final = frozenset({"hmac", "sigv4", "mtls"})
-# Fewer characters could be guessed. AWS's own secret keys have 40.
+# The minimum length: shorter secrets could be guessed. AWS's own secret keys have 40 characters.
 LEAST: Final = MIN_TOKEN_LENGTH
 
 _FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}")
@@ -178,14 +181,14 @@ _HEADER: Final = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110 5.1, in low
 
 
 def credential_binding(credential_id: int) -> str:
-    """What a credential's sealed secret is bound to."""
+    """Return the binding to which a credential's secret is sealed."""
     return f"credential:{credential_id}"
 
 
 class CredentialFactory:
-    """What rows are made into values with, under one keyring.
+    """Makes credentials from rows, under one keyring.
 
-    `reload_after`: seconds after which the first of the values made so far is another, since its keys get stale.
+    `reload_after`: seconds after which the first of the credentials changes, because its keys become stale.
     """
 
     def __init__(self, keyring: Keyring) -> None:
@@ -199,9 +202,10 @@ class CredentialFactory:
         )
 
     def credential(self, row: Mapping[str, Any], sets: KeySets, now: datetime) -> Credential:
-        """The value of a row; `now`: the database's time. Raises ConfigurationError or IntegrityError for a bad row.
+        """Return the credential of a row. `now`: the database's time. Raises ConfigurationError or IntegrityError for a
+        bad row.
 
-        One that will be revoked (`credential revoke --grace`) is live until then.
+        A credential to be revoked later (`credential revoke --grace`) is live until then.
         """
         revoked, ends = row["revoked_at"], row["expires_at"]
         if revoked is not None and revoked > now:
@@ -213,7 +217,7 @@ class CredentialFactory:
         return self._value(row["kind"], row["settings"], common, secret, row["digest"] or b"", sets)
 
     def resolve(self, kind: str, settings: Mapping[str, Any], secret: bytes | None) -> dict[str, Any]:
-        """The settings as they are to be stored. Raises ConfigurationError saying what is wrong with them."""
+        """Return the settings to store. Raises ConfigurationError naming the invalid one."""
         if (secret is not None) != (kind in DIGESTED | SEALED):
             raise ConfigurationError(f"kind {kind} has {'no' if secret is not None else 'a'} secret")
         if secret is not None and len(secret.partition(b"\n")[0]) < LEAST:
@@ -225,12 +229,12 @@ class CredentialFactory:
         except msgspec.ValidationError as exc:
             raise ConfigurationError(f"kind {kind}: {exc}; see `credential add --help`") from None
         normal: dict[str, Any] = msgspec.to_builtins(_normal(read))
-        # Keys of a URL are fetched later: these here only stand for some.
+        # Keys of a URL are fetched later: these are placeholders.
         self._value(kind, normal, {"id": 0}, secret or b"", b"", {})
         return normal
 
     def same(self, row: Mapping[str, Any], kind: str, settings: Mapping[str, Any], secret: bytes | None) -> bool:
-        """Whether a row is a credential of that kind, with that secret and settings (as `settle` returns them)."""
+        """Return whether a row is a credential of that kind, secret and settings (as `resolve` returns them)."""
         if row["kind"] != kind or dict(row["settings"]) != settings:
             return False
         if kind in DIGESTED:
@@ -242,7 +246,7 @@ class CredentialFactory:
         return True
 
     def digest(self, kind: str, secret: bytes) -> bytes:
-        """What is kept of a secret that is only compared."""
+        """Return the stored digest of a secret that is only compared."""
         return digest(self._digest_keys[kind], secret, "sha256")
 
     def _value(
@@ -260,7 +264,7 @@ class CredentialFactory:
         except (KeyError, msgspec.ValidationError) as exc:
             raise ConfigurationError(f"this version cannot read a credential of kind {kind}") from exc
 
-    # --- kind by kind
+    # --- kinds
 
     def _token(self, _: Token, common: dict[str, Any], __: bytes, digest: bytes, ___: KeySets) -> Credential:
         return TokenCredential(digest=digest, key=self._digest_keys["token"], **common)
@@ -330,7 +334,7 @@ class CredentialFactory:
         )
 
     def _found(self, read: _Keys | Smart, sets: KeySets) -> tuple[tuple[VerifyingKey, ...], bool]:
-        """The keys, none as long as they were never fetched; and whether they are stale."""
+        """Return the keys (none until they were fetched), and whether they are stale."""
         if (read.keys is None) == (read.jwks_url is None):
             raise ConfigurationError("public keys come from a file or from a URL: give one of --keys and --jwks-url")
         if read.keys is not None:
@@ -358,7 +362,7 @@ _MAKERS: Final[Mapping[type[_Settings], Callable[..., Credential]]] = {
 
 
 def client_secret_key(keyring: Keyring) -> bytes:
-    """What the secrets of our token endpoint's clients are digested under."""
+    """Return the key under which the secrets of token endpoint clients are digested."""
     return keyring.current("index").derive("client secret")
 
 
@@ -380,11 +384,11 @@ def _algorithms(named: list[str]) -> frozenset[str]:
 
 
 def _normal(read: _Settings) -> _Settings:
-    """The settings as they are compared with requests. Raises ConfigurationError."""
+    """Return the settings in the form that is compared with requests. Raises ConfigurationError."""
     changes: dict[str, Any] = {}
     for name in ("header", "timestamp_header", "secret_header"):
         value = getattr(read, name, None)
-        # A default stays the very object that it is: msgspec leaves that out of what is stored.
+        # A default must stay the same object: msgspec then leaves it out of what is stored.
         if value is not None and (normal := _header(value)) != value:
             changes[name] = normal
     if isinstance(read, SigV4):

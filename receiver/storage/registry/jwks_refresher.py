@@ -1,9 +1,10 @@
-"""Renews the public keys that are fetched from a URL, on a timer; kept in the database, so that every host has them.
+"""JWKS refresher: fetches public keys from URLs on a timer, and stores them in the database for every host.
 
-Nothing in a request makes anybody fetch: a token of a key that is not here is refused, and that is all. When a fetch
-fails the keys stay as they are, until they are older than a credential allows. Must not fetch by itself: how is given
-to it. Started after fork, by whoever composes the process; any number of processes may do this at once, and one of them
-fetches.
+A request never causes a fetch: a token whose key is not stored is refused. If a fetch fails the stored keys stay in use
+until they are older than a credential allows.
+
+Must not open connections to a URL: a fetch function is passed in. Start it after fork. Any number of processes may run
+it at once; each URL is fetched by one of them.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from receiver.storage.schema import key_sets
 
 log: Final = structlog.get_logger(__name__)
 
-# How often it is looked whether one is due.
+# Seconds between two checks whether a URL is due.
 JWKS_POLL_INTERVAL: Final = 5.0
 
-# Only what a live credential names. Taken by one process: for the others it is not due any more.
+# Only URLs of live credentials. One process claims a URL: for the others it is not due any more.
 _TAKE: Final = """
 UPDATE key_sets SET tried_at = now() WHERE id = (
     SELECT k.id FROM key_sets k WHERE k.tried_at < now() - make_interval(secs => %(every)s)
@@ -40,7 +41,7 @@ UPDATE key_sets SET tried_at = now() WHERE id = (
                 AND (c.expires_at IS NULL OR c.expires_at > now()))
     ORDER BY k.tried_at LIMIT 1 FOR UPDATE SKIP LOCKED)
 RETURNING *"""
-# Who uses the keys of a URL, and how old those are.
+# The credentials that use the keys of a URL, and the age of those keys.
 _TROUBLES: Final = """
 SELECT k.url, k.failure, k.fetched_at, extract(epoch FROM now() - k.fetched_at)::float8 AS age,
        t.name AS destination, c.id AS credential, c.kind, c.settings -> 'max_stale' AS max_stale
@@ -53,8 +54,8 @@ ORDER BY k.url, c.id"""
 class StaleKeys:
     """Keys of a live credential that are not fetched as they should be. Times by the database's clock.
 
-    `failure`: why the last fetch failed, None when it did not. `age`: seconds since the last that succeeded. `stale`:
-    older than the credential allows, so that its kind is answered 503.
+    `failure`: why the last fetch failed, None when it succeeded. `age`: seconds since the last success. `stale`: older
+    than the credential allows, so that its kind is answered 503.
     """
 
     url: str
@@ -68,7 +69,7 @@ class StaleKeys:
 
 
 def troubles(connection: Connection) -> list[StaleKeys]:
-    """The live credentials whose keys could not be fetched lately, or are stale."""
+    """Return the live credentials whose last fetch failed, or whose keys are stale."""
     found = []
     for row in connection.exec_driver_sql(_TROUBLES).mappings():
         values = dict(row)
@@ -80,9 +81,9 @@ def troubles(connection: Connection) -> list[StaleKeys]:
 
 
 class JwksRefresher:
-    """Keeps key sets fresh in one process, each `every` seconds.
+    """Fetches key sets in one process, each every `every` seconds.
 
-    `fetch` gives what a URL holds, and raises an error of ours, whose text may be shown.
+    `fetch` returns the content of a URL, or raises a ReceiverError, whose text may be shown.
     """
 
     def __init__(self, engine: Engine, keyring: Keyring, fetch: Callable[[str], bytes], *, every: float) -> None:
@@ -95,11 +96,11 @@ class JwksRefresher:
         self._thread = threading.Thread(target=self._run, name="keys-fetcher", daemon=True)
 
     def start(self) -> None:
-        """Begin. Only after fork."""
+        """Start the thread. Call it after fork."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Fetch nothing more."""
+        """Stop fetching."""
         self._stopping.set()
 
     def _run(self) -> None:
@@ -113,13 +114,13 @@ class JwksRefresher:
                 log.error("key_set.failed", error=type(exc).__name__)
 
     def renew_one(self) -> bool:
-        """Renew a key set that is due; whether there was one."""
+        """Fetch one key set that is due. Returns whether there was one."""
         with self._engine.begin() as connection:
             taken = connection.exec_driver_sql(_TAKE, {"every": self._every}).one_or_none()
             if taken is None:
                 return False
             number, url = taken.id, taken.url
-            # Where we fetch from is ours to say: a row that somebody else wrote must not make this host ask anywhere.
+            # Only a signed row may name a URL: a forged row must not make this host connect anywhere.
             try:
                 ours = verified_rows(key_sets, taken._asdict(), self._keyring) and any(
                     row["settings"].get("jwks_url") == url for row in credential_rows(connection, self._keyring)

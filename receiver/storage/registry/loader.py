@@ -1,8 +1,8 @@
-"""Loads the registry as one immutable value and follows its changes: every process sees one within a second.
+"""Registry loader: loads the registry as one immutable value, and follows its changes within a second.
 
-Must not change it: receiver.storage.registry.changes does. A row whose MAC does not hold, or that this version cannot read,
-opens nothing: it is left out, and logged. A row under a key that this host lacks can be neither trusted nor left out,
-since it may be the one that makes a request valid: the follower reports doubt until this host has the key.
+Must not change it (see receiver.storage.registry.changes). A row whose MAC fails, or that this version cannot read, is
+left out and logged. A row under a key that this host lacks can be neither trusted nor left out, because it may be the
+one that makes a request valid: the follower reports doubt until this host has the key.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from receiver.storage.registry.credentials import CredentialFactory, KeySet, Key
 log: Final = structlog.get_logger(__name__)
 
 POLL: Final = 0.5
-# The tables that `load` reads.
+# The tables that `load_registry` reads.
 _SIGNED: Final = (
     schema.destinations,
     schema.credentials,
@@ -54,12 +54,12 @@ _SIGNED: Final = (
     schema.subscriptions,
     schema.signing_keys,
 )
-# How often the clocks are compared: a host's may be set meanwhile.
+# Seconds between two comparisons of the clocks, because a host's clock may be set.
 _COMPARE: Final = 5.0
 
 
 def load_registry(connection: Connection, keyring: Keyring) -> Registry:
-    """The registry as it stands. Raises UnknownKey when a row is signed or sealed with a key that this host lacks."""
+    """Return the current registry. Raises UnknownKey if a row is signed or sealed with a key that this host lacks."""
     version, now = connection.execute(select(schema.registry_version.c.version, func.now())).one()
     destinations = _rows(connection, schema.destinations, keyring)
     of = {
@@ -82,7 +82,8 @@ def load_registry(connection: Connection, keyring: Keyring) -> Registry:
                     on_unknown_source=row["on_unknown_source"],
                     test_messages=row["test_messages"],
                     credentials=tuple(_credentials(of["credentials"][number], makings, sets, now)),
-                    # One that is not proved is disabled, not unknown: where any source may in, unknown would be open.
+                    # A source whose MAC fails is disabled, not unknown: where any source is accepted, unknown would be
+                    # open.
                     sources={each["source_id"]: each["enabled"] and each["proved"] for each in of["sources"][number]},
                     subscriptions=tuple(
                         _subscription(each)
@@ -90,7 +91,7 @@ def load_registry(connection: Connection, keyring: Keyring) -> Registry:
                         if each["enabled"] and each["proved"]
                     ),
                 )
-    # The one that signs first, then the newest.
+    # The active key first, then the newest.
     public = sorted(
         (row for row in _rows(connection, schema.signing_keys, keyring) if row["proved"] and row["state"] != "retired"),
         key=lambda row: (row["state"] != "active", -row["id"]),
@@ -104,7 +105,7 @@ def load_registry(connection: Connection, keyring: Keyring) -> Registry:
 
 
 def stale_credentials(registry: Registry) -> frozenset[int]:
-    """The ids of the credentials whose fetched keys are too old."""
+    """The ids of the credentials whose fetched keys are stale."""
     return frozenset(
         each.id
         for destination in registry.destinations.values()
@@ -114,7 +115,7 @@ def stale_credentials(registry: Registry) -> frozenset[int]:
 
 
 def _rows(connection: Connection, table: Table, keyring: Keyring) -> list[dict[str, Any]]:
-    """The rows, each with whether it is `proved`: its MAC holds."""
+    """Return the rows, each with `proved`: its MAC verifies."""
     rows = [dict(row) for row in connection.execute(select(table).order_by(table.c.id)).mappings()]
     for row in rows:
         row["proved"] = verified_rows(table, row, keyring)
@@ -122,12 +123,12 @@ def _rows(connection: Connection, table: Table, keyring: Keyring) -> list[dict[s
 
 
 def credential_rows(connection: Connection, keyring: Keyring) -> list[dict[str, Any]]:
-    """The rows of credentials that are as we have written them, with what is kept of their secrets."""
+    """Return the rows of credentials whose MAC verifies, with their stored secrets."""
     return [row for row in _rows(connection, schema.credentials, keyring) if row["proved"]]
 
 
 def verified_rows(table: Table, row: Mapping[str, Any], keyring: Keyring) -> bool:
-    """Whether a row of the registry is as we have written it. Raises UnknownKey when this host lacks the row's key."""
+    """Return whether the MAC of a registry row verifies. Raises UnknownKey when this host lacks the row's key."""
     holds = bool(row_mac(mac_key(keyring[row["mac_key"]]), table.name, row) == row["mac"])
     if not holds:
         log.error("registry.row_not_proved", table=table.name, row=row["id"])
@@ -136,7 +137,7 @@ def verified_rows(table: Table, row: Mapping[str, Any], keyring: Keyring) -> boo
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnprovedRow:
-    """A row of the registry that opens nothing. `key`: the key that this host lacks; None: the row was changed."""
+    """A row of the registry that is not in force. `key`: the key that this host lacks; None: the row was changed."""
 
     table: str
     id: int
@@ -145,7 +146,7 @@ class UnprovedRow:
 
 
 def unproved_rows(connection: Connection, keyring: Keyring) -> list[UnprovedRow]:
-    """The rows that this host cannot prove. One under a key that it lacks makes its receivers answer 503."""
+    """Return the rows that this host cannot verify. One under a key that it lacks makes its receivers answer 503."""
     columns = schema.destinations.c
     names: dict[int | None, str] = {row.id: row.name for row in connection.execute(select(columns.id, columns.name))}
     found = []
@@ -169,7 +170,7 @@ def _by_destination(rows: Sequence[dict[str, Any]]) -> Mapping[int, list[dict[st
 
 @contextmanager
 def _left_out_when_unreadable(table: str, row: int) -> Iterator[None]:
-    """What a later version of this program has written must not hide all the rest. UnknownKey passes."""
+    """Leave out one unreadable row, which a later version may have written, instead of failing. UnknownKey passes."""
     try:
         yield
     except UnknownKey:
@@ -180,7 +181,7 @@ def _left_out_when_unreadable(table: str, row: int) -> Iterator[None]:
 
 def _key_sets(connection: Connection, keyring: Keyring) -> KeySets:
     table = schema.key_sets
-    # By the database's clock: a host whose own is wrong neither trusts keys for longer nor gives them up early.
+    # By the database's clock: a host with a wrong clock neither trusts keys for longer nor drops them early.
     age = func.extract("epoch", func.now() - table.c.fetched_at)
     ages = {row.id: float(row.age) for row in connection.execute(select(table.c.id, age.label("age")))}
     sets = {}
@@ -217,12 +218,12 @@ def _subscription(row: Mapping[str, Any]) -> Subscription:
 
 
 class RegistryFollower:
-    """Keeps the registry in memory, at most POLL seconds behind the database; the last one known while that is away.
+    """Keeps the registry in memory, at most POLL seconds behind the database; the last one known while that is
+    unavailable.
 
-    Each time the version changes, the host's keys are compared with the database's again. When this host lacks one, the
-    registry in force stays as it is and `doubt` says what is missing, until the keyring file has the key. A version
-    that is older than the one in force is not taken: it would bring back what was revoked since.
-    `clock` is compared with the database's on the way.
+    Each time the version changes, the host's keys are compared with the database's again. If this host lacks one, the
+    registry in force stays, and `doubt` names the key, until the keyring file has it. A version older than the one in
+    force is not loaded: it would bring back what was revoked since. `clock` is compared with the database's on the way.
     """
 
     def __init__(self, engine: Engine, keyring: Keyring) -> None:
@@ -239,21 +240,21 @@ class RegistryFollower:
 
     @property
     def current(self) -> Registry | None:
-        """The registry, or None as long as it was never loaded."""
+        """The registry, or None until it is loaded."""
         return self._current
 
     @property
     def doubt(self) -> str | None:
-        """Why the registry in force may be out of date, and what to do; None when it is the database's."""
+        """Why the registry in force may be out of date, and what to do; None when it is up to date."""
         return self._doubt
 
     def start(self) -> None:
-        """Load once if that works now, then follow. Only after fork."""
+        """Load once if that works now, then follow. Call it after fork."""
         self._poll()
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop following; what is being asked right now is waited for a little."""
+        """Stop following. Waits briefly for a running query."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(2 * POLL)
@@ -289,7 +290,7 @@ class RegistryFollower:
             log.error("registry.not_loaded", error=type(exc).__name__)
 
     def _load(self, connection: Connection) -> None:
-        """Take the database's registry; where this host lacks a key for it, keep the one in force and say so."""
+        """Load the database's registry. If this host lacks a key for it, keep the one in force and set `doubt`."""
         try:
             check_keys(connection, self._keyring)
             loaded = load_registry(connection, self._keyring)
@@ -302,7 +303,7 @@ class RegistryFollower:
             each.name for each in loaded.destinations.values() if each.environment == "production"
         )
         if self._current is not None and loaded.version < self._current.version:
-            return  # it went back between two statements: the next look says so
+            return  # the version went back between two statements: the next poll reports it
         before = self._current
         self._current, self._doubt, self._went_back = loaded, None, False
         self._reload_at = time.monotonic() + loaded.reload_after

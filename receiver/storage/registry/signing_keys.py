@@ -1,7 +1,7 @@
-"""The keys that we sign client assertions with: made here, kept sealed, rotated, retired.
+"""Signing keys for client assertions: created here, stored sealed, rotated, retired.
 
-May not let a private key out but to `active`, whose caller signs with it. The public halves of all that are not retired
-are loaded with the registry, and served.
+Must not return a private key except from `active`, whose caller signs with it. The public halves of all keys that are
+not retired are loaded with the registry, and served.
 """
 
 from __future__ import annotations
@@ -24,25 +24,27 @@ from receiver.storage.registry.loader import verified_rows
 
 Algorithm = Literal["RS384", "ES384"]
 
-# Redox takes 2048 and more; NIST SP 800-57 part 1 asks for 3072 where a signature must hold beyond 2030.
+# Redox accepts 2048 and more; NIST SP 800-57 part 1 requires 3072 if a signature must hold beyond 2030.
 RSA_BITS: Final = 3072
 
 _table: Final = schema.signing_keys
 
 
 class SigningKeys(RegistryChanges):
-    """The verbs, each audited. A key is published first, signs next, and stays published until it is retired."""
+    """Operations on signing keys, each audited. A key is published first, then active, then published until it is
+    retired.
+    """
 
     def new(self, now: datetime, algorithm: Algorithm) -> dict[str, Any]:
-        """Make a key: it signs from now on when none does, else it is published and waits for `rotate`. Its row."""
+        """Create a key: active if there is no active one, else published until `rotate`. Returns its row."""
         with self._change() as connection:
             kid = self._make(connection, now, algorithm, active=self._active(connection) is None)
         return self.row(kid)
 
     def rotate(self, now: datetime, algorithm: Algorithm | None) -> dict[str, Any]:
-        """Have another key sign: the newest that has not signed yet, else one made now, of the same kind unless told.
+        """Activate the newest key that has not signed yet, else a new one, of the same algorithm unless given.
 
-        The one that signed so far stays published. The row of the one that signs now.
+        The previous key stays published. Returns the row of the active one.
         """
         with self._change() as connection:
             before = self._active(connection)
@@ -75,9 +77,9 @@ class SigningKeys(RegistryChanges):
         return self.row(kid)
 
     def retire(self, kid: str, now: datetime) -> dict[str, Any]:
-        """Publish a key no longer, and forget its private half. Its row.
+        """Stop publishing a key, and delete its private half. Returns its row.
 
-        Raises NotFound; Conflict when it is the one that signs, or retired already.
+        Raises NotFound; Conflict when it is active, or retired already.
         """
         with self._change() as connection:
             row = connection.execute(select(_table).where(_table.c.kid == kid)).one_or_none()
@@ -94,7 +96,7 @@ class SigningKeys(RegistryChanges):
         return self.row(kid)
 
     def row(self, kid: str) -> dict[str, Any]:
-        """What may be shown of a key."""
+        """Return the public columns of a key."""
         with self._engine.connect() as connection:
             return next(each for each in rows(connection) if each["kid"] == kid)
 
@@ -135,13 +137,14 @@ class SigningKeys(RegistryChanges):
 
 
 def rows(connection: Connection) -> list[dict[str, Any]]:
-    """All keys, newest first, without their private halves."""
+    """Return all keys, newest first, without their private halves."""
     shown = [each for each in _table.c if each.name not in ("mac", "mac_key", "secret", "secret_key")]
     return [dict(row) for row in connection.execute(select(*shown).order_by(_table.c.id.desc())).mappings()]
 
 
 def active(connection: Connection, keyring: Keyring) -> tuple[str, bytes]:
-    """(kid, private key as PEM) of the key that signs. Raises ConfigurationError when there is none, IntegrityError."""
+    """Return (kid, private key as PEM) of the active key. Raises ConfigurationError if there is none, IntegrityError.
+    """
     row = connection.execute(select(_table).where(_table.c.state == "active")).one_or_none()
     if row is None:
         raise ConfigurationError("no signing key is there to sign with: run `redox-receiver signing-key new`")
