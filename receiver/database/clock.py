@@ -21,7 +21,7 @@ MAX_CLOCK_SKEW: Final = timedelta(seconds=2)
 # Larger than any time zone error.
 BELIEVED: Final = timedelta(hours=24)
 # What the operator should do.
-FIX: Final = "let NTP set the clocks of this host and of the database's"
+FIX: Final = "use NTP to set the clocks of this host and of the database host"
 # How long the database may take to answer: the result is as uncertain as that.
 _QUERY_TIMEOUT: Final = 1.0
 

@@ -79,7 +79,7 @@ class SchemaMonitor:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._told: str | None = None
+        self._reported: str | None = None
         self._lock = threading.Lock()
 
     def check(self) -> SchemaCompatibility | None:
@@ -91,7 +91,7 @@ class SchemaMonitor:
             log.debug("schema.not_read", error=describe(exc))
             return None
         with self._lock:
-            before, self._told = self._told, found.state
+            before, self._reported = self._reported, found.state
         if found.state != before:
             if not found.compatible:
                 log.error("schema.does_not_fit", error=found.message)

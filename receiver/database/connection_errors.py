@@ -57,7 +57,7 @@ _CAUSES: Final = (
     _Cause(
         code="database_closed",
         words=("is not currently accepting connections",),
-        problem="PostgreSQL at {where} admits nobody to database {database}",
+        problem="PostgreSQL at {where} accepts no connections to database {database}",
         fix="run ALTER DATABASE {database} ALLOW_CONNECTIONS true, or correct the name in {setting}",
     ),
     _Cause(
@@ -94,8 +94,8 @@ _CAUSES: Final = (
     _Cause(
         code="certificate_file_missing",
         words=("root certificate file",),
-        problem="sslmode in {setting} has the certificate of {where} checked, and the file of authorities to check "
-        "it by cannot be read",
+        problem="sslmode in {setting} requires a check of the certificate of {where}, and the root certificate "
+        "file cannot be read",
         fix="set sslrootcert in {setting} to that file, or to system",
     ),
     _Cause(
@@ -114,7 +114,7 @@ _CAUSES: Final = (
         code="tls_failed",
         words=("SSL error", "SSL SYSCALL error", "SSL negotiation"),
         problem="TLS with {where} fails",
-        fix="see whether PostgreSQL is what listens there, and sslmode, sslcert and sslkey in {setting}",
+        fix="check that PostgreSQL listens there, and check sslmode, sslcert and sslkey in {setting}",
     ),
     _Cause(
         code="starting",
@@ -138,7 +138,7 @@ _CAUSES: Final = (
         code="no_answer",
         words=("timeout expired", "timed out", "No route to host", "Network is unreachable"),
         problem="{where} does not answer",
-        fix="see the network and the firewall on the way there, or correct the host and the port in {setting}",
+        fix="check the network and the firewall on the way, or correct the host and the port in {setting}",
     ),
     _Cause(
         code="option_not_valid",

@@ -46,7 +46,7 @@ def normalise(url: str) -> URL:
     except ArgumentError:
         raise ConfigurationError("DATABASE_URL: write postgresql://USER:PASSWORD@HOST/NAME") from None
     if parsed.drivername not in ("postgres", "postgresql", "postgresql+psycopg"):
-        raise ConfigurationError(f"DATABASE_URL: {parsed.drivername} is no PostgreSQL; write postgresql://…")
+        raise ConfigurationError(f"DATABASE_URL: {parsed.drivername} is not a PostgreSQL driver: use postgresql://…")
     return parsed.set(drivername="postgresql+psycopg")
 
 
@@ -78,15 +78,15 @@ def open_engine(url: str, *, pooled: bool = True, pool_size: int = 5, statement_
     return _engine(normalise(url), connect_arguments(statement_timeout), **pool)
 
 
-def dedicated(engine: Engine, *, patience: float) -> Engine:
+def dedicated(engine: Engine, *, timeout: float) -> Engine:
     """Return an engine at the address of `engine`, for one long-lived connection. `timeout`: seconds for a statement.
 
     It has no pool, because testing an idle connection to a frozen server waits forever. The server also gives up
     statements that wait for a lock, because it does not notice that the client has hung up. A commit is on disk
     whatever the server's default.
     """
-    timeout = str(int(patience * 1000))
-    session = connect_arguments(patience, idle_in_transaction_session_timeout=timeout, synchronous_commit="on")
+    milliseconds = str(int(timeout * 1000))
+    session = connect_arguments(timeout, idle_in_transaction_session_timeout=milliseconds, synchronous_commit="on")
     return _engine(engine.url, session, poolclass=NullPool)
 
 

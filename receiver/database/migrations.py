@@ -85,8 +85,8 @@ def _revisions(location: Path) -> tuple[str, ...]:
     """Return all revisions, the newest first."""
     after = {}
     for path in (location / "versions").glob("*.py"):
-        said = dict(_COMMENT.findall(path.read_text()))
-        after[said["down_revision"]] = said["revision"]
+        fields = dict(_COMMENT.findall(path.read_text()))
+        after[fields["down_revision"]] = fields["revision"]
     line = [after[""]]  # the first one has no predecessor
     while line[-1] in after:
         line.append(after[line[-1]])
@@ -103,8 +103,8 @@ def current(connection: Connection) -> str | None:
 
 def oldest_code(connection: Connection) -> str | None:
     """Return the oldest revision whose code runs on the schema, as the last migration stored it; None if not stored."""
-    said = connection.scalar(text("SELECT obj_description(to_regclass('alembic_version'), 'pg_class')"))
-    return said.removeprefix(_MARK) if said is not None and said.startswith(_MARK) else None
+    comment = connection.scalar(text("SELECT obj_description(to_regclass('alembic_version'), 'pg_class')"))
+    return comment.removeprefix(_MARK) if comment is not None and comment.startswith(_MARK) else None
 
 
 def mark(connection: Connection, revision: str) -> None:

@@ -18,7 +18,7 @@ _UNUSUAL: Final = 1.5
 _LEAST_SILENCE: Final = timedelta(minutes=30)
 _LEAST_HISTORY: Final = timedelta(days=1)
 # This many refusals are a pattern.
-_SEVERAL: Final = 3
+_MANY_REFUSALS: Final = 3
 
 _REFUSED_SOURCES: Final = ("source", "list", "{0}", "--refused")
 _NEW_TOKEN: Final = ("credential", "add", "{0}", "--kind", "token")
@@ -35,7 +35,7 @@ _REASONS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
         ("destination", "show", "{0}"),
     ),
     "credential_insufficient": (
-        "the credentials do not suffice: compare them with what the destination requires",
+        "the credentials are not sufficient: compare them with what the destination requires",
         ("destination", "show", "{0}"),
     ),
     "bearer_differs": ("the request has two different tokens", ("destination", "show", "{0}")),
@@ -59,9 +59,9 @@ _REASONS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     ),
 }
 _EXPIRED: Final = ("the credential has expired: add another and set it in Redox", ("credential", "list", "{0}"))
-_CREDENTIAL: Final = ("what was presented does not verify", ("credential", "list", "{0}"))
-_UNAVAILABLE: Final = ("the receiver could not take it", _CHECK)
-_OTHER: Final = ("the audit has each of them", _REFUSED)
+_CREDENTIAL: Final = ("the presented credential does not verify", ("credential", "list", "{0}"))
+_UNAVAILABLE: Final = ("the receiver could not process it", _CHECK)
+_OTHER: Final = ("the audit log lists each of them", _REFUSED)
 
 
 def _explain(reason: str, status: int | None, destination: str) -> tuple[str, str]:
@@ -90,7 +90,7 @@ def refusals(view: View) -> Iterator[Finding]:
                 code="probably_paused",
                 destination=name,
                 text=f"{name}: Redox was refused ({reason}) and "
-                f"has probably paused the feed; it tries again by itself. Cause: {meaning}.",
+                f"has probably paused the feed; it retries by itself. Cause: {meaning}.",
                 fix=fix,
                 details={"reason": reason, "last_at": each["last_refusal_at"]},
             )
@@ -111,12 +111,12 @@ def _refused(name: str, rows: list[dict[str, Any]]) -> Iterator[Finding]:
     """Find, for each reason, recent requests of one subject that are mostly refused."""
     for subject, noun in (("message", "requests"), ("token", "requests for an access token")):
         these = [row for row in rows if row["subject"] == subject]
-        if sum(row["since"] for row in these) >= _SEVERAL:
+        if sum(row["since"] for row in these) >= _MANY_REFUSALS:
             which = "since"
         elif (
             these
             and any(row["mixed"] for row in these)
-            and (sum(row["window"] for row in these) >= max(_SEVERAL, these[0]["accepted_window"] + 1))
+            and (sum(row["window"] for row in these) >= max(_MANY_REFUSALS, these[0]["accepted_window"] + 1))
         ):
             which = "window"
         else:
@@ -152,7 +152,7 @@ def _refused(name: str, rows: list[dict[str, Any]]) -> Iterator[Finding]:
 def nowhere(view: View) -> Iterator[Finding]:
     """Find requests whose URL names no destination, and those that came before the registry was loaded."""
     for row in queries.recent_refusals(view.connection, None):
-        if row["subject"] == "message" and row["window"] >= _SEVERAL:
+        if row["subject"] == "message" and row["window"] >= _MANY_REFUSALS:
             ours = row["status"] == 503
             meaning, fix = _explain(row["reason"], row["status"], "")
             yield Finding(

@@ -19,7 +19,8 @@ def receivers(view: View) -> Iterator[Finding]:
         last = max((each["seen_at"] for each in view.listeners if each["role"] == "receiver"), default=None)
         yield Finding(
             code="no_receiver",
-            text="No receiver is running: Redox reaches nobody" + ("." if last is None else f", since {at(last)}."),
+            text="No receiver is running: Redox cannot deliver messages"
+            + ("." if last is None else f", since {at(last)}."),
             fix=command("up"),
             details={"last_seen_at": last},
         )

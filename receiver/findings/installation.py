@@ -23,8 +23,8 @@ def clocks(view: View) -> Iterator[Finding]:
     if ahead is not None and abs(ahead) >= clock.MAX_CLOCK_SKEW:
         yield Finding(
             code="clock",
-            text=f"This host's clock is {clock.skew_message(ahead)} the database's, which decides "
-            f"every time: {clock.FIX}.",
+            text=f"This host's clock is {clock.skew_message(ahead)} the database's, which is "
+            f"authoritative: {clock.FIX}.",
             fix=command("check"),
             details={"seconds": ahead.total_seconds()},
         )
@@ -39,7 +39,7 @@ def workers(view: View) -> Iterator[Finding]:
     if bound or waiting:
         yield Finding(
             code="no_worker",
-            text="No delivery worker is running: what comes in waits"
+            text="No delivery worker is running: incoming messages wait"
             + (f", and so do {waiting:,} requests to Redox." if waiting else "."),
             fix=command("worker"),
             details={"outbound_pending": waiting},

@@ -11,7 +11,7 @@ from receiver.storage.registry import jwks_refresher, loader
 from receiver.storage.registry.loader import UnprovedRow
 
 # How many rows one finding names.
-_NAMED: Final = 3
+_MAX_NAMED: Final = 3
 
 
 def registry_rows(view: View) -> Iterator[Finding]:
@@ -74,5 +74,5 @@ def public_keys(view: View) -> Iterator[Finding]:
 
 def _named(rows: Sequence[UnprovedRow]) -> str:
     named = [f"{each.table} id {each.id}" + (f" of {each.destination}" if each.destination else "") for each in rows]
-    more = f" and {len(named) - _NAMED:,} more" if len(named) > _NAMED else ""
-    return f"{', '.join(named[:_NAMED])}{more} {'is' if len(named) == 1 else 'are'}"
+    more = f" and {len(named) - _MAX_NAMED:,} more" if len(named) > _MAX_NAMED else ""
+    return f"{', '.join(named[:_MAX_NAMED])}{more} {'is' if len(named) == 1 else 'are'}"

@@ -56,7 +56,7 @@ def lacking(view: View) -> Iterator[Finding]:
                 code="no_handler",
                 destination=name,
                 severity="warning",
-                text=f"{name}: no handler is enabled: messages are kept, and nothing handles them.",
+                text=f"{name}: no handler is enabled: messages are stored but not handled.",
                 fix=command("handlers", "enable", "…", "--destination", name),
                 details={"environment": each["environment"]},
             )

@@ -23,7 +23,7 @@ MAX_AGE: Final = timedelta(minutes=5)
 class View:
     """An open connection for further queries, and data that several finders share.
 
-    `keyring`: None when there is none to verify rows with. `feeds`: see `queries.feed_status`. `workers`: see
+    `keyring`: None if rows cannot be verified. `feeds`: see `queries.feed_status`. `workers`: see
     `queries.workers`. `listeners`: see `queries.listeners`. `now`: by the database's clock. `max_age`: how long a
     delivery may wait.
     """

@@ -488,7 +488,7 @@ audit_events = Table(
     _text("detail", nullable=True),  # JSON with fixed keys, without patient data
     Column("note", LargeBinary),  # sealed: the reason, in an operator's words
     _text("note_key", nullable=True),
-    Column("mac", LargeBinary, nullable=False),  # over this row and the previous MAC: the writer's, or that of `follows`
+    Column("mac", LargeBinary, nullable=False),  # over this row and the previous MAC, or that of `follows`
     _text("mac_key"),
     Column("follows", BigInteger),  # of a writer's first row: the id of the newest row that it saw
     UniqueConstraint("writer", "n"),

@@ -86,7 +86,7 @@ SITUATIONS: dict[str, tuple[Callable[[ExternalPostgres], object], Callable[[Exte
             "ALTER DATABASE receiver ALLOW_CONNECTIONS false", back="ALTER DATABASE receiver ALLOW_CONNECTIONS true"
         ),
         lambda at: at.url(),
-        "admits nobody to database receiver",
+        "accepts no connections to database receiver",
         "ALLOW_CONNECTIONS true",
     ),
     "no privilege": (
@@ -159,7 +159,7 @@ def test_each_has_its_sentence(
 @pytest.mark.parametrize(
     ("host", "trusted", "problem", "fix"),
     [
-        ("127.0.0.1", None, "file of authorities", "sslrootcert in DATABASE_URL"),
+        ("127.0.0.1", None, "root certificate file cannot be read", "sslrootcert in DATABASE_URL"),
         ("127.0.0.1", "other", "is not trusted", "the authority that signed it"),
         ("localhost", "right", "is for another host", "use the host"),
     ],

@@ -126,7 +126,7 @@ def told(exc: BaseException) -> str:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("opened", [lambda engine: engine, lambda engine: dedicated(engine, patience=5)])
+@pytest.mark.parametrize("opened", [lambda engine: engine, lambda engine: dedicated(engine, timeout=5)])
 def test_no_error_quotes_a_row(
     engine: Engine,
     fault: Callable[[Connection], None],
@@ -208,7 +208,7 @@ def test_a_statements_time_is_in_seconds(database_url: str) -> None:
 def test_a_dedicated_session_is_durable_and_impatient(engine: Engine) -> None:
     """A 200 means that it is on disk, also where the server's default says otherwise, as here."""
     assert _shown(engine, "synchronous_commit") == "off"
-    ours = dedicated(engine, patience=3.5)
+    ours = dedicated(engine, timeout=3.5)
     assert _shown(ours, "synchronous_commit") == "on"
     assert _shown(ours, "statement_timeout") == "3500ms"
     assert _shown(ours, "idle_in_transaction_session_timeout") == "3500ms"
@@ -217,7 +217,7 @@ def test_a_dedicated_session_is_durable_and_impatient(engine: Engine) -> None:
 
 def test_a_dedicated_engine_keeps_no_connection_of_its_own(engine: Engine) -> None:
     """What is closed is closed, and what is opened is new: nothing is tried whether it still lives."""
-    ours = dedicated(engine, patience=3.5)
+    ours = dedicated(engine, timeout=3.5)
     pids = []
     for _ in range(2):
         with ours.connect() as connection:

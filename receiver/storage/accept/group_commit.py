@@ -36,7 +36,7 @@ _committed, _answered = point("ledger.committed"), point("ledger.answered")
 
 # A request is answered within five seconds, with 503 if necessary.
 COMMIT_TIMEOUT: Final = 4.0
-_WATCH: Final = 0.2
+_WATCH_INTERVAL: Final = 0.2
 # Limits of a batch: more rows save nothing, and delay their answers.
 BATCH_ROWS: Final = 64
 BATCH_BYTES: Final = 16 * 1024 * 1024
@@ -45,12 +45,12 @@ QUEUE_ROWS: Final = 1_000
 QUEUE_BYTES: Final = 256 * 1024 * 1024
 # Refusals kept while the database is unavailable. Further ones are only counted.
 EVENTS: Final = 10_000
-_EVENTS_AT_ONCE: Final = 1_000
+_MAX_EVENTS_AT_ONCE: Final = 1_000
 # Refusals and handshakes are in the audit log within a second.
-_FLUSH: Final = 0.5
+_FLUSH_INTERVAL: Final = 0.5
 # During a stop: seconds between two attempts to write refusals that the database did not accept.
-_AGAIN: Final = 0.2
-_LAST_USED: Final = 60.0
+_RETRY_INTERVAL: Final = 0.2
+_LAST_USED_INTERVAL: Final = 60.0
 # The maximum age, in seconds, of the sum of quarantined bytes that is compared with the quota.
 _QUOTA_AGE: Final = 5.0
 
@@ -170,9 +170,9 @@ class GroupCommitWriter:
         """
         with self._lock:
             if not (self._hastened or self._urgent or self._stopping):
-                self._wake.wait(_FLUSH)
+                self._wake.wait(_FLUSH_INTERVAL)
             elif self._refused and not (self._waiting or self._urgent):
-                self._wake.wait(_AGAIN)
+                self._wake.wait(_RETRY_INTERVAL)
             self._refused = False
             entries: list[PendingMessage] = []
             size = 0
@@ -191,14 +191,14 @@ class GroupCommitWriter:
 
     def _due_events(self) -> list[AuditEvent]:
         now = time.monotonic()
-        if not self._stopping and now - self._flushed < _FLUSH:
+        if not self._stopping and now - self._flushed < _FLUSH_INTERVAL:
             return []
         self._flushed = now
         if self._stopping:
             self._events += self._flood.end(now)
         elif len(self._events) < EVENTS:
             self._events += self._flood.due(now)
-        return [self._events.popleft() for _ in range(min(len(self._events), _EVENTS_AT_ONCE))]
+        return [self._events.popleft() for _ in range(min(len(self._events), _MAX_EVENTS_AT_ONCE))]
 
     def _write(
         self, entries: Sequence[PendingMessage], urgent: Sequence[PendingAudit], events: Sequence[AuditEvent]
@@ -264,7 +264,7 @@ class GroupCommitWriter:
 
     def _flush_used(self, last: bool) -> None:
         """Record when each credential was last used. A lost value is replaced by the next use."""
-        if not last and time.monotonic() - self._used_flushed < _LAST_USED:
+        if not last and time.monotonic() - self._used_flushed < _LAST_USED_INTERVAL:
             return
         self._used_flushed = time.monotonic()
         with self._lock:
@@ -280,7 +280,7 @@ class GroupCommitWriter:
     def _watch(self) -> None:
         """Answer requests that have waited too long, and cut the connection to a server that does not answer."""
         while self._thread.is_alive() or not self._stopping:
-            time.sleep(_WATCH)
+            time.sleep(_WATCH_INTERVAL)
             late = time.monotonic() - COMMIT_TIMEOUT
             began, in_hand = self._busy or (late, ())
             _fail("timed_out", self._overdue(late), [each for each in in_hand if each.enqueued < late])

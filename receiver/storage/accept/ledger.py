@@ -46,7 +46,7 @@ class MessageLedger:
         self._entries = MessageBuilder(keyring, seals)
         # A statement times out a little before the watchdog acts: an error from the server is better than a cut
         # connection.
-        recorder = BatchWriter(engine, keyring, seals, patience=COMMIT_TIMEOUT - 0.5)
+        recorder = BatchWriter(engine, keyring, seals, timeout=COMMIT_TIMEOUT - 0.5)
         self._writer = GroupCommitWriter(
             recorder, self._entries, quarantine_quota=quarantine_quota, on_commit=on_commit
         )

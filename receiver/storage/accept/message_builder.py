@@ -32,7 +32,16 @@ KEY_LIFETIME: Final = timedelta(hours=24)
 UNSTORABLE: Final = "unstorable_columns"
 
 # The metadata columns: claims of the sender, all null for a message that could not be read.
-_ASKED: Final = ("source_id", "kind", "log_id", "attempt_id", "message_id", "transmission_id", "facility", "event_time")
+_METADATA: Final = (
+    "source_id",
+    "kind",
+    "log_id",
+    "attempt_id",
+    "message_id",
+    "transmission_id",
+    "facility",
+    "event_time",
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -166,7 +175,7 @@ class MessageBuilder:
         digest = sha256(inbound.body)
         key, outside, key_expires_at = _key(admitted, digest)
         row = {
-            **_asked(message),
+            **_metadata(message),
             "key": key,
             "outside": outside,
             "key_expires_at": key_expires_at,
@@ -191,14 +200,14 @@ class MessageBuilder:
 
     def without_metadata(self, entry: PendingMessage) -> None:
         """Clear every column about the content. The same bytes remain, in quarantine."""
-        entry.row |= _asked(None) | {"content_type": None, "state": "quarantined", "quarantine_reason": UNSTORABLE}
+        entry.row |= _metadata(None) | {"content_type": None, "state": "quarantined", "quarantine_reason": UNSTORABLE}
         entry.row["mac"] = row_mac(self._mac_key, "messages", entry.row)
         entry.deliveries = []
 
 
-def _asked(message: ParsedMessage | None) -> dict[str, Any]:
+def _metadata(message: ParsedMessage | None) -> dict[str, Any]:
     if message is None:
-        return dict.fromkeys(_ASKED) | {"test": False}
+        return dict.fromkeys(_METADATA) | {"test": False}
     # Written out: a lookup of each column by name takes twice as long.
     return {
         "source_id": message.source_id,

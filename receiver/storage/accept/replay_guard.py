@@ -20,7 +20,7 @@ log: Final = structlog.get_logger(__name__)
 
 _ROWS: Final = 1_000
 # Kept this long after expiry: a host that has not asked the database yet judges expiry by its own clock.
-_BEHIND: Final = "1 day"
+_RETENTION: Final = "1 day"
 
 # If two requests use a nonce at the same moment, the second waits for the first one's commit, and then finds the row.
 _REMEMBER: Final = """
@@ -29,7 +29,7 @@ SELECT key, until FROM unnest(%(keys)s::bytea[], %(until)s::timestamptz[]) AS u(
 ORDER BY key ON CONFLICT DO NOTHING"""
 _FORGET: Final = f"""
 DELETE FROM seen_once WHERE key IN (
-    SELECT key FROM seen_once WHERE until < now() - interval '{_BEHIND}'
+    SELECT key FROM seen_once WHERE until < now() - interval '{_RETENTION}'
     ORDER BY until LIMIT {_ROWS} FOR UPDATE SKIP LOCKED)"""
 
 

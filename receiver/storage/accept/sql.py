@@ -276,6 +276,5 @@ def audit_rows(rows: Sequence[Mapping[str, Any]]) -> Parameters:
 def alone(
     message: Mapping[str, Any], sealed: bytes, new: Sequence[Mapping[str, Any]], audit: Mapping[str, Any]
 ) -> Parameters:
-    """Return the parameters of RECORD_ALONE. Raises UnicodeEncodeError or struct.error for a value that does not fit.
-    """
+    """Return the parameters of RECORD_ALONE. Raises UnicodeEncodeError or struct.error for a bad value."""
     return [*_encode_alone(message), sealed, _encode(new), *_encode_audit(audit)]

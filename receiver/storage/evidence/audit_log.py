@@ -38,7 +38,7 @@ REPEATS: Final = 100
 _WINDOW: Final = 60.0
 # Strangers who use up their allowance get half of it in the next minute, down to summary rows alone. They get all of it
 # back after this many seconds without doing so.
-_GIVEN_BACK: Final = 3600.0
+_RESTORE_AFTER: Final = 3600.0
 # How many names are remembered, to recognize those that return. A made-up name comes once.
 _NAMES: Final = 50_000
 _MANY: Final = "many"
@@ -201,7 +201,7 @@ class FloodControl:
         """Return the rows to write for this event and for an ended minute. Without `room` the event is only counted."""
         due = self.due(now) if room else []
         named = _named(event)
-        back = named is not None and self._came_back(hash((event.action, event.destination, named)))
+        back = named is not None and self._seen_before(hash((event.action, event.destination, named)))
         query = "query" in (event.detail or {})
         key = _Key(event.action, event.destination, event.reason, network(event.peer or ""), query, named is not None)
         these = self._classes[event.actor != "unverified" or event.reason in AUTHENTIC_REASONS]
@@ -220,7 +220,7 @@ class FloodControl:
         events = [each for proved in self._classes.values() for each in proved.summed()]
         if self._classes[False].used_up:
             self._halvings, self._used_up_at = self._halvings + 1, now
-        elif now - self._used_up_at >= _GIVEN_BACK:
+        elif now - self._used_up_at >= _RESTORE_AFTER:
             self._halvings = 0
         self._begin(now)
         return events
@@ -229,7 +229,7 @@ class FloodControl:
         self._began = now
         self._classes = {False: _Class(self._halvings), True: _Class(0)}
 
-    def _came_back(self, name: int) -> bool:
+    def _seen_before(self, name: int) -> bool:
         """Return whether that name was seen recently."""
         known = name in self._names
         self._names[name] = None
@@ -258,10 +258,10 @@ class _Class:
 
     def count(self, key: _Key, named: str | None, event: AuditEvent) -> None:
         """Count one more event, by its name if there is one."""
-        key = self._place(key, named)
+        key = self._count_key(key, named)
         self._held[key] = event, self._held[key][1] + event.count if key in self._held else event.count
 
-    def _place(self, key: _Key, named: str | None) -> _Key:
+    def _count_key(self, key: _Key, named: str | None) -> _Key:
         """Return the key to count the event under. Destinations and reasons are few, so keys are few."""
         if named is not None:
             precise = replace(key, named=named, several=False)
@@ -321,25 +321,25 @@ class Repeats:
 
     def __init__(self) -> None:
         self._began = 0.0
-        self._told: Counter[str | None] = Counter()
+        self._audited: Counter[str | None] = Counter()
 
     def split(self, events: Iterable[AuditEvent], now: float) -> tuple[list[AuditEvent], list[AuditEvent]]:
         """Return (events to write in the commit, events to count). Call `written` after the commit."""
         if now - self._began >= _WINDOW:
-            self._began, self._told = now, Counter()
-        told, counted, new = list[AuditEvent](), list[AuditEvent](), Counter[str | None]()
+            self._began, self._audited = now, Counter()
+        audited, counted, new = list[AuditEvent](), list[AuditEvent](), Counter[str | None]()
         for event in events:
             if _bare_repeat(event):
                 new[event.destination] += 1
-                if self._told[event.destination] + new[event.destination] > REPEATS:
+                if self._audited[event.destination] + new[event.destination] > REPEATS:
                     counted.append(event)
                     continue
-            told.append(event)
-        return told, counted
+            audited.append(event)
+        return audited, counted
 
-    def written(self, told: Iterable[AuditEvent]) -> None:
+    def written(self, audited: Iterable[AuditEvent]) -> None:
         """Record that the events are committed."""
-        self._told.update(event.destination for event in told if _bare_repeat(event))
+        self._audited.update(event.destination for event in audited if _bare_repeat(event))
 
 
 def _bare_repeat(event: AuditEvent) -> bool:

@@ -44,7 +44,7 @@ class Sealer:
             return self._cipher(key_id).decrypt(sealed[:_NONCE], sealed[_NONCE:], bound_to.encode())
         except (InvalidTag, ValueError) as exc:
             raise IntegrityError(
-                f"what is sealed as {bound_to} under {key_id} does not open: changed or moved"
+                f"the data sealed to {bound_to} under key {key_id} cannot be opened: it was changed or moved"
             ) from exc
 
     def seal_body(self, body: bytes, bound_to: str) -> tuple[str, bytes]:

@@ -147,8 +147,7 @@ class RowMacs:
 
 
 def encode(*values: Any) -> bytes:
-    """Return an unambiguous encoding: a JSON array; times as microseconds since 1970, bytes as base64, mappings sorted.
-    """
+    """Return an unambiguous encoding: a JSON array; times in microseconds since 1970, bytes as base64, keys sorted."""
     return _encode([value if type(value) in _PLAIN else _plain(value) for value in values])
 
 

@@ -42,7 +42,7 @@ class VerificationResult:
     first_bad: str | None
 
 
-class _Bad(Exception):
+class _BadRow(Exception):
     """A row that fails verification."""
 
 
@@ -59,7 +59,7 @@ def verify(connection: Connection, keyring: Keyring, *, payloads: bool = False) 
             examination.signed(table)
         if payloads:
             examination.bodies()
-    except _Bad as exc:
+    except _BadRow as exc:
         return VerificationResult(rows=examination.rows, writers=examination.writers, first_bad=str(exc))
     return VerificationResult(rows=examination.rows, writers=examination.writers, first_bad=None)
 
@@ -78,19 +78,19 @@ class _Examination:
         """Check each writer's rows: numbered from 1, each signed over the previous one."""
         table = schema.audit_events
         before: RowMapping | None = None
-        for row in self._each(select(table).order_by(table.c.writer, table.c.n)):
+        for row in self._stream(select(table).order_by(table.c.writer, table.c.n)):
             if before is None or before["writer"] != row["writer"]:
                 before = None
                 self.writers += 1
             expected = 1 if before is None else before["n"] + 1
             if row["n"] > expected:
-                raise _Bad(f"{_audit(row, expected)}: deleted; the next one is n {row['n']}, id {row['id']}")
+                raise _BadRow(f"{_audit(row, expected)}: deleted; the next one is n {row['n']}, id {row['id']}")
             if row["n"] < expected:
-                raise _Bad(f"{_audit(row, row['n'])}, id {row['id']}: inserted; that number is there already")
-            fault = self._fault("audit_events", row, self._followed(row) if before is None else before["mac"])
-            if fault is not None:
-                why = "reordered" if self._reordered(row) else fault
-                raise _Bad(f"{_audit(row, row['n'])}, id {row['id']}: {why}")
+                raise _BadRow(f"{_audit(row, row['n'])}, id {row['id']}: inserted; that number exists already")
+            failure = self._failure("audit_events", row, self._followed(row) if before is None else before["mac"])
+            if failure is not None:
+                why = "reordered" if self._reordered(row) else failure
+                raise _BadRow(f"{_audit(row, row['n'])}, id {row['id']}: {why}")
             before = row
 
     def _followed(self, row: RowMapping) -> bytes:
@@ -100,7 +100,7 @@ class _Examination:
         table = schema.audit_events
         followed: bytes | None = self._connection.scalar(select(table.c.mac).where(table.c.id == row["follows"]))
         if followed is None:
-            raise _Bad(f"audit_events id {row['follows']}: deleted; the chain of writer {row['writer']} follows it")
+            raise _BadRow(f"audit_events id {row['follows']}: deleted; the chain of writer {row['writer']} follows it")
         return followed
 
     def _reordered(self, row: RowMapping) -> bool:
@@ -125,7 +125,7 @@ class _Examination:
             .limit(1)
         ).one_or_none()
         if gone is not None:
-            raise _Bad(
+            raise _BadRow(
                 f"messages uuid {gone.message_uuid}: deleted; its recording is audited by writer {gone.writer}, "
                 f"n {gone.n}"
             )
@@ -144,49 +144,49 @@ class _Examination:
             .limit(1)
         )
         if number is not None:
-            raise _Bad(f"messages id {number}: no audit row says that it was recorded; that row was deleted")
+            raise _BadRow(f"messages id {number}: no audit row says that it was recorded; that row was deleted")
 
     def signed(self, table: Table) -> None:
         """Check each row's MAC."""
-        for row in self._each(select(table).order_by(table.c.id)):
-            fault = self._fault(table.name, row)
-            if fault is not None:
-                raise _Bad(f"{table.name} id {row['id']}: {fault}")
+        for row in self._stream(select(table).order_by(table.c.id)):
+            failure = self._failure(table.name, row)
+            if failure is not None:
+                raise _BadRow(f"{table.name} id {row['id']}: {failure}")
 
     def bodies(self) -> None:
         """Check that each payload opens, and has its message's digest and size."""
         payloads, messages = schema.payloads, schema.messages
         seals = Sealer(self._keyring)
-        for row in self._each(
+        for row in self._stream(
             select(payloads, messages.c.uuid, messages.c.sha256, messages.c.size)
             .outerjoin(messages, messages.c.id == payloads.c.message_id)
             .order_by(payloads.c.message_id),
             at_once=_BODIES_AT_ONCE,
         ):
             if row["uuid"] is None:
-                raise _Bad(f"payloads message_id {row['message_id']}: there is no such message")
+                raise _BadRow(f"payloads message_id {row['message_id']}: there is no such message")
             try:
                 body = seals.open_body(row["payload_key"], row["sealed"], payload_binding(str(row["uuid"])))
             except IntegrityError as exc:
-                raise _Bad(f"payloads message_id {row['message_id']}: {exc}") from exc
+                raise _BadRow(f"payloads message_id {row['message_id']}: {exc}") from exc
             if sha256(body).digest() != row["sha256"] or len(body) != row["size"]:
-                raise _Bad(f"payloads message_id {row['message_id']}: not what the message's digest says")
+                raise _BadRow(f"payloads message_id {row['message_id']}: does not match the message's digest")
 
-    def _each(self, query: Select[Any], *, at_once: int = _AT_ONCE) -> Iterator[RowMapping]:
+    def _stream(self, query: Select[Any], *, at_once: int = _AT_ONCE) -> Iterator[RowMapping]:
         """Yield the rows through a server-side cursor: only a few are in memory."""
         with self._connection.execute(query.execution_options(yield_per=at_once)) as rows:
             for row in rows.mappings():
                 self.rows += 1
                 yield row
 
-    def _fault(self, table: str, row: RowMapping, previous: bytes = b"") -> str | None:
+    def _failure(self, table: str, row: RowMapping, previous: bytes = b"") -> str | None:
         """Return why the row's MAC fails; None when it verifies."""
         try:
             if self._macs.hold(table, {**row}, previous=previous):
                 return None
         except UnknownKey:
-            return f"signed with key {row['mac_key']}, which this keyring does not hold"
-        return "edited, or inserted by somebody without the key"
+            return f"signed with key {row['mac_key']}, which this keyring lacks"
+        return "edited, or inserted without the key"
 
 
 def _audit(row: RowMapping, n: int) -> str:

@@ -123,7 +123,7 @@ def read_manifest(directory: Path) -> Backup:
 
 def _unreadable(directory: Path, exc: OSError) -> ConfigurationError:
     return ConfigurationError(
-        f"{directory} holds no backup that can be read ({exc.strerror}: {exc.filename}): name "
+        f"{directory} holds no readable backup ({exc.strerror}: {exc.filename}): name "
         "the directory that `db backup` wrote"
     )
 
@@ -238,7 +238,7 @@ def _keys(connection: Connection) -> tuple[dict[str, str], ...]:
 
 
 def _content(connection: Connection) -> str | None:
-    """Return the name of an existing table, view or sequence; None when there is none."""
+    """Return the name of an existing table, view or sequence; None if the database is empty."""
     name: str | None = connection.scalar(
         text(
             "SELECT n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
@@ -269,10 +269,10 @@ def _program(name: str, at_least: int) -> tuple[Path, int]:
 
 def _version(program: Path) -> int | None:
     try:
-        told = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+        version = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
     except OSError:
         return None
-    found = re.search(r"\) (\d+)", told)
+    found = re.search(r"\) (\d+)", version)
     return int(found[1]) if found else None
 
 
@@ -292,20 +292,19 @@ def _run(command: list[str | Path], engine: Engine, log: Path, *, role: tuple[st
     if options.get("password"):
         environment["PGPASSWORD"] = str(options["password"])
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "wb") as told:
+    with os.fdopen(descriptor, "wb") as output:
         done = subprocess.run(
             [*command, f"--dbname={conninfo}"],
             stdin=subprocess.DEVNULL,
-            stdout=told,
-            stderr=told,
+            stdout=output,
+            stderr=output,
             env=environment,
             umask=0o077,
             check=False,
         )
     if done.returncode != 0:
         raise ConfigurationError(
-            f"{Path(command[0]).name} failed (exit status {done.returncode}): {log} says why; it "
-            "may quote what is stored"
+            f"{Path(command[0]).name} failed (exit status {done.returncode}): see {log}, which may quote stored data"
         )
     if log.stat().st_size == 0:
         log.unlink()

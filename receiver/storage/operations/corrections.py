@@ -46,7 +46,7 @@ BODIES: Final = 50
 
 Chosen = list[ColumnElement[bool]]
 
-_COLLIDED: Final = frozenset({"40001", "40P01"})
+_RETRIABLE: Final = frozenset({"40001", "40P01"})
 _ATTEMPTS: Final = 5
 
 
@@ -106,7 +106,7 @@ _RETRY: Final = _Change(
         "finished_at": None,
         "inline": False,
     },
-    refused={"succeeded": "succeeded already: `messages replay` hands its message over anew"},
+    refused={"succeeded": "succeeded already: `messages replay` delivers its message again"},
 )
 _SKIP: Final = _Change(
     action="delivery.skip",
@@ -117,7 +117,7 @@ _SKIP: Final = _Change(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Verdict:
+class _Decision:
     """The decision about a message: `new` deliveries of its `kind`; or nothing, and `why`.
 
     `reason`: why it stays in quarantine.
@@ -263,7 +263,7 @@ class Corrections:
         newer = _newer(connection, oldest, seen)
         values = dict(change.values) | ({"finished_at": now} if change is _SKIP else {})
         connection.execute(update(table).where(table.c.id.in_([row.id for row in done])).values(values))
-        _go_on(connection, done)
+        _wake_stopped(connection, done)
         write(
             connection,
             self._audit,
@@ -305,10 +305,10 @@ class Corrections:
         run. Raises NotFound.
         """
 
-        def judge(connection: Connection, row: Mapping[str, Any], destination: Destination) -> _Verdict:
+        def judge(connection: Connection, row: Mapping[str, Any], destination: Destination) -> _Decision:
             return self._judge_replay(connection, row, destination, handler)
 
-        def carry_out(connection: Connection, verdict: _Verdict) -> AuditEvent:
+        def carry_out(connection: Connection, verdict: _Decision) -> AuditEvent:
             made = self._dispatch(connection, verdict)
             table = schema.messages
             connection.execute(update(table).where(table.c.id == verdict.row["id"]).values(state="accepted"))
@@ -322,7 +322,7 @@ class Corrections:
         The others stay, with their current reason. Raises NotFound.
         """
 
-        def carry_out(connection: Connection, verdict: _Verdict) -> AuditEvent:
+        def carry_out(connection: Connection, verdict: _Decision) -> AuditEvent:
             made = self._dispatch(connection, verdict)
             state, table = "accepted" if made else "unhandled", schema.messages
             connection.execute(
@@ -342,11 +342,11 @@ class Corrections:
     def discard(self, where: MessageFilter, now: datetime, *, reason: str, dry_run: bool = False) -> CorrectionTask:
         """Discard quarantined messages. Their rows and their bytes stay. Raises NotFound."""
 
-        def judge(_connection: Connection, row: Mapping[str, Any], destination: Destination) -> _Verdict:
+        def judge(_connection: Connection, row: Mapping[str, Any], destination: Destination) -> _Decision:
             why = None if row["state"] == "quarantined" else _STATES[row["state"]]
-            return _Verdict(row=row, destination=destination.name, why=why)
+            return _Decision(row=row, destination=destination.name, why=why)
 
-        def carry_out(connection: Connection, verdict: _Verdict) -> AuditEvent:
+        def carry_out(connection: Connection, verdict: _Decision) -> AuditEvent:
             table = schema.messages
             connection.execute(update(table).where(table.c.id == verdict.row["id"]).values(state="discarded"))
             return self._event(
@@ -359,8 +359,8 @@ class Corrections:
         self,
         where: MessageFilter,
         states: Sequence[str],
-        judge: Callable[[Connection, Mapping[str, Any], Destination], _Verdict],
-        carry_out: Callable[[Connection, _Verdict], AuditEvent],
+        judge: Callable[[Connection, Mapping[str, Any], Destination], _Decision],
+        carry_out: Callable[[Connection, _Decision], AuditEvent],
         dry_run: bool,
         after: int = 0,
     ) -> CorrectionTask:
@@ -391,7 +391,7 @@ class Corrections:
             verdicts = [
                 judge(connection, row, known[row["destination_id"]])
                 if row["destination_id"] in known
-                else _Verdict(row=row, destination="", why=_UNPROVED)
+                else _Decision(row=row, destination="", why=_UNPROVED)
                 for row in rows
             ]
             oldest: dict[str, int] = {}
@@ -419,12 +419,12 @@ class Corrections:
 
     def _judge_replay(
         self, connection: Connection, row: Mapping[str, Any], destination: Destination, handler: str | None
-    ) -> _Verdict:
-        left = partial(_Verdict, row=row, destination=destination.name)
+    ) -> _Decision:
+        left = partial(_Decision, row=row, destination=destination.name)
         if row["state"] not in ("accepted", "unhandled"):
             return left(why=_STATES[row["state"]])
         if row["query"]:
-            return left(why="is a query: its asker no longer waits")
+            return left(why="is a query: its sender no longer waits")
         try:
             message = self._read(connection, row)
         except (Conflict, IntegrityError) as exc:
@@ -434,7 +434,7 @@ class Corrections:
         new = [each for each in deliveries(message, destination, self._digests) if handler in (None, each.handler)]
         if not new:
             return left(
-                why=f"no handler that is enabled takes {message.kind}"
+                why=f"no enabled handler takes {message.kind}"
                 if handler is None
                 else f"{handler} is not enabled, or does not take {message.kind}"
             )
@@ -449,17 +449,17 @@ class Corrections:
             return left(why="is pending already")
         return left(kind=message.kind, new=tuple(new))
 
-    def _judge_release(self, connection: Connection, row: Mapping[str, Any], destination: Destination) -> _Verdict:
-        left = partial(_Verdict, row=row, destination=destination.name)
+    def _judge_release(self, connection: Connection, row: Mapping[str, Any], destination: Destination) -> _Decision:
+        left = partial(_Decision, row=row, destination=destination.name)
         if row["state"] != "quarantined":
             return left(why=_STATES[row["state"]])
         if row["query"]:
-            return left(why="is a query: its asker no longer waits; discard it")
+            return left(why="is a query: its sender no longer waits; discard it")
         try:
             message = self._read(connection, row)
             reason = sources.admit(message, destination)
             if reason is None and not self._claim_key(connection, row, message):
-                return left(why="came again since, as another message: discard this one")
+                return left(why="was received again as another message: discard this one")
             if reason is None and row["kind"] is None and not self._fill(connection, row["id"], message):
                 reason = UNSTORABLE
         except (Conflict, IntegrityError) as exc:
@@ -471,11 +471,10 @@ class Corrections:
         return left(kind=message.kind, new=tuple(deliveries(message, destination, self._digests)))
 
     def _read(self, connection: Connection, row: Mapping[str, Any]) -> ParsedMessage:
-        """Return the message in the stored bytes. Raises Unreadable, IntegrityError, and Conflict when they are purged.
-        """
+        """Return the message in the stored bytes. Raises Unreadable, IntegrityError, or Conflict (purged)."""
         body = queries.payload(connection, self._seals, row)
         if body is None:
-            raise Conflict("its payload is purged: nothing is left to hand over")
+            raise Conflict("its payload is purged: nothing is left to deliver")
         return read(body)
 
     def _claim_key(self, connection: Connection, row: Mapping[str, Any], message: ParsedMessage) -> bool:
@@ -500,15 +499,15 @@ class Corrections:
         row = dict(connection.execute(select(table).where(table.c.id == number)).mappings().one())
         if row_mac(mac_key(self._keyring[row["mac_key"]]), table.name, row) != row["mac"]:
             raise IntegrityError("its row was changed by something else: run `redox-receiver audit verify`")
-        told = {name: getattr(message, name) for name in ParsedMessage.__struct_fields__ if name in table.c}
+        filled = {name: getattr(message, name) for name in ParsedMessage.__struct_fields__ if name in table.c}
         try:
             with connection.begin_nested():
                 connection.execute(
                     update(table)
                     .where(table.c.id == number)
                     .values(
-                        **told,
-                        mac=row_mac(mac_key(self._key), table.name, row | told),
+                        **filled,
+                        mac=row_mac(mac_key(self._key), table.name, row | filled),
                         mac_key=self._key.id,
                         patients_indexed_at=None,
                     )
@@ -517,7 +516,7 @@ class Corrections:
             return False
         return True
 
-    def _dispatch(self, connection: Connection, verdict: _Verdict) -> list[int]:
+    def _dispatch(self, connection: Connection, verdict: _Decision) -> list[int]:
         """Create the new deliveries one by one: their ids give the order of running. Returns their ids."""
         table, message_id = schema.deliveries, verdict.row["id"]
         made = []
@@ -547,7 +546,7 @@ class Corrections:
         return made
 
     def _event(
-        self, action: str, outcome: str, now: datetime, verdict: _Verdict, reason: str, detail: dict[str, Any]
+        self, action: str, outcome: str, now: datetime, verdict: _Decision, reason: str, detail: dict[str, Any]
     ) -> AuditEvent:
         return AuditEvent(
             action=action,
@@ -585,18 +584,18 @@ class Corrections:
         self, step: Callable[..., CorrectionBatch | None], after: int, dry_run: bool
     ) -> Iterator[CorrectionBatch]:
         seen: set[str] = set()
-        while (batch := self._tried(partial(step, after=after, seen=seen), dry_run)) is not None:
+        while (batch := self._with_retries(partial(step, after=after, seen=seen), dry_run)) is not None:
             yield batch
             seen.update(batch.lanes)
             after = batch.last
 
-    def _tried(self, step: Callable[..., CorrectionBatch | None], dry_run: bool) -> CorrectionBatch | None:
+    def _with_retries(self, step: Callable[..., CorrectionBatch | None], dry_run: bool) -> CorrectionBatch | None:
         for attempt in range(_ATTEMPTS):
             try:
                 with self._transaction(dry_run) as connection:
                     return step(connection)
             except DBAPIError as exc:
-                if sqlstate(exc) not in _COLLIDED or attempt == _ATTEMPTS - 1:
+                if sqlstate(exc) not in _RETRIABLE or attempt == _ATTEMPTS - 1:
                     raise
         raise AssertionError("the last attempt raises")
 
@@ -626,11 +625,11 @@ def _all_there(connection: Connection, table: Table, ids: Collection[int | UUID]
 def _running(row: Any, lane: Any) -> str | None:
     """Return why the delivery cannot be changed: a worker runs it, under the lease of this epoch."""
     if row.state == "pending" and row.started_at is not None and lane and lane.leased and lane.epoch == row.epoch:
-        return f"is running now, in lane {lane.lane}: ask again when it has ended"
+        return f"is running now, in lane {lane.lane}: try again when it has ended"
     return None
 
 
-def _go_on(connection: Connection, rows: Sequence[Any]) -> None:
+def _wake_stopped(connection: Connection, rows: Sequence[Any]) -> None:
     """Wake the lanes that stopped at these deliveries: held under the epoch of one, or waiting for a time."""
     table = schema.lanes
     connection.execute(

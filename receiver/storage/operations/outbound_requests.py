@@ -25,7 +25,7 @@ _owner: Final = schema.destinations
 _HIDDEN: Final = frozenset({"request", "request_key", "answer", "answer_key", "destination_id"})
 # How many rows are changed in one transaction.
 _ROWS: Final = 500
-_ANEW: Final[dict[str, Any]] = {
+_RETRY_VALUES: Final[dict[str, Any]] = {
     "state": "pending",
     "attempts": 0,
     "unanswered": 0,
@@ -146,7 +146,7 @@ class OutboundRecords:
                 refused = {row.id: why for row in rows if (why := _refused(row)) is not None}
                 again = [row for row in rows if row.id not in refused]
                 # A pending request may be sent at this moment: only its pause ends.
-                for waits, values in ((True, {"ready_at": None}), (False, _ANEW)):
+                for waits, values in ((True, {"ready_at": None}), (False, _RETRY_VALUES)):
                     connection.execute(
                         update(_table)
                         .values(values)
@@ -231,7 +231,7 @@ class OutboundRecords:
 def _refused(row: Row[Any]) -> str | None:
     """Return why a request cannot be sent again."""
     if row.lane is None:
-        return "was a call that was made at once: whoever made it makes it again"
+        return "was a call that was made at once: its caller must make it again"
     if row.state == "sent":
         return "is sent already"
     return "is purged: nothing is left to send" if row.purged else None

@@ -247,7 +247,7 @@ def refused_sources(
     """
     audit, table = schema.audit_events, schema.messages
     detail = cast(audit.c.detail, JSONB)
-    told = select(
+    refused = select(
         audit.c.destination,
         detail["source"].astext.label("source_id"),
         detail["source_sha256"].astext.label("source_sha256"),
@@ -271,10 +271,10 @@ def refused_sources(
     )
     if destination is not None:
         owner = destination_named(connection, destination)
-        told, kept = told.where(audit.c.destination == destination), kept.where(_owner.c.id == owner["id"])
+        refused, kept = refused.where(audit.c.destination == destination), kept.where(_owner.c.id == owner["id"])
     if since is not None:
-        told, kept = told.where(audit.c.at >= since), kept.where(table.c.received_at >= since)
-    seen = union_all(told, kept).subquery()
+        refused, kept = refused.where(audit.c.at >= since), kept.where(table.c.received_at >= since)
+    seen = union_all(refused, kept).subquery()
     known = exists().where(
         schema.sources.c.enabled,
         schema.sources.c.destination_id == _owner.c.id,
@@ -461,7 +461,7 @@ def lanes(
     )
     name, owner = (func.coalesce(pending.c[each], table.c[each]) for each in ("handler", "destination_id"))
     paused = exists().where(bound.c.handler == name, bound.c.destination_id == owner, bound.c.paused_at.is_not(None))
-    said = case(
+    shown_state = case(
         (leased(), "running"),
         (table.c.state == "held", "held"),
         (or_(paused, table.c.state == "paused"), "paused"),
@@ -472,7 +472,7 @@ def lanes(
             func.coalesce(pending.c.lane, table.c.lane).label("lane"),
             name.label("handler"),
             _owner.c.name.label("destination"),
-            said.label("state"),
+            shown_state.label("state"),
             func.coalesce(pending.c.pending, 0).label("pending"),
             pending.c.head,
             pending.c.oldest_pending_at,
@@ -491,7 +491,7 @@ def lanes(
         query = query.where(name == handler)
     if destination is not None:
         query = query.where(owner == destination_named(connection, destination)["id"])
-    return _mappings(connection, query if state is None else query.where(said == state))
+    return _mappings(connection, query if state is None else query.where(shown_state == state))
 
 
 def workers(connection: Connection) -> Mappings:

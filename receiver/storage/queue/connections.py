@@ -23,12 +23,12 @@ from receiver.errors import ReceiverError
 _SESSION: Final = "SET client_connection_check_interval = '2s'"
 # A handler may stay idle in its transaction until its timeout. A session that idles for longer belongs to a frozen
 # host, and keeps locks that block the worker that took over its lane.
-_IDLE: Final = "SELECT set_config('idle_in_transaction_session_timeout', %s, false)"
-_LONGEST: Final = 7200.0
+_SET_IDLE_TIMEOUT: Final = "SELECT set_config('idle_in_transaction_session_timeout', %s, false)"
+_DEFAULT_TIMEOUT: Final = 7200.0
 # The frames of a failed statement are the plugin's: without those of the libraries below it and of the receiver above
 # it.
 _LIBRARIES: Final = frozenset({"sqlalchemy", "psycopg", "threading", "runpy", "__main__"})
-_MOST_FRAMES: Final = 50
+_MAX_FRAMES: Final = 50
 
 
 class LeaseExpired(ReceiverError):
@@ -84,8 +84,8 @@ class PluginConnection:
         self._connection: Connection | None = None
         self._ours = False
         self.used = False
-        self.patience = _LONGEST  # seconds that the run may take
-        self._told: float | None = None  # the timeout that the server has
+        self.timeout = _DEFAULT_TIMEOUT  # seconds that the run may take
+        self._server_timeout: float | None = None  # the timeout that the server has
         event.listen(self._engine, "connect", _prepare)
         event.listen(self._engine, "commit", self._committing)
         event.listen(self._engine, "handle_error", self._note_error)
@@ -94,24 +94,24 @@ class PluginConnection:
     def connection(self) -> Connection:
         """Return the connection of this run. Raises SQLAlchemyError when it cannot be opened."""
         if self._connection is None or self._connection.closed:
-            self._connection, self._told = self._engine.connect(), None
+            self._connection, self._server_timeout = self._engine.connect(), None
         self.used = True
         if not self._connection.in_transaction():
-            if self._told != self.patience:
-                self._tell(self._connection)
+            if self._server_timeout != self.timeout:
+                self._set_idle_timeout(self._connection)
             # Begin here, so that an ORM session bound to the connection joins the transaction and does not commit it.
             self._connection.begin()
         return self._connection
 
-    def _tell(self, connection: Connection) -> None:
+    def _set_idle_timeout(self, connection: Connection) -> None:
         """Set how long the server lets a transaction stay idle."""
         self._ours = True
         try:
             with connection.begin():
-                connection.exec_driver_sql(_IDLE, (str(int(self.patience * 1000)),))
+                connection.exec_driver_sql(_SET_IDLE_TIMEOUT, (str(int(self.timeout * 1000)),))
         finally:
             self._ours = False
-        self._told = self.patience
+        self._server_timeout = self.timeout
 
     def check(self) -> None:
         """Raise WorkAborted, with the place of the statement, if a statement failed and the handler went on."""
@@ -128,7 +128,7 @@ class PluginConnection:
             if (module := str(frame.f_globals.get("__name__", "?"))).partition(".")[0] not in _LIBRARIES
             and not module.startswith(("receiver.handlers.", "receiver.storage."))
         ]
-        self._failed = WorkAborted(sqlstate(context.original_exception), tuple(reversed(frames))[-_MOST_FRAMES:])
+        self._failed = WorkAborted(sqlstate(context.original_exception), tuple(reversed(frames))[-_MAX_FRAMES:])
 
     def commit(self) -> None:
         """Commit the run's work, and what was recorded on the same connection. Raises SQLAlchemyError."""

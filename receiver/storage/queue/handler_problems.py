@@ -16,14 +16,14 @@ from sqlalchemy import Connection
 Kind = Literal["plugin_not_loaded", "handler_not_started", "responder_failed", "responder_late", "responder_missing"]
 
 # A process that has not reported for this long is gone. Its rows are kept for a day.
-_SILENT: Final = "60 seconds"
-_REMEMBERED: Final = "1 day"
+_PROCESS_TIMEOUT: Final = "60 seconds"
+_RETENTION: Final = "1 day"
 # Failures of a responder are shown for this long, and only while the process that reported them runs.
 _RECENT: Final = "1 hour"
 # A handler that raises RetryLater is not failing. One that does so for longer than this may need an operator.
 _DEFERRED: Final = "5 minutes"
 # The first failure of a handler at a destination may be chance; this many are reported.
-_FAILURES: Final = 2
+_MIN_FAILURES: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +53,7 @@ WITH given AS (
                          %(messages)s::uuid[])
         AS g(kind, handler, destination, error_class, place, detail, count, ago, message_uuid)),
 gone AS (
-    DELETE FROM handler_problems p WHERE p.reported_at < now() - interval '{_REMEMBERED}'
+    DELETE FROM handler_problems p WHERE p.reported_at < now() - interval '{_RETENTION}'
         OR p.process = %(process)s AND NOT EXISTS (
             SELECT FROM given g WHERE (g.handler, g.destination, g.kind) = (p.handler, p.destination, p.kind)))
 INSERT INTO handler_problems (process, host, handler, destination, kind, error_class, place, detail, count, last_at,
@@ -70,7 +70,7 @@ SELECT p.kind AS problem, p.handler, p.destination, p.error_class, min(p.place) 
        array_agg(DISTINCT p.host ORDER BY p.host) AS hosts, sum(p.count)::bigint AS count,
        min(p.first_at) AS first_at, max(p.last_at) AS last_at, min(m.kind) AS message_kind
 FROM handler_problems p LEFT JOIN messages m ON m.uuid = p.message_uuid
-WHERE p.reported_at > now() - interval '{_SILENT}'
+WHERE p.reported_at > now() - interval '{_PROCESS_TIMEOUT}'
   AND (p.kind IN ('plugin_not_loaded', 'handler_not_started') OR p.last_at > now() - interval '{_RECENT}')
 GROUP BY p.kind, p.handler, p.destination, p.error_class ORDER BY p.destination, p.handler, p.kind, p.error_class"""
 
@@ -81,7 +81,7 @@ SELECT 'handler_failing' AS problem, d.handler, t.name AS destination, d.error_c
 FROM deliveries d JOIN destinations t ON t.id = d.destination_id
 WHERE d.state = 'pending' AND d.error_class IS NOT NULL
 GROUP BY d.handler, t.name, d.error_class
-HAVING sum(d.attempts - (d.started_at IS NOT NULL)::int) >= {_FAILURES}
+HAVING sum(d.attempts - (d.started_at IS NOT NULL)::int) >= {_MIN_FAILURES}
     OR bool_or(d.deferred_since < now() - interval '{_DEFERRED}')
 ORDER BY t.name, d.handler, d.error_class"""
 _FRAMES: Final = "SELECT error_frames FROM deliveries WHERE id = %(id)s"

@@ -23,10 +23,10 @@ INTERVAL: Final = 5.0
 # How long `stop` waits, in seconds, for the last heartbeat to be written.
 _STOP_TIMEOUT: Final = 2.0
 # Rows of stopped processes are kept this long, for operators to read.
-_REMEMBERED: Final = "1 day"
+_RETENTION: Final = "1 day"
 
 _SEEN: Final = f"""
-WITH old AS (DELETE FROM listeners WHERE coalesce(stopped_at, seen_at) < now() - interval '{_REMEMBERED}')
+WITH old AS (DELETE FROM listeners WHERE coalesce(stopped_at, seen_at) < now() - interval '{_RETENTION}')
 INSERT INTO listeners (name, role, host, pid, address)
 VALUES (%(name)s, %(role)s, %(host)s, %(pid)s, %(address)s)
 ON CONFLICT (name) DO UPDATE SET seen_at = now()"""
@@ -34,8 +34,7 @@ _STOPPED: Final = "UPDATE listeners SET stopped_at = now() WHERE name = %(name)s
 
 
 class Heartbeat:
-    """Records every INTERVAL seconds, from `start` to `stop`, that this process serves `address`. Start it after fork.
-    """
+    """Records every INTERVAL seconds, from `start` to `stop`, that this process serves `address`. Start after fork."""
 
     def __init__(self, engine: Engine, *, name: str, role: Literal["receiver", "admin"], address: str) -> None:
         self._engine = engine

@@ -103,10 +103,12 @@ class WaitingDelivery:
         Raises UnknownKey when this host lacks the message's key.
         """
         if not macs.hold("messages", {name: getattr(self, name) for name in _SIGNED}):
-            raise IntegrityError(f"message {self.uuid} is not as it was recorded: run `redox-receiver audit verify`")
+            raise IntegrityError(
+                f"message {self.uuid} was changed after it was recorded: run `redox-receiver audit verify`"
+            )
         if not self.destination_id == self.delivery_destination == self.lane_destination:
             raise IntegrityError(
-                f"delivery {self.id} is not of its message's destination: run `redox-receiver audit verify`"
+                f"delivery {self.id} does not belong to its message's destination: run `redox-receiver audit verify`"
             )
 
 
@@ -265,21 +267,21 @@ WHERE id = %(id)s AND state = 'pending' AND EXISTS (SELECT FROM fence) AND {_ACT
 RETURNING attempts, set_config('synchronous_commit', 'off', true)"""
 
 # The same, if the next delivery is in another lane.
-_BESIDE: Final = """beside AS (
+_NEXT_LEASE: Final = """next_lease AS (
     SELECT 1 FROM lanes WHERE lane = %(next_lane)s AND epoch = %(next_epoch)s AND owner = %(owner)s FOR NO KEY UPDATE
     ),"""
 
 
-def _succeed(beside: str = "", held: str = "") -> str:
+def _succeed(next_lease: str = "", held: str = "") -> str:
     """Return the statement that ends one delivery and starts the next: a run costs one round trip and one commit."""
     return f"""
-WITH {_LEASE}, {beside}
+WITH {_LEASE}, {next_lease}
 begun AS (SELECT started_at FROM deliveries WHERE id = %(id)s),
 done AS (
     UPDATE deliveries SET state = 'succeeded', finished_at = clock_timestamp(), started_at = NULL, ready_at = NULL,
            error_class = NULL, error_frames = NULL, error_sealed = NULL, error_key = NULL, error_shown = NULL
     WHERE id = %(id)s AND state = 'pending' AND attempts = %(attempt)s AND EXISTS (SELECT FROM fence) RETURNING id),
-told AS (
+attempt AS (
     INSERT INTO delivery_attempts (delivery_id, attempt, epoch, worker, started_at, ended_at, outcome)
     SELECT id, %(attempt)s, %(epoch)s, %(owner)s, coalesce(started_at, now()), clock_timestamp(), 'succeeded'
     FROM done, begun),
@@ -292,7 +294,7 @@ SELECT (SELECT count(*) FROM done), (SELECT attempts FROM next),
 
 
 _SUCCEED: Final = _succeed()
-_SUCCEED_BESIDE: Final = _succeed(_BESIDE, "AND EXISTS (SELECT FROM beside)")
+_SUCCEED_NEXT_LANE: Final = _succeed(_NEXT_LEASE, "AND EXISTS (SELECT FROM next_lease)")
 
 _FAIL: Final = f"""
 WITH {_LEASE},
@@ -307,7 +309,7 @@ done AS (
            error_shown = %(error_shown)s::text,
            finished_at = CASE WHEN %(state)s::text = 'dead' THEN clock_timestamp() END
     WHERE id = %(id)s AND state = 'pending' AND attempts = %(attempt)s AND EXISTS (SELECT FROM fence) RETURNING id),
-told AS (
+attempt AS (
     INSERT INTO delivery_attempts
            (delivery_id, attempt, epoch, worker, started_at, ended_at, outcome, error_class, error_frames)
     SELECT id, %(attempt)s, %(epoch)s, %(owner)s, coalesce(started_at, now()), clock_timestamp(), %(outcome)s::text,
@@ -435,16 +437,16 @@ def succeed(
     attempt: int,
     *,
     following: int | None,
-    beside: Lease | None = None,
+    next_lease: Lease | None = None,
 ) -> tuple[bool, int | None]:
     """Record the success, and start the next delivery. Returns (recorded, the attempt of the next delivery or None).
 
-    `extra`: the lane of the next delivery, if it is another one of the same owner, handler and destination. If the
+    `next_lease`: the lease of the next delivery, if it is in another lane of the same owner, handler and destination. If the
     success is not recorded, the lease is lost: roll back everything in the transaction.
     """
-    after = beside or fence
+    after = next_lease or fence
     done, started, _ = connection.exec_driver_sql(
-        _SUCCEED if after == fence else _SUCCEED_BESIDE,
+        _SUCCEED if after == fence else _SUCCEED_NEXT_LANE,
         fence._values
         | {"id": delivery, "attempt": attempt, "next": following, "next_lane": after.lane, "next_epoch": after.epoch},
     ).one()
@@ -572,24 +574,23 @@ def defer(connection: Connection, lane: str) -> None:
 
 
 def defer_many(connection: Connection, handler: str) -> None:
-    """Defer a job that covers all lanes of the handler, unless one waits. `many` recognizes its argument. See `defer`.
-    """
+    """Defer a job that covers all lanes of the handler, unless one waits. Argument: see `many`."""
     connection.exec_driver_sql(_DEFER_MANY, {"handler": handler, "lane": f"{handler}/*"})
 
 
-def many(told: str) -> str | None:
+def many(argument: str) -> str | None:
     """Return the handler if the argument of a job covers all its lanes; None if it is the name of one lane."""
-    handler, _, rest = told.partition("/")
+    handler, _, rest = argument.partition("/")
     return handler if rest == "*" else None
 
 
-def wake(connection: Connection, told: Sequence[str]) -> None:
+def wake(connection: Connection, names: Sequence[str]) -> None:
     """Defer jobs for these lanes: one for each lane, or one for a handler with many lanes.
 
     As `defer`, but a job that another process deferred at the same moment is not an error.
     """
     by_handler: defaultdict[str, list[str]] = defaultdict(list)
-    for lane in told:
+    for lane in names:
         by_handler[lane.partition("/")[0]].append(lane)
     for handler, lanes in by_handler.items():
         # Unordered lanes are few, and run for long.
@@ -604,9 +605,9 @@ def wake(connection: Connection, told: Sequence[str]) -> None:
             _unless_done(defer, connection, lane)
 
 
-def _unless_done(act: Callable[[Connection, str], None], connection: Connection, told: str) -> None:
+def _unless_done(act: Callable[[Connection, str], None], connection: Connection, argument: str) -> None:
     try:
-        act(connection, told)
+        act(connection, argument)
     except SQLAlchemyError as exc:
         if sqlstate(exc) != _DUPLICATE:
             raise

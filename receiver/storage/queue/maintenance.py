@@ -23,19 +23,19 @@ log: Final = structlog.get_logger(__name__)
 # How far back the usual silence of a feed is computed.
 ACTIVITY_HISTORY: Final = timedelta(days=14)
 # A worker that was not seen for this long is gone. Its row is kept for a day, for operators to read.
-_ALIVE: Final = "30 seconds"
-_REMEMBERED: Final = "1 day"
+_WORKER_TIMEOUT: Final = "30 seconds"
+_RETENTION: Final = "1 day"
 # How many messages are indexed in one transaction.
 _MESSAGES: Final = 100
 _BYTES: Final = 32 * 1024 * 1024
 _KEYS: Final = 1_000
 
 _SEEN: Final = f"""
-WITH old AS (DELETE FROM workers WHERE seen_at < now() - interval '{_REMEMBERED}'),
+WITH old AS (DELETE FROM workers WHERE seen_at < now() - interval '{_RETENTION}'),
 me AS (INSERT INTO workers (name, host, pid, handlers) VALUES (%(name)s, %(host)s, %(pid)s, %(handlers)s)
        ON CONFLICT (name) DO UPDATE SET seen_at = now(), handlers = excluded.handlers)
 SELECT count(*) FROM workers
-WHERE name <> %(name)s AND seen_at > now() - interval '{_ALIVE}' AND handlers && %(handlers)s::text[]"""
+WHERE name <> %(name)s AND seen_at > now() - interval '{_WORKER_TIMEOUT}' AND handlers && %(handlers)s::text[]"""
 
 # An attempt that did not end may have killed its worker: the next one comes later, for that message alone. Messages
 # that another worker has in hand are not chosen. The attempt need not survive a server crash, only this process.
@@ -80,8 +80,8 @@ WHERE t.environment = 'development'"""
 
 def now(connection: Connection) -> datetime:
     """Return the time by the database's clock: a worker's own clock may be wrong."""
-    told: datetime = connection.exec_driver_sql("SELECT now()").scalar_one()
-    return told
+    found: datetime = connection.exec_driver_sql("SELECT now()").scalar_one()
+    return found
 
 
 def seen(connection: Connection, name: str, host: str, pid: int, handlers: Sequence[str]) -> int:

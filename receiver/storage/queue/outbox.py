@@ -25,7 +25,7 @@ QUEUE: Final = "@outbox"
 # Attempts without a usable answer, after which a request is dead: with pauses up to ten minutes, about two hours.
 MOST_UNANSWERED: Final = 20
 # What may stand in a lane's name unchanged: a UUID, a slug with its environment. Other values are replaced by a digest.
-_SHAPED: Final = re.compile(r"[\w./-]{1,80}", re.ASCII)
+_PLAIN_NAME: Final = re.compile(r"[\w./-]{1,80}", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +81,9 @@ class RequestOutcome:
 
 def lane(api_key: str, to: str) -> str:
     """Return the name of the lane of an API key and of `to`, a destination at Redox."""
-    return f"{QUEUE}/{api_key}/{to if _SHAPED.fullmatch(to) else sha256(to.encode(errors='replace')).hexdigest()[:32]}"
+    return (
+        f"{QUEUE}/{api_key}/{to if _PLAIN_NAME.fullmatch(to) else sha256(to.encode(errors='replace')).hexdigest()[:32]}"
+    )
 
 
 def request_binding(uuid: UUID, api_key: str) -> str:
@@ -187,21 +189,20 @@ def claim(connection: Connection, lane: str, owner: str, lease: float) -> Lease 
 
 
 def head(connection: Connection, fence: Lease) -> QueuedRequest | None:
-    """Return the next request of the lane; None when the lease is lost, the lane is empty, or the request still waits.
-    """
-    row = connection.exec_driver_sql(_HEAD, _of(fence)).mappings().one_or_none()
+    """Return the next request of the lane; None when the lease is lost, the lane is empty, or the request waits."""
+    row = connection.exec_driver_sql(_HEAD, _lease_values(fence)).mappings().one_or_none()
     return None if row is None else QueuedRequest(**{name: row[name] for name in QueuedRequest.__dataclass_fields__})
 
 
 def start(connection: Connection, fence: Lease, number: int) -> int | None:
     """Count an attempt. Returns its number, or None: the lease is lost, or the request is no longer pending."""
-    attempt = connection.exec_driver_sql(_START, _of(fence) | {"id": number}).scalar()
+    attempt = connection.exec_driver_sql(_START, _lease_values(fence) | {"id": number}).scalar()
     return None if attempt is None else int(attempt)
 
 
 def end(connection: Connection, fence: Lease, number: int, attempt: int, ended: RequestOutcome) -> bool:
     """Record how an attempt ended. Returns False when the lease is lost."""
-    values = _of(fence) | _end_values(ended) | {"id": number, "attempt": attempt}
+    values = _lease_values(fence) | _end_values(ended) | {"id": number, "attempt": attempt}
     return connection.exec_driver_sql(_END, values).rowcount == 1
 
 
@@ -226,7 +227,7 @@ def answer(connection: Connection, uuid: UUID) -> tuple[str, bytes] | None:
     return None if row is None or row.answer is None else (row.answer_key, row.answer)
 
 
-def _of(fence: Lease) -> dict[str, Any]:
+def _lease_values(fence: Lease) -> dict[str, Any]:
     return {"lane": fence.lane, "epoch": fence.epoch, "owner": fence.owner}
 
 

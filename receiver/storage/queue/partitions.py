@@ -15,12 +15,12 @@ WEEK: Final = timedelta(days=7)
 # Created ahead, so that weeks without a worker do not fill the default partition.
 AHEAD: Final = 8
 _LOCK: Final = 0x7061796C6F616473  # "payloads" as a number
-_FIRST: Final = datetime(2024, 1, 1, tzinfo=UTC)  # a Monday
+_FIRST_WEEK: Final = datetime(2024, 1, 1, tzinfo=UTC)  # a Monday
 
 
 def week_of(time: datetime) -> datetime:
     """Return the Monday 00:00 UTC on which the partition of `time` begins."""
-    return _FIRST + (time - _FIRST) // WEEK * WEEK
+    return _FIRST_WEEK + (time - _FIRST_WEEK) // WEEK * WEEK
 
 
 def name_of(start: datetime) -> str:

@@ -75,7 +75,7 @@ class ApiKeys(RegistryChanges):
         exist.
         """
         if not DESTINATION_NAME.fullmatch(name):
-            raise ConfigurationError(f"{name!r} is no name of an API key: use a-z, 0-9 and -, at most 64 characters")
+            raise ConfigurationError(f"{name!r} is not a valid API key name: use a-z, 0-9 and -, at most 64 characters")
         values = {
             "name": name,
             "environment": where.environment,
@@ -88,7 +88,7 @@ class ApiKeys(RegistryChanges):
             if replace:
                 row = connection.execute(select(_table).where(_table.c.name == name)).one_or_none()
                 if row is None:
-                    raise NotFound(f"there is no API key {name}: leave --replace away")
+                    raise NotFound(f"there is no API key {name}: omit --replace")
                 self._check_destinations(connection, name, where.environment)
                 self._update(connection, _table, row, values)
                 number = row.id
@@ -97,9 +97,9 @@ class ApiKeys(RegistryChanges):
                     connection,
                     _table,
                     values,
-                    taken=(f"there is an API key {name} already: --replace puts another in its place"),
+                    taken=(f"there is an API key {name} already: use --replace to replace it"),
                 )
-            self._tell(
+            self._add_event(
                 connection,
                 now,
                 "api_key.replace" if replace else "api_key.add",
@@ -182,22 +182,22 @@ def of_destination(connection: Connection, keyring: Keyring, destination: str) -
     table = schema.destinations
     row = connection.execute(select(table).where(table.c.name == destination)).one_or_none()
     if row is None or not verified_rows(table, row._asdict(), keyring):
-        raise NotFound(f"there is no destination {destination} that can be trusted: see `destination list`")
+        raise NotFound(f"there is no destination {destination} whose row is valid: see `destination list`")
     if row.reply_with is None:
         raise ConfigurationError(
-            f"{destination} has no API key to speak to Redox with: run `redox-receiver "
+            f"{destination} has no API key for requests to Redox: run `redox-receiver "
             f"destination set {destination} --reply-with KEY`; see `outbound key list`"
         )
     return str(row.reply_with)
 
 
 def only_one(connection: Connection) -> str:
-    """Return the name of the only key. Raises ConfigurationError when there is none, or several."""
+    """Return the name of the only key. Raises ConfigurationError unless there is exactly one."""
     names = list(connection.scalars(select(_table.c.name).order_by(_table.c.name)))
     if not names:
         raise ConfigurationError("no API key is registered: run `redox-receiver outbound key add`")
     if len(names) > 1:
-        raise ConfigurationError(f"several API keys are registered ({', '.join(names)}): say which with --key")
+        raise ConfigurationError(f"several API keys are registered ({', '.join(names)}): name one with --key")
     return str(names[0])
 
 

@@ -84,7 +84,9 @@ class RegistryChanges:
         taken.
         """
         if not DESTINATION_NAME.fullmatch(name):
-            raise ConfigurationError(f"{name!r} is no destination name: use a-z, 0-9 and -, at most 64 characters")
+            raise ConfigurationError(
+                f"{name!r} is not a valid destination name: use a-z, 0-9 and -, at most 64 characters"
+            )
         _check_require(require)
         with self._change() as connection:
             _check_reply_with(connection, reply_with, environment)
@@ -104,7 +106,7 @@ class RegistryChanges:
                 taken=f"there is a destination {name} already: see `destination show {name}`",
             )
             self._add_token(connection, destination_id, token, label=None, expires_at=None)
-            self._tell(
+            self._add_event(
                 connection,
                 now,
                 "destination.add",
@@ -127,7 +129,7 @@ class RegistryChanges:
                 connection, values.get("reply_with", row.reply_with), values.get("environment", row.environment)
             )
             self._update(connection, schema.destinations, row, values)
-            self._tell(connection, now, "destination.set", name, f"destinations:{row.id}", dict(values))
+            self._add_event(connection, now, "destination.set", name, f"destinations:{row.id}", dict(values))
 
     # --- credentials
 
@@ -138,7 +140,7 @@ class RegistryChanges:
         with self._change() as connection:
             row = self._destination(connection, destination)
             credential_id = self._add_token(connection, row.id, token, label=label, expires_at=expires_at)
-            self._tell(
+            self._add_event(
                 connection, now, "credential.add", destination, f"credentials:{credential_id}", {"kind": "token"}
             )
         return credential_id
@@ -153,8 +155,7 @@ class RegistryChanges:
         label: str | None,
         expires_at: datetime | None,
     ) -> int:
-        """Add a webhook signing secret with the settings of HmacCredential. Returns its id. Raises ConfigurationError.
-        """
+        """Add a webhook signing secret, with settings of HmacCredential. Returns its id. Raises ConfigurationError."""
         return self.add_credential(destination, now, "hmac", settings, secret, label=label, expires_at=expires_at)
 
     def add_credential(
@@ -199,13 +200,15 @@ class RegistryChanges:
             )
             if secret is not None:
                 # Sealed to its own id, which is known only now.
-                kept = self._kept(kind, secret, credential_id)
+                kept = self._secret_columns(kind, secret, credential_id)
                 added = self._row(connection, schema.credentials, credential_id)
                 self._update(connection, schema.credentials, added, kept)
-            self._tell(connection, now, "credential.add", destination, f"credentials:{credential_id}", {"kind": kind})
+            self._add_event(
+                connection, now, "credential.add", destination, f"credentials:{credential_id}", {"kind": kind}
+            )
         return credential_id
 
-    def _kept(self, kind: str, secret: bytes, credential_id: int) -> dict[str, Any]:
+    def _secret_columns(self, kind: str, secret: bytes, credential_id: int) -> dict[str, Any]:
         """Return the columns of a secret."""
         if kind in DIGESTED:
             return {"digest": self._makings.digest(kind, secret), "secret_key": self._keyring.current("index").id}
@@ -228,8 +231,7 @@ class RegistryChanges:
                 row.secret_key, row.secret, credential_binding(row.id)
             ):
                 raise ConfigurationError(
-                    f"credential {row.id} trusts another kind of proxy by this very secret: give "
-                    "each proxy a secret of its own"
+                    f"credential {row.id} uses this secret for another kind of proxy: give each proxy its own secret"
                 )
 
     # --- key sets
@@ -273,7 +275,7 @@ class RegistryChanges:
         else:
             number = row.id
             self._update(connection, table, row, {"document": document} | times)
-        self._tell(
+        self._add_event(
             connection,
             now,
             "key_set.change",
@@ -292,7 +294,7 @@ class RegistryChanges:
             # The database's clock decides this.
             at = func.now() if grace is None else func.now() + grace
             self._update(connection, schema.credentials, row, {"revoked_at": at})
-            self._tell(
+            self._add_event(
                 connection,
                 now,
                 "credential.revoke",
@@ -302,13 +304,13 @@ class RegistryChanges:
             )
 
     def restore_credential(self, credential_id: int, now: datetime) -> None:
-        """Cancel a revocation whose grace is not over. Raises NotFound; Conflict when it is over, or there is none."""
+        """Cancel a revocation whose grace is not over. Raises NotFound; Conflict otherwise."""
         with self._change() as connection:
             row = self._credential(connection, credential_id)
             if row.revoked_at is None:
-                raise Conflict(f"credential {credential_id} is not revoked: there is nothing to undo")
+                raise Conflict(f"credential {credential_id} is not revoked: there is nothing to restore")
             self._update(connection, schema.credentials, row, {"revoked_at": None})
-            self._tell(
+            self._add_event(
                 connection,
                 now,
                 "credential.restore",
@@ -323,7 +325,7 @@ class RegistryChanges:
             row = self._credential(connection, credential_id)
             self._update(connection, schema.credentials, row, values)
             ends = values.get("expires_at", row.expires_at)
-            self._tell(
+            self._add_event(
                 connection,
                 now,
                 "credential.set",
@@ -353,7 +355,7 @@ class RegistryChanges:
         """Register a source (None: messages that name none), or enable it again. Returns its id. Raises NotFound."""
         normal = None if source_id is None else normalise_source(source_id)
         if normal == "":
-            raise ConfigurationError("a source has an id: `--none` registers messages that name no source")
+            raise ConfigurationError("the source id is empty: to register messages that name no source, use `--none`")
         with self._change() as connection:
             owner = self._destination(connection, destination)
             found = self._source(connection, owner.id, normal)
@@ -366,7 +368,7 @@ class RegistryChanges:
             else:
                 number = found.id
                 self._update(connection, schema.sources, found, {"enabled": True, "name": name or found.name})
-            self._tell(connection, now, "source.add", destination, f"sources:{number}", {"source": normal})
+            self._add_event(connection, now, "source.add", destination, f"sources:{number}", {"source": normal})
         return int(number)
 
     def disable_source(self, destination: str, source_id: str | None, now: datetime) -> None:
@@ -377,7 +379,7 @@ class RegistryChanges:
             if found is None:
                 raise NotFound(f"{destination} has no such source: see `source list {destination}`")
             self._update(connection, schema.sources, found, {"enabled": False})
-            self._tell(connection, now, "source.disable", destination, f"sources:{found.id}", {"source": normal})
+            self._add_event(connection, now, "source.disable", destination, f"sources:{found.id}", {"source": normal})
 
     # --- handlers
 
@@ -405,7 +407,7 @@ class RegistryChanges:
             else:
                 number = found.id
                 self._update(connection, schema.subscriptions, found, values)
-            self._tell(
+            self._add_event(
                 connection,
                 now,
                 "handler.enable",
@@ -420,7 +422,9 @@ class RegistryChanges:
         with self._change() as connection:
             row = self._subscription(connection, destination, handler)
             self._update(connection, schema.subscriptions, row, {"enabled": False})
-            self._tell(connection, now, "handler.disable", destination, f"subscriptions:{row.id}", {"handler": handler})
+            self._add_event(
+                connection, now, "handler.disable", destination, f"subscriptions:{row.id}", {"handler": handler}
+            )
 
     def refresh_handlers(self, specs: Sequence[HandlerSpec], now: datetime) -> None:
         """Update the stored declarations of handlers that have changed since they were enabled."""
@@ -495,7 +499,7 @@ class RegistryChanges:
                 )
             for row in rows:
                 connection.execute(update(table).where(table.c.id == row.id).values(values))
-                self._tell(
+                self._add_event(
                     connection,
                     now,
                     action,
@@ -520,7 +524,7 @@ class RegistryChanges:
             self._audit.restart()
             raise
 
-    def _tell(
+    def _add_event(
         self,
         connection: Connection,
         now: datetime,

@@ -43,7 +43,7 @@ _HOUR: Final = 3600
 # Seconds that fetched keys are trusted after the last successful fetch, unless a credential sets its own.
 MAX_STALE: Final = 72 * _HOUR
 # While keys are stale, the registry is checked for newer ones this often, in seconds.
-_RELOAD: Final = 5.0
+_STALE_RELOAD: Final = 5.0
 _Seconds = Annotated[int, msgspec.Meta(ge=1, le=24 * _HOUR)]
 _MaxStale = Annotated[int, msgspec.Meta(ge=60, le=366 * 24 * _HOUR)]
 _Leeway = Annotated[int, msgspec.Meta(ge=0, le=300)]
@@ -228,7 +228,7 @@ class CredentialFactory:
             read = msgspec.convert(dict(settings), KINDS[kind])
         except msgspec.ValidationError as exc:
             raise ConfigurationError(f"kind {kind}: {exc}; see `credential add --help`") from None
-        normal: dict[str, Any] = msgspec.to_builtins(_normal(read))
+        normal: dict[str, Any] = msgspec.to_builtins(_normalized(read))
         # Keys of a URL are fetched later: these are placeholders.
         self._value(kind, normal, {"id": 0}, secret or b"", b"", {})
         return normal
@@ -286,7 +286,7 @@ class CredentialFactory:
         )
 
     def _smart(self, read: Smart, common: dict[str, Any], _: bytes, __: bytes, sets: KeySets) -> Credential:
-        keys, stale = self._found(read, sets)
+        keys, stale = self._public_keys(read, sets)
         rules = Rules(
             issuers=(read.client_id,),
             audiences=tuple(read.audiences),
@@ -322,7 +322,7 @@ class CredentialFactory:
     # --- public keys
 
     def _rules(self, read: Jwt | Google, sets: KeySets) -> Rules:
-        keys, stale = self._found(read, sets)
+        keys, stale = self._public_keys(read, sets)
         return Rules(
             issuers=tuple(read.issuers),
             audiences=tuple(read.audiences),
@@ -333,7 +333,7 @@ class CredentialFactory:
             leeway=read.leeway,
         )
 
-    def _found(self, read: _Keys | Smart, sets: KeySets) -> tuple[tuple[VerifyingKey, ...], bool]:
+    def _public_keys(self, read: _Keys | Smart, sets: KeySets) -> tuple[tuple[VerifyingKey, ...], bool]:
         """Return the keys (none until they were fetched), and whether they are stale."""
         if (read.keys is None) == (read.jwks_url is None):
             raise ConfigurationError("public keys come from a file or from a URL: give one of --keys and --jwks-url")
@@ -345,7 +345,7 @@ class CredentialFactory:
         if found is None:
             return (), False
         left = read.max_stale - found.age
-        self.reload_after = min(self.reload_after, left if left > 0 else _RELOAD)
+        self.reload_after = min(self.reload_after, left if left > 0 else _STALE_RELOAD)
         return found.keys, left <= 0
 
 
@@ -383,7 +383,7 @@ def _algorithms(named: list[str]) -> frozenset[str]:
     return frozenset(named)
 
 
-def _normal(read: _Settings) -> _Settings:
+def _normalized(read: _Settings) -> _Settings:
     """Return the settings in the form that is compared with requests. Raises ConfigurationError."""
     changes: dict[str, Any] = {}
     for name in ("header", "timestamp_header", "secret_header"):

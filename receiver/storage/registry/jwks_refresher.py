@@ -33,7 +33,7 @@ log: Final = structlog.get_logger(__name__)
 JWKS_POLL_INTERVAL: Final = 5.0
 
 # Only URLs of live credentials. One process claims a URL: for the others it is not due any more.
-_TAKE: Final = """
+_CLAIM: Final = """
 UPDATE key_sets SET tried_at = now() WHERE id = (
     SELECT k.id FROM key_sets k WHERE k.tried_at < now() - make_interval(secs => %(every)s)
     AND EXISTS (SELECT FROM credentials c WHERE c.settings ->> 'jwks_url' = k.url
@@ -116,7 +116,7 @@ class JwksRefresher:
     def renew_one(self) -> bool:
         """Fetch one key set that is due. Returns whether there was one."""
         with self._engine.begin() as connection:
-            taken = connection.exec_driver_sql(_TAKE, {"every": self._every}).one_or_none()
+            taken = connection.exec_driver_sql(_CLAIM, {"every": self._every}).one_or_none()
             if taken is None:
                 return False
             number, url = taken.id, taken.url

@@ -66,7 +66,7 @@ class SigningKeys(RegistryChanges):
             else:
                 kid = waiting.kid
                 self._update(connection, _table, waiting, {"state": "active", "activated_at": now})
-            self._tell(
+            self._add_event(
                 connection,
                 now,
                 "signing_key.rotate",
@@ -92,7 +92,7 @@ class SigningKeys(RegistryChanges):
             self._update(
                 connection, _table, row, {"state": "retired", "retired_at": now, "secret": None, "secret_key": None}
             )
-            self._tell(connection, now, "signing_key.retire", None, f"signing_keys:{kid}", {"kid": kid})
+            self._add_event(connection, now, "signing_key.retire", None, f"signing_keys:{kid}", {"kid": kid})
         return self.row(kid)
 
     def row(self, kid: str) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class SigningKeys(RegistryChanges):
                 "activated_at": now if active else None,
             },
         )
-        self._tell(
+        self._add_event(
             connection,
             now,
             "signing_key.new",
@@ -143,8 +143,7 @@ def rows(connection: Connection) -> list[dict[str, Any]]:
 
 
 def active(connection: Connection, keyring: Keyring) -> tuple[str, bytes]:
-    """Return (kid, private key as PEM) of the active key. Raises ConfigurationError if there is none, IntegrityError.
-    """
+    """Return (kid, private key as PEM) of the active key. Raises ConfigurationError if no key is active, IntegrityError."""
     row = connection.execute(select(_table).where(_table.c.state == "active")).one_or_none()
     if row is None:
         raise ConfigurationError("no signing key is there to sign with: run `redox-receiver signing-key new`")

@@ -181,7 +181,7 @@ class LaneRun:
     def run(self) -> LaneDone:
         """Run the deliveries. Raises ConfigurationError if the handler cannot be loaded."""
         loaded = self._state.handler(self._command.handler)
-        self._state.work.patience = self._command.timeout
+        self._state.work.timeout = self._command.timeout
         try:
             return self._run(loaded)
         except SQLAlchemyError as exc:
@@ -316,7 +316,7 @@ class LaneRun:
         connection = work.connection() if used else self._state.records.connection
         try:
             recorded, started = lanes.succeed(
-                connection, self._lease, delivery.id, attempt, following=startable, beside=beside
+                connection, self._lease, delivery.id, attempt, following=startable, next_lease=beside
             )
             if used and recorded:
                 _committing()
@@ -399,7 +399,7 @@ class LaneRun:
 def answer(state: ExecutorState, command: RunResponder) -> ResponderAnswer | ResponderError:
     """Call a responder. Raises ConfigurationError if it cannot be loaded."""
     loaded = state.handler(command.handler)
-    state.work.patience = command.timeout
+    state.work.timeout = command.timeout
     message = Message(**{name: getattr(command, name) for name in Message.__dataclass_fields__})
     context = state.context(
         loaded,

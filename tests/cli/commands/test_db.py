@@ -248,7 +248,7 @@ def test_without_its_keyring(
     ("damage", "told"),
     [
         (lambda at: (at / backups.DUMP).write_bytes(b"PGDMP"), "is not what was backed up"),
-        (lambda at: (at / backups.DUMP).unlink(), "holds no backup that can be read"),
+        (lambda at: (at / backups.DUMP).unlink(), "holds no readable backup"),
         (lambda at: (at / backups.MANIFEST).write_text("{}"), "is damaged: take another backup"),
         (
             lambda at: (at / backups.MANIFEST).write_text(
@@ -391,7 +391,7 @@ def test_a_failed_restore_changes_nothing(run: Run, backup: Path, empty: str, mo
         # Not a table, so not in the way at the beginning, but of a name that the backup needs.
         connection.execute("CREATE TYPE destinations AS ENUM ('in the way')")
     told = run("db", "restore", str(backup), fails=True)
-    assert f"pg_restore failed (exit status 1): {backup / 'pg_restore.log'} says why" in told
+    assert f"pg_restore failed (exit status 1): see {backup / 'pg_restore.log'}" in told
     assert "in the way" not in told
     assert (backup / "pg_restore.log").stat().st_mode & 0o777 == 0o600
     assert run("db", "current")["revision"] is None

@@ -172,7 +172,7 @@ class TestCorrections:
         door.rows("DELETE FROM payloads WHERE message_id = :id", id=one)
         done = run("messages", "replay", str(one), str(two), "--reason", WHY, status=1)
         assert done.stdout == "replayed: 1 message in 1 lane, 1 new delivery\n"
-        assert done.stderr == f"left {one}: its payload is purged: nothing is left to hand over\n"
+        assert done.stderr == f"left {one}: its payload is purged: nothing is left to deliver\n"
 
     def test_many_that_are_left(self, door: Door, ledger: MessageLedger, run: Commands) -> None:
         """Ten are named, the others counted; --json has them all."""

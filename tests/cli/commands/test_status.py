@@ -205,8 +205,8 @@ def test_a_clock_that_is_wrong(status: Status) -> None:
     with time_machine.travel(datetime.now(UTC) - timedelta(minutes=10)):
         (found,) = status()["findings"]
     assert found["code"] == "clock"
-    assert " s behind the database's, which decides every time" in found["text"]
-    assert "let NTP set the clocks" in found["text"]
+    assert " s behind the database's, which is authoritative" in found["text"]
+    assert "use NTP to set the clocks" in found["text"]
     assert found["fix"] == "redox-receiver check"
 
 

@@ -515,7 +515,7 @@ def test_a_cluster_kept_elsewhere_is_never_replaced_by_an_empty_one(ground: Path
         Cluster(data_dir.parent / "copy").start()
 
     hidden = elsewhere.rename(elsewhere.with_name(elsewhere.name + ".hidden"))
-    with pytest.raises(ConfigurationError, match="cannot be read: bring it back"):
+    with pytest.raises(ConfigurationError, match="cannot be read: restore it"):
         Cluster(data_dir).start()
     hidden.rename(elsewhere)
     assert run_sql(Cluster(data_dir).start(), "SELECT 1") == 1

@@ -209,7 +209,7 @@ def deadlocks(door: Door) -> int:
 
 
 def test_a_deadlock_is_tried_again(door: Door, ledger: MessageLedger) -> None:
-    """A real one, with somebody who takes keys in the other order. Guards 40P01 in `_RETRY`."""
+    """A real one, with somebody who takes keys in the other order. Guards 40P01 in `_RETRIABLE`."""
     first, last = by_key(door, "a", "b")
     keys = [read(each.inbound.body) for each in (first, last)]
     destination = first.destination.id
@@ -231,7 +231,7 @@ def test_a_deadlock_is_tried_again(door: Door, ledger: MessageLedger) -> None:
 
 @pytest.mark.parametrize("code", ["40001", "40P01"])
 def test_what_the_server_asks_to_be_tried_again_is(door: Door, ledger: MessageLedger, code: str) -> None:
-    """Twice it fails, then it is written, once. Guards `_RETRY`."""
+    """Twice it fails, then it is written, once. Guards `_RETRIABLE`."""
     door.rows("CREATE SEQUENCE tries")
     trigger(
         door, "message_keys", "BEFORE", f"IF nextval('tries') < 3 THEN RAISE EXCEPTION USING ERRCODE = '{code}'; END IF"
@@ -330,7 +330,7 @@ def test_the_writer_outlives_what_nobody_thought_of(door: Door) -> None:
     seals = Sealer(door.keyring)
     entries = MessageBuilder(door.keyring, seals)
     writer = GroupCommitWriter(
-        Stumbling(door.engine, door.keyring, seals, patience=3),
+        Stumbling(door.engine, door.keyring, seals, timeout=3),
         entries,
         quarantine_quota=1 << 20,
         on_commit=lambda _lanes: None,
@@ -366,7 +366,7 @@ def test_a_row_that_cannot_be_kept_at_all_is_told(door: Door, ledger: MessageLed
 
 
 def test_a_chain_whose_number_is_taken_begins_anew(door: Door, ledger: MessageLedger) -> None:
-    """Otherwise every later batch would clash as well. Guards the restart in `_judge`."""
+    """Otherwise every later batch would clash as well. Guards the restart in `_check_retry`."""
     ledger.accept(door.admit(body("1"))).result(10)
     door.rows(
         "INSERT INTO audit_events (writer, n, at, action, outcome, actor, mac, mac_key) "
@@ -398,7 +398,7 @@ def test_refusals_that_cannot_be_written_are_bounded_and_counted(
     Guards `EVENTS` and the room in `Flood.take`.
     """
     monkeypatch.setattr(writer_module, "EVENTS", 40)
-    monkeypatch.setattr(writer_module, "_EVENTS_AT_ONCE", 10)  # in hand they leave room for as many more
+    monkeypatch.setattr(writer_module, "_MAX_EVENTS_AT_ONCE", 10)  # in hand they leave room for as many more
     refused = [door.refuse(b"", token="wrong", peer=f"198.51.100.{n}") for n in range(100)]
     door.rows("ALTER TABLE audit_events RENAME TO elsewhere")
     with capture_logs() as logs:

@@ -27,7 +27,7 @@ from receiver.database.engine import open_engine
 from receiver.errors import Unavailable
 from receiver.keyring import Keyring
 from receiver.pipeline import Receipt
-from receiver.storage.accept.group_commit import _WATCH, COMMIT_TIMEOUT
+from receiver.storage.accept.group_commit import _WATCH_INTERVAL, COMMIT_TIMEOUT
 from receiver.storage.accept.ledger import MessageLedger
 from receiver.storage.evidence.audit_log import AuditEvent
 from receiver.storage.evidence.verify import verify
@@ -76,7 +76,7 @@ def engine(cluster: Cluster) -> Iterator[Engine]:
 
 def fails(future: Future[Any]) -> str:
     """The word with which it fails. Redox is promised an answer within five seconds; a busy machine may take longer."""
-    assert COMMIT_TIMEOUT + _WATCH < 5
+    assert COMMIT_TIMEOUT + _WATCH_INTERVAL < 5
     with pytest.raises(Unavailable) as caught:
         future.result(10)
     return str(caught.value)
@@ -411,7 +411,7 @@ def test_a_session_that_is_ended_by_an_operator_is_replaced(door: Door, ledger: 
 def test_a_network_that_swallows_everything_after_the_greeting(through: Wire, door: Door, wired: MessageLedger) -> None:
     """The first questions on a new connection are the driver's, not ours; waiting for them is ended as well.
 
-    Guards that `Recorder._hold` is the first of the listeners: else nobody has the socket that has to be cut.
+    Guards that `BatchWriter._keep_socket` is the first of the listeners: else nobody has the socket that has to be cut.
     """
     through.swallow_after_greeting = True
     assert fails(wired.accept(door.admit(body("1")))) in ("timed_out", "database_away")

@@ -13,7 +13,7 @@ from msgspec import structs
 from receiver.errors import Unavailable
 from receiver.keyring import Keyring
 from receiver.pipeline import Admitted
-from receiver.storage.accept.group_commit import _FLUSH
+from receiver.storage.accept.group_commit import _FLUSH_INTERVAL
 from receiver.storage.accept.ledger import MessageLedger
 from receiver.storage.accept.sql import LEAST
 from receiver.storage.evidence.audit_log import AuditEvent
@@ -407,7 +407,7 @@ def test_a_refusal_is_in_the_audit_within_a_second(door: Door, ledger: MessageLe
 
     The second is what the writer's flush promises; a machine that is busy with other things may take longer.
     """
-    assert _FLUSH <= 0.5
+    assert _FLUSH_INTERVAL <= 0.5
     content = b"a body with a canary"
     ledger.refuse(door.refuse(content, token="a token that is the canary", authorization="Bearer canary"))
     until(lambda: door.value("SELECT count(*) FROM audit_events WHERE action = 'message.refuse'"), "the refusal")

@@ -88,9 +88,7 @@ def test_an_edited_audit_row_is_found(stored: Door, edit: str) -> None:
     """Whichever column it was: the row is named, by writer, number and id."""
     number, writer = row(stored, 4)
     stored.rows(f"UPDATE audit_events SET {edit} WHERE id = {number}")
-    assert bad(stored) == (
-        f"audit_events writer {writer}, n 4, id {number}: edited, or inserted by somebody without the key"
-    )
+    assert bad(stored) == (f"audit_events writer {writer}, n 4, id {number}: edited, or inserted without the key")
 
 
 @pytest.mark.parametrize("n", [1, 3, 5])
@@ -158,9 +156,9 @@ def test_reordered_audit_rows_are_found(stored: Door) -> None:
 @pytest.mark.parametrize(
     ("where", "why"),
     [
-        ("inside", "inserted; that number is there already"),
-        ("at the end", "inserted by somebody without the key"),
-        ("as a writer", "inserted by somebody without the key"),
+        ("inside", "inserted; that number exists already"),
+        ("at the end", "inserted without the key"),
+        ("as a writer", "inserted without the key"),
     ],
 )
 def test_an_inserted_audit_row_is_found(stored: Door, where: str, why: str) -> None:
@@ -256,7 +254,7 @@ def test_a_deleted_message_is_found_by_its_audit(stored: Door) -> None:
 def test_an_edited_registry_row_is_found(stored: Door, table: str, edit: str) -> None:
     """What opens the door, and what is done behind it, is signed too."""
     number = stored.value(f"UPDATE {table} SET {edit} RETURNING id")
-    assert bad(stored) == f"{table} id {number}: edited, or inserted by somebody without the key"
+    assert bad(stored) == f"{table} id {number}: edited, or inserted without the key"
 
 
 def test_a_payload_that_was_changed_or_moved_is_found(stored: Door) -> None:
@@ -268,7 +266,7 @@ def test_a_payload_that_was_changed_or_moved_is_found(stored: Door) -> None:
     stored.rows(f"UPDATE payloads SET message_id = {first} WHERE message_id = {second}")
     stored.rows(f"UPDATE payloads SET message_id = {second} WHERE message_id = -1")
     assert prove(stored).first_bad is None
-    assert bad(stored, payloads=True).startswith(f"payloads message_id {first}: what is sealed as payload:")
+    assert bad(stored, payloads=True).startswith(f"payloads message_id {first}: the data sealed to payload:")
 
 
 def test_a_payload_of_no_message_is_found(stored: Door) -> None:
@@ -289,7 +287,7 @@ def test_a_body_that_is_not_the_messages_is_found(stored: Door) -> None:
         sealed=sealed,
         id=message.id,
     )
-    assert bad(stored, payloads=True) == f"payloads message_id {message.id}: not what the message's digest says"
+    assert bad(stored, payloads=True) == f"payloads message_id {message.id}: does not match the message's digest"
 
 
 def test_purged_payloads_are_no_fault(stored: Door) -> None:
@@ -302,7 +300,7 @@ def test_a_keyring_that_lacks_the_key_is_named(stored: Door) -> None:
     """Not a change of the row: the operator has the wrong file."""
     found = prove(stored, keyring=create(datetime.now(UTC))).first_bad
     assert found is not None
-    assert found.endswith(f"signed with key {stored.keyring.current('mac').id}, which this keyring does not hold")
+    assert found.endswith(f"signed with key {stored.keyring.current('mac').id}, which this keyring lacks")
 
 
 def test_rows_signed_with_an_older_key_still_hold(stored: Door) -> None:

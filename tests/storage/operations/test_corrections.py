@@ -339,9 +339,7 @@ class TestReplay:
         """Where no handler takes the kind, that is said, and by which name none does."""
         (number,) = arrive(door, ledger, body())
         where = MessageFilter(ids=(number,))
-        assert whys(only(verbs.replay(where, now(), reason=WHY))) == [
-            "no handler that is enabled takes PatientAdmin.Arrival"
-        ]
+        assert whys(only(verbs.replay(where, now(), reason=WHY))) == ["no enabled handler takes PatientAdmin.Arrival"]
         assert "other is not enabled" in whys(only(verbs.replay(where, now(), handler="other", reason=WHY)))[0]
 
     def test_neither_quarantine_nor_query(self, door: Door, ledger: MessageLedger, verbs: Corrections) -> None:

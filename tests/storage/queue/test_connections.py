@@ -18,11 +18,11 @@ def test_work_that_stands_still_keeps_no_locks(engine: Engine, database_url: str
     on the same connection, was not ended before.
     """
     work = PluginConnection(database_url)
-    work.patience = 3600.0
+    work.timeout = 3600.0
     pid = work.connection().scalar(text("SELECT pg_backend_pid()"))
     assert work.connection().scalar(text("SHOW idle_in_transaction_session_timeout")) == "1h"
     work.commit()
-    work.patience = 0.2
+    work.timeout = 0.2
     assert work.connection().scalar(text("SELECT pg_backend_pid()")) == pid
     until(lambda: not _lives(engine, pid), "the session ends")
     work.drop()

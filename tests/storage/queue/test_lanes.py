@@ -658,7 +658,7 @@ def test_success_starts_the_next_lane_s(rows: Rows, change: str, started: int | 
     lanes.start(rows.connection, first, one)
     rows.do(change)
 
-    assert lanes.succeed(rows.connection, first, one, 1, following=two, beside=second) == (True, started)
+    assert lanes.succeed(rows.connection, first, one, 1, following=two, next_lease=second) == (True, started)
     assert rows.one("SELECT state, epoch FROM deliveries WHERE id = :id", id=one) == ("succeeded", 1)
     assert rows.one("SELECT attempts, epoch FROM deliveries WHERE id = :id", id=two) == (started or 0, started)
 

@@ -117,7 +117,7 @@ def test_replace(engine: Engine, keyring: Keyring, verbs: ApiKeys) -> None:
 
     assert (known.legacy, key.kid) == (False, "k")
     assert known.version != before.version
-    with pytest.raises(NotFound, match="leave --replace away"):
+    with pytest.raises(NotFound, match="omit --replace"):
         verbs.add_api_key("other", where(), LEGACY, NOW, replace=True)
 
 
