@@ -32,6 +32,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, UUID
 
+from receiver.states import DeliveryState, LaneState, MessageState, OutboxState
+
 metadata: Final = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -270,7 +272,7 @@ messages = Table(
     Column("id_conflict", Boolean, nullable=False),
     _time("patients_indexed_at"),  # when the worker filled patient_digests
     *_mac(),
-    _one_of("state", "accepted", "unhandled", "quarantined", "discarded"),
+    _one_of("state", *MessageState),
     Index("ix_messages_quarantined", "destination_id", "id", postgresql_where=text("state = 'quarantined'")),
     Index("ix_messages_patients_unindexed", "id", postgresql_where=text("patients_indexed_at IS NULL")),
     Index("ix_messages_received_at", "received_at", postgresql_using="brin"),
@@ -338,7 +340,7 @@ deliveries = Table(
     _time("started_at"),  # of the current attempt, or one lost with its process
     _time("finished_at"),
     UniqueConstraint("message_id", "handler", "generation"),
-    _one_of("state", "pending", "succeeded", "dead", "skipped"),
+    _one_of("state", *DeliveryState),
     Index("ix_deliveries_pending", "lane", "id", postgresql_where=text("state = 'pending'")),
     # Unordered lanes: finds what may run now without reading what may not.
     Index(
@@ -378,7 +380,7 @@ lanes = Table(
     _text("owner", nullable=True),
     Column("epoch", BigInteger, nullable=False, server_default=text("0")),
     _time("lease_until"),
-    _one_of("state", "ready", "waiting", "held", "paused"),
+    _one_of("state", *LaneState),
     Index("ix_lanes_leased", "lease_until", postgresql_where=text("owner IS NOT NULL")),
 )
 
@@ -462,7 +464,7 @@ outbound_requests = Table(
     _time("started_at"),  # of the current attempt, or one lost with its process
     _time("finished_at"),
     _one_of("call", "send", "query", "fhir", "upload"),
-    _one_of("state", "pending", "sent", "dead", "held"),
+    _one_of("state", *OutboxState),
     Index("ix_outbound_requests_pending", "lane", "id", postgresql_where=text("state = 'pending'")),
     Index("ix_outbound_requests_unsent", "state", "id", postgresql_where=text("state IN ('dead', 'held')")),
 )

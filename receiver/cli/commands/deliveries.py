@@ -29,6 +29,7 @@ from receiver.cli.options import (
     until_option,
 )
 from receiver.cli.session import opened
+from receiver.states import DeliveryState
 from receiver.storage.operations import queries
 from receiver.storage.operations.disclosure import disclose_error
 from receiver.storage.operations.queries import DeliveryFilter
@@ -49,7 +50,7 @@ NONE: Final = (
     "no delivery yet: each message makes one for each handler that is enabled for its kind; see "
     "`redox-receiver handlers list`"
 )
-STATES: Final = ("pending", "succeeded", "dead", "skipped")
+STATES: Final = tuple(state.value for state in DeliveryState)
 
 
 @click.group()

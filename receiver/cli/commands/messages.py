@@ -33,12 +33,13 @@ from receiver.cli.options import (
     until_option,
 )
 from receiver.cli.session import opened
+from receiver.states import MessageState
 from receiver.storage.operations import queries
 from receiver.storage.operations.disclosure import disclose
 from receiver.storage.operations.queries import AuditFilter, DeliveryFilter, MessageFilter
 
 COLUMNS: Final = ("id", "received_at", "destination", "kind", "source_id", "state", "quarantine_reason", "size")
-STATES: Final = ("accepted", "unhandled", "quarantined", "discarded")
+STATES: Final = tuple(state.value for state in MessageState)
 NONE: Final = (
     "no message yet: Redox posts them to the URLs of `redox-receiver destination list`, and "
     "`redox-receiver simulate` sends made-up ones"

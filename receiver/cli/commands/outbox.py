@@ -30,11 +30,12 @@ from receiver.cli.options import (
 from receiver.cli.session import Session, opened
 from receiver.errors import NotFound
 from receiver.outbound.outbox.bodies import read_call
+from receiver.states import OutboxState
 from receiver.storage.operations import outbound_requests
 from receiver.storage.operations.outbound_requests import OutboundRecords, RequestFilter
 
 COLUMNS: Final = ("id", "kind", "api_key", "state", "attempts", "status", "error_class", "ready_at", "created_at")
-STATES: Final = ("pending", "sent", "dead", "held")
+STATES: Final = tuple(state.value for state in OutboxState)
 # So many of those that were left are named; --json names all.
 _TOLD: Final = 10
 _FILE: Final = click.Path(dir_okay=False, path_type=Path)
