@@ -19,7 +19,7 @@ log: Final = structlog.get_logger(__name__)
 MAX_CLOCK_SKEW: Final = timedelta(seconds=2)
 # A larger difference is not believed: otherwise, a change of the database's clock could revive expired credentials.
 # Larger than any time zone error.
-BELIEVED: Final = timedelta(hours=24)
+MAX_BELIEVED_SKEW: Final = timedelta(hours=24)
 # What the operator should do.
 FIX: Final = "use NTP to set the clocks of this host and of the database host"
 # How long the database may take to answer: the result is as uncertain as that.
@@ -41,7 +41,7 @@ def skew_message(ahead: timedelta) -> str:
 
 
 class Clock:
-    """The time by the database's clock, once it was compared; by this host's until then, or beyond BELIEVED.
+    """The time by the database's clock, once it was compared; by this host's until then, or beyond MAX_BELIEVED_SKEW.
 
     Thread-safe.
     """
@@ -59,9 +59,11 @@ class Clock:
         ahead = clock_skew(connection)
         if ahead is None:
             return
-        believed = abs(ahead) <= BELIEVED
+        believed = abs(ahead) <= MAX_BELIEVED_SKEW
         if not believed and self._believed:
-            log.error("clock.not_believed", ahead=round(ahead.total_seconds(), 1), bound=BELIEVED.total_seconds())
+            log.error(
+                "clock.not_believed", ahead=round(ahead.total_seconds(), 1), bound=MAX_BELIEVED_SKEW.total_seconds()
+            )
         self._believed = believed
         if abs(ahead) < MAX_CLOCK_SKEW or not believed:
             ahead = timedelta(0)

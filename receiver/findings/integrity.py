@@ -40,7 +40,7 @@ def registry_rows(view: View) -> Iterator[Finding]:
 
 def public_keys(view: View) -> Iterator[Finding]:
     """Find keys of a URL that cannot be fetched, or that are stale and no longer trusted."""
-    for each in jwks_refresher.troubles(view.connection):
+    for each in jwks_refresher.failing_keys(view.connection):
         why = "" if each.failure is None else f" ({each.failure})"
         since = f"since {each.fetched_at:%Y-%m-%d %H:%M} UTC"
         details = {

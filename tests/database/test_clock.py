@@ -37,7 +37,7 @@ def test_a_clock_that_is_too_far_away_is_not_believed(
     known = Clock()
     with (
         engine.connect() as connection,
-        time_machine.travel(datetime.now(UTC) + sign * (clock.BELIEVED + timedelta(minutes=1))),
+        time_machine.travel(datetime.now(UTC) + sign * (clock.MAX_BELIEVED_SKEW + timedelta(minutes=1))),
     ):
         known.compare(connection)
         known.compare(connection)

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from receiver.outbound.outbox import Caller, Outbox
 from receiver.simulator.api import FakeRedoxApi, Fault, Received
-from receiver.storage.queue.outbox import MOST_UNANSWERED
+from receiver.storage.queue.outbox import MAX_UNANSWERED
 from receiver.storage.registry.api_keys import ApiEndpoint, ApiKeys, OAuthKeySpec
 from receiver.worker import discovery
 from tests.outbound.conftest import KEY, PRIVATE, jwks_of
@@ -165,7 +165,7 @@ def test_dead_after_so_many_attempts(speaking: World, api: FakeRedoxApi) -> None
     """A request whose answers are lost is dead after the last attempt, and the lane goes on."""
     for number in (1, 2):
         outbox(speaking).send(note(number, "destination-1"))
-    speaking.execute("UPDATE outbound_requests SET unanswered = :most WHERE id = 1", most=MOST_UNANSWERED - 1)
+    speaking.execute("UPDATE outbound_requests SET unanswered = :most WHERE id = 1", most=MAX_UNANSWERED - 1)
     api.fail("/endpoint", Fault.DROP_AFTER)
     start(speaking)
     until_requests(speaking, "dead", "sent")

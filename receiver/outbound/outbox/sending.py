@@ -24,7 +24,7 @@ from receiver.outbound.outbox.recording import Caller, OutboundRecorder, begun, 
 from receiver.retry_policy import pause
 from receiver.storage.queue import outbox
 from receiver.storage.queue.lanes import Lease
-from receiver.storage.queue.outbox import MOST_UNANSWERED, QueuedRequest, RequestOutcome
+from receiver.storage.queue.outbox import MAX_UNANSWERED, QueuedRequest, RequestOutcome
 
 log: Final = structlog.get_logger(__name__)
 
@@ -58,7 +58,7 @@ class LaneSender:
 
     def _send_request(self, lease: Lease, queued: QueuedRequest) -> bool:
         """Send one request. Returns True if the lane may continue."""
-        if queued.lost and queued.unanswered + 1 >= MOST_UNANSWERED:
+        if queued.lost and queued.unanswered + 1 >= MAX_UNANSWERED:
             return self._end(lease, queued, queued.attempts, RequestOutcome(state="dead", error_class="WorkerLost"))
         try:
             call = self._recorder.bodies.open_call(queued.request_key, queued.request, queued.uuid, queued.api_key)
@@ -116,7 +116,7 @@ class LaneSender:
 def next_action(exc: Exception, end: RequestOutcome, *, attempt: int, unanswered: int) -> RequestOutcome:
     """Decide what happens after a failed attempt: the request is dead, or is sent again after a pause.
 
-    It is dead at once if Redox rejects it, and dead after MOST_UNANSWERED attempts that Redox may have processed. Other
+    It is dead at once if Redox rejects it, and dead after MAX_UNANSWERED attempts that Redox may have processed. Other
     failures (no connection, too many requests, a rejected key or certificate) do not count.
     """
     if isinstance(exc, Rejected | Unsendable):
@@ -125,7 +125,7 @@ def next_action(exc: Exception, end: RequestOutcome, *, attempt: int, unanswered
         isinstance(exc, ReceiverError) and not isinstance(exc, OutboundError)
     )
     acted_on = not ours and not (isinstance(exc, OutboundError) and exc.not_processed)
-    if acted_on and unanswered + 1 >= MOST_UNANSWERED:
+    if acted_on and unanswered + 1 >= MAX_UNANSWERED:
         return replace(end, unanswered=True)
     asked = exc.retry_after if isinstance(exc, OutboundError) else None
     return replace(end, state="pending", unanswered=acted_on, pause=max(pause(attempt), asked or 0.0))

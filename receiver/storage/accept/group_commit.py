@@ -27,7 +27,7 @@ from receiver.storage.accept.message_builder import (
     fold,
     resolve_future,
 )
-from receiver.storage.accept.sql import LEAST
+from receiver.storage.accept.sql import MIN_QUARANTINED_SIZE
 from receiver.storage.evidence.audit_log import AuditEvent, FloodControl
 
 log: Final = structlog.get_logger(__name__)
@@ -333,7 +333,7 @@ class QuarantineQuota:
                 asked, held = time.monotonic(), self._recorder.quarantined(destination)
             except Unavailable as exc:
                 return str(exc)
-        held += max(entry.row["size"], LEAST)
+        held += max(entry.row["size"], MIN_QUARANTINED_SIZE)
         if held > self._limit:
             log.error("quarantine.full", destination=entry.admitted.destination.name)
             return "quarantine_full"

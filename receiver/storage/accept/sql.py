@@ -234,9 +234,9 @@ INLINE_PENDING: Final = """
 SELECT id FROM deliveries WHERE message_id = %(message_id)s AND inline AND state = 'pending' ORDER BY id"""
 
 # The least size that counts for a body in quarantine: its rows take that much.
-LEAST: Final = 2048
+MIN_QUARANTINED_SIZE: Final = 2048
 QUARANTINED_BYTES: Final = f"""
-SELECT coalesce(sum(greatest(size, {LEAST})), 0)::bigint FROM messages
+SELECT coalesce(sum(greatest(size, {MIN_QUARANTINED_SIZE})), 0)::bigint FROM messages
 WHERE destination_id = %(destination_id)s AND state = 'quarantined'"""
 LAST_USED: Final = """
 WITH u AS (SELECT * FROM unnest(%(id)s::bigint[], %(at)s::timestamptz[]) AS u(id, at)),

@@ -29,7 +29,7 @@ _UNORDERED: Final = "'^[^/]+/[^/]+/any:'"
 _UNORDERED_LANE: Final = re.compile(_UNORDERED.strip("'"))
 _DUPLICATE: Final = "23505"
 # Up to this many lanes of one handler each have their own waiting job. Beyond that, one job covers all of them.
-FEW: Final = 16
+MAX_JOBS: Final = 16
 # How many deliveries a handler process reads from each lane when it has many lanes.
 HEADS: Final = 8
 # How many deliveries it reads ahead from a single lane.
@@ -547,7 +547,7 @@ WHERE NOT EXISTS (
     SELECT FROM procrastinate.procrastinate_jobs WHERE status = 'todo' AND queueing_lock = %(lane)s)"""
 _WAITING_JOBS: Final = f"""
 SELECT count(*) FROM (SELECT FROM procrastinate.procrastinate_jobs
-                      WHERE status = 'todo' AND queue_name = %(handler)s LIMIT {FEW}) AS few"""
+                      WHERE status = 'todo' AND queue_name = %(handler)s LIMIT {MAX_JOBS}) AS few"""
 
 _OTHERS_WAIT: Final = """
 SELECT EXISTS (
@@ -597,7 +597,7 @@ def wake(connection: Connection, names: Sequence[str]) -> None:
         single = [lane for lane in lanes if _UNORDERED_LANE.match(lane)]
         ordered = [lane for lane in lanes if not _UNORDERED_LANE.match(lane)]
         waiting = int(connection.exec_driver_sql(_WAITING_JOBS, {"handler": handler}).scalar_one()) if ordered else 0
-        if waiting + len(ordered) > FEW:
+        if waiting + len(ordered) > MAX_JOBS:
             _unless_done(defer_many, connection, handler)
         else:
             single += ordered

@@ -23,7 +23,7 @@ from receiver.storage.queue.lanes import Lease
 # The Procrastinate queue of the lanes' jobs. No handler's name begins like this.
 QUEUE: Final = "@outbox"
 # Attempts without a usable answer, after which a request is dead: with pauses up to ten minutes, about two hours.
-MOST_UNANSWERED: Final = 20
+MAX_UNANSWERED: Final = 20
 # What may stand in a lane's name unchanged: a UUID, a slug with its environment. Other values are replaced by a digest.
 _PLAIN_NAME: Final = re.compile(r"[\w./-]{1,80}", re.ASCII)
 

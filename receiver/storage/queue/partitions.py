@@ -13,7 +13,7 @@ from sqlalchemy import Connection, text
 
 WEEK: Final = timedelta(days=7)
 # Created ahead, so that weeks without a worker do not fill the default partition.
-AHEAD: Final = 8
+WEEKS_AHEAD: Final = 8
 _LOCK: Final = 0x7061796C6F616473  # "payloads" as a number
 _FIRST_WEEK: Final = datetime(2024, 1, 1, tzinfo=UTC)  # a Monday
 
@@ -38,7 +38,7 @@ def ensure(connection: Connection, now: datetime) -> list[str]:
     connection.execute(text("SET LOCAL lock_timeout = '2s'"))
     # One process at a time: others do not see the tables before the commit.
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-    for ahead in range(AHEAD):
+    for ahead in range(WEEKS_AHEAD):
         start = week_of(now) + ahead * WEEK
         name = name_of(start)
         if connection.scalar(text("SELECT to_regclass(:name)"), {"name": name}) is None:

@@ -173,7 +173,7 @@ KINDS: Final[Mapping[str, type[_Settings]]] = {
 DIGESTED: Final = frozenset({"token", "oauth"})
 SEALED: Final = frozenset({"hmac", "sigv4", "mtls"})
 # The minimum length: shorter secrets could be guessed. AWS's own secret keys have 40 characters.
-LEAST: Final = MIN_TOKEN_LENGTH
+MIN_SECRET_LENGTH: Final = MIN_TOKEN_LENGTH
 
 _FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}")
 _HOST: Final = re.compile(r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")  # RFC 9110 7.2, in lower case
@@ -220,9 +220,9 @@ class CredentialFactory:
         """Return the settings to store. Raises ConfigurationError naming the invalid one."""
         if (secret is not None) != (kind in DIGESTED | SEALED):
             raise ConfigurationError(f"kind {kind} has {'no' if secret is not None else 'a'} secret")
-        if secret is not None and len(secret.partition(b"\n")[0]) < LEAST:
+        if secret is not None and len(secret.partition(b"\n")[0]) < MIN_SECRET_LENGTH:
             raise ConfigurationError(
-                f"a secret of kind {kind} has at least {LEAST} characters: a shorter one could be guessed"
+                f"a secret of kind {kind} has at least {MIN_SECRET_LENGTH} characters: a shorter one could be guessed"
             )
         try:
             read = msgspec.convert(dict(settings), KINDS[kind])

@@ -42,7 +42,7 @@ UPDATE key_sets SET tried_at = now() WHERE id = (
     ORDER BY k.tried_at LIMIT 1 FOR UPDATE SKIP LOCKED)
 RETURNING *"""
 # The credentials that use the keys of a URL, and the age of those keys.
-_TROUBLES: Final = """
+_FAILING_KEYS: Final = """
 SELECT k.url, k.failure, k.fetched_at, extract(epoch FROM now() - k.fetched_at)::float8 AS age,
        t.name AS destination, c.id AS credential, c.kind, c.settings -> 'max_stale' AS max_stale
 FROM key_sets k JOIN credentials c ON c.settings ->> 'jwks_url' = k.url JOIN destinations t ON t.id = c.destination_id
@@ -68,10 +68,10 @@ class StaleKeys:
     stale: bool
 
 
-def troubles(connection: Connection) -> list[StaleKeys]:
+def failing_keys(connection: Connection) -> list[StaleKeys]:
     """Return the live credentials whose last fetch failed, or whose keys are stale."""
     found = []
-    for row in connection.exec_driver_sql(_TROUBLES).mappings():
+    for row in connection.exec_driver_sql(_FAILING_KEYS).mappings():
         values = dict(row)
         most = values.pop("max_stale")
         stale = values["age"] >= (most if isinstance(most, int) else MAX_STALE)

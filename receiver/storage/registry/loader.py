@@ -44,7 +44,7 @@ from receiver.storage.registry.credentials import CredentialFactory, KeySet, Key
 
 log: Final = structlog.get_logger(__name__)
 
-POLL: Final = 0.5
+POLL_INTERVAL: Final = 0.5
 # The tables that `load_registry` reads.
 _SIGNED: Final = (
     schema.destinations,
@@ -218,7 +218,7 @@ def _subscription(row: Mapping[str, Any]) -> Subscription:
 
 
 class RegistryFollower:
-    """Keeps the registry in memory, at most POLL seconds behind the database; the last one known while that is
+    """Keeps the registry in memory, at most POLL_INTERVAL seconds behind the database; the last one known while that is
     unavailable.
 
     Each time the version changes, the host's keys are compared with the database's again. If this host lacks one, the
@@ -257,10 +257,10 @@ class RegistryFollower:
         """Stop following. Waits briefly for a running query."""
         self._stop.set()
         if self._thread.is_alive():
-            self._thread.join(2 * POLL)
+            self._thread.join(2 * POLL_INTERVAL)
 
     def _follow(self) -> None:
-        while not self._stop.wait(POLL):
+        while not self._stop.wait(POLL_INTERVAL):
             self._poll()
 
     def _poll(self) -> None:

@@ -24,7 +24,7 @@ from receiver.outbound.outbox import Caller
 from receiver.outbound.outbox.sending import LaneSender, next_action
 from receiver.simulator.api import Fault, SimulatedApiAnswer
 from receiver.storage.queue import outbox as stored
-from receiver.storage.queue.outbox import MOST_UNANSWERED, RequestOutcome
+from receiver.storage.queue.outbox import MAX_UNANSWERED, RequestOutcome
 from tests.outbound.conftest import message, query
 from tests.outbound.outbox.conftest import Desk
 
@@ -178,7 +178,7 @@ def test_dead_after_so_many_that_redox_may_have_had(desk: Desk) -> None:
     for number in (1, 2):
         outbox.send(numbered(number))
     desk.execute(
-        "UPDATE outbound_requests SET attempts = 500, unanswered = :most WHERE id = 1", most=MOST_UNANSWERED - 1
+        "UPDATE outbound_requests SET attempts = 500, unanswered = :most WHERE id = 1", most=MAX_UNANSWERED - 1
     )
     desk.api.fail("/endpoint", Fault.UNAVAILABLE)
     desk.send()
@@ -226,7 +226,7 @@ def test_an_attempt_that_was_lost_counts_and_is_made_again(desk: Desk) -> None:
     assert (row.state, row.attempts, row.unanswered) == ("sent", 2, 1)
 
     desk.outbox().send(numbered(2))
-    desk.execute(f"{lost} WHERE state = 'pending'", count=MOST_UNANSWERED - 1)
+    desk.execute(f"{lost} WHERE state = 'pending'", count=MAX_UNANSWERED - 1)
     desk.send()
     assert desk.rows()[1].state == "dead"
     assert desk.rows()[1].error_class == "WorkerLost"
@@ -335,5 +335,5 @@ def test_judge(error: OutboundError, state: str, unanswered: bool) -> None:
 
     assert (judged.state, judged.unanswered) == (state, unanswered)
     assert (judged.pause is not None) is (state == "pending")
-    last = next_action(error, REFUSED, attempt=1, unanswered=MOST_UNANSWERED - 1)
+    last = next_action(error, REFUSED, attempt=1, unanswered=MAX_UNANSWERED - 1)
     assert last.state == ("dead" if unanswered else state)

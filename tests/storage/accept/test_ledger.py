@@ -15,7 +15,7 @@ from receiver.keyring import Keyring
 from receiver.pipeline import Admitted
 from receiver.storage.accept.group_commit import _FLUSH_INTERVAL
 from receiver.storage.accept.ledger import MessageLedger
-from receiver.storage.accept.sql import LEAST
+from receiver.storage.accept.sql import MIN_QUARANTINED_SIZE
 from receiver.storage.evidence.audit_log import AuditEvent
 from receiver.storage.evidence.encryption import Sealer, payload_binding
 from receiver.storage.evidence.verify import verify
@@ -378,7 +378,7 @@ def test_quarantine_holds_so_many_bytes_and_then_redox_must_keep_them(
 def test_small_bodies_fill_quarantine_too(door: Door, open_ledger: Callable[..., MessageLedger]) -> None:
     """What a row takes counts, so that a flood of bodies of one byte ends; also for another process that looks."""
     for offset in (0, 1):
-        ledger = open_ledger(quarantine_quota=4 * LEAST)
+        ledger = open_ledger(quarantine_quota=4 * MIN_QUARANTINED_SIZE)
         for n in range(2):
             assert ledger.accept(door.admit(bytes([65 + 2 * offset + n]))).result(10).outcome == "quarantined"
     with pytest.raises(Unavailable, match="quarantine_full"):

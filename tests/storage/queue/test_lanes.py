@@ -675,7 +675,7 @@ def jobs(rows: Rows) -> list[str]:
 def test_one_job_for_many(rows: Rows) -> None:
     """A few lanes have a job each; for many of one handler there is one, which tells of the handler; a lane without
     order always has its own. Telling twice makes no more."""
-    few = many(rows, lanes.FEW)
+    few = many(rows, lanes.MAX_JOBS)
     for _ in range(2):
         lanes.wake(rows.connection, few[:2])
     assert jobs(rows) == few[:2]

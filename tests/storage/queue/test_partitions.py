@@ -17,7 +17,7 @@ from sqlalchemy.exc import OperationalError
 from receiver.database.engine import sqlstate
 from receiver.storage.accept.ledger import MessageLedger
 from receiver.storage.evidence.verify import verify
-from receiver.storage.queue.partitions import AHEAD, WEEK, ensure, name_of, week_of
+from receiver.storage.queue.partitions import WEEK, WEEKS_AHEAD, ensure, name_of, week_of
 from tests.storage.door import Door, body
 from tests.storage.hand import arrive
 
@@ -60,10 +60,10 @@ def test_the_weeks_ahead_are_made_once(engine: Engine) -> None:
     """The first call makes what is missing, the second nothing; weeks that follow one another have no gap."""
     with engine.begin() as connection:
         made = ensure(connection, LATER)
-        assert made == [name_of(week_of(LATER) + n * WEEK) for n in range(AHEAD)]
+        assert made == [name_of(week_of(LATER) + n * WEEK) for n in range(WEEKS_AHEAD)]
         assert ensure(connection, LATER) == []
-        assert ensure(connection, LATER + WEEK) == [name_of(week_of(LATER) + AHEAD * WEEK)]
-    for n in range(AHEAD + 1):
+        assert ensure(connection, LATER + WEEK) == [name_of(week_of(LATER) + WEEKS_AHEAD * WEEK)]
+    for n in range(WEEKS_AHEAD + 1):
         begin = week_of(LATER) + n * WEEK
         assert put(engine, begin, n) == put(engine, begin + WEEK - timedelta(microseconds=1), n) == name_of(begin)
 
@@ -106,7 +106,7 @@ def test_partitions_are_alike(engine: Engine) -> None:
                 "FROM pg_inherits i WHERE inhparent = 'payloads'::regclass"
             )
         ).all()
-    assert len(shapes) >= 2 * AHEAD + 1
+    assert len(shapes) >= 2 * WEEKS_AHEAD + 1
     assert len({str(tuple(shape)[1:]) for shape in shapes}) == 1
 
 
@@ -135,7 +135,7 @@ def test_the_feed_goes_on_while_partitions_are_made(door: Door, ledger: MessageL
     assert codes == ["55P03"]  # told to come again, and not waiting for ever
     assert accepted
     with door.engine.begin() as connection:
-        assert len(ensure(connection, LATER)) == AHEAD
+        assert len(ensure(connection, LATER)) == WEEKS_AHEAD
         assert verify(connection, door.keyring, payloads=True).first_bad is None
 
 
@@ -149,7 +149,7 @@ def test_two_workers_make_them_once(engine: Engine) -> None:
         first.commit()
         thread.join()
         second.commit()
-    assert (len(made), others) == (AHEAD, [[]])
+    assert (len(made), others) == (WEEKS_AHEAD, [[]])
 
 
 def test_what_follows_in_the_transaction_waits_as_long_as_it_likes(engine: Engine) -> None:

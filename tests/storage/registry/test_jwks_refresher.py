@@ -17,7 +17,7 @@ from receiver import keyring as keyrings
 from receiver.errors import ConfigurationError
 from receiver.keyring import Keyring
 from receiver.outbound.jwks import fetch
-from receiver.storage.registry.jwks_refresher import JwksRefresher, troubles
+from receiver.storage.registry.jwks_refresher import JwksRefresher, failing_keys
 from receiver.storage.registry.loader import RegistryFollower, load_registry, stale_credentials
 from tests.protocol.verification.issuers import RSA_FIRST, RSA_SECOND, PrivateKey, jwk
 from tests.simulator.endpoint import Door as Site
@@ -116,12 +116,12 @@ def test_keys_that_are_too_old_are_not_trusted(door: Door, engine: Engine, keyri
         assert not stale(door)
         with engine.connect() as connection:
             assert 0 < load_registry(connection, keyring).reload_after <= 3600
-            assert troubles(connection) == []
+            assert failing_keys(connection) == []
         door.rows("UPDATE key_sets SET fetched_at = now() - interval '61 minutes', failure = 'nobody there'")
         assert stale(door)
         with engine.connect() as connection:
             assert load_registry(connection, keyring).reload_after <= 5
-            [found] = troubles(connection)
+            [found] = failing_keys(connection)
         assert (found.destination, found.kind, found.failure, found.stale) == (DESTINATION, "jwt", "nobody there", True)
         due(door)
         assert JwksRefresher(engine, keyring, fetch, every=300).renew_one()

@@ -20,7 +20,7 @@ from receiver.protocol.registry import Destination, HmacCredential, Registry, To
 from receiver.storage import schema
 from receiver.storage.evidence.macs import mac_key, row_mac
 from receiver.storage.registry.changes import RegistryChanges, record_keys
-from receiver.storage.registry.loader import POLL, RegistryFollower, load_registry, unproved_rows
+from receiver.storage.registry.loader import POLL_INTERVAL, RegistryFollower, load_registry, unproved_rows
 from tests.storage.door import DESTINATION, SOURCE, TOKEN, Door, body, handler, until
 from tests.support.postgres import drop_database, new_database
 
@@ -329,14 +329,14 @@ def test_a_change_is_followed_within_a_second(door: Door, follower: RegistryFoll
     until(lambda: known(follower).subscriptions, "the handler")
     door.registration.pause_handler("register", door.now, destination=None, reason="test")
     until(lambda: known(follower).subscriptions[0].paused, "the pause")
-    assert POLL < 1
+    assert POLL_INTERVAL < 1
 
 
 def test_what_does_not_change_is_not_loaded_again(door: Door, follower: RegistryFollower) -> None:
     """One small question is asked each time."""
     before = follower.current
     asked = door.value("SELECT version FROM registry_version")
-    threading.Event().wait(3 * POLL)
+    threading.Event().wait(3 * POLL_INTERVAL)
     assert follower.current is before
     assert before is not None
     assert before.version == asked
@@ -346,7 +346,7 @@ def test_the_last_one_is_kept_while_it_cannot_be_read(door: Door, follower: Regi
     """Requests are judged by it; when it can be read again, changes are followed again."""
     before = follower.current
     door.rows("ALTER TABLE registry_version RENAME TO elsewhere")
-    threading.Event().wait(3 * POLL)
+    threading.Event().wait(3 * POLL_INTERVAL)
     assert follower.current is before
     door.rows("ALTER TABLE elsewhere RENAME TO registry_version")
     door.registration.disable_source(DESTINATION, SOURCE, door.now)
@@ -362,7 +362,7 @@ def test_it_never_goes_back(door: Door, follower: RegistryFollower, capsys: pyte
         connection.execute(text("UPDATE credentials SET revoked_at = NULL, mac = :mac"), {"mac": before.mac})
         connection.execute(text("UPDATE registry_version SET version = :version"), {"version": before.version})
     until(lambda: "registry.went_back" in capsys.readouterr().out, "the log line")
-    threading.Event().wait(3 * POLL)
+    threading.Event().wait(3 * POLL_INTERVAL)
     assert not live(known(follower).credentials[0], door.now)
     assert "registry.went_back" not in capsys.readouterr().out
     door.registration.disable_source(DESTINATION, SOURCE, door.now)
