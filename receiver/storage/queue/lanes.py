@@ -441,8 +441,8 @@ def succeed(
 ) -> tuple[bool, int | None]:
     """Record the success, and start the next delivery. Returns (recorded, the attempt of the next delivery or None).
 
-    `next_lease`: the lease of the next delivery, if it is in another lane of the same owner, handler and destination. If the
-    success is not recorded, the lease is lost: roll back everything in the transaction.
+    `next_lease`: the lease of the next delivery, if it is in another lane of the same owner, handler and destination. If
+    the success is not recorded, the lease is lost: roll back everything in the transaction.
     """
     after = next_lease or fence
     done, started, _ = connection.exec_driver_sql(

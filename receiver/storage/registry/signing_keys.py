@@ -143,7 +143,7 @@ def rows(connection: Connection) -> list[dict[str, Any]]:
 
 
 def active(connection: Connection, keyring: Keyring) -> tuple[str, bytes]:
-    """Return (kid, private key as PEM) of the active key. Raises ConfigurationError if no key is active, IntegrityError."""
+    """Return (kid, private key as PEM) of the active key. Raises ConfigurationError (no active key), IntegrityError."""
     row = connection.execute(select(_table).where(_table.c.state == "active")).one_or_none()
     if row is None:
         raise ConfigurationError("no signing key is there to sign with: run `redox-receiver signing-key new`")
