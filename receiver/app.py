@@ -38,7 +38,8 @@ from receiver.settings import Settings
 from receiver.storage import schema
 from receiver.storage.accept.ledger import MessageLedger
 from receiver.storage.accept.replay_guard import ReplayGuard
-from receiver.storage.evidence.audit_log import AuditEvent, network
+from receiver.storage.evidence.audit_log import AuditEvent
+from receiver.storage.evidence.flood_control import network
 from receiver.storage.queue.heartbeats import Heartbeat
 from receiver.storage.registry import loader
 from receiver.storage.registry.changes import check_keys

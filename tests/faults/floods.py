@@ -29,7 +29,7 @@ from sqlalchemy import Engine, text
 
 from receiver.database.engine import open_engine
 from receiver.simulator.attacks import AttackTarget
-from receiver.storage.evidence.audit_log import NAMED, ROWS_IN_ALL
+from receiver.storage.evidence.flood_control import NAMED, ROWS_IN_ALL
 from tests.cli.machine import SOURCE, Machine, machine
 from tests.faults.report import Section, Tell
 from tests.support.waiting import until

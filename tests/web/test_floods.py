@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from receiver import logs
-from receiver.storage.evidence.audit_log import REPEATS, ROWS_EACH
+from receiver.storage.evidence.flood_control import REPEATS, ROWS_EACH
 from receiver.storage.operations import queries
 from tests.support.waiting import until
 from tests.web.conftest import Site, message, sent

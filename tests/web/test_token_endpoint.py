@@ -13,7 +13,7 @@ import pytest
 from receiver.errors import BadTransfer, Unavailable
 from receiver.protocol.message import Nonce, Reply
 from receiver.protocol.registry import Registry
-from receiver.storage.evidence.audit_log import network
+from receiver.storage.evidence.flood_control import network
 from receiver.web.runtime import ThreadRuntime, drive
 from receiver.web.token_endpoint import GUESSES, Guesses, Issue, Refusal, TokenEndpoint
 from tests.protocol.made_up import destination, head, registry

@@ -30,8 +30,9 @@ from receiver.pipeline import Receipt
 from receiver.storage.accept import sql
 from receiver.storage.accept.message_builder import PendingMessage
 from receiver.storage.accept.prepared import PreparedStatements
-from receiver.storage.evidence.audit_log import AuditChain, AuditEvent, Repeats
+from receiver.storage.evidence.audit_log import AuditChain, AuditEvent
 from receiver.storage.evidence.encryption import Sealer
+from receiver.storage.evidence.flood_control import Repeats
 
 log: Final = structlog.get_logger(__name__)
 

@@ -27,8 +27,9 @@ from receiver.storage.accept.message_builder import (
     fold,
     resolve_future,
 )
-from receiver.storage.accept.sql import MIN_QUARANTINED_SIZE
-from receiver.storage.evidence.audit_log import AuditEvent, FloodControl
+from receiver.storage.accept.quarantine_quota import QuarantineQuota
+from receiver.storage.evidence.audit_log import AuditEvent
+from receiver.storage.evidence.flood_control import FloodControl
 
 log: Final = structlog.get_logger(__name__)
 
@@ -51,8 +52,6 @@ _FLUSH_INTERVAL: Final = 0.5
 # During a stop: seconds between two attempts to write refusals that the database did not accept.
 _RETRY_INTERVAL: Final = 0.2
 _LAST_USED_INTERVAL: Final = 60.0
-# The maximum age, in seconds, of the sum of quarantined bytes that is compared with the quota.
-_QUOTA_AGE: Final = 5.0
 
 
 class GroupCommitWriter:
@@ -304,38 +303,3 @@ def _fail(reason: str, *groups: Sequence[PendingMessage | PendingAudit]) -> None
     for group in groups:
         for each in group:
             each.fail(reason)
-
-
-class QuarantineQuota:
-    """The quarantine limit in bytes for each destination. Beyond it, Redox must keep what it sends. Not thread-safe."""
-
-    def __init__(self, recorder: BatchWriter, limit: int) -> None:
-        self._recorder = recorder
-        self._limit = limit
-        self._held: dict[int, tuple[float, int]] = {}
-
-    def within_quota(self, entries: Sequence[PendingMessage]) -> list[PendingMessage]:
-        """Return the entries within the quota. The others fail."""
-        kept = []
-        for entry in entries:
-            refusal = self._refusal(entry) if entry.row["state"] == "quarantined" else None
-            if refusal is None:
-                kept.append(entry)
-            else:
-                entry.fail(refusal)
-        return kept
-
-    def _refusal(self, entry: PendingMessage) -> str | None:
-        destination = entry.row["destination_id"]
-        asked, held = self._held.get(destination, (float("-inf"), 0))
-        if time.monotonic() - asked > _QUOTA_AGE:
-            try:
-                asked, held = time.monotonic(), self._recorder.quarantined(destination)
-            except Unavailable as exc:
-                return str(exc)
-        held += max(entry.row["size"], MIN_QUARANTINED_SIZE)
-        if held > self._limit:
-            log.error("quarantine.full", destination=entry.admitted.destination.name)
-            return "quarantine_full"
-        self._held[destination] = asked, held
-        return None

@@ -14,21 +14,18 @@ from msgspec.structs import replace
 from sqlalchemy import Engine, select
 
 from receiver.keyring import Keyring
-from receiver.storage.evidence import audit_log
-from receiver.storage.evidence.audit_log import (
+from receiver.storage.evidence import flood_control
+from receiver.storage.evidence.audit_log import AuditChain, AuditEvent, note_binding, write
+from receiver.storage.evidence.encryption import Sealer
+from receiver.storage.evidence.flood_control import (
     NAMED,
     REPEATS,
     ROWS_EACH,
     ROWS_IN_ALL,
-    AuditChain,
-    AuditEvent,
     FloodControl,
     Repeats,
     network,
-    note_binding,
-    write,
 )
-from receiver.storage.evidence.encryption import Sealer
 from receiver.storage.evidence.macs import mac_key, row_mac
 from receiver.storage.evidence.verify import verify
 from receiver.storage.schema import audit_events
@@ -217,7 +214,7 @@ def test_names_that_all_come_again_are_bounded() -> None:
 
 def test_names_are_remembered_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that has been silent for longest is forgotten; memory is bounded whatever strangers make up."""
-    monkeypatch.setattr(audit_log, "_NAMES", 100)
+    monkeypatch.setattr(flood_control, "_NAMES", 100)
     flood = FloodControl()
     for n in range(1_000):
         flood.take(named(f"made-up-{n}"), 100.0, room=True)
