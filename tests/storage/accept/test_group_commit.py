@@ -445,7 +445,7 @@ def test_refusals_that_nobody_takes_end_with_the_process(
     door: Door, ledger: MessageLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the database takes none until the end, it ends all the same, and says how many are lost."""
-    monkeypatch.setattr(writer_module, "PATIENCE", 0.5)
+    monkeypatch.setattr(writer_module, "COMMIT_TIMEOUT", 0.5)
     door.rows("ALTER TABLE audit_events RENAME TO elsewhere")
     for n in range(3):
         ledger.refuse(door.refuse(b"", token="wrong", peer=f"198.51.100.{n}"))
