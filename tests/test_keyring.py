@@ -224,7 +224,7 @@ def test_a_process_that_holds_keys_leaves_no_core_dump(path: Path) -> None:
     """Whichever process it is: what loads the keyring forbids them, for itself and for what it starts."""
     code = (
         "import resource, sys; from pathlib import Path; from receiver import keyring; "
-        "keyring.load(Path(sys.argv[1])); print(resource.getrlimit(resource.RLIMIT_CORE)[0])"
+        "keyring.load_keyring(Path(sys.argv[1])); print(resource.getrlimit(resource.RLIMIT_CORE)[0])"
     )
     most = resource.getrlimit(resource.RLIMIT_CORE)[1]
     done = subprocess.run(

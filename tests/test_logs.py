@@ -75,11 +75,11 @@ def test_nothing_for_a_terminal() -> None:
 def test_exceptions() -> None:
     """An exception is its class, those it came from, and our own frames; its text is nowhere."""
     [line] = printed("""
-from receiver.keyring import load
+from receiver.keyring import load_keyring
 from pathlib import Path
 try:
     try:
-        load(Path("/nowhere/CANARY"))
+        load_keyring(Path("/nowhere/CANARY"))
     except Exception as exc:
         raise ValueError("CANARY") from exc
 except ValueError as exc:
@@ -88,15 +88,15 @@ except ValueError as exc:
     assert (line["error"], line["cause"]) == ("ValueError", ["ConfigurationError", "FileNotFoundError"])
     assert line["frames"] == []
     [line] = printed("""
-from receiver.keyring import load
+from receiver.keyring import load_keyring
 from pathlib import Path
 try:
-    load(Path("/nowhere/CANARY"))
+    load_keyring(Path("/nowhere/CANARY"))
 except Exception as exc:
     log.error("a.b", error="known", exc_info=exc)
 """)
     assert line["error"] == "known"
-    assert [re.sub(r"\d+", "N", frame) for frame in line["frames"]] == ["receiver.keyring:N:load"]
+    assert [re.sub(r"\d+", "N", frame) for frame in line["frames"]] == ["receiver.keyring:N:load_keyring"]
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def test_where_the_schema_is_and_where_the_code_wants_it(empty: Engine) -> None:
 UPGRADE = """
 import sys
 from receiver.errors import ConfigurationError, Conflict
-from receiver.storage import migrations, standing
+from receiver.database import compatibility, migrations
 from receiver.database.engine import open_engine
 print("begun", flush=True)
 migrations.upgrade(open_engine(sys.argv[1], pooled=False))
@@ -257,7 +257,7 @@ def test_a_step_waits_for_a_lock_and_gets_by(
     engine: Engine, later: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While somebody holds a table, a step asks for it, lets go, and asks again; those who write get by meanwhile."""
-    monkeypatch.setattr(migrations, "LOCK_PATIENCE", 0.2)
+    monkeypatch.setattr(migrations, "LOCK_TIMEOUT", 0.2)
     monkeypatch.setattr(migrations, "PAUSE", 0.1)
     monkeypatch.setattr(migrations, "ATTEMPTS", 1_000)
     later("op.execute('ALTER TABLE messages ADD COLUMN note text')")
@@ -279,7 +279,7 @@ def test_a_step_that_gets_no_lock_gives_up(
     engine: Engine, later: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It says who may hold it; nothing has changed."""
-    monkeypatch.setattr(migrations, "LOCK_PATIENCE", 0.1)
+    monkeypatch.setattr(migrations, "LOCK_TIMEOUT", 0.1)
     monkeypatch.setattr(migrations, "PAUSE", 0.0)
     monkeypatch.setattr(migrations, "ATTEMPTS", 2)
     before = migrations.head()

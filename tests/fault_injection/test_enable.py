@@ -23,12 +23,12 @@ _CUT = """
 import socket, sys
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
-from receiver.storage import arming
+from receiver.fault_injection import enable
 from receiver.database.engine import open_engine
 ours, theirs = socket.socketpair()
 with open_engine(sys.argv[1], pooled=False).connect() as connection:
     connection.execute(text("SELECT 1"))
-    arming.cut(sys.argv[1])
+    enable.cut(sys.argv[1])
     theirs.sendall(b"still here")
     assert ours.recv(10) == b"still here"
     try:

