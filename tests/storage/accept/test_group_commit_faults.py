@@ -236,7 +236,7 @@ def test_stopping_while_the_server_is_away_loses_no_answer(cluster: Cluster, doo
 def test_a_server_that_only_reads_is_told_and_comes_back(cluster: Cluster, door: Door, ledger: MessageLedger) -> None:
     """As after a failover to a standby. The connection is not kept: the address may lead elsewhere by then."""
     ledger.accept(door.admit(body("before"))).result(10)
-    session = "SELECT pid FROM pg_stat_activity WHERE query LIKE '%messages_id_seq%' AND pid <> pg_backend_pid()"
+    session = "SELECT pid FROM pg_stat_activity WHERE query LIKE '%INSERT INTO messages%' AND pid <> pg_backend_pid()"
     first = door.value(session)
     with read_only(cluster):
         until(lambda: ledger.accept(door.admit(body("during"))).exception(10), "read-only")
