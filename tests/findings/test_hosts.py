@@ -17,7 +17,7 @@ from tests.support.waiting import until
 from tests.web.conftest import Site, sent
 from tests.web.server import OURS, Server, serving
 
-ADMIN = (*OURS, "--workers", "1", "")
+ADMIN = (*OURS, "--workers", "1", "receiver.asgi:admin")
 
 
 def listeners(site: Site) -> dict[str, dict[str, Any]]:
