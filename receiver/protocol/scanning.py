@@ -311,12 +311,12 @@ def _end_of_item(text: memoryview, at: int) -> int:
     at = _after(_NAME, text, at)
     if (scalar := _SCALAR.match(text, at)) is not None:
         return scalar.end()
-    depth = 0
-    for bracket in _BRACKET.finditer(text, at):
+    depth, brackets = 0, _BRACKET.finditer(text, at)
+    while True:  # to the bracket that closes it: the text is proved to be JSON
+        bracket = next(brackets)
         depth += 1 if bracket.lastindex else -1
         if depth == 0:
             return bracket.end()
-    raise AssertionError("the text is proved to be JSON")
 
 
 def _after(pattern: re.Pattern[bytes], text: memoryview, at: int) -> int:
