@@ -1,6 +1,6 @@
 """`python -m receiver`: the command line.
 
-May not do anything else.
+Must not do anything else.
 """
 
 from receiver.cli import main

@@ -56,7 +56,7 @@ from receiver.worker.inline import InlineHandlers
 
 log: Final = structlog.get_logger(__name__)
 
-# Seconds that a statement beside the ledger's may take.
+# Seconds that a statement other than the ledger's may take.
 _STATEMENT_TIMEOUT: Final = 4.0
 # Why a query was not answered, in the audit.
 _UNANSWERED: Final = {500: "responder_failed", 501: "responder_missing", 503: "responders_busy", 504: "responder_late"}
@@ -123,7 +123,7 @@ class PublicListener:
 def compose() -> PublicListener:
     """The public listener, not yet at work.
 
-    A database that is away is no reason not to start: until it is there, everything is answered 503. Raises
+    A database that is away does not stop the start: until it is there, everything is answered 503. Raises
     ConfigurationError: a setting, no keyring, or one that is not the database's.
     """
     large_blocks_apart()
@@ -175,7 +175,7 @@ def compose() -> PublicListener:
 
 
 def _fetch(url: str) -> bytes:
-    """What a URL of keys holds. The HTTP client is imported by who has any: it takes megabytes."""
+    """Fetch public keys from a URL. The HTTP client is imported only here: it takes megabytes."""
     from receiver.outbound.jwks import fetch
 
     return fetch(url)
@@ -333,15 +333,15 @@ class ProvedRegistry:
         return True
 
     def _watch(self) -> None:
-        told = None
+        reported = None
         while not self._stopping.wait(compatibility.SCHEMA_POLL_INTERVAL):
             try:
                 self._look()
             except ConfigurationError as exc:
                 # Too late to refuse to start: everything is answered 503, until the database is the right one.
-                if str(exc) != told:
-                    told = str(exc)
-                    log.error("keys.not_proved", error=told)
+                if str(exc) != reported:
+                    reported = str(exc)
+                    log.error("keys.not_proved", error=reported)
             except Exception as exc:  # noqa: BLE001 - a thread that ends would keep what it knew last for ever
                 log.error("schema.not_watched", error=type(exc).__name__)
 
@@ -349,7 +349,7 @@ class ProvedRegistry:
 def readiness(engine: Engine, keyring: Keyring) -> list[Check]:
     """Whether this host can do its work: database, schema, keys and registry; and whether a worker lives.
 
-    The last is told and does not count: a receiver without a worker still keeps every message. Takes as long as the
+    The last is reported and does not count: a receiver without a worker still keeps every message. Takes as long as the
     database does.
     """
     try:

@@ -1,10 +1,10 @@
 """The one tree of errors.
 
-Every class says in its docstring what happened; that docstring is its message when none is given. What an operator can
-mend names the setting or command. The sender of a request never sees any of these texts: refusals carry a fixed machine
-`reason` (for the audit) and a `status_hint` (for the door).
+Every class says in its docstring what happened; that docstring is its message when none is given. If an operator can fix
+it, the message names the setting or command. The sender of a request never sees any of these texts: refusals carry a fixed machine
+`reason` (for the audit) and a `status_hint` (for the endpoint).
 
-May not import anything of ours: everything else imports this.
+Must not import anything of ours: everything else imports this.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class ReceiverError(Exception):
 
 
 class ConfigurationError(ReceiverError):
-    """The configuration does not hold; the message names the setting or the command that mends it."""
+    """The configuration does not hold; the message names the setting or the command that fixes it."""
 
 
 class NotFound(ReceiverError):
@@ -32,7 +32,7 @@ class Conflict(ReceiverError):
 
 
 class Unavailable(ReceiverError):
-    """The ledger cannot record right now; whoever asked must be told to come back (503)."""
+    """The ledger cannot record right now; the sender must try again (503)."""
 
 
 class DatabaseUnavailable(Unavailable):
@@ -58,7 +58,7 @@ class ProofInvalid(ReceiverError):
 class Refusal(ReceiverError):
     """A request that is answered with a refusal.
 
-    `reason` is a fixed lower_snake_case word; `status_hint` the HTTP status that fits, which the door may follow.
+    `reason` is a fixed lower_snake_case word; `status_hint` the HTTP status that fits, which the endpoint may follow.
     """
 
     status_hint: int = 400

@@ -1,6 +1,6 @@
-"""Keys by purpose, in one file of mode 0600, each with an id that stands beside whatever it sealed or signed.
+"""Keys by purpose, in one file of mode 0600, each with an id that is stored with what it sealed or signed.
 
-May not use the keys: sealing, MACs and tokens are made elsewhere. Key material never appears in a repr or an error.
+Must not use the keys: sealing, MACs and tokens are made elsewhere. Key material never appears in a repr or an error.
 """
 
 from __future__ import annotations
@@ -134,15 +134,15 @@ class Keyring:
             for key in self.keys
         ]
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # 0600
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # 0600
         try:
             with os.fdopen(descriptor, "w") as file:
                 json.dump({"version": _VERSION, "keys": entries}, file, indent=1)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(beside).rename(path)
+            Path(temporary).rename(path)
         except BaseException:
-            Path(beside).unlink()
+            Path(temporary).unlink()
             raise
         directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -1,6 +1,6 @@
-"""Log lines: JSON, one object a line, whoever writes them: we, gunicorn, SQLAlchemy, Alembic or Procrastinate.
+"""Log lines of every library as JSON, one object a line: ours, gunicorn's, SQLAlchemy's, Alembic's, Procrastinate's.
 
-Must not print what it was not told to. Event names are fixed words; fields come from an allow-list, and a field that is
+Must not print anything else. Event names are fixed words; fields come from an allow-list, and a field that is
 not on it is counted, not printed. A plugin's fields are judged by their value instead (`printable`). An
 exception is its class and our own frames, never its text: PostgreSQL quotes the row, and a parser the patient. A
 library's line is where it was written and, for the few that speak of processes alone, its text.
@@ -28,7 +28,7 @@ from uuid import UUID
 
 import structlog
 
-# What a line may hold beside time, level, logger and event: words and ids of ours, numbers, and our own frames.
+# What a line may hold in addition to time, level, logger and event: words and ids of ours, numbers, and our own frames.
 FIELDS: Final = frozenset(
     {
         "action",
@@ -302,8 +302,8 @@ def _theirs(record: logging.LogRecord) -> dict[str, Any]:
     return line
 
 
-def _exception(raised: Any, told: object) -> dict[str, Any]:
-    """Class, causes and our frames; `told` is what the line says already of the error."""
+def _exception(raised: Any, given: object) -> dict[str, Any]:
+    """Class, causes and our frames; `given` is what the line says already of the error."""
     if raised is True:
         raised = sys.exc_info()
     elif isinstance(raised, BaseException):
@@ -314,7 +314,7 @@ def _exception(raised: Any, told: object) -> dict[str, Any]:
     causes: list[str] = []
     while exc is not None and len(causes) < _LIST and (exc := exc.__cause__ or exc.__context__) is not None:
         causes.append(type(exc).__qualname__)
-    return {"error": told or kind.__qualname__, "frames": _frames(traceback)} | ({"cause": causes} if causes else {})
+    return {"error": given or kind.__qualname__, "frames": _frames(traceback)} | ({"cause": causes} if causes else {})
 
 
 def _value(value: object) -> Any:

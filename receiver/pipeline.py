@@ -184,7 +184,7 @@ def judge(accepted: HeadAccepted, body: bytes, now: datetime) -> Verdict:
 
 
 def replayed(admitted: Admitted) -> Refused:
-    """The verdict on a query whose signature was seen before: its first sender has the answer, and who is this?"""
+    """The verdict on a query whose signature was seen before: its first sender has the answer."""
     return Refused(
         reason="signature_replayed",
         status=Unverified.status_hint,
@@ -197,7 +197,7 @@ def replayed(admitted: Admitted) -> Refused:
 def _handshake(handshake: challenge.Handshake, head: Head, destination: Destination, now: datetime) -> Challenged:
     """Judged by the token alone, whatever `require` says: the dashboard sends nothing else.
 
-    It may stand in either place, or else be the Bearer value. Where it stands in both, both must be right: beside a
+    It may stand in either place, or else be the Bearer value. Where it stands in both, both must be right: with a
     wrong one nothing is echoed.
     """
     presented = [token for token in (head.header("verification-token"), handshake.token) if token is not None]

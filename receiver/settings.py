@@ -1,7 +1,7 @@
 """One typed table of the RECEIVER_* variables (and DATABASE_URL): parsing, help and `.env.example` come from it.
 
 Every mistake is reported at once. The environment is the one truth: the command line writes its options there, so that
-every process that it starts reads the same. May not open anything but the named .env file.
+every process that it starts reads the same. Must not open anything but the named .env file.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ class Settings(BaseSettings):
         default=16,
         ge=2,
         le=256,
-        description="Request threads of each receiver process: for large bodies, slow senders, and who waits for a "
-        "handler.",
+        description="Request threads of each receiver process: for large bodies, slow senders, and requests that wait "
+        "for a handler.",
     )
     workers: int = Field(default=1, ge=0, le=64, description="Delivery workers that `up` starts.")
     concurrency: int = Field(default=4, ge=1, le=64, description="Handler processes of each delivery worker.")
@@ -225,7 +225,7 @@ def load_settings() -> Settings:
     except ValidationError as exc:
         raise ConfigurationError("\n".join(_mistake(error) for error in exc.errors(include_input=False))) from None
     except UnicodeDecodeError:
-        raise ConfigurationError(f"{file} is no UTF-8 text: write it anew, .env.example shows how") from None
+        raise ConfigurationError(f"{file} is not UTF-8 text: write it again, .env.example shows how") from None
     except OSError as exc:
         raise ConfigurationError(f"{file} cannot be read ({exc.strerror})") from None
     if settings.failpoints and not os.environ.get(faults.VARIABLE):

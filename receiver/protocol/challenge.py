@@ -4,7 +4,7 @@ POST `{"verification-token": …, "challenge": …}`, or GET `?challenge=…&ver
 query, in the header, or as the Bearer value. It is answered with the bare challenge as text/plain, which satisfies the
 old rule (the whole body) and the new one (anywhere in the body).
 
-May not verify: the token is judged by `verification.token` alone.
+Must not verify: the token is judged by `verification.token` alone.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ def from_query(head: Head) -> Handshake:
 
 
 def from_body(body: bytes) -> Handshake | None:
-    """The handshake that a POST's body is: an object that names a challenge or a token, and is no message.
+    """The handshake that a POST's body is: an object that names a challenge or a token, and is not a message.
 
-    None: it is none. Looks at bodies that nothing has vouched for: whatever the bytes, it raises nothing.
+    None: the body is not a handshake. It reads bodies that are not authenticated: it raises nothing, whatever the bytes.
     """
     # Most messages end here: what begins like one is a message, or no JSON.
     if len(body) > MAX_HANDSHAKE or body.startswith(_MESSAGE):

@@ -1,6 +1,6 @@
 """Proving ourselves to Redox: the keys we hold, the token requests built from them, and what the replies say.
 
-May not send anything, read a file, look at a clock or make anything random: text, `now` and `jti` come in as arguments.
+Must not send anything, read a file, look at a clock or make anything random: text, `now` and `jti` come in as arguments.
 Imports nothing of ours but receiver.errors.
 """
 
@@ -46,7 +46,7 @@ _ASSERTION_TYPE: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer
 _BEARER: Final = re.compile(r"[A-Za-z0-9\-._~+/]{1,16384}=*")
 _MENDING: Final = "Redox takes an RSA key of 2048 bits or more, or an elliptic-curve key on P-384, as PEM or JWK"
 
-# What msgspec raises for bytes that are not JSON: text that is not UTF-8 is no DecodeError of its.
+# What msgspec raises for bytes that are not JSON: for text that is not UTF-8 it raises no DecodeError.
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 PrivateKey = RSAPrivateKey | EllipticCurvePrivateKey
@@ -276,7 +276,7 @@ def _jwk_members(text: str) -> dict[str, Any]:
     try:
         jwk = msgspec.json.decode(text, type=dict[str, Any])
     except _UNREADABLE:
-        raise ConfigurationError("the private key looks like a JWK, but is no valid JSON object") from None
+        raise ConfigurationError("the private key looks like a JWK, but is not a valid JSON object") from None
     if "keys" in jwk:
         raise ConfigurationError("that is a set of keys (JWKS); give the one private key out of it as a JWK")
     if jwk.get("kty") not in ("RSA", "EC"):

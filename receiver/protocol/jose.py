@@ -1,7 +1,7 @@
 """JSON Web Tokens: read without belief, then proved by keys that we hold (RFC 7515, 7517, 7518, 7519, 8725).
 
-May not fetch a key, nor take one from a token: keys come in as values, and what a token says of where a key is to be
-had (jku, x5u, jwk, x5c) refuses it. May not look at a clock.
+Must not fetch a key, nor take one from a token: keys come in as values, and what a token says of where a key is to be
+had (jku, x5u, jwk, x5c) refuses it. Must not look at a clock.
 
 The signatures are PyJWT's (its algorithms). Its `decode` is the oracle in the tests, and not called here: it looks at
 the clock, reads the token a second time by another parser, and takes several times as long as the signature itself.
@@ -46,7 +46,7 @@ MAX_TOKEN: Final = 8 * 1024
 _MAX_HEADER: Final = 2 * 1024
 # Clocks of two machines that follow NTP differ by less; Redox itself allows 10 s.
 LEEWAY: Final = 30
-# Keys that may bear the same name, or none, and are all tried. More would be work for whoever sends garbage.
+# Keys that may bear the same name, or none, and are all tried. More would let garbage cost too much work.
 MAX_TRIES: Final = 4
 MAX_KEYS: Final = 100
 
@@ -137,22 +137,22 @@ def prove(token: bytes, rules: Rules, now: datetime) -> Mapping[str, Any]:
 @lru_cache(maxsize=1024)
 def _proved(token: bytes, rules: Rules) -> Mapping[str, Any]:
     """All of `prove` but the times."""
-    said = peek(token)
-    if not _REFUSED.isdisjoint(said.header):
+    unproved = peek(token)
+    if not _REFUSED.isdisjoint(unproved.header):
         raise Unverified("jwt_header_refused")
-    algorithm, kid = said.header.get("alg"), said.header.get("kid")
+    algorithm, kid = unproved.header.get("alg"), unproved.header.get("kid")
     if not isinstance(algorithm, str) or algorithm not in rules.algorithms:
         raise Unverified("jwt_algorithm_wrong")
-    if "kid" in said.header and not isinstance(kid, str):
+    if "kid" in unproved.header and not isinstance(kid, str):
         raise Unverified("jwt_malformed")
     keys = [key for key in rules.keys if algorithm in key.algorithms and (kid is None or key.kid in (kid, None))]
     if not 0 < len(keys) <= MAX_TRIES:
         raise Unverified("jwt_key_unknown")
     signer = _SIGNERS[algorithm]
-    if not any(signer.verify(said.signed, key.key, said.signature) for key in keys):
+    if not any(signer.verify(unproved.signed, key.key, unproved.signature) for key in keys):
         raise Unverified("jwt_signature_wrong")
-    _check_claims(said.claims, rules)
-    return said.claims
+    _check_claims(unproved.claims, rules)
+    return unproved.claims
 
 
 _SIGNERS: Final = {name: jwt.get_algorithm_by_name(name) for name in (*ALGORITHMS, "HS256")}

@@ -1,6 +1,6 @@
 """The public half of a key that we sign with, as Redox looks it up (RFC 7517), named by its thumbprint (RFC 7638).
 
-May not let a member of the private half out, nor make or read a key.
+Must not let a member of the private half out, nor make or read a key.
 """
 
 from __future__ import annotations

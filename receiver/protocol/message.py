@@ -2,7 +2,7 @@
 
 Types carry the proof: the ledger takes a `Verified`, and only `receiver.protocol.verification` makes one.
 
-May not do anything: plain values.
+Must not do anything: plain values.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class ParsedMessage(Value, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
-    """What the door writes: a status, a body and its media type, and whether the connection must close."""
+    """What the endpoint writes: a status, a body and its media type, and whether the connection must close."""
 
     status: int
     body: bytes = field(default=b"", repr=False)

@@ -1,6 +1,6 @@
 """Which kinds a handler asks for: `Model.Event`, `Model.*`, `FHIR.*`, `*`.
 
-May not know handlers: strings in, booleans out.
+Must not know handlers: strings in, booleans out.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ _PATTERN: Final = re.compile(r"\*|[A-Za-z][A-Za-z0-9_-]*\.(?:\*|[A-Za-z][A-Za-z0
 def normalise_pattern(pattern: str) -> str:
     """The pattern with spaces removed, as kinds are ("Clinical Summary.PatientPush").
 
-    Raises ValueError when it is none of `Model.Event`, `Model.*`, `FHIR.*`, `*`.
+    Raises ValueError when it is not one of `Model.Event`, `Model.*`, `FHIR.*`, `*`.
     """
     compact = pattern.replace(" ", "")
     if not _PATTERN.fullmatch(compact):
-        raise ValueError(f"{pattern!r} is no pattern: write Model.Event, Model.*, FHIR.* or *")
+        raise ValueError(f"{pattern!r} is not a valid pattern: use Model.Event, Model.*, FHIR.* or *")
     return compact
 
 

@@ -296,7 +296,7 @@ def _first(value: object) -> dict[str, Any]:
 
 
 def _time(value: object) -> datetime | None:
-    """EventDateTime (ISO 8601) in UTC; None for what is no time, or none that PostgreSQL and Python both hold."""
+    """EventDateTime (ISO 8601) in UTC; None where it is not a time that both PostgreSQL and Python can hold."""
     if not isinstance(value, str):
         return None
     try:

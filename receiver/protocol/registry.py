@@ -1,6 +1,6 @@
 """What is registered, as one immutable value: destinations with their credentials, sources, subscriptions and policies.
 
-`receiver.storage.registry.loader` loads it and follows changes; here stands what a row means. May not look anything up.
+`receiver.storage.registry.loader` loads it and follows changes; here stands what a row means. Must not look anything up.
 """
 
 from __future__ import annotations
@@ -136,8 +136,8 @@ class Client:
     """What a client of our token endpoint may ask for, and how it asks (Redox: the fields of its OAuth strategies).
 
     `names`: parameter → the name under which Redox was told to send it, where it is another. `audience`: the only one
-    that a client may name, if it names one; None: any. `scopes`: what may be asked for, and what is given to who asks
-    for none. `lifetime`: seconds of a token.
+    that a client may name, if it names one; None: any. `scopes`: what a client may ask for, and what it gets when it
+    asks for none. `lifetime`: seconds of a token.
     """
 
     client_id: str
@@ -241,7 +241,7 @@ Credential = (
 
 
 def live(credential: Credential, now: datetime) -> bool:
-    """Whether the credential may open the door at `now`."""
+    """Whether the credential may verify a request at `now`."""
     return not credential.revoked and (credential.expires_at is None or now < credential.expires_at)
 
 

@@ -83,8 +83,8 @@ def check_encoding(body: bytes) -> None:
 def check_depth(body: bytes) -> None:
     """Raise `Unreadable("too_deep")` when `body` nests deeper than MAX_DEPTH. Any bytes; no recursion, bounded memory.
 
-    What is no JSON has no depth: of such a body it is only sure that a parser which stops at the first error has not
-    gone deeper.
+    Bytes that are not JSON have no depth: for them it only holds that a parser which stops at the first error does not
+    go deeper.
     """
     # No more brackets than the limit: cannot be too deep. Two passes of memchr; most real messages end here.
     if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:

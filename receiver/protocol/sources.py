@@ -1,6 +1,6 @@
 """Whether a verified message may in: its source, and its being a test.
 
-May not know how a refusal is answered or kept.
+Must not know how a refusal is answered or kept.
 """
 
 from __future__ import annotations

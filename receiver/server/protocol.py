@@ -43,7 +43,7 @@ MAX_PIPELINED: Final = 64
 # sending would destroy the reply on its way.
 LINGER_TIMEOUT: Final = 2.0
 MAX_LINGER: Final = 1024 * 1024
-# Beside the target, in a request line: the longest method that is served, the version, two spaces.
+# In addition to the target, in a request line: the longest method that is served, the version, two spaces.
 _LINE: Final = len("OPTIONS  HTTP/1.1")
 _CONTINUE: Final = b"HTTP/1.1 100 "
 

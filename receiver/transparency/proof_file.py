@@ -35,7 +35,7 @@ class InclusionProof:
     entry: bytes
 
     def text(self) -> str:
-        """As a file; the entry is the `extra` line, so that the file needs nothing beside it."""
+        """As a file; the entry is the `extra` line, so that the file needs nothing else."""
         return "\n".join(
             (
                 INCLUSION,

@@ -1,6 +1,6 @@
 """The admin listener in Flask, a process of its own: `/livez` and `/readyz`.
 
-`/livez` says that the process runs; `/readyz` whether this host can do its work, and what mends what is not so. May not
+`/livez` says that the process runs; `/readyz` whether this host can do its work, and how to fix what does not hold. Must not
 be reached from outside: it binds RECEIVER_ADMIN_BIND, loopback unless told otherwise.
 """
 
@@ -23,12 +23,12 @@ from receiver.web.wsgi import respond
 log: Final = structlog.get_logger(__name__)
 
 # A probe that asks is answered in time, whatever the database does: a frozen one fires no time-out of its own.
-PATIENCE: Final = 4.0
+PROBE_TIMEOUT: Final = 4.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
-    """One thing that was looked at. `detail`: a sentence of ours; where `ok` is False, what mends it."""
+    """One thing that was looked at. `detail`: a sentence of ours; where `ok` is False, how to fix it."""
 
     name: str
     ok: bool
@@ -74,7 +74,7 @@ def admin_app(checks: Callable[[], Sequence[Check]]) -> Flask:
 
 
 class _Probe:
-    """Asks for the checks, one at a time, and waits no longer than PATIENCE. Safe in threads."""
+    """Asks for the checks, one at a time, and waits no longer than PROBE_TIMEOUT. Safe in threads."""
 
     def __init__(self, checks: Callable[[], Sequence[Check]]) -> None:
         self._checks = checks
@@ -88,12 +88,12 @@ class _Probe:
                 self._asked = self._asking.submit(self._checks)
             asked = self._asked
         try:
-            return asked.result(PATIENCE)
+            return asked.result(PROBE_TIMEOUT)
         except TimeoutError:
             return [
                 Check(
                     name="database",
                     ok=False,
-                    detail=f"no answer within {PATIENCE:g} seconds: see DATABASE_URL, and whether the server is frozen",
+                    detail=f"no answer within {PROBE_TIMEOUT:g} seconds: see DATABASE_URL, and whether the server is frozen",
                 )
             ]

@@ -16,7 +16,7 @@ _NODE = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?|([0-9.]+):[0-9]+")
 
 
 class ClientAddresses:
-    """Tells peers apart. `trusted`: addresses and networks of proxies. Raises ValueError on what is none."""
+    """Names clients. `trusted`: addresses and networks of proxies. Raises ValueError when one is not valid."""
 
     def __init__(self, trusted: Iterable[str]) -> None:
         self._trusted: tuple[IPv4Network | IPv6Network, ...] = tuple(ip_network(each, strict=False) for each in trusted)
@@ -33,7 +33,7 @@ class ClientAddresses:
         return self._known(remote)[1]
 
     def name(self, remote: str, forwarded: str | None) -> str:
-        """The peer's address: `remote`, or the rightmost of X-Forwarded-For that is no trusted proxy itself."""
+        """The peer's address: `remote`, or the rightmost of X-Forwarded-For that is not itself a trusted proxy."""
         peer, trusted, name = self._known(remote)
         if forwarded is None or not trusted:
             return name

@@ -50,7 +50,7 @@ log: Final = structlog.get_logger(__name__)
 LEDGER_TIMEOUT: Final = 4.9
 # When the sender may come again after a 503. Redox has a schedule of its own; a proxy or another client may ask.
 RETRY_AFTER: Final = 5
-# Bodies in memory at once, at least this many bytes: a few of the largest beside many of the usual ones.
+# Bodies in memory at once, at least this many bytes: a few of the largest and many of the usual ones.
 BODIES: Final = 256 * 1024 * 1024
 # Larger bodies are judged and sealed one at a time: that takes up to three times as much memory again. And it takes
 # some ten milliseconds or more, which nobody else is to wait for.

@@ -160,5 +160,5 @@ def _json(status: int, body: dict[str, Any], *, retry_after: int | None = None) 
 
 
 def _closing(reply: Reply) -> Reply:
-    """The answer to a request of which something may be unread: what follows it on the connection is no request."""
+    """The answer to a request of which something may be unread: what follows it on the connection is not a request."""
     return replace(reply, close=True)

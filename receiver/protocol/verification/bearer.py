@@ -1,10 +1,10 @@
 """Whose a signed token is that comes as `Authorization: Bearer`: each of the kinds that take one asks here.
 
-`Authorization` is classified by shape. What is no JWT is left to the verification token. A JWT belongs to the kind that
+`Authorization` is classified by shape. Anything but a JWT is left to the verification token. A JWT belongs to the kind that
 has a credential for what it names as its issuer; one of an issuer that nobody knows, to every kind that is required,
 and each refuses it. Only a kind that the destination requires claims anything: until then a token proves nothing.
 
-May not believe a token: it is read only to find out who judges it.
+Must not believe a token: it is read only to find out who judges it.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def claims(kind: str, head: Head, destination: Destination) -> bool:
     if token is None:
         return False
     try:
-        said = jose.peek(token).claims
+        claims = jose.peek(token).claims
     except Unverified:
         return True
-    issuer = said.get("iss")
+    issuer = claims.get("iss")
     if issuer == OURS:
-        named, _, _ = str(said.get("sub")).partition(":")
+        named, _, _ = str(claims.get("sub")).partition(":")
         return kind == named if named in OWN_KINDS else True
     return _knows(kind, issuer, destination) or not any(_knows(each, issuer, destination) for each in _FOREIGN)
 

@@ -3,7 +3,7 @@
 Redox: OAuth 2.0 two-legged with JWT for GCP, and Google Workload Identity Federation. It is a JWT like another, but
 that its issuer signs for everybody: what tells Redox from a stranger is the account, by its e-mail or its subject.
 
-May not believe an e-mail that Google does not call verified.
+Must not believe an e-mail that Google does not call verified.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Redox documents that the secret exists and that a change takes effect at once; header, hash, encoding and signed bytes
 are not published. So all of them are settings of the credential, and several secrets are live while one rotates.
 
-May not parse the body: exactly the bytes that came are signed, so they are all that counts.
+Must not parse the body: exactly the bytes that came are signed, so they are all that counts.
 """
 
 from __future__ import annotations

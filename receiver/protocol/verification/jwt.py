@@ -2,7 +2,7 @@
 
 Redox: JWT bearer. Which claims, algorithm and keys Redox's own tokens have is not published: all are settings.
 
-May not fetch a key, whatever a token names; nor take a token that lives longer than the credential allows.
+Must not fetch a key, whatever a token names; nor take a token that lives longer than the credential allows.
 """
 
 from __future__ import annotations

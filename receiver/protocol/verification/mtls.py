@@ -5,7 +5,7 @@ made to report the certificate itself, so that what is pinned is read from it by
 they count where the connection comes from a trusted proxy and bears the proxy's secret, and the proxy must overwrite
 them (see the deployment guide).
 
-May not take a report that is none of a check: of a proxy that passes certificates through unverified.
+Must not accept a report without a check, from a proxy that passes certificates through unverified.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def normalise_subject(text: str) -> str:
         return _subject(Name.from_rfc4514_string(text, {name: oid for oid, name in _ATTRIBUTES.items()}))
     except ValueError:
         raise ConfigurationError(
-            "the subject is none: write it as `openssl x509 -in CERTIFICATE -noout -subject -nameopt RFC2253` prints it"
+            "the subject is not a valid one: write it as `openssl x509 -in CERTIFICATE -noout -subject -nameopt RFC2253` prints it"
         ) from None
 
 

@@ -3,7 +3,7 @@
 A JWT after RFC 9068, signed with a key that nobody else has and that no key set publishes. It is good at one
 destination, for the credential that asked for it, and no longer than that credential: who revokes it ends its tokens.
 
-May not tell more of a token than whether it is good.
+Must not tell more of a token than whether it is good.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ class OAuthKind:
     def _judge(self, head: Head, destination: Destination, now: datetime) -> int:
         token = bearer.presented(head)
         assert token is not None
-        said = jose.peek(token)
-        if said.header.get("typ") != _TYPE:
+        presented = jose.peek(token)
+        if presented.header.get("typ") != _TYPE:
             raise Unverified("jwt_type_wrong")
         named = [
             each
             for each in destination.credentials
-            if isinstance(each, self.credential) and said.claims.get("sub") == _subject(each)
+            if isinstance(each, self.credential) and presented.claims.get("sub") == _subject(each)
         ]
         if not named:
             raise Unverified("jwt_credential_missing")

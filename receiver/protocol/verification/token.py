@@ -4,7 +4,7 @@ Redox: on every message header `verification-token: <token>`, and since about 20
 with a linked auth credential `authorization` carries that instead. So `verification-token` is trusted first, and a
 Bearer value must be the same token unless it is shaped like somebody else's (a JWT).
 
-May not compare text, nor stop at the first match: bytes, by digest, in constant time.
+Must not compare text, nor stop at the first match: bytes, by digest, in constant time.
 """
 
 from __future__ import annotations
