@@ -1,4 +1,4 @@
-"""`python -m receiver`: the command line.
+"""Entry point of `python -m receiver`: runs the command line.
 
 Must not do anything else.
 """

@@ -1,7 +1,8 @@
-"""The command line `redox-receiver`: one group, whose commands' modules are imported when they are run.
+"""The command line `redox-receiver`: a click group that imports a command's module when the command runs.
 
-May not import anything but click and the errors, so that `--help` and shell completion answer at once. A command of
-which the module is not there is not listed.
+A command whose module is missing is not listed.
+
+Must not import anything but click and the errors, so that `--help` and shell completion are fast.
 """
 
 from __future__ import annotations
@@ -19,36 +20,35 @@ from click.shell_completion import CompletionItem
 from receiver import __version__
 from receiver.errors import ReceiverError
 
-# Command → (module in this package, what the list of commands says of it). The module holds it under the command's
-# name, with _ for -.
+# Command → (module in this package, short help). The module defines the command under its name, with _ instead of -.
 COMMANDS: Final = {
-    "up": ("up.command", "Run everything on one machine."),
-    "status": ("commands.status", "Tell whether the feeds flow, and what mends them."),
-    "check": ("commands.check", "Check settings, database, keys, plugins: a line each."),
-    "destination": ("commands.destination", "The URLs that Redox posts to."),
-    "credential": ("commands.credential", "What proves that a request is Redox's."),
-    "source": ("commands.source", "The sources whose messages are let in."),
-    "registry": ("commands.registry", "Destinations and all that belongs to them, as a file."),
-    "handlers": ("commands.handlers", "The plugins that messages are handed to."),
-    "messages": ("commands.messages", "What came in: list, show, replay, release, discard."),
-    "deliveries": ("commands.deliveries", "What became of it: list, show, retry, skip."),
-    "lanes": ("commands.lanes", "The sequences that deliveries run in."),
-    "signing-key": ("commands.signing_key", "The keys that we sign with when we speak to Redox."),
-    "outbound": ("commands.outbound", "Speak to Redox: API keys, tokens, single calls."),
-    "outbox": ("commands.outbox", "What is on its way to Redox."),
-    "audit": ("commands.audit", "What happened, and whether its rows were changed."),
-    "reconcile": ("commands.reconcile", "Compare what Redox says it has sent with what is recorded."),
-    "keys": ("commands.keys", "The keyring."),
-    "db": ("commands.db", "The database: migrate, check, back up, restore."),
-    "serve": ("commands.serve", "Run the receiver alone."),
-    "admin": ("commands.serve", "Run the admin listener alone."),
-    "worker": ("commands.serve", "Run a delivery worker alone."),
-    "simulate": ("commands.simulate", "Play Redox against a running receiver."),
+    "up": ("up.command", "Run all parts on one machine."),
+    "status": ("commands.status", "Show whether messages arrive, and how to fix problems."),
+    "check": ("commands.check", "Check settings, database, keys and plugins."),
+    "destination": ("commands.destination", "Manage the URLs that Redox posts to."),
+    "credential": ("commands.credential", "Manage the credentials that authenticate Redox."),
+    "source": ("commands.source", "Manage the sources whose messages are accepted."),
+    "registry": ("commands.registry", "Apply or export the configuration as a file."),
+    "handlers": ("commands.handlers", "Manage the plugins that process messages."),
+    "messages": ("commands.messages", "Received messages: list, show, replay, release, discard."),
+    "deliveries": ("commands.deliveries", "Deliveries to handlers: list, show, retry, skip."),
+    "lanes": ("commands.lanes", "List or release the lanes that order deliveries."),
+    "signing-key": ("commands.signing_key", "Manage the keys that sign requests to Redox."),
+    "outbound": ("commands.outbound", "Call Redox: API keys, tokens, single calls."),
+    "outbox": ("commands.outbox", "Requests to Redox: list, show, retry."),
+    "audit": ("commands.audit", "List the audit log, or verify it."),
+    "reconcile": ("commands.reconcile", "Compare Redox's delivery log with the database."),
+    "keys": ("commands.keys", "Manage the keyring."),
+    "db": ("commands.db", "Database: migrate, check, back up, restore."),
+    "serve": ("commands.serve", "Run only the receiver."),
+    "admin": ("commands.serve", "Run only the admin listener."),
+    "worker": ("commands.serve", "Run only a delivery worker."),
+    "simulate": ("commands.simulate", "Simulate Redox against a running receiver."),
 }
 
 
 class _Failed(click.ClickException):
-    """What one of our errors looks like to an operator: a line, and exit status 1."""
+    """A ReceiverError as the operator sees it: one line, and exit status 1."""
 
     def __init__(self, exc: ReceiverError) -> None:
         super().__init__("; ".join(str(exc).splitlines()))
@@ -58,16 +58,16 @@ class Commands(click.Group):
     """The group of all commands."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - the signature is click's
-        """The commands whose module is there, in the order of COMMANDS."""
+        """The commands whose module exists, in the order of COMMANDS."""
         return [name for name, (module, _) in COMMANDS.items() if find_spec(f"{__name__}.{module}") is not None]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command's module; None when there is no such command."""
+        """Import the command's module; None if the command does not exist."""
         if cmd_name not in self.list_commands(ctx):
             return None
         module = import_module(f"{__name__}.{COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, cmd_name.replace("-", "_"))
-        _take_locations(command)
+        _add_location_options(command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -85,15 +85,15 @@ class Commands(click.Group):
         return names + click.Command.shell_complete(self, ctx, incomplete)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; an error of ours is told in a line, never by a traceback."""
+        """Run the command. Print a ReceiverError as one line, without a traceback."""
         try:
             return super().invoke(ctx)
         except ReceiverError as exc:
             raise _Failed(exc) from exc
 
 
-def _into_environment(variable: str) -> Callable[[click.Context, click.Parameter, Path | None], None]:
-    """The environment is the one truth: every process that a command starts reads the same."""
+def _set_environment(variable: str) -> Callable[[click.Context, click.Parameter, Path | None], None]:
+    """A callback that writes the option to the environment, so that child processes read the same value."""
 
     def put(_ctx: click.Context, _parameter: click.Parameter, value: Path | None) -> None:
         if value is not None:
@@ -102,7 +102,7 @@ def _into_environment(variable: str) -> Callable[[click.Context, click.Parameter
     return put
 
 
-def _locations() -> list[click.Option]:
+def _location_options() -> list[click.Option]:
     return [
         click.Option(
             ["--data-dir"],
@@ -110,8 +110,9 @@ def _locations() -> list[click.Option]:
             metavar="DIR",
             expose_value=False,
             is_eager=True,
-            callback=_into_environment("RECEIVER_DATA_DIR"),
-            help="Keyring, .env file and embedded database.  [env: RECEIVER_DATA_DIR]",
+            callback=_set_environment("RECEIVER_DATA_DIR"),
+            help="Directory of the keyring, .env file and embedded database.  "
+            "[env: RECEIVER_DATA_DIR; default: ~/.local/share/redox-receiver]",
         ),
         click.Option(
             ["--env-file"],
@@ -119,26 +120,26 @@ def _locations() -> list[click.Option]:
             metavar="FILE",
             expose_value=False,
             is_eager=True,
-            callback=_into_environment("RECEIVER_ENV_FILE"),
-            help="The .env file, if it is not in the data directory.  [env: RECEIVER_ENV_FILE]",
+            callback=_set_environment("RECEIVER_ENV_FILE"),
+            help="Settings file.  [env: RECEIVER_ENV_FILE; default: .env in the data directory]",
         ),
     ]
 
 
-def _take_locations(command: click.Command) -> None:
-    """Let every command take the options that say where things are, after its name as well as before it."""
+def _add_location_options(command: click.Command) -> None:
+    """Add --data-dir and --env-file to every command, so that they work before and after its name."""
     if isinstance(command, click.Group):
         for each in command.commands.values():
-            _take_locations(each)
+            _add_location_options(each)
     else:
         names = {parameter.name for parameter in command.params}
-        command.params += [option for option in _locations() if option.name not in names]
+        command.params += [option for option in _location_options() if option.name not in names]
 
 
 @click.group(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    params=_locations(),
+    params=_location_options(),
     epilog="""\b
 Examples:
   redox-receiver up
@@ -152,7 +153,7 @@ Shell completion (bash_source, zsh_source or fish_source):
 )
 @click.version_option(__version__, prog_name="redox-receiver")
 def main() -> None:
-    """A webhook receiver for Redox destinations: verifies, records, orders and hands over every message.
+    """A webhook receiver for Redox destinations: verifies and records each message, and delivers it in order to handlers.
 
-    Exit status: 0 done, 1 it could not be done (a line says what mends it), 2 wrong usage.
+    Exit status: 0 success, 1 failure (one line says how to fix it), 2 wrong usage.
     """

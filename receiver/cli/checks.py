@@ -1,6 +1,6 @@
-"""What `check` and `db check` look at: each a finding with a stable name, and what mends it.
+"""The checks of `check` and `db check`. Each result has a stable name and, for a problem, its fix.
 
-May not mend anything, and starts nothing but the embedded PostgreSQL where it does not run.
+Must not change anything. Starts nothing but the embedded PostgreSQL, if that does not run.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from receiver.worker import discovery
 
 State = Literal["ok", "warn", "bad"]
 
-# What `check` looks at more closely itself.
+# Findings of `status` that `check` replaces by closer checks of its own.
 _OWN: Final = frozenset({"clock", "no_worker", "no_credential", "credential_expires"})
 
 _OLDEST_POSTGRESQL: Final = 14
 _ENDS_SOON: Final = timedelta(days=30)
-# Networks of proxies that are believed without a warning have prefixes of this length, or longer.
+# A trusted network with a shorter prefix than this, in bits, gets a warning.
 _NARROWEST_4: Final = 8
 _NARROWEST_6: Final = 32
 _LEAST_DISK: Final = 2 * 1024**3
@@ -54,20 +54,20 @@ _CERTIFICATE_DAYS: Final = 14
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """What was looked at, how it is, and the setting or command that mends it. `name` is a contract."""
+    """The result of one check, and the setting or command that fixes a problem. `name` is a contract."""
 
     name: str
     state: State
-    told: str
-    mend: str | None = None
+    message: str
+    fix: str | None = None
 
 
-# A look at the database: what it finds.
-_Look = Callable[[Connection, Keyring | None], "Finding | list[Finding] | None"]
+# A check of the database.
+_Check = Callable[[Connection, Keyring | None], "Finding | list[Finding] | None"]
 
 
 def report(found: Sequence[Finding], *, as_json: bool) -> None:
-    """Print what was found, and end with status 1 when something is bad."""
+    """Print the results. Exits with status 1 if one is bad."""
     if as_json:
         output.document([asdict(each) for each in found])
     else:
@@ -76,7 +76,7 @@ def report(found: Sequence[Finding], *, as_json: bool) -> None:
             label = {"ok": "OK", "warn": "WARN", "bad": "BAD"}[each.state]
             colour = {"ok": "green", "warn": "yellow", "bad": "red"}[each.state]
             begin = f"{label:<4}  {each.name:<{width}}  "
-            text = output.escaped(each.told) + (f" → {output.escaped(each.mend)}" if each.mend else "")
+            text = output.escaped(each.message) + (f" → {output.escaped(each.fix)}" if each.fix else "")
             room = output.width()
             lines = (
                 [text]
@@ -89,12 +89,12 @@ def report(found: Sequence[Finding], *, as_json: bool) -> None:
 
 
 def of_everything(url: str | None) -> list[Finding]:
-    """All there is to look at on this host; `url`: where the world reaches the public listener."""
+    """Run all checks of this host. `url`: the public URL of the receiver, checked from here if given."""
     try:
         settings = table.load_settings()
     except ReceiverError as exc:
         return [
-            Finding(name="settings", state="bad", told="; ".join(str(exc).splitlines()), mend="correct the variable")
+            Finding(name="settings", state="bad", message="; ".join(str(exc).splitlines()), fix="correct the variable")
         ]
     found = [
         _settings(),
@@ -113,7 +113,7 @@ def of_everything(url: str | None) -> list[Finding]:
 
 
 def of_database(settings: Settings) -> list[Finding]:
-    """What concerns the database alone."""
+    """Run only the checks of the database."""
     return _with_database(settings, _DATABASE, _keyring(settings)[0])
 
 
@@ -121,25 +121,25 @@ def of_database(settings: Settings) -> list[Finding]:
 
 
 def _settings() -> Finding:
-    """Variables of ours that nothing reads are misspelt."""
+    """An unknown RECEIVER_* variable is misspelled."""
     if (found := table.misspelt()) is None:
-        return Finding(name="settings", state="ok", told="every RECEIVER_* variable is one that is read")
+        return Finding(name="settings", state="ok", message="every RECEIVER_* variable is known")
     return Finding(
         name="settings",
         state="bad",
-        told=f"nothing reads {found}",
-        mend="correct the name; .env.example lists them all",
+        message=f"unknown variable {found}",
+        fix="correct the name; .env.example lists them all",
     )
 
 
 def _failpoints(settings: Settings) -> Iterator[Finding]:
     if settings.failpoints:
-        told = ", ".join(f"{name} ({order.action})" for name, order in faults.parse(settings.failpoints).items())
+        message = ", ".join(f"{name} ({order.action})" for name, order in faults.parse(settings.failpoints).items())
         yield Finding(
             name="failpoints",
             state="bad",
-            told=f"what is started here is to fail, at {told}",
-            mend=f"take {faults.VARIABLE} out of the environment",
+            message=f"fault injection is on: processes started here fail at {message}",
+            fix=f"remove {faults.VARIABLE} from the environment",
         )
 
 
@@ -149,52 +149,50 @@ def _files(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             name="data_directory",
             state="warn",
-            told=f"{directory} is not there yet",
-            mend="`redox-receiver up` makes it",
+            message=f"{directory} does not exist yet",
+            fix="run `redox-receiver up`, which creates it",
         )
     elif directory.stat().st_mode & 0o067:
         yield Finding(
             name="data_directory",
             state="bad",
-            told=f"{directory} is open to others",
-            mend=f"chmod go-rw,o-x {directory}",
+            message=f"other users have access to {directory}",
+            fix=f"chmod go-rw,o-x {directory}",
         )
     else:
-        yield Finding(name="data_directory", state="ok", told=str(directory))
+        yield Finding(name="data_directory", state="ok", message=str(directory))
     if env_file.is_file() and stat.S_IMODE(env_file.stat().st_mode) & 0o077:
         yield Finding(
-            name="env_file", state="bad", told=f"{env_file} can be read by others", mend=f"chmod 600 {env_file}"
+            name="env_file", state="bad", message=f"other users have access to {env_file}", fix=f"chmod 600 {env_file}"
         )
 
 
 def _listeners(served: Mapping[str, Sequence[str]], how: str) -> Iterator[Finding]:
-    """The addresses of this host by role (`receiver`, `admin`); `how` they are known."""
+    """Check the addresses of this host by role (`receiver`, `admin`). `how` begins each message."""
     for address in served["receiver"]:
         if all(map(_loopback, address.split(", "))):
-            yield Finding(
-                name="listener", state="ok", told=f"{how} {address}, for a proxy on this host that speaks TLS"
-            )
+            yield Finding(name="listener", state="ok", message=f"{how} {address}, for a TLS proxy on this host")
         else:
             yield Finding(
                 name="listener",
                 state="warn",
-                told=f"{how} {address}, which speaks plain HTTP and is not on loopback",
-                mend="let only a proxy that speaks TLS reach it, or set RECEIVER_BIND=127.0.0.1:PORT",
+                message=f"{how} {address}, which is plain HTTP and not on loopback",
+                fix="allow only your TLS proxy to reach it, or set RECEIVER_BIND=127.0.0.1:PORT",
             )
     for address in served["admin"]:
         if all(map(_loopback, address.split(", "))):
-            yield Finding(name="admin_listener", state="ok", told=f"{how} {address}")
+            yield Finding(name="admin_listener", state="ok", message=f"{how} {address}")
         else:
             yield Finding(
                 name="admin_listener",
                 state="warn",
-                told=f"{how} {address}, which is not on loopback",
-                mend="let nobody but your monitoring reach it, or set RECEIVER_ADMIN_BIND=127.0.0.1:PORT",
+                message=f"{how} {address}, which is not on loopback",
+                fix="allow only your monitoring to reach it, or set RECEIVER_ADMIN_BIND=127.0.0.1:PORT",
             )
 
 
 def _proxies(settings: Settings) -> Iterator[Finding]:
-    """Whoever is believed can say that a request comes from any address, and bears any client certificate."""
+    """A trusted proxy can claim any client address and any client certificate."""
     wide = [
         each
         for each in settings.trusted_proxies
@@ -204,15 +202,15 @@ def _proxies(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             name="trusted_proxies",
             state="warn",
-            told="RECEIVER_TRUSTED_PROXIES believes "
-            f"{', '.join(wide)}: anybody there can claim any address and, where they know the proxy's "
+            message="RECEIVER_TRUSTED_PROXIES trusts "
+            f"{', '.join(wide)}: every host there can claim any client address and, with the proxy's "
             "secret, any client certificate",
-            mend="name your proxies' own addresses",
+            fix="set it to the addresses of your proxies",
         )
 
 
 def _account(settings: Settings) -> Iterator[Finding]:
-    """The embedded PostgreSQL, when root starts it."""
+    """Check the account of the embedded PostgreSQL, when root starts it."""
     if (
         settings.database_url is None
         and os.geteuid() == 0
@@ -221,10 +219,10 @@ def _account(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             name="postgres_account",
             state="warn",
-            told="the embedded PostgreSQL runs as nobody, an account "
+            message="the embedded PostgreSQL runs as nobody, an account "
             "that other programs use: they can read and change its files",
-            mend="make an account of its own "
-            "(adduser --system postgres) before the first start, or name one in RECEIVER_POSTGRES_ACCOUNT",
+            fix="create a dedicated account "
+            "(adduser --system postgres) before the first start, or set RECEIVER_POSTGRES_ACCOUNT",
         )
 
 
@@ -247,11 +245,16 @@ def _loopback(bind: str) -> bool:
 def _disk(settings: Settings) -> Finding:
     place = next(each for each in (settings.data_dir, *settings.data_dir.resolve().parents) if each.is_dir())
     free = shutil.disk_usage(place).free
-    told = f"{free / 1024**3:.1f} GiB free at {place}"
+    message = f"{free / 1024**3:.1f} GiB free at {place}"
     return (
-        Finding(name="disk", state="ok", told=told)
+        Finding(name="disk", state="ok", message=message)
         if free >= _LEAST_DISK
-        else Finding(name="disk", state="bad", told=told, mend="make room: without it everything is answered 503")
+        else Finding(
+            name="disk",
+            state="bad",
+            message=message,
+            fix="free disk space: when the disk is full, every request gets 503",
+        )
     )
 
 
@@ -260,36 +263,36 @@ def _keyring(settings: Settings) -> tuple[Keyring | None, Finding]:
     try:
         keyring = keyrings.load_keyring(path)
     except ReceiverError as exc:
-        return None, Finding(name="keyring", state="bad", told=str(exc), mend="see RECEIVER_KEYRING")
+        return None, Finding(name="keyring", state="bad", message=str(exc), fix="see RECEIVER_KEYRING")
     if any((path.parent / name).exists() for name in (backups.MANIFEST, backups.DUMP)):
         return keyring, Finding(
             name="keyring",
             state="bad",
-            told=f"{path} lies beside a backup of the database",
-            mend="keep the two apart: together they are as good as no encryption",
+            message=f"{path} is in the same directory as a backup of the database",
+            fix="store them in different places: together they defeat the encryption",
         )
     held = output.count(len(keyring.keys), "key", "keys")
-    return keyring, Finding(name="keyring", state="ok", told=f"{path}: {held}")
+    return keyring, Finding(name="keyring", state="ok", message=f"{path}: {held}")
 
 
 # --- the database
 
 
-def _with_database(settings: Settings, looks: Sequence[_Look], keyring: Keyring | None) -> list[Finding]:
-    """Look at the database; the first that is amiss with reaching it ends the looking."""
+def _with_database(settings: Settings, checks: Sequence[_Check], keyring: Keyring | None) -> list[Finding]:
+    """Run checks of the database. Stops if the database cannot be reached, or if its schema does not fit."""
     found: list[Finding] = []
     try:
         with session.database(settings) as engine:
-            for look in looks:
+            for check in checks:
                 with engine.connect() as connection:
-                    seen = look(connection, keyring)
-                found += [seen] if isinstance(seen, Finding) else seen or ()
+                    result = check(connection, keyring)
+                found += [result] if isinstance(result, Finding) else result or ()
                 if any(each.name == "migrations" and each.state == "bad" for each in found):
-                    break  # what is next reads our tables
+                    break  # the next checks read our tables
     except DatabaseUnavailable as exc:
-        found.append(Finding(name="database", state="bad", told=exc.problem, mend=exc.fix))
+        found.append(Finding(name="database", state="bad", message=exc.problem, fix=exc.fix))
     except ReceiverError as exc:
-        found.append(Finding(name="database", state="bad", told=str(exc), mend="see DATABASE_URL"))
+        found.append(Finding(name="database", state="bad", message=str(exc), fix="see DATABASE_URL"))
     return found
 
 
@@ -303,10 +306,10 @@ def _version(connection: Connection, _: Keyring | None) -> Finding:
         return Finding(
             name="database",
             state="bad",
-            told=f"PostgreSQL {version}",
-            mend=f"PostgreSQL {_OLDEST_POSTGRESQL} or later is needed",
+            message=f"PostgreSQL {version}",
+            fix=f"upgrade to PostgreSQL {_OLDEST_POSTGRESQL} or later",
         )
-    return Finding(name="database", state="ok", told=f"PostgreSQL {version} answers")
+    return Finding(name="database", state="ok", message=f"PostgreSQL {version} answers")
 
 
 def _writable(connection: Connection, _: Keyring | None) -> Finding:
@@ -314,17 +317,17 @@ def _writable(connection: Connection, _: Keyring | None) -> Finding:
         return Finding(
             name="writable",
             state="bad",
-            told="this is a standby: nothing can be recorded, all is 503",
-            mend="point DATABASE_URL at the primary (target_session_attrs=read-write)",
+            message="this is a standby: nothing can be recorded, and every request gets 503",
+            fix="point DATABASE_URL at the primary (target_session_attrs=read-write)",
         )
     if _shown(connection, "default_transaction_read_only") == "on":
         return Finding(
             name="writable",
             state="bad",
-            told="the database is read-only: nothing can be recorded",
-            mend="set default_transaction_read_only = off",
+            message="the database is read-only: nothing can be recorded, and every request gets 503",
+            fix="set default_transaction_read_only = off",
         )
-    return Finding(name="writable", state="ok", told="a primary that takes writes")
+    return Finding(name="writable", state="ok", message="a primary that accepts writes")
 
 
 def _durable(connection: Connection, _: Keyring | None) -> Finding:
@@ -333,8 +336,8 @@ def _durable(connection: Connection, _: Keyring | None) -> Finding:
         return Finding(
             name="durability",
             state="bad",
-            told=f"{', '.join(lossy)} off: a crash loses what was answered 200, and Redox does not send it again",
-            mend="set them on",
+            message=f"{', '.join(lossy)} off: a crash loses messages that were answered 200, and Redox does not resend them",
+            fix="set to on",
         )
     standbys = connection.exec_driver_sql(
         "SELECT count(*) FILTER (WHERE sync_state = 'async'), count(*) FROM pg_stat_replication"
@@ -343,40 +346,41 @@ def _durable(connection: Connection, _: Keyring | None) -> Finding:
         return Finding(
             name="durability",
             state="warn",
-            told="every standby is asynchronous: a failover can lose the "
-            "last moments' messages, which were answered 200",
-            mend="set synchronous_standby_names",
+            message="every standby is asynchronous: a failover can lose the latest messages, which were answered 200",
+            fix="set synchronous_standby_names",
         )
-    return Finding(name="durability", state="ok", told="what is committed is on disk")
+    return Finding(name="durability", state="ok", message="committed data is on disk")
 
 
 def _pooler(connection: Connection, _: Keyring | None) -> Finding | None:
-    """A server that sees another port than ours is reached through something."""
+    """Detect a proxy or pooler: PostgreSQL then sees another client port than ours."""
     raw: Any = connection.connection.driver_connection
     seen = connection.exec_driver_sql("SELECT inet_client_port()").scalar_one()
     if seen is None:  # a Unix socket
         return None
     with socket.socket(fileno=os.dup(raw.fileno())) as ours:
         if ours.getsockname()[1] == seen:
-            return Finding(name="pooler", state="ok", told="nothing between here and PostgreSQL")
+            return Finding(name="pooler", state="ok", message="direct connection to PostgreSQL")
     return Finding(
         name="pooler",
         state="warn",
-        told="something stands between here and PostgreSQL. If it is PgBouncer "
-        "in transaction mode: workers miss their wake-ups (LISTEN), and prepared statements fail",
-        mend="pool_mode = session, or connect to PostgreSQL itself",
+        message="the connection goes through a proxy or pooler. With PgBouncer "
+        "in transaction mode, workers miss notifications (LISTEN), and prepared statements fail",
+        fix="set pool_mode = session, or connect to PostgreSQL directly",
     )
 
 
 def _migrations(connection: Connection, _: Keyring | None) -> Finding:
     found = compatibility.schema_compatibility(connection)
     if found.state == "level":
-        return Finding(name="migrations", state="ok", told=f"at revision {found.current}")
+        return Finding(name="migrations", state="ok", message=f"at revision {found.current}")
     return Finding(
         name="migrations",
         state="warn" if found.compatible else "bad",
-        told=f"at revision {found.current or '(none)'}, {found.wanted} is wanted",
-        mend="redox-receiver db upgrade" if found.state == "behind" else "install the release that moved it",
+        message=f"at revision {found.current or '(none)'}, but this release needs {found.wanted}",
+        fix="redox-receiver db upgrade"
+        if found.state == "behind"
+        else "upgrade this host to the release that migrated it",
     )
 
 
@@ -386,8 +390,8 @@ def _keys(connection: Connection, keyring: Keyring | None) -> Finding | None:
     try:
         check_keys(connection, keyring)
     except ReceiverError as exc:
-        return Finding(name="keys", state="bad", told=str(exc), mend="see RECEIVER_KEYRING")
-    return Finding(name="keys", state="ok", told="the keyring is the one that this database was written with")
+        return Finding(name="keys", state="bad", message=str(exc), fix="see RECEIVER_KEYRING")
+    return Finding(name="keys", state="ok", message="the keyring matches the database")
 
 
 def _clock(connection: Connection, _: Keyring | None) -> Finding:
@@ -396,25 +400,25 @@ def _clock(connection: Connection, _: Keyring | None) -> Finding:
         return Finding(
             name="clock",
             state="warn",
-            told="the database took too long to say its time",
-            mend="look at its load, and at the way to it",
+            message="the database took too long to return its time",
+            fix="check its load and the network",
         )
-    told = f"{clock.skew_message(ahead)} the database's; by that everything is judged"
+    message = f"{clock.skew_message(ahead)} the database's clock, which decides every time limit"
     return (
-        Finding(name="clock", state="ok", told=told)
+        Finding(name="clock", state="ok", message=message)
         if abs(ahead) < clock.MAX_CLOCK_SKEW
-        else Finding(name="clock", state="bad", told=told, mend=clock.FIX)
+        else Finding(name="clock", state="bad", message=message, fix=clock.FIX)
     )
 
 
 _DATABASE: Final = (_version, _writable, _durable, _pooler, _clock, _migrations, _keys)
 
 
-# --- what is to be done with messages
+# --- registry and workers
 
 
 def _credentials(connection: Connection, _: Keyring | None) -> Finding:
-    """A destination whose required kinds have no live credential refuses everything."""
+    """Check that each destination has live credentials of the kinds it requires."""
     live: dict[str, set[str]] = {}
     ending = []
     for each in queries.credentials(connection):
@@ -432,17 +436,21 @@ def _credentials(connection: Connection, _: Keyring | None) -> Finding:
         return Finding(
             name="credentials",
             state="bad",
-            told=f"{', '.join(closed)} refuses everything: no live credential of the kinds it requires",
-            mend=f"redox-receiver credential add {closed[0]} --kind …",
+            message=f"every request to {', '.join(closed)} is refused: no live credential of the kinds it requires",
+            fix=f"redox-receiver credential add {closed[0]} --kind …",
         )
     if ending:
         return Finding(
             name="credentials",
             state="warn",
-            told=f"ends soon: {'; '.join(ending)}",
-            mend="redox-receiver credential add DESTINATION --kind …, then set it at Redox",
+            message=f"expires soon: {'; '.join(ending)}",
+            fix="redox-receiver credential add DESTINATION --kind …, then enter it at Redox",
         )
-    return Finding(name="credentials", state="ok", told="every destination has what it requires, for 30 days at least")
+    return Finding(
+        name="credentials",
+        state="ok",
+        message="every destination has the credentials it requires, for at least 30 days",
+    )
 
 
 def _workers(connection: Connection, _: Keyring | None) -> Finding:
@@ -455,21 +463,21 @@ def _workers(connection: Connection, _: Keyring | None) -> Finding:
         return Finding(
             name="workers",
             state="bad",
-            told="no delivery worker is alive: what comes in waits",
-            mend="redox-receiver up, or redox-receiver worker",
+            message="no delivery worker is alive: deliveries wait",
+            fix="redox-receiver up, or redox-receiver worker",
         )
     if missing:
         return Finding(
             name="workers",
             state="bad",
-            told=f"no live worker has loaded {', '.join(missing)}",
-            mend="install the plugin or set RECEIVER_HANDLERS, then see `redox-receiver handlers list`",
+            message=f"no live worker has loaded {', '.join(missing)}",
+            fix="install the plugin or set RECEIVER_HANDLERS, then see `redox-receiver handlers list`",
         )
-    return Finding(name="workers", state="ok", told=f"{len(alive)} alive")
+    return Finding(name="workers", state="ok", message=f"{len(alive)} alive")
 
 
 def _plugins(connection: Connection, _: Keyring | None) -> Finding:
-    """What is enabled and installed here, imported as a worker imports it."""
+    """Import the enabled handlers on this host as a worker does."""
     bound = [each for each in queries.subscriptions(connection) if each["enabled"]]
     specs: dict[str, list[HandlerSpec]] = {}
     plugins = discovery.load_handlers({each["handler"] for each in bound}, table.load_settings().handlers)
@@ -479,13 +487,13 @@ def _plugins(connection: Connection, _: Keyring | None) -> Finding:
     wrong = [each.message for each in plugins.failures]
     wrong += [sentence for *_, sentence in discovery.responder_conflicts(specs)]
     if wrong:
-        return Finding(name="plugins", state="bad", told="; ".join(wrong), mend="redox-receiver handlers check")
-    told = output.count(len(plugins.loaded), "handler", "handlers") + " imported"
-    return Finding(name="plugins", state="ok", told=told if plugins.loaded else "no handler is enabled")
+        return Finding(name="plugins", state="bad", message="; ".join(wrong), fix="redox-receiver handlers check")
+    message = output.count(len(plugins.loaded), "handler", "handlers") + " imported"
+    return Finding(name="plugins", state="ok", message=message if plugins.loaded else "no handler is enabled")
 
 
 def _listening(settings: Settings, connection: Connection, _: Keyring | None) -> list[Finding]:
-    """Where the processes of this host listen, or would."""
+    """Check the addresses at which the processes of this host listen, or would listen."""
     running = [each for each in queries.listeners(connection) if each["alive"] and each["host"] == socket.gethostname()]
     found: list[Finding] = []
     for role, bind in (("receiver", settings.bind), ("admin", settings.admin_bind)):
@@ -498,9 +506,9 @@ def _listening(settings: Settings, connection: Connection, _: Keyring | None) ->
 
 
 def _status(connection: Connection, keyring: Keyring | None) -> list[Finding]:
-    """The findings of `status`."""
+    """Return the findings of `status`."""
     return [
-        Finding(name=each.code, state="bad" if each.severity == "error" else "warn", told=each.text, mend=each.fix)
+        Finding(name=each.code, state="bad" if each.severity == "error" else "warn", message=each.text, fix=each.fix)
         for each in findings.collect(findings.read(connection, keyring))
         if each.code not in _OWN
     ]
@@ -513,33 +521,33 @@ _WORK: Final = (_credentials, _plugins, _workers)
 
 
 def _outside(url: str) -> Iterator[Finding]:
-    """What the world sees at `url`: the listener answers, by TLS that lasts, and serves nothing of the admin's."""
+    """Check `url`: it answers, its TLS certificate is valid, and the admin listener is not exposed."""
     parts = urlsplit(url)
     if parts.scheme != "https":
         yield Finding(
             name="tls",
             state="bad",
-            told=f"{url} is plain HTTP, and Redox wants https",
-            mend="put a proxy that speaks TLS before it",
+            message=f"{url} is plain HTTP, but Redox requires https",
+            fix="put a TLS proxy in front of it",
         )
     else:
         yield _certificate(parts.hostname or "", parts.port or 443)
     live, admin = _get(url, "/livez"), [path for path in ("/readyz", "/metrics") if _get(url, path) == 200]
     if live == 200:
-        yield Finding(name="reachable", state="ok", told=f"{url} answers")
+        yield Finding(name="reachable", state="ok", message=f"{url} answers")
     else:
         yield Finding(
             name="reachable",
             state="bad",
-            told=f"{url}/livez: {live or 'no answer'}",
-            mend="look at the proxy, and whether the receiver runs",
+            message=f"{url}/livez: {live or 'no answer'}",
+            fix="check the proxy, and that the receiver runs",
         )
     if admin:
         yield Finding(
             name="admin_hidden",
             state="bad",
-            told=f"{', '.join(admin)} can be reached from outside",
-            mend="the proxy must lead to the public listener (RECEIVER_BIND), not to the admin's",
+            message=f"{', '.join(admin)} can be reached at this URL",
+            fix="forward requests to the public listener (RECEIVER_BIND), not to the admin listener",
         )
 
 
@@ -554,22 +562,22 @@ def _certificate(host: str, port: int) -> Finding:
         return Finding(
             name="tls",
             state="bad",
-            told=f"{host}:{port}: {_why(exc)}",
-            mend="without a certificate that proves this name, Redox does not connect",
+            message=f"{host}:{port}: {_why(exc)}",
+            fix="install a valid certificate for this host name: Redox does not connect without one",
         )
     days = (ends - datetime.now(UTC)).days
-    told = f"the certificate ends in {days} days"
+    message = f"the certificate expires in {days} days"
     return (
-        Finding(name="tls", state="ok", told=told)
+        Finding(name="tls", state="ok", message=message)
         if days >= _CERTIFICATE_DAYS
-        else Finding(name="tls", state="bad", told=told, mend="renew it")
+        else Finding(name="tls", state="bad", message=message, fix="renew the certificate")
     )
 
 
 def _why(exc: Exception) -> str:
-    """Why the connection did not come about, in the words of OpenSSL or of the operating system."""
+    """The reason of a failed connection, from OpenSSL or the operating system."""
     if isinstance(exc, ssl.SSLCertVerificationError):
-        return f"the certificate is not accepted: {exc.verify_message.rstrip('.')}"
+        return f"the certificate is not valid: {exc.verify_message.rstrip('.')}"
     if isinstance(exc, ssl.SSLError):
         return f"TLS failed: {(exc.reason or type(exc).__name__).lower().replace('_', ' ')}"
     return (isinstance(exc, OSError) and exc.strerror) or type(exc).__name__

@@ -1,6 +1,6 @@
-"""How commands that put things right tell what they do: batch by batch, and what they left.
+"""Output of the commands that correct messages and deliveries: progress by batch, the result, and what was skipped.
 
-May not do any of it: receiver.storage.operations.corrections does.
+Must not change anything itself: receiver.storage.operations.corrections does.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from receiver.cli import output
 from receiver.cli.session import Session
 from receiver.storage.operations.corrections import Corrections, CorrectionTask
 
-# So many of those that were left are named; --json names all.
-TOLD: Final = 10
+# The number of unchanged rows that are listed; --json lists all.
+MAX_LISTED: Final = 10
 _ONE: Final = {"deliveries": "delivery", "messages": "message"}
 
 
 def correction(session: Session) -> Corrections:
-    """The verbs, in the name of whoever runs the command."""
+    """The correction operations. The audit log names the actor of the session."""
     return Corrections(session.engine, session.keyring, actor=session.actor)
 
 
 def carry_out(work: CorrectionTask, *, what: str, verb: str, dry_run: bool, as_json: bool, resume: str) -> None:
-    """Do the work and tell what was done. Exits with 1 when something of it was left.
+    """Do the work and print the result. Exits with status 1 if some rows were left unchanged.
 
-    `what` is "deliveries" or "messages", `verb` the past participle. `resume`: how one goes on after an interruption;
-    {last} in it is the last id that was looked at.
+    `what` is "deliveries" or "messages", `verb` the past participle. `resume` tells the operator how to continue after
+    an interruption; {last} in it is the last id that was processed.
     """
     done: list[int] = []
     left: list[dict[str, object]] = []
@@ -43,7 +43,7 @@ def carry_out(work: CorrectionTask, *, what: str, verb: str, dry_run: bool, as_j
                 advance(len(batch.done) + len(batch.left))
     except KeyboardInterrupt:
         output.say(
-            f"stopped: {output.count(len(done), _ONE[what], what)} {verb}; what is done stays done. "
+            f"stopped: {output.count(len(done), _ONE[what], what)} {verb} before the interruption. "
             f"{resume.format(last=last)}"
         )
         raise
@@ -52,16 +52,16 @@ def carry_out(work: CorrectionTask, *, what: str, verb: str, dry_run: bool, as_j
             {"dry_run": dry_run, "done": done, "left": left, "made": made, "lanes": sorted(lanes), "newer": newer}
         )
     else:
-        told = output.count(len(done), _ONE[what], what)
+        changed = output.count(len(done), _ONE[what], what)
         click.echo(
-            f"{'would be ' if dry_run else ''}{verb}: {told} in {output.count(len(lanes), 'lane', 'lanes')}"
+            f"{'would be ' if dry_run else ''}{verb}: {changed} in {output.count(len(lanes), 'lane', 'lanes')}"
             + (f", {output.count(made, 'new delivery', 'new deliveries')}" if made else "")
         )
         if newer:
-            click.echo(f"newer messages already handled in those lanes: {newer}")
-    for each in left[:TOLD]:
-        output.say(f"left {each['id']}: {each['why']}")
-    if len(left) > TOLD:
-        output.say(f"left {len(left) - TOLD} more: --json names them")
+            click.echo(f"newer messages that these lanes have already handled: {newer}")
+    for each in left[:MAX_LISTED]:
+        output.say(f"not changed: {each['id']}: {each['why']}")
+    if len(left) > MAX_LISTED:
+        output.say(f"not changed: {len(left) - MAX_LISTED} more: --json lists them")
     if left:
         click.get_current_context().exit(1)

@@ -1,6 +1,6 @@
-"""The options and kinds of arguments that several commands share.
+"""Options and argument types that several commands share.
 
-May not touch the database: what is wrong here is wrong usage, exit status 2.
+Must not access the database: an error here is wrong usage, exit status 2.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import click
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _FOLD: Final = 92
-# An audit row is kept for ever.
+# In characters. An audit row is never deleted.
 _LONGEST_REASON: Final = 10_000
 _STDIN: Final = "receiver.stdin"
 _SPAN: Final = re.compile(r"(\d{1,6})([smhdw])")
@@ -29,7 +29,10 @@ _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w":
 
 
 class When(click.ParamType[datetime]):
-    """A point in time: ISO 8601 (UTC unless it says otherwise), or a span from now such as 15m, 2h, 3d, 2w."""
+    """A point in time: ISO 8601 (UTC without an offset), or a duration before now such as 15m, 2h, 3d, 2w.
+
+    With `ahead`, the duration is after now.
+    """
 
     name = "time"
 
@@ -37,7 +40,7 @@ class When(click.ParamType[datetime]):
         self._sign = 1 if ahead else -1
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """The time, aware and in UTC."""
+        """Return the time, aware and in UTC."""
         if isinstance(value, datetime):
             return value
         span = _SPAN.fullmatch(value)
@@ -47,7 +50,7 @@ class When(click.ParamType[datetime]):
             time = datetime.fromisoformat(value)
             return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
         except (ValueError, OverflowError):
-            self.fail(f"{value!r} is no time: write 2026-01-31T08:00, or a span such as 15m, 2h, 3d", param, ctx)
+            self.fail(f"{value!r} is not a valid time: use ISO 8601, or a duration such as 15m, 2h, 3d", param, ctx)
 
 
 class Span(click.ParamType[timedelta]):
@@ -56,7 +59,7 @@ class Span(click.ParamType[timedelta]):
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
-        """The duration, more than nothing and a year at most."""
+        """Return the duration: above 0, and at most 365 days."""
         if isinstance(value, timedelta):
             return value
         span = _SPAN.fullmatch(value)
@@ -67,22 +70,22 @@ class Span(click.ParamType[timedelta]):
 
 
 class MessageId(click.ParamType["int | UUID"]):
-    """A message's id or its uuid."""
+    """The id or the UUID of a message."""
 
     name = "id"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | UUID:
-        """An int for an id, a UUID for a uuid."""
+        """Return an int for an id, and a UUID for a UUID."""
         if isinstance(value, int | UUID):
             return value
         try:
             return int(value) if value.isdecimal() and len(value) < 19 else UUID(value)
         except ValueError:
-            self.fail(f"{value!r} is neither the id nor the uuid of a message", param, ctx)
+            self.fail(f"{value!r} is not a valid message id or UUID", param, ctx)
 
 
 def options(*given: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
-    """Several options as one decorator, in the order in which help lists them."""
+    """Combine several options into one decorator. Help lists them in this order."""
 
     def put(command: _Command) -> _Command:
         for option in reversed(given):
@@ -93,7 +96,7 @@ def options(*given: Callable[[_Command], _Command]) -> Callable[[_Command], _Com
 
 
 def example(*lines: str) -> str:
-    """The end of a command's help: how it is used. Long lines are continued as a shell takes them."""
+    """The examples at the end of a command's help. A backslash continues a long line, as in a shell."""
     head = "Example:" if len(lines) == 1 else "Examples:"
     return "\n".join(["\b", head, *(_folded(f"  redox-receiver {line}") for line in lines)])
 
@@ -111,60 +114,64 @@ def _folded(line: str) -> str:
 
 
 def take_stdin(what: str) -> BinaryIO:
-    """Stdin, for `what`. Raises UsageError when the command has read it for something else."""
+    """Return stdin for the option `what`. Raises UsageError when another option has taken it."""
     meta = click.get_current_context().meta
     if _STDIN in meta:
-        raise click.UsageError(f"{meta[_STDIN]} and {what} cannot both be read from stdin: put one of them in a file")
+        raise click.UsageError(f"{meta[_STDIN]} and {what} cannot both be read from stdin: use a file for one of them")
     meta[_STDIN] = what
     return sys.stdin.buffer
 
 
 class Reason(click.ParamType[str]):
-    """A person's words for the audit. `-` reads them from stdin: what stands on a command line, others see in `ps`."""
+    """The operator's reason for the audit log. `-` reads it from stdin: other users can see arguments in `ps`."""
 
     name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The words, without the line's end."""
+        """Return the reason, without the newline at its end."""
         if value == "-":
             try:
                 value = take_stdin("--reason").read().decode().strip()
             except UnicodeDecodeError:
                 self.fail("stdin is not UTF-8 text", param, ctx)
         if len(value) > _LONGEST_REASON:
-            self.fail(f"a reason has at most {_LONGEST_REASON:,} characters", param, ctx)
+            self.fail(f"the reason is longer than {_LONGEST_REASON:,} characters: shorten it", param, ctx)
         if not value.strip():
-            self.fail("say why", param, ctx)
+            self.fail("the reason is empty: give one", param, ctx)
         return str(value)
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
 limit_option = click.option(
-    "--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, metavar="N", help="At most so many rows."
+    "--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, metavar="N", help="Print at most N rows."
 )
 since_option = click.option(
-    "--since", type=When(), metavar="TIME", help="Not before: an ISO 8601 time, or 15m, 2h, 3d ago."
+    "--since",
+    type=When(),
+    metavar="TIME",
+    help="Only since TIME (ISO 8601, or a duration before now such as 15m, 2h, 3d).",
 )
 until_option = click.option(
-    "--until", type=When(), metavar="TIME", help="Not after: an ISO 8601 time, or 15m, 2h, 3d ago."
+    "--until",
+    type=When(),
+    metavar="TIME",
+    help="Only until TIME (ISO 8601, or a duration before now such as 15m, 2h, 3d).",
 )
 before_option = click.option(
-    "--before", type=click.IntRange(1), metavar="ID", help="Only ids below: the next page of a list."
+    "--before", type=click.IntRange(1), metavar="ID", help="Only ids below ID, to get the next page."
 )
-destination_option = click.option("--destination", metavar="NAME", help="Of this destination.")
-dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would happen, and do none of it.")
+destination_option = click.option("--destination", metavar="NAME", help="Filter by destination.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Print what would change, and change nothing.")
 
 
-def optional_reason_option(
-    says: str = "Why, in your words", *, required: bool = False
-) -> Callable[[_Command], _Command]:
-    """`--reason TEXT` where it is not always asked for."""
+def optional_reason_option(text: str = "Your reason", *, required: bool = False) -> Callable[[_Command], _Command]:
+    """`--reason TEXT`, optional unless `required`."""
     return click.option(
         "--reason",
         required=required,
         type=Reason(),
         metavar="TEXT",
-        help=f"{says}: kept in the audit, sealed. Use - to read it from stdin.",
+        help=f"{text}, stored encrypted in the audit log (-: stdin).",
     )
 
 
@@ -173,32 +180,32 @@ SECRET_FILE: Final = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
 
 
 def read_secret(path: Path) -> str:
-    """The secret in a file, or on stdin for `-`, without the line's end. Raises click.BadParameter."""
+    """Read a secret from a file, or from stdin for `-`, without the final newline. Raises click.BadParameter."""
     try:
         text = take_stdin("the secret").read().decode() if str(path) == "-" else path.read_text()
     except (OSError, UnicodeDecodeError):
-        raise click.BadParameter(f"{path} cannot be read as text") from None
+        raise click.BadParameter(f"{path} cannot be read as text: check the file and its permissions") from None
     return text.removesuffix("\n").removesuffix("\r")
 
 
 def nothing(filters: Mapping[str, object], empty: str) -> str:
-    """What a list without rows says: that nothing matches its filters, where some are given, else `empty`."""
+    """The text for a list without rows: `empty`, or that nothing matches if there are filters."""
     if any(value not in (None, ()) for value in filters.values()):
-        return "nothing matches these options: leave some out to see more"
+        return "nothing matches these options: remove some to see more"
     return empty
 
 
 def page_note(found: Sequence[Mapping[str, Any]], limit: int) -> None:
-    """Say on stderr how a list goes on that was cut at `limit`."""
+    """Print on stderr how to get the next page of a list that `limit` has cut."""
     if len(found) == limit:
-        click.echo(f"more: --before {found[-1]['id']}", err=True)
+        click.echo(f"for more rows, add --before {found[-1]['id']}", err=True)
 
 
 @contextmanager
 def new_file(path: Path | None, content: bytes) -> Iterator[None]:
-    """Write a new file, mode 0600, before the block runs; take it back when the block fails. None: nothing is written.
+    """Write a new file, mode 0600, before the block runs, and delete it if the block fails. None writes nothing.
 
-    A secret that could not be written down is so never registered. Raises click.BadParameter.
+    A secret is registered only after its file is written. Raises click.BadParameter.
     """
     if path is None:
         yield
@@ -206,7 +213,7 @@ def new_file(path: Path | None, content: bytes) -> Iterator[None]:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as exc:
-        raise click.BadParameter(f"{path} cannot be made: {exc.strerror}") from None
+        raise click.BadParameter(f"{path} cannot be created: {exc.strerror}") from None
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)

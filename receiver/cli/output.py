@@ -1,7 +1,7 @@
-"""What commands print: a table for people, or one JSON document; progress on a terminal.
+"""Output of commands: a table, or one JSON document; a progress bar on a terminal.
 
-Must not let a stored text act on a terminal: control characters, ANSI sequences and writing that changes direction are
-shown escaped (JSON escapes them by itself). Must not wrap a line except on a terminal, and there never within a word.
+Must not let stored text control a terminal: control characters, ANSI sequences and bidirectional marks are escaped
+(JSON escapes them itself). Must not wrap a line except on a terminal, and never within a word.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _COLUMNS: Final = "receiver.columns"
 
 
 def columns_option(command: _Command) -> _Command:
-    """`--columns NAME,…` for a command that prints one list: `rows` then shows these, in this order."""
+    """`--columns NAME,…` for a command that prints one list: `rows` shows these columns, in this order."""
     return click.option(
         "--columns",
         callback=_choose,
         expose_value=False,
         metavar="NAME[,NAME…]",
-        help="Show these columns, in this order. All that --json shows can be chosen.",
+        help="Show only these columns, in this order. Choose from the columns that --json shows.",
     )(command)
 
 
@@ -44,15 +44,15 @@ def _choose(ctx: click.Context, _parameter: click.Parameter, value: str | None) 
 
 
 def document(value: Any) -> None:
-    """Print `value` as one JSON document: times ISO 8601 UTC, bytes in hexadecimal."""
+    """Print `value` as one JSON document: times as ISO 8601 in UTC, bytes as hexadecimal."""
     click.echo(json.dumps(_plain(value), indent=2))
 
 
 def rows(found: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool, nothing: str) -> None:
-    """Print rows: all of their columns as a JSON array, or `columns` of them, those that say anything, as a table.
+    """Print rows: all columns as a JSON array, or those of `columns` that are not empty as a table.
 
-    `nothing` is printed where there are no rows. What the operator chose with --columns goes before `columns`, also in
-    JSON; raises UsageError for a column that is not there.
+    Prints `nothing` if there are no rows. The option --columns overrides `columns`, also in JSON. Raises UsageError
+    for an unknown column.
     """
     chosen = _chosen(found)
     if as_json:
@@ -69,7 +69,7 @@ def rows(found: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json:
     for place in range(len(found)):
         _line({name: shown[name][place] for name in widths}, widths)
     if hidden := [name for name in shown if name not in widths]:
-        say(f"not shown, for the terminal is too narrow: {', '.join(hidden)}. Choose with --columns, or use --json")
+        say(f"the terminal is too narrow for {', '.join(hidden)}: choose columns with --columns, or use --json")
 
 
 def _chosen(found: Sequence[Mapping[str, Any]]) -> list[str] | None:
@@ -80,38 +80,38 @@ def _chosen(found: Sequence[Mapping[str, Any]]) -> list[str] | None:
         return chosen
     known = list(dict.fromkeys(name for each in found for name in each))
     if unknown := [name for name in chosen if name not in known]:
-        raise click.UsageError(f"--columns: there is no column {', '.join(unknown)}: choose from {', '.join(known)}")
+        raise click.UsageError(f"--columns: unknown column {', '.join(unknown)}: choose from {', '.join(known)}")
     return chosen
 
 
 def width() -> int | None:
-    """The columns of the terminal that stdout is; None where it is none, and lines may have any length."""
+    """The width of the terminal in columns; None if stdout is not a terminal, and lines may have any length."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def _widths(texts: Mapping[str, Sequence[str]], room: int | None) -> dict[str, int]:
+def _widths(texts: Mapping[str, Sequence[str]], available: int | None) -> dict[str, int]:
     """The width of each column: that of its longest text.
 
-    Where there is no room for all, columns with spaces in them are wrapped at these, the widest first; if that does
-    not suffice, the last columns are left out. Nothing is broken within a word: an id could not be copied.
+    If the terminal is too narrow, columns are wrapped at spaces, the widest first. If that is not enough, the last
+    columns are left out. A word is never broken, so that an id can be copied.
     """
     widths = {name: max(map(cell_len, each)) for name, each in texts.items()}
-    if room is None:
+    if available is None:
         return widths
     least = {name: max(cell_len(word) for text in each for word in text.split(" ")) for name, each in texts.items()}
-    while len(least) > 1 and sum(least.values()) + _GAP * (len(least) - 1) > room:
+    while len(least) > 1 and sum(least.values()) + _GAP * (len(least) - 1) > available:
         least.popitem()
     widths = {name: widths[name] for name in least}
-    while sum(widths.values()) + _GAP * (len(widths) - 1) > room:
+    while sum(widths.values()) + _GAP * (len(widths) - 1) > available:
         flexible = [name for name in widths if widths[name] > least[name]]
         if not flexible:
-            break  # one column, of a word that is wider than the terminal
+            break  # one column with a word that is wider than the terminal
         widths[max(flexible, key=lambda name: widths[name])] -= 1
     return widths
 
 
 def _line(cells: Mapping[str, str], widths: Mapping[str, int], *, bold: bool = False) -> None:
-    """Print one row of a table, of as many lines as its tallest cell has."""
+    """Print one row of a table, with as many lines as its tallest cell."""
     wrapped = {name: _wrapped(cells[name], widths[name]) for name in widths}
     colour = {name: _STYLES.get(text) for name, text in cells.items()}
     last = list(widths)[-1]
@@ -124,11 +124,11 @@ def _line(cells: Mapping[str, str], widths: Mapping[str, int], *, bold: bool = F
         click.echo("".join(pieces).rstrip())
 
 
-def _wrapped(text: str, room: int) -> list[str]:
-    """The text in lines of at most `room` columns, broken at spaces alone."""
+def _wrapped(text: str, available: int) -> list[str]:
+    """Wrap the text at spaces, into lines of at most `available` columns."""
     lines = [""]
     for word in text.split(" "):
-        if lines[-1] and cell_len(lines[-1]) + 1 + cell_len(word) > room:
+        if lines[-1] and cell_len(lines[-1]) + 1 + cell_len(word) > available:
             lines.append(word)
         else:
             lines[-1] += f" {word}" if lines[-1] else word
@@ -142,22 +142,22 @@ def _styled(text: str, colour: str | None, *, bold: bool = False) -> str:
 
 
 def row(found: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print one row: an object as JSON, or a line a column."""
+    """Print one row: as a JSON object, or with one line for each column."""
     if as_json:
         document(found)
         return
     label = max((len(name) for name in found), default=0)
     for name, value in found.items():
         text = cell(value)
-        room = width()
-        lines = [text] if room is None else _wrapped(text, room - label - _GAP)
+        available = width()
+        lines = [text] if available is None else _wrapped(text, available - label - _GAP)
         for number, line in enumerate(lines):
             begin = _styled(name, None, bold=True) + " " * (label - len(name)) if number == 0 else " " * label
             click.echo(f"{begin}{' ' * _GAP}{_styled(line, _STYLES.get(str(value)))}".rstrip())
 
 
 def cell(value: Any) -> str:
-    """A value as a table shows it, safe on a terminal."""
+    """Format a value for a table, safe for a terminal."""
     if isinstance(value, datetime):
         return _iso(value, "seconds")
     value = _plain(value)
@@ -173,23 +173,23 @@ def cell(value: Any) -> str:
 
 
 def escaped(text: str) -> str:
-    r"""`text` with everything that is not plainly printable written as `\x1b`, `\u202e`."""
+    r"""Escape everything in `text` that is not printable, as `\x1b` or `\u202e`."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def count(number: int, one: str, several: str) -> str:
-    """How many, as people write it: 1 delivery, 2,000 deliveries."""
+    """Format a number with its noun: 1 delivery, 2,000 deliveries."""
     return f"{number:,} {one if number == 1 else several}"
 
 
 def say(text: str) -> None:
-    """Tell an operator something beside the result: on stderr, so that stdout is the result alone."""
+    """Print a note on stderr. Stdout is for the result only."""
     click.echo(text, err=True)
 
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr while the block runs, where that is a terminal; yields what moves it on by so many."""
+    """Show a progress bar on stderr if it is a terminal. Yields the function that advances it by a number."""
     bar = Progress(
         TextColumn(what),
         BarColumn(),

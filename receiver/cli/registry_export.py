@@ -1,6 +1,6 @@
-"""What is registered, as the file that `registry apply` takes.
+"""Export of the registry as the TOML file that `registry apply` reads.
 
-Must not write a secret: each is named as a file that the operator puts there.
+Must not write a secret: the export names a file for each, which the operator provides.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from receiver.storage.registry import loader
 from receiver.storage.registry.credentials import DIGESTED, SEALED
 
 _HEAD: Final = """\
-# What is registered, for `redox-receiver registry apply`. Put each secret into the file that is named for it, in the
-# folder of this file, mode 0600.
+# The registry, for `redox-receiver registry apply`. Put each secret into the file that is named for it, in the directory
+# of this file, mode 0600.
 """
 
 
 def exported(session: Session, connection: Connection, names: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """Destination → its table: columns, live credentials, enabled sources and handlers. Raises NotFound."""
+    """Destination → its TOML table: columns, live credentials, enabled sources and handlers. Raises NotFound."""
     chosen = [queries.destination_named(connection, name) for name in names] or queries.destinations(connection)
     known = loader.load_registry(connection, session.keyring).destinations
     found = {}
@@ -67,7 +67,7 @@ def _credential(row: Mapping[str, Any], destination: str, counted: Counter[str],
 
 
 def to_toml(destinations: Mapping[str, Mapping[str, Any]]) -> str:
-    """The file. Names of destinations are bare keys."""
+    """Format the file. Names of destinations are valid bare keys."""
     lines = [_HEAD]
     for name, table in destinations.items():
         lines.append(f"[destinations.{name}]")
@@ -95,5 +95,5 @@ def _key(text: str) -> str:
 
 
 def _string(text: str) -> str:
-    """A basic string: JSON escapes as TOML does, but for DEL."""
+    """A TOML basic string. JSON escapes like TOML, except for DEL."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,6 +1,8 @@
-"""The registry as a file: what it says, and the changes that make the database say the same.
+"""The registry file of `registry apply`, and the plan of changes that makes the database match it.
 
-May not change anything: each change is carried out by whoever asked for the plan. Secrets are in files of their own.
+Secrets are in separate files.
+
+Must not change anything: the command carries out the changes of the plan.
 """
 
 from __future__ import annotations
@@ -37,8 +39,9 @@ from receiver.worker import discovery
 
 
 class WantedCredential(msgspec.Struct, kw_only=True, frozen=True):
-    """A credential; its secret is in `file`, its public keys in `keys_file`: paths from the registry file's folder. A
-    time without an offset is UTC. All else are the settings of its kind, as `credential list --json` shows them.
+    """A credential. `file` holds its secret and `keys_file` its public keys; both are relative to the registry file.
+
+    A time without an offset is UTC. Other fields are the settings of its kind, as `credential list --json` shows them.
     """
 
     kind: Literal["token", "hmac", "jwt", "oauth", "smart", "sigv4", "google", "mtls"]
@@ -50,14 +53,14 @@ class WantedCredential(msgspec.Struct, kw_only=True, frozen=True):
 
     @property
     def ends(self) -> datetime | None:
-        """From when on it opens nothing, aware."""
+        """The time at which the credential expires, aware."""
         time = self.expires_at
         return time if time is None or time.tzinfo is not None else time.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Settled:
-    """A credential as it would be stored."""
+class ResolvedCredential:
+    """A credential with resolved settings and secret, ready to be stored."""
 
     wanted: WantedCredential
     settings: Mapping[str, Any]
@@ -65,14 +68,14 @@ class Settled:
 
 
 class WantedSource(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A source that is let in; without `id`, messages that name no source."""
+    """An accepted source. Without `id`: messages that name no source."""
 
     id: str | None = None
     name: str | None = None
 
 
 class WantedDestination(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A destination; what is left out has the default of `destination add`."""
+    """A destination. A missing field has the default of `destination add`."""
 
     environment: Environment = "development"
     enabled: bool = True
@@ -87,13 +90,13 @@ class WantedDestination(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 
     @property
     def columns(self) -> dict[str, Any]:
-        """Its own columns."""
-        said = {name: getattr(self, name) for name in COLUMNS}
-        return said | {"test_messages": self.test_messages or default_test_policy(self.environment)}
+        """The columns of the destination's row."""
+        content = {name: getattr(self, name) for name in COLUMNS}
+        return content | {"test_messages": self.test_messages or default_test_policy(self.environment)}
 
 
 class Wanted(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The whole file: `[destinations.NAME]` tables."""
+    """The whole file: tables `[destinations.NAME]`."""
 
     destinations: dict[str, WantedDestination]
 
@@ -111,7 +114,7 @@ COLUMNS: Final = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RegistryChange:
-    """One step: `+` adds, `~` changes from `was` to `becomes`, `-` disables or revokes."""
+    """One change: `+` adds, `~` changes from `was` to `becomes`, `-` disables or revokes."""
 
     sign: Literal["+", "~", "-"]
     what: Literal["destination", "credential", "source", "handler"]
@@ -119,11 +122,11 @@ class RegistryChange:
     name: str
     was: Any = None
     becomes: Any = None
-    carry_out: Callable[..., object] = field(repr=False)  # with a Registration, and now=
+    carry_out: Callable[..., object] = field(repr=False)  # called with RegistryChanges, and now=
 
 
 def read(path: Path) -> Wanted:
-    """The file. Raises ConfigurationError."""
+    """Read and parse the file. Raises ConfigurationError."""
     try:
         return msgspec.convert(tomllib.loads(path.read_text()), Wanted)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as exc:
@@ -131,21 +134,21 @@ def read(path: Path) -> Wanted:
 
 
 class RegistryPlan:
-    """Compares a file, whose secrets are read from `folder`, with what is registered now."""
+    """Compares a registry file with the database. Secrets are read from `folder`."""
 
     def __init__(self, session: Session, connection: Connection, folder: Path, now: datetime) -> None:
         self._modules = session.settings.handlers
         self._folder = folder
         self._now = now
         self._known = loader.load_registry(connection, session.keyring).destinations
-        self._makings = CredentialFactory(session.keyring)
+        self._factory = CredentialFactory(session.keyring)
         self._credential_rows = loader.credential_rows(connection, session.keyring)
         self._rows = {each["name"]: each for each in queries.destinations(connection)}
         self._names = {(each["destination"], each["source_id"]): each["name"] for each in queries.sources(connection)}
         self._bound = {(each["destination"], each["handler"]): each for each in queries.subscriptions(connection)}
 
     def changes(self, wanted: Wanted, *, prune: bool) -> list[RegistryChange]:
-        """What is to be done, in this order: what is added before what is taken away. Raises ConfigurationError."""
+        """Return the changes in order: additions before removals. Raises ConfigurationError."""
         found = [
             change
             for name, each in wanted.destinations.items()
@@ -161,15 +164,15 @@ class RegistryPlan:
 
     def _destination(self, name: str, wanted: WantedDestination, *, prune: bool) -> Iterator[RegistryChange]:
         columns, row, known = wanted.columns, self._rows.get(name), self._known.get(name)
-        credentials = [self._settled(name, each) for each in wanted.credentials]
+        credentials = [self._resolve(name, each) for each in wanted.credentials]
         if row is None:
             first = next(
                 (each for each in credentials if each.wanted.kind == "token" and each.wanted.expires_at is None), None
             )
             if first is None:
                 raise ConfigurationError(
-                    f"destination {name}: give it a credential of kind token without expires_at, "
-                    "which the dashboard's verification needs"
+                    f"destination {name}: add a credential of kind token without expires_at, "
+                    "which the verification in the Redox dashboard requires"
                 )
             credentials.remove(first)
             values = {column: value for column, value in columns.items() if column != "enabled"}
@@ -184,7 +187,7 @@ class RegistryPlan:
             row = values | {"enabled": True}
         elif known is None:
             raise ConfigurationError(
-                f"destination {name}: its row was changed by something else: run `redox-receiver audit verify`"
+                f"destination {name}: another program has changed its row: run `redox-receiver audit verify`"
             )
         for column, value in columns.items():
             if row[column] != value:
@@ -194,7 +197,7 @@ class RegistryPlan:
         yield from self._handlers(name, wanted.handlers, prune)
 
     def _credentials(
-        self, destination: str, wanted: Sequence[Settled], known: Destination | None, prune: bool
+        self, destination: str, wanted: Sequence[ResolvedCredential], known: Destination | None, prune: bool
     ) -> Iterator[RegistryChange]:
         alive = (
             []
@@ -204,7 +207,7 @@ class RegistryPlan:
         kept: set[int] = set()
         for each in wanted:
             same = next(
-                (row for row in alive if self._makings.same(row, each.wanted.kind, each.settings, each.secret)), None
+                (row for row in alive if self._factory.same(row, each.wanted.kind, each.settings, each.secret)), None
             )
             kept |= set() if same is None else {same["id"]}
             if same is None or same["expires_at"] != each.wanted.ends:
@@ -217,20 +220,22 @@ class RegistryPlan:
     def _live(self, row: Mapping[str, Any]) -> bool:
         return row["revoked_at"] is None and (row["expires_at"] is None or self._now < row["expires_at"])
 
-    def _settled(self, destination: str, said: Mapping[str, Any]) -> Settled:
-        """A credential of the file with its secret and keys. Raises ConfigurationError."""
+    def _resolve(self, destination: str, content: Mapping[str, Any]) -> ResolvedCredential:
+        """Resolve a credential of the file, with its secret and keys. Raises ConfigurationError."""
         try:
-            wanted = msgspec.convert(said, WantedCredential)
-            settings = {name: value for name, value in said.items() if name not in WantedCredential.__struct_fields__}
+            wanted = msgspec.convert(content, WantedCredential)
+            settings = {
+                name: value for name, value in content.items() if name not in WantedCredential.__struct_fields__
+            }
             if wanted.keys_file is not None:
                 settings["keys"] = self._read(wanted.keys_file).decode("utf-8", "replace")
             secret = None if wanted.file is None else _line(self._read(wanted.file))
-            settled = self._makings.resolve(wanted.kind, settings, secret)
+            resolved = self._factory.resolve(wanted.kind, settings, secret)
             if secret is not None and wanted.session_token_file is not None:
                 secret += b"\n" + _line(self._read(wanted.session_token_file))
         except (ConfigurationError, msgspec.ValidationError) as exc:
             raise ConfigurationError(f"destination {destination}, credentials: {exc}") from exc
-        return Settled(wanted=wanted, settings=settled, secret=secret)
+        return ResolvedCredential(wanted=wanted, settings=resolved, secret=secret)
 
     def _sources(
         self, destination: str, wanted: Sequence[WantedSource], known: Destination | None, prune: bool
@@ -298,7 +303,7 @@ def _line(text: bytes) -> bytes:
 
 
 def _declared(row: Mapping[str, Any], columns: Mapping[str, Any]) -> bool:
-    """Whether a subscription stands as the handler is declared now; the database keeps time-outs as 32 bits."""
+    """Return whether a subscription matches the handler's declaration. The database stores timeouts as 32-bit floats."""
     return all(
         math.isclose(row[name], value, rel_tol=1e-6) if isinstance(value, float) else row[name] == value
         for name, value in columns.items()
@@ -317,12 +322,12 @@ def _setting(destination: str, column: str, was: Any, becomes: Any) -> RegistryC
     )
 
 
-def _adding_credential(destination: str, settled: Settled) -> RegistryChange:
-    wanted = settled.wanted
-    add: Callable[..., object] = partial(_add, kind=wanted.kind, settings=settled.settings, secret=settled.secret)
+def _adding_credential(destination: str, resolved: ResolvedCredential) -> RegistryChange:
+    wanted = resolved.wanted
+    add: Callable[..., object] = partial(_add, kind=wanted.kind, settings=resolved.settings, secret=resolved.secret)
     if wanted.kind == "token":
-        add = partial(RegistryChanges.add_token, token=_text(settled))
-    shown = {name: value for name, value in settled.settings.items() if name != "keys"}
+        add = partial(RegistryChanges.add_token, token=_text(resolved))
+    shown = {name: value for name, value in resolved.settings.items() if name != "keys"}
     return RegistryChange(
         sign="+",
         what="credential",
@@ -334,7 +339,7 @@ def _adding_credential(destination: str, settled: Settled) -> RegistryChange:
 
 
 def _add(registration: RegistryChanges, *, settings: Mapping[str, Any], **how: Any) -> None:
-    """Register it, with what its URL of keys holds now."""
+    """Register the credential, with the keys that its JWKS URL serves now."""
     fetched = fetch(settings["jwks_url"]) if "jwks_url" in settings else None
     registration.add_credential(settings=settings, fetched=fetched, **how)
 
@@ -349,6 +354,6 @@ def _revoking(destination: str, credential_id: int) -> RegistryChange:
     )
 
 
-def _text(token: Settled) -> str:
-    # What is not ASCII is refused where it is registered; here it only must not fail.
+def _text(token: ResolvedCredential) -> str:
+    # The registration rejects text that is not ASCII. The conversion here must only not fail.
     return (token.secret or b"").decode("latin-1")

@@ -1,7 +1,8 @@
-"""What a command works with: settings, keyring, database, and who it is that acts.
+"""The session of a command: settings, keyring, database, and the actor for the audit log.
 
-May not decide anything of a command's. A database error leaves here as one of ours, without its text, for that may
-quote a row.
+A database error becomes a ReceiverError without the original text, which may quote a row.
+
+Must not implement a command.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from receiver.storage.registry.changes import RegistryChanges, check_keys
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Session:
-    """A command at work: the schema is one that this code runs on, and this host's keys are those of the database."""
+    """The session of a command. The schema is compatible, and the keyring matches the database."""
 
     settings: Settings
     keyring: Keyring = field(repr=False)
@@ -40,15 +41,15 @@ class Session:
 
     @property
     def registration(self) -> RegistryChanges:
-        """The verbs that change the registry, in the name of whoever runs the command."""
+        """The operations that change the registry. The audit log names the actor."""
         return RegistryChanges(self.engine, self.keyring, actor=self.actor)
 
 
 @contextmanager
 def opened() -> Iterator[Session]:
-    """A session while the block runs.
+    """Open a session for the block.
 
-    Raises ConfigurationError (settings, keyring, schema, keys: each with what fixes it), DatabaseUnavailable.
+    Raises ConfigurationError (settings, keyring, schema or keys, with the fix), DatabaseUnavailable.
     """
     settings = table.load_settings()
     check_made(settings)
@@ -61,11 +62,11 @@ def opened() -> Iterator[Session]:
 
 
 def check_made(settings: Settings) -> None:
-    """Raise ConfigurationError when the embedded PostgreSQL is meant, and was never made in the data directory."""
+    """Raise ConfigurationError when the embedded PostgreSQL is to be used, but does not exist in the data directory."""
     if settings.database_url is None and not _cluster(settings).exists():
         raise ConfigurationError(
-            f"there is no database in {settings.data_dir}: check --data-dir (RECEIVER_DATA_DIR), "
-            "or run `redox-receiver up`, which makes one there"
+            f"no database exists in {settings.data_dir}: check --data-dir (RECEIVER_DATA_DIR), "
+            "or run `redox-receiver up`, which creates one"
         )
 
 
@@ -75,15 +76,15 @@ def _cluster(settings: Settings) -> Cluster:
 
 @contextmanager
 def database(settings: Settings, *, make: bool = False) -> Iterator[Engine]:
-    """An engine while the block runs: on DATABASE_URL, else on the embedded PostgreSQL, joined or started.
+    """Open an engine for the block: on DATABASE_URL, else on the embedded PostgreSQL, which is started if needed.
 
-    That is made where it was not, if `make`. Raises DatabaseUnavailable instead of a database error, and
-    ConfigurationError.
+    With `make`, the embedded PostgreSQL is created if it does not exist. Raises ConfigurationError, and
+    DatabaseUnavailable instead of a database error.
     """
     if not make:
         check_made(settings)
     if not structlog.is_configured():
-        # Stdout is for the command's result alone, and stderr for one line that says what could not be done.
+        # Stdout is only for the result of the command, and stderr for one line with the error.
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     with _address(settings) as url:
         engine = open_engine(url, pool_size=2)
@@ -96,10 +97,10 @@ def database(settings: Settings, *, make: bool = False) -> Iterator[Engine]:
 
 
 def _unavailable(exc: SQLAlchemyError, url: URL, settings: Settings) -> DatabaseUnavailable:
-    """What an operator is told of a database error."""
+    """Convert a database error to the error that the operator sees."""
     code = connection_code(exc)
     if code is None:
-        return DatabaseUnavailable(f"PostgreSQL refuses a statement ({describe(exc)})", "its log says more")
+        return DatabaseUnavailable(f"PostgreSQL refused a statement ({describe(exc)})", "see the log of PostgreSQL")
     problem, fix = connection_errors.explain(code, url)
     if settings.database_url is None:
         fix = f"see {_cluster(settings).log_path}"
@@ -116,7 +117,7 @@ def _address(settings: Settings) -> Iterator[str]:
 
 
 def check_schema(engine: Engine) -> None:
-    """Raise ConfigurationError when the schema is none that this code runs on."""
+    """Raise ConfigurationError when the schema is not compatible with this release."""
     with engine.connect() as connection:
         found = compatibility.schema_compatibility(connection)
     if not found.compatible:
@@ -124,7 +125,7 @@ def check_schema(engine: Engine) -> None:
 
 
 def actor() -> str:
-    """Who the audit names: the operating system's user, at this host."""
+    """The actor for the audit log: USER@HOST, with the user of the operating system."""
     try:
         user = pwd.getpwuid(os.getuid()).pw_name
     except KeyError:

@@ -1,6 +1,6 @@
-"""The other side of Redox for `simulate --api`: a fake API that knows the keys that are registered for its address.
+"""The simulated Redox API of `simulate --api`: it accepts the API keys that are registered for its address.
 
-May not be reached from another host, nor know a key that is for any other address.
+Must not listen on an address other than loopback. Must not read an API key for another address.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ _POLL_INTERVAL: Final = 0.2
 
 
 def loopback(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, int] | None:
-    """HOST:PORT on loopback. Raises click.BadParameter."""
+    """Parse HOST:PORT, which must be on loopback. Raises click.BadParameter."""
     if value is None:
         return None
     host, _, port = value.rpartition(":")
     try:
         if not ip_address(host).is_loopback:
-            raise click.BadParameter(f"{host} is not on loopback")
+            raise click.BadParameter(f"{host} is not a loopback address: use 127.0.0.1:PORT")
         return host, int(port)
     except ValueError:
-        raise click.BadParameter("write HOST:PORT, such as 127.0.0.1:8090") from None
+        raise click.BadParameter("use HOST:PORT, such as 127.0.0.1:8090") from None
 
 
 @contextmanager
-def played(
-    bind: tuple[str, int] | None, receiver: str, destination: str, patience: float
+def serve_api(
+    bind: tuple[str, int] | None, receiver: str, destination: str, timeout: float
 ) -> Iterator[Callable[[], Mapping[str, int] | None]]:
-    """Play the API while the block runs. What is yielded waits until the handlers are done, and tells what they sent.
+    """Serve the API while the block runs. Yields a function that waits for the handlers and counts what they sent.
 
-    They are done when no delivery of the destination is pending, and no request with those keys; or when `patience`
-    seconds bring no call. `receiver`: where our own signing keys are published, at which they are looked up as Redox
-    does. Without `bind` nothing is played. Raises ConfigurationError.
+    The wait ends when the destination has no pending delivery and its keys no pending request, or when no call arrives
+    for `timeout` seconds. `receiver`: the URL at which our signing keys are published. The API fetches them there, as
+    Redox does. Without `bind` nothing is served. Raises ConfigurationError.
     """
     if bind is None:
         yield lambda: None
@@ -61,12 +61,12 @@ def played(
     except OSError as exc:
         raise ConfigurationError(f"cannot listen at {host}:{port} ({exc.strerror}): choose another with --api") from exc
     with api:
-        keys = _learn(api, receiver)
-        yield lambda: _came(api, destination, keys, patience)
+        keys = _register_keys(api, receiver)
+        yield lambda: _count_sent(api, destination, keys, timeout)
 
 
-def _learn(api: FakeRedoxApi, receiver: str) -> list[str]:
-    """Have the API know the keys that are for its address; their names."""
+def _register_keys(api: FakeRedoxApi, receiver: str) -> list[str]:
+    """Register the API keys for its address with the simulated API. Returns their names."""
     with session.opened() as opened, opened.engine.connect() as connection:
         rows = [row for row in api_keys.rows(connection) if row["base_url"] == api.base_url]
         for row in rows:
@@ -80,14 +80,14 @@ def _learn(api: FakeRedoxApi, receiver: str) -> list[str]:
                 api.register_oauth(key.client_id, {"keys": [public_jwk(key.private_key) | {"kid": key.kid}]})
     if not rows:
         raise ConfigurationError(
-            f"no API key speaks to {api.base_url}: run `redox-receiver outbound key add NAME "
+            f"no API key has the base URL {api.base_url}: run `redox-receiver outbound key add NAME "
             f"--base-url {api.base_url} …`, and `destination set D --reply-with NAME`"
         )
     return [row["name"] for row in rows]
 
 
 def _look_up(url: str) -> dict[str, Any]:
-    """The keys as the receiver publishes them; none while it does not answer."""
+    """The keys that the receiver publishes; no keys while it does not answer."""
     try:
         with httpx2.Client(trust_env=False, timeout=5) as client:
             return msgspec.json.decode(client.get(url).raise_for_status().content, type=dict[str, Any])
@@ -95,10 +95,10 @@ def _look_up(url: str) -> dict[str, Any]:
         return {"keys": []}
 
 
-def _came(api: FakeRedoxApi, destination: str, keys: Sequence[str], patience: float) -> Mapping[str, int]:
+def _count_sent(api: FakeRedoxApi, destination: str, keys: Sequence[str], timeout: float) -> Mapping[str, int]:
     seen, since = -1, time.monotonic()
     with session.opened() as opened:
-        while time.monotonic() - since < patience:
+        while time.monotonic() - since < timeout:
             with opened.engine.connect() as connection:
                 if not outbound_requests.waiting(connection, destination, keys):
                     break

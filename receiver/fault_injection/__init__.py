@@ -1,6 +1,6 @@
-"""Fault injection: what only our own tests switch on, so that a process dies, fails or loses its database.
+"""Fault injection for the project's own tests: kills a process, raises an error, or cuts its database connections.
 
-Every room names the places where a fault can happen (`point`); they do nothing unless RECEIVER_FAILPOINTS is set.
+Each package defines its fail-points with `point`. A fail-point does nothing unless RECEIVER_FAILPOINTS is set.
 
-Must not act where a production destination is registered.
+Must not act while a production destination is registered.
 """

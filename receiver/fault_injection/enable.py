@@ -1,6 +1,8 @@
-"""Arms fail-points: whether a production destination is in the database, and how our connections to it are cut.
+"""Enables fault injection in a process: looks for production destinations, and cuts database connections.
 
-Does nothing where RECEIVER_FAILPOINTS is not set. May not decide what happens at a point: receiver.fault_injection.faults does.
+Does nothing if RECEIVER_FAILPOINTS is not set.
+
+Must not decide what happens at a fail-point: receiver.fault_injection.faults does.
 """
 
 from __future__ import annotations
@@ -20,23 +22,23 @@ from receiver.database.engine import describe, normalise
 from receiver.errors import Unavailable
 from receiver.fault_injection import faults
 
-# The table as it stands, disabled or not proved: nothing that says production is to be failed.
+# Every row counts, even one that is disabled or fails its MAC check: fault injection must not act in production.
 _PRODUCTION: Final = "SELECT name FROM destinations WHERE environment = 'production' ORDER BY id LIMIT 1"
 _QUERY_TIMEOUT: Final = 2.0
 _PORT: Final = 5432
 
 
 def enable_faults(url: str) -> None:
-    """Arm this process against the database at `url`, if the variable is set.
+    """Enable fault injection in this process, for the database at `url`, if the variable is set.
 
-    Raises ConfigurationError: what the variable says is wrong, or there is a production destination.
+    Raises ConfigurationError when the variable is not valid, or when there is a production destination.
     """
     faults.enable(production=partial(production, url), cut=partial(cut, url))
 
 
 def production(url: str) -> str | None:
-    """The name of a production destination, if there is one. Raises Unavailable when that is not told within seconds."""
-    # By a thread of its own: whoever passes a point may be in an event loop.
+    """The name of a production destination, or None. Raises Unavailable when the database does not answer in 2 s."""
+    # In a thread of its own: the caller may run in an event loop.
     with ThreadPoolExecutor(1) as thread:
         try:
             return thread.submit(lambda: asyncio.run(asyncio.wait_for(_ask(url), _QUERY_TIMEOUT))).result()
@@ -52,11 +54,11 @@ async def _ask(url: str) -> str | None:
 
 
 def cut(url: str) -> None:
-    """End every connection that this process has to the database."""
+    """Shut down every connection of this process to the database."""
     parsed = normalise(url)
     port = parsed.port or int(str(parsed.query.get("port", _PORT)))
     for entry in list(Path("/proc/self/fd").iterdir()):
-        with suppress(OSError):  # one that is gone meanwhile, or connected to nobody
+        with suppress(OSError):  # closed in the meantime, or not connected
             if str(entry.readlink()).startswith("socket:"):
                 with socket.socket(fileno=os.dup(int(entry.name))) as connection:
                     if _leads_to(connection.getpeername(), port):

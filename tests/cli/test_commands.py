@@ -158,7 +158,7 @@ class TestReasons:
             if "--reason" in option.opts:
                 assert isinstance(option.type, Reason)
                 assert isinstance(option, click.Option)
-                assert "Use - to read it from stdin" in (option.help or "")
+                assert "(-: stdin)" in (option.help or "")
 
     def test_it_is_what_stdin_says(self, door: Door, ledger: MessageLedger, run: Commands) -> None:
         """The words are kept without the line's end; nothing, or too much, or no text is no reason."""

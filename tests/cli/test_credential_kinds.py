@@ -195,7 +195,7 @@ def test_added(door: Door, run: Commands, folder: Path, kind: str) -> None:
 def test_every_kind_has_words(door: Door, run: Commands) -> None:
     """Help names each kind and what it is."""
     said = " ".join(run("credential", "add", "--help").stdout.split())
-    assert all(f"{name}: {kind.says}" in said for name, kind in KINDS.items())
+    assert all(f"{name}: {kind.text}" in said for name, kind in KINDS.items())
     assert {"token", *SETTINGS} == set(KINDS)
 
 

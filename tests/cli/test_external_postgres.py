@@ -150,7 +150,7 @@ def test_each_has_its_sentence(
     assert fix in said
     assert "redox-receiver" not in said
     (told,) = [each for each in found if each["name"] == "database"]
-    assert said == f"Error: {told['told']}: {told['mend']}"
+    assert said == f"Error: {told['message']}: {told['fix']}"
     for shown in (said, json.dumps(found)):
         assert PASSWORD not in shown
         assert PASSWORD.replace(" ", "%20") not in shown

@@ -97,7 +97,7 @@ class TestWidth:
         said = plain(
             seen_on_a_terminal(self.code("output.rows([found], {order}, as_json=False, nothing='')"), columns=columns)
         )
-        table, _, note = said.partition("not shown")
+        table, _, note = said.partition("the terminal is too narrow for")
         assert max(map(len, table.splitlines())) <= columns
         head, words = table.splitlines()[0].split(), table.split()
         for name in self.ORDER:

@@ -1,4 +1,4 @@
-"""`simulate --api`: the Redox API that is played beside the feed."""
+"""`simulate --api`: the Redox API that `simulate` serves during a feed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from receiver.cli.simulated_api import played
+from receiver.cli.simulated_api import serve_api
 from tests.cli.conftest import Commands
 from tests.cli.machine import SOURCE
 from tests.outbound.conftest import PRIVATE
@@ -40,7 +40,7 @@ def test_it_knows_the_keys_that_are_for_its_address(run: Commands, tmp_path: Pat
     )
     run("outbound", "key", "add", "old", *common, "--legacy-file", "-", stdin='{"apiKey": "a", "secret": "s"}')
     run("outbound", "key", "add", "else", *common[:2], "--legacy-file", "-", stdin='{"apiKey": "b", "secret": "s"}')
-    with played((host, int(port)), "http://127.0.0.1:9", "lab", 1.0) as came:
+    with serve_api((host, int(port)), "http://127.0.0.1:9", "lab", 1.0) as came:
         assert {run.json("outbound", "token", "--key", name)["api_key"] for name in ("own", "old")} == {"own", "old"}
         run(
             "outbound",
@@ -86,7 +86,7 @@ def test_the_port_may_be_in_use(run: Commands, tmp_path: Path) -> None:
         (None, 1, "outbound key add"),
     ],
 )
-def test_what_cannot_be_played(run: Commands, tmp_path: Path, api: str | None, status: int, says: str) -> None:
+def test_invalid_api_address_or_keys(run: Commands, tmp_path: Path, api: str | None, status: int, says: str) -> None:
     """It stays on this host, and wants a key that speaks to it."""
     run("destination", "add", "lab", "--token-out", str(tmp_path / "token"))
     assert says in run.fails(

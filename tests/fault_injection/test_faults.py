@@ -62,7 +62,7 @@ def test_every_mistake_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         table.load_settings()
     threads, told = sorted(str(caught.value).splitlines(), reverse=True)
     assert threads.startswith("RECEIVER_THREADS: ")
-    how = "write kill, raise, cut or delay:SECONDS, with @CHANCE or #N after it if it is not to be each time"
+    how = "use kill, raise, cut or delay:SECONDS, optionally followed by @CHANCE or #N"
     assert told.removeprefix(f"{VARIABLE}: ").split("; ") == [
         "nowhere is no fail-point",
         f"door.judged=explode: {how}",
@@ -167,4 +167,4 @@ def test_kill_is_the_end() -> None:
         timeout=60,
     )
     assert (done.returncode, "alive" in done.stdout) == (-signal.SIGKILL, False)
-    assert "failpoint.struck" in done.stdout + done.stderr
+    assert "failpoint.triggered" in done.stdout + done.stderr

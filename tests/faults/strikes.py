@@ -47,7 +47,7 @@ def receiver_struck(site: Site, dice: random.Random) -> None:
                 sent = feed.deliver(redox.body(_KINDS[number % len(_KINDS)], seed=dice.randrange(1 << 40)))
                 if sent.answer.accepted:
                     feed.duplicate(sent)
-                if (number >= _MESSAGES and site.second.told("failpoint.struck", after=before)) or (
+                if (number >= _MESSAGES and site.second.told("failpoint.triggered", after=before)) or (
                     time.monotonic() > given_up
                 ):
                     break
@@ -61,7 +61,7 @@ def worker_struck(site: Site, dice: random.Random) -> None:
     armed = site.second.work(**{VARIABLE: order})
     strikes = dice.randint(1, 4)
     given_up = time.monotonic() + _PATIENCE
-    while len(site.second.told("failpoint.struck", after=before)) < strikes and time.monotonic() < given_up:
+    while len(site.second.told("failpoint.triggered", after=before)) < strikes and time.monotonic() < given_up:
         if armed.poll() is not None:
             site.second.workers.remove(armed)
             armed = site.second.work(**{VARIABLE: order})
@@ -162,4 +162,4 @@ def lane_held(site: Site, dice: random.Random) -> None:
 
 def struck(hosts: Iterable[Host]) -> int:
     """How often a fail-point has struck on these hosts."""
-    return sum(len(host.told("failpoint.struck")) for host in hosts)
+    return sum(len(host.told("failpoint.triggered")) for host in hosts)

@@ -31,7 +31,7 @@ def checked(site: Site) -> dict[str, list[str]]:
     done = CliRunner().invoke(main, ["check", "--json"], env=site.environment)
     found: dict[str, list[str]] = {}
     for each in json.loads(done.stdout):
-        found.setdefault(each["name"], []).append(each["told"])
+        found.setdefault(each["name"], []).append(each["message"])
     return found
 
 

@@ -90,7 +90,7 @@ def test_told_alike(world: World, problem: dict[str, Any], text: str) -> None:
     world.problem(**problem)
     code = problem["kind"]
     assert [each["text"] for each in said("status")["findings"] if each["code"] == code] == [text]
-    assert [each["told"] for each in said("check") if each["name"] == code] == [text]
+    assert [each["message"] for each in said("check") if each["name"] == code] == [text]
     listed = CliRunner().invoke(main, ["handlers", "list"])
     assert text in listed.stderr
     if problem.get("handler") != "":

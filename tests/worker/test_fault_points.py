@@ -52,7 +52,7 @@ def _lines(world: World, event: str) -> list[dict[str, Any]]:
 
 
 def _struck(world: World) -> set[str]:
-    return {line["subject"] for line in _lines(world, "failpoint.struck")}
+    return {line["subject"] for line in _lines(world, "failpoint.triggered")}
 
 
 def test_every_point_is_passed(world: World) -> None:
@@ -110,10 +110,10 @@ def test_production_that_appears_ends_them(world: World) -> None:
     world.hand("nothing").until_states("succeeded")
     assert _struck(world) == {"lane.claimed", "handler.ended"}
     world.add_destination("ward", "production")
-    until(lambda: _lines(world, "failpoints.disarmed"), "disarmed")
-    before = len(_lines(world, "failpoint.struck"))
+    until(lambda: _lines(world, "failpoints.disabled"), "disarmed")
+    before = len(_lines(world, "failpoint.triggered"))
     world.hand("nothing", "exit", "nothing")
     until(lambda: world.states().count("succeeded") >= 2, "handled")
     world.let_time_pass()
     world.until_done()
-    assert len(_lines(world, "failpoint.struck")) == before
+    assert len(_lines(world, "failpoint.triggered")) == before

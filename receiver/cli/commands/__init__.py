@@ -1,6 +1,6 @@
-"""The commands of `redox-receiver`: one file for each group.
+"""The commands of `redox-receiver`: one module for each group.
 
-Imported by `receiver.cli` when a command of the group runs.
+`receiver.cli` imports a module when one of its commands runs.
 
-Must not hold a rule: a command reads options, calls one of the other rooms, and prints.
+Must not contain business rules: a command reads options, calls another package, and prints the result.
 """

@@ -1,6 +1,6 @@
-"""`audit`: what happened, and what can be proved about it.
+"""The command group `audit`: lists and verifies the audit log.
 
-May not change a row: nothing can, and `verify` finds what was changed around us.
+Must not change a row. `verify` finds rows that were changed outside of this program.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ COLUMNS: Final = ("id", "at", "action", "outcome", "reason", "actor", "destinati
 
 @click.group()
 def audit() -> None:
-    """What happened: each message, refusal, change and correction. Rows are only ever added."""
+    """List or verify the audit log. It records messages, refusals, changes and corrections, and is append-only."""
 
 
 @audit.command(
@@ -47,19 +47,25 @@ def audit() -> None:
         "audit list --action audit.disclose --notes --reason 'yearly review'",
     ),
 )
-@click.option("--action", metavar="SUBJECT[.VERB]", help="Such as message.refuse, or message for all of its verbs.")
-@click.option("--outcome", metavar="WORD", help="That ended so.")
-@click.option("--reason-code", metavar="CODE", help="Only rows with this code in their column `reason`.")
-@optional_reason_option("With --notes, why you read them; without it, the same as --reason-code. With --notes")
-@click.option("--actor", metavar="USER@HOST", help="By this person, worker, or redox.")
+@click.option(
+    "--action",
+    metavar="SUBJECT[.VERB]",
+    help="Filter by action, such as message.refuse, or message for all of its actions.",
+)
+@click.option("--outcome", metavar="WORD", help="Filter by outcome.")
+@click.option("--reason-code", metavar="CODE", help="Filter by the reason code in the column `reason`.")
+@optional_reason_option("Without --notes: the same as --reason-code. With --notes: your reason to read them")
+@click.option("--actor", metavar="USER@HOST", help="Filter by actor: an operator, a worker, or redox.")
 @destination_option
-@click.option("--message-uuid", type=click.UUID, metavar="UUID", help="Of this message.")
-@click.option("--subject", metavar="TABLE:ID", help="Of this row, such as deliveries:1205.")
+@click.option("--message-uuid", type=click.UUID, metavar="UUID", help="Filter by message.")
+@click.option("--subject", metavar="TABLE:ID", help="Filter by the row that was changed, such as deliveries:1205.")
 @since_option
 @until_option
 @before_option
 @limit_option
-@click.option("--notes", is_flag=True, help="Open the reasons that people gave: audited, and wants --reason.")
+@click.option(
+    "--notes", is_flag=True, help="Decrypt the reasons that operators gave. Requires --reason, and is audited."
+)
 @output.columns_option
 @json_option
 def list_(
@@ -74,16 +80,16 @@ def list_(
 ) -> None:
     """List audit rows, newest first.
 
-    The reasons that people gave are sealed, for they may name a patient. --notes opens those of the rows that are
-    listed, after a row `audit.disclose` that says who opened them and why.
+    Reasons that operators gave are encrypted, because they may name a patient. --notes decrypts those of the listed
+    rows. The audit log first records your access as `audit.disclose`, with your reason.
     """
     if notes and reason is None:
         raise click.UsageError(
-            "--notes opens sealed texts, and wants --reason TEXT: why you read them. To list only "
-            "rows with a reason code, use --reason-code"
+            "--notes decrypts texts and requires --reason TEXT: give your reason to read them. To filter by "
+            "reason code, use --reason-code"
         )
     if not notes and reason is not None and reason_code is not None:
-        raise click.UsageError("without --notes, --reason and --reason-code are the same filter: give one")
+        raise click.UsageError("without --notes, --reason and --reason-code are the same filter: use one of them")
     where = AuditFilter(reason=reason_code if notes else reason_code or reason, **filters)
     with opened() as session, session.engine.connect() as connection:
         found = queries.audit(connection, where, before=before, limit=limit)
@@ -97,25 +103,25 @@ def list_(
         found,
         [*shown, "note"] if notes else shown,
         as_json=as_json,
-        nothing=nothing(asdict(where), "no audit row yet: `redox-receiver destination add NAME` writes the first"),
+        nothing=nothing(asdict(where), "no audit row yet: `redox-receiver destination add NAME` writes the first one"),
     )
     page_note(found, limit)
 
 
 @audit.command(epilog=example("audit verify", "audit verify --payloads"))
-@click.option("--payloads", is_flag=True, help="Open every payload too and compare its digest: reads all of them.")
+@click.option("--payloads", is_flag=True, help="Also decrypt every payload and compare its digest. Reads all payloads.")
 @json_option
 def verify(*, payloads: bool, as_json: bool) -> None:
     """Find rows that were changed, added or deleted without the keyring.
 
-    Reads the audit, the messages and the registry: finds each row that was changed or added, each gap in the audit, and
-    each message without its audit row. Cannot find that the newest audit rows were deleted together with their
-    messages, nor that a registry row was deleted or put back to an earlier state.
+    Reads the audit log, the messages and the registry. Finds each changed or added row, each gap in the audit log, and
+    each message without its audit row. Cannot detect that the newest audit rows were deleted together with their
+    messages, or that a registry row was deleted or reset to an earlier state.
 
-    Exits with 1 and names the first row that does not hold.
+    Exit status 1 if the verification fails; the error names the first row that fails.
     """
     with opened() as session, session.engine.connect() as connection:
         found = proof.verify(connection, session.keyring, payloads=payloads)
     output.row({"rows": found.rows, "writers": found.writers, "first_bad": found.first_bad}, as_json=as_json)
     if found.first_bad is not None:
-        raise IntegrityError(f"{found.first_bad}: keep this database as it is, and compare with a backup")
+        raise IntegrityError(f"{found.first_bad}: do not change this database, and compare it with a backup")

@@ -1,6 +1,6 @@
-"""`check`: is this host as it should be?
+"""The command `check`: checks the configuration and state of this host.
 
-May not mend anything: each finding names what does.
+Must not fix anything: each finding names its fix.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from receiver.cli.options import example, json_option
 
 
 @click.command(epilog=example("check", "check --url https://redox.hospital.example"))
-@click.option("--url", metavar="URL", help="Where the world reaches the public listener: looked at from here.")
+@click.option(
+    "--url", metavar="URL", help="Public URL of the receiver, also to be checked from this host. Default: not checked."
+)
 @json_option
 def check(url: str | None, as_json: bool) -> None:
     """Check settings, files, database, keys, credentials, workers, clock and disk, and show the findings of `status`.
 
-    Each line is OK, or names what fixes it. Exit status 1 when a line is BAD.
+    Each line is OK, or names the fix. Exit status 1 if a line is BAD.
     """
     checks.report(checks.of_everything(url), as_json=as_json)

@@ -1,6 +1,6 @@
-"""`credential`: what proves that a request is Redox's.
+"""The command group `credential`: manages the credentials that authenticate Redox's requests.
 
-May not show a secret but one that was made here, once.
+Must not show a secret, except once the one that the command has generated.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COLUMNS: Final = ("id", "destination", "kind", "label", "live", "expires_at", "l
 
 @click.group()
 def credential() -> None:
-    """What proves that a request is Redox's. Several may be live at once, so that one can be changed for another."""
+    """Manage the credentials that authenticate Redox's requests. Several can be live at once, for rotation."""
 
 
 @credential.command(
@@ -48,7 +48,7 @@ def credential() -> None:
     "--secret-file",
     type=SECRET_FILE,
     metavar="FILE",
-    help="The secret is in FILE (-: stdin). Without it one is made, if that is for us to do, or asked for.",
+    help="Read the secret from FILE (-: stdin). Default: generate one (token, oauth, mtls), otherwise prompt.",
 )
 @click.option(
     "--token-out",
@@ -56,15 +56,15 @@ def credential() -> None:
     "secret_out",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Write the secret that is made here to FILE (0600) instead of printing it.",
+    help="Write the generated secret to the new FILE (mode 0600) instead of printing it.",
 )
-@click.option("--label", metavar="TEXT", help="What people call it.")
+@click.option("--label", metavar="TEXT", help="A name for operators. Default: none.")
 @click.option(
     "--expires",
     "expires_at",
     type=When(ahead=True),
     metavar="TIME",
-    help="From when on it opens nothing: an ISO 8601 time, or 90d from now.",
+    help="Expire at TIME (ISO 8601, or a duration from now such as 90d). Default: never.",
 )
 @credential_kinds.kind_options
 @json_option
@@ -79,10 +79,10 @@ def add(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Add a credential to DESTINATION. `destination set --require` says what a request must prove.
+    """Add a credential to DESTINATION. `destination set --require` sets which kinds a request must present.
 
-    Redox publishes no wire form of its signatures, and no claims of its tokens: look at what arrives, and set the
-    options by it.
+    Redox does not document the format of its signatures or the claims of its tokens: look at the requests that arrive,
+    and set the options accordingly.
     """
     settings = credential_kinds.settings(kind, given)
     secret, made = _secret(kind, secret_file, secret_out)
@@ -116,20 +116,20 @@ def add(
 
 
 def _secret(kind: str, file: Path | None, out: Path | None) -> tuple[str | None, bool]:
-    """The credential's secret, None where it has none, and whether it was made here."""
+    """Return the secret of the credential (None for a kind without one), and whether it was generated here."""
     of = credential_kinds.KINDS[kind]
     if not of.secret and file is not None:
-        raise click.UsageError(f"--kind {kind} has no secret: --secret-file is of those that have one")
+        raise click.UsageError(f"--kind {kind} has no secret: omit --secret-file")
     if of.shown is None and out is not None:
-        raise click.UsageError(f"--secret-out writes a secret that is made here, and that of --kind {kind} is not")
+        raise click.UsageError(f"--secret-out is not valid for --kind {kind}: its secret is not generated here")
     if file is not None and out is not None:
-        raise click.UsageError("--secret-file takes a secret that there is, --secret-out writes a new one: choose one")
+        raise click.UsageError("--secret-file reads an existing secret, --secret-out writes a new one: use one of them")
     if not of.secret:
         return None, False
     if of.shown is not None and file is None:
         return new_token(), True
     if file is None and sys.stdin.isatty():
-        return str(click.prompt(f"Secret of {of.says}", hide_input=True, err=True)), False
+        return str(click.prompt(f"Secret of {of.text}", hide_input=True, err=True)), False
     return read_secret(file or Path("-")), False
 
 
@@ -138,14 +138,16 @@ def _secret(kind: str, file: Path | None, out: Path | None) -> tuple[str | None,
 @output.columns_option
 @json_option
 def list_(destination: str | None, *, as_json: bool) -> None:
-    """List credentials, of DESTINATION alone if named: until when each is live, and when it was last used."""
+    """List credentials (only those of DESTINATION if given), with their expiry and last use."""
     with opened() as session, session.engine.connect() as connection:
         found = queries.credentials(connection, destination=destination)
     output.rows(
         found,
         COLUMNS,
         as_json=as_json,
-        nothing=("no credential, so everything is refused: `redox-receiver credential add DESTINATION --kind token`"),
+        nothing=(
+            "no credential, so every request is refused: `redox-receiver credential add DESTINATION --kind token`"
+        ),
     )
 
 
@@ -155,19 +157,19 @@ def list_(destination: str | None, *, as_json: bool) -> None:
     "--expires",
     "expires_at",
     metavar="TIME",
-    help="Expire at TIME (ISO 8601, or a duration from now such as 90d); `never`: not at all.",
+    help="Expire at TIME (ISO 8601, or a duration from now such as 90d), or `never`. Default: unchanged.",
 )
-@click.option("--label", metavar="TEXT", help="What people call it; empty: nothing.")
+@click.option("--label", metavar="TEXT", help="A name for operators; an empty TEXT removes it. Default: unchanged.")
 @json_option
 def change(number: int, *, expires_at: str | None, label: str | None, as_json: bool) -> None:
-    """Change when credential ID expires, also after it has, or its label. Redox needs no change for it."""
+    """Change the expiry or the label of credential ID, even if it has expired. Redox needs no change."""
     values: dict[str, Any] = {}
     if expires_at is not None:
         values["expires_at"] = None if expires_at == "never" else When(ahead=True)(expires_at)
     if label is not None:
         values["label"] = label or None
     if not values:
-        raise click.UsageError("say what to change: --expires or --label")
+        raise click.UsageError("nothing to change: give --expires or --label")
     with opened() as session:
         session.registration.set_credential(number, datetime.now(UTC), values)
         found, _ = _shown(session, number)
@@ -178,18 +180,20 @@ def change(number: int, *, expires_at: str | None, label: str | None, as_json: b
     epilog=example("credential revoke 7", "credential revoke 7 --grace 1h", "credential revoke 7 --undo")
 )
 @click.argument("number", metavar="ID", type=int)
-@click.option("--grace", type=Span(), metavar="DURATION", help="Let it work for so long, such as 1h; then close it.")
-@click.option("--undo", is_flag=True, help="Take a revocation with --grace back, before its time has come.")
-@click.option("--yes", is_flag=True, help="On a terminal, do not ask about one that may be in use.")
+@click.option(
+    "--grace", type=Span(), metavar="DURATION", help="Revoke only after DURATION, such as 1h. Default: at once."
+)
+@click.option("--undo", is_flag=True, help="Cancel a revocation with --grace before it takes effect.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation on a terminal if the credential may be in use.")
 @json_option
 def revoke(number: int, *, grace: timedelta | None, undo: bool, yes: bool, as_json: bool) -> None:
-    """Close credential ID for good, within a second; with --grace after a while, which --undo can take back.
+    """Revoke credential ID permanently, within a second, or after --grace. --undo cancels a revocation with --grace.
 
-    Warns when no other credential that could take its place was used in the last day: Redox may still send this one,
-    and would be refused.
+    Warns if no other credential of its kind was used in the last day: Redox may still use this one, and its requests
+    would then be refused.
     """
     if undo and grace is not None:
-        raise click.UsageError("--grace revokes and --undo takes that back: give one")
+        raise click.UsageError("--grace revokes and --undo cancels a revocation: use one of them")
     with opened() as session:
         found, others = _shown(session, number)
         if undo:
@@ -197,7 +201,7 @@ def revoke(number: int, *, grace: timedelta | None, undo: bool, yes: bool, as_js
         else:
             if found["live"] and (warning := _in_use(session, found, others)):
                 output.say(warning)
-                if grace is None and not yes and _asks():
+                if grace is None and not yes and _interactive():
                     click.confirm("Revoke it at once?", abort=True, err=True)
             session.registration.revoke_credential(number, datetime.now(UTC), grace=grace)
         found, others = _shown(session, number)
@@ -208,32 +212,32 @@ def revoke(number: int, *, grace: timedelta | None, undo: bool, yes: bool, as_js
     if grace is not None:
         output.say(
             f"it works until {output.cell(found['revoked_at'])}: `redox-receiver credential revoke {number} "
-            "--undo` takes that back"
+            "--undo` cancels the revocation"
         )
     elif not undo and not any(live.issuperset(alternative.split("+")) for alternative in require):
         output.say(
-            f"{name} has no live credential of what it requires ({', '.join(require)}), and so refuses "
-            f"everything: `redox-receiver credential add {name} --kind {found['kind']}`"
+            f"{name} has no live credential of the kinds it requires ({', '.join(require)}), so every "
+            f"request is refused: `redox-receiver credential add {name} --kind {found['kind']}`"
         )
 
 
-def _asks() -> bool:
-    """Whether somebody is there to answer."""
+def _interactive() -> bool:
+    """Return whether a person can answer a prompt."""
     return sys.stdin.isatty()
 
 
 def _shown(session: Session, number: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Credential `number`, and the others of its destination. Raises NotFound."""
+    """Return credential `number` and the other credentials of its destination. Raises NotFound."""
     with session.engine.connect() as connection:
         rows = queries.credentials(connection)
     found = next((each for each in rows if each["id"] == number), None)
     if found is None:
-        raise NotFound(f"there is no credential {number}: see `redox-receiver credential list`")
+        raise NotFound(f"credential {number} does not exist: see `redox-receiver credential list`")
     return found, [each for each in rows if each["destination"] == found["destination"] and each["id"] != number]
 
 
 def _in_use(session: Session, found: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str | None:
-    """The warning that Redox may still prove itself by this credential alone; None where another took its place."""
+    """Return a warning if Redox may still use only this credential; None if another one has replaced it."""
     name, kind = found["destination"], found["kind"]
     with session.engine.connect() as connection:
         require = queries.destination_named(connection, name)["require"]
@@ -246,5 +250,5 @@ def _in_use(session: Session, found: Mapping[str, Any], others: Sequence[Mapping
     used = f"was last used at {output.cell(found['last_used_at'])}" if found["last_used_at"] else "was never used"
     return (
         f"warning: no other live {kind} credential of {name} was used in the last day (this one {used}). If Redox "
-        "still sends this one, everything is refused: change it at Redox first, or use --grace 1h"
+        "still uses it, every request is refused: change it at Redox first, or use --grace 1h"
     )

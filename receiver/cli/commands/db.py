@@ -1,6 +1,6 @@
-"""`db`: the schema's revision, and backups.
+"""The command group `db`: schema migrations, backup and restore.
 
-May not change what is stored but by migrations and by filling an empty database.
+Must not change stored data, except by a migration or by a restore into an empty database.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _DIRECTORY = click.Path(file_okay=False, resolve_path=True, path_type=Path)
 
 @click.group()
 def db() -> None:
-    """The database: migrate, check, back up, restore."""
+    """Migrate, check, back up or restore the database."""
 
 
 @db.command(epilog=example("db upgrade"))
 @json_option
 def upgrade(as_json: bool) -> None:
-    """Bring the schema to what this version wants. May be run on several hosts at once: one does it."""
+    """Migrate the schema to this release. Safe to run on several hosts at once: one of them migrates."""
     with session.database(table.load_settings(), make=True) as engine:
         with engine.connect() as connection:
             before = migrations.current(connection)
@@ -51,15 +51,15 @@ def upgrade(as_json: bool) -> None:
     if as_json:
         output.document({"before": before, "revision": migrations.head()})
     elif before == migrations.head():
-        click.echo(f"the schema is at {before} already")
+        click.echo(f"the schema is already at {before}")
     else:
-        click.echo(f"the schema was brought from {before or 'nothing'} to {migrations.head()}")
+        click.echo(f"migrated the schema from {before or '(none)'} to {migrations.head()}")
 
 
 @db.command(epilog=example("db current"))
 @json_option
 def current(as_json: bool) -> None:
-    """Show the schema's revision, and the one that this version wants."""
+    """Show the revision of the schema, and the revision that this release needs."""
     with session.database(table.load_settings()) as engine, engine.connect() as connection:
         found = migrations.current(connection)
     output.row({"revision": found, "wanted": migrations.head()}, as_json=as_json)
@@ -68,7 +68,7 @@ def current(as_json: bool) -> None:
 @db.command(epilog=example("db check"))
 @json_option
 def check(as_json: bool) -> None:
-    """Check the database: that it can be reached, written and trusted with what was answered 200."""
+    """Check that the database can be reached and written, and does not lose committed messages."""
     checks.report(checks.of_database(table.load_settings()), as_json=as_json)
 
 
@@ -76,22 +76,22 @@ def check(as_json: bool) -> None:
 @click.argument("directory", metavar="DIR", type=_DIRECTORY)
 @json_option
 def backup(directory: Path, as_json: bool) -> None:
-    """Back the database up into DIR, a new directory. It may be in use meanwhile.
+    """Back up the database into DIR, a new directory. The database can be in use.
 
-    The keyring is NOT in the backup. Without it the backup is worth nothing, and beside it the encryption is: keep the
-    two in different places.
+    The keyring is NOT in the backup, and the backup cannot be restored without it. Store the two in different places:
+    together they defeat the encryption.
     """
     now = datetime.now(UTC)
     with session.opened() as opened:
         made = backups.dump(opened.engine, opened.keyring, directory, now)
-        _tell(opened.engine, opened.keyring, "database.backup", made, now)
+        _record(opened.engine, opened.keyring, "database.backup", made, now)
     if as_json:
         output.document({"directory": str(directory), **_shown(made)})
         return
-    click.echo(f"backed up into {directory}: {made.size:,} bytes, revision {made.revision}")
+    click.echo(f"backed up to {directory}: {made.size:,} bytes, revision {made.revision}")
     click.echo(
-        "The keyring is not in it. To restore, these keys are needed as well (a copy of "
-        f"{opened.settings.keyring_path}, kept elsewhere, holds them):"
+        "The keyring is not in the backup. To restore, you also need these keys (keep a copy of "
+        f"{opened.settings.keyring_path} in another place):"
     )
     output.rows(made.keys, ["id", "purpose", "fingerprint"], as_json=False, nothing="none")
 
@@ -101,17 +101,17 @@ def backup(directory: Path, as_json: bool) -> None:
 @click.option(
     "--replaces",
     metavar="DATABASE",
-    help="The database that is replaced, if it can still be read: its URL, "
-    "or the data directory of an embedded one. Lists what was revoked there since the backup.",
+    help="The replaced database, if it can still be read: its URL, "
+    "or the data directory of an embedded one. Lists the credentials revoked there since the backup. Default: none.",
 )
 @json_option
 def restore(directory: Path, replaces: str | None, as_json: bool) -> None:
-    """Fill an empty database from the backup in DIR, and bring it to this version's revision.
+    """Restore the backup in DIR into an empty database, and migrate it to this release.
 
-    Put the keyring that belongs to it in its place first: a backup that this keyring did not sign is refused. Whatever
-    was pending is put on hold, for it may have run since the backup was made: see `deliveries resume` and `outbox retry
-    --state held`. Credentials that were revoked after the backup was made are live again: they are listed with
-    --replaces, and without it every live credential is. Ends with `audit verify`.
+    Install the keyring of the backup first: a backup that this keyring did not sign is refused. Pending deliveries and
+    requests are put on hold, because they may have run since the backup: see `deliveries resume` and `outbox retry
+    --state held`. Credentials that were revoked after the backup are live again: --replaces lists them; without it,
+    all live credentials are listed. Ends with `audit verify`.
     """
     settings = table.load_settings()
     found = backups.read_manifest(directory)
@@ -119,7 +119,7 @@ def restore(directory: Path, replaces: str | None, as_json: bool) -> None:
     backups.prove(directory, found, keyring)
     now = datetime.now(UTC)
     revoked = None if replaces is None else _revoked(settings, replaces)
-    with _alone(settings) as engine:
+    with _exclusive(settings) as engine:
         backups.restore(engine, directory, found)
         migrations.upgrade(engine)
         with engine.begin() as connection:
@@ -134,7 +134,7 @@ def restore(directory: Path, replaces: str | None, as_json: bool) -> None:
                 if each["live"] and (revoked is None or each["id"] in revoked)
             ]
         RegistryChanges(engine, keyring, actor=session.actor()).hold_restored(now)
-        _tell(engine, keyring, "database.restore", found, now)
+        _record(engine, keyring, "database.restore", found, now)
         with engine.connect() as connection:
             proved = verify.verify(connection, keyring)
     if as_json:
@@ -149,14 +149,14 @@ def restore(directory: Path, replaces: str | None, as_json: bool) -> None:
             }
         )
     else:
-        _tell_restored(found, pending, held, live, known=revoked is not None)
-        click.echo(f"audit verify: {proved.rows:,} rows" + (" hold" if proved.first_bad is None else ""))
+        _print_restored(found, pending, held, live, known=revoked is not None)
+        click.echo(f"audit verify: {proved.rows:,} rows" + (" verified" if proved.first_bad is None else ""))
     if proved.first_bad is not None:
         raise IntegrityError(f"restored, but {proved.first_bad}: use another backup")
 
 
 def _revoked(settings: Settings, replaced: str) -> set[int]:
-    """The credentials that are revoked in the database that is replaced."""
+    """The ids of the credentials that are revoked in the replaced database."""
     place = Path(replaced)
     old = settings.model_copy(
         update={"database_url": None, "data_dir": place.resolve()}
@@ -169,68 +169,68 @@ def _revoked(settings: Settings, replaced: str) -> set[int]:
             return {each["id"] for each in queries.credentials(connection) if each["revoked_at"] is not None}
 
 
-def _tell_restored(
+def _print_restored(
     found: Backup, pending: int | None, held: int, live: list[dict[str, object]], *, known: bool
 ) -> None:
-    click.echo(f"restored as it was at {found.made_at:%Y-%m-%d %H:%M:%S} UTC, and brought to {migrations.head()}")
+    click.echo(f"restored the backup of {found.made_at:%Y-%m-%d %H:%M:%S} UTC, and migrated it to {migrations.head()}")
     click.echo(
-        "What came in since then is not here: Redox was answered 200 for it, and does not send it again. "
-        "`redox-receiver reconcile` lists it."
+        "Messages that arrived since then are missing: they were answered 200, and Redox does not resend them. "
+        "`redox-receiver reconcile` lists them."
     )
     if pending:
         click.echo(
-            f"{output.count(pending, 'delivery', 'deliveries')} on hold, for some may have run since the backup "
-            "was made: see `redox-receiver deliveries list --state pending`, give up those that have run with "
-            "`deliveries skip`, and let the others run with `deliveries resume`. What comes in now for the same "
-            "handlers waits behind them."
+            f"{output.count(pending, 'delivery', 'deliveries')} on hold, because some may have run since the backup: "
+            "see `redox-receiver deliveries list --state pending`, skip those that have run with "
+            "`deliveries skip`, and run the others with `deliveries resume`. New messages for the same "
+            "handlers wait behind them."
         )
     if held:
         click.echo(
-            f"{held:,} requests to Redox are held, for some may have been sent since the backup was made: see "
-            "`redox-receiver outbox list --state held`, and send again with `outbox retry`"
+            f"{held:,} requests to Redox are held, because some may have been sent since the backup: see "
+            "`redox-receiver outbox list --state held`, and send them with `outbox retry`"
         )
     if known:
         click.echo(
-            f"{len(live):,} credentials that were revoked since are live again"
-            + (": close them with `redox-receiver credential revoke ID`" if live else "")
+            f"{len(live):,} credentials that were revoked since the backup are live again"
+            + (": revoke them with `redox-receiver credential revoke ID`" if live else "")
         )
     else:
         click.echo(
-            "These credentials are live, also those that were revoked after the backup was made: close those "
+            "These credentials are live, including any that were revoked after the backup: revoke those "
             "with `redox-receiver credential revoke ID`"
         )
     output.rows(live, ["id", "destination", "kind", "label"], as_json=False, nothing="none")
 
 
 def _keyring_for(backup: Backup, settings: Settings) -> Keyring:
-    """This host's keyring, when it holds every key that the backup needs. Raises ConfigurationError naming them."""
+    """Load the keyring if it holds every key of the backup. Raises ConfigurationError that names missing keys."""
     try:
         keyring = keyrings.load_keyring(settings.keyring_path)
     except ConfigurationError as exc:
         names = ", ".join(key["id"] for key in backup.keys)
         raise ConfigurationError(
-            f"put the keyring that belongs to this backup at {settings.keyring_path} first (keys {names}): {exc}"
+            f"install the keyring of this backup at {settings.keyring_path} first (keys {names}): {exc}"
         ) from exc
     held = {key.id: key.fingerprint for key in keyring.keys}
     missing = [key["id"] for key in backup.keys if held.get(key["id"]) != key["fingerprint"]]
     if missing:
         raise ConfigurationError(
-            f"the keyring {settings.keyring_path} lacks, or has other, keys of this backup "
-            f"({', '.join(missing)}): put the one that belongs to it there"
+            f"the keyring {settings.keyring_path} does not match keys of this backup "
+            f"({', '.join(missing)}): install the keyring of the backup there"
         )
     return keyring
 
 
 @contextmanager
-def _alone(settings: Settings) -> Iterator[Engine]:
-    """The database; the embedded one owned, so that no `up` comes in between."""
+def _exclusive(settings: Settings) -> Iterator[Engine]:
+    """Open the database. The embedded one is locked, so that `up` cannot start on it."""
     with ExitStack() as stack:
         if settings.database_url is None:
             stack.enter_context(Cluster(settings.data_dir, account=settings.postgres_account).own())
         yield stack.enter_context(session.database(settings))
 
 
-def _tell(engine: Engine, keyring: Keyring, action: str, backup: Backup, now: datetime) -> None:
+def _record(engine: Engine, keyring: Keyring, action: str, backup: Backup, now: datetime) -> None:
     event = AuditEvent(
         action=action,
         outcome="done",

@@ -1,7 +1,6 @@
-"""`deliveries`: what became of messages at their handlers, and putting that right.
+"""The command group `deliveries`: lists and corrects the deliveries of messages to handlers.
 
-Must not show the text of an error, for it may quote a patient, but by `show --error --reason`, which is in the audit
-first.
+Must not show the text of an error, which may quote a patient, except by `show --error --reason`, after an audit row.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ COLUMNS: Final = (
     "generation",
 )
 NONE: Final = (
-    "no delivery yet: each message makes one for each handler that is enabled for its kind; see "
+    "no delivery yet: a message gets one for each handler that is enabled for its kind; see "
     "`redox-receiver handlers list`"
 )
 STATES: Final = tuple(state.value for state in DeliveryState)
@@ -55,15 +54,15 @@ STATES: Final = tuple(state.value for state in DeliveryState)
 
 @click.group()
 def deliveries() -> None:
-    """What became of messages: one delivery for each handler that a message is for."""
+    """List and correct deliveries: one for each message and handler."""
 
 
 _filters = options(
-    click.option("--handler", metavar="NAME", help="Of this handler."),
-    click.option("--state", type=click.Choice(STATES), help="In this state."),
-    click.option("--error-class", metavar="CLASS", help="Whose last attempt ended with this error."),
+    click.option("--handler", metavar="NAME", help="Filter by handler."),
+    click.option("--state", type=click.Choice(STATES), help="Filter by state."),
+    click.option("--error-class", metavar="CLASS", help="Filter by the error class of the last attempt."),
     destination_option,
-    click.option("--lane", help="In this lane."),
+    click.option("--lane", metavar="LANE", help="Filter by lane."),
     since_option,
     until_option,
 )
@@ -73,7 +72,7 @@ _filters = options(
     "list", epilog=example("deliveries list --state dead --since 2h", "deliveries list --handler register --json")
 )
 @_filters
-@click.option("--message-id", type=int, metavar="ID", help="Of this message.")
+@click.option("--message-id", type=int, metavar="ID", help="Filter by message.")
 @before_option
 @limit_option
 @output.columns_option
@@ -93,17 +92,18 @@ def list_(*, before: int | None, limit: int, as_json: bool, **filters: Any) -> N
 
 @deliveries.command(epilog=example("deliveries show 1205", "deliveries show 1205 --error --reason 'ticket 4711'"))
 @click.argument("number", metavar="ID", type=int)
-@click.option("--error", is_flag=True, help="Show the text of the last error: audited, and wants --reason.")
-@optional_reason_option("With --error, why you read it")
+@click.option("--error", is_flag=True, help="Show the text of the last error. Requires --reason, and is audited.")
+@optional_reason_option("With --error: your reason to read it")
 @json_option
 def show(number: int, *, error: bool, reason: str | None, as_json: bool) -> None:
-    """Show delivery ID, and each of its attempts with the frames where it failed.
+    """Show delivery ID with its attempts, and the stack frames of the last error.
 
-    The text of an error is sealed, for it may quote a patient. --error opens that of the last attempt and records in
-    the audit who read it and why. Errors that the receiver itself wrote are shown without it, as `error_shown`.
+    Error texts are encrypted, because they may quote a patient. --error decrypts the text of the last attempt. The
+    audit log records your access and your reason. Errors of the receiver itself are shown without --error, as
+    `error_shown`.
     """
     if error != (reason is not None):
-        raise click.UsageError("--error and --reason TEXT go together: the text may quote a patient")
+        raise click.UsageError("--error requires --reason TEXT, and the reverse, because the text may quote a patient")
     with opened() as session, session.engine.connect() as connection:
         found = queries.delivery(connection, number)
     if error:
@@ -112,7 +112,7 @@ def show(number: int, *, error: bool, reason: str | None, as_json: bool) -> None
                 session.engine, session.keyring, number, datetime.now(UTC), actor=session.actor, reason=str(reason)
             )
         if found["error_text"] is None:
-            output.say("no text of an error is kept for this delivery")
+            output.say("this delivery has no error text")
     if as_json:
         output.document(found)
         return
@@ -123,10 +123,10 @@ def show(number: int, *, error: bool, reason: str | None, as_json: bool) -> None
         tried,
         ("attempt", "outcome", "error_class", "worker", "started_at", "ended_at"),
         as_json=False,
-        nothing="never tried",
+        nothing="no attempt yet",
     )
     if found["error_frames"]:
-        click.echo("\nwhere it failed last, outermost first:")
+        click.echo("\nstack of the last error, outermost frame first:")
         for frame in found["error_frames"]:
             click.echo(f"  {output.escaped(frame)}")
 
@@ -143,9 +143,9 @@ def show(number: int, *, error: bool, reason: str | None, as_json: bool) -> None
 @reason_option
 @json_option
 def retry(ids: tuple[int, ...], *, dry_run: bool, reason: str, as_json: bool, **filters: Any) -> None:
-    """Run deliveries again, by ID or by filters (then the dead ones, unless --state says otherwise).
+    """Run deliveries again, by ID or by filters (only dead ones, unless --state is given).
 
-    They keep their place in the lane and their idempotency key, and have all their attempts before them.
+    They keep their place in the lane and their idempotency key. They get the full number of attempts again.
     """
     where = _chosen(ids, filters)
     with opened() as session:
@@ -155,7 +155,7 @@ def retry(ids: tuple[int, ...], *, dry_run: bool, reason: str, as_json: bool, **
             verb="retried",
             dry_run=dry_run,
             as_json=as_json,
-            resume="Give the same command again for the rest.",
+            resume="Repeat the command for the rest.",
         )
 
 
@@ -171,10 +171,10 @@ def retry(ids: tuple[int, ...], *, dry_run: bool, reason: str, as_json: bool, **
 @reason_option
 @json_option
 def skip(ids: tuple[int, ...], *, dry_run: bool, reason: str, as_json: bool, **filters: Any) -> None:
-    """Give deliveries up, by ID, or by filters with --state pending or dead: their lanes go on, held ones too."""
+    """Skip deliveries, by ID, or by filters with --state pending or dead. Their lanes continue, even if held."""
     where = _chosen(ids, filters)
     if not ids and where.state is None:
-        raise click.UsageError("by filters, say which are to be skipped: --state pending or --state dead")
+        raise click.UsageError("filters require a state: add --state pending or --state dead")
     with opened() as session:
         carry_out(
             correction(session).skip(where, datetime.now(UTC), reason=reason, dry_run=dry_run),
@@ -182,7 +182,7 @@ def skip(ids: tuple[int, ...], *, dry_run: bool, reason: str, as_json: bool, **f
             verb="skipped",
             dry_run=dry_run,
             as_json=as_json,
-            resume="Give the same command again for the rest.",
+            resume="Repeat the command for the rest.",
         )
 
 
@@ -192,14 +192,14 @@ def skip(ids: tuple[int, ...], *, dry_run: bool, reason: str, as_json: bool, **f
         "deliveries resume --handler register --destination lab --reason 'ticket 4711'",
     )
 )
-@click.option("--handler", metavar="NAME", help="Only those of this handler.")
-@click.option("--destination", metavar="NAME", help="Only those of this destination.")
+@click.option("--handler", metavar="NAME", help="Only for this handler. Default: all handlers.")
+@click.option("--destination", metavar="NAME", help="Only at this destination. Default: all destinations.")
 @reason_option
 @json_option
 def resume(*, handler: str | None, destination: str | None, reason: str, as_json: bool) -> None:
-    """Let deliveries run that `db restore` has put on hold, and what has come in behind them.
+    """Run the deliveries that `db restore` has put on hold, and newer ones behind them.
 
-    A restored database does not know which of them have run since the backup was made: `deliveries skip` those first.
+    A restored database does not know which of them have run since the backup: skip those first with `deliveries skip`.
     """
     resumed = []
     with opened() as session:
@@ -225,13 +225,15 @@ def resume(*, handler: str | None, destination: str | None, reason: str, as_json
         resumed,
         ("destination", "handler", "pending"),
         as_json=as_json,
-        nothing="nothing is on hold: `db restore` puts pending deliveries on hold, `handlers resume` lets a "
-        "handler run on that was paused otherwise",
+        nothing="nothing is on hold: only `db restore` puts deliveries on hold. To resume a paused handler, use "
+        "`handlers resume`",
     )
 
 
 def _chosen(ids: tuple[int, ...], filters: dict[str, Any]) -> DeliveryFilter:
     where = DeliveryFilter(ids=ids, **filters)
     if queries.empty(where):
-        raise click.UsageError("say which: give IDs, or filters such as --handler, --state, --error-class, --since")
+        raise click.UsageError(
+            "nothing is selected: give IDs, or filters such as --handler, --state, --error-class, --since"
+        )
     return where

@@ -1,6 +1,6 @@
-"""`destination`: the URLs that Redox posts to.
+"""The command group `destination`: manages the URLs that Redox posts to.
 
-May not keep a verification token but as its digest: it is shown once, when it is made.
+Must not store a verification token, only its digest. A new token is shown once.
 """
 
 from __future__ import annotations
@@ -22,46 +22,50 @@ COLUMNS: Final = ("name", "environment", "enabled", "require", "sources_policy",
 
 
 def path(name: str) -> str:
-    """The path that Redox posts to."""
+    """The URL path that Redox posts to."""
     return f"/redox/{name}"
 
 
 @click.group()
 def destination() -> None:
-    """The URLs that Redox posts to, each with its credentials, sources, policies and handlers."""
+    """Manage the URLs that Redox posts to, each with its credentials, sources, policies and handlers."""
 
 
-# What `add` and `set` share; what is not given is None.
+# Options of both `add` and `set`. An option that is not given is None.
 _policies = options(
     click.option(
         "--environment",
         type=click.Choice(["development", "staging", "production"]),
-        help="The environment of Redox's that it belongs to.  [default: development]",
+        help="Redox environment of the destination.  [default of `add`: development]",
     ),
     click.option(
         "--require",
         multiple=True,
         metavar="KIND[+KIND]",
-        help="What must prove a request, kinds of credentials joined by +; several times for alternatives.  "
-        "[default: token]",
+        help="Kinds of credentials that a request must present, joined by +. Repeat it for alternatives.  "
+        "[default of `add`: token]",
     ),
     click.option(
         "--sources",
         "sources_policy",
         type=click.Choice(["registered", "any"]),
-        help="Whose messages are let in.  [default: registered]",
+        help="Accept messages only from registered sources, or from any.  [default of `add`: registered]",
     ),
     click.option(
         "--on-unknown-source",
         type=click.Choice(["reject", "quarantine"]),
-        help="What becomes of others.  [default: reject, which pauses the feed]",
+        help="What to do with messages from unknown sources. Redox pauses the feed after reject.  [default of `add`: reject]",
     ),
     click.option(
         "--test-messages",
         type=click.Choice(["accept", "quarantine", "reject"]),
-        help="What becomes of messages marked as tests.  [default: accept in development, else quarantine]",
+        help="What to do with test messages (Meta.Test).  [default of `add`: accept in development, else quarantine]",
     ),
-    click.option("--reply-with", metavar="API_KEY", help="The key that handlers speak to Redox with."),
+    click.option(
+        "--reply-with",
+        metavar="API_KEY",
+        help="API key with which handlers call Redox; an empty name removes it.  [default of `add`: none]",
+    ),
 )
 
 
@@ -73,21 +77,26 @@ _policies = options(
 )
 @click.argument("name")
 @_policies
-@click.option("--token-file", type=SECRET_FILE, metavar="FILE", help="Take the verification token in FILE (-: stdin).")
+@click.option(
+    "--token-file",
+    type=SECRET_FILE,
+    metavar="FILE",
+    help="Read the verification token from FILE (-: stdin). Default: generate one.",
+)
 @click.option(
     "--token-out",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Write the new verification token to FILE (0600) instead of printing it.",
+    help="Write the generated verification token to the new FILE (mode 0600) instead of printing it.",
 )
 @json_option
 def add(name: str, *, token_file: Path | None, token_out: Path | None, as_json: bool, **given: Any) -> None:
-    """Add a destination NAME, and make its verification token: it is shown this once.
+    """Add destination NAME and generate its verification token, which is shown only now.
 
-    Type the token and the URL that ends with `path` into the Redox dashboard.
+    Enter the token, and the URL that ends with `path`, in the Redox dashboard.
     """
     if token_file is not None and token_out is not None:
-        raise click.UsageError("--token-file takes a token that there is, --token-out writes a new one: choose one")
+        raise click.UsageError("--token-file reads an existing token, --token-out writes a new one: use one of them")
     environment: Environment = given["environment"] or "development"
     values: dict[str, Any] = {
         "environment": environment,
@@ -117,12 +126,16 @@ def add(name: str, *, token_file: Path | None, token_out: Path | None, as_json: 
     "--expect-every",
     type=Span(),
     metavar="DURATION",
-    help="Messages come at least this often (10m, 2h): a longer silence is a finding of `status`.",
+    help="Expect a message at least every DURATION (10m, 2h): `status` reports a longer silence. Default: automatic.",
 )
-@click.option("--expect-none", is_flag=True, help="Judge silence by what is usual for the feed, as by default.")
+@click.option(
+    "--expect-none",
+    is_flag=True,
+    help="Return to the default: `status` derives the expected interval from past messages.",
+)
 @json_option
 def change(name: str, *, expect_every: timedelta | None, expect_none: bool, as_json: bool, **given: Any) -> None:
-    """Change what is given of destination NAME; all else stays."""
+    """Change the given settings of destination NAME. Others keep their value."""
     if expect_every is not None and expect_none:
         raise click.UsageError("--expect-every and --expect-none contradict each other")
     values = {column: list(value) if column == "require" else value for column, value in given.items() if value}
@@ -131,7 +144,7 @@ def change(name: str, *, expect_every: timedelta | None, expect_none: bool, as_j
     if expect_every is not None or expect_none:
         values["expect_every"] = None if expect_every is None else int(expect_every.total_seconds())
     if not values:
-        raise click.UsageError("say what to change: see --help")
+        raise click.UsageError("nothing to change: give an option, see --help")
     _change(name, values, as_json=as_json)
 
 
@@ -146,7 +159,7 @@ def list_(*, as_json: bool) -> None:
         [_with_path(each) for each in found],
         COLUMNS,
         as_json=as_json,
-        nothing="no destination yet: `redox-receiver destination add NAME` makes one, with its URL and token",
+        nothing="no destination yet: `redox-receiver destination add NAME` adds one, with its URL and token",
     )
 
 
@@ -170,7 +183,7 @@ def show(name: str, *, as_json: bool) -> None:
         (
             "credentials",
             ("id", "kind", "label", "live", "expires_at", "last_used_at"),
-            f"no credential, so everything is refused: `redox-receiver credential add {name} --kind token`",
+            f"no credential, so every request is refused: `redox-receiver credential add {name} --kind token`",
         ),
         (
             "sources",
@@ -180,7 +193,7 @@ def show(name: str, *, as_json: bool) -> None:
         (
             "subscriptions",
             ("handler", "role", "patterns", "enabled", "paused_at", "loaded"),
-            f"no handler: messages are kept, unhandled; `redox-receiver handlers enable NAME --destination {name}`",
+            f"no handler: messages are stored but not handled; `redox-receiver handlers enable NAME --destination {name}`",
         ),
     ):
         click.echo()
@@ -191,7 +204,7 @@ def show(name: str, *, as_json: bool) -> None:
 @click.argument("name")
 @json_option
 def disable(name: str, *, as_json: bool) -> None:
-    """Refuse everything at destination NAME from now on. Its messages and deliveries stay."""
+    """Refuse every request to destination NAME. Its messages and deliveries are kept."""
     _change(name, {"enabled": False}, as_json=as_json)
 
 
@@ -199,7 +212,7 @@ def disable(name: str, *, as_json: bool) -> None:
 @click.argument("name")
 @json_option
 def enable(name: str, *, as_json: bool) -> None:
-    """Let destination NAME take messages again."""
+    """Accept messages at destination NAME again."""
     _change(name, {"enabled": True}, as_json=as_json)
 
 

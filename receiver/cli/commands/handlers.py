@@ -1,6 +1,6 @@
-"""`handlers`: the plugins that messages are handed to.
+"""The command group `handlers`: manages the plugins that process messages.
 
-Must not import a plugin that nobody asked for: `list` knows them by their entry points alone.
+Must not import a plugin that is not enabled or named: `list` reads only the entry points.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import click
 from receiver import findings
 from receiver import settings as table
 from receiver.cli import output
-from receiver.cli.options import destination_option, example, json_option
+from receiver.cli.options import example, json_option
 from receiver.cli.session import Session, opened
 from receiver.protocol.patterns import matches
 from receiver.samples.kinds import FHIR_CODED_EVENTS, FHIR_EVENTS, WIRE_NAMES
@@ -24,10 +24,14 @@ from receiver.worker import discovery
 
 COLUMNS: Final = ("handler", "destination", "role", "patterns", "enabled", "paused_at", "found", "loaded", "problems")
 
+_at_destination = click.option(
+    "--destination", metavar="NAME", help="Only at this destination. Default: at all destinations."
+)
+
 
 @click.group()
 def handlers() -> None:
-    """The plugins that messages are handed to: found on this host, enabled at destinations, loaded by workers."""
+    """Manage the plugins that process messages: found on this host, enabled at destinations, loaded by workers."""
 
 
 @handlers.command("list", epilog=example("handlers list"))
@@ -36,8 +40,8 @@ def handlers() -> None:
 def list_(*, as_json: bool) -> None:
     """List handlers: `found` on this host, `enabled` at a destination, `loaded` by a running worker.
 
-    A handler that is found but not enabled anywhere is listed without being imported. `problems` names, for each, the
-    findings of `status`: not loaded, not started, failing, late.
+    A handler that is not enabled anywhere is listed without being imported. `problems` lists the findings of `status`
+    for the handler: not loaded, not started, failing, late.
     """
     with opened() as session, session.engine.connect() as connection:
         bound = queries.subscriptions(connection)
@@ -64,7 +68,7 @@ def list_(*, as_json: bool) -> None:
         COLUMNS,
         as_json=as_json,
         nothing="no handler is installed or enabled: install a "
-        "package that has some, or name a module of yours in RECEIVER_HANDLERS; README.md shows one",
+        "package with handlers, or set RECEIVER_HANDLERS to a module of yours; README.md shows one",
     )
     for text in [each.text for each in problems] + [each.message for each in plugins.failures]:
         output.say(output.escaped(text))
@@ -74,15 +78,16 @@ def list_(*, as_json: bool) -> None:
 @click.option(
     "--no-database",
     is_flag=True,
-    help="Check everything installed here and in RECEIVER_HANDLERS, without a database. Default: only where "
+    help="Check every installed handler and RECEIVER_HANDLERS, without a database. Default: only if "
     "neither DATABASE_URL nor a keyring exists.",
 )
 @json_option
 def check(*, no_database: bool, as_json: bool) -> None:
     """Import every handler that is enabled, or named in RECEIVER_HANDLERS, as a worker does when it starts.
 
-    Exit status 1 when one cannot be imported, or two would answer one query. Warns of patterns that match no event type
-    in Redox's documentation. Without a database, as in continuous integration, it imports everything installed here.
+    Exit status 1 if an import fails, or if two handlers would answer the same query. Warns about patterns that match no
+    event type in Redox's documentation. Without a database, as in continuous integration, it imports every installed
+    handler.
     """
     settings = table.load_settings()
     offline = no_database or (settings.database_url is None and not settings.keyring_path.exists())
@@ -107,7 +112,7 @@ def check(*, no_database: bool, as_json: bool) -> None:
     wrong = [each.message for each in plugins.failures]
     failed = {each.handler for each in plugins.failures}
     wrong += [
-        f"{each['handler']} is enabled at {each['destination']}, but not on this host: install its plugin, or "
+        f"{each['handler']} is enabled at {each['destination']}, but not installed on this host: install its plugin, or "
         f"run `redox-receiver handlers disable {each['handler']} --destination {each['destination']}`"
         for each in missing
         if each["handler"] not in plugins.loaded.keys() | failed
@@ -133,7 +138,7 @@ def check(*, no_database: bool, as_json: bool) -> None:
 
 
 def unknown_patterns(patterns: Iterable[str]) -> list[str]:
-    """The patterns that match nothing that Redox documents."""
+    """Return the patterns that match no event type in Redox's documentation."""
     known = [*WIRE_NAMES, *(f"FHIR.{event}" for event in (*FHIR_EVENTS, *FHIR_CODED_EVENTS))]
     return [each for each in patterns if not any(matches([each], kind) for kind in known)]
 
@@ -145,10 +150,10 @@ def _similar(pattern: str) -> str:
 
 @handlers.command(epilog=example("handlers enable register --destination lab"))
 @click.argument("name")
-@click.option("--destination", required=True, metavar="NAME", help="Whose messages it gets.")
+@click.option("--destination", required=True, metavar="NAME", help="The destination whose messages it processes.")
 @json_option
 def enable(name: str, *, destination: str, as_json: bool) -> None:
-    """Hand the messages of a destination to handler NAME from now on; or bind it anew, as it is declared now."""
+    """Deliver new messages of a destination to handler NAME, or update it to its current declaration."""
     with opened() as session:
         spec = discovery.load_handler(name, session.settings.handlers).spec
         session.registration.enable_handler(destination, spec, datetime.now(UTC))
@@ -157,10 +162,12 @@ def enable(name: str, *, destination: str, as_json: bool) -> None:
 
 @handlers.command(epilog=example("handlers disable register --destination lab"))
 @click.argument("name")
-@click.option("--destination", required=True, metavar="NAME", help="Whose messages it gets no more.")
+@click.option(
+    "--destination", required=True, metavar="NAME", help="The destination whose messages it no longer processes."
+)
 @json_option
 def disable(name: str, *, destination: str, as_json: bool) -> None:
-    """Make no new deliveries for handler NAME. Those that are pending wait until it is enabled again."""
+    """Create no new deliveries for handler NAME. Pending ones wait until it is enabled again."""
     with opened() as session:
         session.registration.disable_handler(destination, name, datetime.now(UTC))
         _show(session, name, destination, as_json=as_json)
@@ -168,10 +175,10 @@ def disable(name: str, *, destination: str, as_json: bool) -> None:
 
 @handlers.command(epilog=example("handlers pause register", "handlers pause register --destination lab"))
 @click.argument("name")
-@destination_option
+@_at_destination
 @json_option
 def pause(name: str, *, destination: str | None, as_json: bool) -> None:
-    """Run nothing of handler NAME until it is resumed: its deliveries wait, in order."""
+    """Pause handler NAME. Its deliveries wait in order until `handlers resume`."""
     with opened() as session:
         session.registration.pause_handler(name, datetime.now(UTC), destination=destination, reason="operator")
         _show(session, name, destination, as_json=as_json)
@@ -179,10 +186,10 @@ def pause(name: str, *, destination: str | None, as_json: bool) -> None:
 
 @handlers.command(epilog=example("handlers resume register"))
 @click.argument("name")
-@destination_option
+@_at_destination
 @json_option
 def resume(name: str, *, destination: str | None, as_json: bool) -> None:
-    """Let handler NAME run on, whoever paused it."""
+    """Resume handler NAME, even if the receiver has paused it."""
     with opened() as session:
         session.registration.resume_handler(name, datetime.now(UTC), destination=destination)
         _show(session, name, destination, as_json=as_json)

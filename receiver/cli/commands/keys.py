@@ -1,6 +1,6 @@
-"""`keys`: the keyring of this host, and the fingerprints of its keys in the database.
+"""The command group `keys`: the keyring of this host, and the fingerprints of its keys in the database.
 
-May not show a key: ids and fingerprints name them.
+Must not show a key, only its id and fingerprint.
 """
 
 from __future__ import annotations
@@ -30,40 +30,40 @@ COLUMNS: Final = ("id", "purpose", "created", "fingerprint", "current", "held", 
 
 @click.group()
 def keys() -> None:
-    """The keyring: what seals payloads and secrets, signs rows, and finds patients.
+    """Manage the keyring: its keys encrypt payloads and secrets, sign rows, and index patients.
 
-    Without it nothing that is stored can be read: keep a copy of it, apart from the database's backups. Every host
-    needs the same one.
+    Stored data cannot be read without it: keep a copy, separate from the backups of the database. Every host needs the
+    same keyring.
     """
 
 
 @keys.command(epilog=example("keys init"))
 @json_option
 def init(*, as_json: bool) -> None:
-    """Make the keyring of this database, with one key of each purpose. Refuses when there is one."""
+    """Create the keyring of this database, with one key for each purpose. Fails if one exists."""
     given = settings.load_settings()
-    place = given.keyring_path
-    if place.exists():
-        raise Conflict(f"there is a keyring at {place} already: see `redox-receiver keys list`")
+    path = given.keyring_path
+    if path.exists():
+        raise Conflict(f"a keyring already exists at {path}: see `redox-receiver keys list`")
     made = keyrings.create(datetime.now(UTC))
     with session.database(given, make=True) as engine:
         session.check_schema(engine)
-        with _alone(engine) as connection:
+        with _exclusive(engine) as connection:
             if queries.keys(connection):
                 raise Conflict(
-                    f"this database was written with a keyring that is not at {place}: restore that one "
-                    "(RECEIVER_KEYRING names another place)"
+                    f"this database was written with a keyring that is not at {path}: restore that keyring, "
+                    "or set RECEIVER_KEYRING to its path"
                 )
-            _record(connection, made, made, place, None)
+            _record(connection, made, made, path, None)
     output.rows(_listed(made, made), ("id", "purpose", "fingerprint"), as_json=as_json, nothing="")
-    output.say(f"made {place}: keep a copy of it, apart from the database's backups")
+    output.say(f"created {path}: keep a copy, separate from the backups of the database")
 
 
 @keys.command("list", epilog=example("keys list"))
 @output.columns_option
 @json_option
 def list_(*, as_json: bool) -> None:
-    """List the keys that this host holds, and those that the database was written with."""
+    """List the keys of this host, and the keys that are recorded in the database."""
     given = settings.load_settings()
     session.check_made(given)
     held = keyrings.load_keyring(given.keyring_path)
@@ -96,34 +96,33 @@ def list_(*, as_json: bool) -> None:
 @click.argument("purpose", type=click.Choice(PURPOSES))
 @json_option
 def new(purpose: str, *, as_json: bool) -> None:
-    """Make a new key of PURPOSE, which is used for all that is new; the older ones stay, for what is old."""
+    """Create a new current key for PURPOSE. Older keys are kept to read existing data."""
     with session.opened() as work:
-        place = work.settings.keyring_path
-        with _alone(work.engine) as connection:
-            # Read anew under the lock: another `keys new` may have written it meanwhile.
-            old = keyrings.load_keyring(place)
+        path = work.settings.keyring_path
+        with _exclusive(work.engine) as connection:
+            # Read again under the lock: another `keys new` may have changed the file.
+            old = keyrings.load_keyring(path)
             check_keys(connection, old)
             ring = old.with_new(purpose, datetime.now(UTC))
             added = Keyring([ring.current(purpose)])
-            _record(connection, ring, added, place, old)
+            _record(connection, ring, added, path, old)
     output.row(_listed(added, ring)[0], as_json=as_json)
     output.say(
-        f"now copy {place} to every other host before you change anything else: a host that lacks the new key "
-        "answers 503. Running processes read it by themselves; restart them so that they use it for what they "
-        "write"
+        f"now copy {path} to every other host before you change anything else: a host without the new key "
+        "answers 503. Running processes reload the keyring to read data; restart them to write with the new key"
     )
 
 
 @contextmanager
-def _alone(engine: Engine) -> Iterator[Connection]:
-    """A transaction in which nobody else writes down keys."""
+def _exclusive(engine: Engine) -> Iterator[Connection]:
+    """A transaction that locks the table `keys` against other writers."""
     with engine.begin() as connection:
         connection.execute(text("LOCK TABLE keys IN EXCLUSIVE MODE"))
         yield connection
 
 
-def _record(connection: Connection, ring: Keyring, added: Keyring, place: Path, old: Keyring | None) -> None:
-    """Write down the fingerprints of what is added, the audit rows, and last the file."""
+def _record(connection: Connection, ring: Keyring, added: Keyring, path: Path, old: Keyring | None) -> None:
+    """Write the fingerprints of the added keys, the audit rows, and last the file."""
     now, actor = datetime.now(UTC), session.actor()
     record_keys(connection, ring)
     write(
@@ -141,15 +140,15 @@ def _record(connection: Connection, ring: Keyring, added: Keyring, place: Path, 
             for key in added.keys
         ],
     )
-    ring.save(place)
+    ring.save(path)
     try:
         connection.commit()
     except BaseException:
-        # What the database does not know of may not be used.
+        # A key that is not recorded in the database must not be used.
         if old is None:
-            place.unlink()
+            path.unlink()
         else:
-            old.save(place)
+            old.save(path)
         raise
 
 

@@ -1,6 +1,6 @@
-"""`lanes`: the sequences that deliveries run in, none overtaking another.
+"""The command group `lanes`: the ordered sequences in which deliveries run.
 
-May not take a lane from a worker that holds it.
+Must not take a lane from the worker that holds it.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ COLUMNS: Final = ("lane", "state", "pending", "head", "oldest_pending_at", "read
 
 @click.group()
 def lanes() -> None:
-    """The sequences that deliveries run in: by handler, destination, and source or patient."""
+    """List or release lanes: the sequences in which deliveries run, by handler, destination, and source or patient."""
 
 
 @lanes.command("list", epilog=example("lanes list --state held"))
-@click.option("--handler", metavar="NAME", help="Of this handler.")
+@click.option("--handler", metavar="NAME", help="Filter by handler.")
 @destination_option
-@click.option("--state", type=click.Choice(["ready", "running", "waiting", "held", "paused"]), help="In this state.")
+@click.option("--state", type=click.Choice(["ready", "running", "waiting", "held", "paused"]), help="Filter by state.")
 @limit_option
 @output.columns_option
 @json_option
 def list_(*, handler: str | None, destination: str | None, state: str | None, limit: int, as_json: bool) -> None:
-    """List the lanes in which something waits, runs or is held, the longest waiting first."""
+    """List the lanes with deliveries that wait, run or are held. The longest wait is first."""
     with opened() as session, session.engine.connect() as connection:
         found = queries.lanes(connection, handler=handler, destination=destination, state=state, limit=limit)
     output.rows(
@@ -41,7 +41,7 @@ def list_(*, handler: str | None, destination: str | None, state: str | None, li
         as_json=as_json,
         nothing=nothing(
             {"handler": handler, "destination": destination, "state": state},
-            "no lane has work: one is listed while deliveries wait or run in it, or it is held; see `redox-receiver "
+            "no lane has work: a lane is listed while its deliveries wait, run or are held; see `redox-receiver "
             "deliveries list`",
         ),
     )
@@ -52,9 +52,9 @@ def list_(*, handler: str | None, destination: str | None, state: str | None, li
 @optional_reason_option()
 @json_option
 def release(lane: str, *, reason: str | None, as_json: bool) -> None:
-    """Let a held LANE go on: the delivery that it is held for runs once more.
+    """Release a held LANE: the delivery that holds it runs once more.
 
-    `deliveries skip` gives that delivery up instead, and `deliveries retry` gives it all its attempts again.
+    Alternatives: `deliveries skip` skips that delivery, and `deliveries retry` gives it the full number of attempts.
     """
     with opened() as session:
         correction(session).release_lane(lane, datetime.now(UTC), reason=reason)

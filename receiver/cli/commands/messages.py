@@ -1,6 +1,6 @@
-"""`messages`: what came in, and what becomes of it once more.
+"""The command group `messages`: lists and corrects received messages.
 
-May not show a payload but by `show --payload --reason`, which is in the audit before the first byte is out.
+Must not show a payload, except by `show --payload --reason`, after an audit row.
 """
 
 from __future__ import annotations
@@ -42,23 +42,27 @@ COLUMNS: Final = ("id", "received_at", "destination", "kind", "source_id", "stat
 STATES: Final = tuple(state.value for state in MessageState)
 NONE: Final = (
     "no message yet: Redox posts them to the URLs of `redox-receiver destination list`, and "
-    "`redox-receiver simulate` sends made-up ones"
+    "`redox-receiver simulate` sends synthetic ones"
 )
-# Of what belongs to one message, so much is shown; the lists of their own have more.
-BELONGINGS: Final = 100
+# The number of deliveries and audit rows that `show` prints. Their own lists print more.
+RELATED_LIMIT: Final = 100
 
 
 @click.group()
 def messages() -> None:
-    """What came in, byte for byte."""
+    """List and correct received messages. They are stored byte for byte."""
 
 
-_state = click.option("--state", type=click.Choice(STATES), help="In this state.")
+_state = click.option("--state", type=click.Choice(STATES), help="Filter by state.")
 _filters = options(
     destination_option,
-    click.option("--kind", metavar="MODEL.EVENT", help="Of this kind, such as PatientAdmin.Arrival."),
-    click.option("--source-id", metavar="ID", help="From this source."),
-    click.option("--quarantine-reason", metavar="WORD", help="In quarantine for this reason."),
+    click.option(
+        "--kind", metavar="MODEL.EVENT", help="Filter by data model and event type, such as PatientAdmin.Arrival."
+    ),
+    click.option("--source-id", metavar="ID", help="Filter by source."),
+    click.option(
+        "--quarantine-reason", metavar="WORD", help="Filter by the reason of the quarantine, such as source_unknown."
+    ),
     since_option,
     until_option,
 )
@@ -85,30 +89,30 @@ def list_(*, before: int | None, limit: int, as_json: bool, **filters: Any) -> N
     epilog=example("messages show 8123", "messages show 8123 --payload --reason 'ticket 4711' --out 8123.json")
 )
 @click.argument("number", metavar="ID", type=MessageId())
-@click.option("--payload", is_flag=True, help="Print the exact bytes that came, and nothing else; audited.")
-@optional_reason_option("Why you look at them")
+@click.option("--payload", is_flag=True, help="Print only the received bytes. Requires --reason, and is audited.")
+@optional_reason_option("With --payload: your reason to read it")
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Write them to a new FILE (0600) instead.",
+    help="With --payload: write to the new FILE (mode 0600) instead of stdout.",
 )
 @json_option
 def show(number: int | UUID, *, payload: bool, reason: str | None, out: Path | None, as_json: bool) -> None:
-    """Show message ID (or uuid), its deliveries and what the audit says of it; with --payload its bytes."""
+    """Show message ID (or its UUID), its deliveries and its audit rows; with --payload only its bytes."""
     if payload:
         if reason is None or as_json:
-            raise click.UsageError("--payload wants --reason, and prints the bytes alone (no --json)")
+            raise click.UsageError("--payload requires --reason and cannot be combined with --json")
         _disclose(number, reason, out)
         return
     if reason is not None or out is not None:
-        raise click.UsageError("--reason and --out go with --payload")
+        raise click.UsageError("--reason and --out require --payload")
     with opened() as session, session.engine.connect() as connection:
         found = queries.message(connection, number)
-        made = queries.deliveries(connection, DeliveryFilter(message_id=found["id"]), limit=BELONGINGS)
-        told = queries.audit(connection, AuditFilter(message_uuid=found["uuid"]), limit=BELONGINGS)
+        made = queries.deliveries(connection, DeliveryFilter(message_id=found["id"]), limit=RELATED_LIMIT)
+        audited = queries.audit(connection, AuditFilter(message_uuid=found["uuid"]), limit=RELATED_LIMIT)
     if as_json:
-        output.document(found | {"deliveries": made, "audit_events": told})
+        output.document(found | {"deliveries": made, "audit_events": audited})
         return
     output.row(found, as_json=False)
     click.echo()
@@ -116,10 +120,10 @@ def show(number: int | UUID, *, payload: bool, reason: str | None, out: Path | N
         made,
         ("id", "handler", "generation", "state", "attempts", "error_class", "lane"),
         as_json=False,
-        nothing="no delivery: no handler was enabled for its kind; see `redox-receiver handlers list`",
+        nothing="no delivery: no handler was enabled for this kind; see `redox-receiver handlers list`",
     )
     click.echo()
-    output.rows(told, ("id", "at", "action", "outcome", "reason", "actor"), as_json=False, nothing="no audit row")
+    output.rows(audited, ("id", "at", "action", "outcome", "reason", "actor"), as_json=False, nothing="no audit row")
 
 
 def _disclose(number: int | UUID, reason: str, out: Path | None) -> None:
@@ -127,9 +131,9 @@ def _disclose(number: int | UUID, reason: str, out: Path | None) -> None:
         body = disclose(session.engine, session.keyring, number, datetime.now(UTC), actor=session.actor, reason=reason)
     if out is not None:
         with new_file(out, body):
-            output.say(f"{len(body)} bytes in {out}")
+            output.say(f"wrote {len(body)} bytes to {out}")
     elif sys.stdout.isatty():
-        # Whoever wrote the message does not get to write to this terminal.
+        # The sender of the message must not control this terminal.
         click.echo("\n".join(map(output.escaped, body.decode("utf-8", "backslashreplace").splitlines())))
     else:
         click.echo(body, nl=False)
@@ -144,9 +148,15 @@ def _disclose(number: int | UUID, reason: str, out: Path | None) -> None:
 @click.argument("ids", metavar="[ID]...", type=MessageId(), nargs=-1)
 @_state
 @_filters
-@click.option("--handler", metavar="NAME", help="To this handler alone; else to all that are enabled now.")
 @click.option(
-    "--after", type=click.IntRange(0), default=0, metavar="ID", help="Only higher ids: to go on where one stopped."
+    "--handler", metavar="NAME", help="Deliver only to this handler. Default: every handler that is enabled now."
+)
+@click.option(
+    "--after",
+    type=click.IntRange(0),
+    default=0,
+    metavar="ID",
+    help="Only ids above ID, to continue an interrupted replay. Default: 0.",
 )
 @dry_run_option
 @reason_option
@@ -161,10 +171,10 @@ def replay(
     as_json: bool,
     **filters: Any,
 ) -> None:
-    """Hand messages over anew, by ID or by filters, in the order of their arrival.
+    """Deliver messages again, by ID or by filters, in the order of their arrival.
 
-    They go to the end of their lanes, as a new generation with another idempotency key: what is newer was handled
-    before them, and is counted here. `deliveries retry` keeps the place.
+    They go to the end of their lanes, as a new generation with a new idempotency key. The output counts the newer
+    messages that were handled before them. `deliveries retry` keeps the place in the lane instead.
     """
     where = _chosen(ids, filters)
     with opened() as session:
@@ -176,7 +186,7 @@ def replay(
             verb="replayed",
             dry_run=dry_run,
             as_json=as_json,
-            resume="For the rest, give the same command with --after {last}.",
+            resume="Repeat the command with --after {last} for the rest.",
         )
 
 
@@ -192,9 +202,9 @@ def replay(
 @reason_option
 @json_option
 def release(ids: tuple[int | UUID, ...], *, dry_run: bool, reason: str, as_json: bool, **filters: Any) -> None:
-    """Judge quarantined messages again, by what is registered now, and hand over those that are good.
+    """Check quarantined messages again with the current configuration, and deliver those that pass.
 
-    The others stay in quarantine: each is told with what is wrong with it.
+    The others stay in quarantine. The output gives the reason for each.
     """
     where = _chosen(ids, filters)
     with opened() as session:
@@ -204,7 +214,7 @@ def release(ids: tuple[int | UUID, ...], *, dry_run: bool, reason: str, as_json:
             verb="released",
             dry_run=dry_run,
             as_json=as_json,
-            resume="Give the same command again for the rest.",
+            resume="Repeat the command for the rest.",
         )
 
 
@@ -215,7 +225,7 @@ def release(ids: tuple[int | UUID, ...], *, dry_run: bool, reason: str, as_json:
 @reason_option
 @json_option
 def discard(ids: tuple[int | UUID, ...], *, dry_run: bool, reason: str, as_json: bool, **filters: Any) -> None:
-    """Give quarantined messages up. Their rows and their bytes stay."""
+    """Discard quarantined messages. Their rows and bytes are kept."""
     where = _chosen(ids, filters)
     with opened() as session:
         carry_out(
@@ -224,12 +234,12 @@ def discard(ids: tuple[int | UUID, ...], *, dry_run: bool, reason: str, as_json:
             verb="discarded",
             dry_run=dry_run,
             as_json=as_json,
-            resume="Give the same command again for the rest.",
+            resume="Repeat the command for the rest.",
         )
 
 
 def _chosen(ids: tuple[int | UUID, ...], filters: dict[str, Any]) -> MessageFilter:
     where = MessageFilter(ids=ids, **filters)
     if queries.empty(where):
-        raise click.UsageError("say which: give IDs, or filters such as --destination, --kind, --since")
+        raise click.UsageError("nothing is selected: give IDs, or filters such as --destination, --kind, --since")
     return where

@@ -1,7 +1,8 @@
-"""`outbound`: speaking to Redox from the command line, and the API keys to do it with.
+"""The command group `outbound`: calls to Redox from the command line, and the API keys for them.
 
-May not print what Redox answers, for it may be a patient's data: it goes into a new file. Every call is in the audit,
-with the reason for it, before it is made.
+Every call is in the audit log with its reason before it is made.
+
+Must not print an answer of Redox, which may contain patient data: it goes into a new file.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ _REGIONS: Final = {"us": US, "canada": CANADA}
 
 @click.group()
 def outbound() -> None:
-    """Speak to Redox: API keys, tokens, and single messages, queries and FHIR calls."""
+    """Call Redox: API keys, tokens, and single messages, queries and FHIR calls."""
 
 
 @outbound.group()
 def key() -> None:
-    """The API keys, each for an environment of Redox's and a source."""
+    """Manage the API keys, each for one Redox environment and one source."""
 
 
 @key.command(
@@ -55,34 +56,34 @@ def key() -> None:
     "--environment",
     required=True,
     type=click.Choice(["development", "staging", "production"]),
-    help="The environment of Redox's that it is for.",
+    help="Redox environment of the key.",
 )
-@click.option("--region", type=click.Choice(list(_REGIONS)), help="Where that is.  [default: us]")
-@click.option("--base-url", metavar="URL", help="Another address of the API, instead of a region.")
-@click.option("--source", "source_id", metavar="UUID", help="The source that it speaks for.")
-@click.option("--client-id", metavar="ID", help="Of an OAuth API key, from the Redox dashboard.")
+@click.option("--region", type=click.Choice(list(_REGIONS)), help="Redox region.  [default: us]")
+@click.option("--base-url", metavar="URL", help="Base URL of the API, instead of --region.")
+@click.option("--source", "source_id", metavar="UUID", help="Id of the source that sends with this key.")
+@click.option("--client-id", metavar="ID", help="Client id of an OAuth API key, from the Redox dashboard.")
 @click.option(
     "--private-key",
     type=SECRET_FILE,
     metavar="FILE",
-    help="Its private key as PEM or JWK; - is stdin.  [default: `signing-key`'s, whichever is active]",
+    help="Private key as PEM or JWK (-: stdin).  [default: the active key of `signing-key`]",
 )
-@click.option("--kid", metavar="KID", help="The name under which Redox knows that private key.")
-@click.option("--scope", metavar="TEXT", help="The scope that tokens are asked for.")
+@click.option("--kid", metavar="KID", help="Key id (kid) of that private key at Redox.")
+@click.option("--scope", metavar="TEXT", help="Scope to request for tokens. Default: none.")
 @click.option(
     "--legacy-file",
     type=SECRET_FILE,
     metavar="FILE",
-    help='A legacy API key, as {"apiKey": "…", "secret": "…"}; - is stdin.',
+    help='A legacy API key, as {"apiKey": "…", "secret": "…"} (-: stdin).',
 )
 @click.option(
     "--query-path",
     default="/endpoint",
     show_default=True,
     metavar="PATH",
-    help="Where queries go; /query in older set-ups.",
+    help="URL path for queries; /query in older configurations.",
 )
-@click.option("--replace", is_flag=True, help="Put it in the place of the key of that name.")
+@click.option("--replace", is_flag=True, help="Replace the existing key NAME.")
 @json_option
 def add(
     name: str,
@@ -99,11 +100,11 @@ def add(
 ) -> None:
     """Register an API key as NAME: an OAuth key (--client-id), or a legacy key (--legacy-file)."""
     if region is not None and base_url is not None:
-        raise click.UsageError("--region or --base-url, not both")
+        raise click.UsageError("--region and --base-url exclude each other: use one of them")
     if (legacy_file is None) == (oauth["client_id"] is None):
         raise click.UsageError("give --client-id for an OAuth API key, or --legacy-file for a legacy one")
     if any(oauth.values()) and legacy_file is not None:
-        raise click.UsageError("--private-key, --kid and --scope go with --client-id")
+        raise click.UsageError("--private-key, --kid and --scope require --client-id")
     where = ApiEndpoint(
         environment=environment,
         base_url=check_base_url(base_url or _REGIONS[region or "us"]),
@@ -117,7 +118,7 @@ def add(
         several_keys=False,
         query_path=query_path,
         upload_path=UPLOAD_PATH,
-    )  # raises for what is of no use
+    )  # raises if the combination is not usable
     with opened() as session:
         row = ApiKeys(session.engine, session.keyring, actor=session.actor).add_api_key(
             name, where, given, datetime.now(UTC), replace=replace
@@ -127,7 +128,7 @@ def add(
 
 def _oauth(client_id: str, private_key: Path | None, kid: str | None, scope: str | None) -> OAuthKeySpec:
     if private_key is None and kid is not None:
-        raise click.UsageError("--kid names a private key of its own: give --private-key")
+        raise click.UsageError("--kid requires --private-key")
     text = None if private_key is None else read_secret(private_key).encode()
     return OAuthKeySpec(client_id=client_id, private_key=text, kid=kid, scope=scope)
 
@@ -137,20 +138,20 @@ def _legacy(file: Path) -> LegacyKey:
         members = msgspec.json.decode(read_secret(file), type=dict[str, str])
         return LegacyKey(api_key=members["apiKey"], secret=members["secret"])
     except (msgspec.MsgspecError, KeyError):
-        raise click.BadParameter('the file holds {"apiKey": "…", "secret": "…"}') from None
+        raise click.BadParameter('the file is not valid: it must contain {"apiKey": "…", "secret": "…"}') from None
 
 
 @key.command("list", epilog=example("outbound key list"))
 @output.columns_option
 @json_option
 def list_(*, as_json: bool) -> None:
-    """List the API keys. Without a kid of its own an OAuth key signs with the signing key that is active."""
+    """List the API keys. An OAuth key without a kid uses the active key of `signing-key`."""
     with opened() as session, session.engine.connect() as connection:
         found = api_keys.rows(connection)
     output.rows(found, COLUMNS, as_json=as_json, nothing="no API key yet: `redox-receiver outbound key add NAME`")
 
 
-_key = click.option("--key", "name", metavar="NAME", help="The API key, where there are several.")
+_key = click.option("--key", "name", metavar="NAME", help="API key to use. Required if there are several.")
 _calls = options(
     click.argument("file", type=SECRET_FILE),
     click.option(
@@ -158,7 +159,7 @@ _calls = options(
         required=True,
         type=click.Path(dir_okay=False, path_type=Path),
         metavar="FILE",
-        help="A new file (0600) for what Redox answers.",
+        help="Write the answer of Redox to the new FILE (mode 0600).",
     ),
     reason_option,
     _key,
@@ -170,8 +171,8 @@ _calls = options(
 @_key
 @json_option
 def token(*, name: str | None, as_json: bool) -> None:
-    """Get a token from Redox, which proves the key; say until when it is good, never what it is."""
-    with _speaking(name) as (session, clients, chosen):
+    """Get an access token from Redox to test the key. Prints its expiry, never the token."""
+    with _clients(name) as (session, clients, chosen):
         with session.engine.connect() as connection:
             base_url = api_keys.load_api_keys(connection, session.keyring, chosen).base_url
         given = clients.client(chosen).auth.token()
@@ -182,7 +183,7 @@ def token(*, name: str | None, as_json: bool) -> None:
 @outbound.command(epilog=example("outbound send note.json --out answer.json --reason 'ticket 4711'"))
 @_calls
 def send(file: Path, **how: Any) -> None:
-    """Send the Data Model message in FILE (-: stdin). The answer says that Redox took it, not that it was delivered."""
+    """Send the Data Model message in FILE (-: stdin). The answer means that Redox accepted it, not that it delivered it."""
     message = _read(file)
     _call(lambda redox, _: redox.send(message), **how)
 
@@ -190,7 +191,7 @@ def send(file: Path, **how: Any) -> None:
 @outbound.command(epilog=example("outbound query search.json --out found.json --reason 'ticket 4711'"))
 @_calls
 def query(file: Path, **how: Any) -> None:
-    """Make the query in FILE (-: stdin), of one destination."""
+    """Send the query in FILE (-: stdin) to one destination."""
     message = _read(file)
     _call(lambda redox, _: redox.query(message), **how)
 
@@ -202,21 +203,23 @@ def query(file: Path, **how: Any) -> None:
         "--reason 'ticket 4711'",
     )
 )
-@click.option("--to", required=True, metavar="SLUG", help="The destination, as the Redox dashboard has it.")
-@click.option("--resource", required=True, metavar="TYPE", help="Such as Patient.")
-@click.option("--search", "what", flag_value="search", help="FILE holds the parameters, a JSON object.")
-@click.option("--read", "what", flag_value="read", help="FILE holds the id, for it may be a patient's.")
-@click.option("--operation", metavar="NAME", help="FILE holds the resource, or the message Bundle.")
+@click.option("--to", required=True, metavar="SLUG", help="Slug of the destination, from the Redox dashboard.")
+@click.option("--resource", required=True, metavar="TYPE", help="FHIR resource type, such as Patient.")
+@click.option("--search", "what", flag_value="search", help="Search: FILE contains the parameters as a JSON object.")
+@click.option("--read", "what", flag_value="read", help="Read: FILE contains the id, since it may identify a patient.")
+@click.option("--operation", metavar="NAME", help="Operation NAME: FILE contains the resource or the message Bundle.")
 @click.option(
-    "--environment", type=click.Choice(["Development", "Staging", "Production"]), help="[default: the API key's]"
+    "--environment",
+    type=click.Choice(["Development", "Staging", "Production"]),
+    help="Redox environment.  [default: that of the API key]",
 )
 @_calls
 def fhir(
     file: Path, *, to: str, resource: str, what: str | None, operation: str | None, environment: str | None, **how: Any
 ) -> None:
-    """Call FHIR R4 at a destination, with what stands in FILE (-: stdin)."""
+    """Call the FHIR R4 API of a destination, with the content of FILE (-: stdin)."""
     if (what is None) == (operation is None):
-        raise click.UsageError("say what: --search, --read or --operation NAME")
+        raise click.UsageError("give exactly one of --search, --read and --operation NAME")
     content = _read(file)
 
     def call(redox: RedoxApi, of: str) -> Answer:
@@ -237,13 +240,15 @@ def _fhir(
     try:
         parameters = msgspec.json.decode(content, type=dict[str, str | list[str]])
     except msgspec.MsgspecError:
-        raise click.BadParameter("the parameters of a search are a JSON object of strings, or lists of them") from None
+        raise click.BadParameter(
+            "the search parameters are not valid: use a JSON object of strings, or lists of strings"
+        ) from None
     return at.search(resource, parameters)
 
 
 def _call(make: Callable[[RedoxApi, str], Answer], *, name: str | None, out: Path, reason: str, as_json: bool) -> None:
-    """Have the call made, with the key's environment beside the client, and its answer written to `out`."""
-    with _speaking(name) as (session, clients, chosen), _new(out) as file:
+    """Make the call with a client and the environment of the key, and write the answer to `out`."""
+    with _clients(name) as (session, clients, chosen), _new_file(out) as file:
         recorder = OutboundRecorder(session.engine, session.keyring)
         redox = RecordedClient(clients, recorder, chosen, Caller(name=session.actor, reason=reason))
         with session.engine.connect() as connection:
@@ -263,8 +268,8 @@ def _call(make: Callable[[RedoxApi, str], Answer], *, name: str | None, out: Pat
 
 
 @contextmanager
-def _speaking(name: str | None) -> Iterator[tuple[Session, Clients, str]]:
-    """A session, its clients, and the name of the key that is meant."""
+def _clients(name: str | None) -> Iterator[tuple[Session, Clients, str]]:
+    """A session, its clients, and the name of the selected key."""
     with (
         opened() as session,
         Clients(session.engine, session.keyring, rate=SlidingWindow(session.settings.redox_rate)) as clients,
@@ -276,12 +281,12 @@ def _speaking(name: str | None) -> Iterator[tuple[Session, Clients, str]]:
 
 
 @contextmanager
-def _new(path: Path) -> Iterator[BinaryIO]:
-    """A new file, mode 0600, made before anything is sent; taken back when the block fails. Raises BadParameter."""
+def _new_file(path: Path) -> Iterator[BinaryIO]:
+    """A new file, mode 0600, created before the call and deleted if the block fails. Raises BadParameter."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as exc:
-        raise click.BadParameter(f"{path} cannot be made: {exc.strerror}") from None
+        raise click.BadParameter(f"{path} cannot be created: {exc.strerror}") from None
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file

@@ -1,6 +1,6 @@
-"""`outbox`: what waits to be sent to Redox, what became of it, and sending again.
+"""The command group `outbox`: lists requests to Redox and their results, and sends them again.
 
-May not show a body but into a new file, which is in the audit before the first byte is out.
+Must not show a body, except into a new file, after an audit row.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ from receiver.storage.operations.outbound_requests import OutboundRecords, Reque
 
 COLUMNS: Final = ("id", "kind", "api_key", "state", "attempts", "status", "error_class", "ready_at", "created_at")
 STATES: Final = tuple(state.value for state in OutboxState)
-# So many of those that were left are named; --json names all.
-_TOLD: Final = 10
+# The number of unchanged requests that are listed; --json lists all.
+_MAX_LISTED: Final = 10
 _FILE: Final = click.Path(dir_okay=False, path_type=Path)
 
 _filters = options(
-    click.option("--state", type=click.Choice(STATES), help="In this state."),
-    click.option("--key", "api_key", metavar="NAME", help="With this API key."),
-    click.option("--call", type=click.Choice(["send", "query", "fhir", "upload"]), help="Of this sort."),
-    click.option("--kind", metavar="MODEL.EVENT", help="Of this kind, such as Notes.New."),
-    click.option("--error-class", metavar="CLASS", help="Whose last attempt ended with this error."),
+    click.option("--state", type=click.Choice(STATES), help="Filter by state."),
+    click.option("--key", "api_key", metavar="NAME", help="Filter by API key."),
+    click.option("--call", type=click.Choice(["send", "query", "fhir", "upload"]), help="Filter by type of call."),
+    click.option("--kind", metavar="MODEL.EVENT", help="Filter by data model and event type, such as Notes.New."),
+    click.option("--error-class", metavar="CLASS", help="Filter by the error class of the last attempt."),
     since_option,
 )
 
 
 @click.group()
 def outbox() -> None:
-    """What is on its way to Redox, in order for each destination there; and the calls that were made at once."""
+    """List and retry requests to Redox: queued ones, in order for each destination, and immediate calls."""
 
 
 @outbox.command("list", epilog=example("outbox list --state dead --since 1d", "outbox list --key staging --json"))
@@ -71,8 +71,7 @@ def list_(*, before: int | None, limit: int, as_json: bool, **filters: Any) -> N
         as_json=as_json,
         nothing=nothing(
             filters,
-            "no request yet: handlers make them (`context.outbox`, `context.redox`), and so does "
-            "`redox-receiver outbound send`",
+            "no request yet: handlers (`context.outbox`, `context.redox`) and `redox-receiver outbound send` make them",
         ),
     )
     page_note(found, limit)
@@ -80,20 +79,22 @@ def list_(*, before: int | None, limit: int, as_json: bool, **filters: Any) -> N
 
 @outbox.command(epilog=example("outbox show 12", "outbox show 12 --answer-out why.json --reason 'ticket 4711'"))
 @click.argument("number", metavar="ID", type=int)
-@click.option("--request-out", type=_FILE, metavar="FILE", help="A new file (0600) for the body that is sent.")
+@click.option(
+    "--request-out", type=_FILE, metavar="FILE", help="Write the body of the request to the new FILE (mode 0600)."
+)
 @click.option(
     "--answer-out",
     type=_FILE,
     metavar="FILE",
-    help="A new file (0600) for what Redox answered, or of a refusal its errors.",
+    help="Write the answer of Redox, or its errors, to the new FILE (mode 0600).",
 )
-@optional_reason_option("Why you look at them")
+@optional_reason_option("Your reason to read the bodies")
 @json_option
 def show(number: int, *, request_out: Path | None, answer_out: Path | None, reason: str | None, as_json: bool) -> None:
-    """Show request ID, and write its bodies to files."""
+    """Show request ID, and optionally write its bodies to files."""
     wanted = request_out is not None or answer_out is not None
     if wanted is not (reason is not None):
-        raise click.UsageError("--request-out and --answer-out want --reason, which goes with them")
+        raise click.UsageError("--request-out and --answer-out require --reason, and the reverse")
     with opened() as session:
         with session.engine.connect() as connection:
             found = outbound_requests.request(connection, number)
@@ -105,7 +106,7 @@ def show(number: int, *, request_out: Path | None, answer_out: Path | None, reas
 def _disclose(session: Session, number: int, reason: str, request_out: Path | None, answer_out: Path | None) -> None:
     sent, came = _records(session).bodies(number, datetime.now(UTC), reason=reason)
     if answer_out is not None and came is None:
-        raise NotFound(f"there is no answer to request {number}")
+        raise NotFound(f"request {number} has no answer: omit --answer-out")
     with ExitStack() as stack:
         if request_out is not None:
             stack.enter_context(new_file(request_out, read_call(sent).body or b""))
@@ -126,13 +127,15 @@ def _disclose(session: Session, number: int, reason: str, request_out: Path | No
 @reason_option
 @json_option
 def retry(ids: tuple[int, ...], *, dry_run: bool, reason: str, as_json: bool, **filters: Any) -> None:
-    """Send requests again, by ID or by filters (then the dead ones, unless --state says otherwise).
+    """Send requests again, by ID or by filters (only dead ones, unless --state is given).
 
-    They keep their bytes and their place in order. What is held since a restore may have been sent before it.
+    They keep their bytes and their order. Requests that a restore has put on hold may already have been sent.
     """
     where = RequestFilter(ids=ids, **filters)
     if where.empty:
-        raise click.UsageError("say which: give IDs, or filters such as --state, --key, --error-class, --since")
+        raise click.UsageError(
+            "nothing is selected: give IDs, or filters such as --state, --key, --error-class, --since"
+        )
     with opened() as session:
         done = _records(session).retry(where, datetime.now(UTC), reason=reason, dry_run=dry_run)
     left = [{"id": number, "why": why} for number, why in done.left.items()]
@@ -140,10 +143,10 @@ def retry(ids: tuple[int, ...], *, dry_run: bool, reason: str, as_json: bool, **
         output.document({"dry_run": dry_run, "done": list(done.done), "left": left})
     else:
         click.echo(f"{'would be ' if dry_run else ''}retried: {output.count(len(done.done), 'request', 'requests')}")
-    for each in left[:_TOLD]:
-        output.say(f"left {each['id']}: {each['why']}")
-    if len(left) > _TOLD:
-        output.say(f"left {len(left) - _TOLD} more: --json names them")
+    for each in left[:_MAX_LISTED]:
+        output.say(f"not changed: {each['id']}: {each['why']}")
+    if len(left) > _MAX_LISTED:
+        output.say(f"not changed: {len(left) - _MAX_LISTED} more: --json lists them")
     if left:
         click.get_current_context().exit(1)
 

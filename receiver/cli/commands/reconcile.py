@@ -1,7 +1,9 @@
-"""`reconcile`: is everything here that Redox says it has sent?
+"""The command `reconcile`: compares an export of Redox's delivery log with the recorded messages.
 
-What an export of Redox's delivery log looks like is Redox's affair: any CSV with a heading, or JSON lines, will do, and
-an option says where the ids stand. May not print anything of the file but ids that are shaped like ids.
+Redox does not document the format of the export: the command reads any CSV with a header row, or JSON lines, and an
+option names the column of the ids.
+
+Must not print content of the file, except ids in the format of a log id.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from receiver.errors import ConfigurationError, IntegrityError
 from receiver.protocol.sources import ID_SHAPE
 from receiver.storage.operations.reconcile import recorded
 
-_AT_ONCE: Final = 5_000
+_BATCH_SIZE: Final = 5_000
 _JSON: Final = frozenset({".jsonl", ".ndjson", ".json"})
 COLUMNS: Final = ("line", "log_id")
 
@@ -34,17 +36,19 @@ COLUMNS: Final = ("line", "log_id")
     required=True,
     metavar="FILE",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="CSV with a heading; or JSON lines, when it is called .jsonl, .ndjson or .json.",
+    help="The export: CSV with a header row, or JSON lines if its name ends with .jsonl, .ndjson or .json.",
 )
-@click.option("--column", metavar="NAME", help="The column, or member, of Meta.Logs[].ID; needed where there are more.")
+@click.option(
+    "--column", metavar="NAME", help="Column or member with the log ID (Meta.Logs[].ID). Required if there are several."
+)
 @destination_option
 @json_option
 def reconcile(source: Path, *, column: str | None, destination: str | None, as_json: bool) -> None:
-    """Compare an export of Redox's delivery log with what is recorded: which messages are missing?
+    """Compare an export of Redox's delivery log with the database, and list missing messages.
 
-    For the day after a failover to an asynchronous standby, or a restore: what was answered 200 may be gone with what
-    was not copied in time. Messages are known by their log ID; quarantined and discarded ones count as recorded.
-    Exit status 1 when something is missing: have Redox send it again.
+    Use it after a failover to an asynchronous standby, or after a restore: messages that were answered 200 may be lost.
+    Messages are compared by their log ID. Quarantined and discarded ones count as recorded.
+    Exit status 1 if messages are missing: ask Redox to send them again.
     """
     lines: dict[str, int] = {}
     unusable = 0
@@ -54,11 +58,11 @@ def reconcile(source: Path, *, column: str | None, destination: str | None, as_j
         else:
             unusable += 1
     if not lines:
-        raise ConfigurationError(f"{source.name} names no message: see --column")
+        raise ConfigurationError(f"{source.name} contains no log ID: see --column")
     missing: list[dict[str, Any]] = []
     with opened() as session, session.engine.connect() as connection:
         left = iter(lines)
-        while ids := list(islice(left, _AT_ONCE)):
+        while ids := list(islice(left, _BATCH_SIZE)):
             found = recorded(connection, ids, destination=destination)
             missing += [{"line": lines[each], "log_id": each} for each in ids if each not in found]
     result = {"named": len(lines), "recorded": len(lines) - len(missing), "missing": len(missing), "unusable": unusable}
@@ -67,20 +71,20 @@ def reconcile(source: Path, *, column: str | None, destination: str | None, as_j
     else:
         output.rows(missing, COLUMNS, as_json=False, nothing="nothing is missing")
         click.echo(
-            f"{result['named']:,} messages named, {result['recorded']:,} recorded, {len(missing):,} missing"
+            f"{result['named']:,} messages in the export, {result['recorded']:,} recorded, {len(missing):,} missing"
             + (f", {unusable:,} lines without an id" if unusable else "")
         )
     if missing:
-        raise IntegrityError(f"{len(missing):,} of {len(lines):,} messages are missing: have Redox send them again")
+        raise IntegrityError(f"{len(missing):,} of {len(lines):,} messages are missing: ask Redox to send them again")
 
 
 def _ids(source: Path, column: str | None) -> Iterator[tuple[int, str]]:
-    """(line, what stands there) of each row. Raises ConfigurationError where it cannot be read."""
+    """Yield (line number, log ID) for each row. Raises ConfigurationError when the file cannot be read."""
     try:
         with source.open(encoding="utf-8-sig", newline="") as file:
             yield from _of_json(file, column) if source.suffix.lower() in _JSON else _of_csv(file, column)
     except (UnicodeDecodeError, csv.Error) as exc:
-        raise ConfigurationError(f"{source.name} is no text in UTF-8 with a row a line ({type(exc).__name__})") from exc
+        raise ConfigurationError(f"{source.name} is not valid CSV in UTF-8 ({type(exc).__name__})") from exc
 
 
 def _of_csv(file: IO[str], column: str | None) -> Iterator[tuple[int, str]]:
@@ -97,9 +101,9 @@ def _of_json(file: IO[str], column: str | None) -> Iterator[tuple[int, str]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as exc:
-            raise ConfigurationError(f"line {number} is no JSON") from exc
+            raise ConfigurationError(f"line {number} is not valid JSON") from exc
         if not isinstance(row, dict):
-            raise ConfigurationError(f"line {number} is no JSON object")
+            raise ConfigurationError(f"line {number} is not a JSON object")
         value = row.get(column) if column in row else row[_chosen(list(row), column)]
         yield number, "" if value is None else str(value).strip()
 
@@ -109,5 +113,5 @@ def _chosen(names: list[str], column: str | None) -> str:
         return names[0]
     if column is None or column not in names:
         shown = ", ".join(output.escaped(each)[:40] for each in names[:20]) or "none"
-        raise ConfigurationError(f"which column holds the log ID? Name it with --column; there are: {shown}")
+        raise ConfigurationError(f"the column of the log ID is not known: give --column with one of: {shown}")
     return column

@@ -1,6 +1,6 @@
-"""`registry`: destinations and all that belongs to them, kept as a file.
+"""The command group `registry`: applies and exports the registry as a TOML file.
 
-May not take a secret from that file: it names files of their own.
+Must not read a secret from that file: secrets are in separate files that it names.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from receiver.cli.session import opened
 
 @click.group()
 def registry() -> None:
-    """Destinations and all that belongs to them, kept as a file."""
+    """Apply or export destinations, with their credentials, sources and handlers, as a TOML file."""
 
 
 @registry.command(
@@ -27,7 +27,7 @@ def registry() -> None:
     + """
 
 \b
-A file:
+Example of a file:
   [destinations.lab]
   environment = "production"
   require = ["hmac+token"]
@@ -40,12 +40,12 @@ A file:
 )
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @dry_run_option
-@click.option("--prune", is_flag=True, help="Also disable or revoke what is registered and not in the file.")
+@click.option("--prune", is_flag=True, help="Also disable or revoke everything that is registered but not in the file.")
 @json_option
 def apply(file: Path, *, dry_run: bool, prune: bool, as_json: bool) -> None:
-    """Make the database say what FILE (TOML) says. Done again, it changes nothing.
+    """Change the registry to match FILE (TOML). A second run changes nothing.
 
-    What is left out of a destination has its default. Handlers must be installed on this host.
+    Settings that a destination omits get their default. Handlers must be installed on this host.
     """
     wanted = read(file)
     now = datetime.now(UTC)
@@ -82,10 +82,10 @@ def apply(file: Path, *, dry_run: bool, prune: bool, as_json: bool) -> None:
 @click.argument("names", metavar="[DESTINATION]...", nargs=-1)
 @json_option
 def export(names: tuple[str, ...], *, as_json: bool) -> None:
-    """Print what is registered, as `registry apply` takes it: all destinations, or those that are named.
+    """Print the registry in the format of `registry apply`: all destinations, or the named ones.
 
-    Secrets are not in it. Each is named as a file, in the folder of the TOML file, that you have to put there; `apply`
-    changes nothing before all of them can be read.
+    Secrets are not included. The output names a file for each, which you must create in the directory of the TOML
+    file. `registry apply` changes nothing until it can read all of them.
     """
     with opened() as session, session.engine.connect() as connection:
         found = exported(session, connection, names)
@@ -96,11 +96,11 @@ def export(names: tuple[str, ...], *, as_json: bool) -> None:
 
 
 def _line(change: RegistryChange) -> str:
-    said = f"{change.sign} {change.what} {change.destination}"
+    text = f"{change.sign} {change.what} {change.destination}"
     if change.name != change.destination:
-        said += f" {output.escaped(change.name)}"
+        text += f" {output.escaped(change.name)}"
     if change.was is not None or change.sign == "~":
-        said += f": {output.cell(change.was) or '(none)'} -> {output.cell(change.becomes) or '(none)'}"
+        text += f": {output.cell(change.was) or '(none)'} -> {output.cell(change.becomes) or '(none)'}"
     elif change.becomes is not None:
-        said += f": {output.cell(change.becomes)}"
-    return said
+        text += f": {output.cell(change.becomes)}"
+    return text

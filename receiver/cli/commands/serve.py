@@ -1,6 +1,6 @@
-"""`serve`, `admin`, `worker`: one part alone, as `up` starts it or as a process manager does.
+"""The commands `serve`, `admin` and `worker`: run one part, started by `up` or by a process manager.
 
-May not start a database: without DATABASE_URL they want the embedded one running, which is `up`'s.
+Must not start a database: without DATABASE_URL, the embedded one must already run under `up`.
 """
 
 from __future__ import annotations
@@ -18,25 +18,33 @@ from receiver.database.embedded.cluster import Cluster
 from receiver.fault_injection import enable
 from receiver.settings import Settings
 
-_descriptor = click.option("--fd", type=int, hidden=True, help="A listening socket that is inherited.")
+
+def settings_help(field: str) -> str:
+    """The end of an option's help: the variable of the setting `field`, and its default."""
+    return f"  [env: {table.variable(field)}; default: {Settings.model_fields[field].default}]"
+
+
+_descriptor = click.option("--fd", type=int, hidden=True, help="File descriptor of an inherited listening socket.")
 
 
 @click.command(epilog=example("serve", "serve --bind 0.0.0.0:8080 --receivers 4"))
-@click.option("--bind", metavar="HOST:PORT", help="Where to listen.  [env: RECEIVER_BIND]")
-@click.option("--receivers", type=int, metavar="N", help="Receiver processes.  [env: RECEIVER_RECEIVERS]")
+@click.option("--bind", metavar="HOST:PORT", help="Address of the public listener." + settings_help("bind"))
+@click.option("--receivers", type=int, metavar="N", help="Number of receiver processes." + settings_help("receivers"))
 @_descriptor
 def serve(bind: str | None, receivers: int | None, fd: int | None) -> None:
-    """Run the receiver alone: the public listener, under gunicorn."""
+    """Run only the receiver: the public listener, under gunicorn."""
     _gunicorn(_settings(bind=bind, receivers=receivers), *([] if fd is None else ["--bind", f"fd://{fd}"]))
 
 
 @click.command(epilog=example("admin", "admin --admin-bind 127.0.0.1:9081"))
 @click.option(
-    "--admin-bind", metavar="HOST:PORT", help="Where to listen: keep it on loopback.  [env: RECEIVER_ADMIN_BIND]"
+    "--admin-bind",
+    metavar="HOST:PORT",
+    help="Address of the admin listener. Keep it on loopback." + settings_help("admin_bind"),
 )
 @_descriptor
 def admin(admin_bind: str | None, fd: int | None) -> None:
-    """Run the admin listener alone: liveness and readiness, for you and your monitoring."""
+    """Run only the admin listener: liveness and readiness, for your monitoring."""
     settings = _settings(admin_bind=admin_bind)
     listen = settings.admin_bind if fd is None else f"fd://{fd}"
     _gunicorn(settings, "--bind", listen, "--workers", "1", "receiver.asgi:admin")
@@ -44,10 +52,13 @@ def admin(admin_bind: str | None, fd: int | None) -> None:
 
 @click.command(epilog=example("worker", "worker --concurrency 8"))
 @click.option(
-    "--concurrency", type=int, metavar="N", help="Handlers that run at the same time.  [env: RECEIVER_CONCURRENCY]"
+    "--concurrency",
+    type=int,
+    metavar="N",
+    help="Number of handlers that run at the same time." + settings_help("concurrency"),
 )
 def worker(concurrency: int | None) -> None:
-    """Run a delivery worker alone: it hands what was recorded to the handlers."""
+    """Run only a delivery worker: it delivers recorded messages to handlers."""
     settings = _settings(concurrency=concurrency)
     logs.configure(settings.log_level)
     from receiver.worker.main import run_worker
@@ -56,7 +67,7 @@ def worker(concurrency: int | None) -> None:
 
 
 def settle_paths(settings: Settings) -> None:
-    """Make the paths in the environment absolute, for processes that stand elsewhere."""
+    """Make the paths in the environment absolute, for child processes with another working directory."""
     os.environ[table.variable("data_dir")] = str(settings.data_dir.absolute())
     if settings.keyring is not None:
         os.environ[table.variable("keyring")] = str(settings.keyring.absolute())
@@ -65,7 +76,7 @@ def settle_paths(settings: Settings) -> None:
 
 
 def _settings(**given: object) -> Settings:
-    """The settings, with what the command line gives put into the environment. Raises ConfigurationError."""
+    """Load the settings, after writing options to the environment. Raises ConfigurationError."""
     for field, value in given.items():
         if value is not None:
             os.environ[table.variable(field)] = str(value)
@@ -76,19 +87,20 @@ def _settings(**given: object) -> Settings:
 
 
 def database_url(settings: Settings) -> str:
-    """DATABASE_URL, or that of the embedded PostgreSQL. Raises ConfigurationError when that does not run."""
+    """DATABASE_URL, or the URL of the embedded PostgreSQL. Raises ConfigurationError when that does not run."""
     if settings.database_url is not None:
         return settings.database_url.get_secret_value()
     return Cluster(settings.data_dir, account=settings.postgres_account).url
 
 
 def _gunicorn(settings: Settings, *arguments: str) -> None:
-    """Become gunicorn. It puts the directory it stands in before all others that modules are taken from: in the root
-    directory there are none, and nobody but root can put one there.
+    """Replace this process by gunicorn, in the root directory.
+
+    Gunicorn puts its working directory first in the module search path. Only root can add a module to the root
+    directory.
     """
-    enable.enable_faults(
-        database_url(settings)
-    )  # what is wrong with it is said by its processes too, but not in a sentence
+    # Here for the error message: gunicorn's processes check it too, but print a traceback.
+    enable.enable_faults(database_url(settings))
     os.chdir("/")
     command = [sys.executable, "-P", "-m", "gunicorn", "--config", "python:receiver.server.conf", *arguments]
-    os.execv(command[0], command)  # noqa: S606 - no shell is wanted
+    os.execv(command[0], command)  # noqa: S606 - without a shell

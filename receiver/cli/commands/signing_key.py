@@ -1,6 +1,6 @@
-"""`signing-key`: the keys that we sign with when we speak to Redox.
+"""The command group `signing-key`: manages the keys that sign this host's requests to Redox.
 
-May not show a private key: those never leave the database but to sign.
+Must not show a private key.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ COLUMNS: Final = ("kid", "algorithm", "state", "created_at", "activated_at", "re
 
 @click.group("signing-key")
 def signing_key() -> None:
-    """The keys that we sign with when we speak to Redox, made here and kept sealed.
+    """Manage the keys that sign requests to Redox. They are generated here and stored encrypted.
 
-    Give Redox the URL of the public listener that ends with /.well-known/jwks.json: it looks the public halves up
-    there, so that keys can be rotated without the dashboard.
+    Give Redox the public URL that ends with /.well-known/jwks.json. Redox reads the public keys there, so that you can
+    rotate keys without the dashboard.
     """
 
 
 _algorithm = click.option(
     "--algorithm",
     type=click.Choice(["RS384", "ES384"]),
-    help="RS384 (RSA, 3072 bits) is what Redox recommends; ES384 is on P-384.",
+    help="RS384 (RSA, 3072 bits), which Redox recommends, or ES384 (P-384).  [default: RS384]",
 )
 
 
@@ -40,24 +40,24 @@ _algorithm = click.option(
 @_algorithm
 @json_option
 def new(*, algorithm: Algorithm | None, as_json: bool) -> None:
-    """Make a key. The first one signs at once; another is published, and waits for `rotate`."""
+    """Generate a key. The first key becomes active at once; a later one is published and waits for `rotate`."""
     with opened() as session:
-        made = _verbs(session).new(datetime.now(UTC), algorithm or "RS384")
+        made = _signing_keys(session).new(datetime.now(UTC), algorithm or "RS384")
     output.row(made, as_json=as_json)
     if made["state"] == "active":
-        output.say(f"Redox is to be given the URL that ends with {PATH}, or this public key")
+        output.say(f"give Redox the public URL that ends with {PATH}, or this public key")
 
 
 @signing_key.command(epilog=example("signing-key rotate"))
 @_algorithm
 @json_option
 def rotate(*, algorithm: Algorithm | None, as_json: bool) -> None:
-    """Have another key sign: the newest that waits, else one made now. The one before stays published.
+    """Activate another key: the newest waiting key, or else a new one. The previous key stays published.
 
-    Where Redox was given the URL, it finds the new key there. Retire the old one some minutes later.
+    If Redox has the URL, it reads the new key there. Retire the previous key some minutes later.
     """
     with opened() as session:
-        output.row(_verbs(session).rotate(datetime.now(UTC), algorithm), as_json=as_json)
+        output.row(_signing_keys(session).rotate(datetime.now(UTC), algorithm), as_json=as_json)
 
 
 # A kid is base64url, and may begin with a hyphen.
@@ -65,9 +65,9 @@ def rotate(*, algorithm: Algorithm | None, as_json: bool) -> None:
 @click.argument("kid")
 @json_option
 def retire(kid: str, *, as_json: bool) -> None:
-    """Publish key KID no longer, and forget its private half."""
+    """Stop publishing key KID, and delete its private key."""
     with opened() as session:
-        output.row(_verbs(session).retire(kid, datetime.now(UTC)), as_json=as_json)
+        output.row(_signing_keys(session).retire(kid, datetime.now(UTC)), as_json=as_json)
 
 
 @signing_key.command("list", epilog=example("signing-key list"))
@@ -81,12 +81,12 @@ def list_(*, as_json: bool) -> None:
 
 
 @signing_key.command(epilog=example("signing-key jwks > jwks.json"))
-@click.option("--json", is_flag=True, expose_value=False, help="Nothing but JSON is printed in any case.")
+@click.option("--json", is_flag=True, expose_value=False, help="No effect: the output is always JSON.")
 def jwks() -> None:
-    """Print what the public listener serves: the public halves of all keys that are not retired."""
+    """Print the JWKS that the public listener serves: the public keys that are not retired."""
     with opened() as session, session.engine.connect() as connection:
         output.document({"keys": loader.load_registry(connection, session.keyring).public_keys})
 
 
-def _verbs(session: Session) -> SigningKeys:
+def _signing_keys(session: Session) -> SigningKeys:
     return SigningKeys(session.engine, session.keyring, actor=session.actor)

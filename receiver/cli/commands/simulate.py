@@ -1,7 +1,7 @@
-"""`simulate`: plays Redox against a running receiver, and judges its answers.
+"""The command `simulate`: simulates Redox against a running receiver, and checks its answers.
 
-May not look into the receiver but for what keeps it from harm: where the local database tells, the destination's
-environment, its policy and a registered source; and with --api the keys that handlers speak with.
+Must not read the local database, except the destination's environment, policy and a registered source, and with --api
+the API keys.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import click
 from receiver import settings as table
 from receiver.cli import output, session
 from receiver.cli.options import SECRET_FILE, example, json_option, read_secret
-from receiver.cli.simulated_api import loopback, played
+from receiver.cli.simulated_api import loopback, serve_api
 from receiver.errors import ConfigurationError, ReceiverError
 from receiver.protocol.patterns import matches, normalise_pattern
 from receiver.samples import sample
@@ -32,10 +32,10 @@ from receiver.simulator.signer import Signer
 from receiver.simulator.simulation import OUTCOMES, SimulatedResult, Simulation, SimulationPlan
 from receiver.storage.operations import queries
 
-# Wrong results that are printed one by one; the rest is counted.
-_SHOWN: Final = 20
-# The source that --register registers: of no hospital.
-_MADE_UP: Final = "00000000-0000-4000-8000-000000000000"
+# The number of wrong results that are listed; the rest is counted.
+_MAX_LISTED: Final = 20
+# The synthetic source that --register registers.
+_SYNTHETIC_SOURCE: Final = "00000000-0000-4000-8000-000000000000"
 
 
 @click.command(
@@ -46,20 +46,21 @@ _MADE_UP: Final = "00000000-0000-4000-8000-000000000000"
         "simulate --destination lab --token-file lab.token --api 127.0.0.1:8090",
     )
 )
-@click.option("--url", metavar="URL", help="Where the receiver listens.  [default: http://RECEIVER_BIND]")
-@click.option("--destination", required=True, metavar="NAME", help="The destination to post to.")
+@click.option("--url", metavar="URL", help="Base URL of the receiver.  [default: http://RECEIVER_BIND]")
+@click.option("--destination", required=True, metavar="NAME", help="Name of the destination to post to.")
 @click.option(
     "--token-file",
     required=True,
     type=SECRET_FILE,
     metavar="FILE",
-    help="Its verification token; - reads it from stdin.",
+    help="Read its verification token from FILE (-: stdin).",
 )
 @click.option(
     "--signing-secret-file",
     type=SECRET_FILE,
     metavar="FILE",
-    help="Sign with the webhook signing secret in FILE, as `credential add --kind hmac` expects by default.",
+    help="Sign with the webhook signing secret in FILE (-: stdin), in the default format of `credential add --kind "
+    "hmac`. Default: no signature.",
 )
 @click.option(
     "--present",
@@ -67,20 +68,20 @@ _MADE_UP: Final = "00000000-0000-4000-8000-000000000000"
     multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Also prove it as FILE (TOML) says, by a credential of any kind; may be repeated.",
+    help="Also present the credential that FILE (TOML) describes; may be repeated.",
 )
 @click.option(
     "--source",
     metavar="UUID",
-    help="The source to name.  [default: one that is registered, if the database can be asked]",
+    help="Id of the source to send as.  [default: a registered source, if the local database is available]",
 )
-@click.option("--register", is_flag=True, help="If the destination has no source, register a made-up one.")
+@click.option("--register", is_flag=True, help="If the destination has no source, register a synthetic one.")
 @click.option(
     "--kind",
     "kinds",
     multiple=True,
     metavar="KIND",
-    help="Model.Event, Model.*, FHIR.* or *; may be repeated.  [default: one of each]",
+    help="Kind of messages to send: Model.Event, Model.*, FHIR.* or *; may be repeated.  [default: *]",
 )
 @click.option(
     "--file",
@@ -88,10 +89,15 @@ _MADE_UP: Final = "00000000-0000-4000-8000-000000000000"
     multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="A body to send as it is; may be repeated.",
+    help="Send the content of FILE unchanged; may be repeated. Without --kind, only files are sent.",
 )
 @click.option(
-    "--count", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Messages of each kind."
+    "--count",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Number of messages of each kind.",
 )
 @click.option(
     "--feeds",
@@ -99,10 +105,13 @@ _MADE_UP: Final = "00000000-0000-4000-8000-000000000000"
     default=4,
     show_default=True,
     metavar="N",
-    help="Feeds at once; each sends one message at a time.",
+    help="Number of concurrent feeds; each sends one message at a time.",
 )
 @click.option(
-    "--rate", type=click.FloatRange(0, min_open=True), metavar="R", help="Messages a second, all feeds together."
+    "--rate",
+    type=click.FloatRange(0, min_open=True),
+    metavar="R",
+    help="Largest number of messages per second, for all feeds. Default: no limit.",
 )
 @click.option(
     "--time-scale",
@@ -110,7 +119,7 @@ _MADE_UP: Final = "00000000-0000-4000-8000-000000000000"
     default=1.0,
     show_default=True,
     metavar="X",
-    help="0.01 makes Redox's pauses a hundredth.",
+    help="Factor for Redox's pauses: 0.01 makes them a hundred times shorter.",
 )
 @click.option(
     "--patience",
@@ -119,28 +128,27 @@ _MADE_UP: Final = "00000000-0000-4000-8000-000000000000"
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long a paused feed tries before it is given up; Redox never does that.",
+    help="Seconds until a paused feed gives up. Redox never gives up.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(0),
     metavar="N",
-    help="The same seed sends the same messages; a second time they are duplicates.  [default: a new one]",
+    help="Seed of the messages. The same seed sends the same messages, as duplicates.  [default: random]",
 )
-@click.option("--live", is_flag=True, help="Meta.Test false.  [default: true]")
+@click.option("--live", is_flag=True, help="Send messages with Meta.Test false instead of true.")
 @click.option(
     "--misbehave",
     is_flag=True,
-    help="Also send what must be refused: wrong tokens, unknown sources, bodies "
-    "that are no messages; and lose answers.",
+    help="Also send requests that must be refused (wrong tokens, unknown sources, invalid bodies), and drop answers.",
 )
 @click.option(
     "--api",
     metavar="HOST:PORT",
     callback=loopback,
-    help="Play Redox's API there too, for what handlers send: to API keys with that base URL, on this host.",
+    help="Also simulate Redox's API at this loopback address, for API keys with this base URL. Default: no API.",
 )
-@click.option("--production", is_flag=True, help="Yes, send made-up messages to a production destination.")
+@click.option("--production", is_flag=True, help="Allow synthetic messages to a production destination.")
 @json_option
 def simulate(
     *,
@@ -161,14 +169,14 @@ def simulate(
     as_json: bool,
     **how: Any,
 ) -> None:
-    """Play Redox against a running receiver.
+    """Simulate Redox against a running receiver.
 
-    Makes the handshake, then sends messages, first in first out in each feed, one at a time, with pauses and retries as
-    Redox makes them, some of them twice; asks queries; and at the end tells what became of it all. People and messages
-    are made up. Exit status 1 when anything was not answered as it should be.
+    Verifies the destination, then sends messages in order in each feed, one at a time, with the pauses and retries of
+    Redox, some of them twice. Also sends queries. Prints a summary. Patients and messages are synthetic.
+    Exit status 1 if an answer was wrong.
 
     \b
-    A FILE for --present, paths from its folder (kinds: hmac, jwt, google, oauth, smart, sigv4, mtls):
+    A FILE for --present, with paths relative to it (kinds: hmac, jwt, google, oauth, smart, sigv4, mtls):
       kind = "oauth"
       client_id = "redox"
       secret_file = "lab.secret"
@@ -199,17 +207,17 @@ def simulate(
         **how,
     )
     simulation = Simulation(target, plan)
-    with played(api, url, destination, plan.timeout) as came:
+    with serve_api(api, url, destination, plan.timeout) as count_sent:
         with output.progress("sending", simulation.total) as advance:
             results = simulation.run(lambda _: advance(1))
-        sent = came()
+        sent = count_sent()
     _report(results, simulation.refused(), seed, sent, as_json=as_json)
     if any(result.wrong for result in results) or len(results) < simulation.total:
         click.get_current_context().exit(1)
 
 
 def _kinds(patterns: Sequence[str], files: Sequence[Path]) -> list[str]:
-    """Every kind that is asked for and that there is a sample of. Raises BadParameter for a pattern that has none."""
+    """Return the requested kinds that have a sample. Raises BadParameter for a pattern without a sample."""
     if not patterns:
         return [] if files else list(sample.kinds())
     found: dict[str, None] = {}
@@ -219,12 +227,12 @@ def _kinds(patterns: Sequence[str], files: Sequence[Path]) -> list[str]:
         except ValueError as exc:
             raise click.BadParameter(str(exc)) from None
         if not some:
-            raise click.BadParameter(f"there is no sample of {pattern}")
+            raise click.BadParameter(f"no sample matches {pattern}: use Model.Event, Model.*, FHIR.* or *")
         found.update(dict.fromkeys(some))
     return list(found)
 
 
-# --- what must not happen
+# --- protection of production destinations
 
 
 def _here(url: str) -> bool:
@@ -236,7 +244,7 @@ def _here(url: str) -> bool:
 
 
 def _look_up(url: str, destination: str) -> dict[str, Any]:
-    """What the local database knows of the destination; nothing where it cannot be asked, or another host is meant."""
+    """Read the destination from the local database. Empty if the database is not available, or the URL is remote."""
     if not _here(url):
         return {}
     try:
@@ -258,20 +266,20 @@ def _look_up(url: str, destination: str) -> dict[str, Any]:
 
 
 def _register(destination: str, known: Mapping[str, Any], *, wanted: bool) -> str:
-    """Register the made-up source at the destination, which has none; its id. Raises UsageError."""
+    """Register the synthetic source at a destination without sources. Returns its id. Raises UsageError."""
     if not known:
-        raise click.UsageError("name a registered source with --source: the database cannot be asked for one")
+        raise click.UsageError("the local database is not available: give a registered source with --source")
     if not wanted:
         raise click.UsageError(
-            f"{destination} has no registered source: add --register to register a made-up one "
-            f"({_MADE_UP}), or name one that you have registered with --source"
+            f"{destination} has no registered source: add --register to register a synthetic one "
+            f"({_SYNTHETIC_SOURCE}), or give a registered one with --source"
         )
     with session.opened() as opened:
-        opened.registration.add_source(destination, _MADE_UP, datetime.now(UTC), name="simulate")
+        opened.registration.add_source(destination, _SYNTHETIC_SOURCE, datetime.now(UTC), name="simulate")
     output.say(
-        f"registered the source {_MADE_UP}: `redox-receiver source disable {destination} {_MADE_UP}` refuses it again"
+        f"registered the source {_SYNTHETIC_SOURCE}: `redox-receiver source disable {destination} {_SYNTHETIC_SOURCE}` disables it"
     )
-    return _MADE_UP
+    return _SYNTHETIC_SOURCE
 
 
 def _refuse_production(url: str, destination: str, known: Mapping[str, Any], *, production: bool) -> None:
@@ -279,28 +287,27 @@ def _refuse_production(url: str, destination: str, known: Mapping[str, Any], *, 
         return
     if known.get("environment") == "production":
         raise ConfigurationError(
-            f"{destination} is a production destination: made-up messages do not belong there. If "
-            "you mean it, say --production"
+            f"{destination} is a production destination: add --production to send synthetic messages to it"
         )
     if not known and not _here(url):
         raise ConfigurationError(
-            f"whether {destination} at {url} is a production destination cannot be known from "
-            "here: if made-up messages may go there, say --production"
+            f"{destination} at {url} may be a production destination, which cannot be checked from "
+            "here: add --production to send synthetic messages to it"
         )
 
 
-# --- what became of it
+# --- report
 
 
 def _report(
     results: Sequence[SimulatedResult],
     refused: Mapping[str, int],
     seed: int,
-    came: Mapping[str, int] | None,
+    sent: Mapping[str, int] | None,
     *,
     as_json: bool,
 ) -> None:
-    """`refused`: see Simulation.refused. `came`: what handlers have sent, by its kind; None where no API was played."""
+    """Print the report. `refused`: see Simulation.refused. `sent`: what handlers sent, by kind; None without --api."""
     summary = [_summed(outcome, seconds) for outcome, seconds in _by_outcome(results).items()]
     wrong = [result for result in results if result.wrong is not None]
     if as_json:
@@ -311,25 +318,24 @@ def _report(
                 "wrong": [asdict(result) for result in wrong],
                 "retried": sum(result.attempts > 1 for result in results),
                 "retries": dict(refused),
-                **({} if came is None else {"came": came}),
+                **({} if sent is None else {"came": sent}),
             }
         )
         return
     output.rows(summary, ["outcome", "count", "median_ms", "p95_ms", "max_ms"], as_json=False, nothing="nothing sent")
-    for result in wrong[:_SHOWN]:
+    for result in wrong[:_MAX_LISTED]:
         click.echo(f"{output.escaped(result.what)}: {output.escaped(result.wrong or '')}")
-    if len(wrong) > _SHOWN:
-        click.echo(f"and {len(wrong) - _SHOWN} more")
+    if len(wrong) > _MAX_LISTED:
+        click.echo(f"and {len(wrong) - _MAX_LISTED} more")
     if refused:
-        told = ", ".join(f"{reason} {number:,}" for reason, number in refused.items())
+        text = ", ".join(f"{reason} {number:,}" for reason, number in refused.items())
         click.echo(
-            f"{output.count(sum(refused.values()), 'attempt was', 'attempts were')} not accepted and made again "
-            f"({told})"
+            f"{output.count(sum(refused.values()), 'attempt was', 'attempts were')} refused and retried ({text})"
         )
-    if came is not None:
-        told = ", ".join(f"{output.escaped(kind)} {count}" for kind, count in came.items())
-        click.echo(f"handlers have sent to Redox: {told or 'nothing'}")
-    click.echo(f"seed {seed}; " + (f"{len(wrong)} not as it should be" if wrong else "all as it should be"))
+    if sent is not None:
+        text = ", ".join(f"{output.escaped(kind)} {count}" for kind, count in sent.items())
+        click.echo(f"handlers sent to Redox: {text or 'nothing'}")
+    click.echo(f"seed {seed}; " + (f"{len(wrong)} wrong answers" if wrong else "all answers are correct"))
 
 
 def _by_outcome(results: Sequence[SimulatedResult]) -> dict[str, list[float]]:

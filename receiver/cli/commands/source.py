@@ -1,6 +1,6 @@
-"""`source`: whose messages are let in.
+"""The command group `source`: manages the sources whose messages are accepted.
 
-May not offer a line to paste with anything in it that is not shaped like an id: what a message claims is the sender's.
+Must not print a command to paste with a value that is not in the format of an id: the sender controls the value.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from receiver.storage.operations import queries
 
 COLUMNS: Final = ("destination", "source_id", "name", "enabled", "created_at")
 REFUSED: Final = ("destination", "source_id", "reason", "count", "last_at")
-# How far back --refused looks unless told: what is older has been decided.
-LOOK_BACK: Final = timedelta(days=30)
+# The period of --refused without --since.
+DEFAULT_PERIOD: Final = timedelta(days=30)
 
 
 @click.group()
 def source() -> None:
-    """The sources whose messages are let in, by the id that Redox names them with."""
+    """Manage the sources whose messages are accepted, by their id at Redox."""
 
 
 def _which(source_id: str | None, none: bool) -> str | None:
     if (source_id is None) != none:
-        raise click.UsageError("name one SOURCE_ID, or --none for messages that name no source")
+        raise click.UsageError("give a SOURCE_ID, or --none for messages without a source")
     return source_id
 
 
-none_option = click.option("--none", "none", is_flag=True, help="Messages that name no source, instead of a SOURCE_ID.")
+none_option = click.option("--none", "none", is_flag=True, help="Messages without a source, instead of a SOURCE_ID.")
 
 
 @source.command(
@@ -42,10 +42,10 @@ none_option = click.option("--none", "none", is_flag=True, help="Messages that n
 @click.argument("destination")
 @click.argument("source_id", required=False)
 @none_option
-@click.option("--name", metavar="TEXT", help="What people call it.")
+@click.option("--name", metavar="TEXT", help="A name for operators. Default: none.")
 @json_option
 def add(destination: str, source_id: str | None, *, none: bool, name: str | None, as_json: bool) -> None:
-    """Let the messages of SOURCE_ID in at DESTINATION, or let them in again."""
+    """Accept messages of SOURCE_ID at DESTINATION, also after `source disable`."""
     source_id = _which(source_id, none)
     with opened() as session:
         number = session.registration.add_source(destination, source_id, datetime.now(UTC), name=name)
@@ -56,15 +56,17 @@ def add(destination: str, source_id: str | None, *, none: bool, name: str | None
 
 @source.command("list", epilog=example("source list lab", "source list --refused --since 2h"))
 @click.argument("destination", required=False)
-@click.option("--refused", is_flag=True, help="Unknown sources that were seen, each with the command that adds it.")
+@click.option(
+    "--refused", is_flag=True, help="List unknown sources that were refused, with the command that adds each."
+)
 @since_option
 @limit_option
 @output.columns_option
 @json_option
 def list_(destination: str | None, *, refused: bool, since: datetime | None, limit: int, as_json: bool) -> None:
-    """List registered sources, of DESTINATION alone if named; with --refused those that were turned away."""
+    """List registered sources (only those of DESTINATION if given); with --refused, unknown sources."""
     if since is not None and not refused:
-        raise click.UsageError("--since goes with --refused")
+        raise click.UsageError("--since requires --refused")
     with opened() as session, session.engine.connect() as connection:
         if not refused:
             found = queries.sources(connection, destination=destination)[:limit]
@@ -73,21 +75,21 @@ def list_(destination: str | None, *, refused: bool, since: datetime | None, lim
                 COLUMNS,
                 as_json=as_json,
                 nothing=(
-                    "no source is registered: `redox-receiver source add DESTINATION SOURCE_ID` lets one in, and "
-                    "`redox-receiver source list --refused` lists those that were turned away"
+                    "no source is registered: `redox-receiver source add DESTINATION SOURCE_ID` adds one, and "
+                    "`redox-receiver source list --refused` lists those that were refused"
                 ),
             )
             return
         seen = queries.refused_sources(
-            connection, destination=destination, limit=limit, since=since or datetime.now(UTC) - LOOK_BACK
+            connection, destination=destination, limit=limit, since=since or datetime.now(UTC) - DEFAULT_PERIOD
         )
     found = [each | {"add": each["add"] and f"redox-receiver source add {each['add']}"} for each in seen]
-    back = "" if since else f" in the last {LOOK_BACK.days} days: --since looks further back"
+    back = "" if since else f" in the last {DEFAULT_PERIOD.days} days: use --since for a longer period"
     output.rows(
         found if as_json else [each | {"source_id": _shown(each)} for each in found],
         REFUSED,
         as_json=as_json,
-        nothing=f"no unknown source was turned away{back}",
+        nothing=f"no unknown source was refused{back}",
     )
     if not as_json:
         for line in dict.fromkeys(each["add"] for each in found if each["add"]):
@@ -96,8 +98,8 @@ def list_(destination: str | None, *, refused: bool, since: datetime | None, lim
 
 def _shown(seen: Mapping[str, Any]) -> str | None:
     if seen["several"]:
-        return "(a flood, not told apart)"
-    return seen["source_id"] or (seen["source_sha256"] and "(not shaped like an id)")
+        return "(many, not listed separately)"
+    return seen["source_id"] or (seen["source_sha256"] and "(not a valid id)")
 
 
 @source.command(epilog=example("source disable lab 7ce6f387-c33c-417d-8682-81e83628cbd9"))
@@ -106,7 +108,7 @@ def _shown(seen: Mapping[str, Any]) -> str | None:
 @none_option
 @json_option
 def disable(destination: str, source_id: str | None, *, none: bool, as_json: bool) -> None:
-    """Refuse the messages of SOURCE_ID at DESTINATION from now on."""
+    """Stop accepting messages of SOURCE_ID at DESTINATION."""
     source_id = _which(source_id, none)
     with opened() as session:
         session.registration.disable_source(destination, source_id, datetime.now(UTC))

@@ -1,6 +1,6 @@
-"""`status`: whether the feeds flow, and what needs you.
+"""The command `status`: shows the state of each feed, and the problems that need an operator.
 
-Must not change anything. What it prints is for pasting into a ticket: it names no patient.
+Must not change anything, or print patient data: operators paste the output into tickets.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _HOSTS: Final = ("host", "part", "address", "state", "processes", "seen")
     default="5m",
     show_default=True,
     metavar="DURATION",
-    help="How long a delivery may wait before that is a finding.",
+    help="Report a finding if a delivery waits longer than DURATION.",
 )
 @json_option
 def status(*, max_age: timedelta, as_json: bool) -> None:
-    """Show whether the feeds flow: a line for each destination, then each finding with the command that fixes it.
+    """Show the state of each feed: one line for each destination, then each finding with the command that fixes it.
 
-    Exit status 1 when a finding is an error; a warning alone does not change it.
+    Exit status 1 if a finding is an error. Warnings do not change the exit status.
     """
     with session.opened() as opened, opened.engine.connect() as connection:
         view = findings.read(connection, opened.keyring, max_age=max_age)
@@ -60,7 +60,7 @@ def _show(view: findings.View, found: list[findings.Finding]) -> None:
         [_line(each, now, codes) for each in view.feeds],
         _COLUMNS,
         as_json=False,
-        nothing="no destination is registered: redox-receiver destination add NAME",
+        nothing="no destination is registered: run `redox-receiver destination add NAME`",
     )
     if view.listeners or view.workers:
         click.echo()
@@ -70,7 +70,7 @@ def _show(view: findings.View, found: list[findings.Finding]) -> None:
         click.secho(output.escaped(each.text), fg="red" if each.severity == "error" else "yellow")
         click.echo(f"  {output.escaped(each.fix)}")
     if not found:
-        click.echo("Nothing needs you.")
+        click.echo("No problems found.")
 
 
 def _feed(found: Mapping[str, Any], codes: Collection[tuple[str | None, str]]) -> str:
@@ -123,7 +123,7 @@ def _line(found: Mapping[str, Any], now: datetime, codes: Collection[tuple[str |
 
 
 def _ago(at: datetime | None, now: datetime) -> str | None:
-    """How long ago, in the largest unit that tells it."""
+    """Format the time since `at` in its largest unit."""
     if at is None:
         return None
     seconds = max(0, int((now - at).total_seconds()))

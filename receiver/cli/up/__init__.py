@@ -1,4 +1,4 @@
-"""`up`: everything on one machine, and the child processes that it keeps running.
+"""The command `up`: runs all parts on one machine and supervises their processes.
 
-Must not do what a part does: it starts `serve`, `admin` and `worker`.
+Must not do the work of a part: it starts `serve`, `admin` and `worker`.
 """

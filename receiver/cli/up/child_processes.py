@@ -1,8 +1,9 @@
-"""The child processes of `up`: started, started again when they end, and stopped in order.
+"""Supervisor of the child processes of `up`: starts them, restarts them after they exit, and stops them.
 
-May not know what a child does. Each child leads a session of its own, so that a Ctrl-C at the terminal reaches `up`
-alone, and whatever is left of a child's group goes when the child has gone. Should `up` be killed, the kernel tells its
-children to stop.
+Each child leads its own session: a Ctrl-C at the terminal reaches only `up`. After a child exits, the rest of its
+process group is killed. If `up` is killed, the kernel sends its children SIGTERM.
+
+Must not know what a child does.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ import structlog
 
 log: Final = structlog.get_logger(__name__)
 
-# Before a child that ended is started again: doubled each time, up to the longest, forgotten once it lived a minute.
+# Seconds before a child is restarted: doubled each time up to the maximum, and reset after it ran for STEADY seconds.
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 30.0
 STEADY: Final = 60.0
 
-# How often everybody is looked at.
+# Seconds between two checks of the children.
 POLL_INTERVAL: Final = 0.1
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -35,19 +36,19 @@ _LIBC: Final = ctypes.CDLL(None)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """What a child is: its name in the log, its command, and the file descriptors that it inherits.
+    """The definition of a child: its name in the log, its command, and the file descriptors that it inherits.
 
-    `patience`: seconds that it may take to end when it is told to.
+    `timeout`: seconds from SIGTERM to SIGKILL.
     """
 
     name: str
     command: Sequence[str]
     descriptors: Sequence[int] = ()
-    patience: float
+    timeout: float
 
 
 class Child:
-    """A part that is kept running. Of one thread, the main one: the kernel watches the thread that started a child."""
+    """A supervised child process. For the main thread only: the kernel's death signal follows the starting thread."""
 
     def __init__(self, part: Part) -> None:
         self.part = part
@@ -58,12 +59,12 @@ class Child:
         self._renewing = False
 
     def start(self) -> None:
-        """Start it. Its standard output is our standard error: ours says `ready`, and nothing else."""
+        """Start the process. Its stdout goes to our stderr, because our stdout is only for the `ready` line."""
         parent = os.getpid()
 
         def die_with_parent() -> None:
             _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-            if os.getppid() != parent:  # died before we asked
+            if os.getppid() != parent:  # `up` died before the call
                 os._exit(1)
 
         self._process = subprocess.Popen(
@@ -79,22 +80,22 @@ class Child:
 
     @property
     def pid(self) -> int | None:
-        """Its process id, None while it does not run."""
+        """The process id; None while the process does not run."""
         return None if self._process is None else self._process.pid
 
     def ended(self) -> int | None:
-        """The exit status of a child that has just ended, negative for a signal; None when there is no news."""
+        """The exit status if the process has ended since the last call, negative for a signal; otherwise None."""
         process = self._process
         if process is None or os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             return None
-        # Not reaped yet, so its number is still its own, and its group's.
+        # Not reaped yet: its process id, and that of its group, cannot be reused.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         self._process = None
         return process.wait()
 
     def keep(self) -> None:
-        """Start it again when it has ended, after a pause that grows while it does not live long."""
+        """Restart the process after it has ended. The pause before that grows while the process exits early."""
         status = self.ended()
         now = time.monotonic()
         if status is not None and self._renewing:
@@ -110,27 +111,27 @@ class Child:
             self.start()
 
     def renew(self) -> None:
-        """Have it end in order; `keep` starts it again at once, with the settings as they are then."""
+        """Stop the process. `keep` then restarts it without a pause, with the current settings."""
         if self._process is not None:
             self._renewing = True
             self.signal(signal.SIGTERM)
 
     def signal(self, order: signal.Signals, *, group: bool = False) -> None:
-        """Send it a signal; with `group` to all of its group as well."""
+        """Send a signal to the process, or to its whole process group with `group`."""
         if self._process is not None:
             with suppress(ProcessLookupError, PermissionError):
                 (os.killpg if group else os.kill)(self._process.pid, order)
 
 
 def stop(children: Sequence[Child], *, hurried: Callable[[], bool]) -> None:
-    """Tell children to end, and wait until they have. Those whose patience ends, or all once `hurried`, are killed."""
+    """Send SIGTERM to the children and wait for them. Kill a child after its timeout, or all once `hurried` is true."""
     began = time.monotonic()
     left = [child for child in children if child.pid is not None]
     for child in left:
         child.signal(signal.SIGTERM)
     while left:
         for child in left:
-            if hurried() or time.monotonic() - began > child.part.patience:
+            if hurried() or time.monotonic() - began > child.part.timeout:
                 log.warning("up.child_killed", part=child.part.name, child=child.pid)
                 child.signal(signal.SIGKILL, group=True)
         left = [child for child in left if child.ended() is None]

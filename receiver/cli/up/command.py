@@ -1,6 +1,6 @@
-"""`up`: the database, the receiver, the admin process and the delivery workers, all on one machine, until told to stop.
+"""The command `up`: runs the database, the receiver, the admin listener and the delivery workers until a stop signal.
 
-May not receive or deliver anything itself: it starts the processes that do, and keeps them running.
+Must not receive or deliver messages itself: it starts the processes that do, and restarts them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from receiver import keyring as keyrings
 from receiver import logs
 from receiver import settings as table
 from receiver.cli import session
-from receiver.cli.commands.serve import database_url, settle_paths
+from receiver.cli.commands.serve import database_url, settings_help, settle_paths
 from receiver.cli.options import example
 from receiver.cli.up.child_processes import POLL_INTERVAL, Child, Part, stop
 from receiver.database import migrations
@@ -39,34 +39,41 @@ from receiver.storage.registry.changes import check_keys, record_keys
 
 log: Final = structlog.get_logger(__name__)
 
-# How long a part may take to end in order: gunicorn gives its own processes half a minute.
+# Seconds that a part has to stop: gunicorn gives its own processes 30 s.
 DRAIN: Final = 40.0
 
-# How often the postmaster is looked at, and how long a start that failed is not tried again.
+# Seconds between two checks of PostgreSQL, and before the next start after a failed one.
 POSTGRES_POLL_INTERVAL: Final = 1.0
 POSTGRES_PAUSE: Final = 10.0
 
-# How long a port may still be held by the processes of an `up` that was killed.
+# Seconds to wait for a port that processes of a killed `up` may still hold.
 PORT_TIMEOUT: Final = 45.0
 
-# As gunicorn's own: connections that wait while the receiver is started again.
+# The listen backlog, as in gunicorn: connections that wait while the receiver restarts.
 BACKLOG: Final = 2048
 
+# Seconds without readiness between two warnings.
 _NOT_READY: Final = 60.0
 
 
 @click.command(epilog=example("up", "up --data-dir /srv/redox --bind 0.0.0.0:8080 --receivers 4 --workers 2"))
-@click.option("--bind", metavar="HOST:PORT", help="Public listener; port 0 takes a free one.  [env: RECEIVER_BIND]")
 @click.option(
-    "--admin-bind", metavar="HOST:PORT", help="Admin listener: keep it on loopback.  [env: RECEIVER_ADMIN_BIND]"
+    "--bind",
+    metavar="HOST:PORT",
+    help="Address of the public listener. Port 0 takes a free one." + settings_help("bind"),
 )
-@click.option("--receivers", type=int, metavar="N", help="Receiver processes.  [env: RECEIVER_RECEIVERS]")
-@click.option("--workers", type=int, metavar="N", help="Delivery workers.  [env: RECEIVER_WORKERS]")
+@click.option(
+    "--admin-bind",
+    metavar="HOST:PORT",
+    help="Address of the admin listener. Keep it on loopback." + settings_help("admin_bind"),
+)
+@click.option("--receivers", type=int, metavar="N", help="Number of receiver processes." + settings_help("receivers"))
+@click.option("--workers", type=int, metavar="N", help="Number of delivery workers." + settings_help("workers"))
 def up(bind: str | None, admin_bind: str | None, receivers: int | None, workers: int | None) -> None:
-    """Run everything on one machine, until Ctrl-C or SIGTERM.
+    """Run all parts on one machine, until Ctrl-C or SIGTERM.
 
-    Without DATABASE_URL that is PostgreSQL too, in the data directory: it is made, migrated and given a keyring on
-    first use. Prints `ready http://HOST:PORT` on stdout when it serves; the log is on stderr.
+    Without DATABASE_URL it also runs PostgreSQL in the data directory. The first start creates the database and a
+    keyring. Prints `ready http://HOST:PORT` on stdout when it serves; the log goes to stderr.
     """
     for field, value in (("bind", bind), ("admin_bind", admin_bind), ("receivers", receivers), ("workers", workers)):
         if value is not None:
@@ -76,29 +83,29 @@ def up(bind: str | None, admin_bind: str | None, receivers: int | None, workers:
     logs.configure(settings.log_level)
     with _stop_signal() as orders, ExitStack() as stack:
         cluster = None
-        patience = 0.0
+        timeout = 0.0
         if settings.database_url is None:
             cluster = Cluster(settings.data_dir, account=settings.postgres_account)
             cluster.check_unowned()
-            patience = PORT_TIMEOUT if cluster.running() else 0.0  # left by an `up` that was killed
-        # Before anything is made or started: a port in use is the commonest mistake.
-        public = stack.enter_context(_listen(settings.bind, "bind", patience))
-        admin = stack.enter_context(_listen(settings.admin_bind, "admin_bind", patience))
+            timeout = PORT_TIMEOUT if cluster.running() else 0.0  # still running after an `up` was killed
+        # Before anything is created or started: a port in use is the most common mistake.
+        public = stack.enter_context(_listen(settings.bind, "bind", timeout))
+        admin = stack.enter_context(_listen(settings.admin_bind, "admin_bind", timeout))
         if cluster is not None:
             stack.enter_context(cluster.own())
             prepare_own_database(settings)
         else:
             with session.opened():
-                pass  # all that is to be said is an error
+                pass  # only checks settings, keyring and schema
         enable.enable_faults(database_url(settings))
         _run(settings, public, admin, cluster, orders)
     log.info("up.stopped")
 
 
 def prepare_own_database(settings: Settings) -> None:
-    """Bring the embedded database to this code's revision, with a keyring beside it.
+    """Migrate the embedded database to this release, and create its keyring if both are new.
 
-    Raises ConfigurationError when the database was written with a keyring that is not there, or with another.
+    Raises ConfigurationError when the keyring is missing, or does not match the database.
     """
     with session.database(settings) as engine:
         migrations.upgrade(engine)
@@ -114,29 +121,29 @@ def prepare_own_database(settings: Settings) -> None:
 
 
 class StopSignal:
-    """What the signals that `up` was sent ask for."""
+    """The requests that `up` received as signals."""
 
     def __init__(self) -> None:
         self.count = 0
-        self.renew = False  # read the settings anew; whoever has done so takes it back
+        self.renew = False  # reload the settings; reset by the code that reloads them
 
     @property
     def stop(self) -> bool:
-        """To end in order."""
+        """Stop gracefully."""
         return self.count > 0
 
     @property
     def hurry(self) -> bool:
-        """To end at once: it was said twice."""
+        """Stop at once: the signal came twice."""
         return self.count > 1
 
 
 @contextmanager
 def _stop_signal() -> Iterator[StopSignal]:
-    """Count SIGTERM, SIGINT and SIGHUP while the block runs; none interrupts it.
+    """Record SIGTERM, SIGINT and SIGHUP while the block runs. They do not interrupt it.
 
-    SIGHUP says that the terminal was closed; without a terminal, that the settings are to be read anew. One that the
-    starter has set to be ignored (nohup) stays ignored.
+    With a terminal, SIGHUP means that the terminal was closed, and stops `up`. Without one, it reloads the settings. A
+    signal that was ignored at start (nohup) stays ignored.
     """
     orders = StopSignal()
     terminal = _has_terminal()
@@ -167,14 +174,14 @@ def _has_terminal() -> bool:
 
 
 @contextmanager
-def _listen(bind: str, field: str, patience: float) -> Iterator[socket.socket]:
-    """A listening socket, made here so that port 0 is known, and that connections wait while a receiver restarts.
+def _listen(bind: str, field: str, timeout: float) -> Iterator[socket.socket]:
+    """A listening socket. `up` creates it, so that it knows port 0, and connections wait while the receiver restarts.
 
-    Raises ConfigurationError. `patience`: seconds that a port in use is tried again.
+    `timeout`: seconds to retry while the port is in use. Raises ConfigurationError.
     """
     host, _, port = bind.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    until = time.monotonic() + patience
+    until = time.monotonic() + timeout
     while True:
         try:
             made = socket.create_server(
@@ -184,7 +191,7 @@ def _listen(bind: str, field: str, patience: float) -> Iterator[socket.socket]:
             if time.monotonic() < until:
                 time.sleep(POLL_INTERVAL)
                 continue
-            # Its own text is long-winded; a name that cannot be looked up has a negative number.
+            # The exception's own text is long. A host name that cannot be resolved has a negative number.
             why = os.strerror(exc.errno) if exc.errno and exc.errno > 0 else exc.strerror
             option = f"--{field.replace('_', '-')}"
             raise ConfigurationError(
@@ -201,26 +208,26 @@ def _run(
     receiver = Child(_part("receiver", ["serve", "--fd", str(public.fileno())], public))
     workers = [Child(_part(f"worker-{number}", ["worker"])) for number in range(1, settings.workers + 1)]
     others = [Child(_part("admin", ["admin", "--fd", str(admin.fileno())], admin)), *workers]
-    everybody = [receiver, *others]
+    children = [receiver, *others]
     try:
         with session.database(settings) as engine:
             began = _now(engine)
-            for child in everybody:
+            for child in children:
                 child.start()
-            _await_ready(everybody, settings, public, admin, orders, lambda: _at_work(engine, workers, began))
-            _say_what_next(engine, settings)
+            _await_ready(children, settings, public, admin, orders, lambda: _at_work(engine, workers, began))
+            _warn_without_destination(engine, settings)
         postgres = _Postgres(cluster)
         while not orders.stop:
             postgres.keep()
             if orders.renew:
                 orders.renew = False
-                _renew(everybody, settings)
-            for child in everybody:
+                _renew(children, settings)
+            for child in children:
                 child.keep()
             time.sleep(POLL_INTERVAL)
     finally:
-        # The receiver first: what comes in while the others end would only wait. Our own ends of the listeners too, or
-        # connections would go on being taken for somebody who has gone.
+        # Stop the receiver first: messages that arrive while the workers stop would only wait. Close our copies of the
+        # listening sockets, or the kernel would accept connections that no process serves.
         log.info("up.stopping")
         public.close()
         admin.close()
@@ -228,24 +235,24 @@ def _run(
             stop(group, hurried=lambda: orders.hurry)
 
 
-def _say_what_next(engine: Engine, settings: Settings) -> None:
-    """After the first start there is no destination, and everything is refused: log the command that adds one."""
+def _warn_without_destination(engine: Engine, settings: Settings) -> None:
+    """If no destination exists, log the command that adds one: until then every request is refused."""
     with suppress(SQLAlchemyError), engine.connect() as connection:
         if connection.scalar(select(func.count()).select_from(schema.destinations)) == 0:
             where = "" if settings.database_url else f" --data-dir {shlex.quote(str(settings.data_dir))}"
             log.warning(
                 "up.no_destination",
-                error="there is no destination yet, so every request is refused: run "
+                error="no destination exists yet, so every request is refused: run "
                 f"`redox-receiver destination add NAME{where}` in another terminal",
             )
 
 
-# What is read once, by `up` itself: how many workers there are, and what was opened at its start.
+# Settings that `up` reads only at its start.
 _AT_START: Final = ("database_url", "data_dir", "postgres_account", "bind", "admin_bind", "workers")
 
 
-def _renew(everybody: Sequence[Child], began: Settings) -> None:
-    """Have everybody take the settings as they are now, if they hold. How many of each part there are stays."""
+def _renew(children: Sequence[Child], began: Settings) -> None:
+    """Reload the settings in all children, if the settings are valid. The number of children stays the same."""
     try:
         settings = table.load_settings()
         keyrings.load_keyring(settings.keyring_path)
@@ -258,34 +265,34 @@ def _renew(everybody: Sequence[Child], began: Settings) -> None:
     if kept:
         log.warning(
             "up.restart_needed",
-            error=f"{', '.join(kept)} changed: restart `up`, until then it goes on with what it was started with",
+            error=f"{', '.join(kept)} changed: restart `up` to apply this. Until then it uses the previous value",
         )
-    for child in everybody:
+    for child in children:
         if child.part.name in ("receiver", "admin"):
-            child.signal(signal.SIGHUP)  # its own workers are replaced one generation by the next
+            child.signal(signal.SIGHUP)  # gunicorn replaces its workers
         else:
             child.renew()
 
 
 def _part(name: str, command: Sequence[str], listener: socket.socket | None = None) -> Part:
-    # -P: no module is taken from the directory that one happens to stand in.
+    # -P: Python does not import modules from the current directory.
     return Part(
         name=name,
         command=[sys.executable, "-P", "-m", "receiver", *command],
-        patience=DRAIN,
+        timeout=DRAIN,
         descriptors=() if listener is None else (listener.fileno(),),
     )
 
 
 class _Postgres:
-    """The embedded PostgreSQL, started again when it is gone."""
+    """Supervisor of the embedded PostgreSQL: restarts it when it does not run."""
 
     def __init__(self, cluster: Cluster | None) -> None:
         self._cluster = cluster
         self._due = time.monotonic()
 
     def keep(self) -> None:
-        """Look after it, once in a while."""
+        """Restart PostgreSQL if it does not run. Checks once every POSTGRES_POLL_INTERVAL seconds."""
         if self._cluster is None or time.monotonic() < self._due:
             return
         self._due = time.monotonic() + POSTGRES_POLL_INTERVAL
@@ -300,30 +307,30 @@ class _Postgres:
 
 
 def _await_ready(
-    everybody: Sequence[Child],
+    children: Sequence[Child],
     settings: Settings,
     public: socket.socket,
     admin: socket.socket,
     orders: StopSignal,
     at_work: Callable[[], bool],
 ) -> None:
-    """Wait until it serves and its workers are `at_work`, and say so.
+    """Wait until the listeners answer and `at_work` is true, and print the `ready` line.
 
-    The receiver does not depend on a worker: one that ends is started again, and no longer waited for. Raises
-    ConfigurationError when another part ends.
+    The receiver does not depend on the workers: once a worker ends, it is restarted and the wait no longer includes
+    workers. Raises ConfigurationError when another part ends.
     """
     worker_ended = False
     due = time.monotonic() + _NOT_READY
     while not orders.stop:
-        for child in everybody:
+        for child in children:
             if child.part.name.startswith("worker-"):
                 before = child.pid
                 child.keep()
                 worker_ended |= child.pid != before
             elif (status := child.ended()) is not None:
                 raise ConfigurationError(
-                    f"{child.part.name} did not start (exit status {status}): the log above says "
-                    "why, and `redox-receiver check` what mends it"
+                    f"{child.part.name} did not start (exit status {status}): see the log above "
+                    "for the cause, and run `redox-receiver check` for the fix"
                 )
         if _answers(public, "/livez") and _answers(admin, "/readyz") and (worker_ended or at_work()):
             log.info("up.ready", bind=_address(settings.bind, public), part="receiver")
@@ -337,13 +344,13 @@ def _await_ready(
 
 
 def _now(engine: Engine) -> datetime:
-    """The database's time, by which workers say that they live."""
+    """The time of the database, which the workers use for their heartbeats."""
     with engine.connect() as connection:
         return connection.execute(select(func.now())).scalar_one()
 
 
 def _at_work(engine: Engine, workers: Sequence[Child], since: datetime) -> bool:
-    """Whether each has loaded its handlers and said so."""
+    """Return whether each worker has loaded its handlers and sent a heartbeat since `since`."""
     table = schema.workers
     try:
         with engine.connect() as connection:
@@ -358,13 +365,13 @@ def _at_work(engine: Engine, workers: Sequence[Child], since: datetime) -> bool:
 
 
 def _address(bind: str, listener: socket.socket) -> str:
-    """HOST:PORT as it was asked for, with the port that it has become."""
+    """HOST:PORT with the requested host and the actual port."""
     return f"{bind.rpartition(':')[0]}:{listener.getsockname()[1]}"
 
 
 def _answers(listener: socket.socket, path: str) -> bool:
     host, port = listener.getsockname()[:2]
-    connection = HTTPConnection({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port, timeout=2)  # noqa: S104  read, not bound
+    connection = HTTPConnection({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port, timeout=2)  # noqa: S104 - compared, not bound
     try:
         connection.request("GET", path)
         return connection.getresponse().status == 200

@@ -18,7 +18,7 @@ def test_list_by_columns(door: Door, ledger: MessageLedger, run: Commands) -> No
     assert len(run.json("audit", "list", "--message-uuid", found[0]["message_uuid"])) == 1
     assert found[0]["detail"]["credentials"] == [1]
     assert {each["actor"] for each in run.json("audit", "list")} == {"redox", "tester@test"}
-    assert run("audit", "list", "--limit", "1").stderr.startswith("more: --before ")
+    assert run("audit", "list", "--limit", "1").stderr.startswith("for more rows, add --before ")
 
 
 def test_no_evidence_is_printed(door: Door, run: Commands) -> None:

@@ -114,7 +114,7 @@ def test_a_sound_host(check: Check, engine: Engine, registration: RegistryChange
         "admin_listener",
     ]
     assert found["durability"]["state"] == "bad"
-    assert {tuple(each) for each in found.values()} == {("name", "state", "told", "mend")}
+    assert {tuple(each) for each in found.values()} == {("name", "state", "message", "fix")}
 
 
 def test_settings_that_nothing_reads(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +125,7 @@ def test_settings_that_nothing_reads(check: Check, monkeypatch: pytest.MonkeyPat
     env_file.chmod(0o600)
     found = check()
     assert amiss(found) == {"settings": "bad"}
-    assert found["settings"]["told"] == (
+    assert found["settings"]["message"] == (
         "nothing reads RECEIVER_BINDD (RECEIVER_BIND?), RECEIVER_TREADS (RECEIVER_THREADS?)"
     )
 
@@ -135,7 +135,7 @@ def test_fail_points(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECEIVER_FAILPOINTS", "ledger.committed=kill@0.02,lane.told=delay:1")
     found = check()
     assert amiss(found) == {"failpoints": "bad"}
-    assert found["failpoints"]["told"] == (
+    assert found["failpoints"]["message"] == (
         "what is started here is to fail, at ledger.committed (kill), lane.told (delay)"
     )
 
@@ -146,8 +146,8 @@ def test_settings_that_are_wrong(check: Check, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("RECEIVER_THREADS", "many")
     found = check()
     assert list(found) == ["settings"]
-    assert "RECEIVER_BIND: " in found["settings"]["told"]
-    assert "RECEIVER_THREADS: " in found["settings"]["told"]
+    assert "RECEIVER_BIND: " in found["settings"]["message"]
+    assert "RECEIVER_THREADS: " in found["settings"]["message"]
 
 
 def test_files_that_others_can_read(check: Check) -> None:
@@ -158,7 +158,7 @@ def test_files_that_others_can_read(check: Check) -> None:
         path.chmod(mode)
     found = check()
     assert amiss(found) == {"data_directory": "bad", "env_file": "bad", "keyring": "bad"}
-    assert found["env_file"]["mend"] == f"chmod 600 {data_dir / '.env'}"
+    assert found["env_file"]["fix"] == f"chmod 600 {data_dir / '.env'}"
 
 
 def test_a_data_directory_that_is_not_there(check: Check, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -174,19 +174,19 @@ def test_it_makes_no_database(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     done = CliRunner().invoke(main, ["check", "--data-dir", str(tmp_path / "nowhere"), "--json"])
     assert done.exit_code == 1
     found = {each["name"]: each for each in json.loads(done.stdout)}
-    assert f"there is no database in {tmp_path / 'nowhere'}: check --data-dir" in found["database"]["told"]
+    assert f"there is no database in {tmp_path / 'nowhere'}: check --data-dir" in found["database"]["message"]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_why_a_tls_connection_fails(check: Check) -> None:
     """In OpenSSL's words, or the operating system's."""
     with public("/livez") as url:
-        plain = check("--url", url.replace("http:", "https:"))["tls"]["told"]
+        plain = check("--url", url.replace("http:", "https:"))["tls"]["message"]
     assert "TLS failed: " in plain
     assert "Error" not in plain
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    assert check("--url", f"https://127.0.0.1:{port}")["tls"]["told"].endswith(": Connection refused")
+    assert check("--url", f"https://127.0.0.1:{port}")["tls"]["message"].endswith(": Connection refused")
 
 
 def test_listeners_that_the_world_reaches(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +200,7 @@ def test_listeners_that_the_world_reaches(check: Check, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("proxies", "told"),
+    ("proxies", "message"),
     [("10.0.0.0/8,0.0.0.0/0", "0.0.0.0/0"), ("::/0", "::/0"), ("128.0.0.0/1", "128.0.0.0/1"), ("10.0.0.0/8", None)],
 )
 def test_proxies_that_are_anybody(
@@ -211,7 +211,7 @@ def test_proxies_that_are_anybody(
     found = check()
     assert amiss(found) == ({} if told is None else {"trusted_proxies": "warn"})
     if told is not None:
-        assert f"believes {told}:" in found["trusted_proxies"]["told"]
+        assert f"believes {told}:" in found["trusted_proxies"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_a_schema_that_is_behind(check: Check, engine: Engine) -> None:
     migrations.downgrade(engine, "base")
     found = check()
     assert amiss(found) == {"migrations": "bad"}
-    assert found["migrations"]["mend"] == "redox-receiver db upgrade"
+    assert found["migrations"]["fix"] == "redox-receiver db upgrade"
 
 
 def test_a_database_that_takes_no_writes(check: Check, engine: Engine) -> None:
@@ -297,7 +297,7 @@ def test_credentials(check: Check, engine: Engine, registration: RegistryChanges
     registration.set_destination("lab", now, {"require": ["hmac+token", "hmac"]})
     found = check()
     assert amiss(found) == {"credentials": "bad"}
-    assert found["credentials"]["mend"] == "redox-receiver credential add lab --kind …"
+    assert found["credentials"]["fix"] == "redox-receiver credential add lab --kind …"
 
 
 def test_workers(check: Check, engine: Engine, registration: RegistryChanges) -> None:
@@ -318,10 +318,10 @@ def test_workers(check: Check, engine: Engine, registration: RegistryChanges) ->
         ),
         datetime.now(UTC),
     )
-    assert check()["workers"]["told"] == "no delivery worker is alive: what comes in waits"
+    assert check()["workers"]["message"] == "no delivery worker is alive: deliveries wait"
     with engine.begin() as connection:
         connection.execute(insert(schema.workers).values(name="w", host="h", pid=1, handlers=["another"]))
-    assert check()["workers"]["told"] == "no live worker has loaded register"
+    assert check()["workers"]["message"] == "no live worker has loaded register"
     with engine.begin() as connection:
         connection.execute(schema.workers.update().values(handlers=["register"]))
     assert amiss(check()) == {}
@@ -330,11 +330,11 @@ def test_workers(check: Check, engine: Engine, registration: RegistryChanges) ->
 def test_plugins(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plugin that cannot be imported is found, and named."""
     monkeypatch.setenv("RECEIVER_HANDLERS", "receiver.testing.example")
-    assert check()["plugins"] == {"name": "plugins", "state": "ok", "told": "3 handlers imported", "mend": None}
+    assert check()["plugins"] == {"name": "plugins", "state": "ok", "message": "3 handlers imported", "fix": None}
     monkeypatch.setenv("RECEIVER_HANDLERS", "no.such.plugin")
     found = check()
     assert amiss(found) == {"plugins": "bad"}
-    assert "no.such.plugin" in found["plugins"]["told"]
+    assert "no.such.plugin" in found["plugins"]["message"]
 
 
 # --- from outside
@@ -382,7 +382,7 @@ def test_from_outside(check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with public("/livez", tls=tls) as url:
         found = check("--url", url)
     assert {name: found[name]["state"] for name in ("tls", "reachable")} == {"tls": state, "reachable": "ok"}
-    assert found["tls"]["told"] == f"the certificate ends in {int(days)} days"
+    assert found["tls"]["message"] == f"the certificate ends in {int(days)} days"
     assert "admin_hidden" not in found
 
 
@@ -398,6 +398,6 @@ def test_a_certificate_that_nobody_trusts(check: Check, tmp_path: Path) -> None:
     trustme.CA().issue_cert("localhost").configure_cert(made)
     with public("/livez", tls=made) as url:
         found = check("--url", url)
-    assert "the certificate is not accepted: " in found["tls"]["told"]
-    assert "issuer certificate" in found["tls"]["told"]
+    assert "the certificate is not valid: " in found["tls"]["message"]
+    assert "issuer certificate" in found["tls"]["message"]
     assert found["reachable"]["state"] == "bad"

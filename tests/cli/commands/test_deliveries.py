@@ -27,7 +27,7 @@ def test_list_by_columns(dead: list[int], run: Commands) -> None:
     """Newest first, by state, class of error and lane."""
     assert [each["id"] for each in run.json("deliveries", "list", "--state", "dead")] == dead[::-1]
     assert len(run.json("deliveries", "list", "--lane", LANE, "--error-class", "KeyError", "--since", "1h")) == 2
-    assert run("deliveries", "list", "--limit", "1").stderr.startswith("more: --before ")
+    assert run("deliveries", "list", "--limit", "1").stderr.startswith("for more rows, add --before ")
 
 
 def test_what_runs_is_shown_as_running(dead: list[int], run: Commands, engine: Engine) -> None:

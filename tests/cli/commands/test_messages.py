@@ -198,7 +198,7 @@ class TestCorrections:
     def test_wrong_usage(self, door: Door, run: Commands, verb: str) -> None:
         """Never without a reason, nor with an empty one, nor for everything because nothing was said."""
         assert "--reason" in run.fails("messages", verb, "1", status=2)
-        assert "say why" in run.fails("messages", verb, "1", "--reason", " ", status=2)
+        assert "the reason is empty" in run.fails("messages", verb, "1", "--reason", " ", status=2)
         assert "say which" in run.fails("messages", verb, "--reason", WHY, status=2)
         assert "messages list" in run.fails("messages", verb, "999", "--reason", WHY)
 

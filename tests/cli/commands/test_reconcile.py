@@ -50,7 +50,7 @@ def test_something_is_missing(run: Commands, tmp_path: Path, name: str, content:
         "unusable": 1,
         "messages": [{"line": 3, "log_id": "lost-1"}],
     }
-    assert "have Redox send them again" in done.stderr
+    assert "ask Redox to send them again" in done.stderr
     done = run("reconcile", "--from", str(tmp_path / name), status=1)
     assert "lost-1" in done.stdout
     assert "Ada" not in done.output
@@ -65,7 +65,7 @@ def test_something_is_missing(run: Commands, tmp_path: Path, name: str, content:
         ("log.jsonl", '{"a": 1, "b": 2}\n', "there are: a, b"),
         ("log.jsonl", "[1]\n", "line 1 is no JSON object"),
         ("log.jsonl", "{\n", "line 1 is no JSON"),
-        ("log.csv", "a\n\udcff\n", "no text in UTF-8"),
+        ("log.csv", "a\n\udcff\n", "not valid CSV in UTF-8"),
     ],
 )
 def test_a_file_that_tells_nothing(run: Commands, tmp_path: Path, name: str, content: str, told: str) -> None:

@@ -168,7 +168,7 @@ def test_signed(tmp_path: Path) -> None:
     [
         (["--source", SOURCE, "--kind", "Nothing.Such"], "there is no sample of Nothing.Such"),
         (["--source", SOURCE, "--kind", "no pattern"], "'no pattern' is no pattern"),
-        ([], "name a registered source with --source"),
+        ([], "give a registered source with --source"),
     ],
 )
 def test_wrong_usage(simulate: Simulate, arguments: list[str], told: str) -> None:

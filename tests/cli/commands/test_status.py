@@ -129,7 +129,7 @@ def test_nothing_needs_anybody() -> None:
     assert line() == ["lab", "silent"]
     done = CliRunner().invoke(main, ["status"])
     assert done.exit_code == 0
-    assert done.stdout.endswith("\nNothing needs you.\n")
+    assert done.stdout.endswith("\nNo problems found.\n")
 
 
 @pytest.mark.usefixtures("lab")

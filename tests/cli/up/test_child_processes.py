@@ -23,7 +23,7 @@ import sys, time
 from receiver import logs
 from receiver.cli.up.child_processes import Child, Part
 logs.configure("error")
-child = Child(Part(name="part", command=[sys.executable, "-c", *sys.argv[1:]], patience=1.0))
+child = Child(Part(name="part", command=[sys.executable, "-c", *sys.argv[1:]], timeout=1.0))
 child.start()
 print(child.pid, flush=True)
 time.sleep(600)
@@ -52,9 +52,9 @@ def until(holds: Callable[[], object]) -> None:
 
 
 @contextmanager
-def made(*command: str | Path, patience: float = 30.0) -> Iterator[Child]:
+def made(*command: str | Path, timeout: float = 30.0) -> Iterator[Child]:
     """A child with that command; whatever becomes of it, it is gone at the end."""
-    child = Child(Part(name="part", command=[sys.executable, "-c", *map(str, command)], patience=patience))
+    child = Child(Part(name="part", command=[sys.executable, "-c", *map(str, command)], timeout=timeout))
     try:
         yield child
     finally:
@@ -130,10 +130,10 @@ def test_stopped_in_order(tmp_path: Path) -> None:
         until(lambda: gone(left))
 
 
-@pytest.mark.parametrize(("patience", "hurried"), [(0.0, False), (600.0, True)])
-def test_deaf_to_being_told(tmp_path: Path, patience: float, hurried: bool) -> None:
-    """A child that does not end is killed when its patience ends, or at once when it was said twice."""
-    with capture_logs() as logged, made(*family("deaf", tmp_path / "note"), patience=patience) as child:
+@pytest.mark.parametrize(("timeout", "hurried"), [(0.0, False), (600.0, True)])
+def test_deaf_to_being_told(tmp_path: Path, timeout: float, hurried: bool) -> None:
+    """A child that does not end is killed when its timeout ends, or at once when it was said twice."""
+    with capture_logs() as logged, made(*family("deaf", tmp_path / "note"), timeout=timeout) as child:
         child.start()
         left = grandchild(tmp_path / "note")
         stop([child], hurried=lambda: hurried)
