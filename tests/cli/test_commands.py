@@ -205,7 +205,7 @@ class TestWhere:
         done = spawn(*command, "--data-dir", str(tmp_path / "data"), without_database=True)
         assert done.returncode == 1
         assert len(done.stderr.splitlines()) == 1
-        assert f"there is no database in {tmp_path / 'data'}: check --data-dir" in done.stderr
+        assert f"no database exists in {tmp_path / 'data'}: check --data-dir" in done.stderr
         assert "redox-receiver up" in done.stderr
         assert not (tmp_path / "data").exists()
 

@@ -64,13 +64,13 @@ def test_every_mistake_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert threads.startswith("RECEIVER_THREADS: ")
     how = "use kill, raise, cut or delay:SECONDS, optionally followed by @CHANCE or #N"
     assert told.removeprefix(f"{VARIABLE}: ").split("; ") == [
-        "nowhere is no fail-point",
+        "nowhere is not a fail-point",
         f"door.judged=explode: {how}",
         f"door.queued: {how}",
-        "door.body_read=raise@2: a chance is above 0, and 1 at most",
-        "lane.told=cut@0: a chance is above 0, and 1 at most",
-        "lane.left=kill#0: the first time is #1",
-        "lane.cut is there twice",
+        "door.body_read=raise@2: the chance must be above 0 and at most 1",
+        "lane.told=cut@0: the chance must be above 0 and at most 1",
+        "lane.left=kill#0: the first pass is #1",
+        "lane.cut is given twice",
         f"lane.claimed=delay: {how}",
     ]
 
@@ -127,7 +127,7 @@ def test_the_connections_are_cut() -> None:
 
 def test_where_production_is_none_can_be_armed() -> None:
     """Both are named."""
-    with pytest.raises(ConfigurationError, match=f"^{VARIABLE} is set, and lab is a production destination: "):
+    with pytest.raises(ConfigurationError, match=f"^{VARIABLE} is set, but lab is a production destination: "):
         _armed("door.judged=raise", production=lambda: "lab")
 
 

@@ -99,7 +99,7 @@ def test_none_starts_where_production_is(world: World, command: str) -> None:
         timeout=120,
     )
     assert done.returncode == 1
-    assert f"Error: {VARIABLE} is set, and ward is a production destination" in done.stderr
+    assert f"Error: {VARIABLE} is set, but ward is a production destination" in done.stderr
 
 
 def test_production_that_appears_ends_them(world: World) -> None:

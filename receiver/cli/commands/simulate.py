@@ -176,7 +176,7 @@ def simulate(
     Exit status 1 if an answer was wrong.
 
     \b
-    A FILE for --present, with paths relative to it (kinds: hmac, jwt, google, oauth, smart, sigv4, mtls):
+    A FILE for --present; paths are relative to it (hmac, jwt, google, oauth, smart, sigv4, mtls):
       kind = "oauth"
       client_id = "redox"
       secret_file = "lab.secret"
@@ -335,7 +335,10 @@ def _report(
     if sent is not None:
         text = ", ".join(f"{output.escaped(kind)} {count}" for kind, count in sent.items())
         click.echo(f"handlers sent to Redox: {text or 'nothing'}")
-    click.echo(f"seed {seed}; " + (f"{len(wrong)} wrong answers" if wrong else "all answers are correct"))
+    click.echo(
+        f"seed {seed}; "
+        + (output.count(len(wrong), "wrong answer", "wrong answers") if wrong else "all answers are correct")
+    )
 
 
 def _by_outcome(results: Sequence[SimulatedResult]) -> dict[str, list[float]]:

@@ -136,7 +136,7 @@ def test_fail_points(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     found = check()
     assert amiss(found) == {"failpoints": "bad"}
     assert found["failpoints"]["message"] == (
-        "what is started here is to fail, at ledger.committed (kill), lane.told (delay)"
+        "fault injection is on: processes started here fail at ledger.committed (kill), lane.told (delay)"
     )
 
 
@@ -174,7 +174,7 @@ def test_it_makes_no_database(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     done = CliRunner().invoke(main, ["check", "--data-dir", str(tmp_path / "nowhere"), "--json"])
     assert done.exit_code == 1
     found = {each["name"]: each for each in json.loads(done.stdout)}
-    assert f"there is no database in {tmp_path / 'nowhere'}: check --data-dir" in found["database"]["message"]
+    assert f"no database exists in {tmp_path / 'nowhere'}: check --data-dir" in found["database"]["message"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -382,7 +382,7 @@ def test_from_outside(check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with public("/livez", tls=tls) as url:
         found = check("--url", url)
     assert {name: found[name]["state"] for name in ("tls", "reachable")} == {"tls": state, "reachable": "ok"}
-    assert found["tls"]["message"] == f"the certificate ends in {int(days)} days"
+    assert found["tls"]["message"] == f"the certificate expires in {int(days)} days"
     assert "admin_hidden" not in found
 
 

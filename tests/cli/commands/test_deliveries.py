@@ -78,7 +78,7 @@ def test_retry_tells_what_it_did(dead: list[int], run: Commands, engine: Engine)
     hand.leave()
     arguments = ("deliveries", "retry", "--handler", "register", "--error-class", "KeyError", "--reason", WHY)
     assert run(*arguments, "--dry-run").stdout == (
-        "would be retried: 2 deliveries in 1 lane\nnewer messages already handled in those lanes: 1\n"
+        "would be retried: 2 deliveries in 1 lane\nnewer messages that these lanes have already handled: 1\n"
     )
     assert run.json(*arguments) == {"dry_run": False, "done": dead, "left": [], "made": 0, "lanes": [LANE], "newer": 1}
     assert run.json(*arguments)["done"] == []
@@ -92,7 +92,7 @@ def test_skip_by_id(dead: list[int], run: Commands) -> None:
     """What is given up by its id is skipped; again, it is left and said so."""
     assert run.json("deliveries", "skip", str(dead[0]), "--reason", WHY)["done"] == dead[:1]
     assert run("deliveries", "skip", str(dead[0]), "--reason", WHY, status=1).stderr == (
-        f"left {dead[0]}: skipped already\n"
+        f"not changed: {dead[0]}: skipped already\n"
     )
 
 

@@ -22,7 +22,7 @@ class TestList:
         numbers = arrive(door, ledger, *(body(f"log-{each}") for each in range(3)), b"no json")
         assert [each["id"] for each in run.json("messages", "list", "--state", "unhandled")] == numbers[2::-1]
         cut = run("messages", "list", "--limit", "2", "--json")
-        assert cut.stderr == f"more: --before {numbers[2]}\n"
+        assert cut.stderr == f"for more rows, add --before {numbers[2]}\n"
         assert [each["id"] for each in json.loads(cut.stdout)] == numbers[:1:-1]
         rest = run.json("messages", "list", "--limit", "9", "--before", str(numbers[2]))
         assert [each["id"] for each in rest] == numbers[1::-1]
@@ -172,7 +172,7 @@ class TestCorrections:
         door.rows("DELETE FROM payloads WHERE message_id = :id", id=one)
         done = run("messages", "replay", str(one), str(two), "--reason", WHY, status=1)
         assert done.stdout == "replayed: 1 message in 1 lane, 1 new delivery\n"
-        assert done.stderr == f"left {one}: its payload is purged: nothing is left to deliver\n"
+        assert done.stderr == f"not changed: {one}: its payload is purged: nothing is left to deliver\n"
 
     def test_many_that_are_left(self, door: Door, ledger: MessageLedger, run: Commands) -> None:
         """Ten are named, the others counted; --json has them all."""

@@ -63,7 +63,7 @@ def test_something_is_missing(run: Commands, tmp_path: Path, name: str, content:
         ("log.csv", "", "there are: none"),
         ("log.csv", "a\n", "--column"),
         ("log.jsonl", '{"a": 1, "b": 2}\n', "there are: a, b"),
-        ("log.jsonl", "[1]\n", "line 1 is no JSON object"),
+        ("log.jsonl", "[1]\n", "line 1 is not a JSON object"),
         ("log.jsonl", "{\n", "line 1 is no JSON"),
         ("log.csv", "a\n\udcff\n", "not valid CSV in UTF-8"),
     ],

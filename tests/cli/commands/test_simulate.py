@@ -54,7 +54,7 @@ def test_a_summary_by_outcome(simulate: Simulate) -> None:
     # Of the 15 event types 13 are notifications, of which every fifth was sent twice.
     assert [line.split("  ")[0] for line in lines] == ["handshake", "accepted", "accepted again", "no responder"]
     assert [int(re.split(" {2,}", line)[1]) for line in lines] == [2, 13, 2, 2]
-    assert last == "seed 7; all as it should be"
+    assert last == "seed 7; all answers are correct"
 
 
 def test_as_json(simulate: Simulate) -> None:
@@ -91,7 +91,7 @@ def test_not_as_it_should_be(tmp_path: Path) -> None:
         )
     assert done.exit_code == 1
     assert "PatientSearch.Query: responded 500, expected 200, and without Meta.Errors\n" in done.stdout
-    assert done.stdout.endswith("; 1 not as it should be\n")
+    assert done.stdout.endswith("; 1 wrong answer\n")
 
 
 def test_the_wrong_token(simulate: Simulate, target: AttackTarget) -> None:
@@ -166,7 +166,7 @@ def test_signed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--source", SOURCE, "--kind", "Nothing.Such"], "there is no sample of Nothing.Such"),
+        (["--source", SOURCE, "--kind", "Nothing.Such"], "no sample matches Nothing.Such"),
         (["--source", SOURCE, "--kind", "no pattern"], "'no pattern' is no pattern"),
         ([], "give a registered source with --source"),
     ],
@@ -274,7 +274,7 @@ def test_retries_are_counted(tmp_path: Path) -> None:
     with model_receiver(refusing) as target:
         done = CliRunner().invoke(main, ["simulate", "--url", target.base_url, *arguments])
     assert done.exit_code == 0, done.output
-    found = re.search(r"(\d+) attempts were not accepted and made again \(503 (\d+)\)", done.stdout)
+    found = re.search(r"(\d+) attempts were refused and retried \(503 (\d+)\)", done.stdout)
     assert found
     assert found[1] == found[2]
     with model_receiver(refusing) as target:
