@@ -153,7 +153,7 @@ Shell completion (bash_source, zsh_source or fish_source):
 )
 @click.version_option(__version__, prog_name="redox-receiver")
 def main() -> None:
-    """A webhook receiver for Redox destinations: verifies and records each message, and delivers it in order to handlers.
+    """A webhook receiver for Redox destinations: verifies and records messages, and delivers them in order to handlers.
 
     Exit status: 0 success, 1 failure (one line says how to fix it), 2 wrong usage.
     """

@@ -336,7 +336,8 @@ def _durable(connection: Connection, _: Keyring | None) -> Finding:
         return Finding(
             name="durability",
             state="bad",
-            message=f"{', '.join(lossy)} off: a crash loses messages that were answered 200, and Redox does not resend them",
+            message=f"{', '.join(lossy)} off: a crash loses messages that were answered 200, "
+            "and Redox does not resend them",
             fix="set to on",
         )
     standbys = connection.exec_driver_sql(

@@ -21,8 +21,8 @@ from receiver.storage.registry import loader
 from receiver.storage.registry.credentials import DIGESTED, SEALED
 
 _HEAD: Final = """\
-# The registry, for `redox-receiver registry apply`. Put each secret into the file that is named for it, in the directory
-# of this file, mode 0600.
+# The registry, for `redox-receiver registry apply`. Put each secret into the file that is named for it, mode 0600, in
+# the directory of this file.
 """
 
 

@@ -303,7 +303,7 @@ def _line(text: bytes) -> bytes:
 
 
 def _declared(row: Mapping[str, Any], columns: Mapping[str, Any]) -> bool:
-    """Return whether a subscription matches the handler's declaration. The database stores timeouts as 32-bit floats."""
+    """Return whether a subscription matches the handler's declaration. Timeouts are 32-bit floats in the database."""
     return all(
         math.isclose(row[name], value, rel_tol=1e-6) if isinstance(value, float) else row[name] == value
         for name, value in columns.items()

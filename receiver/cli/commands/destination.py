@@ -54,7 +54,8 @@ _policies = options(
     click.option(
         "--on-unknown-source",
         type=click.Choice(["reject", "quarantine"]),
-        help="What to do with messages from unknown sources. Redox pauses the feed after reject.  [default of `add`: reject]",
+        help="What to do with messages from unknown sources. Redox pauses the feed after reject.  "
+        "[default of `add`: reject]",
     ),
     click.option(
         "--test-messages",
@@ -193,7 +194,7 @@ def show(name: str, *, as_json: bool) -> None:
         (
             "subscriptions",
             ("handler", "role", "patterns", "enabled", "paused_at", "loaded"),
-            f"no handler: messages are stored but not handled; `redox-receiver handlers enable NAME --destination {name}`",
+            f"no handler: messages are stored, not handled; `redox-receiver handlers enable NAME --destination {name}`",
         ),
     ):
         click.echo()

@@ -112,7 +112,7 @@ def check(*, no_database: bool, as_json: bool) -> None:
     wrong = [each.message for each in plugins.failures]
     failed = {each.handler for each in plugins.failures}
     wrong += [
-        f"{each['handler']} is enabled at {each['destination']}, but not installed on this host: install its plugin, or "
+        f"{each['handler']} is enabled at {each['destination']}, but not installed on this host: install it, or "
         f"run `redox-receiver handlers disable {each['handler']} --destination {each['destination']}`"
         for each in missing
         if each["handler"] not in plugins.loaded.keys() | failed

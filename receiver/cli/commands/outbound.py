@@ -183,7 +183,10 @@ def token(*, name: str | None, as_json: bool) -> None:
 @outbound.command(epilog=example("outbound send note.json --out answer.json --reason 'ticket 4711'"))
 @_calls
 def send(file: Path, **how: Any) -> None:
-    """Send the Data Model message in FILE (-: stdin). The answer means that Redox accepted it, not that it delivered it."""
+    """Send the Data Model message in FILE (-: stdin).
+
+    The answer means that Redox accepted it, not that it was delivered.
+    """
     message = _read(file)
     _call(lambda redox, _: redox.send(message), **how)
 

@@ -277,7 +277,8 @@ def _register(destination: str, known: Mapping[str, Any], *, wanted: bool) -> st
     with session.opened() as opened:
         opened.registration.add_source(destination, _SYNTHETIC_SOURCE, datetime.now(UTC), name="simulate")
     output.say(
-        f"registered the source {_SYNTHETIC_SOURCE}: `redox-receiver source disable {destination} {_SYNTHETIC_SOURCE}` disables it"
+        f"registered the source {_SYNTHETIC_SOURCE}: "
+        f"`redox-receiver source disable {destination} {_SYNTHETIC_SOURCE}` disables it"
     )
     return _SYNTHETIC_SOURCE
 

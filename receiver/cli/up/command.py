@@ -371,7 +371,8 @@ def _address(bind: str, listener: socket.socket) -> str:
 
 def _answers(listener: socket.socket, path: str) -> bool:
     host, port = listener.getsockname()[:2]
-    connection = HTTPConnection({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port, timeout=2)  # noqa: S104 - compared, not bound
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - connects, does not bind
+    connection = HTTPConnection(host, port, timeout=2)
     try:
         connection.request("GET", path)
         return connection.getresponse().status == 200
