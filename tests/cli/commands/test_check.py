@@ -204,14 +204,14 @@ def test_listeners_that_the_world_reaches(check: Check, monkeypatch: pytest.Monk
     [("10.0.0.0/8,0.0.0.0/0", "0.0.0.0/0"), ("::/0", "::/0"), ("128.0.0.0/1", "128.0.0.0/1"), ("10.0.0.0/8", None)],
 )
 def test_proxies_that_are_anybody(
-    check: Check, monkeypatch: pytest.MonkeyPatch, proxies: str, told: str | None
+    check: Check, monkeypatch: pytest.MonkeyPatch, proxies: str, message: str | None
 ) -> None:
     """A network as wide as the world is warned of: whoever is in it says where a request comes from."""
     monkeypatch.setenv("RECEIVER_TRUSTED_PROXIES", proxies)
     found = check()
-    assert amiss(found) == ({} if told is None else {"trusted_proxies": "warn"})
-    if told is not None:
-        assert f"believes {told}:" in found["trusted_proxies"]["message"]
+    assert amiss(found) == ({} if message is None else {"trusted_proxies": "warn"})
+    if message is not None:
+        assert f"trusts {message}:" in found["trusted_proxies"]["message"]
 
 
 @pytest.mark.parametrize(
