@@ -80,7 +80,7 @@ def test_the_port_may_be_in_use(run: Commands, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("api", "status", "says"),
     [
-        ("0.0.0.0:8090", 2, "not on loopback"),
+        ("0.0.0.0:8090", 2, "not a loopback address"),
         ("8090", 2, "HOST:PORT"),
         ("127.0.0.1:x", 2, "HOST:PORT"),
         (None, 1, "outbound key add"),

@@ -126,7 +126,7 @@ def test_settings_that_nothing_reads(check: Check, monkeypatch: pytest.MonkeyPat
     found = check()
     assert amiss(found) == {"settings": "bad"}
     assert found["settings"]["message"] == (
-        "nothing reads RECEIVER_BINDD (RECEIVER_BIND?), RECEIVER_TREADS (RECEIVER_THREADS?)"
+        "unknown variable RECEIVER_BINDD (RECEIVER_BIND?), RECEIVER_TREADS (RECEIVER_THREADS?)"
     )
 
 

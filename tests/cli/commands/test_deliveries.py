@@ -107,7 +107,7 @@ def test_wrong_usage(dead: list[int], run: Commands) -> None:
     """Never without a reason; never everything; and skipping by filters says what it takes."""
     for verb in ("retry", "skip"):
         assert "--reason" in run.fails("deliveries", verb, str(dead[0]), status=2)
-        assert "say which" in run.fails("deliveries", verb, "--reason", WHY, status=2)
+        assert "nothing is selected" in run.fails("deliveries", verb, "--reason", WHY, status=2)
         assert "deliveries list" in run.fails("deliveries", verb, "999", "--reason", WHY)
     assert "--state" in run.fails("deliveries", "skip", "--handler", "register", "--reason", WHY, status=2)
 

@@ -199,7 +199,7 @@ class TestCorrections:
         """Never without a reason, nor with an empty one, nor for everything because nothing was said."""
         assert "--reason" in run.fails("messages", verb, "1", status=2)
         assert "the reason is empty" in run.fails("messages", verb, "1", "--reason", " ", status=2)
-        assert "say which" in run.fails("messages", verb, "--reason", WHY, status=2)
+        assert "nothing is selected" in run.fails("messages", verb, "--reason", WHY, status=2)
         assert "messages list" in run.fails("messages", verb, "999", "--reason", WHY)
 
     def test_an_interruption_says_how_to_go_on(self, door: Door, ledger: MessageLedger, run: Commands) -> None:

@@ -59,12 +59,12 @@ def test_something_is_missing(run: Commands, tmp_path: Path, name: str, content:
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("log.csv", "a,b\n1,2\n", "there are: a, b"),
-        ("log.csv", "", "there are: none"),
+        ("log.csv", "a,b\n1,2\n", "with one of: a, b"),
+        ("log.csv", "", "with one of: none"),
         ("log.csv", "a\n", "--column"),
-        ("log.jsonl", '{"a": 1, "b": 2}\n', "there are: a, b"),
+        ("log.jsonl", '{"a": 1, "b": 2}\n', "with one of: a, b"),
         ("log.jsonl", "[1]\n", "line 1 is not a JSON object"),
-        ("log.jsonl", "{\n", "line 1 is no JSON"),
+        ("log.jsonl", "{\n", "line 1 is not valid JSON"),
         ("log.csv", "a\n\udcff\n", "not valid CSV in UTF-8"),
     ],
 )
