@@ -63,7 +63,7 @@ def test_a_call_that_fails_is_on_record(desk: Desk, redox: RecordedClient) -> No
 
     assert [(row.state, row.error_class, row.status) for row in rows] == [
         ("dead", "Rejected", 200),
-        ("dead", "Unavailable", 500),
+        ("dead", "RedoxUnavailable", 500),
     ]
     assert [each.outcome for each in desk.audit()] == ["begun", "failed", "begun", "failed"]
     assert "Canary" not in str([each.told for each in desk.audit()])
