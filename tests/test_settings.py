@@ -125,7 +125,7 @@ def test_a_file_that_cannot_be_read_is_told_without_its_text(monkeypatch: pytest
     """A secret may stand in it."""
     (tmp_path / ".env").write_bytes(b"DATABASE_URL=postgresql://canary\xff\n")
     monkeypatch.setenv("RECEIVER_DATA_DIR", str(tmp_path))
-    with pytest.raises(ConfigurationError, match="is no UTF-8 text") as caught:
+    with pytest.raises(ConfigurationError, match="is not UTF-8 text") as caught:
         load_settings()
     assert "canary" not in str(caught.value)
 

@@ -86,7 +86,7 @@ def test_options() -> None:
         (lambda: handler("*", name="a/b"), "'a/b' is not a valid handler name"),
         (lambda: handler("*", name="a" * 41), "is not a valid handler name"),
         (lambda: handler(name="n"), "@handler n: it has no pattern: name at least one"),
-        (lambda: handler("PatientAdmin", name="n"), "@handler n: 'PatientAdmin' is no pattern"),
+        (lambda: handler("PatientAdmin", name="n"), "@handler n: 'PatientAdmin' is not a valid pattern"),
         (lambda: handler("PatientSearch.Query", name="n"), "@handler n: PatientSearch.Query is a query"),
         (lambda: responder("PatientSearch.*", name="n"), r"@responder n: PatientSearch.\* is not a query of Redox"),
         (lambda: responder("PatientAdmin.Arrival", name="n"), "@responder n: PatientAdmin.Arrival is not a query"),

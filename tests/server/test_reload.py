@@ -87,7 +87,7 @@ def asked_all_the_while(site: Site, server: Server) -> Iterator[list[int]]:
     ("text", "expected"),
     [
         (b"RECEIVER_THREADS=many\nRECEIVER_LEASE=none\n", "RECEIVER_THREADS"),
-        (b"RECEIVER_THREADS=\xff", "no UTF-8 text"),
+        (b"RECEIVER_THREADS=\xff", "not UTF-8 text"),
         (None, "there is no file"),
     ],
 )

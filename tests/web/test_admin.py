@@ -14,7 +14,7 @@ from receiver.web.admin import Check, admin_app
 
 def test_a_check_that_does_not_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever asks is told in time that there is no answer, and the checks that hang are asked once."""
-    monkeypatch.setattr(admin, "PATIENCE", 0.1)
+    monkeypatch.setattr(admin, "PROBE_TIMEOUT", 0.1)
     thawed, asked = threading.Event(), []
 
     def checks() -> Sequence[Check]:

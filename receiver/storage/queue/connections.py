@@ -31,7 +31,7 @@ _LIBRARIES: Final = frozenset({"sqlalchemy", "psycopg", "threading", "runpy", "_
 _MAX_FRAMES: Final = 50
 
 
-class LeaseExpired(ReceiverError):
+class CommitNotAllowed(ReceiverError):
     """The plugin tried to commit, but context.connection is committed with the delivery's success.
 
     Return instead, or use begin_nested() for a savepoint.
@@ -162,7 +162,7 @@ class PluginConnection:
 
     def _committing(self, _connection: Connection) -> None:
         if not self._ours:
-            raise LeaseExpired
+            raise CommitNotAllowed
 
 
 def lost(exc: SQLAlchemyError) -> bool:

@@ -167,7 +167,7 @@ def test_signed(tmp_path: Path) -> None:
     ("arguments", "told"),
     [
         (["--source", SOURCE, "--kind", "Nothing.Such"], "no sample matches Nothing.Such"),
-        (["--source", SOURCE, "--kind", "no pattern"], "'no pattern' is no pattern"),
+        (["--source", SOURCE, "--kind", "no pattern"], "'no pattern' is not a valid pattern"),
         ([], "give a registered source with --source"),
     ],
 )

@@ -236,7 +236,7 @@ def test_a_handler_does_not_commit(shared: World, warm: HandlerSlot, place: str)
     shared.enable("fragile", place)
     sent = shared.hand("commit", destination=place)
 
-    assert shared.stay(warm, sent.lane) == LaneDone(why="dead", error_class="LeaseExpired")
+    assert shared.stay(warm, sent.lane) == LaneDone(why="dead", error_class="CommitNotAllowed")
     assert effects(shared, sent.numbers) == []
 
 
