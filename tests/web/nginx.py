@@ -103,7 +103,7 @@ def configured(directory: Path, *, port: int, upstream: int, changes: Mapping[st
         "server 127.0.0.1:8080 max_fails=0;": f"server 127.0.0.1:{upstream} max_fails=0;",
         "listen 443 ssl default_server;": f"listen 127.0.0.1:{port} ssl default_server;",
         "listen [::]:443 ssl default_server;": "",
-        "proxy_connect_timeout 5s;": f"proxy_bind {ADDRESS};",
+        "proxy_connect_timeout 2s;": f"proxy_connect_timeout 2s; proxy_bind {ADDRESS};",
         "/etc/nginx/redox/fullchain.pem": f"{directory}/fullchain.pem",
         "/etc/nginx/redox/privkey.pem": f"{directory}/privkey.pem",
     }

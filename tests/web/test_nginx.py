@@ -8,7 +8,9 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -252,3 +254,111 @@ def test_mutual_tls(site: Site, server: Server, tmp_path: Path) -> None:
                 assert answer.status == (401 if stranger is authority else 400)
         until(lambda: any(line["certificate"].startswith("FAILED:") for line in nginx.lines()))
         assert SECRET not in nginx.text()
+
+
+# --- two hosts
+
+
+@contextmanager
+def beside(server: Server, directory: Path, other: int) -> Iterator[Nginx]:
+    """nginx before two hosts: one at port `other`, and a receiver that lives."""
+    upstream = f"server 127.0.0.1:{server.port} max_fails=0;"
+    with proxying(
+        directory, server.port, changes={upstream: f"server 127.0.0.1:{other} max_fails=0; {upstream}"}
+    ) as nginx:
+        yield nginx
+
+
+def test_a_host_that_has_gone(site: Site, server: Server, tmp_path: Path) -> None:
+    """Of two hosts one does not run: every message is answered 200 by the other."""
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
+    with beside(server, tmp_path, port) as nginx:
+        assert [nginx.ask(sent(site)).status for _ in range(40)] == 40 * [200]
+
+
+@contextmanager
+def dying(after: int, *, reset: bool) -> Iterator[tuple[int, list[int]]]:
+    """A host that takes so many bytes of each request, and dies: its port, and how much it took of each."""
+    took: list[int] = []
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as listener:
+
+        def serve() -> None:
+            while True:
+                try:
+                    client, _ = listener.accept()
+                except OSError:
+                    return
+                with client:
+                    size = len(start := client.recv(3)) if after else 0
+                    if size and start != b"POS":  # a look whether nginx is there
+                        continue
+                    while size < after and (data := client.recv(min(65536, after - size))):
+                        size += len(data)
+                    took.append(size)
+                    if reset:
+                        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield listener.getsockname()[1], took
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("after", [0, 100, MIB])
+def test_a_host_that_dies_while_it_takes_a_message(
+    site: Site, server: Server, tmp_path: Path, after: int, reset: bool
+) -> None:
+    """It has taken nothing, a part of the head, or a part of the body: the other answers 200, and records it once."""
+    body = message(Extra=(2 * MIB if after == MIB else 10) * "x")
+    with dying(after, reset=reset) as (port, took), beside(server, tmp_path, port) as nginx:
+        while not took or sum(took) < after:
+            assert nginx.ask(sent(site, body)).status == 200
+        assert nginx.ask(sent(site, body)).status == 200
+    assert site.rows("SELECT count(*) FROM messages WHERE sha256 = :digest", digest=sha256(body).digest()) == [(1,)]
+
+
+def test_a_host_that_dies_after_it_has_recorded_a_message(site: Site, server: Server, tmp_path: Path) -> None:
+    """It dies between COMMIT and answer: the other host answers 200, for the message is there, and it is there once."""
+    failing = {"RECEIVER_FAILPOINTS": "ledger.committed=kill", "RECEIVER_TRUSTED_PROXIES": ADDRESS}
+    with serving(site.directory, site.environment | failing) as other, beside(server, tmp_path, other.port) as nginx:
+        bodies = [message() for _ in range(8)]
+        for body in bodies:
+            until(lambda: other.process.poll() is None and _alive(other))
+            assert nginx.ask(sent(site, body)).status == 200
+        assert "failpoint.struck" in other.text()
+        killed = other.text().count("failpoint.struck")
+    for body in bodies:
+        [(uuid,)] = site.rows("SELECT uuid FROM messages WHERE sha256 = :digest", digest=sha256(body).digest())
+        assert uuid
+    duplicates = site.rows("SELECT count(*) FROM audit_events WHERE outcome = 'duplicate'")
+    assert duplicates[0][0] >= killed
+
+
+def test_one_address_has_a_quarter_of_the_connections(site: Site, server: Server, tmp_path: Path) -> None:
+    """Beyond its limit an address whose bodies do not come is answered 503; another address is served."""
+    slow = sent(site, b"", content_length="5000")
+    with proxying(tmp_path, server.port, changes={"limit_conn clients 1024;": "limit_conn clients 8;"}) as nginx:
+
+        def status() -> int:
+            with nginx.wire(source="127.0.0.9") as wire:
+                return wire.send(sent(site)).answer().status
+
+        held = [nginx.wire(source="127.0.0.9").send(slow) for _ in range(8)]
+        until(lambda: status() == 503)
+        assert [nginx.ask(sent(site)).status for _ in range(5)] == 5 * [200]
+        for wire in held:
+            wire.socket.close()
+        until(lambda: status() == 200)
+
+
+def _alive(server: Server) -> bool:
+    try:
+        with server.wire(timeout=2) as wire:
+            return wire.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").answer().status == 200
+    except (OSError, EOFError):
+        return False
