@@ -25,7 +25,7 @@ threads = ours.threads
 # few are refused by the kernel, and Redox takes that for a failure. More than net.core.somaxconn (4096) has no effect.
 backlog = 2048
 
-# Longer than proxies keep theirs (nginx: 60 s): whoever closes first must be the one who sends, or a message runs into
+# Longer than proxies keep theirs (nginx: 60 s): the sender must close first, or a message runs into
 # a closing connection, and Redox takes that for a failure. An idle connection costs a descriptor and no thread.
 keepalive = ours.keepalive
 

@@ -310,13 +310,13 @@ class LaneRun:
         delivery, already started.
         """
         leaving = self._leaving()
-        beside, following = (self._lease, None) if leaving else self._peek_next(delivery)
+        next_lease, following = (self._lease, None) if leaving else self._peek_next(delivery)
         startable = None if following is None or following.lost else following.id
         work, used = self._state.work, self._state.work.used
         connection = work.connection() if used else self._state.records.connection
         try:
             recorded, started = lanes.succeed(
-                connection, self._lease, delivery.id, attempt, following=startable, next_lease=beside
+                connection, self._lease, delivery.id, attempt, following=startable, next_lease=next_lease
             )
             if used and recorded:
                 _committing()
