@@ -69,7 +69,8 @@ def from_query(head: Head) -> Handshake:
 def from_body(body: bytes) -> Handshake | None:
     """The handshake that a POST's body is: an object that names a challenge or a token, and is not a message.
 
-    None: the body is not a handshake. It reads bodies that are not authenticated: it raises nothing, whatever the bytes.
+    None: the body is not a handshake. It reads bodies that are not authenticated: it raises nothing, whatever the
+    bytes.
     """
     # Most messages end here: what begins like one is a message, or no JSON.
     if len(body) > MAX_HANDSHAKE or body.startswith(_MESSAGE):

@@ -1,7 +1,7 @@
 """Proving ourselves to Redox: the keys we hold, the token requests built from them, and what the replies say.
 
-Must not send anything, read a file, look at a clock or make anything random: text, `now` and `jti` come in as arguments.
-Imports nothing of ours but receiver.errors.
+Must not send anything, read a file, look at a clock or make anything random: text, `now` and `jti` come in as
+arguments. Imports nothing of ours but receiver.errors.
 """
 
 from __future__ import annotations

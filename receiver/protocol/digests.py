@@ -1,8 +1,8 @@
 """Digests of what a message brings, made without letting go of the interpreter's lock.
 
 `hmac.digest` lets go of it whatever the length, `hashlib` from 2,048 bytes up: for a microsecond's work, after which a
-busy process waits for it again, and that costs more than ten times the digest. Must not be used for what is long without
-need: others wait meanwhile.
+busy process waits for it again, and that costs more than ten times the digest. Must not be used for what is long
+without need: others wait meanwhile.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What is registered, as one immutable value: destinations with their credentials, sources, subscriptions and policies.
 
-`receiver.storage.registry.loader` loads it and follows changes; here stands what a row means. Must not look anything up.
+`receiver.storage.registry.loader` loads it and follows changes; here stands what a row means. Must not look anything
+up.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Redox is the client: it asks here with what was typed into its dashboard, and presents the token with each message. A
 client proves itself by its secret (RFC 6749 2.3.1: Basic, or in the body) or by a signed assertion (RFC 7523 2.2).
 
-Must not remember anything: the caller decides by the nonces in `Granted` whether an assertion was used before, and then hands
-out the token. Must not count wrong secrets: the caller does.
+Must not remember anything: the caller decides by the nonces in `Granted` whether an assertion was used before, and then
+hands out the token. Must not count wrong secrets: the caller does.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Proves that a request is Redox's. One file a kind; here they are put together as a destination requires.
 
 A kind *claims* what a request presents in its name. What it claims and finds bad refuses the request, whatever else is
-presented: adding a credential never widens what is accepted. What no kind claims proves nothing and refuses nothing. Every way
-to fail is one `Unverified`; its reason is for the audit alone.
+presented: adding a credential never widens what is accepted. What no kind claims proves nothing and refuses nothing.
+Every way to fail is one `Unverified`; its reason is for the audit alone.
 
 There may be no way through without a live credential of every kind of one required alternative, and no switch.
 """

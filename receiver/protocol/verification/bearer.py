@@ -1,8 +1,9 @@
 """Whose a signed token is that comes as `Authorization: Bearer`: each of the kinds that take one asks here.
 
-`Authorization` is classified by shape. Anything but a JWT is left to the verification token. A JWT belongs to the kind that
-has a credential for what it names as its issuer; one of an issuer that nobody knows, to every kind that is required,
-and each refuses it. Only a kind that the destination requires claims anything: until then a token proves nothing.
+`Authorization` is classified by shape. Anything but a JWT is left to the verification token. A JWT belongs to the kind
+that has a credential for what it names as its issuer; one of an issuer that nobody knows, to every kind that is
+required, and each refuses it. Only a kind that the destination requires claims anything: until then a token proves
+nothing.
 
 Must not believe a token: it is read only to find out who judges it.
 """
