@@ -104,6 +104,7 @@ _OF_REQUESTS: Final = (
     "receiver.web.",
     "receiver.server.",
     "receiver.storage.",
+    "receiver.database.",
     "receiver.delivery",
     "gunicorn.",
     "uvicorn.",

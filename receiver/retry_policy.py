@@ -220,7 +220,7 @@ def _frames(exc: BaseException) -> tuple[str, ...]:
         (frame.f_globals.get("__name__", "?"), line, frame.f_code.co_name)
         for frame, line in traceback.walk_tb(exc.__traceback__)
     ]
-    while places and str(places[0][0]).startswith("receiver.handlers."):
+    while places and str(places[0][0]).startswith("receiver.worker."):
         places.pop(0)
     return tuple(f"{_name(str(module))}:{line}:{_name(name)}" for module, line, name in places[-_MOST_FRAMES:])
 

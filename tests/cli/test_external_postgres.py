@@ -196,7 +196,7 @@ def test_an_address_that_never_answers(run: Commands, monkeypatch: pytest.Monkey
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("DATABASE_URL", f"postgresql://me:hush@127.0.0.1:{silent.getsockname()[1]}/db")
         said = run.fails("destination", "list")
-    assert "does not answer: see the network and the firewall" in said
+    assert "does not answer: check the network and the firewall" in said
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_where_a_receiver_listens(site: Site, server: Server) -> None:
     until(lambda: address in listeners(site))
     found = listeners(site)[address]
     assert (found["role"], found["host"], found["alive"]) == ("receiver", socket.gethostname(), True)
-    assert f"listens at {address}, for a proxy on this host that speaks TLS" in checked(site)["listener"]
+    assert f"listens at {address}, for a TLS proxy on this host" in checked(site)["listener"]
     assert "does not run here; would listen at 127.0.0.1:8081" in checked(site)["admin_listener"]
     shown = CliRunner().invoke(main, ["status"], env=site.environment).stdout
     assert any(

@@ -126,7 +126,7 @@ class PluginConnection:
             f"{module}:{line}:{frame.f_code.co_name}"
             for frame, line in traceback.walk_stack(None)
             if (module := str(frame.f_globals.get("__name__", "?"))).partition(".")[0] not in _LIBRARIES
-            and not module.startswith(("receiver.handlers.", "receiver.storage."))
+            and not module.startswith(("receiver.handlers.", "receiver.worker.", "receiver.storage."))
         ]
         self._failed = WorkAborted(sqlstate(context.original_exception), tuple(reversed(frames))[-_MAX_FRAMES:])
 

@@ -154,7 +154,7 @@ class TestRevoke:
 
     def test_on_a_terminal_it_asks(self, door: Door, run: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
         """Whether it is meant, unless --yes says so, or there is a grace; what is not confirmed is not done."""
-        monkeypatch.setattr(credentials, "_asks", lambda: True)
+        monkeypatch.setattr(credentials, "_interactive", lambda: True)
         number = run.json("credential", "list")[0]["id"]
         run("credential", "revoke", str(number), stdin="n\n", status=1)
         assert isinstance(door.judge(body()), Admitted)

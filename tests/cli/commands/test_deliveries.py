@@ -67,7 +67,7 @@ def test_the_text_of_an_error(dead: list[int], run: Commands, door: Door, keyrin
     assert found["error_text"] == "no bed for Zoltana"
     [row] = run.json("audit", "list", "--action", "delivery.disclose", "--notes", "--reason", "review")
     assert (row["actor"], row["note"], row["subject"]) == (ACTOR, WHY, f"deliveries:{dead[0]}")
-    assert "no text" in run("deliveries", "show", str(dead[1]), "--error", "--reason", WHY).stderr
+    assert "no error text" in run("deliveries", "show", str(dead[1]), "--error", "--reason", WHY).stderr
     assert len(run.json("audit", "list", "--action", "delivery.disclose")) == 1
 
 

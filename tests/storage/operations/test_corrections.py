@@ -432,7 +432,7 @@ class TestRelease:
         arrive(door, ledger, body("log-1"))
 
         batch = only(verbs.release(MessageFilter(ids=(first,)), now(), reason=WHY))
-        assert "came again" in whys(batch)[0]
+        assert "received again" in whys(batch)[0]
         assert states(door) == ["pending"]
 
     def test_a_row_that_was_changed_is_not_signed(

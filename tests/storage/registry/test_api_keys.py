@@ -88,7 +88,7 @@ def test_a_legacy_key(engine: Engine, keyring: Keyring, verbs: ApiKeys) -> None:
 @pytest.mark.parametrize(
     ("name", "key", "says"),
     [
-        ("Lab", OURS, "no name"),
+        ("Lab", OURS, "not a valid API key name"),
         ("lab", OAuthKeySpec(client_id=""), "client id"),
         ("lab", OAuthKeySpec(client_id="c", private_key=b"canary"), "can't be read"),
         ("lab", OAuthKeySpec(client_id="c", private_key=PEM), "kid"),

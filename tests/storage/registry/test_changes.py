@@ -106,7 +106,7 @@ def test_a_token_that_could_be_guessed_or_not_be_sent_is_not_taken(door: Door, t
 @pytest.mark.parametrize("name", ["", "Clinic", "clinic/ward", "-clinic", "clinic-", "c" * 65, "clinic\n", "clïnic"])
 def test_a_name_that_is_no_part_of_a_url_is_not_taken(door: Door, name: str) -> None:
     """It stands in the URL and in the names of lanes."""
-    with pytest.raises(ConfigurationError, match="no destination name"):
+    with pytest.raises(ConfigurationError, match="not a valid destination name"):
         add(door, name)
 
 
