@@ -45,7 +45,7 @@ def test_no_patterns(pattern: str) -> None:
     """Anything else is refused when it is written down, with what to write instead: it would never match."""
     with pytest.raises(ValueError) as refused:
         normalise_pattern(pattern)
-    assert "write Model.Event, Model.*, FHIR.* or *" in str(refused.value)
+    assert "use Model.Event, Model.*, FHIR.* or *" in str(refused.value)
     assert repr(pattern) in str(refused.value)
 
 

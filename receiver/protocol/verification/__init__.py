@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from functools import lru_cache
 from itertools import chain
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 from receiver.errors import Unverified
 from receiver.protocol.message import Head, Inbound, Verified
@@ -34,9 +34,9 @@ class Kind(Protocol):
     """One way in which Redox authenticates itself.
 
     `credential`: the type of its credentials. `claims`: whether the head presents something in this kind's name; it is
-    asked only where the destination requires the kind or holds a live credential of it. `screen` and `verify` are
-    called when it does, and raise Unverified when it is bad: `screen` as far as the head alone tells, `verify` for
-    good, naming the credentials that matched. `by_head`: the head tells all, so that `screen` judges for good.
+    asked only where the destination requires the kind or holds a live credential of it. `verify` is called when it does:
+    it names the credentials that matched, and raises Unverified when what is presented is bad. `by_head`: the head is
+    enough to verify; every other kind is a BodyKind.
     """
 
     @property
@@ -46,8 +46,13 @@ class Kind(Protocol):
     @property
     def credential(self) -> type[Credential]: ...
     def claims(self, head: Head, destination: Destination, now: datetime) -> bool: ...
-    def screen(self, head: Head, destination: Destination, now: datetime) -> None: ...
     def verify(self, inbound: Inbound, destination: Destination, now: datetime) -> Verified: ...
+
+
+class BodyKind(Kind, Protocol):
+    """A kind that needs the body to verify. `screen`: raises Unverified when the head alone already shows it is bad."""
+
+    def screen(self, head: Head, destination: Destination, now: datetime) -> None: ...
 
 
 KINDS: Final[dict[str, Kind]] = {
@@ -104,7 +109,7 @@ def check_head(head: Head, destination: Destination, now: datetime) -> HeadProof
         if kind.by_head:
             claims.append((kind, kind.verify(Inbound(head=head, body=b""), destination, now)))
         else:
-            kind.screen(head, destination, now)
+            cast("BodyKind", kind).screen(head, destination, now)
             claims.append((kind, None))
     return HeadProof(
         _suffices({kind.name for kind, _ in claims}, destination),

@@ -29,10 +29,6 @@ class JwtKind:
         """See `bearer.claims`."""
         return bearer.claims(self.name, head, destination)
 
-    def screen(self, head: Head, destination: Destination, now: datetime) -> None:
-        """Judges for good: the head is all there is."""
-        self._judge(head, destination, now)
-
     def verify(self, inbound: Inbound, destination: Destination, now: datetime) -> Verified:
         """The one credential that matched. Raises Unverified: see `judge`, and `jwt_subject_wrong`."""
         return Verified(credentials=(self._judge(inbound.head, destination, now),), kinds=frozenset({self.name}))

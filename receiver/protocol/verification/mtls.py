@@ -61,10 +61,6 @@ class MtlsKind:
         """A certificate's header of a proxy that the destination's credentials name, where it requires one."""
         return self.name in destination.kinds and any(_reported(head, each.proxy) for each in _credentials(destination))
 
-    def screen(self, head: Head, destination: Destination, now: datetime) -> None:
-        """Judges for good: the head is all there is."""
-        self._judge(head, destination, now)
-
     def verify(self, inbound: Inbound, destination: Destination, now: datetime) -> Verified:
         """The one credential whose pins hold.
 

@@ -42,10 +42,6 @@ class OAuthKind:
         """See `bearer.claims`."""
         return bearer.claims(self.name, head, destination)
 
-    def screen(self, head: Head, destination: Destination, now: datetime) -> None:
-        """Judges for good: the head is all there is."""
-        self._judge(head, destination, now)
-
     def verify(self, inbound: Inbound, destination: Destination, now: datetime) -> Verified:
         """The one credential that asked for the token.
 

@@ -35,10 +35,6 @@ class TokenKind:
         """A token header, or an opaque Bearer value."""
         return _HEADER in head.headers or bearer(head) is not None
 
-    def screen(self, head: Head, destination: Destination, now: datetime) -> None:
-        """Judges for good: the head is all there is."""
-        self._judge(head, destination, now)
-
     def verify(self, inbound: Inbound, destination: Destination, now: datetime) -> Verified:
         """The one credential that matched. Raises Unverified: see `match`, and `bearer_differs`."""
         return Verified(credentials=(self._judge(inbound.head, destination, now),), kinds=frozenset({self.name}))
