@@ -330,8 +330,8 @@ def test_a_host_that_dies_after_it_has_recorded_a_message(site: Site, server: Se
         for body in bodies:
             until(lambda: other.process.poll() is None and _alive(other))
             assert nginx.ask(sent(site, body)).status == 200
-        assert "failpoint.struck" in other.text()
-        killed = other.text().count("failpoint.struck")
+        assert "failpoint.triggered" in other.text()
+        killed = other.text().count("failpoint.triggered")
     for body in bodies:
         [(uuid,)] = site.rows("SELECT uuid FROM messages WHERE sha256 = :digest", digest=sha256(body).digest())
         assert uuid

@@ -64,7 +64,7 @@ def test_upgrade_makes_the_tables(run: Run, empty: str, monkeypatch: pytest.Monk
     assert run("db", "current") == {"revision": None, "wanted": head}
     assert run("db", "upgrade") == {"before": None, "revision": head}
     assert run("db", "current") == {"revision": head, "wanted": head}
-    assert run("db", "upgrade", as_json=False) == f"the schema is at {head} already\n"
+    assert run("db", "upgrade", as_json=False) == f"the schema is already at {head}\n"
 
 
 def test_check(run: Run) -> None:

@@ -208,15 +208,15 @@ class TestCorrections:
         door.enable()
         code = f"""
 import os, signal
-from receiver.storage import correction
+from receiver.storage.operations import corrections
 from receiver.cli import main, output
-correction.BODIES = 2
-step = correction.Correction._batches
+corrections.BODIES = 2
+step = corrections.Corrections._batches
 def interrupted(self, *arguments):
     for batch in step(self, *arguments):
         yield batch
         os.kill(os.getpid(), signal.SIGINT)
-correction.Correction._batches = interrupted
+corrections.Corrections._batches = interrupted
 main(["messages", "replay", "--destination", "clinic", "--reason", {WHY!r}])
 """
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
