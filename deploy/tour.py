@@ -98,10 +98,10 @@ class Tour:
             stop()
             process.wait()
 
-    def command(self, *arguments: str) -> None:
-        """Run a command as an operator would. Raises Failed."""
+    def command(self, *arguments: str, expected: int = 0) -> None:
+        """Run a command as an operator would. Raises Failed unless it exits with the `expected` status."""
         _say_command(arguments)
-        if subprocess.run([COMMAND, *arguments], env=self.environment, check=False).returncode != 0:
+        if subprocess.run([COMMAND, *arguments], env=self.environment, check=False).returncode != expected:
             raise Failed(f"redox-receiver {arguments[0]} failed")
 
     def ask(self, *arguments: str) -> Any:
@@ -183,7 +183,7 @@ class Tour:
         self.command("audit", "list", "--limit", "20")
         self.command("deliveries", "list", "--limit", "12")
         self.command("outbox", "list", "--limit", "5")
-        self.command("status")
+        self.command("status", expected=1)  # the source that was turned away is a finding
         self.command("audit", "verify")
         delivered = {each["state"] for each in self.ask("deliveries", "list", "--since", "10m")}
         seen = {(each["action"], each["outcome"]) for each in self.ask("audit", "list", "--since", "10m")}
