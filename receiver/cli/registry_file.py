@@ -29,6 +29,7 @@ from receiver.protocol.registry import (
     UnknownSourcePolicy,
     default_test_policy,
 )
+from receiver.protocol.verification import KINDS
 from receiver.storage.operations import queries
 from receiver.storage.registry import loader
 from receiver.storage.registry.changes import RegistryChanges
@@ -37,14 +38,14 @@ from receiver.worker import discovery
 
 
 class WantedCredential(msgspec.Struct, kw_only=True, frozen=True):
-    """A credential; its secret is in `file`, its public keys in `keys_file`: paths from the registry file's folder. A
-    time without an offset is UTC. All else are the settings of its kind, as `credential list --json` shows them.
+    """A credential; its secret is in `file`, its public keys in `keys_file`, a second secret of its kind in NAME_file:
+    paths from the registry file's folder. A time without an offset is UTC. All else are the settings of its kind, as
+    `credential list --json` shows them.
     """
 
-    kind: Literal["token", "hmac", "jwt", "oauth", "smart", "sigv4", "google", "mtls"]
+    kind: str
     file: str | None = None
     keys_file: str | None = None
-    session_token_file: str | None = None
     label: str | None = None
     expires_at: datetime | None = None
 
@@ -221,13 +222,16 @@ class RegistryPlan:
         """A credential of the file with its secret and keys. Raises ConfigurationError."""
         try:
             wanted = msgspec.convert(said, WantedCredential)
+            if wanted.kind not in KINDS:
+                raise ConfigurationError(f"unknown kind {wanted.kind!r}: write one of {', '.join(KINDS)}")
             settings = {name: value for name, value in said.items() if name not in WantedCredential.__struct_fields__}
             if wanted.keys_file is not None:
                 settings["keys"] = self._read(wanted.keys_file).decode("utf-8", "replace")
             secret = None if wanted.file is None else _line(self._read(wanted.file))
+            second = settings.pop(f"{KINDS[wanted.kind].second_secret}_file", None)
             settled = self._makings.resolve(wanted.kind, settings, secret)
-            if secret is not None and wanted.session_token_file is not None:
-                secret += b"\n" + _line(self._read(wanted.session_token_file))
+            if secret is not None and second is not None:
+                secret += b"\n" + _line(self._read(str(second)))
         except (ConfigurationError, msgspec.ValidationError) as exc:
             raise ConfigurationError(f"destination {destination}, credentials: {exc}") from exc
         return Settled(wanted=wanted, settings=settled, secret=secret)
@@ -319,9 +323,7 @@ def _setting(destination: str, column: str, was: Any, becomes: Any) -> RegistryC
 
 def _adding_credential(destination: str, settled: Settled) -> RegistryChange:
     wanted = settled.wanted
-    add: Callable[..., object] = partial(_add, kind=wanted.kind, settings=settled.settings, secret=settled.secret)
-    if wanted.kind == "token":
-        add = partial(RegistryChanges.add_token, token=_text(settled))
+    add = partial(_add, kind=wanted.kind, settings=settled.settings, secret=settled.secret)
     shown = {name: value for name, value in settled.settings.items() if name != "keys"}
     return RegistryChange(
         sign="+",

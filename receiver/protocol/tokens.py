@@ -23,27 +23,15 @@ import msgspec
 from receiver.errors import Unavailable, Unreadable, Unverified
 from receiver.protocol import jose
 from receiver.protocol.message import Head, Inbound, Nonce
-from receiver.protocol.registry import Client, Destination, OAuthCredential, SmartCredential, live
+from receiver.protocol.registry import Destination, live
 from receiver.protocol.scanning import check_depth, check_encoding, members
 from receiver.protocol.verification import oauth
+from receiver.protocol.verification.oauth import Client, OAuthCredential
+from receiver.protocol.verification.smart import SmartCredential
 
 # A token request has some hundred bytes, one with an assertion under three thousand.
 MAX_REQUEST: Final = 16 * 1024
-# Seconds that an assertion may live (Redox, like SMART: five minutes).
-ASSERTION_LIFETIME: Final = 300
-# SMART App Launch: what a server must take.
-ASSERTION_ALGORITHMS: Final = ("RS384", "ES384")
 ASSERTION_TYPE: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
-# The parameters that Redox lets one rename (its fields grantType, clientId, clientSecret, audience, scopes …).
-PARAMETERS: Final = (
-    "grant_type",
-    "client_id",
-    "client_secret",
-    "scope",
-    "audience",
-    "client_assertion",
-    "client_assertion_type",
-)
 _MAX_PARAMETERS: Final = 50
 
 
@@ -127,7 +115,7 @@ def decide(inbound: Inbound, destination: Destination, now: datetime, *, jti: st
         return Denied(error=exc.error, reason=exc.reason, credential=None if credential is None else credential.id)
     return Granted(
         credential=credential.id,
-        kind="oauth" if isinstance(credential, OAuthCredential) else "smart",
+        kind=credential.kind,
         access_token=oauth.issue(credential, destination, now, scopes=scopes, jti=jti),
         expires_in=client.lifetime,
         scope=" ".join(scopes),

@@ -13,7 +13,7 @@ import threading
 import time
 import tomllib
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
@@ -227,11 +227,15 @@ class CertificateAuthenticator:
         return reported | {self.secret_header: self.secret}
 
 
-class _Described(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
-    """A presenter as a file describes it; names that end in _file are paths from its folder."""
+class Described(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """An authenticator as a file describes it; names that end in _file are paths from its folder."""
+
+    def authenticator(self, said: dict[str, Any], files: Mapping[str, str], token_url: str) -> Authenticator:
+        """It. `said`: what the file says but for paths; `files`: NAME of NAME_file → its text."""
+        raise NotImplementedError
 
 
-class _Hmac(_Described, kw_only=True, tag="hmac"):
+class _Hmac(Described, kw_only=True):
     secret_file: str
     header: str = "Redox-Signature"
     hash: Literal["sha256", "sha384", "sha512"] = "sha256"
@@ -239,8 +243,11 @@ class _Hmac(_Described, kw_only=True, tag="hmac"):
     prefix: str = ""
     timestamp_header: str | None = None
 
+    def authenticator(self, said: dict[str, Any], files: Mapping[str, str], _: str) -> Authenticator:
+        return HmacAuthenticator(signer=Signer(secret=files["secret"].encode(), **said))
 
-class _Jwt(_Described, kw_only=True, tag="jwt"):
+
+class _Jwt(Described, kw_only=True):
     key_file: str
     algorithm: str
     issuer: str
@@ -249,14 +256,17 @@ class _Jwt(_Described, kw_only=True, tag="jwt"):
     subject: str | None = None
     lifetime: int = 300
 
+    def authenticator(self, said: dict[str, Any], files: Mapping[str, str], _: str) -> Authenticator:
+        return SignedTokenAuthenticator(key=files["key"], **said)
 
-class _Google(_Jwt, kw_only=True, tag="google"):
+
+class _Google(_Jwt, kw_only=True):
     algorithm: str = "RS256"
     issuer: str = "https://accounts.google.com"
     email: str | None = None
 
 
-class _OAuth(_Described, kw_only=True, tag="oauth"):
+class _OAuth(Described, kw_only=True):
     client_id: str
     secret_file: str
     token_url: str | None = None
@@ -265,8 +275,11 @@ class _OAuth(_Described, kw_only=True, tag="oauth"):
     audience: str | None = None
     scope: str | None = None
 
+    def authenticator(self, said: dict[str, Any], files: Mapping[str, str], token_url: str) -> Authenticator:
+        return AccessTokenAuthenticator(token_url, secret=files["secret"], **said)
 
-class _Smart(_Described, kw_only=True, tag="smart"):
+
+class _Smart(Described, kw_only=True):
     client_id: str
     key_file: str
     kid: str | None = None
@@ -275,8 +288,21 @@ class _Smart(_Described, kw_only=True, tag="smart"):
     audience: str | None = None
     scope: str | None = None
 
+    def authenticator(self, said: dict[str, Any], files: Mapping[str, str], token_url: str) -> Authenticator:
+        assertion = SignedTokenAuthenticator(
+            key=files["key"],
+            algorithm=said["algorithm"],
+            issuer=said["client_id"],
+            subject=said["client_id"],
+            audience=token_url,
+            kid=said["kid"],
+        )
+        return AccessTokenAuthenticator(
+            token_url, said["client_id"], assertion=assertion, audience=said["audience"], scope=said["scope"]
+        )
 
-class _SigV4(_Described, kw_only=True, tag="sigv4"):
+
+class _SigV4(Described, kw_only=True):
     access_key: str
     secret_file: str
     region: str
@@ -284,23 +310,43 @@ class _SigV4(_Described, kw_only=True, tag="sigv4"):
     session_token_file: str | None = None
     unsigned_payload: bool = False
 
+    def authenticator(self, said: dict[str, Any], files: Mapping[str, str], _: str) -> Authenticator:
+        return SigV4Authenticator(**said | dict(files))
 
-class _Mtls(_Described, kw_only=True, tag="mtls"):
+
+class _Mtls(Described, kw_only=True):
     proxy: Literal["nginx", "envoy", "aws-alb"]
     certificate_file: str
     secret_file: str
     secret_header: str = "x-proxy-secret"  # noqa: S105 - a header's name
 
+    def authenticator(self, said: dict[str, Any], files: Mapping[str, str], _: str) -> Authenticator:
+        return CertificateAuthenticator(pem=files["certificate"], secret=files["secret"], **said)
+
+
+# How each credential kind is presented; the verification token is in every request.
+PRESENTED: Final[dict[str, type[Described]]] = {
+    "hmac": _Hmac,
+    "jwt": _Jwt,
+    "google": _Google,
+    "oauth": _OAuth,
+    "smart": _Smart,
+    "sigv4": _SigV4,
+    "mtls": _Mtls,
+}
+
 
 def read_authenticator(path: Path, *, base_url: str, destination: str) -> Authenticator:
-    """The presenter that a file (TOML) describes: its `kind`, and what that kind needs.
+    """The authenticator that a file (TOML) describes: its `kind`, and what that kind needs.
 
     `token_url`, where it is left out, is the endpoint of `destination` at `base_url`. Raises ConfigurationError.
     """
     try:
-        described = msgspec.convert(
-            tomllib.loads(path.read_text()), _Hmac | _Jwt | _Google | _OAuth | _Smart | _SigV4 | _Mtls
-        )
+        table = tomllib.loads(path.read_text())
+        kind = table.pop("kind", None)
+        if kind not in PRESENTED:
+            raise ConfigurationError(f"{path}: write kind = one of {', '.join(PRESENTED)}")
+        described = msgspec.convert(table, PRESENTED[kind])
         files = {
             name.removesuffix("_file"): (path.parent / getattr(described, name)).read_text().rstrip("\r\n")
             for name in described.__struct_fields__
@@ -310,29 +356,4 @@ def read_authenticator(path: Path, *, base_url: str, destination: str) -> Authen
         raise ConfigurationError(f"{path}: {exc}") from exc
     said = {name: value for name, value in msgspec.structs.asdict(described).items() if not name.endswith("_file")}
     token_url = said.pop("token_url", None) or f"{base_url.rstrip('/')}/oauth/{quote(destination)}/token"
-    return _MAKERS[type(described)](said, files, token_url)
-
-
-def _smart(said: dict[str, Any], files: Mapping[str, str], token_url: str) -> Authenticator:
-    assertion = SignedTokenAuthenticator(
-        key=files["key"],
-        algorithm=said["algorithm"],
-        issuer=said["client_id"],
-        subject=said["client_id"],
-        audience=token_url,
-        kid=said["kid"],
-    )
-    return AccessTokenAuthenticator(
-        token_url, said["client_id"], assertion=assertion, audience=said["audience"], scope=said["scope"]
-    )
-
-
-_MAKERS: Final[Mapping[type[_Described], Callable[[dict[str, Any], Mapping[str, str], str], Authenticator]]] = {
-    _Hmac: lambda said, files, _: HmacAuthenticator(signer=Signer(secret=files["secret"].encode(), **said)),
-    _Jwt: lambda said, files, _: SignedTokenAuthenticator(key=files["key"], **said),
-    _Google: lambda said, files, _: SignedTokenAuthenticator(key=files["key"], **said),
-    _OAuth: lambda said, files, url: AccessTokenAuthenticator(url, secret=files["secret"], **said),
-    _Smart: _smart,
-    _SigV4: lambda said, files, _: SigV4Authenticator(**said | dict(files)),
-    _Mtls: lambda said, files, _: CertificateAuthenticator(pem=files["certificate"], secret=files["secret"], **said),
-}
+    return described.authenticator(said, files, token_url)

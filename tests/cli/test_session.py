@@ -84,7 +84,7 @@ def root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_the_embedded_database_is_started_and_stopped(root: Path) -> None:
     """Without DATABASE_URL a command starts the embedded PostgreSQL where nobody has, and leaves none behind."""
     given = settings.load_settings()
-    with session.database(given) as engine:
+    with session.database(given, make=True) as engine:
         migrations.upgrade(engine)
         cluster = Cluster(given.data_dir)
         assert cluster.running()

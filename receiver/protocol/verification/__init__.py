@@ -9,60 +9,45 @@ There may be no way through without a live credential of every kind of one requi
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from itertools import chain
-from typing import Final, Protocol
+from typing import Any, Final
 
 from receiver.errors import Unverified
 from receiver.protocol.message import Head, Inbound, Verified
-from receiver.protocol.registry import Credential, Destination, OAuthCredential, SmartCredential
+from receiver.protocol.registry import Credential, Destination
 from receiver.protocol.values import Value
 from receiver.protocol.verification.google import GoogleKind
 from receiver.protocol.verification.hmac import HmacKind
 from receiver.protocol.verification.jwt import JwtKind
+from receiver.protocol.verification.kind import Kind
 from receiver.protocol.verification.mtls import MtlsKind
 from receiver.protocol.verification.oauth import OAuthKind
 from receiver.protocol.verification.sigv4 import SigV4Kind
+from receiver.protocol.verification.smart import SmartKind
 from receiver.protocol.verification.token import TokenKind
 
-__all__ = ["KINDS", "HeadProof", "Kind", "check_head", "parse_require"]
+__all__ = ["KINDS", "HeadProof", "Kind", "check_head", "parse_require", "reason_meanings"]
 
 
-class Kind(Protocol):
-    """One way in which Redox authenticates itself.
-
-    `credential`: the type of its credentials. `claims`: whether the head presents something in this kind's name; it is
-    asked only where the destination requires the kind or holds a live credential of it. `screen` and `verify` are
-    called when it does, and raise Unverified when it is bad: `screen` as far as the head alone tells, `verify` for
-    good, naming the credentials that matched. `by_head`: the head tells all, so that `screen` judges for good.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def by_head(self) -> bool: ...
-    @property
-    def credential(self) -> type[Credential]: ...
-    def claims(self, head: Head, destination: Destination, now: datetime) -> bool: ...
-    def screen(self, head: Head, destination: Destination, now: datetime) -> None: ...
-    def verify(self, inbound: Inbound, destination: Destination, now: datetime) -> Verified: ...
-
-
-KINDS: Final[dict[str, Kind]] = {
+# Every kind; `--require` and whatever lists them go by this order.
+KINDS: Final[dict[str, Kind[Any, Any]]] = {
     kind.name: kind
-    for kind in (
-        TokenKind(),
-        HmacKind(),
-        JwtKind(),
-        OAuthKind("oauth", OAuthCredential),
-        OAuthKind("smart", SmartCredential),
-        SigV4Kind(),
-        GoogleKind(),
-        MtlsKind(),
-    )
+    for kind in (TokenKind(), HmacKind(), JwtKind(), OAuthKind(), SmartKind(), SigV4Kind(), GoogleKind(), MtlsKind())
 }
+
+# Why a request is refused whatever kinds it presents.
+REASONS: Final[Mapping[str, str]] = {
+    "credential_missing": "no credential was presented",
+    "credential_insufficient": "what was presented is right, and the destination requires more",
+}
+
+
+def reason_meanings() -> dict[str, str]:
+    """Every reason with which verification refuses a request, and what it means to an operator."""
+    return dict(REASONS) | {reason: says for kind in KINDS.values() for reason, says in kind.reasons.items()}
 
 
 def parse_require(text: Sequence[str]) -> tuple[frozenset[str], ...]:
@@ -82,7 +67,7 @@ class HeadProof(Value, frozen=True):
 
     sufficient: bool
     authenticated: bool
-    claims: tuple[tuple[Kind, Verified | None], ...]
+    claims: tuple[tuple[Kind[Any, Any], Verified | None], ...]
 
     def complete(self, inbound: Inbound, destination: Destination, now: datetime) -> Verified:
         """The proof, with the body. What the head has proved is not proved again.
@@ -99,7 +84,7 @@ class HeadProof(Value, frozen=True):
 
 def check_head(head: Head, destination: Destination, now: datetime) -> HeadProof:
     """What the head proves. Raises Unverified when something presented is already seen to be bad."""
-    claims: list[tuple[Kind, Verified | None]] = []
+    claims: list[tuple[Kind[Any, Any], Verified | None]] = []
     for kind in _claimed(head, destination, now):
         if kind.by_head:
             claims.append((kind, kind.verify(Inbound(head=head, body=b""), destination, now)))
@@ -121,13 +106,13 @@ def _together(proofs: Sequence[Verified]) -> Verified:
     )
 
 
-def _claimed(head: Head, destination: Destination, now: datetime) -> list[Kind]:
+def _claimed(head: Head, destination: Destination, now: datetime) -> list[Kind[Any, Any]]:
     held = frozenset([credential for credential, until in destination.holds if until is None or now < until])
     return [kind for kind in _known(destination.kinds, held) if kind.claims(head, destination, now)]
 
 
 @lru_cache(256)
-def _known(required: frozenset[str], held: frozenset[type[Credential]]) -> tuple[Kind, ...]:
+def _known(required: frozenset[str], held: frozenset[type[Credential]]) -> tuple[Kind[Any, Any], ...]:
     """The kinds that a destination knows of. One that nothing requires is forgotten with its last live credential."""
     return tuple(kind for kind in KINDS.values() if kind.name in required or kind.credential in held)
 

@@ -10,19 +10,27 @@ May not believe a token: it is read only to find out who judges it.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import ClassVar, Final
 
 from receiver.errors import Unverified
 from receiver.protocol import jose
 from receiver.protocol.message import Head
-from receiver.protocol.registry import Destination, GoogleCredential, JwtCredential
+from receiver.protocol.registry import Destination
+from receiver.protocol.verification.public_keys import KeyedCredential
 
 # The issuer of our own access tokens. No URL, and no name that another issuer has.
 OURS: Final = "redox-receiver"
 OWN_KINDS: Final = ("oauth", "smart")
 _BEARER: Final = re.compile(r"(?i:bearer) +([A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*)", re.ASCII)
-_FOREIGN: Final[dict[str, type[JwtCredential | GoogleCredential]]] = {"jwt": JwtCredential, "google": GoogleCredential}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IssuedCredential(KeyedCredential):
+    """Tokens of an issuer, presented as Bearer. `kind` is the kind's name."""
+
+    kind: ClassVar[str]
 
 
 def presented(head: Head) -> bytes | None:
@@ -53,12 +61,9 @@ def claims(kind: str, head: Head, destination: Destination) -> bool:
     if issuer == OURS:
         named, _, _ = str(said.get("sub")).partition(":")
         return kind == named if named in OWN_KINDS else True
-    return _knows(kind, issuer, destination) or not any(_knows(each, issuer, destination) for each in _FOREIGN)
-
-
-def _knows(kind: str, issuer: object, destination: Destination) -> bool:
-    """Whether a credential of that kind names the issuer."""
-    foreign = _FOREIGN.get(kind)
-    if foreign is None:
-        return False
-    return any(isinstance(each, foreign) and issuer in each.rules.issuers for each in destination.credentials)
+    known = {
+        each.kind
+        for each in destination.credentials
+        if isinstance(each, IssuedCredential) and issuer in each.rules.issuers
+    }
+    return kind in known or not known

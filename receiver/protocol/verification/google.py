@@ -9,14 +9,16 @@ May not believe an e-mail that Google does not call verified.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
 
-from receiver.errors import Unverified
-from receiver.protocol.message import Head, Inbound, Verified
-from receiver.protocol.registry import Destination, GoogleCredential
-from receiver.protocol.verification import bearer
-from receiver.protocol.verification.jwt import judge
+import msgspec
+
+from receiver.errors import ConfigurationError, Unverified
+from receiver.protocol.verification.bearer import IssuedCredential
+from receiver.protocol.verification.jwt import ISSUER, IssuedTokenKind, JwtSettings
+from receiver.protocol.verification.kind import Option, Stored, Takes
+from receiver.protocol.verification.public_keys import AUDIENCE, LIFETIME, OPTIONS, SUBJECT
 
 # Google: OpenID Connect. Both spellings of the issuer are in use; its keys are at the URL, and sign RS256.
 ISSUERS: Final = ("https://accounts.google.com", "accounts.google.com")
@@ -24,34 +26,69 @@ JWKS_URL: Final = "https://www.googleapis.com/oauth2/v3/certs"
 ALGORITHMS: Final = ("RS256",)
 
 
-class GoogleKind:
-    """The verifier of `google`."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GoogleCredential(IssuedCredential):
+    """Tokens that Google signed for one account: its `email`, its `subject` (the account's number), or both.
+
+    Google signs for everybody, for whatever audience they ask for: only the account tells Redox from a stranger.
+    """
+
+    kind: ClassVar[str] = "google"
+    email: str | None = None
+    subject: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.email and not self.subject:
+            raise ConfigurationError(
+                "kind google needs the e-mail or the subject of the account: anybody can have a "
+                "token from Google for your audience"
+            )
+
+
+class GoogleSettings(JwtSettings, kw_only=True):
+    """Those of GoogleCredential and of Rules."""
+
+    issuers: list[str] = msgspec.field(default_factory=lambda: list(ISSUERS))
+    algorithms: list[str] = msgspec.field(default_factory=lambda: list(ALGORITHMS))
+    email: str | None = None
+
+
+class GoogleKind(IssuedTokenKind[GoogleSettings, GoogleCredential]):
+    """A token of Google's."""
 
     name = "google"
-    by_head = True
+    says = "a token that Google signed"
+    settings = GoogleSettings
     credential = GoogleCredential
+    options = (
+        Takes(option=AUDIENCE, setting="audiences", needed=True),
+        *OPTIONS,
+        Takes(option=ISSUER, setting="issuers"),
+        Takes(option=SUBJECT),
+        Takes(option=LIFETIME),
+        Takes(option=Option(name="email", help="the account's e-mail.")),
+    )
+    reasons: ClassVar = {
+        **IssuedTokenKind.reasons,
+        "jwt_email_wrong": "the token is for another account than the credential's, or Google has not verified its "
+        "e-mail",
+    }
 
-    def claims(self, head: Head, destination: Destination, now: datetime) -> bool:  # noqa: ARG002 - Kind's
-        """See `bearer.claims`."""
-        return bearer.claims(self.name, head, destination)
+    def normalise(self, read: GoogleSettings) -> GoogleSettings:
+        """Google's own keys, unless others are named."""
+        if read.keys is None and read.jwks_url is None:
+            return msgspec.structs.replace(read, jwks_url=JWKS_URL)
+        return read
 
-    def screen(self, head: Head, destination: Destination, now: datetime) -> None:
-        """Judges for good: the head is all there is."""
-        self._judge(head, destination, now)
+    def make(self, read: GoogleSettings, stored: Stored) -> GoogleCredential:
+        """Google's keys, and the account."""
+        return GoogleCredential(rules=read.rules(stored), email=read.email, subject=read.subject, **stored.common)
 
-    def verify(self, inbound: Inbound, destination: Destination, now: datetime) -> Verified:
-        """The one credential that matched. Raises Unverified: see `jwt.judge`, `jwt_email_wrong`, `_subject_wrong`."""
-        return Verified(credentials=(self._judge(inbound.head, destination, now),), kinds=frozenset({self.name}))
-
-    def _judge(self, head: Head, destination: Destination, now: datetime) -> int:
-        credentials = [each for each in destination.credentials if isinstance(each, GoogleCredential)]
-        return judge(head, credentials, _check, now)
-
-
-def _check(claims: Mapping[str, Any], credential: GoogleCredential) -> None:
-    if credential.email is not None and (
-        claims.get("email") != credential.email or claims.get("email_verified") is not True
-    ):
-        raise Unverified("jwt_email_wrong")
-    if credential.subject is not None and claims.get("sub") != credential.subject:
-        raise Unverified("jwt_subject_wrong")
+    def check(self, claims: Mapping[str, Any], credential: GoogleCredential) -> None:
+        """The account."""
+        if credential.email is not None and (
+            claims.get("email") != credential.email or claims.get("email_verified") is not True
+        ):
+            raise Unverified("jwt_email_wrong")
+        if credential.subject is not None and claims.get("sub") != credential.subject:
+            raise Unverified("jwt_subject_wrong")

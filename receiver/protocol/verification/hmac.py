@@ -12,12 +12,20 @@ import base64
 import hmac
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import ClassVar, Final, Literal, get_args
 
-from receiver.errors import Unverified
+import msgspec
+
+from receiver.errors import ConfigurationError, Unverified
 from receiver.protocol.message import Head, Inbound, Nonce, Verified
-from receiver.protocol.registry import Destination, HmacCredential, live
+from receiver.protocol.registry import Credential, Destination, live
+from receiver.protocol.verification.headers import header_name
+from receiver.protocol.verification.kind import HOUR, Kind, Option, Seconds, Secret, Settings, Stored, Takes
+
+Hash = Literal["sha256", "sha384", "sha512"]
+Encoding = Literal["hex", "base64", "base64url"]
 
 # A header may hold several signatures, separated by commas, while the sender rotates. More than a few is an attack on
 # our time, not a rotation.
@@ -28,12 +36,77 @@ _SECONDS: Final = re.compile(rb"[0-9]{1,11}")
 _BASE64URL: Final = re.compile(rb"[A-Za-z0-9_-]*={0,2}")
 
 
-class HmacKind:
-    """The verifier of `hmac`."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HmacCredential(Credential):
+    """A webhook signing secret and how Redox is said to use it (Redox does not publish the wire form: all settings).
+
+    `header` and `timestamp_header` are in lower case. `prefix` (such as `sha256=`) is taken off the value first. With
+    `timestamp_header` the signed bytes are that header's value, a full stop, and the body; else the body alone.
+    `tolerance` in seconds, to either side.
+    """
+
+    secret: bytes = field(repr=False)
+    header: str = "redox-signature"
+    hash: Hash = "sha256"
+    encoding: Encoding = "base64"
+    prefix: str = ""
+    timestamp_header: str | None = None
+    tolerance: int = 300
+
+
+class HmacSettings(Settings, kw_only=True):
+    """Those of HmacCredential."""
+
+    header: str = "redox-signature"
+    hash: Hash = "sha256"
+    encoding: Encoding = "base64"
+    prefix: str = ""
+    timestamp_header: str | None = None
+    tolerance: Seconds = 300
+
+
+class HmacKind(Kind[HmacSettings, HmacCredential]):
+    """A signature over the body."""
 
     name = "hmac"
-    by_head = False
+    says = "the webhook signing secret"
+    settings = HmacSettings
     credential = HmacCredential
+    secret = Secret.SEALED
+    options = (
+        Takes(option=Option(name="header", help="the header with the signature.  [default: redox-signature]")),
+        Takes(option=Option(name="hash", help="the hash.  [default: sha256]", choices=get_args(Hash))),
+        Takes(option=Option(name="encoding", help="how it is written.  [default: base64]", choices=get_args(Encoding))),
+        Takes(option=Option(name="prefix", help="what stands before the signature, such as sha256=")),
+        Takes(
+            option=Option(
+                name="timestamp_header", help="a header with Unix seconds; signed before the body, with a full stop."
+            )
+        ),
+        Takes(
+            option=Option(name="tolerance", help="seconds that it may differ.  [default: 300]", bounds=(1, 24 * HOUR))
+        ),
+    )
+    reasons: ClassVar = {
+        "signature_wrong": "the webhook signature does not hold: compare the secret and what is signed",
+        "signature_malformed": "the webhook signature has another hash, encoding or prefix than the credential says",
+        "signature_stale": "the time stamp of the webhook signature is missing or too old: compare the clocks too",
+        "signature_credential_expired": "the webhook signing secret has expired or was revoked",
+    }
+
+    def normalise(self, read: HmacSettings) -> HmacSettings:
+        """Names of headers in lower case."""
+        stamp = read.timestamp_header
+        changed = msgspec.structs.replace(
+            read, header=header_name(read.header), timestamp_header=None if stamp is None else header_name(stamp)
+        )
+        if changed.header == changed.timestamp_header:
+            raise ConfigurationError("the signature and its time stamp are in two headers: the names must differ")
+        return changed
+
+    def make(self, read: HmacSettings, stored: Stored) -> HmacCredential:
+        """The secret, with every setting."""
+        return HmacCredential(secret=stored.secret, **stored.common, **msgspec.structs.asdict(read))
 
     def claims(self, head: Head, destination: Destination, now: datetime) -> bool:
         """The signature header of one of the destination's hmac credentials (see `_secrets`)."""

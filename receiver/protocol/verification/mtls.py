@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final
+from typing import ClassVar, Final, Literal, get_args
 from urllib.parse import unquote_to_bytes
 
+import msgspec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.x509 import (
     Certificate,
@@ -31,8 +33,14 @@ from cryptography.x509 import (
 from cryptography.x509.oid import NameOID
 
 from receiver.errors import ConfigurationError, Unverified
-from receiver.protocol.message import Head, Inbound, Verified
-from receiver.protocol.registry import Destination, MtlsCredential, live
+from receiver.protocol.message import Head
+from receiver.protocol.registry import Credential, Destination, live
+from receiver.protocol.verification.headers import header_name
+from receiver.protocol.verification.kind import HeadKind, Option, Other, Secret, Settings, Stored, Takes
+from receiver.protocol.verification.public_keys import SUBJECT
+
+Proxy = Literal["nginx", "envoy", "aws-alb"]
+SECRET_HEADER: Final = "x-proxy-secret"  # noqa: S105 - a header's name
 
 # A certificate in PEM has some 2 KB, and gunicorn takes headers of 8.
 MAX_HEADER: Final = 8 * 1024
@@ -43,6 +51,7 @@ _HEADER: Final = {
     "envoy": "x-forwarded-client-cert",
     "aws-alb": "x-amzn-mtls-clientcert-leaf",
 }
+_FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}")
 _NGINX_VERIFY: Final = "ssl-client-verify"
 # What AWS's load balancer sends in passthrough mode, where it verifies nothing.
 _PASSTHROUGH: Final = "x-amzn-mtls-clientcert"
@@ -50,31 +59,112 @@ _PASSTHROUGH: Final = "x-amzn-mtls-clientcert"
 _XFCC: Final = re.compile(rb'([A-Za-z]+)=("(?:[^"\\]|\\.)*"|[^;,="]*)(?:;|$)')
 
 
-class MtlsKind:
-    """The verifier of `mtls`."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MtlsCredential(Credential):
+    """A client certificate, as a proxy that checked it reports it; every pin that is not None must hold.
+
+    `proxy` is whose headers are read. `secret` proves that they are the proxy's: it comes in `secret_header` (lower
+    case). `fingerprint`: SHA-256 of the certificate, 32 bytes. `subject`: RFC 4514. `san`: one name, DNS or URI.
+    """
+
+    proxy: Proxy
+    secret: bytes = field(repr=False)
+    secret_header: str = SECRET_HEADER
+    subject: str | None = None
+    san: str | None = None
+    fingerprint: bytes | None = None
+
+    def __post_init__(self) -> None:
+        if self.subject is None and self.san is None and self.fingerprint is None:
+            raise ConfigurationError(
+                "kind mtls needs a subject, a SAN or a fingerprint: the authority that signed "
+                "Redox's certificate has signed others"
+            )
+
+
+class MtlsSettings(Settings, kw_only=True):
+    """Those of MtlsCredential, the fingerprint in hexadecimal."""
+
+    proxy: Proxy
+    secret_header: str = SECRET_HEADER
+    subject: str | None = None
+    san: str | None = None
+    fingerprint: str | None = None
+
+
+class MtlsKind(HeadKind[MtlsSettings, MtlsCredential]):
+    """A certificate that a proxy reports."""
 
     name = "mtls"
-    by_head = True
+    says = "a client certificate, as the proxy in front reports it"
+    settings = MtlsSettings
     credential = MtlsCredential
+    secret = Secret.SEALED
+    made = "proxy_secret"
+    beside = True
+    options = (
+        Takes(option=Option(name="proxy", help="who checks certificates.", choices=get_args(Proxy)), needed=True),
+        Takes(
+            option=Option(name="secret_header", help="the header with the proxy's secret.  [default: x-proxy-secret]")
+        ),
+        Takes(option=SUBJECT),
+        Takes(option=Option(name="san", help="a DNS name or URI of the certificate.")),
+        Takes(option=Option(name="fingerprint", help="SHA-256 of the certificate, in hexadecimal.")),
+    )
+    reasons: ClassVar = {
+        "mtls_not_from_proxy": "the certificate is not reported by a trusted proxy (RECEIVER_TRUSTED_PROXIES)",
+        "mtls_proxy_secret_wrong": "the proxy's secret is missing or wrong",
+        "mtls_passthrough": "the load balancer passes certificates through unverified: set it to verify",
+        "mtls_not_verified": "the proxy reports a certificate that it has not verified",
+        "mtls_malformed": "what the proxy reports is not one certificate",
+        "mtls_certificate_expired": "the certificate has expired, or is not valid yet",
+        "mtls_pin_differs": "the certificate is another than the credential pins",
+        "mtls_credential_expired": "the credential has expired or was revoked",
+    }
+
+    def normalise(self, read: MtlsSettings) -> MtlsSettings:
+        """Subject, fingerprint and header as they are compared."""
+        fingerprint = None if read.fingerprint is None else read.fingerprint.replace(":", "").lower()
+        if fingerprint is not None and not _FINGERPRINT.fullmatch(fingerprint):
+            raise ConfigurationError(
+                "a fingerprint is SHA-256: 64 hexadecimal digits, as `openssl x509 -fingerprint -sha256` prints them"
+            )
+        return msgspec.structs.replace(
+            read,
+            secret_header=header_name(read.secret_header),
+            fingerprint=fingerprint,
+            subject=None if read.subject is None else normalise_subject(read.subject),
+        )
+
+    def check_beside(self, read: MtlsSettings, secret: bytes, others: Iterable[Other]) -> None:
+        """Each proxy overwrites its own headers alone: with one secret for two, either would vouch for the other's."""
+        for each in others:
+            if each.settings["proxy"] != read.proxy and each.secret == secret:
+                raise ConfigurationError(
+                    f"credential {each.id} trusts another kind of proxy by this very secret: give "
+                    "each proxy a secret of its own"
+                )
+
+    def make(self, read: MtlsSettings, stored: Stored) -> MtlsCredential:
+        """The pins, and the proxy's secret."""
+        fingerprint = None if read.fingerprint is None else bytes.fromhex(read.fingerprint)
+        return MtlsCredential(
+            proxy=read.proxy,
+            secret=stored.secret,
+            secret_header=read.secret_header,
+            subject=read.subject,
+            san=read.san,
+            fingerprint=fingerprint,
+            **stored.common,
+        )
 
     def claims(self, head: Head, destination: Destination, now: datetime) -> bool:  # noqa: ARG002 - Kind's
         """A certificate's header of a proxy that the destination's credentials name, where it requires one."""
-        return self.name in destination.kinds and any(_reported(head, each.proxy) for each in _credentials(destination))
+        return self.name in destination.kinds and any(_reported(head, each.proxy) for each in self.held(destination))
 
-    def screen(self, head: Head, destination: Destination, now: datetime) -> None:
-        """Judges for good: the head is all there is."""
-        self._judge(head, destination, now)
-
-    def verify(self, inbound: Inbound, destination: Destination, now: datetime) -> Verified:
-        """The one credential whose pins hold.
-
-        Raises Unverified: `mtls_not_from_proxy`, `_proxy_secret_wrong`, `_passthrough`, `_not_verified`, `_malformed`,
-        `_certificate_expired`, `_pin_differs`, `_credential_expired`.
-        """
-        return Verified(credentials=(self._judge(inbound.head, destination, now),), kinds=frozenset({self.name}))
-
-    def _judge(self, head: Head, destination: Destination, now: datetime) -> int:
-        usable = [each for each in _credentials(destination) if live(each, now) and _reported(head, each.proxy)]
+    def judge(self, head: Head, destination: Destination, now: datetime) -> int:
+        """The one credential whose pins hold."""
+        usable = [each for each in self.held(destination) if live(each, now) and _reported(head, each.proxy)]
         if not usable:
             raise Unverified("mtls_credential_expired")
         if not head.proxied:
@@ -107,10 +197,6 @@ _ATTRIBUTES: Final[Mapping[ObjectIdentifier, str]] = {NameOID.EMAIL_ADDRESS: "em
 
 def _subject(name: Name) -> str:
     return name.rfc4514_string(dict(_ATTRIBUTES))
-
-
-def _credentials(destination: Destination) -> list[MtlsCredential]:
-    return [each for each in destination.credentials if isinstance(each, MtlsCredential)]
 
 
 def _reported(head: Head, proxy: str) -> bool:

@@ -18,12 +18,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from hashlib import sha256
-from typing import Final
+from typing import ClassVar, Final
 from urllib.parse import quote, unquote_to_bytes
 
-from receiver.errors import Unverified
+import msgspec
+
+from receiver.errors import ConfigurationError, Unverified
 from receiver.protocol.message import Head, Inbound, Nonce, Verified
-from receiver.protocol.registry import Destination, SigV4Credential, live
+from receiver.protocol.registry import Credential, Destination, live
+from receiver.protocol.verification.kind import Kind, Option, Secret, Settings, Stored, Takes
 
 ALGORITHM: Final = b"AWS4-HMAC-SHA256"
 UNSIGNED: Final = b"UNSIGNED-PAYLOAD"
@@ -35,6 +38,7 @@ MAX_SIGNED: Final = 64
 
 _SIGNATURE: Final = re.compile(rb"[0-9a-f]{64}")
 _STAMP: Final = re.compile(rb"[0-9]{8}T[0-9]{6}Z")
+_HOST: Final = re.compile(r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")  # RFC 9110 7.2, in lower case
 _FIELDS: Final = frozenset({b"Credential", b"SignedHeaders", b"Signature"})
 
 
@@ -50,12 +54,84 @@ class _Claim:
     payload: bytes | None
 
 
-class SigV4Kind:
-    """The verifier of `sigv4`."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SigV4Credential(Credential):
+    """An access key that signs requests (AWS Signature Version 4), for one region and service.
+
+    `unsigned_payload`: whether a request may leave its body out of the signature. `hosts`: the values of the Host
+    header, in lower case, that it may be signed for; empty: any.
+    """
+
+    access_key: str
+    secret: bytes = field(repr=False)
+    region: str
+    service: str
+    session_token: bytes | None = field(default=None, repr=False)
+    unsigned_payload: bool = False
+    hosts: tuple[str, ...] = ()
+
+
+class SigV4Settings(Settings, kw_only=True):
+    """Those of SigV4Credential. The sealed secret has the session token, if there is one, on a second line."""
+
+    access_key: str
+    region: str
+    service: str
+    unsigned_payload: bool = False
+    hosts: list[str] = msgspec.field(default_factory=list)
+
+
+class SigV4Kind(Kind[SigV4Settings, SigV4Credential]):
+    """A signature over the request."""
 
     name = "sigv4"
-    by_head = False
+    says = "AWS Signature Version 4"
+    settings = SigV4Settings
     credential = SigV4Credential
+    secret = Secret.SEALED
+    second_secret = "session_token"  # noqa: S105 - a field's name
+    options = (
+        Takes(option=Option(name="access_key", help="the access key."), needed=True),
+        Takes(option=Option(name="region", help="the region."), needed=True),
+        Takes(option=Option(name="service", help="the service's name."), needed=True),
+        Takes(
+            option=Option(
+                name="host",
+                metavar="HOST[:PORT]",
+                multiple=True,
+                help="a Host header that a request may be signed for; may be repeated.  [default: any]",
+            ),
+            setting="hosts",
+        ),
+        Takes(option=Option(name="unsigned_payload", flag=True, help="let the body be left out of the signature.")),
+    )
+    reasons: ClassVar = {
+        "sigv4_malformed": "Authorization or X-Amz-Date is not as AWS documents it, or the body is signed in chunks",
+        "sigv4_stale": "the signature is more than five minutes old: compare the clocks too",
+        "sigv4_header_missing": "a signed header has not arrived: see whether the proxy drops it",
+        "sigv4_host_unsigned": "Host is not among the signed headers",
+        "sigv4_host_wrong": "the request was signed for another host than the credential allows (--host)",
+        "sigv4_credential_missing": "no credential has that access key",
+        "sigv4_credential_expired": "the credential of that access key has expired or was revoked",
+        "sigv4_scope_wrong": "the signature is for another day, region or service",
+        "sigv4_session_token_wrong": "the session token is another than the credential's",
+        "sigv4_payload_unsigned": "the body is not signed, and the credential wants it to be (--unsigned-payload)",
+        "sigv4_payload_differs": "the body is another than the one that was signed",
+        "sigv4_signature_wrong": "the signature does not hold: compare the secret, and what the proxy passes on",
+    }
+
+    def normalise(self, read: SigV4Settings) -> SigV4Settings:
+        """Hosts in lower case."""
+        return msgspec.structs.replace(read, hosts=[_host(each) for each in read.hosts])
+
+    def make(self, read: SigV4Settings, stored: Stored) -> SigV4Credential:
+        """The secret, the session token on its second line, and every setting."""
+        key, newline, session = stored.secret.partition(b"\n")
+        return SigV4Credential(
+            secret=key,
+            session_token=session if newline else None,
+            **stored.common | msgspec.structs.asdict(read) | {"hosts": tuple(read.hosts)},
+        )
 
     def claims(self, head: Head, destination: Destination, now: datetime) -> bool:  # noqa: ARG002 - Kind's
         """An `Authorization` of AWS's, where the destination requires it."""
@@ -85,7 +161,7 @@ class SigV4Kind:
         """The credential whose signature it is; with `payload` None the one whose it may be."""
         if abs(now - claim.at) > WINDOW:
             raise Unverified("sigv4_stale")
-        usable = [each for each in destination.credentials if isinstance(each, SigV4Credential)]
+        usable = self.held(destination)
         for reason, holds in _conditions(head, claim, payload, now):
             usable = [each for each in usable if holds(each)]
             if not usable:
@@ -101,6 +177,16 @@ class SigV4Kind:
         if found is None:
             raise Unverified("sigv4_signature_wrong")
         return found
+
+
+def _host(text: str) -> str:
+    host = text.lower()
+    if not _HOST.fullmatch(host):
+        raise ConfigurationError(
+            f"{text!r} is not a valid host: write it as the Host header has it, such as "
+            "hooks.example.org or hooks.example.org:8443"
+        )
+    return host
 
 
 def _conditions(

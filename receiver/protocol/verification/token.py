@@ -11,39 +11,69 @@ from __future__ import annotations
 
 import hmac
 import re
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final
+from typing import ClassVar, Final
 
-from receiver.errors import Unverified
+from receiver.errors import ConfigurationError, Unverified
 from receiver.protocol.digests import hmac_sha256
-from receiver.protocol.message import Head, Inbound, Verified
-from receiver.protocol.registry import Destination, TokenCredential, live
+from receiver.protocol.message import Head
+from receiver.protocol.registry import MIN_TOKEN_LENGTH, Credential, Destination, live
+from receiver.protocol.verification.kind import HeadKind, Secret, Settings, Stored
 
 _HEADER: Final = "verification-token"
 _BEARER: Final = re.compile(rb"bearer +(.*)", re.IGNORECASE | re.DOTALL)
 _JWT: Final = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*")
 
 
-class TokenKind:
-    """The verifier of `token`."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenCredential(Credential):
+    """A verification token, kept as HMAC-SHA256 under `key` (derived from the keyring's index key)."""
+
+    digest: bytes = field(repr=False)
+    key: bytes = field(repr=False)
+
+
+class TokenSettings(Settings, kw_only=True):
+    """A verification token has none."""
+
+
+class TokenKind(HeadKind[TokenSettings, TokenCredential]):
+    """The verification token."""
 
     name = "token"
-    by_head = True
+    says = "the verification token"
+    settings = TokenSettings
     credential = TokenCredential
+    secret = Secret.DIGESTED
+    digest_label = "verification token"
+    made = "verification_token"
+    reasons: ClassVar = {
+        "token_wrong": "the verification token is not one of this destination's",
+        "token_expired": "the verification token has expired",
+        "token_revoked": "the verification token was revoked",
+        "bearer_differs": "the request has two different tokens",
+    }
+
+    def check_secret(self, secret: bytes | None) -> None:
+        """Raise ConfigurationError for a token that could be guessed, or that no header can carry."""
+        text = (secret or b"").decode("ascii", "replace")
+        if len(text) < MIN_TOKEN_LENGTH or not text.isascii() or not text.isprintable() or text != text.strip():
+            raise ConfigurationError(
+                f"a verification token has at least {MIN_TOKEN_LENGTH} printable ASCII characters "
+                "and no space around it: leave --token-file away and one is made"
+            )
+
+    def make(self, read: TokenSettings, stored: Stored) -> TokenCredential:  # noqa: ARG002 - Kind's
+        """The digest of the token."""
+        return TokenCredential(digest=stored.digest, key=stored.digest_key, **stored.common)
 
     def claims(self, head: Head, destination: Destination, now: datetime) -> bool:  # noqa: ARG002 - Kind's
         """A token header, or an opaque Bearer value."""
         return _HEADER in head.headers or bearer(head) is not None
 
-    def screen(self, head: Head, destination: Destination, now: datetime) -> None:
-        """Judges for good: the head is all there is."""
-        self._judge(head, destination, now)
-
-    def verify(self, inbound: Inbound, destination: Destination, now: datetime) -> Verified:
+    def judge(self, head: Head, destination: Destination, now: datetime) -> int:
         """The one credential that matched. Raises Unverified: see `match`, and `bearer_differs`."""
-        return Verified(credentials=(self._judge(inbound.head, destination, now),), kinds=frozenset({self.name}))
-
-    def _judge(self, head: Head, destination: Destination, now: datetime) -> int:
         token, value = head.header(_HEADER), bearer(head)
         if token is None:
             assert value is not None

@@ -166,11 +166,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def token_key(keyring: Keyring) -> bytes:
-    """What verification tokens are digested under."""
-    return keyring.current("index").derive("verification token")
-
-
 class PatientDigests:
     """Digests of patients' identifiers, by which messages are found without the identifiers being stored."""
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+import msgspec
 from sqlalchemy import Connection, Engine, Row, Table, exists, func, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as insert_new
 from sqlalchemy.exc import IntegrityError as ConstraintViolation
@@ -22,13 +23,13 @@ from receiver.keyring import Keyring
 from receiver.protocol.jose import read_keys
 from receiver.protocol.message import DESTINATION_NAME
 from receiver.protocol.reading import normalise_source
-from receiver.protocol.registry import MIN_TOKEN_LENGTH
-from receiver.protocol.verification import parse_require
+from receiver.protocol.verification import KINDS, parse_require
+from receiver.protocol.verification.kind import Other
 from receiver.storage import schema
 from receiver.storage.evidence.audit_log import AuditChain, AuditEvent, write
 from receiver.storage.evidence.encryption import Sealer
 from receiver.storage.evidence.macs import mac_key, row_mac
-from receiver.storage.registry.credentials import DIGESTED, CredentialFactory, credential_binding
+from receiver.storage.registry.credentials import CredentialFactory
 
 # Why a handler is paused whose pending deliveries may have run since the backup that was restored.
 RESTORED: Final = "restored"
@@ -166,7 +167,7 @@ class RegistryChanges:
         expires_at: datetime | None,
         fetched: bytes | None = None,
     ) -> int:
-        """A credential of any kind but token, with the settings of receiver.storage.registry.credentials; its id.
+        """A credential with the settings of its kind (receiver.protocol.verification); its id.
 
         `fetched`: what its jwks_url holds now, needed where that URL is not known yet. Raises ConfigurationError,
         NotFound.
@@ -174,8 +175,7 @@ class RegistryChanges:
         normal = self._makings.resolve(kind, settings, secret)
         with self._change() as connection:
             row = self._destination(connection, destination)
-            if kind == "mtls":
-                self._check_proxies(connection, row.id, normal, secret or b"")
+            self._check_beside(connection, row.id, kind, normal, secret or b"")
             if "jwks_url" in normal:
                 self._need_key_set(connection, normal["jwks_url"], fetched, now)
             credential_id = self._insert(
@@ -195,38 +195,32 @@ class RegistryChanges:
             )
             if secret is not None:
                 # Sealed to its own id, which is known only now.
-                kept = self._kept(kind, secret, credential_id)
+                kept = self._makings.kept(kind, secret, credential_id)
                 added = self._row(connection, schema.credentials, credential_id)
                 self._update(connection, schema.credentials, added, kept)
             self._tell(connection, now, "credential.add", destination, f"credentials:{credential_id}", {"kind": kind})
         return credential_id
 
-    def _kept(self, kind: str, secret: bytes, credential_id: int) -> dict[str, Any]:
-        """The columns of a secret."""
-        if kind in DIGESTED:
-            return {"digest": self._makings.digest(kind, secret), "secret_key": self._keyring.current("index").id}
-        key_id, sealed = self._seals.seal("secret", secret, credential_binding(credential_id))
-        return {"secret": sealed, "secret_key": key_id}
-
-    def _check_proxies(
-        self, connection: Connection, destination_id: int, settings: Mapping[str, Any], secret: bytes
+    def _check_beside(
+        self, connection: Connection, destination_id: int, kind: str, settings: Mapping[str, Any], secret: bytes
     ) -> None:
-        """Each proxy overwrites its own headers alone: with one secret for two, either would vouch for the other's."""
+        """See `Kind.check_beside`."""
+        found = KINDS[kind]
+        if not found.beside:
+            return
         table = schema.credentials
-        for row in connection.execute(
+        rows = connection.execute(
             select(table).where(
                 table.c.destination_id == destination_id,
-                table.c.kind == "mtls",
+                table.c.kind == kind,
                 or_(table.c.revoked_at.is_(None), table.c.revoked_at > func.now()),
             )
-        ):
-            if row.settings["proxy"] != settings["proxy"] and secret == self._seals.open(
-                row.secret_key, row.secret, credential_binding(row.id)
-            ):
-                raise ConfigurationError(
-                    f"credential {row.id} trusts another kind of proxy by this very secret: give "
-                    "each proxy a secret of its own"
-                )
+        ).mappings()
+        found.check_beside(
+            msgspec.convert(dict(settings), found.settings),
+            secret,
+            [Other(id=row["id"], settings=row["settings"], secret=self._makings.opened({**row})) for row in rows],
+        )
 
     # --- key sets
 
@@ -577,11 +571,8 @@ class RegistryChanges:
     def _add_token(
         self, connection: Connection, destination_id: int, token: str, *, label: str | None, expires_at: datetime | None
     ) -> int:
-        if len(token) < MIN_TOKEN_LENGTH or not token.isascii() or not token.isprintable() or token != token.strip():
-            raise ConfigurationError(
-                f"a verification token has at least {MIN_TOKEN_LENGTH} printable ASCII characters "
-                "and no space around it: leave --token-file away and one is made"
-            )
+        secret = token.encode("utf-8", "surrogateescape")
+        settings = self._makings.resolve("token", {}, secret)
         return self._insert(
             connection,
             schema.credentials,
@@ -590,11 +581,10 @@ class RegistryChanges:
                 "kind": "token",
                 "label": label,
                 "expires_at": expires_at,
-                "digest": self._makings.digest("token", token.encode()),
                 "secret": None,
-                "secret_key": self._keyring.current("index").id,
-                "settings": {},
+                "settings": settings,
                 "revoked_at": None,
+                **self._makings.kept("token", secret, 0),
             },
         )
 

@@ -310,7 +310,7 @@ class TestExport:
         try:
             monkeypatch.setenv("DATABASE_URL", url)
             run("db", "upgrade")
-            with open_engine(url).begin() as connection:
+            with open_engine(url, pooled=False).begin() as connection:
                 record_keys(connection, keyring)
             run("registry", "apply", str(file))
             assert run("registry", "export").stdout == file.read_text()

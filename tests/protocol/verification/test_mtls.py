@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from receiver.errors import ConfigurationError, Unverified
 from receiver.protocol import verification
-from receiver.protocol.registry import Credential, Destination, MtlsCredential
-from receiver.protocol.verification.mtls import normalise_subject
+from receiver.protocol.registry import Credential, Destination
+from receiver.protocol.verification.mtls import MtlsCredential, normalise_subject
 from tests.protocol.made_up import NOW, TOKENS, Which, destination, head, token
 from tests.protocol.verification.cases import Headers, VerificationCases, refusal, verify
 from tests.protocol.verification.issuers import P256
