@@ -18,7 +18,9 @@ in_memory() {
 # servers, on a machine that others use too, is told, and asked once more alone. What is really broken fails again.
 once_more() {
     local status=0
-    "$@" -n 3 --dist worksteal || status=$?
+    # Native tracebacks: to show source, pytest parses it, and CPython 3.11 can fail at that after deep recursion
+    # ("AST constructor recursion depth mismatch"), which ends the whole run.
+    "$@" -n 3 --dist worksteal --tb native || status=$?
     [ "$status" -eq 1 ] || return "$status"
     printf '\n== %s\n' "what failed beside the others, once more and alone"
     "$@" --last-failed --last-failed-no-failures none
