@@ -1,36 +1,53 @@
-"""Output of the commands that correct messages and deliveries: progress by batch, the result, and what was skipped.
+"""Output of the commands that correct rows: progress by batch, the result, and what was left unchanged.
 
 Must not change anything itself: receiver.storage.operations.corrections does.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final, TypeVar
 
 import click
 
 from receiver.cli import output
 from receiver.cli.session import Session
-from receiver.storage.operations.corrections import Corrections, CorrectionTask
+from receiver.storage.operations.corrections.batches import AuditedCorrections, CorrectionTask
+
+_Corrections = TypeVar("_Corrections", bound=AuditedCorrections)
 
 # The number of unchanged rows that are listed; --json lists all.
 MAX_LISTED: Final = 10
 _ONE: Final = {"deliveries": "delivery", "messages": "message"}
 
 
-def correction(session: Session) -> Corrections:
-    """The correction operations. The audit log names the actor of the session."""
-    return Corrections(session.engine, session.keyring, actor=session.actor)
+def corrections(kind: type[_Corrections], session: Session) -> _Corrections:
+    """The corrections of one kind of row. The audit log names the actor of the session."""
+    return kind(session.engine, session.keyring, actor=session.actor)
 
 
-def carry_out(work: CorrectionTask, *, what: str, verb: str, dry_run: bool, as_json: bool, resume: str) -> None:
+def require_selection(empty: bool, filters: str) -> None:
+    """Raise UsageError if neither an id nor a filter is given: every row would match. `filters`: examples of them."""
+    if empty:
+        raise click.UsageError(f"nothing is selected: give IDs, or filters such as {filters}")
+
+
+def carry_out(
+    work: CorrectionTask,
+    *,
+    what: str,
+    verb: str,
+    dry_run: bool,
+    as_json: bool,
+    resume: str = "Repeat the command for the rest.",
+) -> None:
     """Do the work and print the result. Exits with status 1 if some rows were left unchanged.
 
     `what` is "deliveries" or "messages", `verb` the past participle. `resume` tells the operator how to continue after
     an interruption; {last} in it is the last id that was processed.
     """
     done: list[int] = []
-    left: list[dict[str, object]] = []
+    left: list[dict[str, Any]] = []
     lanes: set[str] = set()
     made, newer, last = 0, 0, 0
     try:
@@ -59,6 +76,11 @@ def carry_out(work: CorrectionTask, *, what: str, verb: str, dry_run: bool, as_j
         )
         if newer:
             click.echo(f"newer messages that these lanes have already handled: {newer}")
+    list_unchanged(left)
+
+
+def list_unchanged(left: Sequence[dict[str, Any]]) -> None:
+    """List the rows that were left unchanged (their `id`, and `why`). Exits with status 1 if there are any."""
     for each in left[:MAX_LISTED]:
         output.say(f"not changed: {each['id']}: {each['why']}")
     if len(left) > MAX_LISTED:

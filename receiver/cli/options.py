@@ -176,6 +176,21 @@ def optional_reason_option(text: str = "Your reason", *, required: bool = False)
 
 
 reason_option = optional_reason_option(required=True)
+
+
+def correction_options(
+    id_type: click.ParamType[Any] | type, *filters: Callable[[_Command], _Command]
+) -> Callable[[_Command], _Command]:
+    """The arguments and options of a command that corrects rows, which are selected by ids or by filters."""
+    return options(
+        click.argument("ids", metavar="[ID]...", type=id_type, nargs=-1),
+        *filters,
+        dry_run_option,
+        reason_option,
+        json_option,
+    )
+
+
 SECRET_FILE: Final = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
 
 

@@ -22,7 +22,9 @@ from receiver.database.engine import open_engine
 from receiver.keyring import Keyring
 from receiver.storage.accept.ledger import MessageLedger
 from receiver.storage.evidence import verify
-from receiver.storage.operations.corrections import Corrections
+from receiver.storage.operations.corrections.delivery_corrections import DeliveryCorrections
+from receiver.storage.operations.corrections.lane_corrections import LaneCorrections
+from receiver.storage.operations.corrections.message_corrections import MessageCorrections
 from receiver.storage.operations.queries import DeliveryFilter, MessageFilter
 from receiver.storage.queue import lanes
 from receiver.storage.queue.lanes import DeliveryFailure, Lease
@@ -91,7 +93,9 @@ class Promised(RuleBasedStateMachine):
             self.door.enable(handler(name))
         self.ledger = MessageLedger(self.engine, keyring, quarantine_quota=10**9)
         self.ledger.start()
-        self.verbs = Corrections(self.engine, keyring, actor="alice@ops1")
+        self.delivery_corrections = DeliveryCorrections(self.engine, keyring, actor="alice@ops1")
+        self.lane_corrections = LaneCorrections(self.engine, keyring, actor="alice@ops1")
+        self.message_corrections = MessageCorrections(self.engine, keyring, actor="alice@ops1")
         self.connection = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
 
         self.tests_accepted = False
@@ -319,7 +323,7 @@ class Promised(RuleBasedStateMachine):
     def an_operator_releases_lanes(self) -> None:
         for lane in self.lanes.values():
             if lane.state == "held":
-                self.verbs.release_lane(lane.name, datetime.now(UTC), reason=WHY)
+                self.lane_corrections.release(lane.name, datetime.now(UTC), reason=WHY)
                 lane.state = "ready"
 
     @precondition(lambda self: self.deliveries)
@@ -330,7 +334,7 @@ class Promised(RuleBasedStateMachine):
         lane = self.lanes[delivery.handler]
         at_work = delivery.state == "pending" and delivery.begun and lane.leased and lane.epoch == delivery.epoch
         able = delivery.state in (("pending", "dead") if skip else ("pending", "dead", "skipped")) and not at_work
-        verb = self.verbs.skip if skip else self.verbs.retry
+        verb = self.delivery_corrections.skip if skip else self.delivery_corrections.retry
         [batch] = verb(DeliveryFilter(ids=(delivery.id,)), datetime.now(UTC), reason=WHY).batches
         assert batch.done == ((delivery.id,) if able else ())
         if able:
@@ -347,7 +351,9 @@ class Promised(RuleBasedStateMachine):
     def an_operator_replays(self, which: int) -> None:
         """Anew at the end of its lanes, but where it is pending already."""
         message = self.messages[which % len(self.messages)]
-        [batch] = self.verbs.replay(MessageFilter(ids=(message.id,)), datetime.now(UTC), reason=WHY).batches
+        [batch] = self.message_corrections.replay(
+            MessageFilter(ids=(message.id,)), datetime.now(UTC), reason=WHY
+        ).batches
         waiting = {each.handler for each in self.deliveries if (each.message, each.state) == (message.id, "pending")}
         wanted = set(HANDLERS) - waiting if message.state == "accepted" else set()
         assert batch.done == ((message.id,) if wanted else ())
@@ -357,7 +363,7 @@ class Promised(RuleBasedStateMachine):
     @rule(which=nth, discard=st.booleans())
     def an_operator_empties_the_quarantine(self, which: int, discard: bool) -> None:
         message = self.messages[which % len(self.messages)]
-        verb = self.verbs.discard if discard else self.verbs.release
+        verb = self.message_corrections.discard if discard else self.message_corrections.release
         [batch] = verb(MessageFilter(ids=(message.id,)), datetime.now(UTC), reason=WHY).batches
         done = message.state == "quarantined" and (discard or self.tests_accepted)
         assert batch.done == ((message.id,) if done else ())

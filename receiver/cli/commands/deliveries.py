@@ -11,11 +11,11 @@ from typing import Any, Final
 import click
 
 from receiver.cli import output
-from receiver.cli.correction_output import carry_out, correction
+from receiver.cli.correction_output import carry_out, corrections, require_selection
 from receiver.cli.options import (
     before_option,
+    correction_options,
     destination_option,
-    dry_run_option,
     example,
     json_option,
     limit_option,
@@ -30,6 +30,7 @@ from receiver.cli.options import (
 from receiver.cli.session import opened
 from receiver.states import DeliveryState
 from receiver.storage.operations import queries
+from receiver.storage.operations.corrections.delivery_corrections import DeliveryCorrections
 from receiver.storage.operations.disclosure import disclose_error
 from receiver.storage.operations.queries import DeliveryFilter
 from receiver.storage.registry.changes import RESTORED
@@ -66,6 +67,7 @@ _filters = options(
     since_option,
     until_option,
 )
+_correction = correction_options(int, _filters)
 
 
 @deliveries.command(
@@ -137,11 +139,7 @@ def show(number: int, *, error: bool, reason: str | None, as_json: bool) -> None
         "deliveries retry --handler register --error-class KeyError --since 1d --dry-run --reason 'fixed in 1.4.2'",
     )
 )
-@click.argument("ids", metavar="[ID]...", type=int, nargs=-1)
-@_filters
-@dry_run_option
-@reason_option
-@json_option
+@_correction
 def retry(ids: tuple[int, ...], *, dry_run: bool, reason: str, as_json: bool, **filters: Any) -> None:
     """Run deliveries again, by ID or by filters (only dead ones, unless --state is given).
 
@@ -150,12 +148,11 @@ def retry(ids: tuple[int, ...], *, dry_run: bool, reason: str, as_json: bool, **
     where = _chosen(ids, filters)
     with opened() as session:
         carry_out(
-            correction(session).retry(where, datetime.now(UTC), reason=reason, dry_run=dry_run),
+            corrections(DeliveryCorrections, session).retry(where, datetime.now(UTC), reason=reason, dry_run=dry_run),
             what="deliveries",
             verb="retried",
             dry_run=dry_run,
             as_json=as_json,
-            resume="Repeat the command for the rest.",
         )
 
 
@@ -165,11 +162,7 @@ def retry(ids: tuple[int, ...], *, dry_run: bool, reason: str, as_json: bool, **
         "deliveries skip --handler register --state dead --dry-run --reason 'entered by hand'",
     )
 )
-@click.argument("ids", metavar="[ID]...", type=int, nargs=-1)
-@_filters
-@dry_run_option
-@reason_option
-@json_option
+@_correction
 def skip(ids: tuple[int, ...], *, dry_run: bool, reason: str, as_json: bool, **filters: Any) -> None:
     """Skip deliveries, by ID, or by filters with --state pending or dead. Their lanes continue, even if held."""
     where = _chosen(ids, filters)
@@ -177,12 +170,11 @@ def skip(ids: tuple[int, ...], *, dry_run: bool, reason: str, as_json: bool, **f
         raise click.UsageError("filters require a state: add --state pending or --state dead")
     with opened() as session:
         carry_out(
-            correction(session).skip(where, datetime.now(UTC), reason=reason, dry_run=dry_run),
+            corrections(DeliveryCorrections, session).skip(where, datetime.now(UTC), reason=reason, dry_run=dry_run),
             what="deliveries",
             verb="skipped",
             dry_run=dry_run,
             as_json=as_json,
-            resume="Repeat the command for the rest.",
         )
 
 
@@ -232,8 +224,5 @@ def resume(*, handler: str | None, destination: str | None, reason: str, as_json
 
 def _chosen(ids: tuple[int, ...], filters: dict[str, Any]) -> DeliveryFilter:
     where = DeliveryFilter(ids=ids, **filters)
-    if queries.empty(where):
-        raise click.UsageError(
-            "nothing is selected: give IDs, or filters such as --handler, --state, --error-class, --since"
-        )
+    require_selection(queries.empty(where), "--handler, --state, --error-class, --since")
     return where

@@ -11,10 +11,12 @@ from typing import Final
 import click
 
 from receiver.cli import output
-from receiver.cli.correction_output import correction
+from receiver.cli.correction_output import corrections
 from receiver.cli.options import destination_option, example, json_option, limit_option, nothing, optional_reason_option
 from receiver.cli.session import opened
+from receiver.states import LaneState
 from receiver.storage.operations import queries
+from receiver.storage.operations.corrections.lane_corrections import LaneCorrections
 
 COLUMNS: Final = ("lane", "state", "pending", "head", "oldest_pending_at", "ready_at", "owner")
 
@@ -57,5 +59,5 @@ def release(lane: str, *, reason: str | None, as_json: bool) -> None:
     Alternatives: `deliveries skip` skips that delivery, and `deliveries retry` gives it the full number of attempts.
     """
     with opened() as session:
-        correction(session).release_lane(lane, datetime.now(UTC), reason=reason)
-    output.row({"lane": lane, "state": "ready"}, as_json=as_json)
+        corrections(LaneCorrections, session).release(lane, datetime.now(UTC), reason=reason)
+    output.row({"lane": lane, "state": LaneState.READY}, as_json=as_json)

@@ -14,12 +14,12 @@ from uuid import UUID
 import click
 
 from receiver.cli import output
-from receiver.cli.correction_output import carry_out, correction
+from receiver.cli.correction_output import carry_out, corrections, require_selection
 from receiver.cli.options import (
     MessageId,
     before_option,
+    correction_options,
     destination_option,
-    dry_run_option,
     example,
     json_option,
     limit_option,
@@ -28,13 +28,13 @@ from receiver.cli.options import (
     optional_reason_option,
     options,
     page_note,
-    reason_option,
     since_option,
     until_option,
 )
 from receiver.cli.session import opened
 from receiver.states import MessageState
 from receiver.storage.operations import queries
+from receiver.storage.operations.corrections.message_corrections import MessageCorrections
 from receiver.storage.operations.disclosure import disclose
 from receiver.storage.operations.queries import AuditFilter, DeliveryFilter, MessageFilter
 
@@ -66,6 +66,7 @@ _filters = options(
     since_option,
     until_option,
 )
+_correction = correction_options(MessageId(), _filters)
 
 
 @messages.command(
@@ -145,22 +146,21 @@ def _disclose(number: int | UUID, reason: str, out: Path | None) -> None:
         "messages replay --kind Results.New --since 1d --handler results --dry-run --reason 'results is new'",
     )
 )
-@click.argument("ids", metavar="[ID]...", type=MessageId(), nargs=-1)
-@_state
-@_filters
-@click.option(
-    "--handler", metavar="NAME", help="Deliver only to this handler. Default: every handler that is enabled now."
+@correction_options(
+    MessageId(),
+    _state,
+    _filters,
+    click.option(
+        "--handler", metavar="NAME", help="Deliver only to this handler. Default: every handler that is enabled now."
+    ),
+    click.option(
+        "--after",
+        type=click.IntRange(0),
+        default=0,
+        metavar="ID",
+        help="Only ids above ID, to continue an interrupted replay. Default: 0.",
+    ),
 )
-@click.option(
-    "--after",
-    type=click.IntRange(0),
-    default=0,
-    metavar="ID",
-    help="Only ids above ID, to continue an interrupted replay. Default: 0.",
-)
-@dry_run_option
-@reason_option
-@json_option
 def replay(
     ids: tuple[int | UUID, ...],
     *,
@@ -179,7 +179,7 @@ def replay(
     where = _chosen(ids, filters)
     with opened() as session:
         carry_out(
-            correction(session).replay(
+            corrections(MessageCorrections, session).replay(
                 where, datetime.now(UTC), handler=handler, reason=reason, dry_run=dry_run, after=after
             ),
             what="messages",
@@ -196,11 +196,7 @@ def replay(
         "messages release --quarantine-reason source_unknown --dry-run --reason 'registered'",
     )
 )
-@click.argument("ids", metavar="[ID]...", type=MessageId(), nargs=-1)
-@_filters
-@dry_run_option
-@reason_option
-@json_option
+@_correction
 def release(ids: tuple[int | UUID, ...], *, dry_run: bool, reason: str, as_json: bool, **filters: Any) -> None:
     """Check quarantined messages again with the current configuration, and deliver those that pass.
 
@@ -209,37 +205,30 @@ def release(ids: tuple[int | UUID, ...], *, dry_run: bool, reason: str, as_json:
     where = _chosen(ids, filters)
     with opened() as session:
         carry_out(
-            correction(session).release(where, datetime.now(UTC), reason=reason, dry_run=dry_run),
+            corrections(MessageCorrections, session).release(where, datetime.now(UTC), reason=reason, dry_run=dry_run),
             what="messages",
             verb="released",
             dry_run=dry_run,
             as_json=as_json,
-            resume="Repeat the command for the rest.",
         )
 
 
 @messages.command(epilog=example("messages discard 8123 --reason 'a vendor test, agreed with them'"))
-@click.argument("ids", metavar="[ID]...", type=MessageId(), nargs=-1)
-@_filters
-@dry_run_option
-@reason_option
-@json_option
+@_correction
 def discard(ids: tuple[int | UUID, ...], *, dry_run: bool, reason: str, as_json: bool, **filters: Any) -> None:
     """Discard quarantined messages. Their rows and bytes are kept."""
     where = _chosen(ids, filters)
     with opened() as session:
         carry_out(
-            correction(session).discard(where, datetime.now(UTC), reason=reason, dry_run=dry_run),
+            corrections(MessageCorrections, session).discard(where, datetime.now(UTC), reason=reason, dry_run=dry_run),
             what="messages",
             verb="discarded",
             dry_run=dry_run,
             as_json=as_json,
-            resume="Repeat the command for the rest.",
         )
 
 
 def _chosen(ids: tuple[int | UUID, ...], filters: dict[str, Any]) -> MessageFilter:
     where = MessageFilter(ids=ids, **filters)
-    if queries.empty(where):
-        raise click.UsageError("nothing is selected: give IDs, or filters such as --destination, --kind, --since")
+    require_selection(queries.empty(where), "--destination, --kind, --since")
     return where

@@ -13,9 +13,10 @@ from typing import Any, Final
 import click
 
 from receiver.cli import output
+from receiver.cli.correction_output import corrections, list_unchanged, require_selection
 from receiver.cli.options import (
     before_option,
-    dry_run_option,
+    correction_options,
     example,
     json_option,
     limit_option,
@@ -24,7 +25,6 @@ from receiver.cli.options import (
     optional_reason_option,
     options,
     page_note,
-    reason_option,
     since_option,
 )
 from receiver.cli.session import Session, opened
@@ -32,12 +32,12 @@ from receiver.errors import NotFound
 from receiver.outbound.outbox.bodies import read_call
 from receiver.states import OutboxState
 from receiver.storage.operations import outbound_requests
-from receiver.storage.operations.outbound_requests import OutboundRecords, RequestFilter
+from receiver.storage.operations.corrections.request_corrections import RequestCorrections
+from receiver.storage.operations.disclosure import disclose_request
+from receiver.storage.operations.outbound_requests import RequestFilter
 
 COLUMNS: Final = ("id", "kind", "api_key", "state", "attempts", "status", "error_class", "ready_at", "created_at")
 STATES: Final = tuple(state.value for state in OutboxState)
-# The number of unchanged requests that are listed; --json lists all.
-_MAX_LISTED: Final = 10
 _FILE: Final = click.Path(dir_okay=False, path_type=Path)
 
 _filters = options(
@@ -104,14 +104,16 @@ def show(number: int, *, request_out: Path | None, answer_out: Path | None, reas
 
 
 def _disclose(session: Session, number: int, reason: str, request_out: Path | None, answer_out: Path | None) -> None:
-    sent, came = _records(session).bodies(number, datetime.now(UTC), reason=reason)
-    if answer_out is not None and came is None:
+    request, answer = disclose_request(
+        session.engine, session.keyring, number, datetime.now(UTC), actor=session.actor, reason=reason
+    )
+    if answer_out is not None and answer is None:
         raise NotFound(f"request {number} has no answer: omit --answer-out")
     with ExitStack() as stack:
         if request_out is not None:
-            stack.enter_context(new_file(request_out, read_call(sent).body or b""))
+            stack.enter_context(new_file(request_out, read_call(request).body or b""))
         if answer_out is not None:
-            stack.enter_context(new_file(answer_out, came or b""))
+            stack.enter_context(new_file(answer_out, answer or b""))
 
 
 @outbox.command(
@@ -121,35 +123,19 @@ def _disclose(session: Session, number: int, reason: str, request_out: Path | No
         "outbox retry --state held --reason 'not sent before the restore, says the other side'",
     )
 )
-@click.argument("ids", metavar="[ID]...", type=int, nargs=-1)
-@_filters
-@dry_run_option
-@reason_option
-@json_option
+@correction_options(int, _filters)
 def retry(ids: tuple[int, ...], *, dry_run: bool, reason: str, as_json: bool, **filters: Any) -> None:
     """Send requests again, by ID or by filters (only dead ones, unless --state is given).
 
     They keep their bytes and their order. Requests that a restore has put on hold may already have been sent.
     """
     where = RequestFilter(ids=ids, **filters)
-    if where.empty:
-        raise click.UsageError(
-            "nothing is selected: give IDs, or filters such as --state, --key, --error-class, --since"
-        )
+    require_selection(where.empty, "--state, --key, --error-class, --since")
     with opened() as session:
-        done = _records(session).retry(where, datetime.now(UTC), reason=reason, dry_run=dry_run)
+        done = corrections(RequestCorrections, session).retry(where, datetime.now(UTC), reason=reason, dry_run=dry_run)
     left = [{"id": number, "why": why} for number, why in done.left.items()]
     if as_json:
         output.document({"dry_run": dry_run, "done": list(done.done), "left": left})
     else:
         click.echo(f"{'would be ' if dry_run else ''}retried: {output.count(len(done.done), 'request', 'requests')}")
-    for each in left[:_MAX_LISTED]:
-        output.say(f"not changed: {each['id']}: {each['why']}")
-    if len(left) > _MAX_LISTED:
-        output.say(f"not changed: {len(left) - _MAX_LISTED} more: --json lists them")
-    if left:
-        click.get_current_context().exit(1)
-
-
-def _records(session: Session) -> OutboundRecords:
-    return OutboundRecords(session.engine, session.keyring, actor=session.actor)
+    list_unchanged(left)

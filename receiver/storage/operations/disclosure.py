@@ -1,4 +1,4 @@
-"""Disclosure of sealed content to an operator (a message, an error, audit reasons), after recording the request.
+"""Disclosure of sealed content to an operator (messages, errors, requests to Redox, audit reasons), after its audit row.
 
 Must not print or keep the content.
 """
@@ -10,13 +10,15 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, select
 
-from receiver.errors import Conflict
+from receiver.errors import Conflict, NotFound
 from receiver.keyring import Keyring
+from receiver.storage import schema
 from receiver.storage.evidence.audit_log import AuditChain, AuditEvent, write
 from receiver.storage.evidence.encryption import Sealer
 from receiver.storage.operations import queries
+from receiver.storage.queue.outbox import answer_binding, request_binding
 
 
 def disclose(engine: Engine, keyring: Keyring, number: int | UUID, now: datetime, *, actor: str, reason: str) -> bytes:
@@ -78,6 +80,46 @@ def disclose_error(
                 ],
             )
     return text
+
+
+def disclose_request(
+    engine: Engine, keyring: Keyring, number: int, now: datetime, *, actor: str, reason: str
+) -> tuple[bytes, bytes | None]:
+    """Return (the stored request `number`, the answer of Redox), after committing its audit row (`outbound.disclose`).
+
+    Raises NotFound, IntegrityError, and Conflict when they are purged.
+    """
+    seals = Sealer(keyring)
+    table, owner = schema.outbound_requests, schema.destinations
+    with engine.begin() as connection:
+        row = connection.execute(
+            select(table, owner.c.name)
+            .outerjoin(owner, owner.c.id == table.c.destination_id)
+            .where(table.c.id == number)
+        ).one_or_none()
+        if row is None:
+            raise NotFound(f"there is no request {number}: see `redox-receiver outbox list`")
+        if row.request is None:
+            raise Conflict(f"the bodies of request {number} are purged; its row and its audit are what is left")
+        request = seals.open_body(row.request_key, row.request, request_binding(row.uuid, row.api_key))
+        answer = None if row.answer is None else seals.open_body(row.answer_key, row.answer, answer_binding(row.uuid))
+        write(
+            connection,
+            AuditChain(keyring, seals),
+            [
+                AuditEvent(
+                    action="outbound.disclose",
+                    outcome="disclosed",
+                    at=now,
+                    actor=actor,
+                    destination=row.name,
+                    message_uuid=row.message_uuid,
+                    subject=f"outbound_requests:{number}",
+                    note=reason,
+                )
+            ],
+        )
+    return request, answer
 
 
 def disclose_notes(

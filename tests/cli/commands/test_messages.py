@@ -208,15 +208,15 @@ class TestCorrections:
         door.enable()
         code = f"""
 import os, signal
-from receiver.storage.operations import corrections
+from receiver.storage.operations.corrections import batches, message_corrections
 from receiver.cli import main, output
-corrections.BODIES = 2
-step = corrections.Corrections._batches
+message_corrections.BODIES = 2
+step = batches.AuditedCorrections._batches
 def interrupted(self, *arguments):
     for batch in step(self, *arguments):
         yield batch
         os.kill(os.getpid(), signal.SIGINT)
-corrections.Corrections._batches = interrupted
+batches.AuditedCorrections._batches = interrupted
 main(["messages", "replay", "--destination", "clinic", "--reason", {WHY!r}])
 """
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)

@@ -8,7 +8,7 @@ from receiver.keyring import Keyring
 from receiver.storage.accept.ledger import MessageLedger
 from receiver.storage.evidence.encryption import Sealer
 from receiver.storage.evidence.macs import PatientDigests
-from receiver.storage.operations.corrections import Corrections
+from receiver.storage.operations.corrections.message_corrections import MessageCorrections
 from receiver.storage.operations.queries import MessageFilter
 from receiver.storage.queue.maintenance import claim_unindexed, index_patients
 from tests.storage.door import Door, body
@@ -113,7 +113,7 @@ def test_a_message_that_was_unreadable_is_indexed_when_it_is_released(door: Door
     assert door.value("SELECT patients_indexed_at FROM messages") is not None
     assert not indexed(door, message, "Ada")
 
-    work = Corrections(door.engine, door.keyring, actor="someone@here").release(
+    work = MessageCorrections(door.engine, door.keyring, actor="someone@here").release(
         MessageFilter(ids=(message,)), door.now, reason="it is read now"
     )
     assert [batch.done for batch in work.batches] == [(message,)]
