@@ -1,6 +1,6 @@
 """Retry policy: the outcome of a failed run, and the decision when the delivery runs again.
 
-Must not store the decision (receiver.storage.queue.lanes does). Must not keep the exception, only the parts that may be
+Must not store the decision (receiver.storage.queue.outcomes does). Must not keep the exception, only the parts that may be
 stored.
 """
 
@@ -16,7 +16,7 @@ from typing import Final, Literal
 from receiver.database.engine import sqlstate
 from receiver.errors import GiveUp, ReceiverError, RetryLater
 from receiver.storage.queue.connections import WorkAborted
-from receiver.storage.queue.lanes import DeliveryFailure
+from receiver.storage.queue.outcomes import DeliveryFailure
 
 Kind = Literal["failed", "timed_out", "crashed", "retry_later", "gave_up"]
 

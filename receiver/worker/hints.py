@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from receiver.database.engine import describe
-from receiver.storage.queue import lanes
+from receiver.storage.queue import wake_ups
 
 log: Final = structlog.get_logger(__name__)
 
@@ -72,4 +72,4 @@ class LaneNotifier:
     def _notify(self, batch: Sequence[str]) -> None:
         with self._engine.connect() as opened:
             connection = opened.execution_options(isolation_level="AUTOCOMMIT")
-            lanes.wake(connection, batch)
+            wake_ups.wake(connection, batch)

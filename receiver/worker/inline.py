@@ -26,7 +26,7 @@ from receiver.pipeline import Receipt
 from receiver.protocol.message import ParsedMessage
 from receiver.protocol.registry import Destination, Subscription
 from receiver.settings import Settings
-from receiver.storage.queue import lanes
+from receiver.storage.queue import inline_deliveries
 from receiver.storage.queue.handler_problems import HandlerProblem, Kind
 from receiver.worker.discovery import PluginError
 from receiver.worker.handler_process.bootstrap import init_message, process_name
@@ -204,15 +204,15 @@ class InlineHandlers:
         busy_deadline = min(deadline, time.monotonic() + _BUSY_LANE_TIMEOUT)
         while not self._stopping.is_set():
             with self._leases.connection() as connection:
-                found = lanes.inline_delivery(connection, delivery)
+                found = inline_deliveries.inline_delivery(connection, delivery)
                 if found is None or not found[1]:
                     return True  # it has run already, or a worker runs it
                 lane = found[0]
                 subscription = _after_handling(lane, destination)
                 if subscription is None:
-                    lanes.hand_to_workers(connection, lane)
+                    inline_deliveries.hand_to_workers(connection, lane)
                     return True
-                if subscription.paused or lanes.workers_first(connection, lane, delivery):
+                if subscription.paused or inline_deliveries.workers_first(connection, lane, delivery):
                     return False
             with self._slot(destination, deadline) as slot:
                 left = run_lane(
@@ -227,7 +227,7 @@ class InlineHandlers:
                 )
             if left is not None:
                 with self._leases.connection() as connection:
-                    found = lanes.inline_delivery(connection, delivery)
+                    found = inline_deliveries.inline_delivery(connection, delivery)
                 return found is None or not found[1]
             if time.monotonic() >= busy_deadline:
                 return False

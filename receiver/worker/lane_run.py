@@ -19,7 +19,7 @@ from receiver.fault_injection.faults import point
 from receiver.protocol.registry import Subscription
 from receiver.retry_policy import Outcome, RetryDecision, RetryPolicy
 from receiver.storage.accept.fan_out import unordered
-from receiver.storage.queue import lanes
+from receiver.storage.queue import outcomes
 from receiver.worker.handler_process.ipc import LaneDone, RunLanes, Unsuccessful
 from receiver.worker.handler_process.supervisor import HandlerSlot, Killed, LaneReservation, log_attempt
 from receiver.worker.leases import Leases
@@ -177,7 +177,7 @@ def _record(
         with leases.connection() as connection:
             # Release the lease in the same statement, so that a statement the process had sent earlier cannot be
             # recorded later.
-            recorded = lanes.fail(
+            recorded = outcomes.fail(
                 connection,
                 lease,
                 killed.delivery,

@@ -11,7 +11,7 @@ from collections import defaultdict
 from typing import Final
 
 from receiver.storage.accept.fan_out import unordered
-from receiver.storage.queue import lanes
+from receiver.storage.queue import wake_ups
 from receiver.worker.leases import Leases
 
 # Target seconds for a batch: other slots may be free.
@@ -38,7 +38,7 @@ class LaneScheduler:
         with self._lock, self._leases.connection() as connection:
             turned = not self._cursors[handler]
             while True:
-                some, cursor = lanes.due(connection, [handler], after=self._cursors[handler], limit=MAX_BATCH)
+                some, cursor = wake_ups.due(connection, [handler], after=self._cursors[handler], limit=MAX_BATCH)
                 ordered = [lane for lane in some if not unordered(lane)]
                 if ordered:
                     destination = ordered[0].rsplit("/", 1)[0]

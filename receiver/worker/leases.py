@@ -17,8 +17,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from receiver.database.engine import describe
 from receiver.fault_injection.faults import point
-from receiver.storage.queue import lanes
-from receiver.storage.queue.lanes import Lease
+from receiver.storage.queue import leases as lease_rows
+from receiver.storage.queue.leases import Lease
 from receiver.worker.handler_process.supervisor import LaneReservation
 
 log: Final = structlog.get_logger(__name__)
@@ -57,7 +57,7 @@ class Leases:
         _claiming()
         with self.connection() as connection:
             lease = (
-                lanes.claim(connection, lane, self.owner, seconds, inline=inline)
+                lease_rows.claim(connection, lane, self.owner, seconds, inline=inline)
                 if take is None
                 else take(connection, lane, self.owner, seconds)
             )
@@ -68,7 +68,7 @@ class Leases:
         began = time.monotonic()
         _claiming()
         with self.connection() as connection:
-            leases = lanes.claim_some(connection, names, self.owner, seconds)
+            leases = lease_rows.claim_some(connection, names, self.owner, seconds)
         return self._holding(leases, began + seconds) if leases else None
 
     def _holding(self, leases: list[Lease], until: float) -> LaneReservation:
@@ -113,7 +113,7 @@ class Leases:
             return
         try:
             with self.connection() as connection:
-                lanes.release(connection, *late)
+                lease_rows.release(connection, *late)
             with self._lock:
                 for lease in late:
                     self._late.pop(lease, None)
@@ -132,7 +132,7 @@ class Leases:
         began = time.monotonic()
         try:
             with self.connection() as connection:
-                kept = lanes.renew(
+                kept = lease_rows.renew(
                     connection, self.owner, {lease.lane: lease.epoch for _, leases in held for lease in leases}, seconds
                 )
                 locked = [
@@ -143,7 +143,7 @@ class Leases:
                 for reservation, missing in locked:
                     # If one lane of several is lost, end the run of all: this side does not know which one runs at that
                     # moment.
-                    if missing and all(lanes.renew_one(connection, lease, seconds) for lease in missing):
+                    if missing and all(lease_rows.renew_one(connection, lease, seconds) for lease in missing):
                         reservation.renewed(began + seconds)
         except SQLAlchemyError as exc:
             log.warning("leases.not_renewed", error=describe(exc), lanes=len(held))

@@ -32,7 +32,7 @@ from receiver.settings import Settings
 from receiver.storage.accept import replay_guard
 from receiver.storage.evidence.encryption import Sealer
 from receiver.storage.evidence.macs import PatientDigests
-from receiver.storage.queue import lanes, maintenance, partitions
+from receiver.storage.queue import maintenance, outcomes, partitions, wake_ups
 from receiver.storage.queue.handler_problems import HandlerProblem
 from receiver.storage.registry.changes import RegistryChanges
 from receiver.storage.registry.loader import RegistryFollower
@@ -338,12 +338,12 @@ class DeliveryWorker:
     def _run_lane(self, slot: HandlerSlot, lane: str) -> None:
         """In a pool thread: run the lane until it is empty or waits, or other lanes wait for the thread."""
         try:
-            if (handler := lanes.many(lane)) is not None:
+            if (handler := wake_ups.many(lane)) is not None:
                 self._run_lanes(slot, handler)
                 return
             while not self._stopping.is_set() and self._run_once(slot, lane):
                 with self._leases.connection() as connection:
-                    if lanes.others_wait(connection, self._handlers):
+                    if wake_ups.others_wait(connection, self._handlers):
                         self._defer(lane)
                         return
         except SQLAlchemyError as exc:
@@ -440,7 +440,7 @@ class DeliveryWorker:
         """
         handler, destination, _ = lane.split("/", 2)
         with self._leases.connection() as connection:
-            count = lanes.recently_dead(connection, handler, destination, left.error_class)
+            count = outcomes.recently_dead(connection, handler, destination, left.error_class)
         if count >= self._settings.pause_after_dead:
             log.error(
                 "handler.paused", handler=handler, destination=destination, error_class=left.error_class, count=count
@@ -461,14 +461,14 @@ class DeliveryWorker:
     def _sweep(self) -> float | None:
         """Look for due lanes without a notification. The more workers there are, the less often each one looks."""
         with self._leases.connection() as connection:
-            found, self._swept = lanes.due(connection, self._handlers, after=self._swept, limit=SWEEP_LANES)
-            lanes.wake(connection, found)
+            found, self._swept = wake_ups.due(connection, self._handlers, after=self._swept, limit=SWEEP_LANES)
+            wake_ups.wake(connection, found)
         return SWEEP * (1 + self._others)
 
     def _defer(self, lane: str) -> None:
         try:
             with self._leases.connection() as connection:
-                lanes.defer(connection, lane)
+                wake_ups.defer(connection, lane)
         except SQLAlchemyError as exc:
             if sqlstate(exc) != _DUPLICATE:
                 raise
@@ -476,7 +476,7 @@ class DeliveryWorker:
     def _defer_many(self, handler: str) -> None:
         try:
             with self._leases.connection() as connection:
-                lanes.defer_many(connection, handler)
+                wake_ups.defer_many(connection, handler)
         except SQLAlchemyError as exc:
             if sqlstate(exc) != _DUPLICATE:
                 raise

@@ -20,7 +20,7 @@ from receiver.keyring import Keyring
 from receiver.outbound.limits import Limits, SlidingWindow
 from receiver.outbound.outbox import Clients, OutboundRecorder
 from receiver.outbound.outbox.sending import LaneSender
-from receiver.storage.queue import lanes, outbox
+from receiver.storage.queue import outbox, wake_ups
 from receiver.worker.job_queue import JobQueue
 from receiver.worker.leases import Leases
 
@@ -123,7 +123,7 @@ class OutboxWorker:
     def _defer(self, lane: str) -> None:
         try:
             with self._leases.connection() as connection:
-                lanes.defer(connection, lane)
+                wake_ups.defer(connection, lane)
         except SQLAlchemyError as exc:
             if sqlstate(exc) != _DUPLICATE:
                 raise

@@ -26,7 +26,7 @@ from sqlalchemy import Connection, event
 from receiver.storage.accept.ledger import MessageLedger
 from receiver.storage.operations import queries
 from receiver.storage.operations.queries import DeliveryFilter, MessageFilter
-from receiver.storage.queue import lanes, partitions
+from receiver.storage.queue import leases, outcomes, partitions, waiting_deliveries, wake_ups
 from tests.bench.lanes import Bench, durable
 
 ALLOWED: Final = 0.15
@@ -132,18 +132,18 @@ class Acts:
         lane = f"by-source/lab/source:claimed{self._number}"
         with self._connection() as connection:
             began = time.perf_counter()
-            lanes.due(connection, ["by-source"], after="by-source/lab/source:claimed", limit=10)
-            fence = lanes.claim(connection, lane, "bench", 60)
-            assert fence is not None
-            [waiting] = lanes.batch(connection, fence)
-            assert lanes.start(connection, fence, waiting.id) == 1
-            assert lanes.succeed(connection, fence, waiting.id, 1, following=None) == (True, None)
-            lanes.release(connection, fence)
+            wake_ups.due(connection, ["by-source"], after="by-source/lab/source:claimed", limit=10)
+            lease = leases.claim(connection, lane, "bench", 60)
+            assert lease is not None
+            [waiting] = waiting_deliveries.batch(connection, lease)
+            assert outcomes.start(connection, lease, waiting.id) == 1
+            assert outcomes.succeed(connection, lease, waiting.id, 1, following=None) == (True, None)
+            leases.release(connection, lease)
             return time.perf_counter() - began
 
     def sweep(self) -> float:
         """A worker's look for lanes that nobody told it of: past those that wait, and those that requests run."""
-        return self._read(lambda connection: lanes.due(connection, ["by-source"], after="", limit=500))
+        return self._read(lambda connection: wake_ups.due(connection, ["by-source"], after="", limit=500))
 
     def _connection(self) -> Connection:
         return self._bench.engine.connect().execution_options(isolation_level="AUTOCOMMIT")

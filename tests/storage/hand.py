@@ -12,8 +12,10 @@ from typing import Any
 from sqlalchemy import Engine
 
 from receiver.pipeline import Admitted, Receipt
-from receiver.storage.queue import lanes
-from receiver.storage.queue.lanes import DeliveryFailure, Lease, WaitingDelivery
+from receiver.storage.queue import leases, outcomes, waiting_deliveries
+from receiver.storage.queue.leases import Lease
+from receiver.storage.queue.outcomes import DeliveryFailure
+from receiver.storage.queue.waiting_deliveries import WaitingDelivery
 from tests.storage.door import SOURCE, Door
 
 LANE = f"register/clinic/source:{SOURCE}"
@@ -32,29 +34,29 @@ class Hand:
         with self._engine.begin() as connection:
             return verb(connection, *arguments, **options)
 
-    def take(self, lease: float = 30.0) -> Hand:
+    def take(self, seconds: float = 30.0) -> Hand:
         """Claim the lane."""
-        fence = self._do(lanes.claim, self._lane, "hand-1", lease)
-        assert isinstance(fence, Lease), "the lane is not to be had"
-        self.fence = fence
+        lease = self._do(leases.claim, self._lane, "hand-1", seconds)
+        assert isinstance(lease, Lease), "the lane is not to be had"
+        self.lease = lease
         return self
 
     def next(self) -> WaitingDelivery | None:
         """The delivery that is next, not started."""
-        found = self._do(lanes.batch, self.fence)
+        found = self._do(waiting_deliveries.batch, self.lease)
         return found[0] if found else None
 
     def begin(self) -> int:
         """Start the next delivery; its id."""
         delivery = self.next()
         assert delivery is not None, "nothing is next"
-        self._attempt = self._do(lanes.start, self.fence, delivery.id)
+        self._attempt = self._do(outcomes.start, self.lease, delivery.id)
         return delivery.id
 
     def succeed(self, count: int = 1) -> None:
         """Run so many deliveries well."""
         for _ in range(count):
-            assert self._do(lanes.succeed, self.fence, self.begin(), self._attempt, following=None)[0]
+            assert self._do(outcomes.succeed, self.lease, self.begin(), self._attempt, following=None)[0]
 
     def fail(
         self,
@@ -75,12 +77,12 @@ class Hand:
             lane_state=lane_state,
             release=True,
         )
-        assert self._do(lanes.fail, self.fence, delivery, self._attempt, failure)
+        assert self._do(outcomes.fail, self.lease, delivery, self._attempt, failure)
         return delivery
 
     def leave(self) -> None:
         """Give the lane back."""
-        self._do(lanes.release, self.fence)
+        self._do(leases.release, self.lease)
 
 
 def arrive(door: Door, ledger: Any, *contents: bytes) -> list[int]:

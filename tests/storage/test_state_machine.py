@@ -26,8 +26,9 @@ from receiver.storage.operations.corrections.delivery_corrections import Deliver
 from receiver.storage.operations.corrections.lane_corrections import LaneCorrections
 from receiver.storage.operations.corrections.message_corrections import MessageCorrections
 from receiver.storage.operations.queries import DeliveryFilter, MessageFilter
-from receiver.storage.queue import lanes
-from receiver.storage.queue.lanes import DeliveryFailure, Lease
+from receiver.storage.queue import leases, outcomes, waiting_deliveries
+from receiver.storage.queue.leases import Lease
+from receiver.storage.queue.outcomes import DeliveryFailure
 from receiver.storage.registry.changes import RegistryChanges
 from tests.storage.door import DESTINATION, SOURCE, Door, body, handler
 from tests.support.postgres import drop_database, new_database
@@ -199,7 +200,7 @@ class Promised(RuleBasedStateMachine):
     def a_worker_claims(self, name: str, worker: str) -> None:
         lane = self.lanes[name]
         free = not lane.leased and (lane.state == "ready" or (lane.state == "waiting" and lane.due))
-        fence = lanes.claim(self.connection, lane.name, worker, 3600)
+        fence = leases.claim(self.connection, lane.name, worker, 3600)
         assert (fence is not None) == (free and not lane.paused and bool(self.pending(name)))
         if fence is not None:
             assert fence.epoch == lane.epoch + 1
@@ -212,12 +213,12 @@ class Promised(RuleBasedStateMachine):
         """The oldest that waits, and its attempt is counted; nothing where the lease is lost, or the handler paused."""
         name, fence = self.fences[-1 - which % len(self.fences)]
         able = self.current(name, fence) and not self.lanes[name].paused
-        found = lanes.batch(self.connection, fence)
+        found = waiting_deliveries.batch(self.connection, fence)
         assert [each.id for each in found] == [each.id for each in self.pending(name) if able]
         head = next(iter(self.pending(name)), None)
         if head is None or any(each == fence for _, each, _, _ in self.running):
             return  # whoever holds a lane runs one after another
-        attempt = lanes.start(self.connection, fence, head.id)
+        attempt = outcomes.start(self.connection, fence, head.id)
         assert attempt == (head.attempts + 1 if able else None)
         if attempt is not None:
             assert found[0].lost == head.begun
@@ -237,7 +238,7 @@ class Promised(RuleBasedStateMachine):
         """The success is recorded and the next one begun, in one statement; from a lease that is lost, neither."""
         name, fence, delivery, attempt, counts = self._ends(which)
         following = next((each for each in self.pending(name) if each.id > delivery.id), None) if go_on else None
-        done, started = lanes.succeed(
+        done, started = outcomes.succeed(
             self.connection, fence, delivery.id, attempt, following=None if following is None else following.id
         )
         assert done == counts
@@ -256,7 +257,7 @@ class Promised(RuleBasedStateMachine):
         lane = self.lanes[name]
         lane_state = becomes if becomes in ("waiting", "held") else None
         state = "dead" if becomes == "dead" else "pending"
-        assert counts == lanes.fail(
+        assert counts == outcomes.fail(
             self.connection,
             fence,
             delivery.id,
@@ -282,10 +283,10 @@ class Promised(RuleBasedStateMachine):
     def it_gives_the_lane_back(self, which: int) -> None:
         name, fence = self.fences[which % len(self.fences)]
         kept = self.current(name, fence)
-        assert lanes.renew(self.connection, fence.owner, {fence.lane: fence.epoch}, 3600) == (
+        assert leases.renew(self.connection, fence.owner, {fence.lane: fence.epoch}, 3600) == (
             {fence.lane} if kept else set()
         )
-        lanes.release(self.connection, fence)
+        leases.release(self.connection, fence)
         if kept:
             self.lanes[name].owner, self.lanes[name].leased = None, False
 

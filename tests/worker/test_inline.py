@@ -256,7 +256,7 @@ def test_two_requests_for_one_lane(shared: World, responders: InlineHandlers, pl
 
 def test_no_worker_takes_it(shared: World, responders: InlineHandlers, place: str) -> None:
     """A worker that looks at the lane leaves what is to be run within a request, and a sweep does not find it."""
-    from receiver.storage.queue import lanes
+    from receiver.storage.queue import wake_ups
     from receiver.worker.handler_process.bootstrap import init_message
     from receiver.worker.handler_process.supervisor import HandlerSlot
 
@@ -268,7 +268,7 @@ def test_no_worker_takes_it(shared: World, responders: InlineHandlers, place: st
     finally:
         slot.close()
     with shared.engine.connect() as connection:
-        assert sent.lane not in lanes.due(connection, ["within"], after="", limit=1000)[0]
+        assert sent.lane not in wake_ups.due(connection, ["within"], after="", limit=1000)[0]
     assert handle(shared, responders, place, sent.receipts[0])
 
 

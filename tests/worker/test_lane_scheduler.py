@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-from receiver.storage.queue import lanes
+from receiver.storage.queue import leases, waiting_deliveries
 from receiver.worker import lane_scheduler
 from receiver.worker.handler_process.ipc import LaneDone
 from receiver.worker.handler_process.supervisor import HandlerSlot
@@ -50,16 +50,16 @@ def test_one_stay_in_many(shared: World, warm: HandlerSlot, place: str) -> None:
     """Many lanes are run in one stay, each in its own order and each delivery once; of a long one only the first few,
     and all are given back."""
     shared.enable("scripted", place)
-    sent = hand(shared, place, *[["nothing"] * 2] * 6, ["nothing"] * (lanes.HEADS + 3))
+    sent = hand(shared, place, *[["nothing"] * 2] * 6, ["nothing"] * (waiting_deliveries.HEADS + 3))
 
     assert stay(shared, warm, [each.lane for each in sent]) == LaneDone(why="empty")
-    assert [each.ran() for each in sent] == [[1, 2]] * 6 + [list(range(1, lanes.HEADS + 1))]
+    assert [each.ran() for each in sent] == [[1, 2]] * 6 + [list(range(1, waiting_deliveries.HEADS + 1))]
     assert [each.states() for each in sent[:6]] == [["succeeded"] * 2] * 6
-    assert [each["attempts"] for each in sent[6].deliveries()] == [1] * lanes.HEADS + [0] * 3
+    assert [each["attempts"] for each in sent[6].deliveries()] == [1] * waiting_deliveries.HEADS + [0] * 3
     assert len({line["pid"] for each in sent for line in each.journal("begin")}) == 1
     assert left(shared, sent) == 0
     assert stay(shared, warm, [each.lane for each in sent]) == LaneDone(why="empty")
-    assert sent[6].ran() == list(range(1, lanes.HEADS + 4))
+    assert sent[6].ran() == list(range(1, waiting_deliveries.HEADS + 4))
     assert stay(shared, warm, [each.lane for each in sent]) is None
 
 
@@ -140,7 +140,7 @@ def test_slow_ones_keep_nobody_waiting(shared: World, warm: HandlerSlot, place: 
     until(lambda: called, "others were called")
     assert left(shared, sent) == 2  # what is run, and what was before
     with shared.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        assert lanes.claim(connection, sent[2].lane, "another", 60) is not None
+        assert leases.claim(connection, sent[2].lane, "another", 60) is not None
     flag.touch()
     staying.join(60)
 

@@ -23,7 +23,7 @@ from receiver.outbound.outbox.clients import Clients
 from receiver.outbound.outbox.recording import Caller, OutboundRecorder, begun, ended, refused, sent
 from receiver.retry_policy import pause
 from receiver.storage.queue import outbox
-from receiver.storage.queue.lanes import Lease
+from receiver.storage.queue.leases import Lease
 from receiver.storage.queue.outbox import MAX_UNANSWERED, QueuedRequest, RequestOutcome
 
 log: Final = structlog.get_logger(__name__)

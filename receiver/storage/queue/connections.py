@@ -1,6 +1,6 @@
 """The two connections of a handler process: one records outcomes, the other runs a plugin's statements.
 
-Must not hold queries of the receiver (see receiver.storage.queue.lanes). Each connection is opened on first use, and
+Must not hold queries (see the other modules of receiver.storage.queue). Each connection is opened on first use, and
 opened again after it is lost.
 """
 

@@ -13,6 +13,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
+from receiver.states import DeliveryState
+
 Kind = Literal["plugin_not_loaded", "handler_not_started", "responder_failed", "responder_late", "responder_missing"]
 
 # A process that has not reported for this long is gone. Its rows are kept for a day.
@@ -79,7 +81,7 @@ SELECT 'handler_failing' AS problem, d.handler, t.name AS destination, d.error_c
        sum(d.attempts - (d.started_at IS NOT NULL)::int)::bigint AS count, min(d.created_at) AS first_at,
        min(d.id) AS delivery, bool_or(d.deferred_since < now() - interval '{_DEFERRED}') AS deferred
 FROM deliveries d JOIN destinations t ON t.id = d.destination_id
-WHERE d.state = 'pending' AND d.error_class IS NOT NULL
+WHERE d.state = '{DeliveryState.PENDING}' AND d.error_class IS NOT NULL
 GROUP BY d.handler, t.name, d.error_class
 HAVING sum(d.attempts - (d.started_at IS NOT NULL)::int) >= {_MIN_FAILURES}
     OR bool_or(d.deferred_since < now() - interval '{_DEFERRED}')

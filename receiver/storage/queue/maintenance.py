@@ -1,6 +1,6 @@
 """Maintenance by workers: heartbeats, the patient index, expired message keys, feed activity.
 
-Must not run deliveries (see receiver.storage.queue.lanes). Any number of workers may run maintenance at once.
+Must not run deliveries (see receiver.storage.queue.outcomes). Any number of workers may run maintenance at once.
 """
 
 from __future__ import annotations

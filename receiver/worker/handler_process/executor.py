@@ -28,9 +28,11 @@ from receiver.keyring import Keyring
 from receiver.retry_policy import Outcome, RetryDecision
 from receiver.storage.evidence.encryption import Sealer, payload_binding
 from receiver.storage.evidence.macs import RowMacs
-from receiver.storage.queue import lanes
+from receiver.storage.queue import outcomes, waiting_deliveries
 from receiver.storage.queue.connections import OutcomeConnection, PluginConnection, lost
-from receiver.storage.queue.lanes import Lease, WaitingDelivery, delivery_binding
+from receiver.storage.queue.leases import Lease
+from receiver.storage.queue.outcomes import delivery_binding
+from receiver.storage.queue.waiting_deliveries import WaitingDelivery
 from receiver.worker import discovery
 from receiver.worker.discovery import Loaded
 from receiver.worker.handler_process.ipc import (
@@ -192,7 +194,7 @@ class LaneRun:
 
     def _run(self, loaded: Loaded) -> LaneDone:
         if self._many:
-            read = lanes.heads(self._state.records.connection, self._leases)
+            read = waiting_deliveries.heads(self._state.records.connection, self._leases)
             self._later_lanes.extend(
                 (lease, deque(ahead)) for lease, ahead in zip(self._leases, read, strict=True) if ahead
             )
@@ -213,7 +215,7 @@ class LaneRun:
         if attempt is None:
             if delivery.lost and (left := self._fail_lost(delivery)) is not None:
                 return left
-            attempt = lanes.start(self._state.records.connection, self._lease, delivery.id)
+            attempt = outcomes.start(self._state.records.connection, self._lease, delivery.id)
         if attempt is None:
             # The delivery was skipped, the handler is paused, or another process holds the lease: there is nothing to
             # read.
@@ -233,7 +235,7 @@ class LaneRun:
             self._ahead.clear()
         if not self._ahead:
             self._ahead.extend(
-                lanes.batch(
+                waiting_deliveries.batch(
                     self._state.records.connection,
                     self._lease,
                     after=after,
@@ -315,7 +317,7 @@ class LaneRun:
         work, used = self._state.work, self._state.work.used
         connection = work.connection() if used else self._state.records.connection
         try:
-            recorded, started = lanes.succeed(
+            recorded, started = outcomes.succeed(
                 connection, self._lease, delivery.id, attempt, following=startable, next_lease=next_lease
             )
             if used and recorded:
@@ -365,7 +367,7 @@ class LaneRun:
             key, sealed = self._state.seals.seal(
                 "secret", outcome.text.encode(errors="replace"), delivery_binding(delivery.id)
             )
-        if not lanes.fail(
+        if not outcomes.fail(
             self._state.records.connection,
             self._lease,
             delivery.id,

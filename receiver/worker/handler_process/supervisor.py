@@ -21,7 +21,7 @@ import structlog
 
 from receiver.errors import ConfigurationError, ReceiverError
 from receiver.fault_injection.faults import point
-from receiver.storage.queue.lanes import Lease
+from receiver.storage.queue.leases import Lease
 from receiver.worker.discovery import LoadFailure, PluginError
 from receiver.worker.handler_process import hang
 from receiver.worker.handler_process.ipc import (

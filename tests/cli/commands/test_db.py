@@ -24,8 +24,8 @@ from receiver.outbound.outbox import Caller, Outbox
 from receiver.protocol.credentials import LegacyKey
 from receiver.storage.accept.ledger import MessageLedger
 from receiver.storage.operations import backups
-from receiver.storage.queue import lanes, outbox
-from receiver.storage.queue.lanes import Lease
+from receiver.storage.queue import leases, outbox
+from receiver.storage.queue.leases import Lease
 from receiver.storage.registry.api_keys import ApiEndpoint, ApiKeys
 from receiver.storage.registry.changes import RegistryChanges
 from tests.storage.door import Door, body
@@ -160,7 +160,7 @@ def test_deliveries_that_may_have_run_are_on_hold(
 
     def claimed() -> bool:
         with restored.begin() as connection:
-            return isinstance(lanes.claim(connection, LANE, "worker-1", 30), Lease)
+            return isinstance(leases.claim(connection, LANE, "worker-1", 30), Lease)
 
     assert not claimed()
     found = json.loads(CliRunner().invoke(main, ["status", "--json"]).stdout)["findings"]

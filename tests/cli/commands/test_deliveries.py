@@ -7,7 +7,7 @@ from receiver.keyring import Keyring
 from receiver.storage import schema
 from receiver.storage.accept.ledger import MessageLedger
 from receiver.storage.evidence.encryption import Sealer
-from receiver.storage.queue.lanes import delivery_binding
+from receiver.storage.queue.outcomes import delivery_binding
 from tests.cli.conftest import ACTOR, Commands
 from tests.storage.door import Door, body
 from tests.storage.hand import FRAMES, LANE, Hand, arrive

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 
 from receiver.handlers.declaration import _NAME
-from receiver.storage.queue import lanes, outbox
+from receiver.storage.queue import outbox, wake_ups
 from receiver.storage.queue.outbox import NewRequest
 
 LANE = "@outbox/lab/destination-1"
@@ -63,7 +63,7 @@ def test_a_lane_is_due_until_somebody_is_about_to_look(connection: Connection) -
     for lane in (LANE, "@outbox/lab/another", LANE):
         outbox.put(connection, new(lane))
     assert outbox.due(connection) == ["@outbox/lab/another", LANE]
-    lanes.defer(connection, LANE)
+    wake_ups.defer(connection, LANE)
     assert outbox.due(connection) == ["@outbox/lab/another"]
     connection.execute(text("UPDATE outbound_requests SET ready_at = now() + interval '1 hour'"))
     assert outbox.due(connection) == []

@@ -7,7 +7,7 @@ from sqlalchemy import text
 
 from receiver import retry_policy
 from receiver.storage.evidence.encryption import Sealer
-from receiver.storage.queue.lanes import delivery_binding
+from receiver.storage.queue.outcomes import delivery_binding
 from receiver.worker.handler_process.ipc import LaneDone
 from receiver.worker.handler_process.supervisor import HandlerSlot
 from tests.worker.plugins.scripted import PATIENT

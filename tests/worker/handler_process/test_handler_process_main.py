@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from receiver.errors import ConfigurationError
 from receiver.retry_policy import RetryPolicy
-from receiver.storage.queue import lanes
+from receiver.storage.queue import leases
 from receiver.worker.handler_process.bootstrap import init_message
 from receiver.worker.handler_process.ipc import Ended, Failed, LaneDone, LeaseUntil, LeaveLane, Ready, RunLanes, Started
 from receiver.worker.handler_process.supervisor import HandlerProcess
@@ -35,7 +35,7 @@ def process(shared: World) -> Iterator[HandlerProcess]:
 def run(world: World, process: HandlerProcess, sent: Sent, *, lease: float = 60.0, **more: Any) -> None:
     """Have it run the lane under a lease that the database thinks is long."""
     with world.engine.connect() as connection:
-        fence = lanes.claim(connection.execution_options(isolation_level="AUTOCOMMIT"), sent.lane, "tester", 600)
+        fence = leases.claim(connection.execution_options(isolation_level="AUTOCOMMIT"), sent.lane, "tester", 600)
     assert fence is not None
     handler, destination, _ = sent.lane.split("/", 2)
     now = time.monotonic()

@@ -93,7 +93,7 @@ class AuditedCorrections:
         subject: str,
         destination: str | None,
         message_uuid: UUID | None = None,
-        detail: Mapping[str, Any] | None = None,
+        detail: dict[str, Any] | None = None,
     ) -> AuditEvent:
         return AuditEvent(
             action=action,

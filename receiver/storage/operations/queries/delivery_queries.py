@@ -12,7 +12,7 @@ from receiver.storage.evidence.encryption import Sealer
 from receiver.storage.operations.queries.filters import DeliveryFilter
 from receiver.storage.operations.queries.registry_queries import destination_named
 from receiver.storage.operations.queries.rows import Mappings, mappings, shown
-from receiver.storage.queue.lanes import delivery_binding
+from receiver.storage.queue.outcomes import delivery_binding
 
 _owner: Final = schema.destinations
 
