@@ -42,8 +42,8 @@ from receiver.storage.evidence.audit_log import AuditEvent
 from receiver.storage.evidence.flood_control import network
 from receiver.storage.queue.heartbeats import Heartbeat
 from receiver.storage.registry import loader
-from receiver.storage.registry.changes import check_keys
 from receiver.storage.registry.jwks_refresher import JwksRefresher
+from receiver.storage.registry.key_records import check_keys
 from receiver.storage.registry.loader import RegistryFollower
 from receiver.web import admin, listening, wsgi
 from receiver.web.admin import Check
@@ -146,7 +146,9 @@ def compose() -> PublicListener:
     )
     follower = RegistryFollower(engine, keyring)
     registered = ProvedRegistry(engine, keyring, follower)
-    heartbeat = Heartbeat(engine, name=process_name(), role="receiver", address=listening.address(settings.bind))
+    heartbeat = Heartbeat(
+        engine, keyring, name=process_name(), role="receiver", address=listening.address(settings.bind)
+    )
     fetcher = JwksRefresher(engine, keyring, _fetch, every=settings.key_set_refresh)
 
     def start() -> None:
@@ -190,7 +192,9 @@ def admin_service() -> BlockingService:
     url = database_url(settings)
     enable.enable_faults(url)
     engine = open_engine(url, pool_size=3, statement_timeout=_STATEMENT_TIMEOUT)
-    heartbeat = Heartbeat(engine, name=process_name(), role="admin", address=listening.address(settings.admin_bind))
+    heartbeat = Heartbeat(
+        engine, keyring, name=process_name(), role="admin", address=listening.address(settings.admin_bind)
+    )
     heartbeat.start()
 
     def stop() -> None:

@@ -1,6 +1,9 @@
 """Keys by purpose, in one file of mode 0600, each with an id that is stored with what it sealed or signed.
 
 Must not use the keys: sealing, MACs and tokens are made elsewhere. Key material never appears in a repr or an error.
+
+A new key is pending until it is activated: every host must hold it before one of them writes with it. The database
+records which keys are active (receiver.storage.registry.key_records); without a database, the file's word counts.
 """
 
 from __future__ import annotations
@@ -13,8 +16,8 @@ import secrets
 import stat
 import tempfile
 import threading
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from hashlib import sha256
 from hmac import digest
@@ -37,12 +40,13 @@ _Version = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Key:
-    """One key of 32 bytes. The newest of a purpose is used for what is new, the others only to open what is old."""
+    """One key of 32 bytes. The newest active key of a purpose seals and signs; the others only open and verify."""
 
     id: str
     purpose: str
     created: datetime
     secret: bytes = field(repr=False)
+    pending: bool = False
 
     @property
     def fingerprint(self) -> str:
@@ -58,15 +62,14 @@ class Keyring:
     """The keys of this host. Safe in threads.
 
     A keyring that was loaded from a file reads the file again when it is asked for a key that it does not hold, so that
-    a running process opens and proves what other processes wrote after `keys new`. What it writes itself keeps using
-    the keys it started with.
+    a running process opens and verifies what other processes wrote after `keys activate`.
     """
 
     def __init__(self, keys: Iterable[Key], path: Path | None = None, read: _Version | None = None) -> None:
         """`path`: the file that `refresh` reads. `read`: which version of that file the keys are."""
         self.keys = tuple(keys)
         self._by_id = {key.id: key for key in self.keys}
-        self._current = {key.purpose: key for key in sorted(self.keys, key=lambda key: key.created)}
+        self._current = _newest(key for key in self.keys if not key.pending)
         self._path = path
         self._read = read
         self._lock = threading.Lock()
@@ -89,13 +92,18 @@ class Keyring:
             self.keys += added
             return bool(added)
 
+    def activate(self, ids: Collection[str]) -> None:
+        """Seal and sign with the newest of the keys `ids` of each purpose, and with no other key."""
+        self._current = _newest(key for key in self.keys if key.id in ids)
+
     def current(self, purpose: str) -> Key:
-        """The newest key of `purpose`. Raises ConfigurationError when there is none."""
+        """Return the newest active key of `purpose`. Raises ConfigurationError when there is none."""
         try:
             return self._current[purpose]
         except KeyError:
             raise ConfigurationError(
-                f"the keyring holds no key for {purpose}: run `redox-receiver keys new {purpose}`"
+                f"the keyring holds no active key for {purpose}: run `redox-receiver keys new {purpose}`, "
+                "and then `redox-receiver keys activate` with its id"
             ) from None
 
     def __getitem__(self, key_id: str) -> Key:
@@ -110,8 +118,8 @@ class Keyring:
     def __contains__(self, key_id: str) -> bool:
         return key_id in self._by_id
 
-    def with_new(self, purpose: str, now: datetime) -> Keyring:
-        """This keyring and a new key of `purpose`."""
+    def with_new(self, purpose: str, now: datetime, *, pending: bool = False) -> Keyring:
+        """Return this keyring with a new key of `purpose`; `pending`: not used for writing before it is activated."""
         if purpose not in PURPOSES:
             raise ConfigurationError(f"no key is for {purpose!r}: choose {', '.join(PURPOSES)}")
         if purpose == "index" and purpose in self._current:
@@ -120,7 +128,16 @@ class Keyring:
             )
         secret = secrets.token_bytes(_LENGTH)
         key_id = f"{purpose}-{sha256(secret + b'id').hexdigest()[:8]}"
-        return Keyring((*self.keys, Key(id=key_id, purpose=purpose, created=now, secret=secret)))
+        return Keyring((*self.keys, Key(id=key_id, purpose=purpose, created=now, secret=secret, pending=pending)))
+
+    def with_active(self, key_id: str) -> Keyring:
+        """Return this keyring with one key no longer pending. Raises UnknownKey."""
+        active = replace(self[key_id], pending=False)
+        return Keyring(active if key.id == key_id else key for key in self.keys)
+
+    def without(self, key_id: str) -> Keyring:
+        """Return this keyring without one key."""
+        return Keyring(key for key in self.keys if key.id != key_id)
 
     def save(self, path: Path) -> None:
         """Write the file whole, 0600, or leave the old one as it is."""
@@ -130,6 +147,7 @@ class Keyring:
                 "purpose": key.purpose,
                 "created": key.created.isoformat(),
                 "key": base64.b64encode(key.secret).decode(),
+                **({"pending": True} if key.pending else {}),
             }
             for key in self.keys
         ]
@@ -185,6 +203,11 @@ def load_keyring(path: Path) -> Keyring:
         raise ConfigurationError(f"the keyring {path} is damaged: restore it from its backup") from None
 
 
+def _newest(keys: Iterable[Key]) -> dict[str, Key]:
+    """Return the newest key of each purpose."""
+    return {key.purpose: key for key in sorted(keys, key=lambda key: key.created)}
+
+
 def _version(path: Path) -> _Version | None:
     try:
         return _version_of(path.stat())
@@ -206,6 +229,7 @@ def _read(document: Any) -> list[Key]:
             purpose=str(entry["purpose"]),
             created=datetime.fromisoformat(entry["created"]),
             secret=base64.b64decode(entry["key"], validate=True),
+            pending=entry.get("pending", False) is True,
         )
         for entry in document["keys"]
     ]

@@ -16,7 +16,8 @@ from receiver import keyring as keyrings
 from receiver.database import migrations
 from receiver.database.engine import open_engine
 from receiver.keyring import Keyring
-from receiver.storage.registry.changes import RegistryChanges, record_keys
+from receiver.storage.registry.changes import RegistryChanges
+from receiver.storage.registry.key_records import record_keys
 from tests.support import measuring
 from tests.support.postgres import drop_database, new_database, session_cluster
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,15 +13,18 @@ from typing import Any
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 from psycopg import sql
 from sqlalchemy import Engine, make_url, text
 
 from receiver import app, keyring, settings
+from receiver.cli import main
 from receiver.database import migrations
 from receiver.database.engine import open_engine
 from receiver.errors import ConfigurationError
 from receiver.keyring import Keyring
-from receiver.storage.registry.changes import RegistryChanges, record_keys
+from receiver.storage.registry.changes import RegistryChanges
+from receiver.storage.registry.key_records import record_keys
 from tests.support.postgres import drop_database, new_database, open_directory, session_cluster
 from tests.support.waiting import until
 from tests.web.conftest import Site, sent
@@ -191,6 +196,42 @@ def test_a_new_key_is_read_by_running_receivers(site: Site, tmp_path: Path) -> N
         until(lambda: len(server.lines("registry.loaded")) > 1)
         assert server.lines("registry.loaded")[-1]["version"] == site.rows("SELECT version FROM registry_version")[0][0]
         assert server.ask(sent(site)).status == 200
+        assert not server.lines("registry.row_not_proved")
+
+
+@pytest.mark.parametrize("purpose", ["payload", "secret", "mac", "token", "session"])
+def test_a_key_is_rotated_under_load(site: Site, purpose: str) -> None:
+    """`keys new`, `keys activate`, `destination set`, while Redox sends: every message is accepted, and recorded."""
+
+    def command(*arguments: str) -> Any:
+        done = CliRunner().invoke(main, [*arguments, "--json"], env=site.environment)
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    def send() -> int:
+        count = 0
+        while not enough.is_set():
+            assert server.ask(sent(site)).status == 200
+            count += 1
+        return count
+
+    enough = threading.Event()
+    with serving(site.directory, site.environment) as server, ThreadPoolExecutor(2) as threads:
+        sending = [threads.submit(send) for _ in range(2)]
+        try:
+            new = command("keys", "new", purpose)["id"]
+            until(lambda: site.rows(f"SELECT 1 FROM listeners WHERE stopped_at IS NULL AND '{new}' = ANY(keys)"))
+            command("keys", "activate", new)
+            command("destination", "set", "lab", "--test-messages", "quarantine")
+            if purpose in ("payload", "mac"):
+                table = "payloads" if purpose == "payload" else "messages"
+                until(lambda: site.rows(f"SELECT 1 FROM {table} WHERE {purpose}_key = '{new}'"))
+            version = site.rows("SELECT version FROM registry_version")[0][0]
+            until(lambda: [line for line in server.lines("registry.loaded") if line["version"] >= version])
+        finally:
+            enough.set()
+        count = sum(each.result() for each in sending)
+        assert site.count("messages") == count
         assert not server.lines("registry.row_not_proved")
 
 

@@ -145,6 +145,25 @@ def test_the_newest_key_of_a_purpose_is_for_what_is_new() -> None:
     assert new.current("mac") == old.current("mac")
 
 
+def test_a_pending_key_is_not_written_with(path: Path) -> None:
+    """It is held and saved, but current only once it is activated: in the file, or by what the database says."""
+    old = load_keyring(path)
+    old.with_new("payload", NOW + timedelta(days=1), pending=True).save(path)
+    ring = load_keyring(path)
+    new = ring.keys[-1]
+    assert new.pending
+    assert ring.current("payload") == old.current("payload")
+    ring.with_active(new.id).save(path)
+    assert load_keyring(path).current("payload").secret == new.secret
+    ring.activate({key.id for key in ring.keys})
+    assert ring.current("payload") == new
+    ring.activate({key.id for key in old.keys})
+    assert ring.current("payload") == old.current("payload")
+    assert new.id not in ring.without(new.id)
+    with pytest.raises(UnknownKey):
+        old.with_active(new.id)
+
+
 def test_there_is_one_index_key_for_good() -> None:
     """With another, no digest that is stored would be found again."""
     with pytest.raises(ConfigurationError, match="one index key"):
@@ -190,7 +209,7 @@ def test_a_fingerprint_never_changes() -> None:
 
 
 def test_a_loaded_keyring_reads_the_file_again_for_a_key_that_it_lacks(path: Path) -> None:
-    """A key that another process has added is found; what is written keeps its key until the process starts again."""
+    """A key that another process has added is found; this process does not write with it before it is activated."""
     held, old = load_keyring(path), load_keyring(path)
     new = load_keyring(path).with_new("mac", NOW + timedelta(days=1))
     assert not held.refresh()

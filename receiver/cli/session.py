@@ -27,7 +27,8 @@ from receiver.database.engine import connection_code, describe, open_engine
 from receiver.errors import ConfigurationError, DatabaseUnavailable
 from receiver.keyring import Keyring
 from receiver.settings import Settings
-from receiver.storage.registry.changes import RegistryChanges, check_keys
+from receiver.storage.registry.changes import RegistryChanges
+from receiver.storage.registry.key_records import check_keys
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

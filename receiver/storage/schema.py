@@ -69,6 +69,11 @@ def _mac() -> tuple[Column[Any], Column[Any]]:
     return Column("mac", LargeBinary, nullable=False), _text("mac_key")
 
 
+def _held_keys() -> Column[Any]:
+    # The ids of the keys that the process holds: `keys activate` waits until every live process holds the key.
+    return Column("keys", ARRAY(Text), nullable=False, server_default=text("'{}'::text[]"))
+
+
 def _one_of(column: str, *values: str) -> CheckConstraint:
     listed = ", ".join(f"'{value}'" for value in values)
     return CheckConstraint(f"{column} IN ({listed})", name=column)
@@ -241,6 +246,8 @@ keys = Table(
     _text("purpose"),
     _text("fingerprint"),
     _created(),
+    _time("activated_at"),  # null: pending; no process writes with it, and a host may still lack it
+    _time("retired_at"),  # nothing that is stored needs it any longer; a host may lack it again
 )
 
 # --- received messages
@@ -393,6 +400,7 @@ workers = Table(
     Column("handlers", ARRAY(Text), nullable=False),
     _time("started_at", nullable=False, server_default=func.now()),
     _time("seen_at", nullable=False, server_default=func.now()),
+    _held_keys(),
 )
 
 handler_problems = Table(
@@ -424,6 +432,7 @@ listeners = Table(
     _time("started_at", nullable=False, server_default=func.now()),
     _time("seen_at", nullable=False, server_default=func.now()),
     _time("stopped_at"),  # time of an orderly stop; null: running, or killed
+    _held_keys(),
     _one_of("role", "receiver", "admin"),
 )
 

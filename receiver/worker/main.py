@@ -106,7 +106,7 @@ class DeliveryWorker:
         self.name: Final = process_name()
         self._settings = settings
         self._url = address(settings)
-        keyring = keyrings.load_keyring(settings.keyring_path)
+        keyring = self._keyring = keyrings.load_keyring(settings.keyring_path)
         self._seals = Sealer(keyring)
         self._digests = PatientDigests(keyring)
         # One connection for each lane that is claimed or released, and one for each background thread.
@@ -455,8 +455,12 @@ class DeliveryWorker:
         self._leases.renew(self._settings.lease)
 
     def _heartbeat(self) -> None:
+        self._keyring.refresh()
+        held = [key.id for key in self._keyring.keys]
         with self._leases.connection() as connection:
-            self._others = maintenance.seen(connection, self.name, socket.gethostname(), os.getpid(), self._handlers)
+            self._others = maintenance.seen(
+                connection, self.name, socket.gethostname(), os.getpid(), self._handlers, held
+            )
 
     def _sweep(self) -> float | None:
         """Look for due lanes without a notification. The more workers there are, the less often each one looks."""

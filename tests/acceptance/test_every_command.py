@@ -237,7 +237,10 @@ def kept(run: Day) -> None:
     run("audit", "list")
     run("audit", "verify")
     run("keys", "list")
-    run("keys", "new", "session")
+    old, new = run.json("keys", "list")[-1]["id"], run.json("keys", "new", "session")["id"]
+    run("keys", "activate", new)
+    run("keys", "count")
+    assert "Restart them first" in run("keys", "retire", old, fails=True)
     assert "keyring" in run("keys", "init", fails=True)
     for verb in ("current", "check", "upgrade"):
         run("db", verb)

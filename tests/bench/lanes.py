@@ -37,7 +37,8 @@ from receiver.protocol.reading import read
 from receiver.protocol.registry import Destination
 from receiver.storage.accept.ledger import MessageLedger
 from receiver.storage.registry import loader
-from receiver.storage.registry.changes import RegistryChanges, record_keys
+from receiver.storage.registry.changes import RegistryChanges
+from receiver.storage.registry.key_records import record_keys
 from receiver.worker import discovery
 from receiver.worker.hints import LaneNotifier
 from tests.bench import idle

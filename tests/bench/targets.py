@@ -31,7 +31,8 @@ from receiver.database import migrations
 from receiver.database.embedded.cluster import Cluster, binaries
 from receiver.database.engine import open_engine
 from receiver.storage.evidence.verify import VerificationResult, verify
-from receiver.storage.registry.changes import RegistryChanges, new_token, record_keys
+from receiver.storage.registry.changes import RegistryChanges, new_token
+from receiver.storage.registry.key_records import record_keys
 from receiver.worker import discovery
 from tests.bench import load, machine, subscribed
 from tests.bench.bodies import Body, of_size

@@ -11,7 +11,8 @@ from sqlalchemy import Engine
 
 from receiver.database.engine import open_engine
 from receiver.keyring import Keyring
-from receiver.storage.registry.changes import RegistryChanges, record_keys
+from receiver.storage.registry.changes import RegistryChanges
+from receiver.storage.registry.key_records import record_keys
 from receiver.worker.handler_process.bootstrap import init_message
 from receiver.worker.handler_process.supervisor import HandlerSlot
 from tests.support.postgres import drop_database, new_database

@@ -587,7 +587,7 @@ def test_postgresql_is_away(world: World, tmp_path: Path) -> None:
 
 def _copy_of(world: World, url: str) -> World:
     from receiver.database import migrations
-    from receiver.storage.registry.changes import record_keys
+    from receiver.storage.registry.key_records import record_keys
 
     engine = open_engine(url)
     migrations.upgrade(engine)

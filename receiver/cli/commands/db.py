@@ -30,7 +30,8 @@ from receiver.storage.evidence.encryption import Sealer
 from receiver.storage.operations import backups, queries
 from receiver.storage.operations.backups import Backup
 from receiver.storage.queue import outbox
-from receiver.storage.registry.changes import RegistryChanges, check_keys
+from receiver.storage.registry.changes import RegistryChanges
+from receiver.storage.registry.key_records import check_keys
 
 _DIRECTORY = click.Path(file_okay=False, resolve_path=True, path_type=Path)
 

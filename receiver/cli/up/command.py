@@ -35,7 +35,7 @@ from receiver.errors import ConfigurationError, ReceiverError
 from receiver.fault_injection import enable
 from receiver.settings import Settings
 from receiver.storage import schema
-from receiver.storage.registry.changes import check_keys, record_keys
+from receiver.storage.registry.key_records import check_keys, record_keys
 
 log: Final = structlog.get_logger(__name__)
 

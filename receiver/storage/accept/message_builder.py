@@ -23,7 +23,7 @@ from receiver.protocol.message import ParsedMessage
 from receiver.storage.accept.fan_out import NewDelivery, deliveries
 from receiver.storage.evidence.audit_log import AuditEvent
 from receiver.storage.evidence.encryption import Sealer, payload_binding
-from receiver.storage.evidence.macs import PatientDigests, mac_key, row_mac
+from receiver.storage.evidence.macs import PatientDigests, SigningKey, row_mac
 from receiver.storage.identifiers import uuid7
 
 # An identical body without any id may be a new message after a day.
@@ -161,8 +161,7 @@ class MessageBuilder:
     def __init__(self, keyring: Keyring, seals: Sealer) -> None:
         self._seals = seals
         self._digests = PatientDigests(keyring)
-        key = keyring.current("mac")
-        self._mac_key_id, self._mac_key = key.id, mac_key(key)
+        self._signing_key = SigningKey(keyring)
 
     def make(self, admitted: Admitted) -> PendingMessage:
         """Return the entry of an admitted message: body sealed, row signed, deliveries listed."""
@@ -193,15 +192,19 @@ class MessageBuilder:
             "quarantine_reason": admitted.quarantine,
             "id_conflict": False,
             "payload_key": payload_key,
-            "mac_key": self._mac_key_id,
+            "mac_key": None,
         }
-        row["mac"] = row_mac(self._mac_key, "messages", row)
+        self._sign(row)
         return PendingMessage(admitted=admitted, row=row, sealed=sealed, deliveries=new)
+
+    def _sign(self, row: dict[str, Any]) -> None:
+        row["mac_key"], key = self._signing_key.current()
+        row["mac"] = row_mac(key, "messages", row)
 
     def without_metadata(self, entry: PendingMessage) -> None:
         """Clear every column about the content. The same bytes remain, in quarantine."""
         entry.row |= _metadata(None) | {"content_type": None, "state": "quarantined", "quarantine_reason": UNSTORABLE}
-        entry.row["mac"] = row_mac(self._mac_key, "messages", entry.row)
+        self._sign(entry.row)
         entry.deliveries = []
 
 

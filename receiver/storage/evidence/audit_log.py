@@ -17,7 +17,7 @@ from sqlalchemy import Connection, insert
 from receiver.keyring import Keyring
 from receiver.protocol.values import Value
 from receiver.storage.evidence.encryption import Sealer
-from receiver.storage.evidence.macs import chain, mac_key
+from receiver.storage.evidence.macs import SigningKey, chain
 from receiver.storage.identifiers import uuid7
 from receiver.storage.schema import audit_events
 
@@ -61,8 +61,8 @@ class AuditChain:
     """Numbers and chains the rows of one writer (this process). Not thread-safe."""
 
     def __init__(self, keyring: Keyring, seals: Sealer) -> None:
-        key = keyring.current("mac")
-        self._key_id, self._key = key.id, mac_key(key)
+        self._signing_key = SigningKey(keyring)
+        self._key_id, self._key = self._signing_key.current()
         self._seals = seals
         self.restart()
 
@@ -82,6 +82,7 @@ class AuditChain:
 
     def rows(self, events: Sequence[AuditEvent]) -> list[dict[str, Any]]:
         """Return the next rows, ready to insert. Call `follow` before, and `written` once they are committed."""
+        self._key_id, self._key = self._signing_key.current()
         rows = [self._row(number, event) for number, event in enumerate(events, self._n + 1)]
         chain(self._key, rows, self._previous)
         return rows

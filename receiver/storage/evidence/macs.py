@@ -130,6 +130,21 @@ def row_mac(key: bytes, table: str, row: Mapping[str, Any], *, previous: bytes =
     return hmac_sha256(key, previous + encode(str(table), *_values[table](row)))
 
 
+class SigningKey:
+    """The current MAC key of a keyring, derived once for each key: a newly activated key is used from the next row on."""
+
+    def __init__(self, keyring: Keyring) -> None:
+        self._keyring = keyring
+        self._derived: tuple[str, bytes] = ("", b"")
+
+    def current(self) -> tuple[str, bytes]:
+        """Return (key id, key). Raises ConfigurationError when the keyring holds no active MAC key."""
+        key = self._keyring.current("mac")
+        if key.id != self._derived[0]:
+            self._derived = key.id, mac_key(key)
+        return self._derived
+
+
 class RowMacs:
     """Checks the MACs of rows under the keys of one keyring. Derives each key once. Thread-safe."""
 

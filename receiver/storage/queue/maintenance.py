@@ -32,8 +32,9 @@ _KEYS: Final = 1_000
 
 _SEEN: Final = f"""
 WITH old AS (DELETE FROM workers WHERE seen_at < now() - interval '{_RETENTION}'),
-me AS (INSERT INTO workers (name, host, pid, handlers) VALUES (%(name)s, %(host)s, %(pid)s, %(handlers)s)
-       ON CONFLICT (name) DO UPDATE SET seen_at = now(), handlers = excluded.handlers)
+me AS (INSERT INTO workers (name, host, pid, handlers, keys)
+       VALUES (%(name)s, %(host)s, %(pid)s, %(handlers)s, %(keys)s)
+       ON CONFLICT (name) DO UPDATE SET seen_at = now(), handlers = excluded.handlers, keys = excluded.keys)
 SELECT count(*) FROM workers
 WHERE name <> %(name)s AND seen_at > now() - interval '{_WORKER_TIMEOUT}' AND handlers && %(handlers)s::text[]"""
 
@@ -84,14 +85,14 @@ def now(connection: Connection) -> datetime:
     return found
 
 
-def seen(connection: Connection, name: str, host: str, pid: int, handlers: Sequence[str]) -> int:
-    """Record that this worker is alive and which handlers it has loaded.
+def seen(connection: Connection, name: str, host: str, pid: int, handlers: Sequence[str], keys: Sequence[str]) -> int:
+    """Record that this worker is alive, which handlers it has loaded, and the ids of the keys that it holds.
 
     Returns how many other live workers have loaded at least one of them.
     """
     return int(
         connection.exec_driver_sql(
-            _SEEN, {"name": name, "host": host, "pid": pid, "handlers": list(handlers)}
+            _SEEN, {"name": name, "host": host, "pid": pid, "handlers": list(handlers), "keys": list(keys)}
         ).scalar_one()
     )
 

@@ -13,7 +13,6 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, Row, Table, exists, func, insert, or_, select, update
-from sqlalchemy.dialects.postgresql import insert as insert_new
 from sqlalchemy.exc import IntegrityError as ConstraintViolation
 
 from receiver.database.engine import sqlstate
@@ -648,33 +647,6 @@ class RegistryChanges:
 def new_token() -> str:
     """Return a verification token: 256 random bits, in characters that Redox's dashboard accepts."""
     return secrets.token_urlsafe(32)
-
-
-def record_keys(connection: Connection, keyring: Keyring) -> None:
-    """Store the fingerprints of keys that are new to the database."""
-    for key in keyring.keys:
-        connection.execute(
-            insert_new(schema.keys)
-            .on_conflict_do_nothing()
-            .values(id=key.id, purpose=key.purpose, fingerprint=key.fingerprint)
-        )
-
-
-def check_keys(connection: Connection, keyring: Keyring) -> None:
-    """Raise ConfigurationError if this host lacks a key that the database was written with, or has a different one."""
-    recorded = connection.execute(select(schema.keys)).all()
-    if any(row.id not in keyring for row in recorded):
-        keyring.refresh()
-    held = {key.id: key.fingerprint for key in keyring.keys}
-    for row in recorded:
-        if held.get(row.id) != row.fingerprint:
-            what = "lacks" if row.id not in held else "holds another"
-            raise ConfigurationError(
-                f"this host {what} key {row.id}: restore the keyring file that belongs to this "
-                "database (RECEIVER_KEYRING)"
-            )
-    if not recorded:
-        raise ConfigurationError("this database has no keys on record: run `redox-receiver keys init`")
 
 
 def _check_require(require: Sequence[str]) -> None:

@@ -39,8 +39,8 @@ from receiver.protocol.registry import (
 from receiver.protocol.verification import parse_require
 from receiver.storage import schema
 from receiver.storage.evidence.macs import mac_key, row_mac
-from receiver.storage.registry.changes import check_keys
 from receiver.storage.registry.credentials import CredentialFactory, KeySet, KeySets
+from receiver.storage.registry.key_records import check_keys
 
 log: Final = structlog.get_logger(__name__)
 

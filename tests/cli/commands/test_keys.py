@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -66,17 +67,21 @@ class TestInit:
 
 
 class TestNew:
-    def test_it_is_used_from_now_on(self, run: Commands, keyring_path: Path, door: Door) -> None:
-        """The newest of its purpose is the current one; the older one stays; what to do next is said."""
-        old = keyrings.load_keyring(keyring_path).current("payload")
+    def test_a_new_key_is_pending(self, run: Commands, keyring_path: Path) -> None:
+        """Nothing is written with it yet; the older keys stay, and the command says what to do next."""
+        old = keyrings.load_keyring(keyring_path)
         done = run("keys", "new", "payload", "--json")
+        new = json.loads(done.stdout)
         ring = keyrings.load_keyring(keyring_path)
-        assert ring.current("payload").id != old.id
-        assert ring[old.id].secret == old.secret
+        assert ring.current("payload") == old.current("payload")
+        assert ring[new["id"]].pending
+        assert [key.secret for key in ring.keys[:-1]] == [key.secret for key in old.keys]
         assert "every other host" in done.stderr
-        assert [each["current"] for each in run.json("keys", "list") if each["purpose"] == "payload"] == [False, True]
-        told, *_ = run.json("audit", "list", "--action", "key.new")
-        assert (told["actor"], told["subject"]) == (ACTOR, f"keys:{ring.current('payload').id}")
+        assert f"keys activate {new['id']}" in done.stderr
+        listed = [each for each in run.json("keys", "list") if each["purpose"] == "payload"]
+        assert [(each["stage"], each["current"]) for each in listed] == [("active", True), ("pending", False)]
+        row, *_ = run.json("audit", "list", "--action", "key.new")
+        assert (row["actor"], row["subject"]) == (ACTOR, f"keys:{new['id']}")
         assert run.json("audit", "verify")["first_bad"] is None
 
     def test_there_is_one_index_key_for_good(self, run: Commands, keyring_path: Path) -> None:
@@ -86,8 +91,8 @@ class TestNew:
         run.fails("keys", "new", "magic", status=2)
         assert keyring_path.read_bytes() == before
 
-    def test_nothing_is_kept_that_is_not_on_record(self, run: Commands, keyring_path: Path, door: Door) -> None:
-        """Where the database does not take the fingerprint, the file is as it was."""
+    def test_a_key_that_is_not_recorded_is_not_kept(self, run: Commands, keyring_path: Path, door: Door) -> None:
+        """When the database does not store the fingerprint, the file stays as it was."""
         door.rows(
             "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS "
             "$$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = 'disk_full'; END $$"
@@ -99,6 +104,104 @@ class TestNew:
         before = keyrings.load_keyring(keyring_path)
         run.fails("keys", "new", "mac")
         assert [key.id for key in keyrings.load_keyring(keyring_path).keys] == [key.id for key in before.keys]
+
+
+class TestActivate:
+    def test_rows_are_written_with_it(self, run: Commands, keyring_path: Path, door: Door) -> None:
+        """The next change of the registry is signed with the new key; rows under the old key still verify."""
+        new = run.json("keys", "new", "mac")["id"]
+        run("source", "add", "feed", "11111111-1111-4111-8111-111111111111")
+        assert new not in {row.mac_key for row in door.rows("SELECT mac_key FROM sources")}
+        assert run.json("keys", "activate", new)["stage"] == "active"
+        run("source", "add", "feed", "22222222-2222-4222-8222-222222222222")
+        assert new in {row.mac_key for row in door.rows("SELECT mac_key FROM sources")}
+        assert not keyrings.load_keyring(keyring_path)[new].pending
+        assert run.json("audit", "verify")["first_bad"] is None
+        row, *_ = run.json("audit", "list", "--action", "key.activate")
+        assert (row["actor"], row["subject"]) == (ACTOR, f"keys:{new}")
+
+    def test_not_before_every_process_holds_it(self, run: Commands, door: Door) -> None:
+        """A receiver or a worker that lacks the key is named; one that stopped long ago does not count."""
+        new = run.json("keys", "new", "payload")["id"]
+        door.rows(
+            "INSERT INTO listeners (name, role, host, pid, address, seen_at) "
+            "VALUES ('a', 'receiver', 'here', 11, ':1', now()), "
+            "('b', 'receiver', 'gone', 12, ':1', now() - interval '1 hour')"
+        )
+        door.rows("INSERT INTO workers (name, host, pid, handlers, keys) VALUES ('w', 'there', 13, '{}', '{x}')")
+        problem = run.fails("keys", "activate", new, "--wait", "0")
+        assert "receiver 11 on here" in problem
+        assert "worker 13 on there" in problem
+        assert "gone" not in problem
+        door.rows(f"UPDATE listeners SET keys = ARRAY['{new}']")
+        door.rows(f"UPDATE workers SET keys = ARRAY['{new}']")
+        run("keys", "activate", new)
+
+    def test_twice_and_unknown(self, run: Commands) -> None:
+        """An active key cannot be activated again, nor one that this host lacks."""
+        new = run.json("keys", "new", "payload")["id"]
+        run("keys", "activate", new)
+        assert "active already" in run.fails("keys", "activate", new)
+        assert "keys list" in run.fails("keys", "activate", "payload-00000000", "--wait", "0")
+
+    def test_a_host_may_lack_a_pending_key(self, run: Commands, keyring_path: Path) -> None:
+        """Until it is activated, a host without it works; from then on it refuses, naming the key."""
+        before = keyring_path.read_bytes()
+        new = run.json("keys", "new", "mac")["id"]
+        whole = keyring_path.read_bytes()
+        keyring_path.write_bytes(before)
+        run("status", status=1)
+        run("destination", "list")
+        keyring_path.write_bytes(whole)
+        run("keys", "activate", new)
+        keyring_path.write_bytes(before)
+        assert f"lacks key {new}" in run.fails("destination", "list")
+
+    def test_a_file_that_was_copied_before(self, run: Commands, keyring_path: Path, door: Door) -> None:
+        """The database says which keys are active, also to a host whose file still calls the key pending."""
+        new = run.json("keys", "new", "mac")["id"]
+        copied = keyring_path.read_bytes()
+        run("keys", "activate", new)
+        keyring_path.write_bytes(copied)
+        run("source", "add", "feed", "11111111-1111-4111-8111-111111111111")
+        assert new in {row.mac_key for row in door.rows("SELECT mac_key FROM sources")}
+
+
+class TestRetire:
+    def test_nothing_that_is_needed(self, run: Commands, door: Door) -> None:
+        """Not the current key, and not one under which a row stands: both are said."""
+        old = next(each["id"] for each in run.json("keys", "list") if each["purpose"] == "mac")
+        assert "activate a newer key first" in run.fails("keys", "retire", old)
+        new = run.json("keys", "new", "mac")["id"]
+        run("keys", "activate", new)
+        assert "audit_events.mac_key" in run.fails("keys", "retire", old)
+        counted = {(each["id"], each["column"]): each["rows"] for each in run.json("keys", "count")}
+        assert counted[(old, "destinations.mac_key")] == door.value("SELECT count(*) FROM destinations")
+
+    def test_a_process_that_may_still_write_with_it(self, run: Commands, door: Door) -> None:
+        """One that started before the newer key was activated must be restarted first."""
+        old = next(each["id"] for each in run.json("keys", "list") if each["purpose"] == "session")
+        new = run.json("keys", "new", "session")["id"]
+        door.rows(f"INSERT INTO workers (name, host, pid, handlers, keys) VALUES ('w', 'h', 13, '{{}}', '{{{new}}}')")
+        run("keys", "activate", new)
+        assert "worker 13 on h" in run.fails("keys", "retire", old)
+        door.rows("UPDATE workers SET started_at = now()")
+        run("keys", "retire", old)
+
+    def test_it_is_gone_from_the_file(self, run: Commands, keyring_path: Path) -> None:
+        """A retired key is no longer held nor needed; the audit names who retired it."""
+        old = next(each["id"] for each in run.json("keys", "list") if each["purpose"] == "session")
+        new = run.json("keys", "new", "session")["id"]
+        run("keys", "activate", new)
+        done = run("keys", "retire", old, "--json")
+        assert json.loads(done.stdout) == {"id": old, "stage": "retired"}
+        assert "Backups" in done.stderr
+        assert old not in keyrings.load_keyring(keyring_path)
+        listed = {each["id"]: each for each in run.json("keys", "list")}
+        assert (listed[old]["stage"], listed[old]["held"]) == ("retired", False)
+        row, *_ = run.json("audit", "list", "--action", "key.retire")
+        assert (row["actor"], row["subject"]) == (ACTOR, f"keys:{old}")
+        assert "retired already" in run.fails("keys", "retire", old)
 
 
 class TestList:

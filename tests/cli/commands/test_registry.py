@@ -9,7 +9,7 @@ import pytest
 from receiver.database.engine import open_engine
 from receiver.keyring import Keyring
 from receiver.pipeline import Admitted
-from receiver.storage.registry.changes import record_keys
+from receiver.storage.registry.key_records import record_keys
 from tests.cli.commands.test_handlers import CODE
 from tests.cli.conftest import ACTOR, Commands
 from tests.storage.door import SOURCE, TOKEN, Door, body

@@ -15,7 +15,8 @@ from receiver.errors import ConfigurationError, Conflict, IntegrityError, NotFou
 from receiver.keyring import Keyring, create
 from receiver.protocol.registry import live
 from receiver.storage.evidence.verify import verify
-from receiver.storage.registry.changes import RegistryChanges, check_keys, new_token, record_keys
+from receiver.storage.registry.changes import RegistryChanges, new_token
+from receiver.storage.registry.key_records import check_keys, record_keys
 from receiver.storage.registry.loader import load_registry
 from tests.storage.door import DESTINATION, SOURCE, TOKEN, Door, body, handler
 

@@ -19,7 +19,8 @@ from receiver.pipeline import Admitted, Challenged, Refused
 from receiver.protocol.registry import Destination, HmacCredential, Registry, TokenCredential, live
 from receiver.storage import schema
 from receiver.storage.evidence.macs import mac_key, row_mac
-from receiver.storage.registry.changes import RegistryChanges, record_keys
+from receiver.storage.registry.changes import RegistryChanges
+from receiver.storage.registry.key_records import record_keys
 from receiver.storage.registry.loader import POLL_INTERVAL, RegistryFollower, load_registry, unproved_rows
 from tests.storage.door import DESTINATION, SOURCE, TOKEN, Door, body, handler, until
 from tests.support.postgres import drop_database, new_database
