@@ -10,10 +10,13 @@ from __future__ import annotations
 import logging
 import os
 import pwd
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
 
 import structlog
 from sqlalchemy import URL, Engine
@@ -126,9 +129,35 @@ def check_schema(engine: Engine) -> None:
 
 
 def actor() -> str:
-    """The actor for the audit log: USER@HOST, with the user of the operating system."""
+    """The actor for the audit log: USER@HOST uid=N, with the user of the operating system.
+
+    login_uid=N follows where the session began as another user (Linux: /proc/self/loginuid, which a process cannot set
+    back), and sudo_user=NAME where sudo says whose command this is. Only the environment says the latter, so read it
+    as a hint.
+    """
+    uid = os.getuid()
     try:
-        user = pwd.getpwuid(os.getuid()).pw_name
+        user = pwd.getpwuid(uid).pw_name
     except KeyError:
-        user = f"uid-{os.getuid()}"
-    return f"{user}@{socket.gethostname()}"
+        user = f"uid-{uid}"
+    words = [f"{user}@{socket.gethostname()}", f"uid={uid}"]
+    login = _login_uid()
+    if login is not None and login != uid:
+        words.append(f"login_uid={login}")
+    if _ACCOUNT.fullmatch(sudo := os.environ.get("SUDO_USER", "")):
+        words.append(f"sudo_user={sudo}")
+    return " ".join(words)
+
+
+def _login_uid() -> int | None:
+    """Return the user id with which the session was opened; None where that is not known."""
+    try:
+        number = int(_LOGIN_UID.read_text())
+    except (OSError, ValueError):
+        return None
+    return None if number == _NO_LOGIN else number
+
+
+_LOGIN_UID: Final = Path("/proc/self/loginuid")
+_NO_LOGIN: Final = 2**32 - 1  # of a service, which nobody logged in to start
+_ACCOUNT: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}")

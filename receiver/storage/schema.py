@@ -490,7 +490,7 @@ audit_events = Table(
     _text("action"),  # subject.verb, such as message.accept
     _text("outcome"),
     _text("reason", nullable=True),  # a fixed word
-    _text("actor"),  # redox, worker:<name>, or user@host
+    _text("actor"),  # redox, worker:<name>, or user@host uid=<n> …
     _text("peer", nullable=True),
     _text("destination", nullable=True),
     Column("message_uuid", UUID),

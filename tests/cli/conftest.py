@@ -14,12 +14,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from receiver.cli import main
+from receiver.cli.session import actor
 from tests.storage.conftest import door, ledger, open_ledger
 
 __all__ = ["door", "ledger", "open_ledger"]
 
-# Who the audit must name.
-ACTOR = f"{pwd.getpwuid(os.getuid()).pw_name}@{socket.gethostname()}"
+# The actor that the audit must name.
+USER = f"{pwd.getpwuid(os.getuid()).pw_name}@{socket.gethostname()}"
+ACTOR = actor()
 
 
 class Commands:

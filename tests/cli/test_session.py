@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 from collections.abc import Iterator
@@ -17,21 +18,34 @@ from receiver.database import migrations
 from receiver.database.embedded.cluster import Cluster
 from receiver.database.engine import open_engine
 from receiver.errors import ConfigurationError, Unavailable
-from tests.cli.conftest import ACTOR, Commands
+from tests.cli.conftest import USER, Commands
 from tests.support.postgres import drop_database, new_database, open_directory
 
 
-def test_it_says_who_acts() -> None:
-    """The operating system's user, at this host, whatever the environment claims."""
-    assert session.actor() == ACTOR
-    assert session.actor().endswith(socket.gethostname())
+def test_the_actor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The operating system's user at this host; the user who logged in, where that is another one; and sudo's word."""
+    monkeypatch.delenv("SUDO_USER", raising=False)
+    login = tmp_path / "loginuid"
+    monkeypatch.setattr(session, "_LOGIN_UID", login)
+    alone = f"{USER} uid={os.getuid()}"
+    assert session.actor() == alone
+    for number in (os.getuid(), 2**32 - 1):
+        login.write_text(str(number))
+        assert session.actor() == alone
+    login.write_text("4711")
+    assert session.actor() == f"{alone} login_uid=4711"
+    monkeypatch.setenv("SUDO_USER", "alice")
+    assert session.actor() == f"{alone} login_uid=4711 sudo_user=alice"
 
 
-def test_the_environment_names_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """LOGNAME and USER are anybody's to set, and so are not believed."""
+def test_the_environment_cannot_change_the_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LOGNAME and USER can be set by anybody, and are not used; SUDO_USER must look like an account."""
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.setenv(name, "mallory")
-    assert session.actor() == ACTOR
+    for value in ("", "a b", "x uid=0", "-x", "ä", "x" * 65):
+        monkeypatch.setenv("SUDO_USER", value)
+        assert session.actor().startswith(f"{USER} uid={os.getuid()}")
+        assert "sudo_user" not in session.actor()
 
 
 def test_an_unmigrated_database(run: Commands, keyring_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,10 +34,16 @@ AUTHENTIC_REASONS: Final = (
 )
 
 
+# The reason of a disclosure that no role of this program allowed: a command reads whatever the keyring can open, and
+# the audit is what holds its user to account.
+BREAK_GLASS: Final = "break_glass"
+
+
 class AuditEvent(Value, frozen=True, kw_only=True):
     """One event. `action` is subject.verb; `reason` a fixed word; `detail` fixed keys with ids in them.
 
-    `actor`: "redox", "worker:NAME", "handler:NAME", or "USER@HOST" of a command. `subject`: another row, as "table:id".
+    `actor`: "redox", "worker:NAME", "handler:NAME", or of a command
+    "USER@HOST uid=N", with more words where another user logged in or called sudo. `subject`: another row, as "table:id".
     `note`: an operator's words, sealed.
     """
 

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, select
 from receiver.errors import Conflict, NotFound
 from receiver.keyring import Keyring
 from receiver.storage import schema
-from receiver.storage.evidence.audit_log import AuditChain, AuditEvent, write
+from receiver.storage.evidence.audit_log import BREAK_GLASS, AuditChain, AuditEvent, write
 from receiver.storage.evidence.encryption import Sealer
 from receiver.storage.operations import queries
 from receiver.storage.queue.outbox import answer_binding, request_binding
@@ -39,6 +39,7 @@ def disclose(engine: Engine, keyring: Keyring, number: int | UUID, now: datetime
                 AuditEvent(
                     action="message.disclose",
                     outcome="disclosed",
+                    reason=BREAK_GLASS,
                     at=now,
                     actor=actor,
                     destination=message["destination"],
@@ -70,6 +71,7 @@ def disclose_error(
                     AuditEvent(
                         action="delivery.disclose",
                         outcome="disclosed",
+                        reason=BREAK_GLASS,
                         at=now,
                         actor=actor,
                         subject=f"deliveries:{number}",
@@ -110,6 +112,7 @@ def disclose_request(
                 AuditEvent(
                     action="outbound.disclose",
                     outcome="disclosed",
+                    reason=BREAK_GLASS,
                     at=now,
                     actor=actor,
                     destination=row.name,
@@ -147,6 +150,7 @@ def disclose_notes(
                 AuditEvent(
                     action="audit.disclose",
                     outcome="disclosed",
+                    reason=BREAK_GLASS,
                     at=now,
                     actor=actor,
                     note=reason,

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from receiver.storage.accept.ledger import MessageLedger
-from tests.cli.conftest import ACTOR, Commands
+from tests.cli.conftest import ACTOR, USER, Commands
 from tests.storage.door import Door, body
 from tests.storage.hand import arrive
 
@@ -55,6 +55,10 @@ class TestNotes:
         opened = [each["id"] for each in found if each["note"]]
         (row,) = run.json("audit", "list", "--action", "audit.disclose")
         assert (row["actor"], row["outcome"], row["noted"]) == (ACTOR, "disclosed", True)
+        assert row["reason"] == "break_glass"
+        assert run.json("audit", "list", "--reason-code", "break_glass") == [row]
+        assert run.json("audit", "list", "--actor", USER, "--action", "audit.disclose") == [row]
+        assert run.json("audit", "list", "--actor", USER[:-1]) == []
         assert row["detail"] == {"notes": 1, "first": opened[0], "last": opened[0]}
         assert "4711" not in json.dumps(row)
         again, *_ = run.json("audit", "list", "--action", "audit.disclose", "--notes", "--reason", "review")

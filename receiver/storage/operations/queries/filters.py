@@ -92,7 +92,10 @@ class AuditFilter:
     def clauses(self) -> list[ColumnElement[bool]]:
         """Return the conditions on `audit_events`."""
         table = schema.audit_events
-        found = equal(self, table, ("outcome", "reason", "actor", "destination", "message_uuid", "subject"))
+        found = equal(self, table, ("outcome", "reason", "destination", "message_uuid", "subject"))
+        if self.actor is not None:
+            # An operator is USER@HOST, with or without the user ids that follow.
+            found.append(or_(table.c.actor == self.actor, table.c.actor.startswith(f"{self.actor} ", autoescape=True)))
         if self.action is not None:
             found.append(
                 table.c.action == self.action
