@@ -236,6 +236,7 @@ def kept(run: Day) -> None:
     """Evidence, keys and backups."""
     run("audit", "list")
     run("audit", "verify")
+    run("audit", "review", "--sign-off", *WHY)
     run("keys", "list")
     old, new = run.json("keys", "list")[-1]["id"], run.json("keys", "new", "session")["id"]
     run("keys", "activate", new)

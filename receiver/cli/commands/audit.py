@@ -12,6 +12,7 @@ from typing import Any, Final
 import click
 
 from receiver.cli import output
+from receiver.cli.commands.audit_review import review_
 from receiver.cli.options import (
     before_option,
     destination_option,
@@ -125,3 +126,6 @@ def verify(*, payloads: bool, as_json: bool) -> None:
     output.row({"rows": found.rows, "writers": found.writers, "first_bad": found.first_bad}, as_json=as_json)
     if found.first_bad is not None:
         raise IntegrityError(f"{found.first_bad}: do not change this database, and compare it with a backup")
+
+
+audit.add_command(review_)

@@ -18,7 +18,7 @@ from receiver.keyring import Keyring
 from receiver.storage import schema
 
 # A process that was not seen for this long has stopped: see receiver.storage.operations.queries.process_queries.
-_SILENT: Final = "interval '30 seconds'"
+_SILENT: Final = "interval '60 seconds'"
 # The columns that hold the id of a key that a row was signed, sealed or digested under.
 KEY_COLUMNS: Final = frozenset(
     {"mac_key", "secret_key", "payload_key", "error_key", "request_key", "answer_key", "note_key"}
@@ -86,7 +86,7 @@ def activate(connection: Connection, key_id: str) -> None:
         named = ", ".join(missing)
         raise Conflict(
             f"not every running process holds key {key_id} yet: {named}. Copy the keyring file to every host; processes "
-            "read it within five seconds. A process that has stopped is forgotten after 30 seconds"
+            "read it within five seconds. A process that has stopped is forgotten after a minute"
         )
     table = schema.keys
     connection.execute(update(table).where(table.c.id == key_id).values(activated_at=func.now()))
