@@ -161,7 +161,7 @@ def test_a_pending_key_is_not_written_with(path: Path) -> None:
     assert ring.current("payload") == old.current("payload")
     assert new.id not in ring.without(new.id)
     with pytest.raises(UnknownKey):
-        old.with_active(new.id)
+        create(NOW).with_active(new.id)
 
 
 def test_there_is_one_index_key_for_good() -> None:

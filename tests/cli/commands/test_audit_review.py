@@ -33,7 +33,7 @@ def busy(door: Door, keyring: Keyring, run: Commands) -> None:
     record(
         door,
         keyring,
-        *[event("message.receive", outcome="accepted") for _ in range(3)],
+        *[event("query.answer", outcome="answered") for _ in range(3)],
         event("message.refuse", actor="stranger", reason="token_wrong", count=400),
         event("message.refuse", actor="stranger", reason="token_expired", count=7),
         event("message.refuse", reason="source_unknown"),
@@ -42,12 +42,12 @@ def busy(door: Door, keyring: Keyring, run: Commands) -> None:
         event("message.disclose", outcome="disclosed", actor="alice@ops", reason="break_glass"),
         event("destination.handshake", outcome="done"),
     )
-    run("source", "add", "feed", "22222222-2222-4222-8222-222222222222")
+    run("source", "add", "clinic", "22222222-2222-4222-8222-222222222222")
     run("keys", "new", "session")
 
 
 def test_what_is_shown(busy: None, run: Commands) -> None:
-    """Sums by actor, disclosures first. Strangers' refusals, messages and handshakes are not for a review."""
+    """Sums by actor, disclosures first. Strangers' refusals, answers and handshakes are not for a review."""
     found = run.json("audit", "review")
     told = [(each["about"], each["action"], each["reason"], each["actor"], each["count"]) for each in found]
     assert told[:3] == [
@@ -57,7 +57,7 @@ def test_what_is_shown(busy: None, run: Commands) -> None:
     ]
     assert ("key", "key.new", None, ACTOR, 1) in told
     assert ("registry", "source.add", None, ACTOR, 1) in told
-    assert {each["action"] for each in found}.isdisjoint({"message.receive", "destination.handshake"})
+    assert {each["action"] for each in found}.isdisjoint({"query.answer", "destination.handshake"})
     assert "token_wrong" not in {each["reason"] for each in found}
 
 

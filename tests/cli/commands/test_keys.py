@@ -110,10 +110,10 @@ class TestActivate:
     def test_rows_are_written_with_it(self, run: Commands, keyring_path: Path, door: Door) -> None:
         """The next change of the registry is signed with the new key; rows under the old key still verify."""
         new = run.json("keys", "new", "mac")["id"]
-        run("source", "add", "feed", "11111111-1111-4111-8111-111111111111")
+        run("source", "add", "clinic", "11111111-1111-4111-8111-111111111111")
         assert new not in {row.mac_key for row in door.rows("SELECT mac_key FROM sources")}
         assert run.json("keys", "activate", new)["stage"] == "active"
-        run("source", "add", "feed", "22222222-2222-4222-8222-222222222222")
+        run("source", "add", "clinic", "22222222-2222-4222-8222-222222222222")
         assert new in {row.mac_key for row in door.rows("SELECT mac_key FROM sources")}
         assert not keyrings.load_keyring(keyring_path)[new].pending
         assert run.json("audit", "verify")["first_bad"] is None
@@ -125,8 +125,8 @@ class TestActivate:
         new = run.json("keys", "new", "payload")["id"]
         door.rows(
             "INSERT INTO listeners (name, role, host, pid, address, seen_at) "
-            "VALUES ('a', 'receiver', 'here', 11, ':1', now()), "
-            "('b', 'receiver', 'gone', 12, ':1', now() - interval '1 hour')"
+            "VALUES ('a', 'receiver', 'here', 11, 'addr', now()), "
+            "('b', 'receiver', 'gone', 12, 'addr', now() - interval '1 hour')"
         )
         door.rows("INSERT INTO workers (name, host, pid, handlers, keys) VALUES ('w', 'there', 13, '{}', '{x}')")
         problem = run.fails("keys", "activate", new, "--wait", "0")
@@ -150,7 +150,6 @@ class TestActivate:
         new = run.json("keys", "new", "mac")["id"]
         whole = keyring_path.read_bytes()
         keyring_path.write_bytes(before)
-        run("status", status=1)
         run("destination", "list")
         keyring_path.write_bytes(whole)
         run("keys", "activate", new)
@@ -163,7 +162,7 @@ class TestActivate:
         copied = keyring_path.read_bytes()
         run("keys", "activate", new)
         keyring_path.write_bytes(copied)
-        run("source", "add", "feed", "11111111-1111-4111-8111-111111111111")
+        run("source", "add", "clinic", "11111111-1111-4111-8111-111111111111")
         assert new in {row.mac_key for row in door.rows("SELECT mac_key FROM sources")}
 
 
