@@ -1,7 +1,7 @@
-"""Looks for what may be nowhere: a token, a key, a patient's name, in tables, files, processes and whatever was said.
+"""Searches for secrets where they must not be: tables, files, processes and texts.
 
-Finds a secret as it is, in either case, in hexadecimal and in base64. Says which secret was found where, and nothing
-else of either.
+Finds a secret as it is, in upper or lower case, in hexadecimal and in base64. A result names the secret and the place,
+but quotes neither.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from psycopg import sql
 
 
 class Canaries:
-    """Secrets by name. None may be short: what is looked for must not be there by chance."""
+    """Secrets by name. Each must have 8 bytes or more, so that it is not found by chance."""
 
     def __init__(self, secrets: Mapping[str, str | bytes]) -> None:
         self._forms: dict[str, tuple[bytes, ...]] = {}
         for name, secret in secrets.items():
             plain = secret.encode() if isinstance(secret, str) else secret
-            assert len(plain) >= 8, f"{name} is too short to be looked for"
+            assert len(plain) >= 8, f"{name} is too short to search for"
             self._forms[name] = tuple(form.lower() for form in (plain, plain.hex().encode(), *_base64(plain)))
 
     def within(self, text: str | bytes, where: str) -> list[str]:
-        """Which are in a text."""
+        """Return the secrets in a text."""
         data = (text.encode(errors="surrogateescape") if isinstance(text, str) else text).lower()
         return [f"{name} in {where}" for name, forms in self._forms.items() if any(form in data for form in forms)]
 
     def in_files(self, root: Path, *, but: Iterable[Path] = ()) -> Iterator[str]:
-        """Which are in the files under a directory, or in a file's name."""
+        """Yield the secrets in the files under a directory, or in the name of a file."""
         left_out = set(but)
         for path in sorted(root.rglob("*")):
             yield from self.within(path.name, f"the name of a file in {path.parent}")
@@ -39,17 +39,17 @@ class Canaries:
                 yield from self.within(path.read_bytes(), str(path))
 
     def in_processes(self, processes: Iterable[psutil.Process]) -> Iterator[str]:
-        """Which are in the command line or the environment of a process."""
+        """Yield the secrets in the command line or environment of a process."""
         for process in processes:
             for what in ("cmdline", "environ"):
                 try:
                     text = Path(f"/proc/{process.pid}/{what}").read_bytes()
                 except (FileNotFoundError, ProcessLookupError, PermissionError):
-                    continue  # it has ended, or is PostgreSQL's, whose environment is nobody's but its own
+                    continue  # it has ended, or it is PostgreSQL, whose environment only its account can read
                 yield from self.within(text, f"/proc/PID/{what} of {process.name()}")
 
     def in_tables(self, url: str) -> Iterator[str]:
-        """Which are in any column of any table, and in the statements that the server shows of others."""
+        """Yield the secrets in any column of any table, and in the statements in pg_stat_activity."""
         with psycopg.connect(url) as connection:
             tables = connection.execute(
                 "SELECT schemaname, tablename FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', "
@@ -67,7 +67,7 @@ class Canaries:
 
 
 def _base64(plain: bytes) -> Iterator[bytes]:
-    """What every base64 text with these bytes in it holds, wherever they begin: the characters that they alone make."""
+    """Yield, for each offset, the base64 characters that depend only on these bytes."""
     for before in range(3):
         first, last = -(-8 * before // 6), 8 * (before + len(plain)) // 6
         yield b64encode(bytes(before) + plain)[first:last]

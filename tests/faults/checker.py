@@ -1,8 +1,8 @@
-"""What must hold after every fault, found out from the database and the sender's own ledgers alone.
+"""Checks what must hold after every fault, from the database and the sender's attempt logs only.
 
-Reads the tables by their published names, opens the payloads with the keyring, and believes nothing that the receiver
-says of itself. Beside it stands what the handlers' other system was told. A violation is a sentence that names ids;
-nothing of a message's content.
+Reads the tables by their documented names, opens the payloads with the keyring, and uses nothing that the receiver
+reports about itself. It also reads the calls that handlers made to the external system. A violation is a sentence that
+names ids, but nothing of a message's content.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from receiver.storage.evidence.encryption import Sealer, payload_binding
 
 # Handlers that write a row into `effects` on context.connection.
 EXACTLY_ONCE = frozenset({"book"})
-# Handlers that tell the other system "done" when they have done it.
-TELLING = frozenset({"outside", "anyhow", "shaky", "strict", "within"})
+# Handlers that call the external system with "done" when they have finished.
+CALLING = frozenset({"outside", "anyhow", "shaky", "strict", "within"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evidence:
-    """What is judged. `ledgers`: by the destination's name; `journal`: tests.faults.effects.tell, in order."""
+    """The input of the checks. `ledgers`: by destination. `journal`: the calls of tests.faults.effects, in order."""
 
     connection: Connection
     keyring: Keyring = field(repr=False)
@@ -39,7 +39,7 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Row:
-    """A message as it is stored, under its name in the sender's ledger."""
+    """A stored message. `name`: its id in the sender's attempt log."""
 
     name: str
     id: int
@@ -52,7 +52,7 @@ class _Row:
 
 
 def violations(evidence: Evidence) -> list[str]:
-    """Every invariant that does not hold; none: nothing was lost, doubled, overtaken, forged or let in."""
+    """Return every invariant that does not hold. An empty list: nothing was lost, duplicated, reordered or forged."""
     rows = _rows(evidence.connection)
     return [
         *_recorded(evidence, rows),
@@ -61,11 +61,11 @@ def violations(evidence: Evidence) -> list[str]:
         *_undispatched(evidence.connection),
         *_overtaken(evidence),
         *_effects(evidence),
-        *_proved(evidence),
+        *_verified(evidence),
     ]
 
 
-# --- what was sent, and what is there
+# --- what was sent, and what is recorded
 
 _MESSAGES = """
 SELECT m.id, m.uuid::text, t.name AS destination, m.log_id, m.sha256, m.state, m.query, m.id_conflict
@@ -92,20 +92,20 @@ def _rows(connection: Connection) -> list[_Row]:
 
 
 def _recorded(evidence: Evidence, rows: Sequence[_Row]) -> Iterator[str]:
-    """Every 200 is in the database, once, with a digest that was sent, and its bytes are there."""
+    """Each message that was answered 200 is recorded once, with a digest that was sent, and its payload opens."""
     found: defaultdict[tuple[str, str], list[_Row]] = defaultdict(list)
     for row in rows:
         found[row.destination, row.name].append(row)
     for destination, ledger in evidence.ledgers.items():
         for name in ledger.accepted():
-            these = found.get((destination, name), [])
-            if not these:
-                yield f"{destination}: {name} was answered 200 and is not there"
-            if len([row for row in these if not (row.query or row.conflict)]) > 1:
-                yield f"{destination}: {name} is there {len(these)} times"
-            # A repeat has another attempt id, so the bytes kept are those of one of its sendings.
+            stored = found.get((destination, name), [])
+            if not stored:
+                yield f"{destination}: {name} was answered 200 and is not recorded"
+            if len([row for row in stored if not (row.query or row.conflict)]) > 1:
+                yield f"{destination}: {name} is recorded {len(stored)} times"
+            # Each attempt has another attempt id, so the recorded bytes are those of one attempt.
             sent = {attempt.sha256 for attempt in ledger.of(name)}
-            for row in these:
+            for row in stored:
                 if row.digest.hex() not in sent:
                     yield f"messages {row.id}: its digest was never sent"
     seals = Sealer(evidence.keyring)
@@ -113,14 +113,14 @@ def _recorded(evidence: Evidence, rows: Sequence[_Row]) -> Iterator[str]:
         try:
             body = seals.open_body(payload["payload_key"], payload["sealed"], payload_binding(payload["uuid"]))
         except (IntegrityError, TypeError):
-            yield f"messages {payload['uuid']}: its payload is gone, or does not open"
+            yield f"messages {payload['uuid']}: its payload is missing, or does not open"
             continue
         if sha256(body).digest() != payload["sha256"] or len(body) != payload["size"]:
-            yield f"messages {payload['uuid']}: its payload is not what came"
+            yield f"messages {payload['uuid']}: its payload is not what was received"
 
 
 def _nothing_else(evidence: Evidence, rows: Sequence[_Row]) -> Iterator[str]:
-    """What is there was sent, and not refused; what the sender's ledger does not know is in quarantine at most."""
+    """Each recorded message was sent and not refused, unless it is in quarantine."""
     for row in rows:
         ledger = evidence.ledgers.get(row.destination)
         if ledger is None or row.state in ("quarantined", "discarded"):
@@ -129,10 +129,10 @@ def _nothing_else(evidence: Evidence, rows: Sequence[_Row]) -> Iterator[str]:
         if not statuses:
             yield f"messages {row.id}: {row.name} was never sent"
         elif all(status is not None and 400 <= status < 500 for status in statuses):
-            yield f"messages {row.id}: {row.name} was refused ({statuses}) and is there"
+            yield f"messages {row.id}: {row.name} was refused ({statuses}) and is recorded"
 
 
-# --- what became of it
+# --- deliveries
 
 _UNFINISHED = """
 SELECT d.id, d.lane, d.inline, d.message_id FROM deliveries d
@@ -152,23 +152,23 @@ GROUP BY m.id HAVING (m.state = 'accepted' AND NOT m.query AND count(d.id) = 0)
 
 
 def unfinished(connection: Connection) -> list[str]:
-    """What is pending without a reason: no time that it waits for, nothing that holds it, and a worker that has it.
+    """Return deliveries that are pending without a reason: no retry time, no held lane, and a worker for the handler.
 
-    For a while that is how work looks; when nothing is sent and nothing fails any more, none may be left.
+    During the load there are some. After it, none may be left.
     """
     return [
-        f"deliveries {row['id']}: pending in {row['lane']}, and nothing is in its way"
+        f"deliveries {row['id']}: pending in {row['lane']} without a reason"
         for row in connection.execute(text(_UNFINISHED)).mappings()
     ]
 
 
 def _undispatched(connection: Connection) -> Iterator[str]:
-    """What is accepted was handed over, what is kept apart was not."""
+    """Each accepted message has deliveries; quarantined, discarded and unhandled messages have none."""
     for row in connection.execute(text(_UNDISPATCHED)).mappings():
         yield f"messages {row['id']}: {row['state']}, with {row['deliveries']} deliveries"
 
 
-# --- in which order
+# --- order
 
 _ATTEMPTS = """
 SELECT d.id, d.lane, d.handler, d.generation, d.inline, t.name AS destination, m.log_id, m.sha256,
@@ -178,10 +178,10 @@ JOIN destinations t ON t.id = d.destination_id ORDER BY a.id"""
 
 
 def _overtaken(evidence: Evidence) -> Iterator[str]:
-    """In each lane, what was answered before another was sent began before it, and succeeded before it.
+    """In each lane, a message that was answered before another was sent began and succeeded before it.
 
-    Told by the receiver's own attempts, and by the other system. A replay has left its place; what was dead and was
-    run again has not ended in its place.
+    Both the receiver's attempts and the calls to the external system must show this. Replays, and dead deliveries that
+    were retried, are exempt: they run later.
     """
     attempts = [
         row
@@ -201,19 +201,19 @@ def _overtaken(evidence: Evidence) -> Iterator[str]:
         again = len(set(numbers[row["id"]])) < len(numbers[row["id"]])
         if row["outcome"] == "succeeded" and not again:
             succeeded[row["destination"], row["lane"]].append(name)
-    told: defaultdict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    called: defaultdict[tuple[str, str], dict[str, None]] = defaultdict(dict)
     for line in evidence.journal:
         lane = lanes.get((line["handler"], line["message"]))
         if line["phase"] == "begin" and lane is not None and not line["replayed"]:
-            told[line["destination"], lane].setdefault(line["message"])
-    for what, each in (("began", began), ("succeeded", succeeded), ("reached the other system", told)):
+            called[line["destination"], lane].setdefault(line["message"])
+    for what, each in (("began", began), ("succeeded", succeeded), ("reached the external system", called)):
         for (destination, lane), ran in each.items():
             ledger = evidence.ledgers.get(destination)
             for early, late in () if ledger is None else ledger.overtaken(list(ran)):
-                yield f"{lane}: {early} {what} before {late}, which was answered before it was sent"
+                yield f"{lane}: {early} {what} before {late}, but {late} was answered before {early} was sent"
 
 
-# --- with which effects
+# --- effects
 
 _DELIVERIES = """
 SELECT d.id, d.handler, d.state, d.generation, m.uuid::text, d.attempts FROM deliveries d
@@ -221,7 +221,7 @@ JOIN messages m ON m.id = d.message_id ORDER BY d.id"""
 
 
 def _effects(evidence: Evidence) -> Iterator[str]:
-    """Work on our connection exactly once for each success and not at all without; elsewhere once for each key."""
+    """Each success has exactly one row in our database, and at least one call to the external system for its key."""
     deliveries = {
         f"{row['uuid']}:{row['handler']}:{row['generation']}": row
         for row in evidence.connection.execute(text(_DELIVERIES)).mappings()
@@ -231,20 +231,20 @@ def _effects(evidence: Evidence) -> Iterator[str]:
     for key, row in deliveries.items():
         succeeded = row["state"] == "succeeded"
         if row["handler"] in EXACTLY_ONCE and written[key] != succeeded:
-            yield f"deliveries {row['id']} of {row['handler']}: {row['state']}, with {written[key]} rows of its work"
-        if row["handler"] in TELLING and succeeded and key not in done:
-            yield f"deliveries {row['id']} of {row['handler']}: succeeded, and the other system was never told"
+            yield f"deliveries {row['id']} of {row['handler']}: {row['state']}, with {written[key]} rows in `effects`"
+        if row["handler"] in CALLING and succeeded and key not in done:
+            yield f"deliveries {row['id']} of {row['handler']}: succeeded without a call to the external system"
     queries = {f"{row.uuid}" for row in _rows(evidence.connection) if row.query}
     for key in sorted({*written, *(line["key"] for line in evidence.journal)} - deliveries.keys()):
         if key.partition(":")[0] not in queries:
-            yield f"effects of {key}, which was never delivered"
+            yield f"effects of {key}, which has no delivery"
 
 
-# --- and with which evidence
+# --- audit log
 
 
-def _proved(evidence: Evidence) -> Iterator[str]:
-    """The audit's chains, the MACs and the payloads hold, and every message says in the audit how it came."""
+def _verified(evidence: Evidence) -> Iterator[str]:
+    """The audit chains, the MACs and the payloads verify, and each message has an audit row for its receipt."""
     found = verify.verify(evidence.connection, evidence.keyring, payloads=True)
     if found.first_bad is not None:
         yield found.first_bad
@@ -254,4 +254,4 @@ def _proved(evidence: Evidence) -> Iterator[str]:
             "e.message_uuid = m.uuid AND e.action = 'message.receive' AND e.outcome <> 'duplicate') ORDER BY id"
         )
     ).scalars():
-        yield f"messages {uuid}: its coming is not in the audit"
+        yield f"messages {uuid}: its receipt is not in the audit log"

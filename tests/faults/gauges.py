@@ -1,4 +1,4 @@
-"""What can be read off a machine at a moment: its processes by role, and its database. Reads, and changes nothing."""
+"""Gauges of a machine: its processes by role, and its database. Only reads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.cli.machine import Machine
 from tests.faults.series import Series
 
 MIB: Final = 1024.0 * 1024.0
-# What every message adds to, for good or until it is purged.
+# Tables to which every message adds rows, until they are purged.
 DESIGNED: Final = frozenset(
     {
         "messages",
@@ -54,7 +54,7 @@ FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backen
 
 
 class Gauges:
-    """Everything that is watched on one machine on which `up` runs. `read` adds a measurement to each series."""
+    """All measured quantities of a machine on which `up` runs. `read` adds a measurement to each series."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
@@ -68,13 +68,13 @@ class Gauges:
         self._connection.close()
 
     def read(self, now: float) -> None:
-        """Measure everything, at `now` (seconds)."""
+        """Measure all quantities at `now` (seconds)."""
         for name, unit, tolerance, value in self._processes():
             self._add(name, unit, tolerance, now, value)
         row = self._row(_SERVER)
         if self._wal is not None:
             then, position = self._wal
-            # Its level follows the checkpoints: each makes whole pages be written once more.
+            # The rate follows the checkpoints: after each one, PostgreSQL writes whole pages.
             self._add("WAL rate", "KiB/s", 1_000, now, (row["wal"] - position) / (now - then) / 1024)
         self._wal = now, row["wal"]
         self._add("database connections", "", 6, now, row["connections"])
@@ -89,7 +89,7 @@ class Gauges:
             name, designed = table["name"], table["name"] in DESIGNED
             self._add(f"table {name}", "KiB", 512, now, table["heap"] / 1024, designed=designed)
             self._add(f"indexes of {name}", "KiB", 512, now, table["indexes"] / 1024, designed=designed)
-            # Of what grows, the share: a fifth of a larger table is more. Below a thousand rows it tells nothing.
+            # For tables that grow, measure the share of dead rows. Below a thousand rows it says nothing.
             total = table["dead"] + table["live"]
             if designed:
                 self._add(f"dead in {name}", "%", 15, now, 100 * table["dead"] / total if total >= 1_000 else 0.0)
@@ -97,11 +97,11 @@ class Gauges:
                 self._add(f"dead in {name}", "rows", 3_000, now, table["dead"])
 
     def count(self, table: str) -> int:
-        """The rows of a table."""
+        """Return the number of rows of a table."""
         return int(self._row(f"SELECT count(*) AS n FROM {table}")["n"])
 
     def updates(self) -> list[dict[str, Any]]:
-        """Of each table that is updated: its updates, those within the page (HOT), and how often it was vacuumed."""
+        """Return, for each table with updates: all updates, HOT updates (within the page), and the number of vacuums."""
         return self._connection.execute(
             "SELECT relname AS name, n_tup_upd AS updates, n_tup_hot_upd AS hot, autovacuum_count AS vacuums "
             "FROM pg_stat_user_tables WHERE n_tup_upd > 100 ORDER BY n_tup_upd DESC"
@@ -118,19 +118,19 @@ class Gauges:
         )
 
     def _processes(self) -> Iterator[tuple[str, str, float, float]]:
-        """(series, unit, tolerance, value) of each role: the sum over its processes."""
+        """Yield (series, unit, tolerance, value) for each role: the sum over its processes."""
         sums: defaultdict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
         for role, process in self._roles():
             with suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
                 found = (_memory(process.pid), process.num_fds(), process.num_threads(), 1)
                 sums[role] = [a + b for a, b in zip(sums[role], found, strict=True)]
         for role, (memory, descriptors, threads, number) in sorted(sums.items()):
-            # PostgreSQL has a process for each connection, and pools open them as they are wanted, up to a bound; and
-            # it keeps files open as it likes.
-            theirs = role == _SERVER_ROLE
-            yield f"memory of {role}", "MiB", 16.0 if theirs else 4.0, memory / MIB
-            yield f"processes of {role}", "", 6.0 if theirs else 1.0, number
-            if not theirs:
+            # PostgreSQL has a process for each connection, and pools open connections on demand, up to a bound. It
+            # caches open files.
+            postgres = role == _SERVER_ROLE
+            yield f"memory of {role}", "MiB", 16.0 if postgres else 4.0, memory / MIB
+            yield f"processes of {role}", "", 6.0 if postgres else 1.0, number
+            if not postgres:
                 yield f"descriptors of {role}", "", 6.0, descriptors
                 yield f"threads of {role}", "", 3.0, threads
 
@@ -153,7 +153,7 @@ class Gauges:
 
 
 def _memory(pid: int) -> float:
-    """Proportional set size in bytes, without shared memory: PostgreSQL's buffers fill up once, and are one setting."""
+    """Return the proportional set size in bytes, without shared memory: PostgreSQL's buffers have a fixed size."""
     fields = {}
     for row in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         name, _, rest = row.partition(":")

@@ -1,4 +1,4 @@
-"""A handler that lets nothing go: each message costs a descriptor. Whoever watches must find it."""
+"""A handler with a leak: each message costs a file descriptor. The soak test must find it."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from receiver.handlers import Context, Message, handler
 
 @handler("*", name="hoard", ordering="none", timeout=60)
 def hoard(message: Message, context: Context) -> None:
-    """Open, and never close."""
+    """Open a file, and never close it."""
     os.open(os.devnull, os.O_RDONLY)

@@ -1,6 +1,6 @@
-"""A load that does not end by itself: feeds, strangers and queries, each in the sender's ledger.
+"""A load that runs until it is stopped: feeds, a client with a wrong token, and queries. All attempts are logged.
 
-Everybody in it bears one family name, which may then be found nowhere.
+Every patient has the same family name. Tests look for that name where it must not be.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from receiver.simulator.feed import FeedSimulator
 from tests.faults.site import Site
 
 FAMILY: Final = "Quibbleworthington"
-STRANGER: Final = "what-a-stranger-presents-instead-of-it"
+STRANGER: Final = "a-wrong-token-that-no-destination-has"
 KINDS: Final = (
     "PatientAdmin.Arrival",
     "PatientAdmin.Transfer",
@@ -30,38 +30,36 @@ KINDS: Final = (
     "Scheduling.New",
     "Inventory.Update",
 )
-# Each goes wrong in its own way, and most hold up their lane for seconds: now and then is enough.
+# Kinds whose handler fails, each in its own way. Most of them block their lane for seconds, so they are rare.
 FAILING: Final = ("Flowsheet.New", "Order.Cancel", "Notes.New", "Media.Delete", "Device.New")
 _FAILING_SHARE: Final = 0.03
 PATIENTS: Final = 6
-# Seconds between two messages of a feed: enough work for two cores, and not too much.
+# Seconds between two messages of a feed: work for two cores, but not more than they can do.
 _PACE: Final = 0.1
 
 
 class Load:
-    """So many feeds to each destination, until `stop`. Which message comes next follows from the seed.
+    """Several feeds to each destination, from `start` to `stop`. The seed determines the messages.
 
-    `patience`: seconds after which a feed that stands still gives up; Redox never does.
+    `feed_timeout`: seconds after which a feed gives up a message that is not accepted; Redox never does.
     """
 
     def __init__(
-        self, site: Site, destinations: tuple[str, ...], *, feeds: int, seed: int, patience: float = 200.0
+        self, site: Site, destinations: tuple[str, ...], *, feeds: int, seed: int, feed_timeout: float = 200.0
     ) -> None:
         self._site = site
-        self._patience = patience
+        self._feed_timeout = feed_timeout
         self._stopping = threading.Event()
-        self.given_up: list[str] = []  # feeds that stood still for too long
-        self.strange: list[str] = []  # messages that only strangers have sent
+        self.given_up: list[str] = []  # violations: feeds that gave up a message
+        self.unauthenticated: list[str] = []  # messages that only the client with the wrong token has sent
         self._threads = [
             *(
                 self._thread(self._feed, destination, f"{destination}-{number}", seed * 1_000 + number)
                 for destination in destinations
                 for number in range(feeds)
             ),
-            *(
-                self._thread(each, destinations[0], each.__name__, seed * 1_000 + 900 + number)
-                for number, each in enumerate((self._strangers, self._queries))
-            ),
+            self._thread(self._send_with_wrong_token, destinations[0], "wrong-token", seed * 1_000 + 900),
+            self._thread(self._send_queries, destinations[0], "queries", seed * 1_000 + 901),
         ]
 
     def _thread(
@@ -70,15 +68,15 @@ class Load:
         return threading.Thread(target=run, args=(destination, name, random.Random(seed)), name=name, daemon=True)
 
     def start(self) -> None:
-        """Begin to send."""
+        """Start to send."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """Send nothing new; what has been sent is sent again until it is accepted."""
+        """Send no new messages. Messages that were sent are repeated until they are accepted."""
         self._stopping.set()
         for thread in self._threads:
-            thread.join(self._patience + 100)
+            thread.join(self._feed_timeout + 100)
 
     def _body(self, redox: FakeRedox, kind: str, dice: random.Random) -> bytes:
         return redox.body(
@@ -88,7 +86,7 @@ class Load:
     def _feed(self, destination: str, name: str, dice: random.Random) -> None:
         redox = self._site.target(destination).redox()
         with FeedSimulator(
-            redox, name=name, time_scale=0.02, deadline=self._patience, ledger=self._site.sent[destination]
+            redox, name=name, time_scale=0.02, deadline=self._feed_timeout, ledger=self._site.sent[destination]
         ) as feed:
             while not self._stopping.wait(_PACE):
                 kind = dice.choice(FAILING if dice.random() < _FAILING_SHARE else KINDS)
@@ -96,26 +94,26 @@ class Load:
                 if sent.answer.accepted and dice.random() < 0.05:
                     sent = feed.duplicate(sent)
                 if not sent.answer.accepted:
-                    self.given_up.append(f"{name} stood still: {sent.message}")
+                    self.given_up.append(f"{name}: {sent.message} was not accepted within {self._feed_timeout:g} s")
                     return
 
-    def _queries(self, destination: str, name: str, dice: random.Random) -> None:
+    def _send_queries(self, destination: str, name: str, dice: random.Random) -> None:
         redox = self._site.target(destination).redox()
         with FeedSimulator(redox, name=name, ledger=self._site.sent[destination]) as feed:
             while not self._stopping.wait(5 * _PACE):
                 feed.deliver(self._body(redox, "PatientSearch.Query", dice))
 
-    def _strangers(self, destination: str, name: str, dice: random.Random) -> None:
+    def _send_with_wrong_token(self, destination: str, name: str, dice: random.Random) -> None:
         target = self._site.target(destination)
         redox = target.redox(token=STRANGER)
         while not self._stopping.wait(3 * _PACE):
             body = self._body(redox, "PatientAdmin.Arrival", dice)
             answer = redox.send(body)
-            self.strange.append(name_of(body))
+            self.unauthenticated.append(name_of(body))
             self._site.sent[destination].record(
                 Attempt(
                     feed=name,
-                    message=self.strange[-1],
+                    message=self.unauthenticated[-1],
                     number=1,
                     kind="PatientAdmin.Arrival",
                     attempt_id=None,
@@ -130,5 +128,5 @@ class Load:
 
 
 def name_of(body: bytes) -> str:
-    """The message's name in the ledger."""
+    """Return the id of the message in the attempt log."""
     return str(json.loads(body)["Meta"]["Logs"][0]["ID"])

@@ -1,7 +1,7 @@
-"""Hosts with a network each: a Linux network namespace, a link to it, and one address here that all of them reach.
+"""Hosts with their own networks: a Linux network namespace and a link for each, and one address of this machine.
 
-What a cable does is done to the link: while it is down nothing arrives, either way, and nobody is told. Needs root and
-`ip`. Names and addresses are of one run; everything is removed by its name.
+Cutting a link has the effect of an unplugged cable: nothing arrives in either direction, and no connection is closed.
+Needs root and `ip`. Names and addresses are unique to a run, and all are removed at the end.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network
 from typing import Final
 
-# For measurements between two networks (RFC 2544): nobody's in earnest.
+# Reserved for measurements between networks (RFC 2544): not in use.
 _RANGE: Final = IPv4Network("198.18.0.0/15")
 _PREFIX: Final = 28
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Link:
-    """The way to one host. `enter` stands before a command that is to run there."""
+    """The link to one host. `enter`: the prefix of a command that runs on it."""
 
     name: str
     enter: tuple[str, ...]
 
     @contextmanager
     def cut(self) -> Iterator[None]:
-        """Nothing arrives while the block runs."""
+        """Take the link down during the block."""
         ip("link", "set", self.name, "down")
         try:
             yield
@@ -40,7 +40,7 @@ class Link:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Network:
-    """`address`: ours, in the network `cidr`; `links` by the host's name."""
+    """A network. `address`: of this machine, in `cidr`. `links`: by host."""
 
     address: str
     cidr: str
@@ -48,27 +48,27 @@ class Network:
 
 
 def program() -> str | None:
-    """The path of `ip`, also for those who do not look where root does."""
+    """Return the path of `ip`, which may be outside of the PATH of a non-root account."""
     return shutil.which("ip", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
 
 def missing() -> str | None:
-    """Why there can be no networks here; None: there can."""
+    """Return why networks cannot be made here, or None if they can."""
     if program() is None:
-        return "`ip` is not here (on Debian: apt-get install iproute2)"
+        return "`ip` is not installed (on Debian: apt-get install iproute2)"
     if os.geteuid() != 0:
-        return "root alone can make network namespaces"
+        return "only root can make network namespaces"
     tried = subprocess.run(
         [str(program()), "netns", "add", probe := f"rr-{secrets.token_hex(3)}"], capture_output=True, check=False
     )
     if tried.returncode != 0:
-        return "network namespaces are not to be had here"
+        return "this system does not allow network namespaces"
     ip("netns", "del", probe)
     return None
 
 
 def ip(*arguments: str) -> str:
-    """Run it; it says why when it fails."""
+    """Run `ip`. Returns its output."""
     done = subprocess.run([str(program()), *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"ip {' '.join(arguments)}: {done.stderr.strip()}"
     return done.stdout
@@ -76,7 +76,7 @@ def ip(*arguments: str) -> str:
 
 @contextmanager
 def network(hosts: Sequence[str]) -> Iterator[Network]:
-    """A network with these hosts, and us, while the block runs."""
+    """Make a network of this machine and these hosts for the duration of the block."""
     run = secrets.token_hex(3)
     free = _free()
     ours, *theirs = list(free.hosts())[: len(hosts) + 1]
@@ -110,7 +110,7 @@ def network(hosts: Sequence[str]) -> Iterator[Network]:
 
 
 def _free() -> IPv4Network:
-    """A network of which nobody here knows."""
+    """Return a network that overlaps no route of this machine."""
     taken = [
         IPv4Network(words[0])
         for line in ip("-4", "route", "show", "table", "all").splitlines()

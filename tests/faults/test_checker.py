@@ -1,4 +1,4 @@
-"""The checker is content with what is right, and finds each thing that is not."""
+"""The checker finds no violation on a correct site, and finds each kind of violation."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ LOGS = ("log-1", "log-2", "log-3")
 
 @dataclass
 class World:
-    """Three messages that came one after another, each handed to two handlers, and the books that tell of it."""
+    """Three messages that arrived one after another, each with two deliveries, and the logs of sender and handlers."""
 
     engine: Engine
     keyring: Keyring
     attempts: list[Attempt] = field(default_factory=list)
     journal: list[dict[str, Any]] = field(default_factory=list)
 
-    def judge(self) -> list[str]:
-        """The violations."""
+    def check(self) -> list[str]:
+        """Return the violations."""
         ledger = AttemptLog()
         for attempt in self.attempts:
             ledger.record(attempt)
@@ -42,14 +42,14 @@ class World:
                 )
             )
 
-    def do(self, statement: str) -> None:
-        """What nobody but a fault does."""
+    def execute(self, statement: str) -> None:
+        """Execute statements that only a fault would cause."""
         with self.engine.begin() as connection:
             connection.execute(text(statement))
 
 
 def sent(log: str, number: int, status: int | None = 200) -> Attempt:
-    """One attempt, answered before the next message is sent."""
+    """Return an attempt that was answered before the next message was sent."""
     content = body(log)
     return Attempt(
         feed="f",
@@ -68,7 +68,7 @@ def sent(log: str, number: int, status: int | None = 200) -> Attempt:
 
 @pytest.fixture
 def world(engine: Engine, keyring: Keyring, registration: RegistryChanges) -> World:
-    """All as it should be."""
+    """A correct site."""
     made = World(engine, keyring)
     door = Door(engine, keyring, registration).build()
     for name in ("book", "outside"):
@@ -77,10 +77,10 @@ def world(engine: Engine, keyring: Keyring, registration: RegistryChanges) -> Wo
     storage.start()
     arrive(door, storage, *map(body, LOGS))
     storage.stop()
-    made.do(effects.TABLE)
+    made.execute(effects.TABLE)
     for name in ("book", "outside"):
         Hand(engine, f"{name}/{DESTINATION}/source:{SOURCE}").take().succeed(3)
-    made.do("INSERT INTO effects (key, epoch) SELECT uuid || ':book:1', 1 FROM messages ORDER BY id")
+    made.execute("INSERT INTO effects (key, epoch) SELECT uuid || ':book:1', 1 FROM messages ORDER BY id")
     for number, log in enumerate(LOGS):
         made.attempts.append(sent(log, number))
         (uuid,) = door.rows("SELECT uuid FROM messages WHERE log_id = :log", log=log)[0]
@@ -95,13 +95,13 @@ def world(engine: Engine, keyring: Keyring, registration: RegistryChanges) -> Wo
             }
             for phase in ("begin", "done")
         ]
-    made.do("INSERT INTO workers (name, host, pid, handlers) VALUES ('w', 'h', 1, '{book,outside}')")
+    made.execute("INSERT INTO workers (name, host, pid, handlers) VALUES ('w', 'h', 1, '{book,outside}')")
     return made
 
 
-def test_content(world: World) -> None:
-    """Nothing is found where nothing is wrong."""
-    assert world.judge() == []
+def test_correct_site(world: World) -> None:
+    """There is no violation on a correct site."""
+    assert world.check() == []
 
 
 def _book(log: str) -> str:
@@ -128,41 +128,41 @@ SWAPPED = (
 @pytest.mark.parametrize(
     ("fault", "found"),
     [
-        (DOUBLED, "log-2 is there 2 times"),
-        ("UPDATE payloads SET sealed = sealed || 'x'::bytea", "is gone, or does not open"),
-        ("DELETE FROM payloads", "is gone, or does not open"),
-        (f"UPDATE deliveries SET state = 'pending' WHERE id = {BOOK_3}", "and nothing is in its way"),
+        (DOUBLED, "log-2 is recorded 2 times"),
+        ("UPDATE payloads SET sealed = sealed || 'x'::bytea", "is missing, or does not open"),
+        ("DELETE FROM payloads", "is missing, or does not open"),
+        (f"UPDATE deliveries SET state = 'pending' WHERE id = {BOOK_3}", "without a reason"),
         ("UPDATE messages SET state = 'quarantined' WHERE log_id = 'log-1'", "quarantined, with 2 deliveries"),
         ("DELETE FROM deliveries WHERE handler = 'book' OR handler = 'outside'", "accepted, with 0 deliveries"),
         (SWAPPED, "log-3 began before log-1"),
         (SWAPPED, "log-3 succeeded before log-1"),
-        ("INSERT INTO effects (key, epoch) SELECT key, 2 FROM effects LIMIT 1", "succeeded, with 2 rows of its work"),
-        ("DELETE FROM effects", "succeeded, with 0 rows of its work"),
-        (f"UPDATE deliveries SET state = 'dead' WHERE id = {BOOK_3}", "dead, with 1 rows of its work"),
-        ("INSERT INTO effects (key, epoch) VALUES ('x:book:1', 1)", "effects of x:book:1, which was never delivered"),
+        ("INSERT INTO effects (key, epoch) SELECT key, 2 FROM effects LIMIT 1", "succeeded, with 2 rows in `effects`"),
+        ("DELETE FROM effects", "succeeded, with 0 rows in `effects`"),
+        (f"UPDATE deliveries SET state = 'dead' WHERE id = {BOOK_3}", "dead, with 1 rows in `effects`"),
+        ("INSERT INTO effects (key, epoch) VALUES ('x:book:1', 1)", "effects of x:book:1, which has no delivery"),
         ("UPDATE messages SET kind = 'Results.New' WHERE log_id = 'log-1'", "edited"),
         ("ALTER TABLE audit_events DISABLE TRIGGER ALL; DELETE FROM audit_events WHERE n = 1", "deleted"),
         (
             "ALTER TABLE audit_events DISABLE TRIGGER ALL; DELETE FROM audit_events WHERE action = 'message.receive'",
-            "its coming is not in the audit",
+            "its receipt is not in the audit log",
         ),
     ],
 )
 def test_faults_in_the_database(world: World, fault: str, found: str) -> None:
-    """Each is found, whatever else is found with it."""
-    world.do(fault)
-    assert any(found in each for each in world.judge()), world.judge()
+    """Each fault in the database is found."""
+    world.execute(fault)
+    assert any(found in each for each in world.check()), world.check()
 
 
-def _lose(world: World) -> None:
+def _lose_message(world: World) -> None:
     world.attempts.append(sent("log-9", 9))
 
 
-def _change(world: World) -> None:
+def _change_digest(world: World) -> None:
     world.attempts[0] = replace(world.attempts[0], sha256="0" * 64)
 
 
-def _not_send(world: World) -> None:
+def _forget_attempt(world: World) -> None:
     del world.attempts[0]
 
 
@@ -174,42 +174,42 @@ def _overtake(world: World) -> None:
     world.journal[:] = world.journal[4:] + world.journal[:4]
 
 
-def _keep_quiet(world: World) -> None:
+def _omit_calls(world: World) -> None:
     world.journal[:] = [line for line in world.journal if line["phase"] != "done"]
 
 
-def _do_unasked(world: World) -> None:
+def _call_without_delivery(world: World) -> None:
     world.journal.append(world.journal[0] | {"key": "x:outside:1"})
 
 
 @pytest.mark.parametrize(
     ("fault", "found"),
     [
-        (_lose, "log-9 was answered 200 and is not there"),
-        (_change, "its digest was never sent"),
-        (_not_send, "log-1 was never sent"),
-        (_refuse, "log-1 was refused ([401]) and is there"),
-        (_overtake, "log-3 reached the other system before log-1"),
-        (_keep_quiet, "the other system was never told"),
-        (_do_unasked, "effects of x:outside:1, which was never delivered"),
+        (_lose_message, "log-9 was answered 200 and is not recorded"),
+        (_change_digest, "its digest was never sent"),
+        (_forget_attempt, "log-1 was never sent"),
+        (_refuse, "log-1 was refused ([401]) and is recorded"),
+        (_overtake, "log-3 reached the external system before log-1"),
+        (_omit_calls, "succeeded without a call to the external system"),
+        (_call_without_delivery, "effects of x:outside:1, which has no delivery"),
     ],
 )
-def test_faults_in_the_books(world: World, fault: Callable[[World], None], found: str) -> None:
-    """What the sender and the other system know is held against the database."""
+def test_faults_in_the_logs(world: World, fault: Callable[[World], None], found: str) -> None:
+    """Each difference between the logs of sender and handlers and the database is found."""
     fault(world)
-    assert any(found in each for each in world.judge()), world.judge()
+    assert any(found in each for each in world.check()), world.check()
 
 
-def test_what_overlapped_may_run_either_way(world: World) -> None:
-    """No order is promised between messages of which neither was answered before the other was sent."""
+def test_overlapping_messages_have_no_order(world: World) -> None:
+    """Messages that overlap have no order: neither was answered before the other was sent."""
     world.attempts[:] = [replace(attempt, sent_at=1.0) for attempt in world.attempts]
     _overtake(world)
-    assert world.judge() == []
+    assert world.check() == []
 
 
-def test_what_is_pending_for_a_reason(world: World) -> None:
+def test_pending_for_a_reason(world: World) -> None:
     """A delivery may wait for a time, for an operator, or for a worker that has its handler."""
-    world.do(
+    world.execute(
         f"UPDATE deliveries SET state = 'pending' WHERE id = {BOOK_3}; DELETE FROM effects WHERE key IN ("
         f"SELECT uuid || ':book:1' FROM messages WHERE log_id = 'log-3')"
     )
@@ -220,6 +220,6 @@ def test_what_is_pending_for_a_reason(world: World) -> None:
         ("UPDATE deliveries SET ready_at = NULL", f"UPDATE deliveries SET ready_at = now() WHERE id = {BOOK_3}"),
         ("SELECT 1", "UPDATE workers SET handlers = '{outside}'"),
     ):
-        world.do(reason)
-        assert world.judge() == []
-        world.do(undo)
+        world.execute(reason)
+        assert world.check() == []
+        world.execute(undo)

@@ -1,4 +1,4 @@
-"""The networks of hosts: what a link that is down does to a connection, and that nothing is left of them."""
+"""Networks of hosts: a link that is down stalls its connections, and everything is removed at the end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults.network import ip, missing, network
 
-# Says what it hears on a connection from there to here, until that ends.
+# Echoes what it receives on a connection from the host to this machine.
 _ECHO = """
 import socket, sys
 connection = socket.create_connection((sys.argv[1], int(sys.argv[2])), 60)
@@ -18,8 +18,8 @@ while data := connection.recv(99):
 """
 
 
-def test_a_link_that_is_down_swallows_everything() -> None:
-    """Both sides go on as if the other were slow; what was sent arrives once the link is up."""
+def test_link_down() -> None:
+    """While the link is down nothing arrives and no connection is closed. What was sent arrives once it is up."""
     if (why := missing()) is not None:
         pytest.skip(why)
     with network(("one", "two")) as made, socket.create_server((made.address, 0)) as listener:

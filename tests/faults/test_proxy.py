@@ -1,4 +1,4 @@
-"""The proxy before PostgreSQL: what it fails to do it does on purpose."""
+"""The TCP proxy in front of PostgreSQL, and each of its faults."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.faults.proxy import Proxy, proxy
 
 @pytest.fixture
 def before(database_url: str) -> Iterator[Proxy]:
-    """A proxy before the tests' PostgreSQL."""
+    """A proxy in front of the tests' PostgreSQL."""
     address = make_url(database_url)
     path = Path(str(address.query["host"])) / f".s.PGSQL.{address.query['port']}"
 
@@ -31,7 +31,7 @@ def before(database_url: str) -> Iterator[Proxy]:
 
 @pytest.fixture
 def through(before: Proxy, database_url: str) -> Iterator[psycopg.Connection]:
-    """A connection through it, each statement a transaction of its own."""
+    """A connection through the proxy, in autocommit mode."""
     address = make_url(database_url)
     with psycopg.connect(
         host="127.0.0.1",
@@ -46,14 +46,14 @@ def through(before: Proxy, database_url: str) -> Iterator[psycopg.Connection]:
 
 @pytest.fixture
 def direct(database_url: str) -> Iterator[psycopg.Connection]:
-    """One past it."""
+    """A connection that does not use the proxy."""
     url = make_url(database_url).set(drivername="postgresql").render_as_string()
     with psycopg.connect(url, autocommit=True) as connection:
         yield connection
 
 
-def test_passes_on(through: psycopg.Connection) -> None:
-    """Both ways, more than one piece."""
+def test_forwards(through: psycopg.Connection) -> None:
+    """The proxy forwards more than one piece in both directions."""
     assert through.execute("SELECT repeat('x', 300000) || %s", ["y" * 300000]).fetchone() == (
         "x" * 300000 + "y" * 300000,
     )
@@ -61,7 +61,7 @@ def test_passes_on(through: psycopg.Connection) -> None:
 
 @pytest.mark.parametrize("reset", [False, True])
 def test_cuts(before: Proxy, through: psycopg.Connection, reset: bool) -> None:
-    """A connection that is cut is gone for both sides; a reset is no orderly end."""
+    """A cut ends the connection for both sides, with a FIN or a reset."""
     client = socket.socket(fileno=socket.dup(through.fileno()))
     assert before.cut(reset=reset) == 1
     client.settimeout(10)
@@ -76,7 +76,7 @@ def test_cuts(before: Proxy, through: psycopg.Connection, reset: bool) -> None:
 
 
 def test_freezes(before: Proxy, through: psycopg.Connection, direct: psycopg.Connection) -> None:
-    """While it is frozen nothing arrives; what was under way arrives after it thaws."""
+    """While the proxy is frozen nothing arrives. What was under way arrives after it thaws."""
     direct.execute("CREATE TABLE arrived (n int)")
     before.freeze()
     with ThreadPoolExecutor(1) as threads:
@@ -90,7 +90,7 @@ def test_freezes(before: Proxy, through: psycopg.Connection, direct: psycopg.Con
 
 
 def test_holds_an_answer(before: Proxy, through: psycopg.Connection, direct: psycopg.Connection) -> None:
-    """A statement whose answer is held is committed, and its client does not know; cut off, it never will."""
+    """A statement whose reply is held is committed. After a cut, its client gets no reply."""
     direct.execute("CREATE TABLE kept (what text)")
     held = before.hold_answer(b"the one")
     through.execute("INSERT INTO kept VALUES (%s)", ["another"])
@@ -106,7 +106,7 @@ def test_holds_an_answer(before: Proxy, through: psycopg.Connection, direct: psy
 
 
 def test_lets_an_answer_go(before: Proxy, through: psycopg.Connection) -> None:
-    """An answer that was held arrives whole once it is let go."""
+    """A held reply arrives complete once it is let go."""
     held = before.hold_answer(b"let me go")
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(through.execute, "SELECT %s || repeat('x', 300000)", ["let me go"])

@@ -1,7 +1,7 @@
-"""In processes under libfaketime: a sleep that it does not get wrong.
+"""For processes under libfaketime: a `time.sleep` that works.
 
-CPython sleeps until a moment of the monotonic clock (3.11 and later); libfaketime 0.9.10 takes that for one of the
-calendar's, also where it is told to leave the monotonic clock alone, and the system refuses it.
+CPython (3.11 and later) sleeps until a time of the monotonic clock. libfaketime 0.9.10 takes that time for one of the
+real-time clock, even where it must leave the monotonic clock alone, and the system call fails.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""What can happen to a site: each mishap is a function that makes it happen, and returns when it is over.
+"""Faults that the rounds inject into a site. Each is a function that returns when the cause is over.
 
-Over is the cause: what it left behind mends itself, or it is found out. Processes are struck by their number; the
-moment is chance's.
+The site must recover by itself from what a fault leaves behind. The moment at which a process is hit is random.
 """
 
 from __future__ import annotations
@@ -19,25 +18,25 @@ import psutil
 import psycopg
 
 from receiver.simulator.feed import FeedSimulator
-from tests.faults import outages, strikes
+from tests.faults import fail_points, handler_faults, outages, transaction_faults
 from tests.faults.load import name_of
 from tests.faults.site import Host, Site, receiver_workers
 from tests.support.waiting import until
 
-Mishap = Callable[[Site, random.Random], None]
+Fault = Callable[[Site, random.Random], None]
 
-# How long a fault lasts that does not end by itself: longer than a lease, and than the five seconds of a request.
+# Seconds that a fault lasts which does not end by itself: longer than a lease, and than a request may take (5 s).
 _LONG: Final = (6.0, 8.0)
 _SHORT: Final = (0.2, 2.0)
 
 
 def receiver_killed(site: Site, dice: random.Random) -> None:
     """SIGKILL of a gunicorn worker."""
-    _strike(receiver_workers(site.first), dice)
+    _kill_one(receiver_workers(site.first), dice)
 
 
-def receiver_killed_between_commit_and_answer(site: Site, dice: random.Random) -> None:
-    """SIGKILL of the gunicorn worker after COMMIT, before the answer."""
+def receiver_killed_between_commit_and_response(site: Site, dice: random.Random) -> None:
+    """SIGKILL of a gunicorn worker after COMMIT, before it answers the request."""
     redox = site.target("lab").redox()
     body = redox.body("Results.New", seed=dice.randrange(1 << 40))
     held = site.first.proxy.hold_answer(name_of(body).encode())
@@ -45,19 +44,19 @@ def receiver_killed_between_commit_and_answer(site: Site, dice: random.Random) -
         FeedSimulator(redox, name="unanswered", time_scale=0.02, deadline=200, ledger=site.sent["lab"]) as feed,
         _meanwhile(lambda: feed.deliver(body)),
     ):
-        # What another mishap has left may keep it from ever getting there.
+        # An earlier fault may keep the message from reaching COMMIT in time.
         if held.committed.wait(20):
-            _strike(receiver_workers(site.first), dice)
+            _kill_one(receiver_workers(site.first), dice)
         held.let_go()
 
 
-def receiver_cut_between_commit_and_answer(site: Site, dice: random.Random) -> None:
-    """Connection cut between COMMIT and its answer."""
+def receiver_cut_between_commit_and_response(site: Site, dice: random.Random) -> None:
+    """Database connection cut after COMMIT, before PostgreSQL's reply arrives."""
     redox = site.target("lab").redox()
     body = redox.body("Results.New", seed=dice.randrange(1 << 40))
     held = site.first.proxy.hold_answer(name_of(body).encode())
     with (
-        FeedSimulator(redox, name="unheard", time_scale=0.02, deadline=200, ledger=site.sent["lab"]) as feed,
+        FeedSimulator(redox, name="reply-lost", time_scale=0.02, deadline=200, ledger=site.sent["lab"]) as feed,
         _meanwhile(lambda: feed.deliver(body)),
     ):
         held.committed.wait(20)
@@ -67,7 +66,7 @@ def receiver_cut_between_commit_and_answer(site: Site, dice: random.Random) -> N
 
 def master_killed(site: Site, dice: random.Random) -> None:
     """SIGKILL of the gunicorn master."""
-    _strike([site.first.part("receiver")], dice)
+    _kill_one([site.first.part("receiver")], dice)
 
 
 def receiver_stopped(site: Site, dice: random.Random) -> None:
@@ -82,38 +81,38 @@ def receiver_reloaded(site: Site, dice: random.Random) -> None:
         os.kill(site.first.part("receiver"), signal.SIGHUP)
 
 
-def receiver_reloaded_broken(site: Site, dice: random.Random) -> None:
-    """SIGHUP of the receiver with settings that do not hold."""
+def receiver_reloaded_with_invalid_settings(site: Site, dice: random.Random) -> None:
+    """SIGHUP of the receiver with an invalid setting."""
     file = site.first.data_dir / ".env"
     before = site.first.log.stat().st_size
     file.write_text("RECEIVER_MAX_BODY=little\n")
     try:
         receiver_reloaded(site, dice)
-        with suppress(AssertionError):  # there may be no receiver at the moment
-            until(lambda: site.first.told("receiver.not_reloaded", after=before), 10)
+        with suppress(AssertionError):  # an earlier fault may have ended the receiver
+            until(lambda: site.first.log_lines("receiver.not_reloaded", after=before), 10)
     finally:
         file.unlink()
 
 
 def worker_killed(site: Site, dice: random.Random) -> None:
-    """SIGKILL of a worker, on either host."""
+    """SIGKILL of a delivery worker, on either host."""
     chosen = dice.choice([site.first.part("worker-1"), *(each.pid for each in site.second.workers)])
-    _strike([chosen], dice)
+    _kill_one([chosen], dice)
 
 
 def worker_stopped(site: Site, dice: random.Random) -> None:
-    """SIGTERM of a worker, on either host."""
+    """SIGTERM of a delivery worker, on either host."""
     with suppress(ProcessLookupError):
         os.kill(dice.choice([site.first.part("worker-1"), *(each.pid for each in site.second.workers)]), signal.SIGTERM)
 
 
 def handler_killed(site: Site, dice: random.Random) -> None:
-    """SIGKILL of a process that runs handlers."""
-    _strike([each.pid for each in handler_processes(site)], dice)
+    """SIGKILL of a handler process."""
+    _kill_one([each.pid for each in handler_processes(site)], dice)
 
 
 def worker_frozen(site: Site, dice: random.Random) -> None:
-    """A worker's host frozen while it holds lanes, and thawed after others have taken them."""
+    """A delivery worker frozen while it holds lanes, and resumed after its leases expired."""
     with suppress(psutil.NoSuchProcess):
         worker = psutil.Process(site.second.workers[-1].pid)
         frozen = [worker, *worker.children(recursive=True)]
@@ -126,24 +125,24 @@ def worker_frozen(site: Site, dice: random.Random) -> None:
 
 
 def host_cut_off(site: Site, dice: random.Random) -> None:
-    """The network of a worker's host dead while it holds lanes, and back late."""
-    with _dead_network(site.second):
+    """The network of the worker's host down while it holds lanes, and up again after its leases expired."""
+    with _network_down(site.second):
         time.sleep(dice.uniform(*_LONG))
 
 
 def network_stalls(site: Site, dice: random.Random) -> None:
-    """The network of the receiver's host dead for a moment, or longer than a request may take."""
-    with _dead_network(site.first):
+    """The network of the receiver's host down, briefly or for longer than a request may take."""
+    with _network_down(site.first):
         time.sleep(dice.uniform(*dice.choice((_SHORT, _LONG))))
 
 
 def connections_cut(site: Site, dice: random.Random) -> None:
-    """Every connection to the database cut, or reset, on one host."""
+    """Every database connection of one host closed or reset."""
     dice.choice((site.first, site.second)).proxy.cut(reset=dice.random() < 0.5)
 
 
 def network_slow(site: Site, dice: random.Random) -> None:
-    """Each packet a little late."""
+    """Every packet delayed by 5 to 50 ms."""
     for host in (site.first, site.second):
         host.proxy.delay = dice.uniform(0.005, 0.05)
     time.sleep(dice.uniform(*_SHORT))
@@ -152,21 +151,21 @@ def network_slow(site: Site, dice: random.Random) -> None:
 
 
 def database_killed(site: Site, dice: random.Random) -> None:
-    """PostgreSQL stopped hard under load, and started again."""
+    """SIGKILL of PostgreSQL under load, and a restart."""
     outages.kill(site.cluster)
     time.sleep(dice.uniform(*_SHORT))
     site.cluster.start()
 
 
 def database_restarted(site: Site, dice: random.Random) -> None:
-    """PostgreSQL shut down and started again."""
+    """PostgreSQL shut down under load, and started again."""
     site.cluster.stop()
     time.sleep(dice.uniform(*_SHORT))
     site.cluster.start()
 
 
 def database_frozen(site: Site, dice: random.Random) -> None:
-    """PostgreSQL frozen, all of its processes."""
+    """All PostgreSQL processes frozen."""
     with outages.frozen(site.cluster):
         time.sleep(dice.uniform(*_LONG))
 
@@ -178,13 +177,13 @@ def database_read_only(site: Site, dice: random.Random) -> None:
 
 
 def connections_taken(site: Site, dice: random.Random) -> None:
-    """No connection to be had: all are taken, and those in use are cut."""
+    """No free database connection: all are taken, and those in use are cut."""
     with outages.connections_taken(site.cluster, lambda: [each.proxy.cut() for each in (site.first, site.second)]):
         time.sleep(dice.uniform(*_SHORT))
 
 
-def backends_ended(site: Site, dice: random.Random) -> None:
-    """Every session ended by an administrator."""
+def sessions_terminated(site: Site, dice: random.Random) -> None:
+    """Every database session terminated by an administrator."""
     with psycopg.connect(outages.address(site.cluster), autocommit=True) as connection:
         connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = "
@@ -192,21 +191,21 @@ def backends_ended(site: Site, dice: random.Random) -> None:
         )
 
 
-def rows_locked(site: Site, dice: random.Random) -> None:
-    """Somebody holds the locks that a commit wants, longer than a request may take."""
+def payloads_locked(site: Site, dice: random.Random) -> None:
+    """A lock that blocks every commit, held for longer than a request may take."""
     with psycopg.connect(outages.address(site.cluster)) as connection:
         connection.execute("LOCK TABLE payloads")
         time.sleep(dice.uniform(*_LONG))
 
 
-MISHAPS: Final[tuple[Mishap, ...]] = (
+FAULTS: Final[tuple[Fault, ...]] = (
     receiver_killed,
-    receiver_killed_between_commit_and_answer,
-    receiver_cut_between_commit_and_answer,
+    receiver_killed_between_commit_and_response,
+    receiver_cut_between_commit_and_response,
     master_killed,
     receiver_stopped,
     receiver_reloaded,
-    receiver_reloaded_broken,
+    receiver_reloaded_with_invalid_settings,
     worker_killed,
     worker_stopped,
     handler_killed,
@@ -220,19 +219,19 @@ MISHAPS: Final[tuple[Mishap, ...]] = (
     database_frozen,
     database_read_only,
     connections_taken,
-    backends_ended,
-    rows_locked,
-    strikes.receiver_struck,
-    strikes.worker_struck,
-    strikes.transactions_refused,
-    strikes.deadlocked,
-    strikes.plugin_broken,
-    strikes.lane_held,
+    sessions_terminated,
+    payloads_locked,
+    fail_points.receiver_at_fail_point,
+    fail_points.worker_at_fail_point,
+    transaction_faults.transactions_fail,
+    transaction_faults.deadlocks,
+    handler_faults.plugin_broken,
+    handler_faults.lane_held,
 )
 
 
 def handler_processes(site: Site) -> list[psutil.Process]:
-    """Every process that runs handlers of this site, whoever its parent is now."""
+    """Return every handler process of this site, whatever its parent is now."""
     found = []
     for each in psutil.process_iter():
         with suppress(psutil.Error):
@@ -245,7 +244,7 @@ def handler_processes(site: Site) -> list[psutil.Process]:
     return found
 
 
-def _strike(pids: list[int], dice: random.Random) -> None:
+def _kill_one(pids: list[int], dice: random.Random) -> None:
     if pids:
         time.sleep(dice.uniform(0, 0.3))
         with suppress(ProcessLookupError):
@@ -253,7 +252,7 @@ def _strike(pids: list[int], dice: random.Random) -> None:
 
 
 @contextmanager
-def _dead_network(host: Host) -> Iterator[None]:
+def _network_down(host: Host) -> Iterator[None]:
     host.proxy.freeze()
     try:
         yield
