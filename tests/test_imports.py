@@ -150,6 +150,36 @@ RULES = (
         why="what is for tests does not run in production; `simulate` plays Redox",
     ),
     Rule(
+        who="receiver.fault_injection",
+        never=("receiver",),
+        only=("receiver.errors", "receiver.database.engine", "receiver.fault_injection"),
+        why="every room may have a fail-point",
+    ),
+    Rule(
+        who="receiver.fault_injection.faults",
+        never=(*_DATABASE, *_WEB, "receiver.database", "socket", "asyncio", "subprocess", "http"),
+        why="a fail-point does no I/O when its module is imported",
+    ),
+    Rule(
+        who="receiver",
+        but=(
+            "receiver.fault_injection",
+            "receiver.app",
+            "receiver.cli.commands.serve",
+            "receiver.cli.up.command",
+            "receiver.worker.main",
+            "receiver.worker.handler_process.__main__",
+        ),
+        never=("receiver.fault_injection.enable",),
+        why="fault injection is enabled only where a process starts",
+    ),
+    Rule(
+        who="receiver",
+        but=("receiver.fault_injection", "receiver.simulator"),
+        never=("receiver.fault_injection.api_faults",),
+        why="only the simulated Redox API has faults on demand",
+    ),
+    Rule(
         who="receiver",
         but=("receiver.handlers", "receiver.samples"),
         never=("redox", "fhir"),
@@ -290,6 +320,10 @@ def test_imports_are_found(source: str, module: str, package: bool, expected: se
         ("receiver.web.endpoint", "redox"),
         ("receiver.cli.up.command", "httpx"),
         ("receiver.findings.feeds", "click"),
+        ("receiver.web.endpoint", "receiver.fault_injection.enable"),
+        ("receiver.outbound.client", "receiver.fault_injection.api_faults.ApiFault"),
+        ("receiver.fault_injection.faults", "psycopg"),
+        ("receiver.fault_injection.api_faults", "receiver.simulator.api"),
     ],
 )
 def test_rules_bite(module: str, name: str) -> None:
@@ -311,6 +345,8 @@ def test_rules_bite(module: str, name: str) -> None:
         ("receiver.outbound.outbox", "sqlalchemy"),
         ("receiver.cli.commands.simulate", "receiver.simulator.fake_redox"),
         ("receiver.outbound.client", "httpx2"),
+        ("receiver.web.endpoint", "receiver.fault_injection.faults.point"),
+        ("receiver.simulator.api", "receiver.fault_injection.api_faults.ApiFault"),
     ],
 )
 def test_rules_do_not_bite_others(module: str, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Whatever a server replies, on either endpoint, the client answers with a value or with one of its named errors."""
+"""For any reply of a server, at either endpoint, the client returns a value or raises one of its named errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from threading import Thread
 from typing import Any, Final
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from receiver.outbound import Answer, BadAnswer, Limits, OutboundError, RedoxClient, errors
@@ -22,6 +22,8 @@ NAMED: Final = {each for each in vars(errors).values() if isinstance(each, type)
 TOKEN: Final = {KEY: {"access_token": "synthetic", "expires_in": 300}, LEGACY: {"accessToken": "synthetic"}}
 KEYS: Final = pytest.mark.parametrize("key", [KEY, LEGACY], ids=["oauth", "legacy"])
 ONCE: Final = Limits(attempts=1, read=10.0, total=20.0)
+# An example makes connections, which take longer than Hypothesis' 200 ms on a loaded machine. ONCE has the bounds.
+UNTIMED: Final = settings(deadline=None)
 
 
 class Server:
@@ -47,7 +49,7 @@ class Server:
                     pass
 
     def _read(self, connection: socket.socket) -> bytes:
-        """A whole request; nothing when the other side closes without one."""
+        """Read a whole request. Returns nothing if the client closes without one."""
         got = b""
         while b"\r\n\r\n" not in got:
             if not (more := connection.recv(65_536)):
@@ -77,14 +79,14 @@ def server() -> Iterator[Server]:
 def reply(
     status: int = 200, body: bytes = b"", headers: list[tuple[bytes, bytes]] | None = None, *, length: bool = True
 ) -> bytes:
-    """A reply as it is on the wire; without `length` its body ends with the connection."""
+    """Return a reply as bytes. Without `length` its body ends with the connection."""
     framing = b"Content-Length: %d\r\n" % len(body) if length else b""
     fields = b"".join(b"%s: %s\r\n" % field for field in headers or [])
     return b"HTTP/1.1 %d Whatever\r\n%s%s\r\n%s" % (status, framing, fields, body)
 
 
 def outcome(server: Server, key: ApiKey, *replies: bytes, ask: bool = False) -> Answer | OutboundError:
-    """What a new client makes of these replies: the first is the token endpoint's."""
+    """Return the answer or error of a new client for these replies. The first is the token endpoint's."""
     server.replies.clear()
     server.replies.extend(replies)
     with RedoxClient(key, base_url=server.url, limits=ONCE) as client:
@@ -177,8 +179,9 @@ _REPLIES = st.binary(max_size=80) | st.builds(
 
 @KEYS
 def test_any_reply_of_the_token_endpoint(server: Server, key: ApiKey) -> None:
-    """Bytes, headers and statuses of any kind: a named error, or a token with which the message is sent."""
+    """Any bytes, headers and statuses of the token endpoint: a named error, or a token for the message."""
 
+    @UNTIMED
     @given(_REPLIES)
     @example(reply(body=b"\xff"))
     @example(reply(body=b'{"access_token":"a","expires_in":' + b"9" * 400 + b"}"))
@@ -192,9 +195,10 @@ def test_any_reply_of_the_token_endpoint(server: Server, key: ApiKey) -> None:
 
 @KEYS
 def test_any_reply_to_a_message(server: Server, key: ApiKey) -> None:
-    """The same of the API itself, for a message and for a query."""
+    """Any bytes, headers and statuses of the API, for a message and for a query: a named error, or a value."""
     token = reply(body=json.dumps(TOKEN[key]).encode())
 
+    @UNTIMED
     @given(_REPLIES, st.booleans())
     @example(reply(body=b"\xff"), False)
     @example(reply(500, b"\xff"), True)
@@ -217,8 +221,8 @@ def test_any_reply_to_a_message(server: Server, key: ApiKey) -> None:
         b'{"access_token": "two words", "accessToken": 7}',
     ],
 )
-def test_no_token_that_can_be_read(server: Server, key: ApiKey, body: bytes) -> None:
-    """Every reply of 200 without one is the same error: nothing was sent, and it may be tried again."""
+def test_replies_without_a_token(server: Server, key: ApiKey, body: bytes) -> None:
+    """A reply of 200 without a token is BadAnswer: nothing was sent, and a retry is safe."""
     error = outcome(server, key, reply(body=body))
     assert type(error) is BadAnswer
     assert (error.status, error.retryable, error.not_processed) == (200, True, True)
@@ -229,6 +233,6 @@ def test_no_token_that_can_be_read(server: Server, key: ApiKey, body: bytes) -> 
 @KEYS
 @pytest.mark.parametrize("status", [400, 401, 403])
 def test_a_denial_that_is_not_text(server: Server, key: ApiKey, status: int) -> None:
-    """A refusal whose body is not UTF-8 is the refusal that its status says."""
+    """A rejection whose body is not UTF-8 is AuthenticationFailed."""
     error: Any = outcome(server, key, reply(status, b"\xff\xfe"))
     assert (type(error).__name__, error.status) == ("AuthenticationFailed", status)

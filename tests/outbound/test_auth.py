@@ -17,6 +17,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from receiver.errors import ConfigurationError
+from receiver.fault_injection.api_faults import ApiFault
 from receiver.outbound import (
     AuthenticationFailed,
     BadAnswer,
@@ -30,7 +31,8 @@ from receiver.outbound import (
     UnusableAnswer,
 )
 from receiver.protocol.credentials import ApiKey
-from receiver.simulator.api import FakeRedoxApi, Fault, SimulatedApiAnswer
+from receiver.simulator.api import FakeRedoxApi
+from receiver.simulator.api_exchange import SimulatedApiAnswer
 from tests.outbound.conftest import KEY, LEGACY, Connect, jwks_of, message, until
 
 MakeAuth = Callable[..., RedoxAuth]
@@ -108,7 +110,7 @@ def test_fifty_threads_with_a_token_refused_early_make_one_request(api: FakeRedo
 def test_a_failure_is_shared_too(api: FakeRedoxApi, make_auth: MakeAuth) -> None:
     """When the one request for a token fails, all who waited fail with it, and the next call asks again."""
     auth = make_auth(limits=Limits(token=2.0))
-    api.fail("/v2/auth/token", Fault.SILENCE)
+    api.fail("/v2/auth/token", ApiFault.SILENCE)
 
     outcomes = all_at_once(50, auth.token)
 
@@ -135,7 +137,7 @@ def test_a_failed_early_renewal_harms_nobody(api: FakeRedoxApi, make_auth: MakeA
     auth = make_auth(monotonic=clock)
     first = auth.token()
     clock.reading += 280
-    api.fail("/v2/auth/token", Fault.SERVER_ERROR, times=2)
+    api.fail("/v2/auth/token", ApiFault.SERVER_ERROR, times=2)
 
     assert [auth.token() is first for _ in range(5)] == [True] * 5
     assert len(asked(api)) == 2
@@ -152,7 +154,7 @@ def test_others_do_not_wait_for_an_early_renewal(api: FakeRedoxApi, make_auth: M
     auth = make_auth(monotonic=clock, limits=Limits(token=60.0))
     first = auth.token()
     clock.reading += 280
-    api.fail("/v2/auth/token", Fault.SILENCE)
+    api.fail("/v2/auth/token", ApiFault.SILENCE)
     renewing = threading.Thread(target=auth.token)
     renewing.start()
     try:
@@ -228,7 +230,7 @@ def test_a_refresh_that_fails_is_no_reason_to_authenticate(api: FakeRedoxApi, ma
     auth = make_auth(LEGACY, monotonic=clock)
     auth.token()
     clock.reading += 301
-    api.fail("/auth/refreshToken", Fault.SERVER_ERROR)
+    api.fail("/auth/refreshToken", ApiFault.SERVER_ERROR)
 
     with pytest.raises(RedoxUnavailable):
         auth.token()
@@ -238,7 +240,7 @@ def test_a_refresh_that_fails_is_no_reason_to_authenticate(api: FakeRedoxApi, ma
 @pytest.mark.parametrize("key", [KEY, LEGACY], ids=["oauth", "legacy"])
 def test_a_second_401_stands(api: FakeRedoxApi, connect: Connect, key: ApiKey) -> None:
     """After a 401 there is one new token and one more try, never a loop."""
-    api.fail("/endpoint", Fault.UNAUTHORIZED, times=9)
+    api.fail("/endpoint", ApiFault.UNAUTHORIZED, times=9)
 
     with pytest.raises(AuthenticationFailed) as caught:
         connect(key).send(message())
@@ -252,7 +254,7 @@ def test_a_refused_token_is_not_handed_out_again(api: FakeRedoxApi, make_auth: M
     """When the token was refused and no other is to be had, that is an error; the refused one is not tried again."""
     auth = make_auth()
     refused = auth.token()
-    api.fail("/v2/auth/token", Fault.SERVER_ERROR)
+    api.fail("/v2/auth/token", ApiFault.SERVER_ERROR)
 
     with pytest.raises(RedoxUnavailable):
         auth.token(refused=refused)
@@ -265,7 +267,7 @@ def test_a_renewal_led_by_another_may_not_help(api: FakeRedoxApi, make_auth: Mak
     auth = make_auth(monotonic=clock, limits=Limits(token=2.0))
     refused = auth.token()
     clock.reading += 280
-    api.fail("/v2/auth/token", Fault.SILENCE)
+    api.fail("/v2/auth/token", ApiFault.SILENCE)
     leading: list[object] = []
     leader = threading.Thread(target=lambda: leading.append(auth.token()))
     leader.start()
@@ -288,33 +290,33 @@ def test_a_reply_without_a_good_date_is_read_by_our_clock(api: FakeRedoxApi, mak
 
 
 FAULTS = {
-    Fault.SERVER_ERROR: RedoxUnavailable,
-    Fault.BAD_GATEWAY: RedoxUnavailable,
-    Fault.UNAVAILABLE: RedoxUnavailable,
-    Fault.RATE_LIMITED: RateLimited,
-    Fault.UNAUTHORIZED: AuthenticationFailed,
-    Fault.GARBAGE: BadAnswer,
-    Fault.NOT_HTTP: RedoxUnavailable,
-    Fault.HUGE: UnusableAnswer,
-    Fault.REDIRECT: UnusableAnswer,
-    Fault.GZIP_BOMB: UnusableAnswer,
-    Fault.DRIP: RedoxUnavailable,
-    Fault.SILENCE: RedoxUnavailable,
-    Fault.DROP_BEFORE: RedoxUnavailable,
-    Fault.DROP_AFTER: RedoxUnavailable,
-    Fault.CUT_SHORT: RedoxUnavailable,
+    ApiFault.SERVER_ERROR: RedoxUnavailable,
+    ApiFault.BAD_GATEWAY: RedoxUnavailable,
+    ApiFault.UNAVAILABLE: RedoxUnavailable,
+    ApiFault.RATE_LIMITED: RateLimited,
+    ApiFault.UNAUTHORIZED: AuthenticationFailed,
+    ApiFault.GARBAGE: BadAnswer,
+    ApiFault.NOT_HTTP: RedoxUnavailable,
+    ApiFault.HUGE: UnusableAnswer,
+    ApiFault.REDIRECT: UnusableAnswer,
+    ApiFault.GZIP_BOMB: UnusableAnswer,
+    ApiFault.DRIP: RedoxUnavailable,
+    ApiFault.SILENCE: RedoxUnavailable,
+    ApiFault.DROP_BEFORE: RedoxUnavailable,
+    ApiFault.DROP_AFTER: RedoxUnavailable,
+    ApiFault.CUT_SHORT: RedoxUnavailable,
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 @pytest.mark.parametrize("key", [KEY, LEGACY], ids=["oauth", "legacy"])
-def test_a_token_endpoint_in_trouble(api: FakeRedoxApi, make_auth: MakeAuth, key: ApiKey, fault: Fault) -> None:
+def test_a_token_endpoint_in_trouble(api: FakeRedoxApi, make_auth: MakeAuth, key: ApiKey, fault: ApiFault) -> None:
     """Whatever the token endpoint does becomes an error of its type, in bounded time, and the next call recovers."""
     with FakeRedoxApi() as elsewhere:
         api.redirect_to = elsewhere.base_url
         path = "/v2/auth/token" if key is KEY else "/auth/authenticate"
         api.fail(path, fault)
-        auth = make_auth(key, limits=Limits(token=1.0 if fault in (Fault.DRIP, Fault.SILENCE) else 60.0))
+        auth = make_auth(key, limits=Limits(token=1.0 if fault in (ApiFault.DRIP, ApiFault.SILENCE) else 60.0))
 
         with pytest.raises(OutboundError) as caught:
             auth.token()
@@ -326,8 +328,8 @@ def test_a_token_endpoint_in_trouble(api: FakeRedoxApi, make_auth: MakeAuth, key
 
 def test_what_was_not_sent_for_want_of_a_token_is_tried_again(api: FakeRedoxApi, connect: Connect) -> None:
     """A token endpoint that recovers within the attempts of a call costs that call nothing."""
-    api.fail("/v2/auth/token", Fault.DROP_AFTER)
-    api.fail("/v2/auth/token", Fault.UNAVAILABLE)
+    api.fail("/v2/auth/token", ApiFault.DROP_AFTER)
+    api.fail("/v2/auth/token", ApiFault.UNAVAILABLE)
 
     assert connect().send(message()).status == 200
     assert len(api.processed) == 1
@@ -395,7 +397,12 @@ def test_no_secret_in_log_repr_or_error(api: FakeRedoxApi, connect: Connect, cap
             client = connect(key, limits=Limits(total=2.0, attempts=1))
             client.send(message())
             said += [repr(client), repr(client.auth), repr(client.auth.token())]
-            for faults in ([Fault.UNAUTHORIZED] * 2, [Fault.SERVER_ERROR], [Fault.DROP_AFTER], [Fault.GARBAGE]):
+            for faults in (
+                [ApiFault.UNAUTHORIZED] * 2,
+                [ApiFault.SERVER_ERROR],
+                [ApiFault.DROP_AFTER],
+                [ApiFault.GARBAGE],
+            ):
                 for fault in faults:
                     api.fail("/endpoint", fault)
                 with pytest.raises(OutboundError) as caught:

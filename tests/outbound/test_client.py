@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from receiver.errors import ConfigurationError
+from receiver.fault_injection.api_faults import ApiFault
 from receiver.outbound import (
     AnswerLost,
     BadAnswer,
@@ -27,7 +28,8 @@ from receiver.outbound import (
     Rejected,
     Unsendable,
 )
-from receiver.simulator.api import FakeRedoxApi, Fault, SimulatedApiAnswer
+from receiver.simulator.api import FakeRedoxApi
+from receiver.simulator.api_exchange import SimulatedApiAnswer
 from tests.outbound.conftest import KEY, LEGACY, QUICK, Connect, message, query
 
 ONRAMP = NetworkOnramp(organization="1.2.3", user="user-7", role="112247003")
@@ -142,8 +144,8 @@ def test_the_onramp_goes_along_and_takes_no_legacy_key(api: FakeRedoxApi, connec
     assert len(api.processed) == 1
 
 
-@pytest.mark.parametrize("fault", [Fault.UNAVAILABLE, Fault.RATE_LIMITED], ids=lambda fault: fault.name)
-def test_what_was_not_processed_is_tried_again(api: FakeRedoxApi, connect: Connect, fault: Fault) -> None:
+@pytest.mark.parametrize("fault", [ApiFault.UNAVAILABLE, ApiFault.RATE_LIMITED], ids=lambda fault: fault.name)
+def test_what_was_not_processed_is_tried_again(api: FakeRedoxApi, connect: Connect, fault: ApiFault) -> None:
     """A 503 or 429 is tried again with the same bytes, and the call succeeds."""
     api.fail("/endpoint", fault, times=2)
 
@@ -154,8 +156,10 @@ def test_what_was_not_processed_is_tried_again(api: FakeRedoxApi, connect: Conne
     assert len(api.processed) == 1
 
 
-@pytest.mark.parametrize(("fault", "kind"), [(Fault.UNAVAILABLE, RedoxUnavailable), (Fault.RATE_LIMITED, RateLimited)])
-def test_attempts_are_bounded(api: FakeRedoxApi, connect: Connect, fault: Fault, kind: type[OutboundError]) -> None:
+@pytest.mark.parametrize(
+    ("fault", "kind"), [(ApiFault.UNAVAILABLE, RedoxUnavailable), (ApiFault.RATE_LIMITED, RateLimited)]
+)
+def test_attempts_are_bounded(api: FakeRedoxApi, connect: Connect, fault: ApiFault, kind: type[OutboundError]) -> None:
     """After the last attempt the error stands, and says that trying later may help."""
     api.fail("/endpoint", fault, times=9)
 
@@ -167,7 +171,7 @@ def test_attempts_are_bounded(api: FakeRedoxApi, connect: Connect, fault: Fault,
 
 def test_no_pause_outlasts_the_deadline(api: FakeRedoxApi, connect: Connect) -> None:
     """When the next pause would not fit into the total, the error stands at once."""
-    api.fail("/endpoint", Fault.UNAVAILABLE, times=9)
+    api.fail("/endpoint", ApiFault.UNAVAILABLE, times=9)
 
     with pytest.raises(RedoxUnavailable):
         connect(limits=Limits(total=30.0, pause=100.0)).send(message())
@@ -177,17 +181,17 @@ def test_no_pause_outlasts_the_deadline(api: FakeRedoxApi, connect: Connect) -> 
 @pytest.mark.parametrize(
     "fault",
     [
-        Fault.SERVER_ERROR,
-        Fault.BAD_GATEWAY,
-        Fault.GATEWAY_TIMEOUT,
-        Fault.DROP_BEFORE,
-        Fault.DROP_AFTER,
-        Fault.CUT_SHORT,
-        Fault.GARBAGE,
+        ApiFault.SERVER_ERROR,
+        ApiFault.BAD_GATEWAY,
+        ApiFault.GATEWAY_TIMEOUT,
+        ApiFault.DROP_BEFORE,
+        ApiFault.DROP_AFTER,
+        ApiFault.CUT_SHORT,
+        ApiFault.GARBAGE,
     ],
     ids=lambda fault: fault.name,
 )
-def test_what_may_have_been_processed_is_not(api: FakeRedoxApi, connect: Connect, fault: Fault) -> None:
+def test_what_may_have_been_processed_is_not(api: FakeRedoxApi, connect: Connect, fault: ApiFault) -> None:
     """Where Redox may have acted, a direct call does not send again; it says that its caller may."""
     api.fail("/endpoint", fault)
 
@@ -200,7 +204,7 @@ def test_what_may_have_been_processed_is_not(api: FakeRedoxApi, connect: Connect
 def test_a_lost_answer_sent_again_is_the_same_message_twice(api: FakeRedoxApi, connect: Connect) -> None:
     """At least once: when the answer is lost after Redox took the message, the repeat carries the very same bytes."""
     client, body = connect(), json.dumps(message(Logs=[{"ID": "same"}])).encode()
-    api.fail("/endpoint", Fault.DROP_AFTER)
+    api.fail("/endpoint", ApiFault.DROP_AFTER)
     with pytest.raises(AnswerLost):
         client.send(body)
     assert client.send(body).status == 200
@@ -238,7 +242,7 @@ def test_an_upload_survives_a_refused_token_and_a_503(api: FakeRedoxApi, connect
     client = connect()
     client.send(message())
     api.refuse_tokens()
-    api.fail("/uploads", Fault.UNAVAILABLE)
+    api.fail("/uploads", ApiFault.UNAVAILABLE)
 
     assert api.uploads[client.upload(path)] == path.read_bytes()
     assert len(api.received("/uploads")) == 3

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from receiver.outbound import Answer, FhirDestination, Rejected, Unsendable
-from receiver.simulator.api import FakeRedoxApi, Received
+from receiver.simulator.api import FakeRedoxApi
+from receiver.simulator.api_exchange import Received
 from tests.outbound.conftest import LEGACY, Connect
 
 PATIENT = {"resourceType": "Patient", "id": "p-1"}

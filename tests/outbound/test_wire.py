@@ -14,6 +14,7 @@ import pytest
 import trustme
 
 from receiver.errors import ConfigurationError
+from receiver.fault_injection.api_faults import ApiFault
 from receiver.outbound import (
     CANADA,
     US,
@@ -28,7 +29,7 @@ from receiver.outbound import (
 )
 from receiver.outbound.limits import deadline
 from receiver.outbound.wire import Wire, check_base_url
-from receiver.simulator.api import FakeRedoxApi, Fault
+from receiver.simulator.api import FakeRedoxApi
 from tests.outbound.conftest import KEY, QUICK, Connect, know, message, serving, until
 
 
@@ -133,7 +134,7 @@ def test_a_redirect_is_not_followed(api: FakeRedoxApi, connect: Connect) -> None
     """The place that a redirect points to sees nothing of the request, nor of its token."""
     with FakeRedoxApi() as elsewhere:
         api.redirect_to = f"{elsewhere.base_url}/endpoint"
-        api.fail("/endpoint", Fault.REDIRECT)
+        api.fail("/endpoint", ApiFault.REDIRECT)
 
         error = fails(connect())
         assert (type(error), error.status, error.retryable) == (UnusableAnswer, 307, False)
@@ -143,7 +144,7 @@ def test_a_redirect_is_not_followed(api: FakeRedoxApi, connect: Connect) -> None
 
 def test_a_compressed_answer_is_refused(api: FakeRedoxApi, connect: Connect) -> None:
     """We ask for no compression, and a body that is compressed anyway is refused without inflating a byte."""
-    api.fail("/endpoint", Fault.GZIP_BOMB)
+    api.fail("/endpoint", ApiFault.GZIP_BOMB)
 
     error = fails(connect())
     assert type(error) is UnusableAnswer
@@ -153,7 +154,7 @@ def test_a_compressed_answer_is_refused(api: FakeRedoxApi, connect: Connect) -> 
 
 def test_an_answer_over_the_cap_is_refused(api: FakeRedoxApi, connect: Connect) -> None:
     """Ten megabytes are too much for a cap of one, and reading stops there; below the cap they are read."""
-    api.fail("/endpoint", Fault.HUGE, times=2)
+    api.fail("/endpoint", ApiFault.HUGE, times=2)
 
     error = fails(connect(limits=Limits(response_bytes=1_000_000)))
     assert type(error) is UnusableAnswer
@@ -161,8 +162,8 @@ def test_an_answer_over_the_cap_is_refused(api: FakeRedoxApi, connect: Connect) 
     assert "10485760 bytes" in str(fails(connect()))
 
 
-@pytest.mark.parametrize("fault", [Fault.DRIP, Fault.SILENCE], ids=lambda fault: fault.name)
-def test_a_slow_server_is_left_at_the_deadline(api: FakeRedoxApi, connect: Connect, fault: Fault) -> None:
+@pytest.mark.parametrize("fault", [ApiFault.DRIP, ApiFault.SILENCE], ids=lambda fault: fault.name)
+def test_a_slow_server_is_left_at_the_deadline(api: FakeRedoxApi, connect: Connect, fault: ApiFault) -> None:
     """A server that drips single bytes keeps no caller beyond the total, though no single read ever timed out."""
     client = connect(limits=Limits(total=1.0, read=60.0))
     client.send(message())
@@ -175,15 +176,17 @@ def test_a_slow_server_is_left_at_the_deadline(api: FakeRedoxApi, connect: Conne
 
 def test_a_read_has_its_own_time_out(api: FakeRedoxApi, connect: Connect) -> None:
     """A server that says nothing at all is left at the read time-out, long before the total."""
-    api.fail("/endpoint", Fault.SILENCE)
+    api.fail("/endpoint", ApiFault.SILENCE)
 
     assert type(fails(connect(limits=Limits(read=0.2, total=3_000.0)))) is AnswerLost
 
 
 @pytest.mark.parametrize(
-    "fault", [Fault.NOT_HTTP, Fault.DROP_BEFORE, Fault.DROP_AFTER, Fault.CUT_SHORT], ids=lambda fault: fault.name
+    "fault",
+    [ApiFault.NOT_HTTP, ApiFault.DROP_BEFORE, ApiFault.DROP_AFTER, ApiFault.CUT_SHORT],
+    ids=lambda fault: fault.name,
 )
-def test_a_broken_answer_is_a_lost_one(api: FakeRedoxApi, connect: Connect, fault: Fault) -> None:
+def test_a_broken_answer_is_a_lost_one(api: FakeRedoxApi, connect: Connect, fault: ApiFault) -> None:
     """When the request went out and no whole answer came, it is not claimed that nothing happened."""
     api.fail("/endpoint", fault)
 
@@ -233,7 +236,7 @@ def test_more_threads_than_connections(api: FakeRedoxApi) -> None:
             outcomes.append(caught.value)
 
         outcomes: list[OutboundError] = []
-        api.fail("/", Fault.SILENCE)
+        api.fail("/", ApiFault.SILENCE)
         holding = threading.Thread(target=ask, args=(10.0,))
         holding.start()
         until(lambda: len(api.requests) == 1)

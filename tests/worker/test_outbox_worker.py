@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from receiver.fault_injection.api_faults import ApiFault
 from receiver.outbound.outbox import Caller, Outbox
-from receiver.simulator.api import FakeRedoxApi, Fault, Received
+from receiver.simulator.api import FakeRedoxApi
+from receiver.simulator.api_exchange import Received
 from receiver.storage.queue.outbox import MAX_UNANSWERED
 from receiver.storage.registry.api_keys import ApiEndpoint, ApiKeys, OAuthKeySpec
 from receiver.worker import discovery
@@ -166,7 +168,7 @@ def test_dead_after_so_many_attempts(speaking: World, api: FakeRedoxApi) -> None
     for number in (1, 2):
         outbox(speaking).send(note(number, "destination-1"))
     speaking.execute("UPDATE outbound_requests SET unanswered = :most WHERE id = 1", most=MAX_UNANSWERED - 1)
-    api.fail("/endpoint", Fault.DROP_AFTER)
+    api.fail("/endpoint", ApiFault.DROP_AFTER)
     start(speaking)
     until_requests(speaking, "dead", "sent")
 

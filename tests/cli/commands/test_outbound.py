@@ -12,10 +12,11 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from sqlalchemy import Engine, text
 
+from receiver.fault_injection.api_faults import ApiFault
 from receiver.keyring import Keyring
 from receiver.outbound.outbox import Caller, Clients, OutboundRecorder, Outbox
 from receiver.outbound.outbox.sending import LaneSender
-from receiver.simulator.api import FakeRedoxApi, Fault
+from receiver.simulator.api import FakeRedoxApi
 from receiver.storage.queue import outbox as stored
 from receiver.storage.registry.loader import load_registry
 from tests.cli.conftest import ACTOR, Commands
@@ -391,7 +392,7 @@ class TestOutbox:
     ) -> None:
         """By its id, a request that pauses is not waited for any longer; its attempts stay counted."""
         Outbox(engine, keyring, caller=Caller(name="tester@test")).send(message())
-        api.fail("/endpoint", Fault.SERVER_ERROR)
+        api.fail("/endpoint", ApiFault.SERVER_ERROR)
         self.send(engine, keyring)
         [waiting] = keyed.json("outbox", "list", "--state", "pending")
         assert waiting["ready_at"] is not None

@@ -11,11 +11,11 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
+from receiver.fault_injection.api_faults import ApiFault
 from receiver.outbound import RedoxUnavailable, Rejected
 from receiver.outbound.calls import Call
 from receiver.outbound.outbox import Caller, RecordedClient
 from receiver.outbound.outbox.recording import OutboundRecorder
-from receiver.simulator.api import Fault
 from tests.outbound.conftest import message, query
 from tests.outbound.outbox.conftest import Desk
 
@@ -56,7 +56,7 @@ def test_a_call_that_fails_is_on_record(desk: Desk, redox: RecordedClient) -> No
     desk.api.refuse_next({"ID": 1, "Text": "no Canary", "Type": "client", "Module": "Router"})
     with pytest.raises(Rejected):
         redox.send(message())
-    desk.api.fail("/endpoint", Fault.SERVER_ERROR)
+    desk.api.fail("/endpoint", ApiFault.SERVER_ERROR)
     with pytest.raises(RedoxUnavailable):
         redox.send(message())
     rows = desk.rows()

@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
+from receiver.fault_injection.api_faults import ApiFault
 from receiver.outbound import (
     AnswerLost,
     AuthenticationFailed,
@@ -22,7 +23,7 @@ from receiver.outbound import (
 from receiver.outbound.errors import OutboundError
 from receiver.outbound.outbox import Caller
 from receiver.outbound.outbox.sending import LaneSender, next_action
-from receiver.simulator.api import Fault, SimulatedApiAnswer
+from receiver.simulator.api_exchange import SimulatedApiAnswer
 from receiver.storage.queue import outbox as stored
 from receiver.storage.queue.outbox import MAX_UNANSWERED, RequestOutcome
 from tests.outbound.conftest import message, query
@@ -64,7 +65,7 @@ def test_lanes_are_apart(desk: Desk) -> None:
             "@outbox/lab/destination-2",
             "@outbox/other/destination-1",
         ]
-    desk.api.fail("/endpoint", Fault.UNAVAILABLE)
+    desk.api.fail("/endpoint", ApiFault.UNAVAILABLE)
     desk.send("@outbox/lab/destination-1")
     desk.send("@outbox/lab/destination-2")
     desk.send("@outbox/other/destination-1")
@@ -114,17 +115,17 @@ def test_fhir_goes_out_too(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("fault", "error", "unanswered"),
     [
-        (Fault.UNAVAILABLE, "RedoxUnavailable", 0),
-        (Fault.RATE_LIMITED, "RateLimited", 0),
-        (Fault.DROP_AFTER, "AnswerLost", 1),
-        (Fault.SERVER_ERROR, "RedoxUnavailable", 1),
-        (Fault.GATEWAY_TIMEOUT, "RedoxUnavailable", 1),
-        (Fault.GARBAGE, "BadAnswer", 1),
-        (Fault.REDIRECT, "UnusableAnswer", 1),
-        (Fault.GZIP_BOMB, "UnusableAnswer", 1),
+        (ApiFault.UNAVAILABLE, "RedoxUnavailable", 0),
+        (ApiFault.RATE_LIMITED, "RateLimited", 0),
+        (ApiFault.DROP_AFTER, "AnswerLost", 1),
+        (ApiFault.SERVER_ERROR, "RedoxUnavailable", 1),
+        (ApiFault.GATEWAY_TIMEOUT, "RedoxUnavailable", 1),
+        (ApiFault.GARBAGE, "BadAnswer", 1),
+        (ApiFault.REDIRECT, "UnusableAnswer", 1),
+        (ApiFault.GZIP_BOMB, "UnusableAnswer", 1),
     ],
 )
-def test_what_may_succeed_later_waits(desk: Desk, fault: Fault, error: str, unanswered: int) -> None:
+def test_what_may_succeed_later_waits(desk: Desk, fault: ApiFault, error: str, unanswered: int) -> None:
     """A failure that is not the request's leaves it pending for a while, and what is behind it with it; then the same
     bytes are sent again. It is told apart whether Redox may have acted on it."""
     outbox = desk.outbox()
@@ -180,11 +181,11 @@ def test_dead_after_so_many_that_redox_may_have_had(desk: Desk) -> None:
     desk.execute(
         "UPDATE outbound_requests SET attempts = 500, unanswered = :most WHERE id = 1", most=MAX_UNANSWERED - 1
     )
-    desk.api.fail("/endpoint", Fault.UNAVAILABLE)
+    desk.api.fail("/endpoint", ApiFault.UNAVAILABLE)
     desk.send()
     assert desk.states() == ["pending", "pending"]
     desk.hurry()
-    desk.api.fail("/endpoint", Fault.DROP_AFTER)
+    desk.api.fail("/endpoint", ApiFault.DROP_AFTER)
     desk.send()
 
     assert desk.states() == ["dead", "sent"]
@@ -288,7 +289,7 @@ def test_every_attempt_is_in_the_audit_before_and_after(desk: Desk) -> None:
     """Who sent what kind of thing where, how long and with which digest, and what came of it; nothing of a patient."""
     caller = Caller(name="handler:reply", message_uuid=MESSAGE)
     uuid = desk.outbox(caller).send(numbered(1))
-    desk.api.fail("/endpoint", Fault.SERVER_ERROR)
+    desk.api.fail("/endpoint", ApiFault.SERVER_ERROR)
     desk.send()
     desk.hurry()
     desk.send()
