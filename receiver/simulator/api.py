@@ -26,8 +26,8 @@ from receiver.simulator.api_tokens import JWKS, ApiTokens
 class FakeRedoxApi:
     """The server. Runs on a loopback port (0: any free port) within a `with` block. `base_url` is for the client.
 
-    `requests`: the received requests. `resources`: the FHIR resources by (type, id). `uploads`: the files by URI. `now`:
-    the server's clock. `token_seconds`: the lifetime of tokens. `now` and `token_seconds` may be changed while it runs.
+    `requests`: the received requests. `resources`: the FHIR resources by (type, id). `uploads`: the files by URI.
+    `now`: the server's clock. `token_seconds`: the lifetime of tokens. Both may be changed while it runs.
     """
 
     def __init__(

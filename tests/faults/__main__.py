@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="tests/faults/run",
-        description="Inject faults into a receiver under load, and check that nothing was lost, duplicated or reordered.",
+        description="Inject faults into a receiver under load. Check that nothing was lost, duplicated or reordered.",
     )
     parser.add_argument("--rounds", type=int, default=len(FAULTS), metavar="N", help="Default: each fault once.")
     parser.add_argument("--seed", type=int, metavar="N", help="Default: a random seed, which is printed.")

@@ -32,8 +32,8 @@ UNREGISTERED: Final = "3d2a6f04-0000-4000-8000-00000000abcd"
 class FloodOutcome:
     """The result of a flood. Times in seconds.
 
-    `responses`: counts by status, 0 without a response. `feed`: response times of the valid feed. `refused`: messages of
-    the valid feed that were not accepted. `rows`: audit rows. `counted`: the sum of their counts.
+    `responses`: counts by status, 0 without a response. `feed`: response times of the valid feed. `refused`: its
+    messages that were not accepted. `rows`: audit rows. `counted`: the sum of their counts.
     """
 
     kind: str

@@ -85,7 +85,7 @@ def _violations(outcome: FloodOutcome) -> list[str]:
 
 
 def burst(here: FloodedMachine, count: int, progress: Progress) -> tuple[str, list[str]]:
-    """Send `count` valid messages. Returns a table of the receivers' resources before, during and after, and violations."""
+    """Send `count` valid messages. Returns a table of the receivers' resources over time, and violations."""
     table = "SELECT count(*) AS n FROM messages"
     before = here.rows(table)[0]["n"]
     levels = {"before": here.level()}
@@ -103,8 +103,8 @@ def burst(here: FloodedMachine, count: int, progress: Progress) -> tuple[str, li
     columns = list(levels["before"])
     lines = [f"| {when} | {' | '.join(f'{level[each]:,.0f}' for each in columns)} |" for when, level in levels.items()]
     text = (
-        f"{recorded:,} messages were recorded in {seconds:.0f} s ({recorded / seconds:,.0f} a second; the senders share "
-        f"the cores). Then `audit verify` read {verified['rows']:,} rows without a failure.\n\n"
+        f"{recorded:,} messages were recorded in {seconds:.0f} s, {recorded / seconds:,.0f} a second; the senders share\n"
+        f"the cores. Then `audit verify` read {verified['rows']:,} rows without a failure.\n\n"
         f"| messages | {' | '.join(columns)} |\n|---|{'--:|' * len(columns)}\n" + "\n".join(lines)
     )
     return text, violations

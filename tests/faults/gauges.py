@@ -101,7 +101,7 @@ class Gauges:
         return int(self._row(f"SELECT count(*) AS n FROM {table}")["n"])
 
     def updates(self) -> list[dict[str, Any]]:
-        """Return, for each table with updates: all updates, HOT updates (within the page), and the number of vacuums."""
+        """Return the updates, HOT updates (within the page) and vacuums of each table that is updated."""
         return self._connection.execute(
             "SELECT relname AS name, n_tup_upd AS updates, n_tup_hot_upd AS hot, autovacuum_count AS vacuums "
             "FROM pg_stat_user_tables WHERE n_tup_upd > 100 ORDER BY n_tup_upd DESC"

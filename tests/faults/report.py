@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import fill
 from typing import Final
 
 REPORT: Final = Path(__file__).with_name("REPORT.md")
@@ -47,7 +48,7 @@ Made on {day} by
 
     {command}
 
-{machine}. Each chapter names the command that repeats it.
+{machine}
 {missing}
 {sections}
 
@@ -97,7 +98,8 @@ def _chapter(section: Section) -> str:
 
 def _machine() -> str:
     parts = [f"{name} {version(package)}" for name, package in _VERSIONS.items()]
-    return (
+    return fill(
         f"{os.cpu_count()} cores, shared with other work, Linux {platform.release()}, CPython "
-        f"{platform.python_version()}, {', '.join(parts)}"
+        f"{platform.python_version()}, {', '.join(parts)}. Each chapter names the command that repeats it.",
+        120,
     )

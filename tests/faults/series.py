@@ -21,7 +21,7 @@ Word = Literal["level", "by design", "growing"]
 
 @dataclass(kw_only=True, slots=True)
 class Series:
-    """One quantity over time. It may gain `tolerance`, in its `unit`. If it is `designed` to grow, any gain is right."""
+    """One quantity over time. It may gain `tolerance`, in its `unit`, or anything if it is `designed` to grow."""
 
     name: str
     unit: str

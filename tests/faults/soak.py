@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from textwrap import fill
 from typing import Final
 
 import psycopg
@@ -241,7 +242,8 @@ def _text(verdicts: Sequence[Verdict], gauges: Gauges, load: SoakLoad, seconds: 
         if _is_notable(each)
     )
     level = sum(not _is_notable(each) for each in verdicts)
-    return f"{head}{rows}\n{level} more series are level and small.\n\n{_bytes_each(verdicts, messages)}\n{_updates(gauges)}"
+    more = f"{level} more series are level and small."
+    return f"{head}{rows}\n{more}\n\n{_bytes_each(verdicts, messages)}\n{_updates(gauges)}"
 
 
 def _is_notable(verdict: Verdict) -> bool:
@@ -258,7 +260,7 @@ def _bytes_each(verdicts: Sequence[Verdict], messages: Verdict) -> str:
     by_table = ", ".join(
         f"{table} {size:,.0f}" for table, size in sorted(parts.items(), key=lambda part: -part[1]) if size > 1
     )
-    return f"Bytes a message, indexes included: {sum(parts.values()):,.0f} ({by_table}).\n"
+    return fill(f"Bytes a message, indexes included: {sum(parts.values()):,.0f} ({by_table}).", 120) + "\n"
 
 
 def _updates(gauges: Gauges) -> str:
@@ -266,7 +268,7 @@ def _updates(gauges: Gauges) -> str:
         f"{row['name']} {row['updates']:,}, {100 * row['hot'] // row['updates']} %, {row['vacuums']}"
         for row in gauges.updates()
     )
-    return f"Updates, share of HOT updates, vacuums: {by_table}.\n"
+    return fill(f"Updates, share of HOT updates, vacuums: {by_table}.", 120) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
