@@ -1,20 +1,14 @@
-"""Facts about authentication, against the fake API: one renewal for all, early, unharmed by clocks, never a loop."""
+"""Authentication against the fake API: its errors, its users, and what it must not disclose."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import traceback
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import httpx2
 import pytest
-from cryptography.hazmat.primitives.asymmetric import rsa
 
 from receiver.errors import ConfigurationError
 from receiver.fault_injection.api_faults import ApiFault
@@ -32,226 +26,33 @@ from receiver.outbound import (
 )
 from receiver.protocol.credentials import ApiKey
 from receiver.simulator.api import FakeRedoxApi
-from receiver.simulator.api_exchange import SimulatedApiAnswer
-from tests.outbound.conftest import KEY, LEGACY, Connect, jwks_of, message, until
-
-MakeAuth = Callable[..., RedoxAuth]
-
-
-class Clock:
-    """A monotonic clock that stands until it is moved."""
-
-    def __init__(self) -> None:
-        self.reading = 1_000.0
-
-    def __call__(self) -> float:
-        return self.reading
-
-
-@pytest.fixture
-def make_auth(api: FakeRedoxApi) -> Iterator[MakeAuth]:
-    with ExitStack() as stack:
-
-        def make(key: Any = KEY, **options: Any) -> RedoxAuth:
-            auth = RedoxAuth(key, **{"base_url": api.base_url, **options})
-            stack.callback(auth.close)
-            return auth
-
-        yield make
-
-
-def asked(api: FakeRedoxApi) -> list[str]:
-    """The paths at which tokens were asked for."""
-    return [one.path for one in api.requests if one.path.startswith(("/v2/auth", "/auth"))]
-
-
-def all_at_once(count: int, act: Callable[[], object]) -> list[object]:
-    """What `act` gave or raised in each of `count` threads that began together."""
-    barrier = threading.Barrier(count)
-
-    def begin() -> object:
-        barrier.wait(60)
-        try:
-            return act()
-        except OutboundError as exc:
-            return exc
-
-    with ThreadPoolExecutor(count) as pool:
-        return [future.result(60) for future in [pool.submit(begin) for _ in range(count)]]
-
-
-def test_fifty_threads_with_an_expired_token_make_one_request(api: FakeRedoxApi, make_auth: MakeAuth) -> None:
-    """However many need a new token at once, one asks and all have the same."""
-    clock = Clock()
-    auth = make_auth(monotonic=clock)
-    old = auth.token()
-    clock.reading += 301
-
-    tokens = all_at_once(50, auth.token)
-
-    assert len(asked(api)) == 2
-    assert all(token is tokens[0] for token in tokens)
-    assert tokens[0] is not old
-
-
-def test_fifty_threads_with_a_token_refused_early_make_one_request(api: FakeRedoxApi, connect: Connect) -> None:
-    """When Redox drops a token before its time, all who are answered 401 share one renewal, and all succeed."""
-    client = connect()
-    client.send(message())
-    api.refuse_tokens()
-
-    answers = all_at_once(50, lambda: client.send(message()).status)
-
-    assert answers == [200] * 50
-    assert len(asked(api)) == 2
-    assert len(api.processed) == 51
-
-
-def test_a_failure_is_shared_too(api: FakeRedoxApi, make_auth: MakeAuth) -> None:
-    """When the one request for a token fails, all who waited fail with it, and the next call asks again."""
-    auth = make_auth(limits=Limits(token=2.0))
-    api.fail("/v2/auth/token", ApiFault.SILENCE)
-
-    outcomes = all_at_once(50, auth.token)
-
-    assert all(isinstance(outcome, RedoxUnavailable) and outcome.not_processed for outcome in outcomes)
-    assert len(asked(api)) == 1
-    assert auth.token().lifetime == 300.0
-
-
-def test_a_token_is_renewed_before_it_ends(api: FakeRedoxApi, make_auth: MakeAuth) -> None:
-    """A token serves until 30 s before its end, and is then exchanged."""
-    clock = Clock()
-    auth = make_auth(monotonic=clock)
-    first = auth.token()
-    clock.reading += 269
-    assert auth.token() is first
-    clock.reading += 1
-    assert auth.token() is not first
-    assert len(asked(api)) == 2
-
-
-def test_a_failed_early_renewal_harms_nobody(api: FakeRedoxApi, make_auth: MakeAuth) -> None:
-    """While the old token lives, a renewal that fails is not noticed, and not repeated with every call."""
-    clock = Clock()
-    auth = make_auth(monotonic=clock)
-    first = auth.token()
-    clock.reading += 280
-    api.fail("/v2/auth/token", ApiFault.SERVER_ERROR, times=2)
-
-    assert [auth.token() is first for _ in range(5)] == [True] * 5
-    assert len(asked(api)) == 2
-    clock.reading += 6
-    assert auth.token() is first
-    assert len(asked(api)) == 3
-    clock.reading += 15
-    assert auth.token() is not first
-
-
-def test_others_do_not_wait_for_an_early_renewal(api: FakeRedoxApi, make_auth: MakeAuth) -> None:
-    """While one thread renews early, the others go on with the token that still lives."""
-    clock = Clock()
-    auth = make_auth(monotonic=clock, limits=Limits(token=60.0))
-    first = auth.token()
-    clock.reading += 280
-    api.fail("/v2/auth/token", ApiFault.SILENCE)
-    renewing = threading.Thread(target=auth.token)
-    renewing.start()
-    try:
-        until(lambda: len(asked(api)) == 2)
-        assert auth.token() is first
-        assert renewing.is_alive()
-    finally:
-        api.__exit__(None, None, None)
-        renewing.join()
-
-
-@pytest.mark.parametrize("jump", [timedelta(days=-3650), timedelta(days=3650)], ids=["back", "ahead"])
-@pytest.mark.parametrize("key", [KEY, LEGACY], ids=["oauth", "legacy"])
-def test_a_jump_of_the_wall_clock_changes_nothing(
-    api: FakeRedoxApi, make_auth: MakeAuth, key: ApiKey, jump: timedelta
-) -> None:
-    """Somebody sets the time: the token in hand is neither thrown away nor kept beyond its end."""
-    clock, wall = Clock(), [datetime.now(UTC)]
-    auth = make_auth(key, monotonic=clock, now=lambda: wall[0])
-    first = auth.token()
-    wall[0] += jump
-    clock.reading += 200
-    assert auth.token() is first
-    wall[0] -= jump
-    clock.reading += 100
-    assert auth.token() is not first
-    assert len(asked(api)) == 2
+from tests.outbound.conftest import KEY, LEGACY, Connect, MakeAuth, message, token_requests
 
 
 @pytest.mark.parametrize("off", [-400.0, 60.0])
 def test_a_wrong_clock_is_named(make_auth: MakeAuth, off: float) -> None:
-    """When Redox refuses an assertion for its iat, the error says how far this host's clock is off."""
+    """When Redox rejects an assertion for its iat, the error says by how much the local clock differs."""
     auth = make_auth(now=lambda: datetime.now(UTC) + timedelta(seconds=off))
     with pytest.raises(AuthenticationFailed, match="this host's clock differs from Redox's by") as caught:
         auth.token()
     assert caught.value.not_processed
 
 
-def test_a_legacy_token_is_believed_by_redoxs_clock(api: FakeRedoxApi, make_auth: MakeAuth) -> None:
-    """`expires` is measured against the Date of the reply, so a host that is hours off still counts right."""
-    auth = make_auth(LEGACY, now=lambda: datetime.now(UTC) + timedelta(hours=9))
-
-    assert 297.0 <= auth.token().lifetime <= 302.0
-    assert asked(api) == ["/auth/authenticate"]
-
-
-def test_a_legacy_key_refreshes_and_authenticates_when_it_must(api: FakeRedoxApi, make_auth: MakeAuth) -> None:
-    """A refresh token is used once; one that another process used up leads to authenticating, not to an error."""
-    clock = Clock()
-    auth = make_auth(LEGACY, monotonic=clock)
-    for _ in range(3):
-        auth.token()
-        clock.reading += 301
-    assert asked(api) == ["/auth/authenticate", "/auth/refreshToken", "/auth/refreshToken"]
-
-    api.forget_refresh_tokens()
-    auth.token()
-    assert asked(api)[3:] == ["/auth/refreshToken", "/auth/authenticate"]
-
-
-def test_two_holders_share_a_legacy_key(api: FakeRedoxApi, connect: Connect) -> None:
-    """Whatever one holder of a legacy key does with its tokens, the other goes on."""
-    one, other = connect(LEGACY), connect(LEGACY)
-    for client in (one, other, one, other):
-        api.refuse_tokens()
-        assert client.send(message()).status == 200
-    assert len(api.processed) == 4
-
-
-def test_a_refresh_that_fails_is_no_reason_to_authenticate(api: FakeRedoxApi, make_auth: MakeAuth) -> None:
-    """Only a refusal leads to authentication; an endpoint in trouble is left in peace."""
-    clock = Clock()
-    auth = make_auth(LEGACY, monotonic=clock)
-    auth.token()
-    clock.reading += 301
-    api.fail("/auth/refreshToken", ApiFault.SERVER_ERROR)
-
-    with pytest.raises(RedoxUnavailable):
-        auth.token()
-    assert asked(api) == ["/auth/authenticate", "/auth/refreshToken"]
-
-
 @pytest.mark.parametrize("key", [KEY, LEGACY], ids=["oauth", "legacy"])
 def test_a_second_401_stands(api: FakeRedoxApi, connect: Connect, key: ApiKey) -> None:
-    """After a 401 there is one new token and one more try, never a loop."""
+    """After a 401 there is one new token and one retry, but no loop."""
     api.fail("/endpoint", ApiFault.UNAUTHORIZED, times=9)
 
     with pytest.raises(AuthenticationFailed) as caught:
         connect(key).send(message())
     assert (caught.value.status, caught.value.retryable) == (401, False)
     assert len(api.received("/endpoint")) == 2
-    assert len(asked(api)) == 2
+    assert len(token_requests(api)) == 2
     assert api.processed == []
 
 
-def test_a_refused_token_is_not_handed_out_again(api: FakeRedoxApi, make_auth: MakeAuth) -> None:
-    """When the token was refused and no other is to be had, that is an error; the refused one is not tried again."""
+def test_a_rejected_token_is_not_used_again(api: FakeRedoxApi, make_auth: MakeAuth) -> None:
+    """When no other token can be had, a rejected token is not used again."""
     auth = make_auth()
     refused = auth.token()
     api.fail("/v2/auth/token", ApiFault.SERVER_ERROR)
@@ -259,34 +60,6 @@ def test_a_refused_token_is_not_handed_out_again(api: FakeRedoxApi, make_auth: M
     with pytest.raises(RedoxUnavailable):
         auth.token(refused=refused)
     assert auth.token(refused=refused) is not refused
-
-
-def test_a_renewal_led_by_another_may_not_help(api: FakeRedoxApi, make_auth: MakeAuth) -> None:
-    """Who was refused a token joins an early renewal; when it fails, others keep the old token, but he has none."""
-    clock = Clock()
-    auth = make_auth(monotonic=clock, limits=Limits(token=2.0))
-    refused = auth.token()
-    clock.reading += 280
-    api.fail("/v2/auth/token", ApiFault.SILENCE)
-    leading: list[object] = []
-    leader = threading.Thread(target=lambda: leading.append(auth.token()))
-    leader.start()
-    until(lambda: len(asked(api)) == 2)
-    with pytest.raises(RedoxUnavailable):
-        auth.token(refused=refused)
-    leader.join()
-
-    assert leading == [refused]
-
-
-@pytest.mark.parametrize("date", ["never", "", "Mon, 99 Foo 2026 99:99:99 GMT"])
-def test_a_reply_without_a_good_date_is_read_by_our_clock(api: FakeRedoxApi, make_auth: MakeAuth, date: str) -> None:
-    """A missing or wrong Date header does not keep a legacy token from being used."""
-    now = datetime(2026, 3, 1, tzinfo=UTC)
-    reply = {"accessToken": "synthetic", "expires": "2026-03-01T00:02:00Z", "refreshToken": "r"}
-    api.fail("/auth/authenticate", SimulatedApiAnswer(body=reply, headers={"Date": date}))
-
-    assert make_auth(LEGACY, now=lambda: now).token().lifetime == 120.0
 
 
 FAULTS = {
@@ -310,8 +83,8 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 @pytest.mark.parametrize("key", [KEY, LEGACY], ids=["oauth", "legacy"])
-def test_a_token_endpoint_in_trouble(api: FakeRedoxApi, make_auth: MakeAuth, key: ApiKey, fault: ApiFault) -> None:
-    """Whatever the token endpoint does becomes an error of its type, in bounded time, and the next call recovers."""
+def test_failures_of_the_token_endpoint(api: FakeRedoxApi, make_auth: MakeAuth, key: ApiKey, fault: ApiFault) -> None:
+    """Each failure of the token endpoint becomes an error of its type, in bounded time, and the next call succeeds."""
     with FakeRedoxApi() as elsewhere:
         api.redirect_to = elsewhere.base_url
         path = "/v2/auth/token" if key is KEY else "/auth/authenticate"
@@ -326,8 +99,8 @@ def test_a_token_endpoint_in_trouble(api: FakeRedoxApi, make_auth: MakeAuth, key
         assert elsewhere.requests == []
 
 
-def test_what_was_not_sent_for_want_of_a_token_is_tried_again(api: FakeRedoxApi, connect: Connect) -> None:
-    """A token endpoint that recovers within the attempts of a call costs that call nothing."""
+def test_token_requests_are_retried(api: FakeRedoxApi, connect: Connect) -> None:
+    """A call succeeds if the token endpoint recovers within the attempts of the call."""
     api.fail("/v2/auth/token", ApiFault.DROP_AFTER)
     api.fail("/v2/auth/token", ApiFault.UNAVAILABLE)
 
@@ -335,8 +108,8 @@ def test_what_was_not_sent_for_want_of_a_token_is_tried_again(api: FakeRedoxApi,
     assert len(api.processed) == 1
 
 
-def test_redoxs_words_reach_the_operator(make_auth: MakeAuth) -> None:
-    """The documented description of a refusal stands in the error, with what to check."""
+def test_rejections_are_explained(make_auth: MakeAuth) -> None:
+    """The error has Redox's description of the rejection, and says what to check."""
     unknown = OAuthKey(client_id=KEY.client_id, kid="kid-9", private_key=KEY.private_key)
     with pytest.raises(AuthenticationFailed) as caught:
         make_auth(unknown).token()
@@ -347,31 +120,15 @@ def test_redoxs_words_reach_the_operator(make_auth: MakeAuth) -> None:
 
 
 def test_a_wrong_legacy_secret_is_explained(api: FakeRedoxApi, make_auth: MakeAuth) -> None:
-    """A refused legacy key says what to check, and shows neither half of it."""
+    """The error for a wrong legacy key says what to check, and contains neither half of the key."""
     api.register_legacy(LEGACY.api_key, "another")
     with pytest.raises(AuthenticationFailed, match="check the legacy API key and its secret") as caught:
         make_auth(LEGACY).token()
     assert "canary" not in str(caught.value)
 
 
-def test_a_key_is_exchanged_while_running(api: FakeRedoxApi, connect: Connect) -> None:
-    """A key that is rotated, here and at Redox, is taken up at the next renewal, without a restart."""
-    new = OAuthKey(client_id=KEY.client_id, kid="kid-2", private_key=rsa.generate_private_key(65537, 2048))
-    current, published = [KEY], [jwks_of(KEY)]
-    api.register_oauth(KEY.client_id, lambda: published[0])
-    client = connect(lambda: current[0])
-    client.send(message())
-
-    current[0], published[0] = new, jwks_of(new)
-    client.send(message())
-    api.refuse_tokens()
-    client.send(message())
-
-    assert len(api.processed) == 3
-
-
-def test_a_key_that_vanished_is_named(api: FakeRedoxApi, connect: Connect) -> None:
-    """A key that can't be read at a renewal is an error of configuration; once it is back, the next call succeeds."""
+def test_a_key_that_cannot_be_read(api: FakeRedoxApi, connect: Connect) -> None:
+    """A key that cannot be read at a renewal is a ConfigurationError. Once it is back, the next call succeeds."""
     gone = [False]
 
     def key() -> ApiKey:
@@ -390,13 +147,13 @@ def test_a_key_that_vanished_is_named(api: FakeRedoxApi, connect: Connect) -> No
 
 
 def test_no_secret_in_log_repr_or_error(api: FakeRedoxApi, connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
-    """With every logger at its loudest, no token, assertion, secret or name of a patient is written anywhere."""
-    said: list[str] = []
+    """With all loggers at DEBUG, no token, assertion, secret or patient's name is written anywhere."""
+    texts: list[str] = []
     with caplog.at_level(logging.DEBUG):
         for key in (KEY, LEGACY):
             client = connect(key, limits=Limits(total=2.0, attempts=1))
             client.send(message())
-            said += [repr(client), repr(client.auth), repr(client.auth.token())]
+            texts += [repr(client), repr(client.auth), repr(client.auth.token())]
             for faults in (
                 [ApiFault.UNAUTHORIZED] * 2,
                 [ApiFault.SERVER_ERROR],
@@ -407,27 +164,27 @@ def test_no_secret_in_log_repr_or_error(api: FakeRedoxApi, connect: Connect, cap
                     api.fail("/endpoint", fault)
                 with pytest.raises(OutboundError) as caught:
                     client.send(message())
-                said += traceback.format_exception(caught.value)
-        said += [record.getMessage() for record in caplog.records]
-    text = "\n".join(said)
+                texts += traceback.format_exception(caught.value)
+        texts += [record.getMessage() for record in caplog.records]
+    text = "\n".join(texts)
 
     given = [one.headers["authorization"].removeprefix("Bearer ") for one in api.received("/endpoint")]
     assert given
-    for secret in {*given, *api._refresh_tokens, "canary", "Canary", "eyJ", "PRIVATE KEY"}:
+    for secret in {*given, *api._tokens._refresh_tokens, "canary", "Canary", "eyJ", "PRIVATE KEY"}:
         assert secret not in text
 
 
 def test_a_plain_httpx2_client_is_authenticated(api: FakeRedoxApi, make_auth: MakeAuth) -> None:
-    """RedoxAuth serves any httpx2 client, also after a token was refused early."""
+    """RedoxAuth works with any httpx2 client, also after a token was rejected early."""
     with httpx2.Client(auth=make_auth(), trust_env=False) as client:
         assert client.post(f"{api.base_url}/endpoint", json=message()).status_code == 200
         api.refuse_tokens()
         assert client.post(f"{api.base_url}/endpoint", json=message()).status_code == 200
-    assert len(asked(api)) == 2
+    assert len(token_requests(api)) == 2
 
 
 def test_an_async_client_is_authenticated(api: FakeRedoxApi, make_auth: MakeAuth) -> None:
-    """So it does in asyncio: twenty tasks share one renewal, and the event loop is not held up by it."""
+    """RedoxAuth works in asyncio: twenty tasks share one renewal, which does not block the event loop."""
     auth = make_auth(limits=Limits(token=60.0))
 
     async def main() -> list[int]:
@@ -441,11 +198,11 @@ def test_an_async_client_is_authenticated(api: FakeRedoxApi, make_auth: MakeAuth
             return first + await asyncio.gather(*(post() for _ in range(20)))
 
     assert asyncio.run(main()) == [200] * 40
-    assert len(asked(api)) == 2
+    assert len(token_requests(api)) == 2
 
 
-def test_a_clients_auth_is_the_clients(connect: Connect) -> None:
-    """Closing the authentication that a client made leaves the client its connections."""
+def test_closing_the_auth_of_a_client(connect: Connect) -> None:
+    """Closing the authentication of a client does not close the client's connections."""
     client = connect()
     client.auth.close()
 
@@ -453,7 +210,7 @@ def test_a_clients_auth_is_the_clients(connect: Connect) -> None:
 
 
 def test_a_token_goes_nowhere_else(api: FakeRedoxApi, make_auth: MakeAuth) -> None:
-    """A request to any other origin is refused before a token is put on it."""
+    """A request to another origin is refused before a token is added to it."""
     with FakeRedoxApi() as elsewhere, httpx2.Client(auth=make_auth(), trust_env=False) as client:
         with pytest.raises(Unsendable, match="another origin"):
             client.get(f"{elsewhere.base_url}/endpoint")
@@ -461,8 +218,8 @@ def test_a_token_goes_nowhere_else(api: FakeRedoxApi, make_auth: MakeAuth) -> No
     assert api.requests == []
 
 
-def test_a_useless_key_function_is_found_at_once() -> None:
-    """A key that can't be had is an error when the client is made, not at its first call."""
+def test_an_unreadable_key_is_found_at_once() -> None:
+    """A key that cannot be read is an error when the client is made, not at its first call."""
 
     def key() -> ApiKey:
         raise ConfigurationError("no key")

@@ -1,15 +1,11 @@
-"""Facts about RedoxClient, against the fake API: what it sends, what it refuses, and what it tries again."""
+"""RedoxClient against the fake API: what it sends, what it refuses, and what it retries."""
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,7 +33,7 @@ ONRAMP = NetworkOnramp(organization="1.2.3", user="user-7", role="112247003")
 
 @pytest.mark.parametrize("key", [KEY, LEGACY], ids=["oauth", "legacy"])
 def test_a_message_arrives(api: FakeRedoxApi, connect: Connect, key: Any) -> None:
-    """What Redox takes is the message with its source, as JSON, and the answer gives the id of its log."""
+    """Redox receives the message with its source, as JSON. The answer has the id of its log."""
     answer = connect(key, source="source-1").send(message())
 
     whole = message(Source={"ID": "source-1"})
@@ -71,7 +67,7 @@ def test_a_query_is_answered(api: FakeRedoxApi, connect: Connect) -> None:
 
 
 def test_a_query_without_an_answer_is_an_error(api: FakeRedoxApi, connect: Connect) -> None:
-    """An answer of 200 that is no message is none."""
+    """A 200 without a message is BadAnswer."""
     for body in (b"", b"[]", b"null"):
         api.fail("/endpoint", SimulatedApiAnswer(body=body))
         with pytest.raises(BadAnswer, match="contains no message"):
@@ -79,7 +75,7 @@ def test_a_query_without_an_answer_is_an_error(api: FakeRedoxApi, connect: Conne
 
 
 def test_meta_errors_raise(api: FakeRedoxApi, connect: Connect) -> None:
-    """A message that is refused with 200 and Meta.Errors is not taken for accepted."""
+    """A message that is answered 200 with Meta.Errors is not taken as accepted."""
     api.refuse_next({"ID": 4098, "Text": "Canary has no MRN", "Type": "transmission", "Module": "Send"})
     with pytest.raises(Rejected, match="4098/transmission/Send") as caught:
         connect().send(message())
@@ -101,8 +97,8 @@ def test_meta_errors_raise(api: FakeRedoxApi, connect: Connect) -> None:
     ],
     ids=["no meta", "no destination", "two destinations", "too large", "upload too large", "nan"],
 )
-def test_what_redox_would_refuse_is_not_sent(api: FakeRedoxApi, connect: Connect, act: Any) -> None:
-    """Refused before sending means just that: not even a token was asked for."""
+def test_invalid_requests_are_not_sent(api: FakeRedoxApi, connect: Connect, act: Any) -> None:
+    """An invalid or too large request is refused before anything is sent, even a token request."""
     client = connect(limits=Limits(request_bytes=2_000, upload_bytes=3_000))
     with pytest.raises(Unsendable):
         act(client)
@@ -112,7 +108,7 @@ def test_what_redox_would_refuse_is_not_sent(api: FakeRedoxApi, connect: Connect
 
 
 def test_several_keys_want_a_source(api: FakeRedoxApi, connect: Connect) -> None:
-    """Where several keys exist a message without a source is not sent, and Redox would not have taken it."""
+    """Where several keys exist, a message without a source is not sent; Redox would reject it."""
     api.register_oauth("client-2", {"keys": []})
 
     with pytest.raises(Rejected) as caught:
@@ -126,8 +122,8 @@ def test_several_keys_want_a_source(api: FakeRedoxApi, connect: Connect) -> None
     assert connect(several_keys=True).send(message(Source={"ID": "s"})).status == 200
 
 
-def test_the_onramp_goes_along_and_takes_no_legacy_key(api: FakeRedoxApi, connect: Connect) -> None:
-    """Network-onramp extensions reach Redox under an OAuth key, and are refused under a legacy one."""
+def test_network_onramp(api: FakeRedoxApi, connect: Connect) -> None:
+    """Network-onramp extensions are sent with an OAuth key, and refused with a legacy key."""
     connect().query(query(), onramp=ONRAMP)
     assert api.processed[0]["Meta"]["Extensions"].keys() == {
         "sender-organization-id",
@@ -145,8 +141,8 @@ def test_the_onramp_goes_along_and_takes_no_legacy_key(api: FakeRedoxApi, connec
 
 
 @pytest.mark.parametrize("fault", [ApiFault.UNAVAILABLE, ApiFault.RATE_LIMITED], ids=lambda fault: fault.name)
-def test_what_was_not_processed_is_tried_again(api: FakeRedoxApi, connect: Connect, fault: ApiFault) -> None:
-    """A 503 or 429 is tried again with the same bytes, and the call succeeds."""
+def test_unprocessed_requests_are_retried(api: FakeRedoxApi, connect: Connect, fault: ApiFault) -> None:
+    """A 503 or 429 is retried with the same bytes, and the call succeeds."""
     api.fail("/endpoint", fault, times=2)
 
     assert connect().send(message()).status == 200
@@ -160,7 +156,7 @@ def test_what_was_not_processed_is_tried_again(api: FakeRedoxApi, connect: Conne
     ("fault", "kind"), [(ApiFault.UNAVAILABLE, RedoxUnavailable), (ApiFault.RATE_LIMITED, RateLimited)]
 )
 def test_attempts_are_bounded(api: FakeRedoxApi, connect: Connect, fault: ApiFault, kind: type[OutboundError]) -> None:
-    """After the last attempt the error stands, and says that trying later may help."""
+    """After the last attempt the error is raised, and is marked as retryable."""
     api.fail("/endpoint", fault, times=9)
 
     with pytest.raises(kind) as caught:
@@ -170,7 +166,7 @@ def test_attempts_are_bounded(api: FakeRedoxApi, connect: Connect, fault: ApiFau
 
 
 def test_no_pause_outlasts_the_deadline(api: FakeRedoxApi, connect: Connect) -> None:
-    """When the next pause would not fit into the total, the error stands at once."""
+    """If the next pause does not fit into the total, the error is raised at once."""
     api.fail("/endpoint", ApiFault.UNAVAILABLE, times=9)
 
     with pytest.raises(RedoxUnavailable):
@@ -191,8 +187,8 @@ def test_no_pause_outlasts_the_deadline(api: FakeRedoxApi, connect: Connect) -> 
     ],
     ids=lambda fault: fault.name,
 )
-def test_what_may_have_been_processed_is_not(api: FakeRedoxApi, connect: Connect, fault: ApiFault) -> None:
-    """Where Redox may have acted, a direct call does not send again; it says that its caller may."""
+def test_possibly_processed_requests_are_not_retried(api: FakeRedoxApi, connect: Connect, fault: ApiFault) -> None:
+    """If Redox may have processed the request, a direct call does not retry; its caller may."""
     api.fail("/endpoint", fault)
 
     with pytest.raises(OutboundError) as caught:
@@ -201,8 +197,8 @@ def test_what_may_have_been_processed_is_not(api: FakeRedoxApi, connect: Connect
     assert len(api.received("/endpoint")) == 1
 
 
-def test_a_lost_answer_sent_again_is_the_same_message_twice(api: FakeRedoxApi, connect: Connect) -> None:
-    """At least once: when the answer is lost after Redox took the message, the repeat carries the very same bytes."""
+def test_repeat_after_a_lost_answer(api: FakeRedoxApi, connect: Connect) -> None:
+    """After a lost answer, a repeat by the caller has the same bytes."""
     client, body = connect(), json.dumps(message(Logs=[{"ID": "same"}])).encode()
     api.fail("/endpoint", ApiFault.DROP_AFTER)
     with pytest.raises(AnswerLost):
@@ -211,100 +207,6 @@ def test_a_lost_answer_sent_again_is_the_same_message_twice(api: FakeRedoxApi, c
 
     assert [one.body for one in api.received("/endpoint")] == [body, body]
     assert api.processed == [json.loads(body)] * 2
-
-
-def test_a_file_is_uploaded(api: FakeRedoxApi, connect: Connect, tmp_path: Path) -> None:
-    """A path, bytes or an open file, read to any point, arrive whole under the field `file`; the URI names them."""
-    path = tmp_path / "scan.pdf"
-    path.write_bytes(os.urandom(300_000))
-    client = connect(source="source-1")
-    with path.open("rb") as opened:
-        opened.read(7)
-        uris = [
-            client.upload(path),
-            client.upload(str(path)),
-            client.upload(path.read_bytes(), filename="scan.pdf"),
-            client.upload(opened, media_type="application/pdf"),
-            client.upload(io.BytesIO(path.read_bytes())),
-        ]
-
-    assert len({*uris}) == 5
-    assert all(api.uploads[uri] == path.read_bytes() for uri in uris)
-    sent = api.received("/uploads")
-    assert all(b'name="file"; filename="scan.pdf"\r\nContent-Type: application/pdf' in one.body for one in sent[:4])
-    assert {one.headers["redox-source-id"] for one in sent} == {"source-1"}
-
-
-def test_an_upload_survives_a_refused_token_and_a_503(api: FakeRedoxApi, connect: Connect, tmp_path: Path) -> None:
-    """The file is read from its beginning for every attempt."""
-    path = tmp_path / "scan.pdf"
-    path.write_bytes(os.urandom(300_000))
-    client = connect()
-    client.send(message())
-    api.refuse_tokens()
-    api.fail("/uploads", ApiFault.UNAVAILABLE)
-
-    assert api.uploads[client.upload(path)] == path.read_bytes()
-    assert len(api.received("/uploads")) == 3
-
-
-def test_what_can_not_be_measured_is_not_uploaded(api: FakeRedoxApi, connect: Connect, tmp_path: Path) -> None:
-    """A text file and a pipe are refused with what to do instead; a file that is missing is Python's own error."""
-    client: Any = connect()
-    with pytest.raises(Unsendable, match="binary mode"):
-        client.upload(io.StringIO("text"))
-    reading, writing = os.pipe()
-    with os.fdopen(reading, "rb") as pipe, os.fdopen(writing, "wb"), pytest.raises(Unsendable, match="into bytes"):
-        client.upload(pipe)
-    with pytest.raises(FileNotFoundError):
-        client.upload(tmp_path / "missing")
-    assert api.requests == []
-
-
-@pytest.mark.parametrize("options", [{"filename": "\ud800.pdf"}, {"media_type": "a/b\r\nX: y"}], ids=["name", "type"])
-def test_a_file_with_an_impossible_name(api: FakeRedoxApi, connect: Connect, options: dict[str, str]) -> None:
-    """A name or media type that no header can hold is refused before anything is sent."""
-    with pytest.raises(Unsendable, match="name or media type"):
-        connect().upload(b"x", **options)
-    assert api.requests == []
-
-
-@pytest.mark.parametrize("change", [b"and more", b""], ids=["grows", "shrinks"])
-def test_a_file_that_changes_while_it_is_read(api: FakeRedoxApi, connect: Connect, change: bytes) -> None:
-    """A file that grows or shrinks under our hands is not passed off as a whole one."""
-
-    class Changing(io.BytesIO):
-        def read(self, size: int | None = -1, /) -> bytes:
-            return super().read(size) + change if change else b""
-
-    client = connect()
-    with pytest.raises(Unsendable, match="size of the file changed"):
-        client.upload(Changing(b"synthetic"))
-    assert api.uploads == {}
-    assert client.upload(b"synthetic") in api.uploads
-
-
-def test_a_file_that_comes_slowly(api: FakeRedoxApi, connect: Connect) -> None:
-    """The total holds for the reading of the file too: what comes after it is not sent any more."""
-
-    class Slow(io.BytesIO):
-        def read(self, size: int | None = -1, /) -> bytes:
-            threading.Event().wait(0.6)
-            return super().read(size)
-
-    client = connect(limits=Limits(total=0.5))
-    client.send(message())
-    with pytest.raises(AnswerLost):
-        client.upload(Slow(b"synthetic"))
-    assert api.uploads == {}
-
-
-def test_an_upload_without_a_uri_is_an_error(api: FakeRedoxApi, connect: Connect) -> None:
-    """An answer to an upload that names no URI is none."""
-    for body in ({}, {"URI": 7}, {"URI": ""}, b"[]"):
-        api.fail("/uploads", SimulatedApiAnswer(body=body))
-        with pytest.raises(BadAnswer, match="contains no URI"):
-            connect().upload(b"x")
 
 
 @pytest.mark.parametrize(
@@ -326,7 +228,7 @@ def test_a_wrong_setting_is_found_at_once(options: dict[str, Any]) -> None:
 
 
 def test_many_threads_share_a_client(api: FakeRedoxApi, connect: Connect) -> None:
-    """Each of many messages sent at once arrives once, and one token serves them all."""
+    """Each of many messages that are sent at the same time arrives once, with one token for all."""
     client = connect(limits=QUICK)
     with ThreadPoolExecutor(16) as pool:
         statuses = list(pool.map(lambda n: client.send({**message(), "Number": n}).status, range(200)))

@@ -178,7 +178,7 @@ class TestCalls:
         """When it ends is said; what it is stands nowhere."""
         said = keyed("outbound", "token").stdout + json.dumps(keyed.json("outbound", "token"))
         assert "expires_at" in said
-        assert not any(token in said for token in api._grants)
+        assert not any(token in said for token in api._tokens._grants)
         api.register_oauth(KEY.client_id, {"keys": []})
         assert "kid" in keyed.fails("outbound", "token")
 
