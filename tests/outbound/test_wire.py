@@ -30,7 +30,7 @@ from receiver.outbound import (
 from receiver.outbound.limits import deadline
 from receiver.outbound.wire import Wire, check_base_url
 from receiver.simulator.api import FakeRedoxApi
-from tests.outbound.conftest import KEY, QUICK, Connect, know, message, serving, until
+from tests.outbound.conftest import KEY, QUICK, Connect, message, serving, until, with_keys
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_tls_is_spoken(tls_api: FakeRedoxApi, trusting: ssl.SSLContext) -> None:
 @contextmanager
 def presenting(certificate: trustme.LeafCert) -> Iterator[FakeRedoxApi]:
     with FakeRedoxApi(ssl_context=serving(certificate)) as running:
-        yield know(running)
+        yield with_keys(running)
 
 
 @pytest.mark.parametrize("which", ["expired", "wrong host", "unknown authority", "system authorities"])
