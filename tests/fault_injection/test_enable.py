@@ -1,4 +1,4 @@
-"""What fail-points ask of the database, and what they do to it."""
+"""Fault injection and the database: the check for production destinations, and cutting connections."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _by_tcp(url: str, port: int) -> str:
 
 
 def test_a_production_destination_is_named(database_url: str, registration: RegistryChanges) -> None:
-    """One that is disabled too; those of other environments are none."""
+    """A production destination is found, also a disabled one. Destinations of other environments are not."""
     for environment in ("development", "staging"):
         _add(registration, environment, environment)
     assert enable.production(database_url) is None
@@ -81,8 +81,8 @@ def test_a_production_destination_is_named(database_url: str, registration: Regi
     assert enable.production(database_url) == "ward"
 
 
-def test_what_is_not_told_in_time_is_not_known(database_url: str, before: Proxy) -> None:
-    """Of a server that is away, or does not answer."""
+def test_a_database_that_does_not_answer(database_url: str, before: Proxy) -> None:
+    """A database that is down or does not answer in time raises Unavailable."""
     url = _by_tcp(database_url, before.port)
     assert enable.production(url) is None
     before.freeze()
@@ -95,7 +95,7 @@ def test_what_is_not_told_in_time_is_not_known(database_url: str, before: Proxy)
 
 @pytest.mark.parametrize("tcp", [False, True])
 def test_every_connection_to_the_database_is_cut(database_url: str, before: Proxy, tcp: bool) -> None:
-    """And no other."""
+    """Every connection of the process to the database is cut, and no other."""
     url = _by_tcp(database_url, before.port) if tcp else database_url
     done = subprocess.run(
         [sys.executable, "-c", _CUT, url],

@@ -1,4 +1,4 @@
-"""Fail-points by themselves: what the variable may say, that each is passed somewhere, and that they are not there."""
+"""Fail-points: the syntax of the variable, where each fail-point is, and that they do nothing without the variable."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _unavailable() -> str | None:
     raise Unavailable("the database does not answer")
 
 
-def _armed(
+def _enabled(
     text: str, *, production: Callable[[], str | None] = lambda: None, cut: Callable[[], object] = lambda: None
 ) -> FaultRegistry:
     made = FaultRegistry()
@@ -33,8 +33,8 @@ def _armed(
     return made
 
 
-def test_what_the_variable_says() -> None:
-    """An action for each point, with a chance, with the time that is meant, or each time; space does no harm."""
+def test_syntax() -> None:
+    """An action for each fail-point, with a chance, a pass number or neither. Whitespace is ignored."""
     assert parse(" ledger.committed=kill@0.02, lane.claimed=delay:0.5#3,door.judged = raise,,") == {
         "ledger.committed": FaultAction(action="kill", chance=0.02),
         "lane.claimed": FaultAction(action="delay", seconds=0.5, hit=3),
@@ -43,8 +43,8 @@ def test_what_the_variable_says() -> None:
     assert parse("") == {}
 
 
-def test_every_mistake_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Among the mistakes of the other settings, so that nobody finds them one by one."""
+def test_all_mistakes_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All mistakes are reported at once, together with mistakes in other settings."""
     mistakes = (
         "nowhere=kill",
         "door.judged=explode",
@@ -60,10 +60,10 @@ def test_every_mistake_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECEIVER_THREADS", "many")
     with pytest.raises(ConfigurationError) as caught:
         table.load_settings()
-    threads, told = sorted(str(caught.value).splitlines(), reverse=True)
+    threads, failpoints = sorted(str(caught.value).splitlines(), reverse=True)
     assert threads.startswith("RECEIVER_THREADS: ")
     how = "use kill, raise, cut or delay:SECONDS, optionally followed by @CHANCE or #N"
-    assert told.removeprefix(f"{VARIABLE}: ").split("; ") == [
+    assert failpoints.removeprefix(f"{VARIABLE}: ").split("; ") == [
         "nowhere is not a fail-point",
         f"door.judged=explode: {how}",
         f"door.queued: {how}",
@@ -75,8 +75,8 @@ def test_every_mistake_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-def test_a_file_is_no_place_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """In a .env file it would be forgotten."""
+def test_not_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The variable is refused in a .env file, where it could be forgotten."""
     (tmp_path / ".env").write_text(f"{VARIABLE}=door.judged=raise\n")
     monkeypatch.setenv("RECEIVER_DATA_DIR", str(tmp_path))
     with pytest.raises(ConfigurationError, match=f"{VARIABLE} stands in {tmp_path}/.env: it is read from the environ"):
@@ -84,7 +84,7 @@ def test_a_file_is_no_place_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def test_each_point_is_passed_in_one_place() -> None:
-    """The table and the program agree: no point is passed that is not declared, and none twice or never."""
+    """Each declared fail-point is in one place of the program, and no other fail-point is."""
     bound = Counter(
         str(ast.literal_eval(node.args[0]))
         for path in _PACKAGE.rglob("*.py")
@@ -96,45 +96,45 @@ def test_each_point_is_passed_in_one_place() -> None:
         faults.point("nowhere")
 
 
-def test_without_the_variable_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is bound at import does nothing, and stays so whatever is put into the environment later."""
+def test_without_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fail-point that is bound without the variable does nothing, even if the variable is set later."""
     monkeypatch.setenv(VARIABLE, ",".join(f"{name}=raise" for name in POINTS))
     faults.point("ledger.committed")()
     assert faults.point("ledger.committed") is faults.point("door.judged")
 
 
 def test_each_time_by_chance_or_once() -> None:
-    """The third time alone; or so often as the chance says."""
-    made = _armed("door.judged=raise#3,door.queued=raise@0.5,lane.left=raise")
-    struck: Counter[str] = Counter()
+    """An action runs only on the third pass, or as often as its chance says."""
+    made = _enabled("door.judged=raise#3,door.queued=raise@0.5,lane.left=raise")
+    triggered: Counter[str] = Counter()
     for number in range(1, 401):
         for name in ("door.judged", "door.queued", "lane.left", "lane.told"):
             try:
                 made.passing(name)
             except FaultTriggered:
-                struck[name] += 1
+                triggered[name] += 1
                 assert name != "door.judged" or number == 3
-    assert (struck["door.judged"], struck["lane.left"], struck["lane.told"]) == (1, 400, 0)
-    assert 100 < struck["door.queued"] < 300
+    assert (triggered["door.judged"], triggered["lane.left"], triggered["lane.told"]) == (1, 400, 0)
+    assert 100 < triggered["door.queued"] < 300
 
 
-def test_the_connections_are_cut() -> None:
-    """By whoever knows them."""
+def test_cut() -> None:
+    """`cut` calls the function that cuts the connections."""
     cuts: list[None] = []
-    _armed("lane.told=cut", cut=lambda: cuts.append(None)).passing("lane.told")
+    _enabled("lane.told=cut", cut=lambda: cuts.append(None)).passing("lane.told")
     assert cuts == [None]
 
 
-def test_where_production_is_none_can_be_armed() -> None:
-    """Both are named."""
+def test_production_destinations() -> None:
+    """A process with the variable does not start with a production destination. The error names both."""
     with pytest.raises(ConfigurationError, match=f"^{VARIABLE} is set, but lab is a production destination: "):
-        _armed("door.judged=raise", production=lambda: "lab")
+        _enabled("door.judged=raise", production=lambda: "lab")
 
 
-def test_where_production_appears_nothing_happens_any_more() -> None:
-    """It is asked before each strike, and found for good."""
+def test_a_new_production_destination() -> None:
+    """The check repeats before each action. A production destination disables all actions for good."""
     answers: list[str | None] = [None, None, "lab", None]
-    made = _armed("door.judged=raise", production=lambda: answers.pop(0))
+    made = _enabled("door.judged=raise", production=lambda: answers.pop(0))
     with pytest.raises(FaultTriggered):
         made.passing("door.judged")
     made.passing("door.judged")
@@ -142,17 +142,17 @@ def test_where_production_appears_nothing_happens_any_more() -> None:
     assert answers == [None]
 
 
-def test_where_that_cannot_be_known_nothing_happens() -> None:
-    """A process starts without its database, and its fail-points wait until it is there."""
+def test_without_the_database() -> None:
+    """A process starts without its database, and no action runs until the check succeeds."""
     looks: list[Callable[[], str | None]] = [_unavailable, _unavailable, lambda: None]
-    made = _armed("door.judged=raise", production=lambda: looks.pop(0)())
+    made = _enabled("door.judged=raise", production=lambda: looks.pop(0)())
     made.passing("door.judged")
     with pytest.raises(FaultTriggered):
         made.passing("door.judged")
 
 
-def test_kill_is_the_end() -> None:
-    """Of the process in whose environment the variable stood; nothing runs after it, not even what ends a process."""
+def test_kill() -> None:
+    """`kill` ends the process with SIGKILL; nothing runs after it."""
     program = (
         "from receiver.fault_injection import faults\npassed = faults.point('door.judged')\npassed()\n"
         "faults.enable(production=lambda: None, cut=lambda: None)\n"

@@ -1,4 +1,4 @@
-"""Facts about reading Redox's answers: each status and error has its type, and no text gets into a message."""
+"""Reading Redox's answers: each status and error has its type, and no text of an answer is in an error's message."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def fails(status: int, body: object = b"", **headers: str) -> OutboundError:
 
 
 @pytest.mark.parametrize("status", [200, 201, 202])
-def test_a_good_answer_is_a_value(status: int) -> None:
-    """Any 2xx without errors is an answer, with the ids of Redox's logs; its repr shows nothing of it."""
+def test_a_successful_answer(status: int) -> None:
+    """Any 2xx without errors is an Answer, with the ids of Redox's logs. Its repr shows no content."""
     body = {"Meta": {"Logs": [{"ID": LOG, "AttemptID": "x"}, {"ID": 17}, {"ID": None}, "?"], "Errors": []}, "N": 2**80}
     answer = interpret(response(status, body))
 
@@ -48,13 +48,13 @@ def test_a_good_answer_is_a_value(status: int) -> None:
     assert "N" not in repr(answer)
 
 
-def test_an_empty_answer_holds_nothing() -> None:
+def test_an_empty_answer() -> None:
     """A 204 has no data."""
     assert interpret(response(204)) == Answer(status=204, data=None, body=b"")
 
 
 def test_meta_errors_raise_even_with_200() -> None:
-    """Errors in an answer of 200 are raised with their ids and types; their text only stands in the details."""
+    """Meta.Errors with status 200 are raised with their ids and types. Their text is only in the details."""
     errors = [{"ID": 4098, "Text": TEXT, "Type": "transmission", "Module": "Send"}, {"ID": "e-2", "Text": None}]
     error = fails(200, {"Meta": {"Logs": [{"ID": LOG}], "Errors": errors}})
 
@@ -70,7 +70,7 @@ def test_meta_errors_raise_even_with_200() -> None:
 
 @pytest.mark.parametrize("errors", ["text", {"ID": 1}, [None], [[]], 7], ids=str)
 def test_meta_errors_of_any_shape_are_errors(errors: object) -> None:
-    """Whatever stands in Meta.Errors, if it is not nothing it is an error."""
+    """Any value of Meta.Errors that is not empty is an error."""
     assert type(fails(200, {"Meta": {"Errors": errors}})) is Rejected
 
 
@@ -92,7 +92,7 @@ def test_meta_errors_of_any_shape_are_errors(errors: object) -> None:
     ],
 )
 def test_a_status_has_its_error(status: int, kind: type[OutboundError], retryable: bool, not_processed: bool) -> None:
-    """Each status becomes one type, which says whether to try again and whether Redox may have acted."""
+    """Each status has one error type, which says whether a retry may help and whether Redox may have processed it."""
     bodies: list[object] = [b"", b"plain " + TEXT.encode(), {"Meta": {"Errors": [{"ID": 1, "Text": TEXT}]}}, [], None]
     for body in bodies:
         error = fails(status, body)
@@ -102,8 +102,8 @@ def test_a_status_has_its_error(status: int, kind: type[OutboundError], retryabl
         assert "Canary" not in str(error) + repr(error)
 
 
-def test_a_rate_limit_says_what_it_is() -> None:
-    """X-RateLimit-Limit is passed on; Retry-After, which Redox does not document, is heeded in whole seconds only."""
+def test_rate_limit_headers() -> None:
+    """X-RateLimit-Limit is passed on. Retry-After, which Redox does not document, is used if it is in whole seconds."""
     error = fails(429, x_ratelimit_limit="7500", retry_after="12")
     assert "limit 7500" in str(error)
     assert error.retry_after == 12.0
@@ -113,7 +113,7 @@ def test_a_rate_limit_says_what_it_is() -> None:
     assert "evil" not in str(fails(429, x_ratelimit_limit="evil"))
 
 
-def test_a_fhir_outcome_gives_its_issues() -> None:
+def test_issues_of_an_operation_outcome() -> None:
     """The issues of an OperationOutcome are the details of the error."""
     outcome = {
         "resourceType": "OperationOutcome",
@@ -133,8 +133,8 @@ def test_a_fhir_outcome_gives_its_issues() -> None:
 @pytest.mark.parametrize(
     "body", [b"<html>", b"{", b"\xff", b'"\xff"', b"[" * 200_000], ids=["html", "cut", "ff", "utf8", "deep"]
 )
-def test_an_answer_that_is_no_json_is_lost(body: bytes) -> None:
-    """A 200 that can't be read proves nothing: Redox may or may not have taken the message."""
+def test_an_answer_that_is_not_json(body: bytes) -> None:
+    """A 200 that cannot be read is BadAnswer: Redox may or may not have accepted the message."""
     error = fails(200, body)
 
     assert type(error) is BadAnswer
@@ -156,8 +156,8 @@ def test_an_answer_that_is_no_json_is_lost(body: bytes) -> None:
         ),
     ),
 )
-def test_whatever_is_answered_is_an_answer_or_an_error(status: int, body: Any) -> None:
-    """No body makes reading fail in any other way."""
+def test_any_answer(status: int, body: Any) -> None:
+    """Any body is an Answer or one of the named errors."""
     outcome: Answer | OutboundError
     try:
         outcome = interpret(response(status, body))

@@ -192,7 +192,7 @@ def test_a_refresh_that_fails(api: FakeRedoxApi, make_auth: MakeAuth) -> None:
 
 
 def test_joining_a_renewal_that_fails(api: FakeRedoxApi, make_auth: MakeAuth) -> None:
-    """A call whose token was rejected joins an early renewal. If it fails, this call fails, but others keep the old token."""
+    """A call whose token was rejected joins an early renewal. If that fails, only this call fails."""
     clock = Clock()
     auth = make_auth(monotonic=clock, limits=Limits(token=2.0))
     refused = auth.token()

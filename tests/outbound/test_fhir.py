@@ -1,4 +1,4 @@
-"""Facts about FHIR by way of Redox, against the fake API."""
+"""FHIR through Redox, against the fake API."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def last(api: FakeRedoxApi) -> Received:
 
 
 def test_read(api: FakeRedoxApi, fhir: FhirDestination[Answer]) -> None:
-    """A read is a GET beneath the destination's slug and environment, with the source in its header."""
+    """A read is a GET below the destination's slug and environment, with the source in the header."""
     api.resources["Patient", "p-1"] = PATIENT
 
     assert fhir.read("Patient", "p-1").data == PATIENT
@@ -39,7 +39,7 @@ def test_read(api: FakeRedoxApi, fhir: FhirDestination[Answer]) -> None:
     assert last(api).headers["accept"] == "application/fhir+json"
 
 
-def test_what_is_not_there_is_rejected(fhir: FhirDestination[Answer]) -> None:
+def test_an_unknown_resource(fhir: FhirDestination[Answer]) -> None:
     """An unknown resource is an error with the code of the OperationOutcome."""
     with pytest.raises(Rejected) as caught:
         fhir.read("Patient", "p-2")
@@ -48,7 +48,7 @@ def test_what_is_not_there_is_rejected(fhir: FhirDestination[Answer]) -> None:
 
 
 def test_search_is_a_form(api: FakeRedoxApi, fhir: FhirDestination[Answer]) -> None:
-    """What is searched for goes into the body, never into the URL."""
+    """Search parameters are in the body, never in the URL."""
     api.resources["Patient", "p-1"] = PATIENT
     answer = fhir.search("Patient", {"family": "Grö&ße", "given": ["A", "B"]})
 
@@ -59,7 +59,7 @@ def test_search_is_a_form(api: FakeRedoxApi, fhir: FhirDestination[Answer]) -> N
 
 @pytest.mark.parametrize("body", [BUNDLE, json.dumps(BUNDLE).encode()], ids=["dict", "bytes"])
 def test_an_operation_posts_a_resource(api: FakeRedoxApi, fhir: FhirDestination[Answer], body: Any) -> None:
-    """An operation carries a resource as application/fhir+json."""
+    """An operation sends a resource as application/fhir+json."""
     assert fhir.operation("Patient", "$patient-update", body).data["type"] == "message"
     assert last(api).path == "/fhir/R4/our-ehr/Development/Patient/$patient-update"
     assert last(api).headers["content-type"] == "application/fhir+json"
@@ -67,7 +67,7 @@ def test_an_operation_posts_a_resource(api: FakeRedoxApi, fhir: FhirDestination[
 
 
 def test_a_message_bundle_is_posted(api: FakeRedoxApi, fhir: FhirDestination[Answer]) -> None:
-    """A message Bundle is written back through its operation."""
+    """A message Bundle is sent with its operation."""
     assert fhir.message("Patient", "$patient-update", BUNDLE).status == 200
     assert last(api).json() == BUNDLE
 
@@ -85,18 +85,16 @@ def test_a_message_bundle_is_posted(api: FakeRedoxApi, fhir: FhirDestination[Ans
     ],
     ids=str,
 )
-def test_what_is_no_message_bundle_is_not_sent(
-    api: FakeRedoxApi, fhir: FhirDestination[Answer], bundle: dict[str, Any]
-) -> None:
-    """A Bundle of another type, or without a MessageHeader in front, is refused before it is sent."""
+def test_an_invalid_message_bundle(api: FakeRedoxApi, fhir: FhirDestination[Answer], bundle: dict[str, Any]) -> None:
+    """A Bundle of another type, or without a MessageHeader first, is refused before it is sent."""
     with pytest.raises(Unsendable, match="MessageHeader"):
         fhir.message("Patient", "$patient-update", bundle)
     assert api.requests == []
 
 
 @pytest.mark.parametrize("bad", ["", "patient", "Patient/..", "Patient?x=", "../Patient", "Pätient", "$x"])
-def test_a_path_can_not_be_led_astray(api: FakeRedoxApi, fhir: FhirDestination[Answer], bad: str) -> None:
-    """Resource types, ids and operations are held to their grammar, so none can name another path."""
+def test_parts_of_a_path_are_checked(api: FakeRedoxApi, fhir: FhirDestination[Answer], bad: str) -> None:
+    """Resource types, ids and operations are checked against their grammar, so they cannot change the path."""
     with pytest.raises(Unsendable, match="not valid: use a"):
         fhir.read(bad, "p-1")
     with pytest.raises(Unsendable, match="not valid: use an operation"):
@@ -105,15 +103,15 @@ def test_a_path_can_not_be_led_astray(api: FakeRedoxApi, fhir: FhirDestination[A
 
 
 @pytest.mark.parametrize("bad", ["", ".", "..", "a/b", "a b", "a?b", "%2e", "a" * 65])
-def test_a_fhir_id_is_one(api: FakeRedoxApi, fhir: FhirDestination[Answer], bad: str) -> None:
-    """An id that is none, or that would climb the path, is refused."""
+def test_an_invalid_id(api: FakeRedoxApi, fhir: FhirDestination[Answer], bad: str) -> None:
+    """An invalid id, or one that would change the path, is refused."""
     with pytest.raises(Unsendable, match="FHIR id"):
         fhir.read("Patient", bad)
     assert api.requests == []
 
 
 def test_a_destination_is_checked(connect: Connect) -> None:
-    """A slug or environment that Redox does not have is refused when it is named."""
+    """A slug or environment that Redox does not have is refused."""
     client: Any = connect()
     with pytest.raises(Unsendable, match="slug"):
         client.fhir("our/ehr", "Development")
@@ -122,18 +120,18 @@ def test_a_destination_is_checked(connect: Connect) -> None:
 
 
 def test_a_body_without_a_type_is_not_sent(fhir: FhirDestination[Answer]) -> None:
-    """What is no resource is refused."""
+    """A body without a resource type is refused."""
     with pytest.raises(Unsendable, match="resourceType"):
         fhir.operation("Patient", "$patient-update", {"id": "p-1"})
 
 
-def test_a_legacy_key_speaks_no_fhir(connect: Connect) -> None:
-    """A legacy key serves the Data Model API only, so FHIR with it is refused before it is sent."""
+def test_a_legacy_key(connect: Connect) -> None:
+    """A legacy key is only for the Data Model API, so FHIR with it is refused before it is sent."""
     with pytest.raises(Unsendable, match="legacy"):
         connect(LEGACY).fhir("our-ehr", "Development")
 
 
-def test_a_source_is_required_beside_other_keys(connect: Connect) -> None:
+def test_several_keys_require_a_source(connect: Connect) -> None:
     """Where several API keys exist, a FHIR request without a source is refused."""
     with pytest.raises(Unsendable, match="the request has no source"):
         connect(several_keys=True).fhir("our-ehr", "Development").read("Patient", "p-1")

@@ -1,4 +1,4 @@
-"""Fetching public keys: https or this machine, no redirects, bounded in size and time."""
+"""Fetching public keys: https or loopback, no redirects, bounded in size and time."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from tests.simulator.endpoint import Door, answer
         "https://issuer.example:port/keys",
     ],
 )
-def test_what_is_not_fetched(url: str) -> None:
-    """Clear text to another machine, a file, or a URL with a password in it."""
+def test_refused_urls(url: str) -> None:
+    """Plain http to another machine, a file, and a URL with a password are refused."""
     with pytest.raises(ConfigurationError, match="https://"):
         fetch(url)
 
 
-def test_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bytes as they are, the query kept, and no proxy of the environment's asked."""
+def test_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes are returned unchanged, the query is kept, and no proxy of the environment is used."""
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     with Door(answer(200, b'{"keys": []}')) as door:
         assert fetch(f"{door.url}/a/b?c=d") == b'{"keys": []}'
@@ -47,7 +47,7 @@ def test_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_over_tls(authority: object, trusting: ssl.SSLContext) -> None:
-    """A certificate that is trusted, or nothing."""
+    """With a trusted certificate the keys are fetched; otherwise not."""
     with Door(answer(200, b"keys")) as door:
         door.wrap(serving(authority.issue_cert("127.0.0.1")))  # type: ignore[attr-defined] # trustme's
         url = door.url.replace("http:", "https:")
@@ -59,14 +59,14 @@ def test_over_tls(authority: object, trusting: ssl.SSLContext) -> None:
 @pytest.mark.parametrize(
     ("status", "body"), [(301, b""), (302, b""), (404, b""), (500, b""), (204, b""), (200, b"x" * (MAX_BYTES + 1))]
 )
-def test_what_is_no_answer(status: int, body: bytes) -> None:
-    """A redirect is not followed, an error is one, and too much is not read."""
+def test_unusable_responses(status: int, body: bytes) -> None:
+    """A redirect is not followed, an error status is an error, and a large body is not read."""
     with Door(answer(status, body)) as door, pytest.raises(UnusableAnswer):
         fetch(door.url)
     assert len(door.received) == 1
 
 
-def test_nobody_there() -> None:
+def test_connection_refused() -> None:
     """A refused connection is an error of ours."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -74,8 +74,8 @@ def test_nobody_there() -> None:
         fetch(url)
 
 
-def test_a_server_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is waited for, and not for ever."""
+def test_a_silent_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that does not respond ends in a timeout."""
     monkeypatch.setattr(module, "FETCH_TIMEOUT", 0.2)
     with closing(socket.create_server(("127.0.0.1", 0))) as listener, pytest.raises(OutboundError):
         fetch(f"http://127.0.0.1:{listener.getsockname()[1]}")

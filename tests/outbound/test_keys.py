@@ -1,4 +1,4 @@
-"""Facts about finding a key in a file or an environment variable."""
+"""Reading a private key from a file or an environment variable."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_file_and_a_variable_give_the_key(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_bad_file_is_named(tmp_path: Path) -> None:
-    """A file that is missing, wrong or endless is named in the error, with what is wrong."""
+    """The error for a missing, invalid or endless file names the file and the reason."""
     wrong = tmp_path / "wrong.pem"
     wrong.write_text("no key")
 
@@ -45,7 +45,7 @@ def test_a_bad_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_bad_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variable that is not set, or holds no key, is named in the error; its value is not."""
+    """The error for a variable that is not set, or has no key, names the variable but not its value."""
     monkeypatch.delenv("REDOX_KEY", raising=False)
     with pytest.raises(ConfigurationError, match="REDOX_KEY is not set"):
         oauth_key_from_env("REDOX_KEY", client_id="c", kid="k")

@@ -1,4 +1,4 @@
-"""Facts about the rolling window and the deadline."""
+"""The rolling window of requests, and deadlines."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from receiver.outbound.limits import SlidingWindow, deadline, remaining
 
 
 @given(st.integers(1, 5), st.lists(st.floats(0, 30), max_size=40))
-def test_no_window_holds_more_than_its_number(most: int, gaps: list[float]) -> None:
-    """However requests come, the places given to them never crowd: any n + 1 of them span at least the window."""
+def test_the_window_is_never_exceeded(most: int, gaps: list[float]) -> None:
+    """Whenever requests come, any n + 1 of them are at least one window apart."""
     window = SlidingWindow(most, 10.0)
     now, places = 0.0, []
     for gap in gaps:
@@ -25,15 +25,15 @@ def test_no_window_holds_more_than_its_number(most: int, gaps: list[float]) -> N
     assert all(late - early >= 10.0 - 1e-6 for early, late in zip(places, places[most:], strict=False))
 
 
-def test_a_free_window_makes_nobody_wait() -> None:
-    """The first n requests go at once, and so does the next when the first has left the window."""
+def test_no_wait_while_the_window_is_free() -> None:
+    """The first n requests do not wait, and neither does the next once the first has left the window."""
     window = SlidingWindow(2, 300.0)
 
     assert [window.reserve(now, most=0.0) for now in (0.0, 100.0, 300.0)] == [0.0, 0.0, 0.0]
 
 
-def test_too_long_a_wait_is_refused_and_takes_no_place() -> None:
-    """Who would wait longer than he may is told so, with the time; the place stays free for the next."""
+def test_a_wait_beyond_the_deadline() -> None:
+    """A request that would have to wait too long is refused with that time, and does not count in the window."""
     window = SlidingWindow(1, 300.0)
     window.reserve(0.0, most=0.0)
 
@@ -46,13 +46,13 @@ def test_too_long_a_wait_is_refused_and_takes_no_place() -> None:
 
 @pytest.mark.parametrize(("requests", "seconds"), [(0, 300.0), (1, 0.0)])
 def test_an_impossible_window_is_refused(requests: int, seconds: float) -> None:
-    """A window that lets nothing through is a mistake of configuration."""
+    """A window that allows no request is a configuration error."""
     with pytest.raises(ValueError, match="at least one request"):
         SlidingWindow(requests, seconds)
 
 
-def test_waiting_is_waited() -> None:
-    """`wait` returns no sooner than the place that it took."""
+def test_wait() -> None:
+    """`wait` returns no earlier than the time that it reserved."""
     window = SlidingWindow(1, 0.05)
     window.wait(1.0)
     began = time.monotonic()
@@ -63,7 +63,7 @@ def test_waiting_is_waited() -> None:
 
 
 def test_the_nearer_deadline_holds() -> None:
-    """A deadline within another can only shorten it, and the outer one is back afterwards."""
+    """A deadline within another can only be earlier. The outer deadline is restored afterwards."""
     with deadline(1000.0):
         with deadline(10.0):
             assert remaining() <= 10.0

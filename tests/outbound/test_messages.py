@@ -1,4 +1,4 @@
-"""Facts about making a message ready: what is filled in, what is refused, and what stays untouched."""
+"""Preparing a message: what is filled in, what is refused, and what is not changed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def prepared(
 
 
 def test_a_dict_becomes_compact_utf8() -> None:
-    """What is sent is the message, in UTF-8, exact to the last digit of a large integer."""
+    """A dict is sent as compact JSON in UTF-8, with all digits of large integers."""
     whole = {**message(), "Number": 2**80}
 
     assert json.loads(prepared(whole).body) == whole
@@ -43,17 +43,17 @@ def test_a_dict_becomes_compact_utf8() -> None:
 
 
 def test_the_source_is_filled_in_where_none_is_named() -> None:
-    """Meta.Source.ID is set beside what Meta.Source holds; a source that the message names stands."""
+    """Meta.Source.ID is added to the other members of Meta.Source. A source in the message is kept."""
     assert json.loads(prepared(message(), source="mine").body)["Meta"]["Source"] == {"ID": "mine"}
-    beside = prepared(message(Source={"Name": "Our EHR"}), source="mine")
-    assert json.loads(beside.body)["Meta"]["Source"] == {"Name": "Our EHR", "ID": "mine"}
+    extra = prepared(message(Source={"Name": "Our EHR"}), source="mine")
+    assert json.loads(extra.body)["Meta"]["Source"] == {"Name": "Our EHR", "ID": "mine"}
     named = prepared(message(Source={"ID": "another"}), source="mine", required=True)
     assert json.loads(named.body)["Meta"]["Source"] == {"ID": "another"}
     assert "Source" not in json.loads(prepared(message()).body)["Meta"]
 
 
 def test_the_callers_message_is_not_changed() -> None:
-    """Filling in works on a copy."""
+    """The source is filled into a copy."""
     whole = message(Extensions={"mine": {"string": "kept"}})
     before = copy.deepcopy(whole)
     prepared(whole, source="mine", onramp=ONRAMP)
@@ -62,7 +62,7 @@ def test_the_callers_message_is_not_changed() -> None:
 
 
 def test_bytes_stay_as_they_are() -> None:
-    """Bytes are sent as they came, and their source goes into the header that Redox takes instead."""
+    """Bytes are sent unchanged, and their source is sent in the header."""
     body = json.dumps(message(), indent=3).encode()
 
     known = partial(Prepared, kind="PatientAdmin.Arrival", destinations=("destination-1",))
@@ -83,12 +83,12 @@ def test_bytes_stay_as_they_are() -> None:
     ],
 )
 def test_the_kind_may_be_shown(model: str, event: str, kind: str) -> None:
-    """A kind is made of the words of Redox's names; what is not of that shape is not repeated."""
+    """A kind is made of the words of Redox's names. Any other text is not shown."""
     assert prepared(message(event, model)).kind == kind
 
 
 def test_models_of_the_redox_package_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A typed class and a composable one give the message that they stand for, with no null in it."""
+    """A typed model and a composable model become the message that they stand for, without nulls."""
     # As it is, the package of the composable ones imports every model of every kind, for half a minute.
     bare = ModuleType("redox.generic")
     bare.__path__ = [f"{redox.__path__[0]}/generic"]
@@ -132,8 +132,8 @@ def test_models_of_the_redox_package_are_taken(monkeypatch: pytest.MonkeyPatch) 
     ],
     ids=str,
 )
-def test_what_redox_would_refuse_is_not_sent(whole: Any, says: str) -> None:
-    """A message that Redox could not route or read is refused before it is sent, and none of it is quoted."""
+def test_invalid_messages(whole: Any, says: str) -> None:
+    """A message that Redox could not route or read is refused before it is sent. The error quotes none of it."""
     with pytest.raises(Unsendable, match=says) as caught:
         prepared(whole)
 
@@ -142,7 +142,7 @@ def test_what_redox_would_refuse_is_not_sent(whole: Any, says: str) -> None:
 
 
 def test_a_notification_may_go_to_many() -> None:
-    """Only a query is held to one destination; `query` holds whatever it is given to one."""
+    """Only a query must have exactly one destination, and so must anything that is passed to `query`."""
     many = message(Destinations=[{"ID": "a"}, {"ID": "b"}])
 
     assert json.loads(prepared(many).body) == many
@@ -150,8 +150,8 @@ def test_a_notification_may_go_to_many() -> None:
         prepared(many, asks=True)
 
 
-def test_a_bottomless_message_is_refused() -> None:
-    """A message that is nested without end, or holds itself, is refused like any other that has no JSON."""
+def test_endless_nesting() -> None:
+    """A message that is nested too deeply, or contains itself, is refused."""
     with pytest.raises(Unsendable, match="not a valid JSON object"):
         prepared(b'{"Meta":' * 200_000)
     whole = message()
@@ -165,14 +165,14 @@ def test_a_bottomless_message_is_refused() -> None:
     [message(), message(Source={}), message(Source={"ID": ""}), message(Source="x"), json.dumps(message()).encode()],
     ids=str,
 )
-def test_a_source_is_required_beside_other_keys(whole: Any) -> None:
-    """Where several API keys exist, a message that ends up without a source is refused."""
+def test_several_keys_require_a_source(whole: Any) -> None:
+    """Where several API keys exist, a message without a source is refused."""
     with pytest.raises(Unsendable, match="has no source"):
         prepared(whole, required=True)
 
 
 def test_the_onramp_fills_the_extensions() -> None:
-    """The four extensions stand beside those that the message brings."""
+    """The four extensions are added to the extensions of the message."""
     whole = message(Extensions={"mine": {"string": "kept"}})
     extensions = json.loads(prepared(whole, onramp=ONRAMP).body)["Meta"]["Extensions"]
 
@@ -187,12 +187,12 @@ def test_the_onramp_fills_the_extensions() -> None:
 
 
 def test_the_onramp_can_not_be_put_into_bytes() -> None:
-    """Bytes are never rewritten, so extensions for them are refused rather than dropped."""
+    """Bytes are never changed, so extensions for them are refused."""
     with pytest.raises(Unsendable, match="cannot be added to bytes"):
         prepared(json.dumps(message()).encode(), onramp=ONRAMP)
 
 
 def test_nothing_of_a_message_is_in_a_repr() -> None:
-    """A prepared message can be logged whole."""
+    """The repr of a prepared message has no content."""
     assert "Canary" not in repr(prepared(message()))
     assert "user-7" not in repr(ONRAMP)

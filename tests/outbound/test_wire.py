@@ -1,4 +1,4 @@
-"""Facts about the manners of one exchange: whom it trusts, how much it takes, and how long."""
+"""One exchange with a server: which servers are trusted, how much is read, and how long it may take."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from tests.outbound.conftest import KEY, QUICK, Connect, message, serving, until
     ],
 )
 def test_a_base_url_is_https_or_loopback(given: str, taken: str) -> None:
-    """Https to anywhere, http to this machine alone."""
+    """A base URL is https, or http to loopback."""
     assert check_base_url(given) == taken
 
 
@@ -67,13 +67,13 @@ def test_a_base_url_is_https_or_loopback(given: str, taken: str) -> None:
     ],
 )
 def test_any_other_base_url_is_refused(bad: str) -> None:
-    """Clear text to another machine, or a URL with more in it than a base, is an error of configuration."""
+    """Plain http to another machine, or a URL with more than a base, is a configuration error."""
     with pytest.raises(ConfigurationError, match="base URL"):
         RedoxClient(KEY, base_url=bad)
 
 
-def test_tls_is_spoken(tls_api: FakeRedoxApi, trusting: ssl.SSLContext) -> None:
-    """Over TLS with a certificate that is trusted, everything works."""
+def test_tls(tls_api: FakeRedoxApi, trusting: ssl.SSLContext) -> None:
+    """With a trusted certificate, requests over TLS succeed."""
     with RedoxClient(KEY, base_url=tls_api.base_url, ssl_context=trusting) as client:
         assert client.send(message()).status == 200
         assert client.upload(b"synthetic") in tls_api.uploads
@@ -86,10 +86,8 @@ def presenting(certificate: trustme.LeafCert) -> Iterator[FakeRedoxApi]:
 
 
 @pytest.mark.parametrize("which", ["expired", "wrong host", "unknown authority", "system authorities"])
-def test_a_server_that_is_not_proved_to_be_redox_gets_nothing(
-    authority: trustme.CA, trusting: ssl.SSLContext, which: str
-) -> None:
-    """An expired, misnamed or unknown certificate ends the call: nothing is sent, nothing tried again."""
+def test_untrusted_servers(authority: trustme.CA, trusting: ssl.SSLContext, which: str) -> None:
+    """With an expired, misnamed or unknown certificate nothing is sent, and there is no retry."""
     past = datetime.now(UTC) - timedelta(days=1)
     certificate = {
         "expired": lambda: authority.issue_cert("127.0.0.1", not_before=past - timedelta(days=9), not_after=past),
@@ -112,7 +110,7 @@ def test_a_server_that_is_not_proved_to_be_redox_gets_nothing(
 def test_the_environment_is_not_read(
     api: FakeRedoxApi, connect: Connect, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Proxies, certificate paths and .netrc of the environment change nothing."""
+    """Proxies, certificate paths and .netrc of the environment have no effect."""
     home = tmp_path_factory.mktemp("home")
     (home / ".netrc").write_text("machine 127.0.0.1 login canary password canary")
     monkeypatch.setenv("HOME", str(home))
@@ -131,7 +129,7 @@ def fails(client: RedoxClient) -> OutboundError:
 
 
 def test_a_redirect_is_not_followed(api: FakeRedoxApi, connect: Connect) -> None:
-    """The place that a redirect points to sees nothing of the request, nor of its token."""
+    """The target of a redirect receives neither the request nor the token."""
     with FakeRedoxApi() as elsewhere:
         api.redirect_to = f"{elsewhere.base_url}/endpoint"
         api.fail("/endpoint", ApiFault.REDIRECT)
@@ -143,7 +141,7 @@ def test_a_redirect_is_not_followed(api: FakeRedoxApi, connect: Connect) -> None
 
 
 def test_a_compressed_answer_is_refused(api: FakeRedoxApi, connect: Connect) -> None:
-    """We ask for no compression, and a body that is compressed anyway is refused without inflating a byte."""
+    """No compression is requested, and a compressed body is refused without decompressing it."""
     api.fail("/endpoint", ApiFault.GZIP_BOMB)
 
     error = fails(connect())
@@ -153,7 +151,7 @@ def test_a_compressed_answer_is_refused(api: FakeRedoxApi, connect: Connect) -> 
 
 
 def test_an_answer_over_the_cap_is_refused(api: FakeRedoxApi, connect: Connect) -> None:
-    """Ten megabytes are too much for a cap of one, and reading stops there; below the cap they are read."""
+    """A body above the limit is not read to its end; below the limit it is read."""
     api.fail("/endpoint", ApiFault.HUGE, times=2)
 
     error = fails(connect(limits=Limits(response_bytes=1_000_000)))
@@ -164,7 +162,7 @@ def test_an_answer_over_the_cap_is_refused(api: FakeRedoxApi, connect: Connect) 
 
 @pytest.mark.parametrize("fault", [ApiFault.DRIP, ApiFault.SILENCE], ids=lambda fault: fault.name)
 def test_a_slow_server_is_left_at_the_deadline(api: FakeRedoxApi, connect: Connect, fault: ApiFault) -> None:
-    """A server that drips single bytes keeps no caller beyond the total, though no single read ever timed out."""
+    """The total timeout ends a response that arrives one byte at a time."""
     client = connect(limits=Limits(total=1.0, read=60.0))
     client.send(message())
     api.fail("/endpoint", fault)
@@ -175,7 +173,7 @@ def test_a_slow_server_is_left_at_the_deadline(api: FakeRedoxApi, connect: Conne
 
 
 def test_a_read_has_its_own_time_out(api: FakeRedoxApi, connect: Connect) -> None:
-    """A server that says nothing at all is left at the read time-out, long before the total."""
+    """The read timeout ends a silent connection long before the total timeout."""
     api.fail("/endpoint", ApiFault.SILENCE)
 
     assert type(fails(connect(limits=Limits(read=0.2, total=3_000.0)))) is AnswerLost
@@ -187,7 +185,7 @@ def test_a_read_has_its_own_time_out(api: FakeRedoxApi, connect: Connect) -> Non
     ids=lambda fault: fault.name,
 )
 def test_a_broken_answer_is_a_lost_one(api: FakeRedoxApi, connect: Connect, fault: ApiFault) -> None:
-    """When the request went out and no whole answer came, it is not claimed that nothing happened."""
+    """When the request was sent and no whole answer came, it counts as possibly processed."""
     api.fail("/endpoint", fault)
 
     error = fails(connect())
@@ -196,8 +194,8 @@ def test_a_broken_answer_is_a_lost_one(api: FakeRedoxApi, connect: Connect, faul
     assert len(api.received("/endpoint")) == 1
 
 
-def test_nobody_there(connect: Connect) -> None:
-    """A refused connection is certain not to have processed anything."""
+def test_connection_refused(connect: Connect) -> None:
+    """A refused connection counts as not processed."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
 
@@ -208,7 +206,7 @@ def test_nobody_there(connect: Connect) -> None:
 
 
 def test_a_handshake_that_never_comes(connect: Connect) -> None:
-    """A peer that accepts and then says nothing to our TLS hello is left at the connect time-out."""
+    """The connect timeout ends a TLS handshake that the server does not answer."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         error = fails(
             connect(base_url=f"https://127.0.0.1:{server.getsockname()[1]}", limits=Limits(connect=0.2, attempts=1))
@@ -219,7 +217,7 @@ def test_a_handshake_that_never_comes(connect: Connect) -> None:
 
 
 def test_out_of_time_before_sending(api: FakeRedoxApi) -> None:
-    """When the time is used up before a request is sent, that is said, and it is not sent."""
+    """When the time is over before a request is sent, the error says so, and nothing is sent."""
     with closing(Wire(limits=QUICK)) as wire, deadline(0.0), pytest.raises(RedoxUnavailable, match="before") as caught:
         wire.exchange(httpx2.Request("GET", api.base_url), most=1_000)
     assert caught.value.not_processed
@@ -227,7 +225,7 @@ def test_out_of_time_before_sending(api: FakeRedoxApi) -> None:
 
 
 def test_more_threads_than_connections(api: FakeRedoxApi) -> None:
-    """Who finds no free connection in time was certainly not served, and is told why."""
+    """A call that gets no free connection in time counts as not processed, and the error says why."""
     with closing(Wire(limits=Limits(connections=1))) as wire:
 
         def ask(seconds: float) -> None:
@@ -250,8 +248,8 @@ def test_more_threads_than_connections(api: FakeRedoxApi) -> None:
     assert type(held) is AnswerLost
 
 
-def test_the_window_is_heeded(api: FakeRedoxApi, connect: Connect) -> None:
-    """Token requests count too: with a window of two, the second message is not sent, and that is certain."""
+def test_the_window_is_respected(api: FakeRedoxApi, connect: Connect) -> None:
+    """Token requests count too: with a window of two, the second message is not sent, and counts as not processed."""
     client = connect(rate=SlidingWindow(2, 3_000.0))
     client.send(message())
 

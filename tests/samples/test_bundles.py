@@ -16,7 +16,7 @@ def header(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_todays_form(bodies: Bodies) -> None:
-    """A message Bundle whose MessageHeader names the event by URI and its source by URN."""
+    """A message Bundle has a MessageHeader with the event by URI and the source by URN."""
     for event in FHIR_EVENTS:
         body = bodies[f"FHIR.{event}"]
         assert (body["resourceType"], body["type"]) == ("Bundle", "message")
@@ -28,7 +28,7 @@ def test_todays_form(bodies: Bodies) -> None:
 
 
 def test_the_form_until_2024(bodies: Bodies) -> None:
-    """The event is a coding, and the source a bare UUID."""
+    """The event is a coding, and the source is a bare UUID."""
     for event in FHIR_CODED_EVENTS:
         first = header(bodies[f"FHIR.{event}"])
         assert first["eventCoding"] == {"system": "urn:redox:event-type", "code": event}
@@ -37,7 +37,7 @@ def test_the_form_until_2024(bodies: Bodies) -> None:
 
 
 def test_every_reference_leads_to_an_entry(bodies: Bodies) -> None:
-    """The focus is in the Bundle, and so is whoever it is about."""
+    """The focus and the patient are in the Bundle."""
     for event, resource in (FHIR_EVENTS | FHIR_CODED_EVENTS).items():
         body = bodies[f"FHIR.{event}"]
         entries = {entry["fullUrl"]: entry["resource"] for entry in body["entry"]}
@@ -50,7 +50,7 @@ def test_every_reference_leads_to_an_entry(bodies: Bodies) -> None:
 
 
 def test_the_patient_is_the_one_passed_in() -> None:
-    """A marked patient stands in the Patient resource."""
+    """A given patient is in the Patient resource."""
     who = person(3, family="Zzcanary")
     patient = sample("FHIR.PatientAdminCreated", source_id=SOURCE, patient=who)["entry"][1]["resource"]
     assert patient["name"][0]["family"] == "Zzcanary"

@@ -20,7 +20,7 @@ def test_names_are_those_of_handlers_with_spaces_removed() -> None:
 
 
 def test_every_query_and_its_response_is_among_them() -> None:
-    """What the receiver answers as a query is a kind that Redox sends, and its answer is one too."""
+    """Each query of the receiver, and its response, is a kind of Redox."""
     assert QUERIES.keys() <= WIRE_NAMES.keys()
     responses = {f"{query.partition('.')[0]}.{response}" for query, response in QUERIES.items()}
     assert responses <= WIRE_NAMES.keys()

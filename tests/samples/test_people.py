@@ -6,13 +6,13 @@ from receiver.samples.people import person
 
 
 def test_a_seed_always_gives_the_same_person() -> None:
-    """Samples can be made again."""
+    """A seed always gives the same person."""
     assert person(7) == person(7)
     assert person(7) != person(8)
 
 
 def test_the_family_name_can_be_a_marker() -> None:
-    """A canary test passes a name and looks for it; the rest of the person stays."""
+    """The family name can be given; the rest of the person stays the same."""
     marked = person(7, family="Zzcanary")
     assert marked.family == "Zzcanary"
     assert marked.email.endswith(".zzcanary@example.com")
@@ -20,7 +20,7 @@ def test_the_family_name_can_be_a_marker() -> None:
 
 
 def test_nobody_real_has_these_numbers() -> None:
-    """Social security numbers and NPIs were never issued, telephone numbers are kept for fiction, mail goes nowhere."""
+    """Numbers were never issued, phone numbers are reserved for fiction, and mail is undeliverable."""
     for seed in range(200):
         who = person(seed)
         assert who.ssn.startswith("9")
@@ -34,7 +34,7 @@ def test_nobody_real_has_these_numbers() -> None:
 
 
 def test_global_randomness_is_left_alone() -> None:
-    """A plugin's own seeded test is not disturbed."""
+    """Samples do not use or change the global random state."""
     before = random.getstate()
     person(3)
     assert random.getstate() == before

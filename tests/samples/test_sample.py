@@ -47,7 +47,7 @@ def data_models(bodies: Bodies) -> Bodies:
 
 
 def test_every_event_type_is_valid_by_redoxs_schema(bodies: Bodies) -> None:
-    """107 kinds validate against the typed classes, which refuse unknown fields, without any coercion."""
+    """107 kinds validate against the typed classes, which reject unknown fields, without coercion."""
     for kind in WIRE_NAMES.keys() - WITHOUT_CLASS:
         model, _, event = kind.partition(".")
         cls = getattr(import_module(f"redox.{model.lower()}"), event.replace("Sign-on", "SignOn"))
@@ -57,7 +57,7 @@ def test_every_event_type_is_valid_by_redoxs_schema(bodies: Bodies) -> None:
 
 
 def test_only_the_known_kinds_lack_a_class(bodies: Bodies) -> None:
-    """The package has no class for four event types; a release that adds one will show here."""
+    """The `redox` package has no class for four event types. A release that adds one fails this test."""
     for kind in WITHOUT_CLASS:
         model, _, event = kind.partition(".")
         assert not hasattr(import_module(f"redox.{model.lower()}"), event)
@@ -65,7 +65,7 @@ def test_only_the_known_kinds_lack_a_class(bodies: Bodies) -> None:
 
 
 def test_every_body_is_read_as_its_kind(bodies: Bodies) -> None:
-    """The receiver reads each one, from this source, with its ids."""
+    """The receiver parses each body with its kind, source and ids."""
     for kind in kinds():
         message = read(encode(bodies[kind]))
         assert (message.kind, message.source_id) == (kind, SOURCE)
@@ -76,7 +76,7 @@ def test_every_body_is_read_as_its_kind(bodies: Bodies) -> None:
             assert (message.log_id is None) == (kind == "SSO.Sign-on")
 
 
-def test_meta_bears_what_it_was_given() -> None:
+def test_meta() -> None:
     """Source, test flag, ids and time are the caller's."""
     at = datetime(2026, 2, 3, 4, 5, tzinfo=UTC)
     body = sample("PatientAdmin.Arrival", source_id=SOURCE, test=False, at=at, log_id="log-1", attempt_id="attempt-1")
@@ -88,7 +88,7 @@ def test_meta_bears_what_it_was_given() -> None:
 
 
 def test_ids_are_uuids_and_differ_by_kind_and_seed() -> None:
-    """Two messages are never taken for one."""
+    """Ids are UUIDs and differ by kind and seed, so two messages are never duplicates."""
     logs = [
         sample(kind, seed=seed, source_id=SOURCE)["Meta"]["Logs"][0]
         for kind in ("Device.New", "Flowsheet.New")
@@ -99,7 +99,7 @@ def test_ids_are_uuids_and_differ_by_kind_and_seed() -> None:
 
 
 def test_a_seed_always_gives_the_same_bytes(bodies: Bodies) -> None:
-    """A body can be made again, in another process too: nothing of the clock, of hashing or of global randomness."""
+    """A seed gives the same bytes in every process, independent of clock, hash seed and global random state."""
     before = random.getstate()
     again = {kind: encode(sample(kind, seed=5, source_id=SOURCE)) for kind in kinds()}
     assert random.getstate() == before
@@ -113,7 +113,7 @@ def test_a_seed_always_gives_the_same_bytes(bodies: Bodies) -> None:
 
 
 def test_only_the_package_asked_for_is_imported() -> None:
-    """Importing every model takes seconds, so one sample imports one model's package."""
+    """A sample imports only the package of its Data Model, because importing all takes seconds."""
     code = (
         "import sys; from receiver.samples.sample import sample; "
         "assert not any(name.startswith('redox') for name in sys.modules); sample('Device.New', source_id='x'); "
@@ -124,13 +124,13 @@ def test_only_the_package_asked_for_is_imported() -> None:
 
 
 def test_bodies_are_small(bodies: Bodies) -> None:
-    """A few kilobytes; a clinical summary somewhat more."""
+    """Bodies have a few kilobytes; a clinical summary somewhat more."""
     for kind, body in bodies.items():
         assert len(encode(body)) < (12_000 if kind.startswith("ClinicalSummary") else 8_000), kind
 
 
 def test_the_patient_is_the_one_passed_in() -> None:
-    """A marked patient is in the message, with three identifiers, and nobody else in the patient's place."""
+    """A given patient is in the message, with three identifiers, and no other person in its place."""
     who = person(77, family="Zzcanary")
     body = sample("PatientAdmin.Arrival", source_id=SOURCE, patient=who)
     assert body["Patient"]["Identifiers"] == [
@@ -144,8 +144,8 @@ def test_the_patient_is_the_one_passed_in() -> None:
     assert person(0).mrn not in encode(body).decode()
 
 
-def test_names_and_numbers_are_of_people_who_agree_with_themselves(bodies: Bodies) -> None:
-    """Wherever a person looks there is a name of the case's people, a town, a date; nothing is gibberish."""
+def test_values_are_consistent(bodies: Bodies) -> None:
+    """Names, towns and dates are those of the scenario's people, and no value is gibberish."""
     of = make_scenario("", seed=5)
     people = (of.patient, of.relative, *of.staff)
     expected = {
@@ -175,8 +175,8 @@ def test_names_and_numbers_are_of_people_who_agree_with_themselves(bodies: Bodie
     assert set(providers) <= {(p.given, p.family, p.npi) for p in of.staff}
 
 
-def test_every_text_reads_like_something(bodies: Bodies) -> None:
-    """Times are ISO 8601 in UTC, dates are dates, and no field is filled for the schema's sake alone."""
+def test_texts_are_plausible(bodies: Bodies) -> None:
+    """Times are ISO 8601 in UTC, dates are dates, and no field has a placeholder."""
     for kind, body in data_models(bodies).items():
         for path, value in leaves(body):
             assert value not in ("Unspecified", "", None), (kind, path)
@@ -190,7 +190,7 @@ def test_every_text_reads_like_something(bodies: Bodies) -> None:
 
 
 def test_codes_and_names_belong_together(bodies: Bodies) -> None:
-    """A diagnosis' code and its name are of one entry of its code system."""
+    """A diagnosis' code and name are of one entry of the code system."""
     diagnosis = bodies["PatientAdmin.Arrival"]["Patient"]["Diagnoses"][0]
     assert (diagnosis["Code"], diagnosis["Codeset"]) == ("N39.0", "ICD-10")
     assert diagnosis["Name"] == "Urinary tract infection, site not specified"
@@ -199,7 +199,7 @@ def test_codes_and_names_belong_together(bodies: Bodies) -> None:
 
 
 def test_encoding_is_compact_utf8_with_meta_first(bodies: Bodies) -> None:
-    """What goes over the wire is one line of UTF-8."""
+    """A body is one line of UTF-8 with Meta first."""
     body = sample("PatientAdmin.Arrival", source_id=SOURCE, patient=person(0, family="Ünlü"))
     wire = encode(body)
     assert wire.startswith(b'{"Meta":{"DataModel":"PatientAdmin","EventType":"Arrival"')
@@ -208,7 +208,7 @@ def test_encoding_is_compact_utf8_with_meta_first(bodies: Bodies) -> None:
 
 
 def test_an_unknown_kind_is_refused() -> None:
-    """There is no sample of what Redox does not have."""
+    """A kind that Redox does not have is an error."""
     for kind in ("PatientAdmin.Nonsense", "Nonsense", "FHIR.Nonsense"):
         with pytest.raises(KeyError):
             sample(kind, source_id=SOURCE)

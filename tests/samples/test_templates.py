@@ -28,20 +28,20 @@ class Unheard(BaseModel):
     IsActive: float | None = None
 
 
-def test_a_field_that_nothing_fits_is_left_out_unless_it_must_be_there() -> None:
-    """A release of Redox's schema with new fields still gives valid samples; a word never stands for a number."""
+def test_unknown_fields() -> None:
+    """Samples stay valid with new fields in Redox's schema: optional ones are left out, and types are right."""
     filled = fill(Unheard, Place(parent="", field="Unheard", whose=NOBODY))
     assert filled == {"Abcd": "Unspecified", "Efgh": 0, "Ijkl": False, "Mnop": ["Unspecified"], "Qrst": {}}
     assert Unheard.model_validate(filled).Qrst.Zyxw is None
 
 
 def test_a_template_is_made_once() -> None:
-    """Ten thousand messages of a kind cost one look at the schema."""
+    """The schema of a kind is read once, however many samples are made."""
     assert template("Device.New") is template("Device.New")
 
 
 def test_single_claims_look_like_their_batches() -> None:
-    """Redox: functionally the same, for one transaction; the name alone differs."""
+    """Redox: a single claim is the same as a batch, but for one transaction. Only the name differs."""
     of = make_scenario("Claim.Submission", seed=1)
     single, batch = render(template("Claim.Submission"), of), render(template("Claim.SubmissionBatch"), of)
     assert single["Transactions"] == batch["Transactions"]
@@ -49,6 +49,6 @@ def test_single_claims_look_like_their_batches() -> None:
 
 
 def test_a_kind_that_redox_does_not_have() -> None:
-    """There is no template of it."""
+    """An unknown kind has no template."""
     with pytest.raises(KeyError):
         template("PatientAdmin.Nonsense")

@@ -1,4 +1,4 @@
-"""What Redox presents: signed as AWS's own library signs, and tokens kept until they end."""
+"""Credentials as Redox presents them: SigV4 as AWS's library signs, and OAuth tokens."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def outgoing(target: str = "/redox/main", body: bytes = BODY) -> OutgoingRequest
     st.sampled_from([None, "session"]),
 )
 def test_sigv4_as_botocore_signs(target: str, body: bytes, session: str | None) -> None:
-    """The same signature, header for header."""
+    """The signature and all headers equal botocore's."""
     request = AWSRequest(
         method="POST", url=f"https://receiver.example{target}", data=body, headers={"Content-Type": "application/json"}
     )
@@ -62,26 +62,26 @@ def token(value: str, lifetime: object = 300) -> bytes:
 
 @pytest.mark.parametrize("send", ["basic", "form", "json"])
 def test_how_a_secret_is_sent(send: Any) -> None:
-    """In the header, or in the body as a form or JSON; under other names where they are others."""
+    """A client secret is sent in the header, or in the body as a form or JSON, with configurable names."""
     with Door(answer(200, token("t"))) as door:
         presenter = AccessTokenAuthenticator(
             f"{door.url}/oauth/main/token", "redox", secret="a+b c", send=send, names={"scope": "scopes"}, scope="s"
         )
         assert presenter.headers(outgoing(), now=0) == {"authorization": "Bearer t"}
         (request,) = door.received
-    said = (
+    form = (
         json.loads(request.body)
         if send == "json"
         else {name: value for name, (value,) in parse_qs(request.body.decode()).items()}
     )
     pair = {"client_id": "redox", "client_secret": "a+b c"}
-    assert said == {"grant_type": "client_credentials", "scopes": "s"} | ({} if send == "basic" else pair)
+    assert form == {"grant_type": "client_credentials", "scopes": "s"} | ({} if send == "basic" else pair)
     basic = f"Basic {b64encode(b'redox:a%2Bb+c').decode()}"
     assert request.headers.get("authorization") == (basic if send == "basic" else None)
 
 
 def test_a_token_is_kept_until_it_ends() -> None:
-    """One is asked for when there is none that lives on for a while, and not for each message."""
+    """A token is requested only when there is none that is valid for a while, not for each message."""
     with Door(answer(200, token("long")), answer(200, token("short", 0)), answer(200, token("next"))) as door:
         presenter = AccessTokenAuthenticator(f"{door.url}/t", "redox", secret="s")
         assert [presenter.headers(outgoing(), now=0)["authorization"] for _ in range(3)] == ["Bearer long"] * 3
@@ -94,13 +94,13 @@ def test_a_token_is_kept_until_it_ends() -> None:
 
 
 def test_no_token() -> None:
-    """An endpoint that gives none is named."""
+    """The error names a token endpoint that returns no token."""
     with Door(answer(401, b'{"error": "invalid_client"}')) as door, pytest.raises(ConfigurationError, match="401"):
         AccessTokenAuthenticator(f"{door.url}/t", "redox", secret="s").headers(outgoing(), now=0)
 
 
 def test_an_assertion() -> None:
-    """iss = sub = the client, aud the endpoint, a new jti each time."""
+    """iss and sub are the client, aud is the endpoint, and jti is new each time."""
     with Door(answer(200, token("a", 0)), answer(200, token("b", 0))) as door:
         url = f"{door.url}/oauth/main/token"
         assertion = SignedTokenAuthenticator(

@@ -25,7 +25,7 @@ def echo(handler: BaseHTTPRequestHandler, received: Received) -> None:
 
 
 def test_a_message_bears_the_token_in_both_headers() -> None:
-    """As Redox has sent it since about 2021."""
+    """The token is in both headers, as Redox has sent it since about 2021."""
     with Door() as door:
         redox = FakeRedox(door.url, "main", TOKEN, source_id=SOURCE)
         assert redox.send(redox.body("PatientAdmin.Arrival")).accepted
@@ -38,15 +38,15 @@ def test_a_message_bears_the_token_in_both_headers() -> None:
 
 
 def test_the_older_form_bears_it_in_one() -> None:
-    """Older traffic has `verification-token` alone."""
+    """In the older form the token is only in `verification-token`."""
     with Door() as door:
         FakeRedox(door.url, "main", TOKEN, source_id=SOURCE, bearer=False).send(b"{}")
     assert door.received[0].headers["verification-token"] == TOKEN
     assert "authorization" not in door.received[0].headers
 
 
-def test_headers_can_be_replaced_and_taken_away() -> None:
-    """So that a test can present another credential, or none."""
+def test_headers_can_be_replaced_and_removed() -> None:
+    """A test can replace or remove the headers of a credential."""
     with Door() as door:
         redox = FakeRedox(door.url, "main", TOKEN, source_id=SOURCE)
         redox.send({"a": 1}, headers={"authorization": "Bearer other", "verification-token": None})
@@ -73,20 +73,20 @@ def test_a_signing_secret_signs_exactly_what_is_sent() -> None:
 
 
 def test_the_path_before_the_destination_is_kept() -> None:
-    """A receiver behind a prefix is reached there."""
+    """A receiver with a path prefix can be reached."""
     with Door() as door:
         FakeRedox(f"{door.url}/hooks/", "main", TOKEN, source_id=SOURCE).send(b"{}")
     assert door.received[0].target == "/hooks/redox/main"
 
 
-def test_the_patient_can_be_marked() -> None:
-    """A canary is in the body that is sent."""
+def test_the_patient_can_be_chosen() -> None:
+    """A given patient is in the body that is sent."""
     redox = FakeRedox("http://127.0.0.1:9", "main", TOKEN, source_id=SOURCE)
     assert b"Zzcanary" in redox.body("Order.New", patient=person(1, family="Zzcanary"))
 
 
 def test_the_handshake_by_post() -> None:
-    """The token stands in the body, not in a header; the application names itself."""
+    """The token is in the body, not in a header, and the User-Agent names the application."""
     with Door(echo) as door:
         handshake = FakeRedox(door.url, "main", TOKEN, source_id=SOURCE).handshake_post()
     got = door.received[0]
@@ -98,7 +98,7 @@ def test_the_handshake_by_post() -> None:
 
 
 def test_the_handshake_by_get() -> None:
-    """Both in the query string, or the token in its header."""
+    """Token and challenge are in the query string, or the token is in its header."""
     with Door(echo, echo) as door:
         redox = FakeRedox(door.url, "main", TOKEN, source_id=SOURCE)
         assert redox.handshake_get().passed
@@ -110,7 +110,7 @@ def test_the_handshake_by_get() -> None:
 
 
 def test_a_handshake_that_fails() -> None:
-    """Another challenge, or the right one with another status, does not pass."""
+    """A wrong challenge, or the right one with a wrong status, does not pass."""
 
     def right_but_401(handler: BaseHTTPRequestHandler, received: Received) -> None:
         answer(401, json.loads(received.body)["challenge"].encode())(handler, received)
@@ -121,8 +121,8 @@ def test_a_handshake_that_fails() -> None:
         assert not redox.handshake_post().passed
 
 
-def test_what_passes_today_did_not_always() -> None:
-    """The challenge inside JSON satisfies the dashboard of today, not that of earlier."""
+def test_the_older_dashboard() -> None:
+    """A challenge inside JSON passes today's dashboard, but not the older one."""
 
     def wrapped(handler: BaseHTTPRequestHandler, received: Received) -> None:
         body = json.dumps({"challenge": json.loads(received.body)["challenge"]}).encode()

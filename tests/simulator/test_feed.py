@@ -27,7 +27,7 @@ body = redox("http://127.0.0.1:9").body
 
 
 def test_a_failure_pauses_the_feed_and_keeps_the_order() -> None:
-    """503 twice, then 200: the same message again under new attempt ids, the next one only after it."""
+    """After 503 the same message is sent again with a new attempt id, and the next message only after it."""
     with Door(answer(200), answer(503), answer(503), answer(200)) as door, feed(door) as one:
         assert one.run(body("PatientAdmin.Arrival", seed=seed) for seed in range(3))
         assert door.connections == 1
@@ -39,8 +39,8 @@ def test_a_failure_pauses_the_feed_and_keeps_the_order() -> None:
     assert [attempt.status for attempt in one.ledger.attempts] == [200, 503, 503, 200, 200]
 
 
-def test_what_the_ledger_writes_down() -> None:
-    """Digest of exactly what was sent, ids, times in order, statuses; dumped as JSON lines without any body."""
+def test_the_attempt_log() -> None:
+    """The log has the digest of the sent bytes, ids, ordered times and statuses. Its dump has no body."""
     with Door(answer(500)) as door, feed(door, name="adt") as one:
         sent = one.deliver(body("PatientAdmin.Arrival"))
     first, second = one.ledger.of(sent.message)
@@ -58,16 +58,16 @@ def test_what_the_ledger_writes_down() -> None:
 
 
 @pytest.mark.parametrize("misbehaviour", [hang_up, answer(400), answer(401), answer(504)])
-def test_no_answer_and_every_error_are_alike(misbehaviour: Any) -> None:
-    """A closed connection, 4xx and 5xx all mean: again."""
+def test_failures_are_retried(misbehaviour: Any) -> None:
+    """A closed connection, a 4xx and a 5xx are all retried."""
     with Door(misbehaviour) as door, feed(door) as one:
         sent = one.deliver(body("Device.New"))
     assert sent.answer.accepted
     assert sent.attempts == 2
 
 
-def test_a_late_answer_is_none() -> None:
-    """What is not answered in time is sent again, though the destination has had it."""
+def test_a_late_response() -> None:
+    """A message without a response in time is sent again, though the destination has received it."""
     arrived = Event()
     with Door(late(arrived)) as door, feed(door, timeout=0.2) as one:
         sent = one.deliver(body("Device.New"))
@@ -76,8 +76,8 @@ def test_a_late_answer_is_none() -> None:
     assert one.ledger.attempts[0].error == "TimeoutError"
 
 
-def test_an_answer_can_be_lost() -> None:
-    """The destination has answered 200, the sender does not know, and sends it again."""
+def test_a_lost_response() -> None:
+    """The destination answers 200, the response is lost, and the feed sends the message again."""
     with Door() as door, feed(door) as one:
         sent = one.deliver(body("Device.New"), lose_answers=2)
     assert sent.attempts == 3
@@ -86,7 +86,7 @@ def test_an_answer_can_be_lost() -> None:
 
 
 def test_a_duplicate_differs_in_meta_alone() -> None:
-    """An answered message sent again: the same log id, another attempt id, every other byte the same."""
+    """A duplicate has the same log id and another attempt id; all other bytes are the same."""
     with Door() as door, feed(door) as one:
         sent = one.deliver(body("Order.New"))
         again = one.duplicate(sent)
@@ -97,8 +97,8 @@ def test_a_duplicate_differs_in_meta_alone() -> None:
     assert [attempt.number for attempt in one.ledger.of(sent.message)] == [1, 2]
 
 
-def test_what_has_no_ids_is_sent_again_as_it_is() -> None:
-    """FHIR notifications show no Meta, and garbage has none: the digest of the body names them."""
+def test_bodies_without_ids() -> None:
+    """A body without Meta is sent again unchanged. Its digest is its id in the log."""
     with Door(answer(503), answer(200), answer(503)) as door, feed(door) as one:
         bundle = body("FHIR.ResultCreated")
         assert one.deliver(bundle).message == f"sha256:{sha256(bundle).hexdigest()}"
@@ -107,22 +107,22 @@ def test_what_has_no_ids_is_sent_again_as_it_is() -> None:
 
 
 def test_a_sign_on_has_no_log_id() -> None:
-    """Its Meta names a session instead, so the digest names it in the ledger, with its kind."""
+    """A SignOn has a session instead of a log id, so its digest is its id in the log."""
     with Door() as door, feed(door) as one:
         signed_on = body("SSO.Sign-on")
         assert one.deliver(signed_on).message == f"sha256:{sha256(signed_on).hexdigest()}"
     assert one.ledger.attempts[0].kind == "SSO.Sign-on"
 
 
-def test_a_query_is_asked_once_and_stops_nothing() -> None:
-    """Whoever asked gets the error; the queue goes on."""
+def test_a_query_is_sent_once() -> None:
+    """The failure of a query is returned, and the feed continues."""
     with Door(answer(500), answer(200)) as door, feed(door) as one:
         assert one.run([body("PatientSearch.Query"), body("Device.New")])
     assert [attempt.status for attempt in one.ledger.attempts] == [500, 200]
 
 
-def test_bounds_leave_the_queue_standing() -> None:
-    """Redox would try for ever; a test must end, and nothing behind the message is sent."""
+def test_limits() -> None:
+    """After the limit of attempts or time the feed stops, and sends nothing that comes later."""
     with Door(*[answer(503)] * 9) as door, feed(door, attempts=3) as one:
         assert not one.run(body("Device.New", seed=seed) for seed in range(2))
         assert len(door.received) == 3
@@ -131,7 +131,7 @@ def test_bounds_leave_the_queue_standing() -> None:
 
 
 def test_stopping_ends_a_pause() -> None:
-    """A feed that waits for its next retry can be stopped from another thread."""
+    """A feed that waits for a retry can be stopped from another thread."""
     with Door(*[answer(503)] * 3) as door, feed(door, time_scale=60.0) as one:
         running = Thread(target=one.run, args=([body("Device.New")],))
         running.start()
@@ -146,7 +146,7 @@ def test_stopping_ends_a_pause() -> None:
 
 
 def test_the_pauses_are_redoxs() -> None:
-    """As documented, times the scale; then each minute."""
+    """The pauses are Redox's documented ones, times the scale; then one minute each."""
     waits: list[float] = []
 
     class Patient(Event):
@@ -162,7 +162,7 @@ def test_the_pauses_are_redoxs() -> None:
 
 
 def test_feeds_do_not_wait_for_each_other() -> None:
-    """Two feeds in two threads share a ledger; one that is stuck does not hold the other."""
+    """Two feeds in two threads share a log. A feed that is blocked does not block the other."""
     stuck = Event()
     ledger = AttemptLog()
     with (
@@ -201,5 +201,5 @@ def test_feeds_do_not_wait_for_each_other() -> None:
     ],
 )
 def test_a_new_attempt_id_changes_meta_alone(before: bytes, after: bytes) -> None:
-    """Whatever the body is, no other byte moves."""
+    """Only the attempt id changes; all other bytes stay the same."""
     assert with_attempt(before, "new") == after

@@ -16,14 +16,14 @@ def post(line: HttpConnection, *, lose_answer: bool = False) -> HttpReply:
 
 
 def test_one_connection_serves_many_requests() -> None:
-    """Keep-alive: a second request opens nothing."""
+    """With keep-alive, a second request opens no connection."""
     with Door() as door, HttpConnection(door.url, timeout=10) as line:
         assert [post(line).status, post(line).status] == [200, 200]
         assert door.connections == 1
 
 
-def test_what_came_back_is_all_there() -> None:
-    """Status, body and headers, and when."""
+def test_a_reply() -> None:
+    """A reply has status, body, headers and times."""
     with Door(answer(418, b'{"a": 1}', "application/json")) as door, HttpConnection(door.url, timeout=10) as line:
         got = post(line)
     assert (got.status, got.body, got.json(), got.error) == (418, b'{"a": 1}', {"a": 1}, None)
@@ -32,8 +32,8 @@ def test_what_came_back_is_all_there() -> None:
     assert got.seconds >= 0
 
 
-def test_no_answer_is_an_answer() -> None:
-    """A connection that is closed without a word gives no status and a word why; the next request opens a new one."""
+def test_a_closed_connection() -> None:
+    """A connection that is closed without a response gives a reason. The next request opens a new one."""
     with Door(hang_up) as door, HttpConnection(door.url, timeout=10) as line:
         got = post(line)
         assert (got.status, got.error, got.accepted) == (None, "RemoteDisconnected", False)
@@ -41,24 +41,24 @@ def test_no_answer_is_an_answer() -> None:
         assert door.connections == 2
 
 
-def test_an_endless_answer_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is beyond the limit is not read, nor taken for the next answer."""
+def test_a_large_response(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes above the limit are not read, and are not taken as the next response."""
     monkeypatch.setattr("receiver.simulator.http_connection._ANSWER_LIMIT", 10)
     with Door(answer(200, b"x" * 100)) as door, HttpConnection(door.url, timeout=10) as line:
         assert post(line).body == b"x" * 10
         assert post(line).body == b""
 
 
-def test_nobody_there() -> None:
-    """A refused connection is no answer either."""
+def test_connection_refused() -> None:
+    """A refused connection gives no status, but a reason."""
     with Door() as door:
         url = door.url
     with HttpConnection(url, timeout=10) as line:
         assert post(line).error == "ConnectionRefusedError"
 
 
-def test_a_late_answer_is_none() -> None:
-    """After the timeout nobody waits, and what comes later is not taken for the next answer."""
+def test_a_late_response() -> None:
+    """A response after the timeout is not taken as the next response."""
     arrived = Event()
     with Door(late(arrived), answer(204)) as door, HttpConnection(door.url, timeout=0.2) as line:
         assert post(line).error == "TimeoutError"
@@ -66,8 +66,8 @@ def test_a_late_answer_is_none() -> None:
         assert post(line).status == 204
 
 
-def test_a_lost_answer_was_given() -> None:
-    """The server has had the whole request, and has answered; here nobody knows."""
+def test_a_lost_response() -> None:
+    """The server has received the whole request and has answered; the sender does not see the response."""
     with Door(answer(200)) as door, HttpConnection(door.url, timeout=10) as line:
         got = post(line, lose_answer=True)
         assert (got.status, got.error) == (None, "AnswerLost")
@@ -77,7 +77,7 @@ def test_a_lost_answer_was_given() -> None:
 
 
 def test_a_connection_that_died_idle_is_not_used() -> None:
-    """A server may close an idle connection: the next request is not sent into the void."""
+    """A connection that the server closed while it was idle is not used for the next request."""
     with Door(then_close(answer(200))) as door, HttpConnection(door.url, timeout=10) as line:
         post(line)
         # The server's FIN follows its answer: wait for it as the line would see it.
@@ -89,7 +89,7 @@ def test_a_connection_that_died_idle_is_not_used() -> None:
 
 
 def test_tls_with_a_context_of_ones_own() -> None:
-    """The receiver's own certificate authority can be trusted; without it nothing is sent."""
+    """With an SSL context a private certificate authority can be trusted. Without it nothing is sent."""
     authority = trustme.CA()
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(server)
@@ -105,7 +105,7 @@ def test_tls_with_a_context_of_ones_own() -> None:
 
 
 @pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://example.com", "http://"])
-def test_a_base_url_that_is_none(url: str) -> None:
-    """Refused at once, in words that say what is wanted."""
+def test_an_invalid_base_url(url: str) -> None:
+    """An invalid base URL is refused at once, with a text that says what is valid."""
     with pytest.raises(ConfigurationError, match="base URL must be http"):
         HttpConnection(url, timeout=1)

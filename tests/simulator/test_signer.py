@@ -9,7 +9,7 @@ from receiver.simulator.signer import Signer
 
 
 def test_the_signature_is_that_of_the_rfc() -> None:
-    """RFC 4231, test case 2, as written there."""
+    """RFC 4231, test case 2."""
     signer = Signer(secret=b"Jefe", encoding="hex")
     signed = signer.headers(b"what do ya want for nothing?", now=0)
     assert signed == {"Redox-Signature": "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"}
@@ -20,14 +20,15 @@ def test_a_long_secret_is_hashed_first() -> None:
     signer = Signer(secret=b"\xaa" * 131, hash="sha512", encoding="hex")
     signed = signer.headers(b"Test Using Larger Than Block-Size Key - Hash Key First", now=0)
     assert signed["Redox-Signature"] == (
-        "80b24263c7c1a3ebb71493c1dd7be8b49b46d1f41b4aeec1121b013783f8f3526b56d037e05f2598bd0fd2215d6a1e5295e64f73f63f0ae"
+        "80b24263c7c1a3ebb71493c1dd7be8b49b46d1f41b4aeec1121b013783f8f352"
+        "6b56d037e05f2598bd0fd2215d6a1e5295e64f73f63f0ae"
         "c8b915a985d786598"
     )
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha384", "sha512"])
 def test_every_hash_and_encoding(algorithm: str) -> None:
-    """Header, hash, encoding and prefix are settings: checked against Python's own HMAC."""
+    """Header, hash, encoding and prefix are settings. Checked against Python's hmac."""
     mac = hmac.digest(b"secret", b"body", algorithm)
     for encoding, text in (
         ("hex", mac.hex()),
@@ -45,7 +46,7 @@ def test_every_hash_and_encoding(algorithm: str) -> None:
 
 
 def test_the_time_is_signed_with_the_body() -> None:
-    """With a time stamp header, the signed bytes are the time, a full stop and the body."""
+    """With a timestamp header, the signed bytes are the time, a period and the body."""
     signer = Signer(secret=b"secret", encoding="hex", timestamp_header="Redox-Timestamp")
     assert signer.headers(b"body", now=1767600000.9) == {
         "Redox-Timestamp": "1767600000",
@@ -54,6 +55,6 @@ def test_the_time_is_signed_with_the_body() -> None:
 
 
 def test_the_secret_is_in_no_repr() -> None:
-    """A failing test prints no secret."""
+    """The repr does not contain the secret."""
     assert "secret" not in repr(Signer(secret=b"hush-hush")).replace("secret=", "")
     assert "hush" not in repr(Signer(secret=b"hush-hush"))

@@ -1,4 +1,4 @@
-"""A simulation sends what its plan says, as Redox would, and misses nothing that is not as it should be."""
+"""A simulation sends what its plan says, as Redox does, and reports every incorrect response."""
 
 from __future__ import annotations
 
@@ -38,37 +38,37 @@ def messages_only(flawed: Answer) -> Spoil:
     return lambda body, _count, right: flawed if b'"Meta"' in body or b"Bundle" in body else right
 
 
-def test_all_as_it_should_be() -> None:
-    """Both handshakes, every notification and every query: each has a result, and nothing is wrong."""
+def test_a_correct_receiver() -> None:
+    """Both handshakes, every notification and every query have a result, and none is wrong."""
     results = run()
     assert outcomes(results) == {"handshake": 2, "accepted": 3, "no responder": 1}
     assert {result.wrong for result in results} == {None}
     assert {result.what for result in results if result.outcome == "accepted"} == set(NOTIFICATIONS)
 
 
-def test_total_is_what_there_will_be() -> None:
-    """`total` foretells the number of results: messages, duplicates, queries, handshakes and trespasses."""
+def test_total() -> None:
+    """`total` is the number of results: messages, duplicates, queries, handshakes and attacks."""
     plan = dataclasses.replace(PLAN, count=2 * DUPLICATE_EVERY, misbehave=True)
     with model_receiver() as target:
         simulation = Simulation(target, plan)
-        told: list[SimulatedResult] = []
-        results = simulation.run(told.append)
+        seen: list[SimulatedResult] = []
+        results = simulation.run(seen.append)
     assert len(results) == simulation.total
-    assert told == results
+    assert seen == results
     assert outcomes(results)["accepted again"] == 3 * 2
     assert outcomes(results)["misbehaviour met"] == len(attack_cases())
     assert {result.wrong for result in results} == {None}
 
 
-def test_lost_answers() -> None:
-    """Where it misbehaves, some answers are lost on the way: Redox tries again, and the receiver knows it."""
+def test_lost_responses() -> None:
+    """With misbehavior, some responses are lost. Redox sends again, and the receiver recognizes the duplicates."""
     plan = SimulationPlan(kinds=("PatientAdmin.Arrival",), count=2 * LOSE_EVERY, seed=7, misbehave=True)
     attempts = [result.attempts for result in run(plan=plan) if result.outcome == "accepted"]
     assert attempts == [1, 1, 2, 1, 1, 2]
 
 
 def test_each_feed_is_in_order_and_a_data_model_in_one() -> None:
-    """In a feed one message is sent after the last was answered; messages of one Data Model are in one feed."""
+    """A feed sends a message after the previous one was answered. All messages of a Data Model are in one feed."""
     plan = SimulationPlan(kinds=("PatientAdmin.Arrival", "PatientAdmin.Discharge", "Scheduling.New"), count=4, seed=7)
     with model_receiver() as target:
         simulation = Simulation(target, plan)
@@ -82,7 +82,7 @@ def test_each_feed_is_in_order_and_a_data_model_in_one() -> None:
 
 
 def test_the_same_seed_sends_the_same_and_another_does_not() -> None:
-    """Two runs of one seed send the same messages, so that the second is all duplicates; another seed none of them."""
+    """Two runs with one seed send the same messages, so the second run is all duplicates. Another seed sends others."""
 
     def sent(seed: int) -> set[str]:
         with model_receiver() as target:
@@ -101,13 +101,13 @@ def test_a_failed_handshake_ends_it() -> None:
 
 
 def test_a_handshake_of_the_new_form_alone() -> None:
-    """A challenge that is not the whole body would have failed earlier: it is told."""
+    """A challenge that is not the whole body would not have passed earlier, and is reported."""
     results = run(lambda body, _count, right: (200, JSON, b'{"challenge":"' + right[2] + b'"}') if right[2] else right)
     assert results[0].wrong == "responded 200, but the body is not the challenge as text/plain"
 
 
-def test_a_feed_that_stands_still() -> None:
-    """A notification that is never accepted stops its feed, what is behind it is counted, and the rest goes on."""
+def test_a_feed_that_stops() -> None:
+    """A notification that is never accepted stops its feed. The rest of it is counted, and other feeds go on."""
 
     def spoil(body: bytes, _count: int, right: Answer) -> Answer:
         return (403, TEXT, b"") if b'"PatientAdmin"' in body else right
@@ -120,7 +120,7 @@ def test_a_feed_that_stands_still() -> None:
 
 
 def test_a_receiver_that_recovers() -> None:
-    """What is refused first and accepted later is as it should be, with its attempts counted."""
+    """A message that is rejected first and accepted later is correct, with its attempts counted."""
     refused: Counter[bytes] = Counter()
 
     def spoil(body: bytes, _count: int, right: Answer) -> Answer:
@@ -137,17 +137,17 @@ def test_a_receiver_that_recovers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flawed", "told"),
+    ("flawed", "error"),
     [((204, TEXT, b""), "responded 204, expected 200"), ((302, TEXT, b""), "responded 302, expected 200")],
 )
-def test_accepted_otherwise_than_with_200(flawed: Answer, told: str) -> None:
-    """A notification that is accepted with another status than 200 is not as it should be."""
+def test_accepted_otherwise_than_with_200(flawed: Answer, error: str) -> None:
+    """A notification that is accepted with a status other than 200 is reported."""
     results = run(messages_only(flawed), SimulationPlan(kinds=("PatientAdmin.Arrival",), seed=7))
-    assert [result.wrong for result in results if result.outcome == "wrong"] == [told]
+    assert [result.wrong for result in results if result.outcome == "wrong"] == [error]
 
 
 @pytest.mark.parametrize(
-    ("flawed", "told"),
+    ("flawed", "error"),
     [
         (
             (200, JSON, b'{"Meta":{"DataModel":"PatientSearch","EventType":"Query"}}'),
@@ -162,14 +162,14 @@ def test_accepted_otherwise_than_with_200(flawed: Answer, told: str) -> None:
         ((200, JSON, b'{"Meta":[]}'), "responded 'None.None', expected PatientSearch.Response"),
     ],
 )
-def test_answers_that_are_none(flawed: Answer, told: str) -> None:
-    """What is no Response of the query's kind, or an error not in Redox's shape, is told."""
+def test_invalid_answers(flawed: Answer, error: str) -> None:
+    """An answer that is not the Response of the query's kind, or an error not in Redox's shape, is reported."""
     results = run(messages_only(flawed), SimulationPlan(kinds=(QUERY,), seed=7))
-    assert [result.wrong for result in results if result.what == QUERY] == [told]
+    assert [result.wrong for result in results if result.what == QUERY] == [error]
 
 
 def test_answered_queries() -> None:
-    """A query that is answered by its Response is as it should be; wire names with a space as well."""
+    """A query that is answered with its Response is correct, also for wire names with a space."""
     kinds = (QUERY, "ClinicalSummary.PatientQuery", "SSO.Sign-on")
     results = run(
         lambda body, _count, right: answered(body) if right[0] == 501 else right, SimulationPlan(kinds=kinds, seed=7)
@@ -178,7 +178,7 @@ def test_answered_queries() -> None:
 
 
 def test_bodies_as_they_are() -> None:
-    """Bodies that are given are sent byte for byte: messages, queries, and what is neither."""
+    """Given bodies are sent byte for byte: messages, queries, and bodies that are neither."""
     seen: list[bytes] = []
 
     def spoil(body: bytes, _count: int, right: Answer) -> Answer:
@@ -195,14 +195,14 @@ def test_bodies_as_they_are() -> None:
 
 
 def test_meta_test() -> None:
-    """`test` is what Meta.Test says: a destination that rejects tests takes the message only without it."""
+    """`test` sets Meta.Test: a destination that rejects test messages accepts the message only without it."""
     plan = SimulationPlan(kinds=("PatientAdmin.Arrival",), seed=7, timeout=0.0)
     assert outcomes(run(plan=plan, test_messages="reject"))["wrong"] == 1
     assert outcomes(run(plan=dataclasses.replace(plan, test=False), test_messages="reject"))["accepted"] == 1
 
 
 def test_rate() -> None:
-    """Beginnings of messages are as far apart as the rate says, all feeds together."""
+    """Messages start at the given rate, over all feeds together."""
     with model_receiver() as target:
         simulation = Simulation(target, SimulationPlan(kinds=NOTIFICATIONS, count=2, seed=7, rate=50.0))
         simulation.run()
@@ -211,7 +211,7 @@ def test_rate() -> None:
 
 
 def test_stopped_in_a_pause() -> None:
-    """`stop` ends a run at once, in the middle of Redox's pauses; what was not sent has no result."""
+    """`stop` ends a run at once, even in one of Redox's pauses. Messages that were not sent have no result."""
     paused = Event()
 
     def spoil(body: bytes, _count: int, right: Answer) -> Answer:
@@ -234,7 +234,7 @@ def test_stopped_in_a_pause() -> None:
     assert outcomes(results) == {"handshake": 2}
 
 
-def test_nobody_there() -> None:
-    """Where nothing listens, that is said."""
+def test_connection_refused() -> None:
+    """A refused connection is reported."""
     target = AttackTarget(base_url="http://127.0.0.1:9", destination="main", token="t" * 32, source_id="s")
     assert {result.wrong for result in Simulation(target, PLAN).run()} == {"no answer (ConnectionRefusedError)"}

@@ -1,4 +1,4 @@
-"""An API key that is registered, the fake API that knows it, and an outbox that is sent from in this process."""
+"""A registered API key, the fake API that accepts it, and an outbox that is sent from in this process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CALLER = Caller(name="tester@test")
 
 @dataclass
 class Desk:
-    """Everything between an application that sends and the fake API, without a worker."""
+    """The outbox and all it needs to send to the fake API, without a worker."""
 
     engine: Engine
     keyring: Keyring
@@ -49,7 +49,7 @@ class Desk:
         replace: bool = False,
         base_url: str | None = None,
     ) -> None:
-        """Register an API key that the fake knows."""
+        """Register an API key that the fake API accepts."""
         key = LEGACY if legacy else OAuthKeySpec(client_id=KEY.client_id, private_key=PEM, kid=KEY.kid)
         ApiKeys(self.engine, self.keyring, actor="tester@test").add_api_key(
             name,
@@ -60,11 +60,11 @@ class Desk:
         )
 
     def outbox(self, caller: Caller = CALLER, **options: Any) -> Outbox:
-        """The outbox."""
+        """Return the outbox."""
         return Outbox(self.engine, self.keyring, caller=caller, **options)
 
     def send(self, lane: str = "@outbox/lab/destination-1", *, lease: float = 60, most: int = 1_000) -> bool | None:
-        """Send from a lane as a worker does, `most` requests at most; None when the lane was not to be had."""
+        """Send from a lane as a worker does, at most `most` requests. Returns None if the lane cannot be claimed."""
         with self.engine.begin() as connection:
             fence = stored.claim(connection, lane, self.owner, lease)
         if fence is None:
@@ -81,35 +81,37 @@ class Desk:
             )
 
     def hurry(self) -> None:
-        """Let the time of all pauses be over."""
+        """End all retry times."""
         self.execute("UPDATE outbound_requests SET ready_at = NULL")
 
     def rows(self, query: str = "SELECT * FROM outbound_requests ORDER BY id", **values: Any) -> list[Any]:
-        """The rows of a query."""
+        """Return the rows of a query."""
         with self.engine.connect() as connection:
             return list(connection.execute(text(query), values))
 
     def row(self, uuid: UUID) -> Any:
-        """One request."""
+        """Return a request."""
         return self.rows("SELECT * FROM outbound_requests WHERE uuid = :uuid", uuid=uuid)[0]
 
     def states(self) -> list[str]:
-        """The state of each, oldest first."""
+        """Return the state of each request, oldest first."""
         return [row.state for row in self.rows()]
 
     def audit(self) -> list[Any]:
-        """What the audit says of calls."""
-        return self.rows("SELECT *, detail::jsonb AS told FROM audit_events WHERE action LIKE 'outbound.%' ORDER BY id")
+        """Return the audit rows of calls, with `detail_json`."""
+        return self.rows(
+            "SELECT *, detail::jsonb AS detail_json FROM audit_events WHERE action LIKE 'outbound.%' ORDER BY id"
+        )
 
     def execute(self, statement: str, **values: Any) -> None:
-        """Change something."""
+        """Execute a statement."""
         with self.engine.begin() as connection:
             connection.execute(text(statement), values)
 
 
 @pytest.fixture
 def desk(engine: Engine, keyring: Keyring, api: FakeRedoxApi) -> Iterator[Desk]:
-    """A desk with the API key `lab`."""
+    """An outbox with the API key `lab`."""
     with Clients(engine, keyring, limits=Limits(attempts=1)) as clients:
         made = Desk(engine, keyring, api, clients)
         made.add_key("lab")

@@ -1,4 +1,4 @@
-"""Facts about the clients of registered keys."""
+"""The clients of registered API keys."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.outbound.outbox.conftest import Desk
 
 
 def test_a_key_keeps_its_client(desk: Desk) -> None:
-    """One client for a key, with one token, until the key is replaced."""
+    """A key has one client, with one token, until the key is replaced."""
     first = desk.clients.client("lab")
     first.send(message())
     assert desk.clients.client("lab") is first
@@ -31,22 +31,21 @@ def test_a_key_keeps_its_client(desk: Desk) -> None:
 
 
 def test_another_key_of_the_environment_asks_for_sources(desk: Desk) -> None:
-    """As soon as a second OAuth key is there, the client of the first wants each message's source."""
+    """Once there is a second OAuth key, the client of the first requires a source in each message."""
     assert not desk.clients.client("lab").profile.several_keys
     desk.add_key("more")
 
     assert desk.clients.client("lab").profile.several_keys
 
 
-def test_a_key_that_is_not_there(desk: Desk) -> None:
-    """It is told with the command that lists them."""
+def test_an_unknown_key(desk: Desk) -> None:
+    """The error for an unknown key names the command that lists keys."""
     with pytest.raises(NotFound, match="outbound key list"):
         desk.clients.client("unheard-of")
 
 
 def test_a_signing_key_is_rotated_while_it_runs(desk: Desk) -> None:
-    """Redox looks the keys up where we publish them: what is rotated is taken up with the next token, and a key that
-    was retired is not missed."""
+    """A rotated signing key is used with the next token, and a retired key is no longer needed."""
     now = datetime.now(UTC)
     signing = SigningKeys(desk.engine, desk.keyring, actor="tester@test")
     first = signing.new(now, "ES384")["kid"]

@@ -1,4 +1,4 @@
-"""Facts about keeping calls in the outbox."""
+"""Recording requests in the outbox."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Undone(Exception):
     """What the test raises."""
 
 
-def test_it_is_kept_with_the_callers_transaction(desk: Desk) -> None:
-    """On a connection that is passed, nothing is kept before its commit, and nothing at all when it is rolled back."""
+def test_the_callers_transaction(desk: Desk) -> None:
+    """On a connection of the caller, a request is recorded with its commit, and not after a rollback."""
     outbox = desk.outbox()
 
     def undo() -> None:
@@ -37,8 +37,8 @@ def test_it_is_kept_with_the_callers_transaction(desk: Desk) -> None:
     assert desk.states() == ["pending"]
 
 
-def test_it_is_kept_with_an_orm_session(desk: Desk) -> None:
-    """A session's connection takes what is sent into its transaction."""
+def test_an_orm_session(desk: Desk) -> None:
+    """A request is recorded in the transaction of an ORM session."""
     with Session(desk.engine) as session:
         desk.outbox().send(message(), connection=session.connection())
         session.rollback()
@@ -48,15 +48,15 @@ def test_it_is_kept_with_an_orm_session(desk: Desk) -> None:
     assert [row.kind for row in desk.rows()] == ["PatientSearch.Query"]
 
 
-def test_alone_it_commits_itself(desk: Desk) -> None:
-    """Without a connection it is kept in a transaction of its own."""
+def test_without_a_connection(desk: Desk) -> None:
+    """Without a connection, a request is recorded in its own transaction."""
     uuid = desk.outbox().send(message())
 
     assert desk.row(uuid).state == "pending"
 
 
 def test_a_bound_outbox_writes_where_it_is_bound(desk: Desk) -> None:
-    """As a handler has it: on the connection that it is bound to, and by the key that it is bound to."""
+    """A bound outbox, as a handler has it, uses its connection and its key."""
     asked: list[str] = []
 
     def key() -> str:
@@ -85,15 +85,15 @@ def test_a_bound_outbox_writes_where_it_is_bound(desk: Desk) -> None:
         (message(Padding="x" * (41 * 1024 * 1024)), "at most"),
     ],
 )
-def test_what_redox_would_refuse_is_not_kept(desk: Desk, whole: Any, says: str) -> None:
-    """The caller learns at once what can never be sent, and so what has no order."""
+def test_invalid_requests_are_not_recorded(desk: Desk, whole: Any, says: str) -> None:
+    """A request that can never be sent, or has no order, is an error for the caller at once."""
     with pytest.raises(Unsendable, match=says):
         desk.outbox().send(whole)
     assert desk.rows() == []
 
 
-def test_keys_are_told_apart(desk: Desk) -> None:
-    """One key need not be named; of several one must be, and one that is not there is told."""
+def test_the_choice_of_a_key(desk: Desk) -> None:
+    """A single key need not be named. One of several must be, and an unknown key is an error."""
     desk.outbox().send(message())
     desk.add_key("old", legacy=True)
     with pytest.raises(ConfigurationError, match="lab, old"):
@@ -107,7 +107,7 @@ def test_keys_are_told_apart(desk: Desk) -> None:
 
 
 def test_a_source_is_filled_in_or_asked_for(desk: Desk) -> None:
-    """The key's source stands in the message; where several keys are of one environment, one without is not kept."""
+    """The key's source is filled in. Where several keys are of one environment, a source is required."""
     uuid = desk.outbox().send(message())
     row = desk.row(uuid)
     call = desk.recorder.bodies.open_call(row.request_key, row.request, uuid, "lab")
@@ -119,7 +119,7 @@ def test_a_source_is_filled_in_or_asked_for(desk: Desk) -> None:
 
 
 def test_what_is_shown_of_a_request_names_nobody(desk: Desk) -> None:
-    """Kind, lane and caller may be shown; a destination that is not shaped like an id stands as its digest."""
+    """Kind, lane and caller have no personal data: a destination that does not look like an id is shown as a digest."""
     uuid = desk.outbox().send(message(Destinations=[{"ID": "Ada Byron"}]))
     row = desk.row(uuid)
 

@@ -1,4 +1,4 @@
-"""Facts about calls that are made at once and are on record."""
+"""Direct calls that are recorded."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def opened(desk: Desk, row: Any) -> Call:
 
 
 def test_a_call_is_on_record(desk: Desk, redox: RecordedClient) -> None:
-    """Its row has what was called and how it ended, its audit rows who, what and when; the bodies are sealed."""
+    """The row has the call and its outcome, the audit rows have who and when, and the bodies are sealed."""
     desk.api.respond("PatientSearch.Query", lambda asked: {"Patient": {"LastName": "Canary"}})
     answer = redox.query(query())
     [row] = desk.rows()
@@ -47,12 +47,12 @@ def test_a_call_is_on_record(desk: Desk, redox: RecordedClient) -> None:
         ("outbound.query", "begun", "handler:x"),
         ("outbound.query", "sent", "handler:x"),
     ]
-    assert begun.told["to"] == ["destination-1"]
+    assert begun.detail_json["to"] == ["destination-1"]
     assert "Canary" not in str((row.lane, begun, ended))
 
 
 def test_a_call_that_fails_is_on_record(desk: Desk, redox: RecordedClient) -> None:
-    """The error comes through to the caller, and stands in the row; it is no business of the outbox."""
+    """The error is raised, and is in the row. The outbox does not retry the call."""
     desk.api.refuse_next({"ID": 1, "Text": "no Canary", "Type": "client", "Module": "Router"})
     with pytest.raises(Rejected):
         redox.send(message())
@@ -66,25 +66,25 @@ def test_a_call_that_fails_is_on_record(desk: Desk, redox: RecordedClient) -> No
         ("dead", "RedoxUnavailable", 500),
     ]
     assert [each.outcome for each in desk.audit()] == ["begun", "failed", "begun", "failed"]
-    assert "Canary" not in str([each.told for each in desk.audit()])
+    assert "Canary" not in str([each.detail_json for each in desk.audit()])
 
 
 def test_fhir_and_files_are_on_record(desk: Desk, redox: RecordedClient) -> None:
-    """A read is told by its resource, its id sealed; a file is kept with what was said of it."""
+    """A read is recorded by its resource type, with its id sealed. A file is recorded with its name and media type."""
     desk.api.resources["Patient", "canary-id"] = {"resourceType": "Patient"}
     redox.fhir("our-ehr", "Production").read("Patient", "canary-id")
     uri = redox.upload(io.BytesIO(b"content"), filename="canary.txt")
     read, file = desk.rows()
 
     assert (read.kind, read.call) == ("FHIR.Patient", "fhir")
-    assert "canary" not in str([each.told for each in desk.audit()]) + str((read.kind, file.kind))
+    assert "canary" not in str([each.detail_json for each in desk.audit()]) + str((read.kind, file.kind))
     assert opened(desk, read).path.endswith("/Patient/canary-id")
     assert (file.call, opened(desk, file).body) == ("upload", b"content")
     assert desk.api.uploads[uri] == b"content"
 
 
-def test_what_cannot_be_written_down_is_not_called(desk: Desk, redox: RecordedClient) -> None:
-    """Without a record there is no call."""
+def test_no_call_without_a_record(desk: Desk, redox: RecordedClient) -> None:
+    """A call that cannot be recorded is not made."""
     desk.execute("ALTER TABLE audit_events RENAME TO elsewhere")
     with pytest.raises(SQLAlchemyError):
         redox.send(message())
@@ -93,10 +93,8 @@ def test_what_cannot_be_written_down_is_not_called(desk: Desk, redox: RecordedCl
     assert desk.rows() == []
 
 
-def test_a_call_whose_end_was_not_written_down_says_so(
-    desk: Desk, redox: RecordedClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The answer reaches the caller all the same, who must not call again; the row reads as unfinished."""
+def test_an_outcome_that_is_not_recorded(desk: Desk, redox: RecordedClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller gets the answer, and must not repeat the call. The row shows it as unfinished."""
 
     def break_it(asked: dict[str, Any]) -> dict[str, Any]:
         with desk.engine.begin() as connection:
@@ -110,7 +108,7 @@ def test_a_call_whose_end_was_not_written_down_says_so(
 
 
 def test_the_chain_of_calls_holds(desk: Desk, redox: RecordedClient) -> None:
-    """After a transaction that failed another chain begins, so that the audit proves what is there."""
+    """After a failed transaction a new audit chain begins, so the audit verifies."""
     redox.send(message())
     with pytest.raises(ZeroDivisionError), desk.recorder.transaction():
         raise ZeroDivisionError
@@ -123,7 +121,7 @@ def test_the_chain_of_calls_holds(desk: Desk, redox: RecordedClient) -> None:
 
 
 def test_a_reason_is_sealed_in_the_audit(desk: Desk) -> None:
-    """What a person says of a call stands once, sealed, with the row that says that it begins."""
+    """A reason is stored once, sealed, with the audit row of the beginning."""
     RecordedClient(
         desk.clients,
         OutboundRecorder(desk.engine, desk.keyring),

@@ -129,27 +129,27 @@ def test_leases(desk: Desk) -> None:
 
 
 def test_audit_rows(desk: Desk) -> None:
-    """Each attempt has an audit row before and after it: kind, destination, length, digest and outcome; no patient's data."""
+    """Each attempt has an audit row before and after it, with its digest and outcome, without patients' data."""
     caller = Caller(name="handler:reply", message_uuid=MESSAGE)
     uuid = desk.outbox(caller).send(numbered(1))
     desk.api.fail("/endpoint", ApiFault.SERVER_ERROR)
     desk.send()
     desk.hurry()
     desk.send()
-    told = desk.audit()
+    rows = desk.audit()
     row = desk.row(uuid)
 
-    assert [(each.action, each.outcome, each.told["attempt"]) for each in told] == [
+    assert [(each.action, each.outcome, each.detail_json["attempt"]) for each in rows] == [
         ("outbound.send", "begun", 1),
         ("outbound.send", "failed", 1),
         ("outbound.send", "begun", 2),
         ("outbound.send", "sent", 2),
     ]
-    assert {(each.actor, each.message_uuid, each.subject) for each in told} == {
+    assert {(each.actor, each.message_uuid, each.subject) for each in rows} == {
         ("worker:worker-1", MESSAGE, f"outbound_requests:{row.id}")
     }
-    assert told[0].told == told[2].told | {"attempt": 1}
-    assert told[0].told.keys() == {"api_key", "kind", "to", "attempt", "length", "sha256"}
-    assert told[3].told == {"attempt": 2, "status": 200, "error": None, "log_ids": row.log_ids}
+    assert rows[0].detail_json == rows[2].detail_json | {"attempt": 1}
+    assert rows[0].detail_json.keys() == {"api_key", "kind", "to", "attempt", "length", "sha256"}
+    assert rows[3].detail_json == {"attempt": 2, "status": 200, "error": None, "log_ids": row.log_ids}
     assert (row.message_uuid, row.created_by) == (MESSAGE, "handler:reply")
-    assert "Canary" not in str(told)
+    assert "Canary" not in str(rows)

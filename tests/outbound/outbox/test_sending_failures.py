@@ -37,8 +37,8 @@ from tests.outbound.outbox.numbered import numbered, numbers
     ],
 )
 def test_temporary_failures(desk: Desk, fault: ApiFault, error: str, unanswered: int) -> None:
-    """A failure that is not the request's leaves it pending with a retry time, and the lane waits. The retry has the same
-    bytes. `unanswered` counts attempts that Redox may have processed."""
+    """A failure that the request did not cause leaves it pending with a retry time, and the lane waits. The retry has
+    the same bytes. `unanswered` counts attempts that Redox may have processed."""
     outbox = desk.outbox()
     for number in (1, 2):
         outbox.send(numbered(number))
@@ -81,7 +81,7 @@ def test_rejections(desk: Desk) -> None:
     assert dead[200].log_ids
     assert b"no Canary" in desk.recorder.bodies.open_answer(dead[200].answer_key, dead[200].answer, dead[200].uuid)
     assert outbox.answer(uuids[0]) is None
-    assert "Canary" not in str([row.told for row in desk.audit()])
+    assert "Canary" not in str([row.detail_json for row in desk.audit()])
 
 
 def test_unanswered_attempts_are_limited(desk: Desk) -> None:
@@ -129,7 +129,7 @@ def test_a_key_that_cannot_be_opened(desk: Desk) -> None:
 
 
 def test_attempts_without_an_outcome(desk: Desk) -> None:
-    """An attempt without an outcome is repeated at once, with the same bytes. After the last one the request is dead."""
+    """An attempt without an outcome is repeated at once with the same bytes. After the last one it is dead."""
     desk.outbox().send(numbered(1))
     lost = "UPDATE outbound_requests SET started_at = now(), attempts = attempts + 1, unanswered = :count"
     desk.execute(lost, count=0)
