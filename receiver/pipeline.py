@@ -29,7 +29,7 @@ from receiver.protocol.message import Head, Inbound, ParsedMessage, Verified
 from receiver.protocol.reading import read
 from receiver.protocol.registry import Destination, Registry
 from receiver.protocol.values import Value
-from receiver.protocol.verification.token import bearer, match
+from receiver.protocol.verification.token import bearer, match_token
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -205,7 +205,7 @@ def _handshake(handshake: challenge.Handshake, head: Head, destination: Destinat
         presented = [token]
     if not presented:
         raise Unverified("credential_missing")
-    credential, *_ = [match(token, destination, now) for token in presented]
+    credential, *_ = [match_token(token, destination, now) for token in presented]
     return Challenged(challenge=handshake.answer(), head=head, destination=destination, credential=credential)
 
 

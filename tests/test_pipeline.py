@@ -28,7 +28,8 @@ from receiver.pipeline import (
     replayed,
 )
 from receiver.protocol.message import Inbound
-from receiver.protocol.registry import Destination, HmacCredential
+from receiver.protocol.registry import Destination
+from receiver.protocol.verification.hmac import HmacCredential
 from tests.protocol.made_up import (
     BODY,
     NOW,

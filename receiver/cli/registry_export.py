@@ -15,10 +15,10 @@ from sqlalchemy import Connection
 
 from receiver.cli.registry_file import COLUMNS
 from receiver.cli.session import Session
-from receiver.protocol.registry import SigV4Credential
+from receiver.protocol.verification import KINDS
+from receiver.protocol.verification.kind import SecretStorage
 from receiver.storage.operations import queries
 from receiver.storage.registry import loader
-from receiver.storage.registry.credentials import DIGESTED, SEALED
 
 _HEAD: Final = """\
 # The registry, for `redox-receiver registry apply`. Put each secret into the file that is named for it, mode 0600, in
@@ -57,10 +57,11 @@ def _credential(row: Mapping[str, Any], destination: str, counted: Counter[str],
     counted[kind] += 1
     file = f"{destination}-{kind}-{counted[kind]}"
     found: dict[str, Any] = {"kind": kind}
-    if kind in DIGESTED | SEALED:
+    if KINDS[kind].secret is not SecretStorage.NONE:
         found["file"] = f"{file}.secret"
-    if isinstance(value, SigV4Credential) and value.session_token is not None:
-        found["session_token_file"] = f"{file}.session-token"
+    second = KINDS[kind].second_secret
+    if second is not None and getattr(value, second, None) is not None:
+        found[f"{second}_file"] = f"{file}.{second.replace('_', '-')}"
     found |= {name: row[name] for name in ("label", "expires_at") if row[name] is not None}
     found |= {name: each for name, each in row["settings"].items() if each is not None}
     return found

@@ -31,6 +31,7 @@ from receiver.protocol.registry import (
     UnknownSourcePolicy,
     default_test_policy,
 )
+from receiver.protocol.verification import KINDS
 from receiver.storage.operations import queries
 from receiver.storage.registry import loader
 from receiver.storage.registry.changes import RegistryChanges
@@ -39,15 +40,15 @@ from receiver.worker import discovery
 
 
 class WantedCredential(msgspec.Struct, kw_only=True, frozen=True):
-    """A credential. `file` holds its secret and `keys_file` its public keys; both are relative to the registry file.
+    """A credential. `file` holds its secret, `keys_file` its public keys, NAME_file a second secret of its kind.
 
-    A time without an offset is UTC. Other fields are the settings of its kind, as `credential list --json` shows them.
+    Paths are relative to the registry file. A time without an offset is UTC. Other fields are the settings of its kind,
+    as `credential list --json` shows them.
     """
 
-    kind: Literal["token", "hmac", "jwt", "oauth", "smart", "sigv4", "google", "mtls"]
+    kind: str
     file: str | None = None
     keys_file: str | None = None
-    session_token_file: str | None = None
     label: str | None = None
     expires_at: datetime | None = None
 
@@ -224,15 +225,18 @@ class RegistryPlan:
         """Resolve a credential of the file, with its secret and keys. Raises ConfigurationError."""
         try:
             wanted = msgspec.convert(content, WantedCredential)
+            if wanted.kind not in KINDS:
+                raise ConfigurationError(f"unknown kind {wanted.kind!r}: use one of {', '.join(KINDS)}")
             settings = {
                 name: value for name, value in content.items() if name not in WantedCredential.__struct_fields__
             }
             if wanted.keys_file is not None:
                 settings["keys"] = self._read(wanted.keys_file).decode("utf-8", "replace")
             secret = None if wanted.file is None else _line(self._read(wanted.file))
+            second = settings.pop(f"{KINDS[wanted.kind].second_secret}_file", None)
             resolved = self._factory.resolve(wanted.kind, settings, secret)
-            if secret is not None and wanted.session_token_file is not None:
-                secret += b"\n" + _line(self._read(wanted.session_token_file))
+            if secret is not None and second is not None:
+                secret += b"\n" + _line(self._read(str(second)))
         except (ConfigurationError, msgspec.ValidationError) as exc:
             raise ConfigurationError(f"destination {destination}, credentials: {exc}") from exc
         return ResolvedCredential(wanted=wanted, settings=resolved, secret=secret)
@@ -324,9 +328,7 @@ def _setting(destination: str, column: str, was: Any, becomes: Any) -> RegistryC
 
 def _adding_credential(destination: str, resolved: ResolvedCredential) -> RegistryChange:
     wanted = resolved.wanted
-    add: Callable[..., object] = partial(_add, kind=wanted.kind, settings=resolved.settings, secret=resolved.secret)
-    if wanted.kind == "token":
-        add = partial(RegistryChanges.add_token, token=_text(resolved))
+    add = partial(_add, kind=wanted.kind, settings=resolved.settings, secret=resolved.secret)
     shown = {name: value for name, value in resolved.settings.items() if name != "keys"}
     return RegistryChange(
         sign="+",

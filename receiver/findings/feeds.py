@@ -9,6 +9,7 @@ from typing import Any, Final
 from receiver.findings.finding import Finding, command
 from receiver.findings.times import at, span
 from receiver.findings.view import View
+from receiver.protocol.verification import reason_meanings
 from receiver.storage.operations import queries
 from receiver.storage.queue import maintenance
 
@@ -66,7 +67,10 @@ _OTHER: Final = ("the audit log lists each of them", _REFUSED)
 
 def _explain(reason: str, status: int | None, destination: str) -> tuple[str, str]:
     """Return what a reason means, and the command that fixes it."""
-    meaning, words = _REASONS.get(reason) or (
+    found = _REASONS.get(reason)
+    if found is None and status != 503 and not reason.endswith("_credential_expired") and reason in reason_meanings():
+        found = reason_meanings()[reason], _CREDENTIAL[1]
+    meaning, words = found or (
         _UNAVAILABLE
         if status == 503
         else _EXPIRED

@@ -255,12 +255,12 @@ def _from_jwk(member: object) -> VerifyingKey | None:
     if not isinstance(operations, list) or "verify" not in operations or not isinstance(kid, str | None):
         return None
     try:
-        return _of(_KINDS[member["kty"]].from_jwk(member), kid=kid, algorithm=member.get("alg"))
+        return _of(_KEY_TYPES[member["kty"]].from_jwk(member), kid=kid, algorithm=member.get("alg"))
     except Exception:  # noqa: BLE001 - members of any type reach arithmetic here
         return None
 
 
-_KINDS: Final[Mapping[str, Any]] = {"RSA": RSAAlgorithm, "EC": ECAlgorithm, "OKP": OKPAlgorithm}
+_KEY_TYPES: Final[Mapping[str, Any]] = {"RSA": RSAAlgorithm, "EC": ECAlgorithm, "OKP": OKPAlgorithm}
 
 
 def _of(key: object, *, kid: str | None, algorithm: object) -> VerifyingKey:

@@ -1,10 +1,10 @@
-"""Our token endpoint (RFC 6749, client credentials): a request comes in, a token or one of the RFC's errors goes out.
+"""The token endpoint (RFC 6749, client credentials): returns a token for a request, or one of the RFC's errors.
 
-Redox is the client: it asks here with what was typed into its dashboard, and presents the token with each message. A
-client proves itself by its secret (RFC 6749 2.3.1: Basic, or in the body) or by a signed assertion (RFC 7523 2.2).
+Redox is the client: it requests a token with the credentials from its dashboard, and presents the token with each
+message. It authenticates with a secret (RFC 6749 2.3.1: Basic, or in the body) or a signed assertion (RFC 7523 2.2).
 
-Must not remember anything: the caller decides by the nonces in `Granted` whether an assertion was used before, and then
-hands out the token. Must not count wrong secrets: the caller does.
+Must not keep state: the caller checks the nonce in `Granted` against reuse before it returns the token, and counts wrong
+secrets.
 """
 
 from __future__ import annotations
@@ -23,33 +23,21 @@ import msgspec
 from receiver.errors import Unavailable, Unreadable, Unverified
 from receiver.protocol import jose
 from receiver.protocol.message import Head, Inbound, Nonce
-from receiver.protocol.registry import Client, Destination, OAuthCredential, SmartCredential, live
+from receiver.protocol.registry import Destination, live
 from receiver.protocol.scanning import check_depth, check_encoding, members
 from receiver.protocol.verification import oauth
+from receiver.protocol.verification.oauth import Client, OAuthCredential
+from receiver.protocol.verification.smart import SmartCredential
 
-# A token request has some hundred bytes, one with an assertion under three thousand.
+# A token request has some hundred bytes, one with an assertion less than three thousand.
 MAX_REQUEST: Final = 16 * 1024
-# Seconds that an assertion may live (Redox, like SMART: five minutes).
-ASSERTION_LIFETIME: Final = 300
-# SMART App Launch: what a server must take.
-ASSERTION_ALGORITHMS: Final = ("RS384", "ES384")
 ASSERTION_TYPE: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
-# The parameters that Redox lets one rename (its fields grantType, clientId, clientSecret, audience, scopes …).
-PARAMETERS: Final = (
-    "grant_type",
-    "client_id",
-    "client_secret",
-    "scope",
-    "audience",
-    "client_assertion",
-    "client_assertion_type",
-)
 _MAX_PARAMETERS: Final = 50
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Granted:
-    """An access token, and what the endpoint answers with it. `once`: an assertion that may not be used again."""
+    """An access token and the other values of the answer. `once`: the nonce of an assertion, which must not be reused."""
 
     credential: int
     kind: str
@@ -66,9 +54,9 @@ class Granted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Denied:
-    """No token. `error` is the RFC's word, for the client; `reason` is for the audit alone.
+    """No token. `error`: the RFC's error code, for the client. `reason`: for the audit log only.
 
-    `credential`: who proved itself all the same.
+    `credential`: the client that authenticated, if it did.
     """
 
     error: str
@@ -82,23 +70,23 @@ class Denied:
 
     @property
     def guess(self) -> bool:
-        """Whether it may have been a guess at a secret."""
+        """Whether it may have been an attempt to guess a secret."""
         return self.error == "invalid_client"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Asked:
-    """A request as it was sent. `basic`: what a Basic header held, in each way that clients encode it."""
+class _TokenRequest:
+    """A token request. `basic`: id and secret of a Basic header, decoded in each way that clients encode it."""
 
     parameters: Mapping[str, str] = field(repr=False)
     basic: tuple[tuple[str, str], ...] | None = field(repr=False)
 
     def value(self, parameter: str, client: Client) -> str | None:
-        """A parameter, by the name under which this client sends it; None when it is missing or empty."""
+        """Return a parameter, by the name under which this client sends it; None if it is missing or empty."""
         return self.parameters.get(client.names.get(parameter, parameter)) or None
 
 
-class _Refused(Exception):
+class _TokenRefused(Exception):
     """One of the RFC's errors."""
 
     def __init__(self, error: str, reason: str) -> None:
@@ -107,27 +95,27 @@ class _Refused(Exception):
 
 
 def decide(inbound: Inbound, destination: Destination, now: datetime, *, jti: str) -> Granted | Denied:
-    """What the endpoint answers to a request for a token for `destination`. `jti`: the token's name, never used before.
+    """Return the answer to a request for a token of `destination`. `jti`: a unique name for the token.
 
-    The reasons are `token_*`, and with an assertion also those of `jose.prove`, which raises Unavailable where the
-    client's keys are stale.
+    The reasons are `token_*`, and with an assertion also those of `jose.prove`. Raises Unavailable if the client's keys
+    are stale.
     """
     credential: OAuthCredential | SmartCredential | None = None
     try:
-        asked = _Asked(parameters=_parameters(inbound), basic=_basic(inbound.head))
-        credential, once = _authenticate(asked, destination, now)
+        request = _TokenRequest(parameters=_parameters(inbound), basic=_basic(inbound.head))
+        credential, once = _authenticate(request, destination, now)
         client = credential.client
-        if asked.value("grant_type", client) != client.grant_type:
-            raise _Refused("unsupported_grant_type", "token_grant_type_wrong")
-        audience = asked.value("audience", client)
+        if request.value("grant_type", client) != client.grant_type:
+            raise _TokenRefused("unsupported_grant_type", "token_grant_type_wrong")
+        audience = request.value("audience", client)
         if None not in (client.audience, audience) and audience != client.audience:
-            raise _Refused("invalid_target", "token_audience_wrong")  # RFC 8707 2
-        scopes = _scopes(asked.value("scope", client), client)
-    except _Refused as exc:
+            raise _TokenRefused("invalid_target", "token_audience_wrong")  # RFC 8707 2
+        scopes = _scopes(request.value("scope", client), client)
+    except _TokenRefused as exc:
         return Denied(error=exc.error, reason=exc.reason, credential=None if credential is None else credential.id)
     return Granted(
         credential=credential.id,
-        kind="oauth" if isinstance(credential, OAuthCredential) else "smart",
+        kind=credential.kind,
         access_token=oauth.issue(credential, destination, now, scopes=scopes, jti=jti),
         expires_in=client.lifetime,
         scope=" ".join(scopes),
@@ -136,48 +124,50 @@ def decide(inbound: Inbound, destination: Destination, now: datetime, *, jti: st
 
 
 def _authenticate(
-    asked: _Asked, destination: Destination, now: datetime
+    request: _TokenRequest, destination: Destination, now: datetime
 ) -> tuple[OAuthCredential | SmartCredential, Nonce | None]:
     clients = [each for each in destination.credentials if isinstance(each, OAuthCredential | SmartCredential)]
-    secrets = any(asked.value("client_secret", each.client) for each in clients)
-    assertions = any(asked.value("client_assertion", each.client) for each in clients)
-    # RFC 6749 2.3: not more than one method in each request.
-    if (asked.basic is not None) + secrets + assertions > 1:
-        raise _Refused("invalid_request", "token_two_methods")
+    secrets = any(request.value("client_secret", each.client) for each in clients)
+    assertions = any(request.value("client_assertion", each.client) for each in clients)
+    # RFC 6749 2.3: at most one method in each request.
+    if (request.basic is not None) + secrets + assertions > 1:
+        raise _TokenRefused("invalid_request", "token_two_methods")
     if assertions:
-        return _by_assertion(asked, _kind(clients, SmartCredential), now)
-    if asked.basic is not None or secrets:
-        return _by_secret(asked, _kind(clients, OAuthCredential), now), None
-    raise _Refused("invalid_client", "token_client_unproved")
+        return _by_assertion(request, _kind(clients, SmartCredential), now)
+    if request.basic is not None or secrets:
+        return _by_secret(request, _kind(clients, OAuthCredential), now), None
+    raise _TokenRefused("invalid_client", "token_client_unproved")
 
 
-def _by_secret(asked: _Asked, clients: Sequence[OAuthCredential], now: datetime) -> OAuthCredential:
+def _by_secret(request: _TokenRequest, clients: Sequence[OAuthCredential], now: datetime) -> OAuthCredential:
     found: OAuthCredential | None = None
     for each in clients:
-        for name, secret in _pairs(asked, each.client):
+        for name, secret in _pairs(request, each.client):
             digest = hmac.digest(each.key, secret.encode("utf-8", "surrogatepass"), "sha256")
-            # No early end, and the name in constant time too: the time taken tells nothing.
+            # All are compared, names in constant time too: the time does not depend on the secret.
             same = hmac.compare_digest(name.encode("utf-8", "surrogatepass"), each.client.client_id.encode())
             if hmac.compare_digest(digest, each.digest) & same and (found is None or live(each, now)):
                 found = each
     if found is None:
-        raise _Refused("invalid_client", "token_secret_wrong")
+        raise _TokenRefused("invalid_client", "token_secret_wrong")
     if not live(found, now):
-        raise _Refused("invalid_client", "token_credential_expired")
+        raise _TokenRefused("invalid_client", "token_credential_expired")
     return found
 
 
-def _pairs(asked: _Asked, client: Client) -> Iterable[tuple[str, str]]:
-    """The client ids and secrets that the request may mean."""
-    name = asked.value("client_id", client)
-    if asked.basic is None:
-        secret = asked.value("client_secret", client)
+def _pairs(request: _TokenRequest, client: Client) -> Iterable[tuple[str, str]]:
+    """Return the possible pairs of client id and secret in the request."""
+    name = request.value("client_id", client)
+    if request.basic is None:
+        secret = request.value("client_secret", client)
         return ((name, secret),) if name is not None and secret is not None else ()
-    # The id may stand in the body as well; then it is the same.
-    return [pair for pair in asked.basic if name in (None, pair[0])]
+    # The id may be in the body too; then both must be the same.
+    return [pair for pair in request.basic if name in (None, pair[0])]
 
 
-def _by_assertion(asked: _Asked, clients: Sequence[SmartCredential], now: datetime) -> tuple[SmartCredential, Nonce]:
+def _by_assertion(
+    request: _TokenRequest, clients: Sequence[SmartCredential], now: datetime
+) -> tuple[SmartCredential, Nonce]:
     reasons = []
     stale: Unavailable | None = None
     for each in clients:
@@ -185,25 +175,25 @@ def _by_assertion(asked: _Asked, clients: Sequence[SmartCredential], now: dateti
             reasons.append("token_credential_expired")
             continue
         try:
-            return each, _prove(asked, each, now)
+            return each, _prove(request, each, now)
         except Unverified as exc:
             reasons.append(exc.reason)
         except Unavailable as exc:
             stale = exc
     if stale is not None:
         raise stale
-    # The reason of the one that the assertion came furthest with would be better; mostly there is one.
-    raise _Refused("invalid_client", reasons[-1] if reasons else "token_client_unknown")
+    # The last client's reason: there is rarely more than one.
+    raise _TokenRefused("invalid_client", reasons[-1] if reasons else "token_client_unknown")
 
 
-def _prove(asked: _Asked, credential: SmartCredential, now: datetime) -> Nonce:
-    """RFC 7523 3: iss and sub are the client, aud is this endpoint; jti names this assertion alone."""
+def _prove(request: _TokenRequest, credential: SmartCredential, now: datetime) -> Nonce:
+    """Verify an assertion. RFC 7523 3: iss and sub are the client, aud is this endpoint, jti is unique."""
     client = credential.client
-    if asked.value("client_assertion_type", client) != ASSERTION_TYPE:
+    if request.value("client_assertion_type", client) != ASSERTION_TYPE:
         raise Unverified("token_assertion_type_wrong")
-    token = (asked.value("client_assertion", client) or "").encode("utf-8", "replace")
+    token = (request.value("client_assertion", client) or "").encode("utf-8", "replace")
     claims = jose.prove(token, credential.rules, now)
-    if claims.get("sub") != client.client_id or asked.value("client_id", client) not in (None, client.client_id):
+    if claims.get("sub") != client.client_id or request.value("client_id", client) not in (None, client.client_id):
         raise Unverified("token_client_differs")
     jti = claims.get("jti")
     if not isinstance(jti, str) or not jti:
@@ -212,35 +202,35 @@ def _prove(asked: _Asked, credential: SmartCredential, now: datetime) -> Nonce:
     return Nonce.of(f"jti {client.client_id}", jti.encode("utf-8", "surrogatepass"), until)
 
 
-def _scopes(asked: str | None, client: Client) -> tuple[str, ...]:
-    if asked is None:
+def _scopes(requested: str | None, client: Client) -> tuple[str, ...]:
+    if requested is None:
         return client.scopes
-    scopes = tuple(asked.split(" "))
+    scopes = tuple(requested.split(" "))
     if not set(scopes) <= set(client.scopes):
-        raise _Refused("invalid_scope", "token_scope_wrong")
+        raise _TokenRefused("invalid_scope", "token_scope_wrong")
     return scopes
 
 
 def _parameters(inbound: Inbound) -> dict[str, str]:
-    """The parameters of a form, or of a JSON object; each once (RFC 6749 3.2)."""
+    """Return the parameters of a form or a JSON object, each at most once (RFC 6749 3.2)."""
     media = inbound.head.headers.get("content-type", "").partition(";")[0].strip().lower()
     if len(inbound.body) > MAX_REQUEST:
-        raise _Refused("invalid_request", "token_request_too_large")
+        raise _TokenRefused("invalid_request", "token_request_too_large")
     if media == "application/json":
         return _json(inbound.body)
     if media == "application/x-www-form-urlencoded":
         return _form(inbound.body)
-    raise _Refused("invalid_request", "token_media_type_wrong")
+    raise _TokenRefused("invalid_request", "token_media_type_wrong")
 
 
 def _form(body: bytes) -> dict[str, str]:
     try:
         pairs = parse_qsl(body.decode("ascii"), keep_blank_values=True, max_num_fields=_MAX_PARAMETERS, errors="strict")
     except ValueError:
-        raise _Refused("invalid_request", "token_request_malformed") from None
+        raise _TokenRefused("invalid_request", "token_request_malformed") from None
     parameters = dict(pairs)
     if len(parameters) != len(pairs):
-        raise _Refused("invalid_request", "token_parameter_twice")
+        raise _TokenRefused("invalid_request", "token_parameter_twice")
     return parameters
 
 
@@ -251,14 +241,14 @@ def _json(body: bytes) -> dict[str, str]:
         members(body, where="token", wanted=())
         parameters = msgspec.json.decode(body, type=dict[str, Any])
     except (Unreadable, msgspec.DecodeError):
-        raise _Refused("invalid_request", "token_request_malformed") from None
+        raise _TokenRefused("invalid_request", "token_request_malformed") from None
     return {name: value for name, value in parameters.items() if isinstance(value, str)}
 
 
 def _basic(head: Head) -> tuple[tuple[str, str], ...] | None:
-    """Id and secret out of `Authorization: Basic`; None when there is none.
+    """Return id and secret of `Authorization: Basic`, decoded in two ways; None if there is no such header.
 
-    RFC 6749 2.3.1 encodes them as in a form before base64; many clients don't. Both are tried.
+    RFC 6749 2.3.1 encodes them as in a form before base64; many clients don't.
     """
     scheme, _, value = (head.header("authorization") or b"").partition(b" ")
     if scheme.lower() != b"basic":
@@ -268,14 +258,14 @@ def _basic(head: Head) -> tuple[tuple[str, str], ...] | None:
         name, colon, secret = text.partition(":")
         decoded = unquote_plus(name, errors="strict"), unquote_plus(secret, errors="strict")
     except (binascii.Error, ValueError):
-        raise _Refused("invalid_client", "token_basic_malformed") from None
+        raise _TokenRefused("invalid_client", "token_basic_malformed") from None
     if not colon:
-        raise _Refused("invalid_client", "token_basic_malformed")
+        raise _TokenRefused("invalid_client", "token_basic_malformed")
     return tuple(dict.fromkeys([(name, secret), decoded]))
 
 
-_Kind = TypeVar("_Kind", OAuthCredential, SmartCredential)
+_TokenClient = TypeVar("_TokenClient", OAuthCredential, SmartCredential)
 
 
-def _kind(clients: Iterable[OAuthCredential | SmartCredential], kind: type[_Kind]) -> list[_Kind]:
+def _kind(clients: Iterable[OAuthCredential | SmartCredential], kind: type[_TokenClient]) -> list[_TokenClient]:
     return [each for each in clients if isinstance(each, kind)]

@@ -14,7 +14,7 @@ import threading
 import time
 import tomllib
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
@@ -232,11 +232,15 @@ class CertificateAuthenticator:
         return reported | {self.secret_header: self.secret}
 
 
-class _Described(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
-    """Reads an authenticator from a file. Values whose names end in _file are paths relative to the file's folder."""
+class AuthenticatorFile(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The content of an authenticator's file. Values whose names end in _file are paths relative to the file's folder."""
+
+    def authenticator(self, values: dict[str, Any], files: Mapping[str, str], token_url: str) -> Authenticator:
+        """Return the authenticator. `values`: everything but paths. `files`: NAME of NAME_file → the file's text."""
+        raise NotImplementedError
 
 
-class _Hmac(_Described, kw_only=True, tag="hmac"):
+class HmacFile(AuthenticatorFile, kw_only=True):
     secret_file: str
     header: str = "Redox-Signature"
     hash: Literal["sha256", "sha384", "sha512"] = "sha256"
@@ -244,8 +248,11 @@ class _Hmac(_Described, kw_only=True, tag="hmac"):
     prefix: str = ""
     timestamp_header: str | None = None
 
+    def authenticator(self, values: dict[str, Any], files: Mapping[str, str], _: str) -> Authenticator:
+        return HmacAuthenticator(signer=Signer(secret=files["secret"].encode(), **values))
 
-class _Jwt(_Described, kw_only=True, tag="jwt"):
+
+class JwtFile(AuthenticatorFile, kw_only=True):
     key_file: str
     algorithm: str
     issuer: str
@@ -254,14 +261,17 @@ class _Jwt(_Described, kw_only=True, tag="jwt"):
     subject: str | None = None
     lifetime: int = 300
 
+    def authenticator(self, values: dict[str, Any], files: Mapping[str, str], _: str) -> Authenticator:
+        return SignedTokenAuthenticator(key=files["key"], **values)
 
-class _Google(_Jwt, kw_only=True, tag="google"):
+
+class GoogleFile(JwtFile, kw_only=True):
     algorithm: str = "RS256"
     issuer: str = "https://accounts.google.com"
     email: str | None = None
 
 
-class _OAuth(_Described, kw_only=True, tag="oauth"):
+class OAuthFile(AuthenticatorFile, kw_only=True):
     client_id: str
     secret_file: str
     token_url: str | None = None
@@ -270,8 +280,11 @@ class _OAuth(_Described, kw_only=True, tag="oauth"):
     audience: str | None = None
     scope: str | None = None
 
+    def authenticator(self, values: dict[str, Any], files: Mapping[str, str], token_url: str) -> Authenticator:
+        return AccessTokenAuthenticator(token_url, secret=files["secret"], **values)
 
-class _Smart(_Described, kw_only=True, tag="smart"):
+
+class SmartFile(AuthenticatorFile, kw_only=True):
     client_id: str
     key_file: str
     kid: str | None = None
@@ -280,8 +293,21 @@ class _Smart(_Described, kw_only=True, tag="smart"):
     audience: str | None = None
     scope: str | None = None
 
+    def authenticator(self, values: dict[str, Any], files: Mapping[str, str], token_url: str) -> Authenticator:
+        assertion = SignedTokenAuthenticator(
+            key=files["key"],
+            algorithm=values["algorithm"],
+            issuer=values["client_id"],
+            subject=values["client_id"],
+            audience=token_url,
+            kid=values["kid"],
+        )
+        return AccessTokenAuthenticator(
+            token_url, values["client_id"], assertion=assertion, audience=values["audience"], scope=values["scope"]
+        )
 
-class _SigV4(_Described, kw_only=True, tag="sigv4"):
+
+class SigV4File(AuthenticatorFile, kw_only=True):
     access_key: str
     secret_file: str
     region: str
@@ -289,12 +315,30 @@ class _SigV4(_Described, kw_only=True, tag="sigv4"):
     session_token_file: str | None = None
     unsigned_payload: bool = False
 
+    def authenticator(self, values: dict[str, Any], files: Mapping[str, str], _: str) -> Authenticator:
+        return SigV4Authenticator(**values | dict(files))
 
-class _Mtls(_Described, kw_only=True, tag="mtls"):
+
+class MtlsFile(AuthenticatorFile, kw_only=True):
     proxy: Literal["nginx", "envoy", "aws-alb"]
     certificate_file: str
     secret_file: str
     secret_header: str = "x-proxy-secret"  # noqa: S105 - a header's name
+
+    def authenticator(self, values: dict[str, Any], files: Mapping[str, str], _: str) -> Authenticator:
+        return CertificateAuthenticator(pem=files["certificate"], secret=files["secret"], **values)
+
+
+# The file of each credential kind. The verification token is sent with every request and has none.
+FILES: Final[dict[str, type[AuthenticatorFile]]] = {
+    "hmac": HmacFile,
+    "jwt": JwtFile,
+    "google": GoogleFile,
+    "oauth": OAuthFile,
+    "smart": SmartFile,
+    "sigv4": SigV4File,
+    "mtls": MtlsFile,
+}
 
 
 def read_authenticator(path: Path, *, base_url: str, destination: str) -> Authenticator:
@@ -303,9 +347,11 @@ def read_authenticator(path: Path, *, base_url: str, destination: str) -> Authen
     `token_url`: default is the token endpoint of `destination` at `base_url`. Raises ConfigurationError.
     """
     try:
-        described = msgspec.convert(
-            tomllib.loads(path.read_text()), _Hmac | _Jwt | _Google | _OAuth | _Smart | _SigV4 | _Mtls
-        )
+        table = tomllib.loads(path.read_text())
+        kind = table.pop("kind", None)
+        if kind not in FILES:
+            raise ConfigurationError(f"{path}: set kind to one of {', '.join(FILES)}")
+        described = msgspec.convert(table, FILES[kind])
         files = {
             name.removesuffix("_file"): (path.parent / getattr(described, name)).read_text().rstrip("\r\n")
             for name in described.__struct_fields__
@@ -313,31 +359,6 @@ def read_authenticator(path: Path, *, base_url: str, destination: str) -> Authen
         }
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as exc:
         raise ConfigurationError(f"{path}: {exc}") from exc
-    table = {name: value for name, value in msgspec.structs.asdict(described).items() if not name.endswith("_file")}
-    token_url = table.pop("token_url", None) or f"{base_url.rstrip('/')}/oauth/{quote(destination)}/token"
-    return _MAKERS[type(described)](table, files, token_url)
-
-
-def _smart(table: dict[str, Any], files: Mapping[str, str], token_url: str) -> Authenticator:
-    assertion = SignedTokenAuthenticator(
-        key=files["key"],
-        algorithm=table["algorithm"],
-        issuer=table["client_id"],
-        subject=table["client_id"],
-        audience=token_url,
-        kid=table["kid"],
-    )
-    return AccessTokenAuthenticator(
-        token_url, table["client_id"], assertion=assertion, audience=table["audience"], scope=table["scope"]
-    )
-
-
-_MAKERS: Final[Mapping[type[_Described], Callable[[dict[str, Any], Mapping[str, str], str], Authenticator]]] = {
-    _Hmac: lambda table, files, _: HmacAuthenticator(signer=Signer(secret=files["secret"].encode(), **table)),
-    _Jwt: lambda table, files, _: SignedTokenAuthenticator(key=files["key"], **table),
-    _Google: lambda table, files, _: SignedTokenAuthenticator(key=files["key"], **table),
-    _OAuth: lambda table, files, url: AccessTokenAuthenticator(url, secret=files["secret"], **table),
-    _Smart: _smart,
-    _SigV4: lambda table, files, _: SigV4Authenticator(**table | dict(files)),
-    _Mtls: lambda table, files, _: CertificateAuthenticator(pem=files["certificate"], secret=files["secret"], **table),
-}
+    values = {name: value for name, value in msgspec.structs.asdict(described).items() if not name.endswith("_file")}
+    token_url = values.pop("token_url", None) or f"{base_url.rstrip('/')}/oauth/{quote(destination)}/token"
+    return described.authenticator(values, files, token_url)

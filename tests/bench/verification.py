@@ -25,17 +25,13 @@ from cryptography.x509 import load_pem_x509_certificate
 from receiver.protocol import jose, verification
 from receiver.protocol.jose import Rules, VerifyingKey
 from receiver.protocol.message import Inbound
-from receiver.protocol.registry import (
-    Client,
-    Credential,
-    HmacCredential,
-    JwtCredential,
-    MtlsCredential,
-    OAuthCredential,
-    SigV4Credential,
-)
+from receiver.protocol.registry import Credential
 from receiver.protocol.verification import bearer
-from receiver.protocol.verification.oauth import issue
+from receiver.protocol.verification.hmac import HmacCredential
+from receiver.protocol.verification.jwt import JwtCredential
+from receiver.protocol.verification.mtls import MtlsCredential
+from receiver.protocol.verification.oauth import Client, OAuthCredential, issue
+from receiver.protocol.verification.sigv4 import SigV4Credential
 from receiver.simulator.client_auth import (
     CertificateAuthenticator,
     HmacAuthenticator,

@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from receiver.cli.credential_kinds import KINDS
+from receiver.protocol.verification import KINDS
 from tests.cli.conftest import Commands
 from tests.protocol.verification.issuers import P384, RSA_FIRST, jwk, pem
 from tests.simulator.endpoint import Door as Site

@@ -11,7 +11,9 @@ from datetime import UTC, datetime
 from typing import Final, Literal
 
 from receiver.protocol.message import Head, Inbound, Method
-from receiver.protocol.registry import Credential, Destination, HmacCredential, Registry, TokenCredential
+from receiver.protocol.registry import Credential, Destination, Registry
+from receiver.protocol.verification.hmac import HmacCredential
+from receiver.protocol.verification.token import TokenCredential
 
 Which = Literal["first", "second"]
 

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 from inspect import Parameter
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,8 @@ from receiver.protocol import message, registry
 from receiver.protocol.message import DESTINATION_NAME, error_body
 from receiver.protocol.reading import read
 from receiver.protocol.values import Value
+from receiver.protocol.verification import KINDS
+from receiver.protocol.verification.kind import CredentialKind
 from tests.protocol.made_up import head
 
 
@@ -22,7 +25,7 @@ def test_values_are_frozen(module: ModuleType) -> None:
     types = [each for each in vars(module).values() if isinstance(each, type) and each.__module__ == module.__name__]
     structs = [each for each in types if issubclass(each, Value)]
     values = [each for each in types if dataclasses.is_dataclass(each)]
-    assert len(structs) + len(values) >= 5
+    assert len(structs) + len(values) >= 4
     for value in values:
         assert value.__dataclass_params__.frozen, value  # type: ignore[attr-defined] # dataclass keeps them there
         assert all(field.kw_only for field in dataclasses.fields(value)), value
@@ -30,6 +33,16 @@ def test_values_are_frozen(module: ModuleType) -> None:
         assert struct.__struct_config__.frozen, struct
         assert {each.kind for each in inspect.signature(struct).parameters.values()} == {Parameter.KEYWORD_ONLY}, struct
     assert not [each for each in (*structs, *values) if "__dict__" in dir(each)]
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_credentials_are_frozen(kind: CredentialKind[Any, Any]) -> None:
+    """So is the credential of each kind."""
+    credential = kind.credential
+    assert issubclass(credential, registry.Credential)
+    assert credential.__dataclass_params__.frozen
+    assert all(field.kw_only for field in dataclasses.fields(credential))
+    assert "__dict__" not in dir(credential)
 
 
 def test_headers_are_bytes_again() -> None:

@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from receiver.errors import ConfigurationError, Unavailable
 from receiver.protocol.jose import Rules, VerifyingKey, read_keys
 from receiver.protocol.message import Head, Inbound
-from receiver.protocol.registry import Client, Destination, OAuthCredential, SmartCredential
-from receiver.protocol.tokens import ASSERTION_ALGORITHMS, ASSERTION_TYPE, MAX_REQUEST, Denied, Granted, decide
+from receiver.protocol.registry import Destination
+from receiver.protocol.tokens import ASSERTION_TYPE, MAX_REQUEST, Denied, Granted, decide
+from receiver.protocol.verification.oauth import Client, OAuthCredential
+from receiver.protocol.verification.smart import ASSERTION_ALGORITHMS, SmartCredential
 from tests.protocol.made_up import NOW, destination, signing
 from tests.protocol.verification.cases import verify
 from tests.protocol.verification.issuers import P384, RSA_FIRST, RSA_SECOND, Issuer, b64, jwks, pem

@@ -18,7 +18,8 @@ from receiver.cli.options import SECRET_FILE, Span, When, example, json_option, 
 from receiver.cli.session import Session, opened
 from receiver.errors import NotFound
 from receiver.outbound.jwks import fetch
-from receiver.protocol.verification.bearer import OWN_KINDS
+from receiver.protocol.verification import KINDS
+from receiver.protocol.verification.kind import SecretStorage
 from receiver.storage.operations import queries
 from receiver.storage.registry.changes import new_token
 from receiver.storage.registry.credentials import CredentialFactory
@@ -86,27 +87,24 @@ def add(
     """
     settings = credential_kinds.settings(kind, given)
     secret, made = _secret(kind, secret_file, secret_out)
-    session_token = given["session_token_file"]
-    content = secret if session_token is None else f"{secret}\n{read_secret(session_token)}"
+    second = credential_kinds.second_secret(kind, given)
+    content = secret if second is None else f"{secret}\n{second}"
     now = datetime.now(UTC)
     with opened() as session, new_file(secret_out, (secret or "").encode()):
-        if kind == "token":
-            number = session.registration.add_token(destination, now, secret or "", label=label, expires_at=expires_at)
-        else:
-            kept = None if content is None else content.encode()
-            settings = CredentialFactory(session.keyring).resolve(kind, settings, kept)
-            fetched = fetch(settings["jwks_url"]) if "jwks_url" in settings else None
-            number = session.registration.add_credential(
-                destination, now, kind, settings, kept, label=label, expires_at=expires_at, fetched=fetched
-            )
+        encoded = None if content is None else content.encode("utf-8", "surrogateescape")
+        settings = CredentialFactory(session.keyring).resolve(kind, settings, encoded)
+        fetched = fetch(settings["jwks_url"]) if "jwks_url" in settings else None
+        number = session.registration.add_credential(
+            destination, now, kind, settings, encoded, label=label, expires_at=expires_at, fetched=fetched
+        )
         with session.engine.connect() as connection:
             added = next(
                 each for each in queries.credentials(connection, destination=destination) if each["id"] == number
             )
             require = queries.destination_named(connection, destination)["require"]
-    shown = credential_kinds.KINDS[kind].shown
+    shown = KINDS[kind].generated_secret
     row = {name: added[name] for name in ("id", "destination", "kind", "label", "expires_at", "settings")}
-    if kind in OWN_KINDS:
+    if KINDS[kind].token_endpoint:
         row["token_path"] = f"/oauth/{destination}/token"
     if shown is not None:
         row[shown] = secret if made and secret_out is None else None if as_json else f"(in {secret_out or secret_file})"
@@ -117,19 +115,20 @@ def add(
 
 def _secret(kind: str, file: Path | None, out: Path | None) -> tuple[str | None, bool]:
     """Return the secret of the credential (None for a kind without one), and whether it was generated here."""
-    of = credential_kinds.KINDS[kind]
-    if not of.secret and file is not None:
+    described = KINDS[kind]
+    has_secret = described.secret is not SecretStorage.NONE
+    if not has_secret and file is not None:
         raise click.UsageError(f"--kind {kind} has no secret: omit --secret-file")
-    if of.shown is None and out is not None:
+    if described.generated_secret is None and out is not None:
         raise click.UsageError(f"--secret-out is not valid for --kind {kind}: its secret is not generated here")
     if file is not None and out is not None:
         raise click.UsageError("--secret-file reads an existing secret, --secret-out writes a new one: use one of them")
-    if not of.secret:
+    if not has_secret:
         return None, False
-    if of.shown is not None and file is None:
+    if described.generated_secret is not None and file is None:
         return new_token(), True
     if file is None and sys.stdin.isatty():
-        return str(click.prompt(f"Secret of {of.text}", hide_input=True, err=True)), False
+        return str(click.prompt(f"Secret of {described.text}", hide_input=True, err=True)), False
     return read_secret(file or Path("-")), False
 
 

@@ -1,77 +1,58 @@
-"""Proves that a request is Redox's. One file a kind; here they are put together as a destination requires.
+"""Verifies that a request is Redox's. One file for each kind; this one combines them as a destination requires.
 
-A kind *claims* what a request presents in its name. What it claims and finds bad refuses the request, whatever else is
-presented: adding a credential never widens what is accepted. What no kind claims proves nothing and refuses nothing.
-Every way to fail is one `Unverified`; its reason is for the audit alone.
+A kind *claims* what a request presents in its name. If that is bad, the request is refused, whatever else it presents:
+adding a credential never widens what is accepted. What no kind claims neither proves nor refuses anything. Every
+failure is an `Unverified`; its reason is for the audit log only.
 
-There may be no way through without a live credential of every kind of one required alternative, and no switch.
+There must be no way through without a live credential of every kind of one required alternative, and no switch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import datetime
 from functools import lru_cache
 from itertools import chain
-from typing import Final, Protocol, cast
+from typing import Any, Final
 
 from receiver.errors import Unverified
 from receiver.protocol.message import Head, Inbound, Verified
-from receiver.protocol.registry import Credential, Destination, OAuthCredential, SmartCredential
+from receiver.protocol.registry import Credential, Destination
 from receiver.protocol.values import Value
 from receiver.protocol.verification.google import GoogleKind
 from receiver.protocol.verification.hmac import HmacKind
 from receiver.protocol.verification.jwt import JwtKind
+from receiver.protocol.verification.kind import BodyKind, CredentialKind
 from receiver.protocol.verification.mtls import MtlsKind
 from receiver.protocol.verification.oauth import OAuthKind
 from receiver.protocol.verification.sigv4 import SigV4Kind
+from receiver.protocol.verification.smart import SmartKind
 from receiver.protocol.verification.token import TokenKind
 
-__all__ = ["KINDS", "HeadProof", "Kind", "check_head", "parse_require"]
+__all__ = ["KINDS", "HeadProof", "check_head", "parse_require", "reason_meanings"]
 
 
-class Kind(Protocol):
-    """One way in which Redox authenticates itself.
-
-    `credential`: the type of its credentials. `claims`: whether the head presents something in this kind's name; it is
-    asked only where the destination requires the kind or holds a live credential of it. `verify` is called when it does:
-    it names the credentials that matched, and raises Unverified when what is presented is bad. `by_head`: the head is
-    enough to verify; every other kind is a BodyKind.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def by_head(self) -> bool: ...
-    @property
-    def credential(self) -> type[Credential]: ...
-    def claims(self, head: Head, destination: Destination, now: datetime) -> bool: ...
-    def verify(self, inbound: Inbound, destination: Destination, now: datetime) -> Verified: ...
-
-
-class BodyKind(Kind, Protocol):
-    """A kind that needs the body to verify. `screen`: raises Unverified when the head alone already shows it is bad."""
-
-    def screen(self, head: Head, destination: Destination, now: datetime) -> None: ...
-
-
-KINDS: Final[dict[str, Kind]] = {
+# Every kind, in the order of help and lists.
+KINDS: Final[dict[str, CredentialKind[Any, Any]]] = {
     kind.name: kind
-    for kind in (
-        TokenKind(),
-        HmacKind(),
-        JwtKind(),
-        OAuthKind("oauth", OAuthCredential),
-        OAuthKind("smart", SmartCredential),
-        SigV4Kind(),
-        GoogleKind(),
-        MtlsKind(),
-    )
+    for kind in (TokenKind(), HmacKind(), JwtKind(), OAuthKind(), SmartKind(), SigV4Kind(), GoogleKind(), MtlsKind())
+}
+
+# The reasons of refusals that do not belong to one kind.
+_REASONS: Final[Mapping[str, str]] = {
+    "credential_missing": "no credential was presented",
+    "credential_insufficient": "the presented credentials are right, but the destination requires more",
 }
 
 
+def reason_meanings() -> dict[str, str]:
+    """Return every reason with which verification refuses a request, and its meaning for an operator."""
+    return dict(_REASONS) | {reason: meaning for kind in KINDS.values() for reason, meaning in kind.reasons.items()}
+
+
 def parse_require(text: Sequence[str]) -> tuple[frozenset[str], ...]:
-    """`["hmac+token"]` as alternatives of kinds. Raises ValueError on an unknown kind, or without an alternative."""
+    """Parse `["hmac+token"]` into alternatives of kinds. Raises ValueError for an unknown kind or an empty list."""
     alternatives = tuple(frozenset(alternative.split("+")) for alternative in text)
     unknown = sorted(frozenset().union(*alternatives) - KINDS.keys())
     if unknown or not alternatives:
@@ -81,20 +62,22 @@ def parse_require(text: Sequence[str]) -> tuple[frozenset[str], ...]:
 
 class HeadProof(Value, frozen=True):
     """What a head proves. `sufficient`: what it presents could suffice, so that the body may be read whole.
-    `authenticated`: it suffices, whatever the body is. `claims`: the kinds it presents, each with what it proved; None
-    where the kind needs the body too.
+    `authenticated`: it suffices, whatever the body is. `claims`: the proof of each kind that claims something, or the
+    kind itself if it needs the body.
     """
 
     sufficient: bool
     authenticated: bool
-    claims: tuple[tuple[Kind, Verified | None], ...]
+    claims: tuple[Verified | BodyKind[Any, Any], ...]
 
     def complete(self, inbound: Inbound, destination: Destination, now: datetime) -> Verified:
-        """The proof, with the body. What the head has proved is not proved again.
+        """Return the proof, with the body. What the head proved is not checked again.
 
-        Raises Unverified: `credential_missing`, `credential_insufficient`, or what a kind found.
+        Raises Unverified: `credential_missing`, `credential_insufficient`, or a reason of a kind.
         """
-        proofs = [kind.verify(inbound, destination, now) if proof is None else proof for kind, proof in self.claims]
+        proofs = [
+            claim if isinstance(claim, Verified) else claim.verify(inbound, destination, now) for claim in self.claims
+        ]
         if not proofs:
             raise Unverified("credential_missing")
         if not self.sufficient:
@@ -103,18 +86,13 @@ class HeadProof(Value, frozen=True):
 
 
 def check_head(head: Head, destination: Destination, now: datetime) -> HeadProof:
-    """What the head proves. Raises Unverified when something presented is already seen to be bad."""
-    claims: list[tuple[Kind, Verified | None]] = []
-    for kind in _claimed(head, destination, now):
-        if kind.by_head:
-            claims.append((kind, kind.verify(Inbound(head=head, body=b""), destination, now)))
-        else:
-            cast("BodyKind", kind).screen(head, destination, now)
-            claims.append((kind, None))
+    """Return what the head proves. Raises Unverified if something that it presents is already known to be bad."""
+    kinds = _claiming(head, destination, now)
+    claims = tuple(kind.check_head(head, destination, now) for kind in kinds)
     return HeadProof(
-        _suffices({kind.name for kind, _ in claims}, destination),
-        _suffices({kind.name for kind, proof in claims if proof is not None}, destination),
-        tuple(claims),
+        _suffices({kind.name for kind in kinds}, destination),
+        _suffices(frozenset().union(*(claim.kinds for claim in claims if isinstance(claim, Verified))), destination),
+        claims,
     )
 
 
@@ -126,17 +104,17 @@ def _together(proofs: Sequence[Verified]) -> Verified:
     )
 
 
-def _claimed(head: Head, destination: Destination, now: datetime) -> list[Kind]:
+def _claiming(head: Head, destination: Destination, now: datetime) -> list[CredentialKind[Any, Any]]:
     held = frozenset([credential for credential, until in destination.holds if until is None or now < until])
-    return [kind for kind in _known(destination.kinds, held) if kind.claims(head, destination, now)]
+    return [kind for kind in _considered(destination.kinds, held) if kind.claims(head, destination, now)]
 
 
 @lru_cache(256)
-def _known(required: frozenset[str], held: frozenset[type[Credential]]) -> tuple[Kind, ...]:
-    """The kinds that a destination knows of. One that nothing requires is forgotten with its last live credential."""
+def _considered(required: frozenset[str], held: frozenset[type[Credential]]) -> tuple[CredentialKind[Any, Any], ...]:
+    """Return the kinds that may claim something. A kind that is not required drops out with its last live credential."""
     return tuple(kind for kind in KINDS.values() if kind.name in required or kind.credential in held)
 
 
-def _suffices(names: Collection[str], destination: Destination) -> bool:
-    # An alternative of no kinds would be a door without a lock: `parse_require` makes none, and none is honoured.
-    return any(alternative and alternative.issubset(names) for alternative in destination.require)
+def _suffices(names: AbstractSet[str], destination: Destination) -> bool:
+    # An alternative without a kind would let everything in: `parse_require` makes none, and none is accepted here.
+    return any(alternative and alternative <= names for alternative in destination.require)

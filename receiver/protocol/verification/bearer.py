@@ -1,38 +1,45 @@
-"""Whose a signed token is that comes as `Authorization: Bearer`: each of the kinds that take one asks here.
+"""Assigns a signed token in `Authorization: Bearer` to a kind: each kind with such tokens asks here.
 
 `Authorization` is classified by shape. Anything but a JWT is left to the verification token. A JWT belongs to the kind
-that has a credential for what it names as its issuer; one of an issuer that nobody knows, to every kind that is
-required, and each refuses it. Only a kind that the destination requires claims anything: until then a token proves
-nothing.
+that has a credential for its issuer. A JWT of an unknown issuer belongs to every kind that the destination requires,
+and each refuses it. A kind that the destination does not require claims nothing: until then a token proves nothing.
 
-Must not believe a token: it is read only to find out who judges it.
+Must not trust a token: it is read only to find the kind that verifies it.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import ClassVar, Final
 
 from receiver.errors import Unverified
 from receiver.protocol import jose
 from receiver.protocol.message import Head
-from receiver.protocol.registry import Destination, GoogleCredential, JwtCredential
+from receiver.protocol.registry import Destination
+from receiver.protocol.verification.public_keys import PublicKeyCredential
 
-# The issuer of our own access tokens. No URL, and no name that another issuer has.
-OURS: Final = "redox-receiver"
+# The issuer of this receiver's own access tokens. It is not a URL, and not the name of another issuer.
+OWN_ISSUER: Final = "redox-receiver"
 OWN_KINDS: Final = ("oauth", "smart")
 _BEARER: Final = re.compile(r"(?i:bearer) +([A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*)", re.ASCII)
-_FOREIGN: Final[dict[str, type[JwtCredential | GoogleCredential]]] = {"jwt": JwtCredential, "google": GoogleCredential}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IssuedCredential(PublicKeyCredential):
+    """Tokens that an issuer signs, presented as Bearer. `kind`: the kind's name."""
+
+    kind: ClassVar[str]
 
 
 def presented(head: Head) -> bytes | None:
-    """The token, when one that has the shape of a JWT is presented."""
+    """Return the token, if one with the shape of a JWT is presented."""
     authorization = head.headers.get("authorization")
     return None if authorization is None else _token(authorization)
 
 
-# Asked several times for each request, by each kind: as `jose.peek`, it is looked at once.
+# Each kind asks for each request. Like `jose.peek`, it is computed once.
 @lru_cache(maxsize=256)
 def _token(authorization: str) -> bytes | None:
     bearer = _BEARER.fullmatch(authorization)
@@ -40,7 +47,7 @@ def _token(authorization: str) -> bytes | None:
 
 
 def claims(kind: str, head: Head, destination: Destination) -> bool:
-    """Whether `kind` is to judge what the head presents."""
+    """Return whether `kind` has to verify the token that the head presents."""
     if kind not in destination.kinds:
         return False
     token = presented(head)
@@ -51,15 +58,12 @@ def claims(kind: str, head: Head, destination: Destination) -> bool:
     except Unverified:
         return True
     issuer = claims.get("iss")
-    if issuer == OURS:
+    if issuer == OWN_ISSUER:
         named, _, _ = str(claims.get("sub")).partition(":")
         return kind == named if named in OWN_KINDS else True
-    return _knows(kind, issuer, destination) or not any(_knows(each, issuer, destination) for each in _FOREIGN)
-
-
-def _knows(kind: str, issuer: object, destination: Destination) -> bool:
-    """Whether a credential of that kind names the issuer."""
-    foreign = _FOREIGN.get(kind)
-    if foreign is None:
-        return False
-    return any(isinstance(each, foreign) and issuer in each.rules.issuers for each in destination.credentials)
+    known = {
+        each.kind
+        for each in destination.credentials
+        if isinstance(each, IssuedCredential) and issuer in each.rules.issuers
+    }
+    return kind in known or not known

@@ -1,9 +1,9 @@
 """Kind `hmac`: the webhook signing secret, over exactly the bytes that arrived.
 
-Redox documents that the secret exists and that a change takes effect at once; header, hash, encoding and signed bytes
-are not published. So all of them are settings of the credential, and several secrets are live while one rotates.
+Redox documents that the secret exists and that a change takes effect at once, but not the header, hash, encoding and
+signed bytes. So all of them are settings of the credential, and several secrets can be live during a rotation.
 
-Must not parse the body: exactly the bytes that came are signed, so they are all that counts.
+Must not parse the body: the signature is over exactly the bytes that arrived.
 """
 
 from __future__ import annotations
@@ -12,41 +12,139 @@ import base64
 import hmac
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import ClassVar, Final, Literal, get_args
 
-from receiver.errors import Unverified
+import msgspec
+
+from receiver.errors import ConfigurationError, Unverified
 from receiver.protocol.message import Head, Inbound, Nonce, Verified
-from receiver.protocol.registry import Destination, HmacCredential, live
+from receiver.protocol.registry import Credential, Destination, live
+from receiver.protocol.verification.headers import header_name
+from receiver.protocol.verification.kind import (
+    HOUR,
+    BodyKind,
+    CredentialOption,
+    CredentialSettings,
+    OptionUse,
+    Seconds,
+    SecretStorage,
+    StoredCredential,
+)
 
-# A header may hold several signatures, separated by commas, while the sender rotates. More than a few is an attack on
-# our time, not a rotation.
+Hash = Literal["sha256", "sha384", "sha512"]
+Encoding = Literal["hex", "base64", "base64url"]
+
+# A header may hold several signatures, separated by commas, while the sender rotates its secret. More than this is an
+# attack on our time.
 MAX_SIGNATURES: Final = 8
-# Eight base64 SHA-512 values with prefixes have under 1 KB.
+# Eight SHA-512 values in base64 with prefixes have less than 1 KB.
 MAX_HEADER: Final = 2048
 _SECONDS: Final = re.compile(rb"[0-9]{1,11}")
 _BASE64URL: Final = re.compile(rb"[A-Za-z0-9_-]*={0,2}")
 
 
-class HmacKind:
-    """The verifier of `hmac`."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HmacCredential(Credential):
+    """A webhook signing secret, and the format of its signature.
+
+    `header` and `timestamp_header` are in lower case. `prefix` (such as `sha256=`) stands before the signature. With a
+    `timestamp_header`, the signed bytes are its value, a full stop, and the body; otherwise only the body. `tolerance`:
+    the largest difference of the timestamp from now, in seconds.
+    """
+
+    secret: bytes = field(repr=False)
+    header: str = "redox-signature"
+    hash: Hash = "sha256"
+    encoding: Encoding = "base64"
+    prefix: str = ""
+    timestamp_header: str | None = None
+    tolerance: int = 300
+
+
+class HmacSettings(CredentialSettings, kw_only=True):
+    """The settings of HmacCredential."""
+
+    header: str = "redox-signature"
+    hash: Hash = "sha256"
+    encoding: Encoding = "base64"
+    prefix: str = ""
+    timestamp_header: str | None = None
+    tolerance: Seconds = 300
+
+
+class HmacKind(BodyKind[HmacSettings, HmacCredential]):
+    """A signature over the body."""
 
     name = "hmac"
-    by_head = False
+    text = "the webhook signing secret"
+    settings = HmacSettings
     credential = HmacCredential
+    secret = SecretStorage.SEALED
+    options = (
+        OptionUse(
+            option=CredentialOption(name="header", help="header with the signature.  [default: redox-signature]")
+        ),
+        OptionUse(
+            option=CredentialOption(name="hash", help="hash function.  [default: sha256]", choices=get_args(Hash))
+        ),
+        OptionUse(
+            option=CredentialOption(
+                name="encoding", help="encoding of the signature.  [default: base64]", choices=get_args(Encoding)
+            )
+        ),
+        OptionUse(
+            option=CredentialOption(name="prefix", help="text before the signature, such as sha256=.  [default: none]")
+        ),
+        OptionUse(
+            option=CredentialOption(
+                name="timestamp_header", help="header with Unix seconds; TIMESTAMP.BODY is signed.  [default: none]"
+            )
+        ),
+        OptionUse(
+            option=CredentialOption(
+                name="tolerance",
+                bounds=(1, 24 * HOUR),
+                help="largest difference of the timestamp, in seconds.  [default: 300]",
+            )
+        ),
+    )
+    reasons: ClassVar = {
+        "signature_wrong": "the webhook signature does not verify: compare the secret and the signed bytes",
+        "signature_malformed": "the webhook signature does not have the credential's hash, encoding or prefix",
+        "signature_stale": "the timestamp of the webhook signature is missing or too old: compare the clocks",
+        "signature_credential_expired": "the webhook signing secret has expired or was revoked",
+    }
+
+    def normalize(self, settings: HmacSettings) -> HmacSettings:
+        """Convert header names to lower case."""
+        stamp = settings.timestamp_header
+        changed = msgspec.structs.replace(
+            settings,
+            header=header_name(settings.header),
+            timestamp_header=None if stamp is None else header_name(stamp),
+        )
+        if changed.header == changed.timestamp_header:
+            raise ConfigurationError("the signature and its timestamp are in two headers: the names must differ")
+        return changed
+
+    def make(self, settings: HmacSettings, stored: StoredCredential) -> HmacCredential:
+        """Return the secret, with every setting."""
+        return HmacCredential(secret=stored.secret, **stored.common, **msgspec.structs.asdict(settings))
 
     def claims(self, head: Head, destination: Destination, now: datetime) -> bool:
         """The signature header of one of the destination's hmac credentials (see `_secrets`)."""
         return any(credential.header in head.headers for credential in _secrets(destination, now))
 
     def screen(self, head: Head, destination: Destination, now: datetime) -> None:
-        """Shape and time stamp, before the body is read."""
+        """Check the format and the timestamp."""
         for credentials in _by_header(head, destination, now):
             if not any(_candidates(head, credential, now) for credential in credentials):
                 raise Unverified(_why(head, credentials, now))
 
     def verify(self, inbound: Inbound, destination: Destination, now: datetime) -> Verified:
-        """The credentials that matched, one a header; with a time stamp each signature is good once in its window.
+        """Return the credentials that matched, one for each header. A signature with a timestamp is valid once.
 
         Raises Unverified: `signature_wrong`, `_malformed`, `_stale`, `_credential_expired`.
         """
@@ -84,9 +182,9 @@ class HmacKind:
 
 
 def _secrets(destination: Destination, now: datetime) -> list[HmacCredential]:
-    """The credentials whose header is looked at: all of them where hmac is required, else those that are live.
+    """Return the credentials whose header is checked: all if hmac is required, otherwise those that are live.
 
-    Their headers are settings: one that was set wrongly must end with its credential.
+    Their headers are settings: a wrong one must have no effect once its credential is not live.
     """
     required = HmacKind.name in destination.kinds
     return [
@@ -97,7 +195,7 @@ def _secrets(destination: Destination, now: datetime) -> list[HmacCredential]:
 
 
 def _by_header(head: Head, destination: Destination, now: datetime) -> list[list[HmacCredential]]:
-    """The credentials of each signature header that is presented: one of each group must match."""
+    """Return the credentials of each signature header that is presented: one of each group must match."""
     groups: dict[str, list[HmacCredential]] = {}
     for credential in _secrets(destination, now):
         if credential.header in head.headers:
@@ -106,7 +204,7 @@ def _by_header(head: Head, destination: Destination, now: datetime) -> list[list
 
 
 def _candidates(head: Head, credential: HmacCredential, now: datetime) -> list[bytes]:
-    """The well-formed signatures that this credential could have made; none when it is not live or not in time."""
+    """Return the well-formed signatures that this credential could have made; none if it is not live or not in time."""
     if not live(credential, now) or not _timely(head, credential, now):
         return []
     value = head.header(credential.header) or b""
@@ -138,13 +236,13 @@ def _timely(head: Head, credential: HmacCredential, now: datetime) -> bool:
 
 
 def _end(head: Head, credential: HmacCredential) -> datetime:
-    """When the time stamp, which is one, is stale for good."""
+    """Return the time after which the timestamp, which is valid, is stale."""
     stamp = int(head.header(credential.timestamp_header or "") or b"")
     return datetime.fromtimestamp(stamp, UTC) + timedelta(seconds=credential.tolerance + 1)
 
 
 def _why(head: Head, credentials: Sequence[HmacCredential], now: datetime) -> str:
-    """The reason that helps an operator most."""
+    """Return the reason that helps an operator most."""
     alive = [credential for credential in credentials if live(credential, now)]
     if not alive:
         return "signature_credential_expired"
@@ -155,7 +253,7 @@ def _why(head: Head, credentials: Sequence[HmacCredential], now: datetime) -> st
 
 
 def _base64url(text: bytes) -> bytes:
-    # With or without padding, as other people's code has it. Python takes + and / too, unless stopped.
+    # Senders differ about padding. Python accepts + and / too, unless they are rejected here.
     if not _BASE64URL.fullmatch(text):
         raise ValueError("not base64url")
     bare = text.rstrip(b"=")

@@ -1,9 +1,9 @@
-"""Kind `mtls`: a client certificate that a proxy in front has checked, and reports in headers.
+"""Kind `mtls`: a client certificate that a TLS proxy verifies and reports in headers.
 
-Redox offers mutual TLS on request. nginx, Envoy and AWS's load balancer each have headers of their own; all of them are
-made to report the certificate itself, so that what is pinned is read from it by us. Anybody can write such headers:
-they count where the connection comes from a trusted proxy and bears the proxy's secret, and the proxy must overwrite
-them (see the deployment guide).
+Redox offers mutual TLS on request. nginx, Envoy and AWS's load balancer use different headers. All of them are
+configured to report the certificate itself, and the receiver compares its pins with it. Anybody can write such headers:
+they are accepted from a trusted proxy with the proxy's secret, and the proxy must overwrite them
+(deploy/authentication.md).
 
 Must not accept a report without a check, from a proxy that passes certificates through unverified.
 """
@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final
+from typing import ClassVar, Final, Literal, get_args
 from urllib.parse import unquote_to_bytes
 
+import msgspec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.x509 import (
     Certificate,
@@ -31,10 +33,24 @@ from cryptography.x509 import (
 from cryptography.x509.oid import NameOID
 
 from receiver.errors import ConfigurationError, Unverified
-from receiver.protocol.message import Head, Inbound, Verified
-from receiver.protocol.registry import Destination, MtlsCredential, live
+from receiver.protocol.message import Head
+from receiver.protocol.registry import Credential, Destination, live
+from receiver.protocol.verification.headers import header_name
+from receiver.protocol.verification.kind import (
+    CredentialOption,
+    CredentialSettings,
+    HeadKind,
+    OptionUse,
+    OtherCredential,
+    SecretStorage,
+    StoredCredential,
+)
+from receiver.protocol.verification.public_keys import SUBJECT
 
-# A certificate in PEM has some 2 KB, and gunicorn takes headers of 8.
+Proxy = Literal["nginx", "envoy", "aws-alb"]
+SECRET_HEADER: Final = "x-proxy-secret"  # noqa: S105 - a header's name
+
+# A certificate in PEM has about 2 KB; gunicorn accepts headers of 8.
 MAX_HEADER: Final = 8 * 1024
 
 # Proxy → the header with the certificate.
@@ -43,34 +59,130 @@ _HEADER: Final = {
     "envoy": "x-forwarded-client-cert",
     "aws-alb": "x-amzn-mtls-clientcert-leaf",
 }
+_FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}")
 _NGINX_VERIFY: Final = "ssl-client-verify"
-# What AWS's load balancer sends in passthrough mode, where it verifies nothing.
+# AWS's load balancer sends it in passthrough mode, in which it verifies nothing.
 _PASSTHROUGH: Final = "x-amzn-mtls-clientcert"
-# Of an element of X-Forwarded-Client-Cert: `Key=value` or `Key="value"`, separated by semicolons.
+# In an element of X-Forwarded-Client-Cert: `Key=value` or `Key="value"`, separated by semicolons.
 _XFCC: Final = re.compile(rb'([A-Za-z]+)=("(?:[^"\\]|\\.)*"|[^;,="]*)(?:;|$)')
 
 
-class MtlsKind:
-    """The verifier of `mtls`."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MtlsCredential(Credential):
+    """A client certificate, as a proxy reports it. Every pin that is not None must match.
+
+    `proxy`: the proxy whose headers are read. `secret`: the proxy's, in `secret_header` (lower case). `fingerprint`:
+    SHA-256 of the certificate, 32 bytes. `subject`: RFC 4514. `san`: one name, DNS or URI.
+    """
+
+    proxy: Proxy
+    secret: bytes = field(repr=False)
+    secret_header: str = SECRET_HEADER
+    subject: str | None = None
+    san: str | None = None
+    fingerprint: bytes | None = None
+
+    def __post_init__(self) -> None:
+        if self.subject is None and self.san is None and self.fingerprint is None:
+            raise ConfigurationError(
+                "kind mtls needs a subject, a SAN or a fingerprint: the authority that signed Redox's certificate has "
+                "signed others"
+            )
+
+
+class MtlsSettings(CredentialSettings, kw_only=True):
+    """The settings of MtlsCredential, with the fingerprint in hexadecimal."""
+
+    proxy: Proxy
+    secret_header: str = SECRET_HEADER
+    subject: str | None = None
+    san: str | None = None
+    fingerprint: str | None = None
+
+
+class MtlsKind(HeadKind[MtlsSettings, MtlsCredential]):
+    """A certificate that a proxy reports."""
 
     name = "mtls"
-    by_head = True
+    text = "a client certificate that your TLS proxy reports"
+    settings = MtlsSettings
     credential = MtlsCredential
+    secret = SecretStorage.SEALED
+    generated_secret = "proxy_secret"  # noqa: S105 - a field's name
+    compares_others = True
+    options = (
+        OptionUse(
+            option=CredentialOption(
+                name="proxy", help="proxy that verifies the certificates.", choices=get_args(Proxy)
+            ),
+            required=True,
+        ),
+        OptionUse(
+            option=CredentialOption(
+                name="secret_header", help="header with the proxy's secret.  [default: x-proxy-secret]"
+            )
+        ),
+        OptionUse(option=SUBJECT),
+        OptionUse(option=CredentialOption(name="san", help="required DNS name or URI of the certificate.")),
+        OptionUse(
+            option=CredentialOption(
+                name="fingerprint", help="required SHA-256 fingerprint of the certificate, in hexadecimal."
+            )
+        ),
+    )
+    reasons: ClassVar = {
+        "mtls_not_from_proxy": "the report does not come from a trusted proxy (RECEIVER_TRUSTED_PROXIES)",
+        "mtls_proxy_secret_wrong": "the proxy's secret is missing or wrong",
+        "mtls_passthrough": "the load balancer passes certificates through unverified: set it to verify mode",
+        "mtls_not_verified": "the proxy reports a certificate that it did not verify",
+        "mtls_malformed": "the proxy's report is not one certificate",
+        "mtls_certificate_expired": "the certificate has expired, or is not valid yet",
+        "mtls_pin_differs": "the certificate does not match the credential's pins",
+        "mtls_credential_expired": "the credential has expired or was revoked",
+    }
 
-    def claims(self, head: Head, destination: Destination, now: datetime) -> bool:  # noqa: ARG002 - Kind's
-        """A certificate's header of a proxy that the destination's credentials name, where it requires one."""
-        return self.name in destination.kinds and any(_reported(head, each.proxy) for each in _credentials(destination))
+    def normalize(self, settings: MtlsSettings) -> MtlsSettings:
+        """Convert subject, fingerprint and header to the form that is compared."""
+        fingerprint = None if settings.fingerprint is None else settings.fingerprint.replace(":", "").lower()
+        if fingerprint is not None and not _FINGERPRINT.fullmatch(fingerprint):
+            raise ConfigurationError(
+                "a fingerprint is SHA-256: 64 hexadecimal digits, as `openssl x509 -fingerprint -sha256` prints them"
+            )
+        return msgspec.structs.replace(
+            settings,
+            secret_header=header_name(settings.secret_header),
+            fingerprint=fingerprint,
+            subject=None if settings.subject is None else normalize_subject(settings.subject),
+        )
 
-    def verify(self, inbound: Inbound, destination: Destination, now: datetime) -> Verified:
-        """The one credential whose pins hold.
+    def check_others(self, settings: MtlsSettings, secret: bytes, others: Iterable[OtherCredential]) -> None:
+        """Each proxy overwrites only its own headers: with one secret for two, either could forge the other's."""
+        for each in others:
+            if each.settings["proxy"] != settings.proxy and each.secret == secret:
+                raise ConfigurationError(
+                    f"credential {each.id} uses this secret for another kind of proxy: give each proxy its own secret"
+                )
 
-        Raises Unverified: `mtls_not_from_proxy`, `_proxy_secret_wrong`, `_passthrough`, `_not_verified`, `_malformed`,
-        `_certificate_expired`, `_pin_differs`, `_credential_expired`.
-        """
-        return Verified(credentials=(self._judge(inbound.head, destination, now),), kinds=frozenset({self.name}))
+    def make(self, settings: MtlsSettings, stored: StoredCredential) -> MtlsCredential:
+        """Return the pins and the proxy's secret."""
+        fingerprint = None if settings.fingerprint is None else bytes.fromhex(settings.fingerprint)
+        return MtlsCredential(
+            proxy=settings.proxy,
+            secret=stored.secret,
+            secret_header=settings.secret_header,
+            subject=settings.subject,
+            san=settings.san,
+            fingerprint=fingerprint,
+            **stored.common,
+        )
 
-    def _judge(self, head: Head, destination: Destination, now: datetime) -> int:
-        usable = [each for each in _credentials(destination) if live(each, now) and _reported(head, each.proxy)]
+    def claims(self, head: Head, destination: Destination, now: datetime) -> bool:  # noqa: ARG002 - the interface
+        """A header with a certificate, of a proxy of the destination's credentials, if it requires the kind."""
+        return self.name in destination.kinds and any(_reported(head, each.proxy) for each in self.held(destination))
+
+    def match(self, head: Head, destination: Destination, now: datetime) -> int:
+        """Return the id of the credential whose pins match."""
+        usable = [each for each in self.held(destination) if live(each, now) and _reported(head, each.proxy)]
         if not usable:
             raise Unverified("mtls_credential_expired")
         if not head.proxied:
@@ -79,13 +191,13 @@ class MtlsKind:
         if not usable:
             raise Unverified("mtls_proxy_secret_wrong")
         for each in usable:
-            if _holds(_certificate(head, each.proxy, now), each):
+            if _matches(_certificate(head, each.proxy, now), each):
                 return each.id
         raise Unverified("mtls_pin_differs")
 
 
-def normalise_subject(text: str) -> str:
-    """A subject as it is compared: RFC 4514, as `openssl x509 -subject -nameopt RFC2253` prints it.
+def normalize_subject(text: str) -> str:
+    """Return the form in which subjects are compared: RFC 4514, as `openssl x509 -subject -nameopt RFC2253` prints it.
 
     Raises ConfigurationError.
     """
@@ -93,11 +205,12 @@ def normalise_subject(text: str) -> str:
         return _subject(Name.from_rfc4514_string(text, {name: oid for oid, name in _ATTRIBUTES.items()}))
     except ValueError:
         raise ConfigurationError(
-            "the subject is not a valid one: write it as `openssl x509 -in CERTIFICATE -noout -subject -nameopt RFC2253` prints it"
+            f"{text!r} is not a valid subject: write it as `openssl x509 -in CERTIFICATE -noout -subject -nameopt "
+            "RFC2253` prints it"
         ) from None
 
 
-# RFC 4514 has no name for it, and openssl has.
+# RFC 4514 has no name for it, but openssl has.
 _ATTRIBUTES: Final[Mapping[ObjectIdentifier, str]] = {NameOID.EMAIL_ADDRESS: "emailAddress"}
 
 
@@ -105,32 +218,28 @@ def _subject(name: Name) -> str:
     return name.rfc4514_string(dict(_ATTRIBUTES))
 
 
-def _credentials(destination: Destination) -> list[MtlsCredential]:
-    return [each for each in destination.credentials if isinstance(each, MtlsCredential)]
-
-
 def _reported(head: Head, proxy: str) -> bool:
-    """Whether the head holds what this proxy says of a certificate. nginx says NONE where there was none."""
+    """Return whether the head has this proxy's report of a certificate. nginx sends NONE if there was none."""
     if proxy == "nginx" and head.header(_NGINX_VERIFY) not in (None, b"", b"NONE"):
         return True
     return bool(head.header(_HEADER[proxy])) or (proxy == "aws-alb" and _PASSTHROUGH in head.headers)
 
 
 def _certificate(head: Head, proxy: str, now: datetime) -> Certificate:
-    """The certificate that the proxy has checked. Raises Unverified."""
+    """Return the certificate that the proxy verified. Raises Unverified."""
     if proxy == "aws-alb" and _PASSTHROUGH in head.headers:
         raise Unverified("mtls_passthrough")
     if proxy == "nginx" and head.header(_NGINX_VERIFY) != b"SUCCESS":
         raise Unverified("mtls_not_verified")
     value = head.header(_HEADER[proxy]) or b""
     pem = unquote_to_bytes(_element(value) if proxy == "envoy" else value)
-    # A comma: the header came twice, and one of them may be the sender's own. A second certificate: a chain, or worse.
+    # A comma: the header came twice, and one of them may be from the client. A second certificate: a chain, or an attack.
     if len(value) > MAX_HEADER or b"," in pem or pem.count(b"-----BEGIN") != 1:
         raise Unverified("mtls_malformed")
     try:
         certificate = load_pem_x509_certificate(pem)
         begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    except Exception:  # noqa: BLE001 - its parsers raise several kinds
+    except Exception:  # noqa: BLE001 - the parsers raise several types
         raise Unverified("mtls_malformed") from None
     if not begins <= now <= ends:
         raise Unverified("mtls_certificate_expired")
@@ -138,7 +247,7 @@ def _certificate(head: Head, proxy: str, now: datetime) -> Certificate:
 
 
 def _element(value: bytes) -> bytes:
-    """`Cert` of the one element of X-Forwarded-Client-Cert. Raises Unverified when there are more elements or none."""
+    """Return `Cert` of the one element of X-Forwarded-Client-Cert. Raises Unverified for more elements, or none."""
     found, end = [], 0
     while (pair := _XFCC.match(value, end)) is not None and end < len(value):
         end = pair.end()
@@ -149,14 +258,14 @@ def _element(value: bytes) -> bytes:
     return found[0]
 
 
-def _holds(certificate: Certificate, credential: MtlsCredential) -> bool:
+def _matches(certificate: Certificate, credential: MtlsCredential) -> bool:
     try:
         return (
             (credential.fingerprint is None or certificate.fingerprint(SHA256()) == credential.fingerprint)
             and (credential.subject is None or _subject(certificate.subject) == credential.subject)
             and (credential.san is None or credential.san.lower() in _names(certificate))
         )
-    except Exception:  # noqa: BLE001 - subject and extensions are parsed only now, and raise several kinds
+    except Exception:  # noqa: BLE001 - subject and extensions are parsed only now, and raise several types
         raise Unverified("mtls_malformed") from None
 
 

@@ -1,13 +1,12 @@
 """Kind `sigv4`: AWS Signature Version 4 over the request as it arrived.
 
-Redox: the AWS strategy, with the fields accessKey, secretKey, serviceName, awsRegion and sessionToken. What is computed
-here stands in AWS's documentation ("Create a signed AWS API request"), with the path normalised and encoded twice, as
-for every service but S3. The query is taken in two canonical forms: encoded anew, as AWS documents it, and as it was
-sent, as botocore signs it.
+Redox: the AWS strategy, with the fields accessKey, secretKey, serviceName, awsRegion and sessionToken. The algorithm is
+AWS's ("Create a signed AWS API request"), with the path normalized and encoded twice, as for every service but S3. The
+query is accepted in two canonical forms: encoded again, as AWS documents it, and as sent, as botocore signs it.
 
-Must not look at anything but the raw target, query, headers and body: a proxy that rewrites one of what was signed
-makes the signature wrong. `host` must be signed; with `hosts` set, a request that was signed for another host is
-refused, so that one recorded at another receiver with the same secret cannot be replayed here.
+Must use only the raw target, query, headers and body: the signature is wrong if a proxy rewrites a signed part. `host`
+must be signed. With `hosts`, a request that was signed for another host is refused: a request that was recorded at
+another receiver with the same secret cannot be replayed here.
 """
 
 from __future__ import annotations
@@ -18,29 +17,40 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from hashlib import sha256
-from typing import Final
+from typing import ClassVar, Final
 from urllib.parse import quote, unquote_to_bytes
 
-from receiver.errors import Unverified
+import msgspec
+
+from receiver.errors import ConfigurationError, Unverified
 from receiver.protocol.message import Head, Inbound, Nonce, Verified
-from receiver.protocol.registry import Destination, SigV4Credential, live
+from receiver.protocol.registry import Credential, Destination, live
+from receiver.protocol.verification.kind import (
+    BodyKind,
+    CredentialOption,
+    CredentialSettings,
+    OptionUse,
+    SecretStorage,
+    StoredCredential,
+)
 
 ALGORITHM: Final = b"AWS4-HMAC-SHA256"
 UNSIGNED: Final = b"UNSIGNED-PAYLOAD"
-# AWS: a request is refused five minutes after its time stamp, or before it.
+# AWS: the timestamp of a request may differ by five minutes, in either direction.
 WINDOW: Final = timedelta(minutes=5)
-# Real ones have some 300 bytes and ten names.
+# Real headers have about 300 bytes and ten names.
 MAX_HEADER: Final = 4 * 1024
 MAX_SIGNED: Final = 64
 
 _SIGNATURE: Final = re.compile(rb"[0-9a-f]{64}")
 _STAMP: Final = re.compile(rb"[0-9]{8}T[0-9]{6}Z")
+_HOST: Final = re.compile(r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")  # RFC 9110 7.2, in lower case
 _FIELDS: Final = frozenset({b"Credential", b"SignedHeaders", b"Signature"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Claim:
-    """What the request says of its signature. `payload` None: the body's digest is to be computed."""
+    """The request's statements about its signature. `payload` None: the body's digest has to be computed."""
 
     access_key: bytes
     scope: bytes
@@ -50,24 +60,100 @@ class _Claim:
     payload: bytes | None
 
 
-class SigV4Kind:
-    """The verifier of `sigv4`."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SigV4Credential(Credential):
+    """An access key that signs requests, for one region and service.
+
+    `unsigned_payload`: whether a signature may omit the body. `hosts`: the accepted values of the Host header, in lower
+    case; empty: any.
+    """
+
+    access_key: str
+    secret: bytes = field(repr=False)
+    region: str
+    service: str
+    session_token: bytes | None = field(default=None, repr=False)
+    unsigned_payload: bool = False
+    hosts: tuple[str, ...] = ()
+
+
+class SigV4Settings(CredentialSettings, kw_only=True):
+    """The settings of SigV4Credential. The sealed secret has the session token, if any, on a second line."""
+
+    access_key: str
+    region: str
+    service: str
+    unsigned_payload: bool = False
+    hosts: list[str] = msgspec.field(default_factory=list)
+
+
+class SigV4Kind(BodyKind[SigV4Settings, SigV4Credential]):
+    """A signature over the request."""
 
     name = "sigv4"
-    by_head = False
+    text = "AWS Signature Version 4"
+    settings = SigV4Settings
     credential = SigV4Credential
+    secret = SecretStorage.SEALED
+    second_secret = "session_token"  # noqa: S105 - a field's name
+    options = (
+        OptionUse(option=CredentialOption(name="access_key", help="AWS access key id."), required=True),
+        OptionUse(option=CredentialOption(name="region", help="AWS region."), required=True),
+        OptionUse(option=CredentialOption(name="service", help="AWS service name."), required=True),
+        OptionUse(
+            option=CredentialOption(
+                name="host",
+                metavar="HOST[:PORT]",
+                multiple=True,
+                help="accepted Host header; may be repeated.  [default: any]",
+            ),
+            setting="hosts",
+        ),
+        OptionUse(
+            option=CredentialOption(
+                name="unsigned_payload", flag=True, help="accept signatures that do not cover the body."
+            )
+        ),
+    )
+    reasons: ClassVar = {
+        "sigv4_malformed": "Authorization or X-Amz-Date does not have AWS's format, or the body is signed in chunks",
+        "sigv4_stale": "the signature is more than five minutes old: compare the clocks",
+        "sigv4_header_missing": "a signed header is missing: check whether a proxy removes it",
+        "sigv4_host_unsigned": "Host is not among the signed headers",
+        "sigv4_host_wrong": "the request was signed for a host that the credential does not accept (--host)",
+        "sigv4_credential_missing": "no credential has that access key",
+        "sigv4_credential_expired": "the credential of that access key has expired or was revoked",
+        "sigv4_scope_wrong": "the signature is for another day, region or service",
+        "sigv4_session_token_wrong": "the session token is not the credential's",
+        "sigv4_payload_unsigned": "the body is not signed, which the credential requires (--unsigned-payload)",
+        "sigv4_payload_differs": "the body is not the one that was signed",
+        "sigv4_signature_wrong": "the signature does not verify: compare the secret, and check whether a proxy changes requests",
+    }
 
-    def claims(self, head: Head, destination: Destination, now: datetime) -> bool:  # noqa: ARG002 - Kind's
-        """An `Authorization` of AWS's, where the destination requires it."""
+    def normalize(self, settings: SigV4Settings) -> SigV4Settings:
+        """Convert hosts to lower case."""
+        return msgspec.structs.replace(settings, hosts=[_host(each) for each in settings.hosts])
+
+    def make(self, settings: SigV4Settings, stored: StoredCredential) -> SigV4Credential:
+        """Return the secret, the session token of its second line, and every setting."""
+        key, newline, session = stored.secret.partition(b"\n")
+        return SigV4Credential(
+            secret=key,
+            session_token=session if newline else None,
+            **stored.common | msgspec.structs.asdict(settings) | {"hosts": tuple(settings.hosts)},
+        )
+
+    def claims(self, head: Head, destination: Destination, now: datetime) -> bool:  # noqa: ARG002 - the interface
+        """AWS's form of `Authorization`, if the destination requires it."""
         return self.name in destination.kinds and (head.header("authorization") or b"").startswith(b"AWS4-")
 
     def screen(self, head: Head, destination: Destination, now: datetime) -> None:
-        """All but the body; the signature too, where the head names the body's digest."""
+        """Check everything but the body, and the signature if the head has the body's digest."""
         claim = _read(head)
         self._match(head, claim, claim.payload, destination, now)
 
     def verify(self, inbound: Inbound, destination: Destination, now: datetime) -> Verified:
-        """The one credential that matched; its signature is good once in its window.
+        """Return the credential that matched. Its signature is valid once.
 
         Raises Unverified: `sigv4_malformed`, `_stale`, `_header_missing`, `_host_unsigned`, `_credential_missing`,
         `_credential_expired`, `_scope_wrong`, `_session_token_wrong`, `_payload_unsigned`, `_signature_wrong`,
@@ -82,10 +168,10 @@ class SigV4Kind:
         return Verified(credentials=(matched,), kinds=frozenset({self.name}), nonces=(once,))
 
     def _match(self, head: Head, claim: _Claim, payload: bytes | None, destination: Destination, now: datetime) -> int:
-        """The credential whose signature it is; with `payload` None the one whose it may be."""
+        """Return the credential that made the signature; with `payload` None, one that could have made it."""
         if abs(now - claim.at) > WINDOW:
             raise Unverified("sigv4_stale")
-        usable = [each for each in destination.credentials if isinstance(each, SigV4Credential)]
+        usable = self.held(destination)
         for reason, holds in _conditions(head, claim, payload, now):
             usable = [each for each in usable if holds(each)]
             if not usable:
@@ -103,10 +189,20 @@ class SigV4Kind:
         return found
 
 
+def _host(text: str) -> str:
+    host = text.lower()
+    if not _HOST.fullmatch(host):
+        raise ConfigurationError(
+            f"{text!r} is not a valid host: write it as in the Host header, such as "
+            "hooks.example.org or hooks.example.org:8443"
+        )
+    return host
+
+
 def _conditions(
     head: Head, claim: _Claim, payload: bytes | None, now: datetime
 ) -> Iterator[tuple[str, Callable[[SigV4Credential], bool]]]:
-    """What a credential must be before the signature is looked at, with the reason where none is."""
+    """The conditions that a credential must meet before the signature is checked, with the reason if none does."""
     host, session = (head.header("host") or b"").lower(), head.header("x-amz-security-token") or b""
     yield "sigv4_credential_missing", lambda each: each.access_key.encode() == claim.access_key
     yield "sigv4_credential_expired", lambda each: live(each, now)
@@ -117,7 +213,7 @@ def _conditions(
 
 
 def _read(head: Head) -> _Claim:
-    """What the head claims. Raises Unverified, whatever the bytes."""
+    """Read the head's statements. Raises Unverified for any invalid bytes."""
     value = head.header("authorization") or b""
     algorithm, _, rest = value.partition(b" ")
     parts = rest.split(b",", len(_FIELDS))
@@ -140,7 +236,7 @@ def _read(head: Head) -> _Claim:
         raise Unverified("sigv4_header_missing")
     payload = head.header("x-amz-content-sha256")
     if payload is not None and payload != UNSIGNED and not _SIGNATURE.fullmatch(payload):
-        raise Unverified("sigv4_malformed")  # a body signed in chunks, or none of AWS's forms
+        raise Unverified("sigv4_malformed")  # a body signed in chunks, or a form that AWS does not have
     return _Claim(
         access_key=access_key,
         scope=b"/".join(scope),
@@ -166,14 +262,14 @@ def _scope(credential: SigV4Credential, at: datetime) -> bytes:
 
 
 def _strings_to_sign(head: Head, claim: _Claim, payload: bytes) -> list[bytes]:
-    """What the signature may be over, once for each canonical form of the query; they differ for few queries."""
+    """Return the strings that may be signed: one for each canonical form of the query. They differ for few queries."""
     query = head.query.encode("latin-1", "replace")
     forms = dict.fromkeys((_query(query), _query_as_sent(query)))
     return [_string_to_sign(head, claim, payload, form) for form in forms]
 
 
 def _string_to_sign(head: Head, claim: _Claim, payload: bytes, query: bytes) -> bytes:
-    """Algorithm, time, scope, and the digest of the canonical request."""
+    """Return algorithm, time, scope, and the digest of the canonical request."""
     lines = [head.method.encode(), _path(head.target.encode("latin-1", "replace")), query]
     lines += [name.encode("latin-1") + b":" + b" ".join((head.header(name) or b"").split()) for name in claim.signed]
     lines += [b"", ";".join(claim.signed).encode("latin-1"), payload]
@@ -182,7 +278,7 @@ def _string_to_sign(head: Head, claim: _Claim, payload: bytes, query: bytes) -> 
 
 
 def _path(target: bytes) -> bytes:
-    """The path with dot segments and doubled slashes taken out, each byte that is not unreserved encoded."""
+    """Return the path without dot segments and doubled slashes, with every byte encoded that is not unreserved."""
     kept: list[bytes] = []
     for segment in target.split(b"/"):
         if segment == b"..":
@@ -193,7 +289,7 @@ def _path(target: bytes) -> bytes:
 
 
 def _query(query: bytes) -> bytes:
-    """The parameters, each encoded in the one way, sorted by name and then by value."""
+    """Return the parameters, each encoded in one way, sorted by name and then by value."""
     pairs = sorted(
         tuple(quote(unquote_to_bytes(text), safe="") for text in part.partition(b"=")[::2])
         for part in query.split(b"&")
@@ -203,7 +299,7 @@ def _query(query: bytes) -> bytes:
 
 
 def _query_as_sent(query: bytes) -> bytes:
-    """The parameters, sorted and not encoded anew: what botocore signs of a URL that holds its query already."""
+    """Return the parameters, sorted and not encoded again: botocore signs a URL with a query in this form."""
     pairs = sorted(part.partition(b"=")[::2] for part in query.split(b"&")) if query else []
     return b"&".join(b"=".join(pair) for pair in pairs)
 

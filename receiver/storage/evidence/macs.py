@@ -181,11 +181,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def token_key(keyring: Keyring) -> bytes:
-    """Return the key under which verification tokens are digested."""
-    return keyring.current("index").derive("verification token")
-
-
 class PatientDigests:
     """Digests of patient identifiers. They find messages without storing the identifiers."""
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+import msgspec
 from sqlalchemy import Connection, Engine, Row, Table, exists, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError as ConstraintViolation
 
@@ -21,13 +22,13 @@ from receiver.keyring import Keyring
 from receiver.protocol.jose import read_keys
 from receiver.protocol.message import DESTINATION_NAME
 from receiver.protocol.reading import normalise_source
-from receiver.protocol.registry import MIN_TOKEN_LENGTH
-from receiver.protocol.verification import parse_require
+from receiver.protocol.verification import KINDS, parse_require
+from receiver.protocol.verification.kind import OtherCredential
 from receiver.storage import schema
 from receiver.storage.evidence.audit_log import AuditChain, AuditEvent, write
 from receiver.storage.evidence.encryption import Sealer
 from receiver.storage.evidence.macs import mac_key, row_mac
-from receiver.storage.registry.credentials import DIGESTED, CredentialFactory, credential_binding
+from receiver.storage.registry.credentials import CredentialFactory
 
 # The pause reason of a handler whose pending deliveries may have run since the restored backup.
 RESTORED: Final = "restored"
@@ -59,7 +60,7 @@ class RegistryChanges:
         self._engine = engine
         self._keyring = keyring
         self._seals = Sealer(keyring)
-        self._makings = CredentialFactory(keyring)
+        self._factory = CredentialFactory(keyring)
         self._audit = AuditChain(keyring, self._seals)
         self._actor = actor
         self._key = keyring.current("mac")
@@ -135,7 +136,7 @@ class RegistryChanges:
     def add_token(
         self, destination: str, now: datetime, token: str, *, label: str | None, expires_at: datetime | None
     ) -> int:
-        """Add a verification token. Returns its id. Raises ConfigurationError under MIN_TOKEN_LENGTH characters."""
+        """Add a verification token. Returns its id. Raises ConfigurationError under MIN_SECRET_LENGTH characters."""
         with self._change() as connection:
             row = self._destination(connection, destination)
             credential_id = self._add_token(connection, row.id, token, label=label, expires_at=expires_at)
@@ -169,17 +170,15 @@ class RegistryChanges:
         expires_at: datetime | None,
         fetched: bytes | None = None,
     ) -> int:
-        """Add a credential of any kind but token, with the settings of receiver.storage.registry.credentials. Returns
-        its id.
+        """Add a credential, with the settings of its kind (receiver.protocol.verification). Returns its id.
 
         `fetched`: the current content of its jwks_url, needed if that URL is not known yet. Raises ConfigurationError,
         NotFound.
         """
-        normal = self._makings.resolve(kind, settings, secret)
+        normal = self._factory.resolve(kind, settings, secret)
         with self._change() as connection:
             row = self._destination(connection, destination)
-            if kind == "mtls":
-                self._check_proxies(connection, row.id, normal, secret or b"")
+            self._check_others(connection, row.id, kind, normal, secret or b"")
             if "jwks_url" in normal:
                 self._need_key_set(connection, normal["jwks_url"], fetched, now)
             credential_id = self._insert(
@@ -199,7 +198,7 @@ class RegistryChanges:
             )
             if secret is not None:
                 # Sealed to its own id, which is known only now.
-                kept = self._secret_columns(kind, secret, credential_id)
+                kept = self._factory.secret_columns(kind, secret, credential_id)
                 added = self._row(connection, schema.credentials, credential_id)
                 self._update(connection, schema.credentials, added, kept)
             self._add_event(
@@ -207,31 +206,29 @@ class RegistryChanges:
             )
         return credential_id
 
-    def _secret_columns(self, kind: str, secret: bytes, credential_id: int) -> dict[str, Any]:
-        """Return the columns of a secret."""
-        if kind in DIGESTED:
-            return {"digest": self._makings.digest(kind, secret), "secret_key": self._keyring.current("index").id}
-        key_id, sealed = self._seals.seal("secret", secret, credential_binding(credential_id))
-        return {"secret": sealed, "secret_key": key_id}
-
-    def _check_proxies(
-        self, connection: Connection, destination_id: int, settings: Mapping[str, Any], secret: bytes
+    def _check_others(
+        self, connection: Connection, destination_id: int, kind: str, settings: Mapping[str, Any], secret: bytes
     ) -> None:
-        """Each proxy overwrites only its own headers: with one secret for two, either could forge the other's."""
+        """See `CredentialKind.check_others`."""
+        described = KINDS[kind]
+        if not described.compares_others:
+            return
         table = schema.credentials
-        for row in connection.execute(
+        rows = connection.execute(
             select(table).where(
                 table.c.destination_id == destination_id,
-                table.c.kind == "mtls",
+                table.c.kind == kind,
                 or_(table.c.revoked_at.is_(None), table.c.revoked_at > func.now()),
             )
-        ):
-            if row.settings["proxy"] != settings["proxy"] and secret == self._seals.open(
-                row.secret_key, row.secret, credential_binding(row.id)
-            ):
-                raise ConfigurationError(
-                    f"credential {row.id} uses this secret for another kind of proxy: give each proxy its own secret"
-                )
+        ).mappings()
+        described.check_others(
+            msgspec.convert(dict(settings), described.settings),
+            secret,
+            [
+                OtherCredential(id=row["id"], settings=row["settings"], secret=self._factory.open_secret({**row}))
+                for row in rows
+            ],
+        )
 
     # --- key sets
 
@@ -587,11 +584,8 @@ class RegistryChanges:
     def _add_token(
         self, connection: Connection, destination_id: int, token: str, *, label: str | None, expires_at: datetime | None
     ) -> int:
-        if len(token) < MIN_TOKEN_LENGTH or not token.isascii() or not token.isprintable() or token != token.strip():
-            raise ConfigurationError(
-                f"a verification token has at least {MIN_TOKEN_LENGTH} printable ASCII characters "
-                "and no space around it: leave --token-file away and one is made"
-            )
+        secret = token.encode("utf-8", "surrogateescape")
+        settings = self._factory.resolve("token", {}, secret)
         return self._insert(
             connection,
             schema.credentials,
@@ -600,11 +594,10 @@ class RegistryChanges:
                 "kind": "token",
                 "label": label,
                 "expires_at": expires_at,
-                "digest": self._makings.digest("token", token.encode()),
                 "secret": None,
-                "secret_key": self._keyring.current("index").id,
-                "settings": {},
+                "settings": settings,
                 "revoked_at": None,
+                **self._factory.secret_columns("token", secret, 0),
             },
         )
 

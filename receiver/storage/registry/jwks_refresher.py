@@ -22,8 +22,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from receiver.database.engine import describe
 from receiver.errors import ReceiverError, UnknownKey
 from receiver.keyring import Keyring
+from receiver.protocol.verification.public_keys import MAX_STALE
 from receiver.storage.registry.changes import RegistryChanges
-from receiver.storage.registry.credentials import MAX_STALE
 from receiver.storage.registry.loader import credential_rows, verified_rows
 from receiver.storage.schema import key_sets
 

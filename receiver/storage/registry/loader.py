@@ -27,15 +27,7 @@ from receiver.errors import ConfigurationError, ReceiverError, UnknownKey
 from receiver.fault_injection import faults
 from receiver.keyring import Keyring
 from receiver.protocol.jose import read_keys
-from receiver.protocol.registry import (
-    Credential,
-    Destination,
-    GoogleCredential,
-    JwtCredential,
-    Registry,
-    SmartCredential,
-    Subscription,
-)
+from receiver.protocol.registry import Credential, Destination, Registry, Subscription
 from receiver.protocol.verification import parse_require
 from receiver.storage import schema
 from receiver.storage.evidence.macs import mac_key, row_mac
@@ -107,10 +99,7 @@ def load_registry(connection: Connection, keyring: Keyring) -> Registry:
 def stale_credentials(registry: Registry) -> frozenset[int]:
     """The ids of the credentials whose fetched keys are stale."""
     return frozenset(
-        each.id
-        for destination in registry.destinations.values()
-        for each in destination.credentials
-        if isinstance(each, JwtCredential | GoogleCredential | SmartCredential) and each.rules.stale
+        each.id for destination in registry.destinations.values() for each in destination.credentials if each.stale
     )
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from receiver.protocol.registry import MIN_TOKEN_LENGTH
+from receiver.protocol.verification.kind import MIN_SECRET_LENGTH
 from tests.cli.conftest import ACTOR, Commands
 from tests.storage.door import TOKEN, Door
 
@@ -13,7 +13,7 @@ def test_add_shows_the_token_this_once(run: Commands) -> None:
     """What a script needs to register it with Redox: its name, path and token; the token is never seen again."""
     added = run.json("destination", "add", "lab")
     assert (added["name"], added["path"]) == ("lab", "/redox/lab")
-    assert len(added["verification_token"]) >= MIN_TOKEN_LENGTH
+    assert len(added["verification_token"]) >= MIN_SECRET_LENGTH
     assert added["verification_token"] not in run("destination", "show", "lab", "--json").output
 
 

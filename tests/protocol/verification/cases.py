@@ -36,6 +36,7 @@ def refusal(headers: Headers, at: Destination, *, body: bytes = BODY, now: datet
     with pytest.raises(Unverified) as refused:
         verify(headers, at, body=body, now=now)
     assert refused.value.status_hint == 401
+    assert refused.value.reason in verification.reason_meanings()
     return refused.value.reason
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from receiver.errors import ConfigurationError
 from receiver.protocol.jose import Rules
-from receiver.protocol.registry import Credential, GoogleCredential
-from receiver.protocol.verification.google import ALGORITHMS, ISSUERS
+from receiver.protocol.registry import Credential
+from receiver.protocol.verification.google import ALGORITHMS, ISSUERS, GoogleCredential
 from tests.protocol.made_up import NOW, TOKENS, Which, destination, token
 from tests.protocol.verification.cases import Headers, VerificationCases, refusal, verify
 from tests.protocol.verification.issuers import RSA_FIRST, RSA_SECOND, Issuer, jwks

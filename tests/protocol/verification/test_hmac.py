@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 
-from receiver.protocol.registry import Credential, HmacCredential
-from receiver.protocol.verification.hmac import MAX_HEADER, MAX_SIGNATURES
+from receiver.protocol.registry import Credential
+from receiver.protocol.verification.hmac import MAX_HEADER, MAX_SIGNATURES, HmacCredential
 from tests.protocol.made_up import BODY, NOW, SECRETS, SIGNATURES, TOKENS, Which, destination, signing, token
 from tests.protocol.verification.cases import Headers, VerificationCases, refusal, verify
 

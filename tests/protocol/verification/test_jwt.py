@@ -14,7 +14,9 @@ import pytest
 from receiver.errors import Unavailable
 from receiver.protocol import verification
 from receiver.protocol.jose import Rules, read_keys
-from receiver.protocol.registry import Credential, GoogleCredential, JwtCredential
+from receiver.protocol.registry import Credential
+from receiver.protocol.verification.google import GoogleCredential
+from receiver.protocol.verification.jwt import JwtCredential
 from tests.protocol.made_up import NOW, TOKENS, Which, destination, head, token
 from tests.protocol.verification.cases import Headers, VerificationCases, refusal, verify
 from tests.protocol.verification.issuers import P256, P384, RSA_FIRST, RSA_SECOND, Issuer, b64, jwk, jwks, pem

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from receiver.errors import ConfigurationError, Unverified
 from receiver.protocol import verification
-from receiver.protocol.registry import Credential, Destination, MtlsCredential
-from receiver.protocol.verification.mtls import normalise_subject
+from receiver.protocol.registry import Credential, Destination
+from receiver.protocol.verification.mtls import MtlsCredential, normalize_subject
 from tests.protocol.made_up import NOW, TOKENS, Which, destination, head, token
 from tests.protocol.verification.cases import Headers, VerificationCases, refusal, verify
 from tests.protocol.verification.issuers import P256
@@ -232,7 +232,7 @@ def test_only_from_a_trusted_proxy() -> None:
 @pytest.mark.parametrize(
     "pins",
     [
-        {"subject": normalise_subject(r"CN=redox.example,O=Made\, Up")},
+        {"subject": normalize_subject(r"CN=redox.example,O=Made\, Up")},
         {"san": "client.REDOX.example"},
         {"san": "spiffe://redox.example/engine"},
         {"fingerprint": _FINGERPRINTS["first"]},
@@ -271,7 +271,7 @@ def test_a_certificate_that_has_ended() -> None:
 def test_subjects_as_openssl_writes_them() -> None:
     """`emailAddress`, which RFC 4514 has no name for, may be pinned as openssl prints it."""
     certificate = _certificate("redox.example", email="engine@redox.example")
-    subject = normalise_subject(r"emailAddress=engine@redox.example,CN=redox.example,O=Made\, Up")
+    subject = normalize_subject(r"emailAddress=engine@redox.example,CN=redox.example,O=Made\, Up")
     assert verify(_nginx(_pem(certificate)), _pinned(subject=subject)).credentials == (1,)
 
 
@@ -279,7 +279,7 @@ def test_subjects_as_openssl_writes_them() -> None:
 def test_what_is_no_subject(text: str) -> None:
     """Anything else is refused with the command that prints a subject."""
     with pytest.raises(ConfigurationError, match="openssl x509"):
-        normalise_subject(text)
+        normalize_subject(text)
 
 
 def test_something_must_be_pinned() -> None:

@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 import pytest
 
 from receiver.protocol.jose import Rules, VerifyingKey
-from receiver.protocol.registry import Client, Credential, OAuthCredential, SmartCredential
-from receiver.protocol.verification.oauth import OwnCredential, issue
+from receiver.protocol.registry import Credential
+from receiver.protocol.verification.oauth import AccessTokenCredential, Client, OAuthCredential, issue
+from receiver.protocol.verification.smart import SmartCredential
 from tests.protocol.made_up import NOW, TOKENS, Which, destination, token
 from tests.protocol.verification.cases import Headers, VerificationCases, refusal, verify
 from tests.protocol.verification.issuers import P384, b64, jwks
@@ -95,7 +96,7 @@ class _OwnCases(VerificationCases):
     def test_what_is_issued_opens(self) -> None:
         """What `issue` makes is what is taken, until it ends, here and nowhere else."""
         credential = self.credential(id=3)
-        assert isinstance(credential, OwnCredential)
+        assert isinstance(credential, AccessTokenCredential)
         at = self.door(credential)
         made = _bearer(issue(credential, at, NOW, scopes=("a", "b"), jti="x"))
         assert verify(made, at).credentials == (3,)
@@ -121,7 +122,7 @@ class _OwnCases(VerificationCases):
         assert refusal(self.right["first"], self.door(self.made(1, (new,)))) == "jwt_key_unknown"
         assert refusal(self.right["first"], self.door(self.made(1, _OTHER_KEYS))) == "jwt_signature_wrong"
 
-    def made(self, id: int, keys: tuple[VerifyingKey, ...], **values: Any) -> OwnCredential:  # noqa: A002
+    def made(self, id: int, keys: tuple[VerifyingKey, ...], **values: Any) -> AccessTokenCredential:  # noqa: A002
         """The row, with those keys (`id` is the field's name)."""
         raise NotImplementedError
 
@@ -172,7 +173,7 @@ class TestOAuth(_OwnCases):
     }
     bad: ClassVar[Mapping[str, tuple[Headers, str]]] = _bad("oauth")
 
-    def made(self, id: int, keys: tuple[VerifyingKey, ...], **values: Any) -> OwnCredential:  # noqa: A002
+    def made(self, id: int, keys: tuple[VerifyingKey, ...], **values: Any) -> AccessTokenCredential:  # noqa: A002
         """A client with a secret."""
         return OAuthCredential(
             id=id, client=Client(client_id="redox"), digest=b"d" * 32, key=b"k" * 32, token_keys=keys, **values
@@ -189,7 +190,7 @@ class TestSmart(_OwnCases):
     }
     bad: ClassVar[Mapping[str, tuple[Headers, str]]] = _bad("smart")
 
-    def made(self, id: int, keys: tuple[VerifyingKey, ...], **values: Any) -> OwnCredential:  # noqa: A002
+    def made(self, id: int, keys: tuple[VerifyingKey, ...], **values: Any) -> AccessTokenCredential:  # noqa: A002
         """A client with a key set."""
         rules = Rules(
             issuers=("redox",),

@@ -10,7 +10,8 @@ import pytest
 
 from receiver.protocol import verification
 from receiver.protocol.message import Verified
-from receiver.protocol.registry import Credential, TokenCredential
+from receiver.protocol.registry import Credential
+from receiver.protocol.verification.token import TokenCredential
 from tests.protocol.made_up import (
     NOW,
     SIGNATURES,

@@ -10,16 +10,15 @@ import pytest
 
 from receiver.errors import ConfigurationError
 from receiver.keyring import Keyring
-from receiver.protocol.registry import (
-    GoogleCredential,
-    HmacCredential,
-    JwtCredential,
-    MtlsCredential,
-    OAuthCredential,
-    SigV4Credential,
-    SmartCredential,
-)
-from receiver.storage.registry.credentials import KINDS, CredentialFactory
+from receiver.protocol.verification import KINDS
+from receiver.protocol.verification.google import GoogleCredential
+from receiver.protocol.verification.hmac import HmacCredential
+from receiver.protocol.verification.jwt import JwtCredential
+from receiver.protocol.verification.mtls import MtlsCredential
+from receiver.protocol.verification.oauth import OAuthCredential
+from receiver.protocol.verification.sigv4 import SigV4Credential
+from receiver.protocol.verification.smart import SmartCredential
+from receiver.storage.registry.credentials import CredentialFactory
 from tests.protocol.verification.issuers import P384, RSA_FIRST, RSA_SECOND, jwk, pem
 from tests.storage.door import DESTINATION, Door
 

@@ -16,7 +16,9 @@ from receiver.database.engine import open_engine
 from receiver.errors import UnknownKey
 from receiver.keyring import Keyring, create
 from receiver.pipeline import Admitted, Challenged, Refused
-from receiver.protocol.registry import Destination, HmacCredential, Registry, TokenCredential, live
+from receiver.protocol.registry import Destination, Registry, live
+from receiver.protocol.verification.hmac import HmacCredential
+from receiver.protocol.verification.token import TokenCredential
 from receiver.storage import schema
 from receiver.storage.evidence.macs import mac_key, row_mac
 from receiver.storage.registry.changes import RegistryChanges
