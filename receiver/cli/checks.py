@@ -35,7 +35,7 @@ from receiver.fault_injection import faults
 from receiver.keyring import Keyring
 from receiver.settings import Settings
 from receiver.storage.operations import backups, queries
-from receiver.storage.registry.changes import HandlerSpec
+from receiver.storage.registry.handler_changes import HandlerSpec
 from receiver.storage.registry.key_records import check_keys
 from receiver.worker import discovery
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from receiver.findings.finding import Finding, command
 from receiver.findings.view import View
-from receiver.storage.registry.changes import RESTORED
+from receiver.storage.registry.handler_changes import RESTORED
 
 
 def lanes(view: View) -> Iterator[Finding]:

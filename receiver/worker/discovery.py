@@ -19,7 +19,7 @@ from receiver.handlers.declaration import Declaration, declared
 from receiver.retry_policy import class_name
 
 if TYPE_CHECKING:
-    from receiver.storage.registry.changes import HandlerSpec
+    from receiver.storage.registry.handler_changes import HandlerSpec
 
 GROUP: Final = "redox_receiver.handlers"
 
@@ -49,7 +49,7 @@ class Loaded:
     def spec(self) -> HandlerSpec:
         """The declaration as the registry stores it."""
         # Imported here because handler processes also load handlers and do not need the registry.
-        from receiver.storage.registry.changes import HandlerSpec
+        from receiver.storage.registry.handler_changes import HandlerSpec
 
         declaration = self.declaration
         return HandlerSpec(

@@ -31,7 +31,8 @@ from receiver.database import migrations
 from receiver.database.embedded.cluster import Cluster, binaries
 from receiver.database.engine import open_engine
 from receiver.storage.evidence.verify import VerificationResult, verify
-from receiver.storage.registry.changes import RegistryChanges, new_token
+from receiver.storage.registry.changes import RegistryChanges
+from receiver.storage.registry.credentials import new_token
 from receiver.storage.registry.key_records import record_keys
 from receiver.worker import discovery
 from tests.bench import load, machine, subscribed
@@ -311,7 +312,7 @@ class Receiver:
         registration.add_source(name, SOURCE, now, name=None)
         registration.enable_handler(name, discovery.load_handler("idle", [subscribed.__name__]).spec, now)
         if "hmac" in require:
-            registration.add_hmac(name, now, self.secret, {}, label=None, expires_at=None)
+            registration.add_credential(name, now, "hmac", {}, self.secret)
         self.tokens[name] = token
 
     def serve(self, name: str, **settings: str) -> Server:

@@ -20,7 +20,8 @@ from receiver.storage import schema
 from receiver.storage.evidence.audit_log import AuditChain, AuditEvent, write
 from receiver.storage.evidence.encryption import Sealer
 from receiver.storage.queue.handler_problems import HandlerProblem, Kind, report
-from receiver.storage.registry.changes import HandlerSpec, RegistryChanges
+from receiver.storage.registry.changes import RegistryChanges
+from receiver.storage.registry.handler_changes import HandlerSpec
 from tests.protocol.verification.issuers import RSA_FIRST, jwk
 
 LANE = "register/lab/source:none"
@@ -217,11 +218,12 @@ SITUATIONS: dict[str, Callable[[World], object]] = {
     "no_credential": lambda world: world.sql("UPDATE credentials SET revoked_at = now()"),
     "no_source": lambda world: world.sql("UPDATE sources SET enabled = false"),
     "no_handler": lambda world: world.sql("UPDATE subscriptions SET enabled = false"),
-    "credential_expires": lambda world: world.registration.add_token(
+    "credential_expires": lambda world: world.registration.add_credential(
         "lab",
         datetime.now(UTC),
-        "another-token-of-32-characters-x",
-        label=None,
+        "token",
+        {},
+        b"another-token-of-32-characters-x",
         expires_at=datetime.now(UTC) + timedelta(days=9),
     ),
     "feed_silent": lambda world: world.sql(

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from sqlalchemy import text
 
 from receiver.cli import main
-from receiver.storage.registry.changes import new_token
+from receiver.storage.registry.credentials import new_token
 from tests.findings.conftest import Findings
 from tests.support.waiting import until
 from tests.web.conftest import Site, message, sent

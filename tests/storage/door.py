@@ -20,7 +20,8 @@ from receiver.pipeline import Admitted, Challenged, Refused, Verdict, check_head
 from receiver.protocol.message import Head
 from receiver.protocol.registry import Destination
 from receiver.storage.accept.ledger import MessageLedger
-from receiver.storage.registry.changes import HandlerSpec, RegistryChanges
+from receiver.storage.registry.changes import RegistryChanges
+from receiver.storage.registry.handler_changes import HandlerSpec
 from receiver.storage.registry.loader import load_registry
 
 TOKEN = "a token that only tests know"

@@ -16,7 +16,8 @@ from sqlalchemy import Engine, text
 
 from receiver.database.engine import open_engine
 from receiver.keyring import Keyring
-from receiver.storage.registry.changes import RegistryChanges, new_token
+from receiver.storage.registry.changes import RegistryChanges
+from receiver.storage.registry.credentials import new_token
 from receiver.storage.registry.key_records import record_keys
 from tests.support.postgres import drop_database, new_database
 from tests.support.waiting import until

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
-from receiver.storage.registry.changes import HandlerSpec
+from receiver.storage.registry.handler_changes import HandlerSpec
 from tests.web.conftest import SOURCE, Site, message, sent
 from tests.web.server import Answer, Server
 

@@ -28,7 +28,7 @@ from receiver.simulator.client_auth import (
 from receiver.simulator.fake_redox import FakeRedox
 from receiver.simulator.http_connection import HttpConnection, HttpReply
 from receiver.simulator.signer import Signer
-from receiver.storage.registry.changes import HandlerSpec
+from receiver.storage.registry.handler_changes import HandlerSpec
 from tests.protocol.verification.issuers import P256, P384, RSA_FIRST, Issuer, PrivateKey, jwk, pem
 from tests.simulator.endpoint import Door, answer
 from tests.support.waiting import until

@@ -20,7 +20,7 @@ from typing import Any, Final
 import psutil
 import pytest
 
-from receiver.storage.registry.changes import new_token
+from receiver.storage.registry.credentials import new_token
 from tests.web.bad_inputs import Case, Exchange, Front, Stand, bodies, framing, signatures, tokens
 from tests.web.conftest import Site, sent
 from tests.web.nginx import ADDRESS, Nginx, proxying
@@ -71,11 +71,12 @@ def _destinations(site: Site, front: Front) -> None:
         ("revoked", None, True),
     ):
         site.tokens[f"{name}-{front}"] = new_token()
-        number = site.registration.add_token(
+        number = site.registration.add_credential(
             f"rotating-{front}",
             now,
-            site.tokens[f"{name}-{front}"],
-            label=None,
+            "token",
+            {},
+            site.tokens[f"{name}-{front}"].encode(),
             expires_at=None if expires is None else now + expires,
         )
         if revoked:

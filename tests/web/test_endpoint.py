@@ -10,7 +10,8 @@ from uuid import uuid4
 
 import pytest
 
-from receiver.storage.registry.changes import HandlerSpec, new_token
+from receiver.storage.registry.credentials import new_token
+from receiver.storage.registry.handler_changes import HandlerSpec
 from tests.support.waiting import until
 from tests.web.conftest import SOURCE, Site, message, sent
 from tests.web.server import Server, post
@@ -46,12 +47,14 @@ def destinations(site: Site) -> None:
     site.add("signed", require=["hmac"])
     site.add("rotating")
     site.tokens["next"] = new_token()
-    site.registration.add_token("rotating", now, site.tokens["next"], label=None, expires_at=now + timedelta(hours=1))
+    site.registration.add_credential(
+        "rotating", now, "token", {}, site.tokens["next"].encode(), expires_at=now + timedelta(hours=1)
+    )
     site.tokens["expired"] = new_token()
-    site.registration.add_token("rotating", now, site.tokens["expired"], label=None, expires_at=now)
+    site.registration.add_credential("rotating", now, "token", {}, site.tokens["expired"].encode(), expires_at=now)
     site.tokens["revoked"] = new_token()
     site.registration.revoke_credential(
-        site.registration.add_token("rotating", now, site.tokens["revoked"], label=None, expires_at=None), now
+        site.registration.add_credential("rotating", now, "token", {}, site.tokens["revoked"].encode()), now
     )
     site.add("inline")
     site.registration.enable_handler(

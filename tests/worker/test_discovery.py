@@ -12,7 +12,7 @@ from textwrap import dedent
 import pytest
 
 from receiver.errors import ConfigurationError
-from receiver.storage.registry.changes import HandlerSpec
+from receiver.storage.registry.handler_changes import HandlerSpec
 from receiver.worker import discovery
 from receiver.worker.discovery import PluginError
 from tests.worker.world import PLUGIN

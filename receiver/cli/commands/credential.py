@@ -21,8 +21,7 @@ from receiver.outbound.jwks import fetch
 from receiver.protocol.verification import KINDS
 from receiver.protocol.verification.kind import SecretStorage
 from receiver.storage.operations import queries
-from receiver.storage.registry.changes import new_token
-from receiver.storage.registry.credentials import CredentialFactory
+from receiver.storage.registry.credentials import CredentialFactory, new_token
 
 COLUMNS: Final = ("id", "destination", "kind", "label", "live", "expires_at", "last_used_at", "revoked_at")
 

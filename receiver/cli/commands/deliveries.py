@@ -33,7 +33,7 @@ from receiver.storage.operations import queries
 from receiver.storage.operations.corrections.delivery_corrections import DeliveryCorrections
 from receiver.storage.operations.disclosure import disclose_error
 from receiver.storage.operations.queries import DeliveryFilter
-from receiver.storage.registry.changes import RESTORED
+from receiver.storage.registry.handler_changes import RESTORED
 
 COLUMNS: Final = (
     "id",

@@ -16,7 +16,7 @@ from receiver.cli.options import SECRET_FILE, Span, example, json_option, new_fi
 from receiver.cli.session import opened
 from receiver.protocol.registry import Environment, default_test_policy
 from receiver.storage.operations import queries
-from receiver.storage.registry.changes import new_token
+from receiver.storage.registry.credentials import new_token
 
 COLUMNS: Final = ("name", "environment", "enabled", "require", "sources_policy", "on_unknown_source", "test_messages")
 

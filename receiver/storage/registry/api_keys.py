@@ -19,8 +19,8 @@ from receiver.protocol.message import DESTINATION_NAME
 from receiver.storage import schema
 from receiver.storage.evidence.encryption import Sealer
 from receiver.storage.registry import signing_keys
-from receiver.storage.registry.changes import RegistryChanges
 from receiver.storage.registry.loader import verified_rows
+from receiver.storage.registry.transactions import RegistryTransactions
 
 _table: Final = schema.api_keys
 
@@ -63,7 +63,7 @@ class StoredKey:
     version: bytes = field(repr=False)
 
 
-class ApiKeys(RegistryChanges):
+class ApiKeys(RegistryTransactions):
     """Operations on API keys, each audited."""
 
     def add_api_key(

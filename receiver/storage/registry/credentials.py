@@ -7,6 +7,7 @@ receiver.storage.registry.changes), nor verify requests.
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -42,6 +43,11 @@ KeySets = Mapping[str, KeySet]
 def credential_binding(credential_id: int) -> str:
     """Return the binding to which a credential's secret is sealed."""
     return f"credential:{credential_id}"
+
+
+def new_token() -> str:
+    """Return a verification token: 256 random bits, in characters that Redox's dashboard accepts."""
+    return secrets.token_urlsafe(32)
 
 
 class CredentialFactory:

@@ -23,7 +23,7 @@ from receiver.database.engine import describe
 from receiver.errors import ReceiverError, UnknownKey
 from receiver.keyring import Keyring
 from receiver.protocol.verification.public_keys import MAX_STALE
-from receiver.storage.registry.changes import RegistryChanges
+from receiver.storage.registry.key_sets import KeySetChanges
 from receiver.storage.registry.loader import credential_rows, verified_rows
 from receiver.storage.schema import key_sets
 
@@ -89,7 +89,7 @@ class JwksRefresher:
     def __init__(self, engine: Engine, keyring: Keyring, fetch: Callable[[str], bytes], *, every: float) -> None:
         self._engine = engine
         self._keyring = keyring
-        self._registration = RegistryChanges(engine, keyring, actor="redox-receiver")
+        self._registration = KeySetChanges(engine, keyring, actor="redox-receiver")
         self._fetch = fetch
         self._every = every
         self._stopping = threading.Event()

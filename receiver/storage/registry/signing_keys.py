@@ -19,8 +19,8 @@ from receiver.protocol.credentials import PrivateKey
 from receiver.protocol.jwk import public_jwk
 from receiver.storage import schema
 from receiver.storage.evidence.encryption import Sealer
-from receiver.storage.registry.changes import RegistryChanges
 from receiver.storage.registry.loader import verified_rows
+from receiver.storage.registry.transactions import RegistryTransactions
 
 Algorithm = Literal["RS384", "ES384"]
 
@@ -30,7 +30,7 @@ RSA_BITS: Final = 3072
 _table: Final = schema.signing_keys
 
 
-class SigningKeys(RegistryChanges):
+class SigningKeys(RegistryTransactions):
     """Operations on signing keys, each audited. A key is published first, then active, then published until it is
     retired.
     """

@@ -25,7 +25,8 @@ from receiver.cli import checks, main
 from receiver.database import clock, migrations
 from receiver.settings import Settings
 from receiver.storage import schema
-from receiver.storage.registry.changes import HandlerSpec, RegistryChanges
+from receiver.storage.registry.changes import RegistryChanges
+from receiver.storage.registry.handler_changes import HandlerSpec
 
 Check = Callable[..., dict[str, dict[str, Any]]]
 
@@ -290,8 +291,8 @@ def test_credentials(check: Check, engine: Engine, registration: RegistryChanges
     """A credential that ends soon is a warning; a required kind without a live one refuses everything."""
     now = datetime.now(UTC)
     destination(registration, engine)
-    registration.add_token(
-        "lab", now, "another-token-of-32-characters-x", label=None, expires_at=now + timedelta(days=9)
+    registration.add_credential(
+        "lab", now, "token", {}, b"another-token-of-32-characters-x", expires_at=now + timedelta(days=9)
     )
     assert amiss(check()) == {"credentials": "warn"}
     registration.set_destination("lab", now, {"require": ["hmac+token", "hmac"]})

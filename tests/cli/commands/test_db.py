@@ -349,7 +349,7 @@ def test_revocations_that_are_taken_back_are_listed(
 ) -> None:
     """With the database that is replaced, those alone; without it, every live credential. It ends with the proof."""
     [token] = run("credential", "list")
-    registration.add_token("lab", datetime.now(UTC), "another-token-of-some-length", label=None, expires_at=None)
+    registration.add_credential("lab", datetime.now(UTC), "token", {}, b"another-token-of-some-length")
     run("credential", "revoke", str(token["id"]))
     replaced = engine.url.render_as_string(hide_password=False)
     monkeypatch.setenv("DATABASE_URL", empty)

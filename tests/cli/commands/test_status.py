@@ -19,7 +19,8 @@ from receiver.keyring import Keyring
 from receiver.storage import schema
 from receiver.storage.evidence.audit_log import AuditChain, AuditEvent, write
 from receiver.storage.evidence.encryption import Sealer
-from receiver.storage.registry.changes import HandlerSpec, RegistryChanges
+from receiver.storage.registry.changes import RegistryChanges
+from receiver.storage.registry.handler_changes import HandlerSpec
 
 Status = Callable[[], dict[str, Any]]
 SOURCE = "7ce6f387-c33c-417d-8682-81e83628cbd9"

@@ -48,8 +48,8 @@ def refuse(door: Door, ledger: MessageLedger, content: bytes, **request: str) ->
 class TestRegistry:
     def test_no_row_tells_a_secret(self, door: Door, ask: Callable[..., Any]) -> None:
         """Neither a digest nor a sealed secret nor a MAC is in what is listed of the registry."""
-        door.registration.add_hmac(
-            DESTINATION, now(), b"a signing secret of tests", {"encoding": "hex"}, label="redox", expires_at=None
+        door.registration.add_credential(
+            DESTINATION, now(), "hmac", {"encoding": "hex"}, b"a signing secret of tests", label="redox"
         )
         door.enable()
         for listed in (queries.destinations, queries.credentials, queries.sources, queries.subscriptions):

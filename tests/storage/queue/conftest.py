@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 import pytest
 from sqlalchemy import Engine
 
-from receiver.storage.registry.changes import HandlerSpec, RegistryChanges
+from receiver.storage.registry.changes import RegistryChanges
+from receiver.storage.registry.handler_changes import HandlerSpec
 from tests.storage.queue.rows import Rows
 
 

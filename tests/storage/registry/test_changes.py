@@ -15,7 +15,8 @@ from receiver.errors import ConfigurationError, Conflict, IntegrityError, NotFou
 from receiver.keyring import Keyring, create
 from receiver.protocol.registry import live
 from receiver.storage.evidence.verify import verify
-from receiver.storage.registry.changes import RegistryChanges, new_token
+from receiver.storage.registry.changes import RegistryChanges
+from receiver.storage.registry.credentials import new_token
 from receiver.storage.registry.key_records import check_keys, record_keys
 from receiver.storage.registry.loader import load_registry
 from tests.storage.door import DESTINATION, SOURCE, TOKEN, Door, body, handler
@@ -44,8 +45,8 @@ def add(door: Door, name: str, **changes: Any) -> int:
 
 CHANGES: dict[str, Callable[[Door], object]] = {
     "destination.set": lambda door: door.registration.set_destination(DESTINATION, door.now, {"enabled": False}),
-    "credential.add": lambda door: door.registration.add_token(
-        DESTINATION, door.now, new_token(), label="next", expires_at=door.now + timedelta(days=1)
+    "credential.add": lambda door: door.registration.add_credential(
+        DESTINATION, door.now, "token", {}, new_token().encode(), label="next", expires_at=door.now + timedelta(days=1)
     ),
     "credential.revoke": lambda door: door.registration.revoke_credential(
         door.value("SELECT id FROM credentials"), door.now
@@ -99,7 +100,7 @@ def test_a_token_that_could_be_guessed_or_not_be_sent_is_not_taken(door: Door, t
     with pytest.raises(ConfigurationError, match="at least 24 printable ASCII"):
         add(door, "ward", token=token)
     with pytest.raises(ConfigurationError, match="at least 24 printable ASCII"):
-        door.registration.add_token(DESTINATION, door.now, token, label=None, expires_at=None)
+        door.registration.add_credential(DESTINATION, door.now, "token", {}, token.encode())
     assert (version(door), audited(door)) == before
     assert door.value("SELECT count(*) FROM destinations") == 1
 
@@ -137,7 +138,7 @@ def test_a_requirement_that_nothing_can_fulfil_is_not_taken(door: Door, require:
 
 def test_adding_a_credential_never_widens_the_door(door: Door) -> None:
     """What is required is stored, not derived from what happens to be live."""
-    door.registration.add_hmac(DESTINATION, door.now, b"s" * 32, {}, label=None, expires_at=None)
+    door.registration.add_credential(DESTINATION, door.now, "hmac", {}, b"s" * 32)
     assert door.destination.require == (frozenset({"token"}),)
 
 
@@ -145,7 +146,7 @@ def test_a_weak_or_misdescribed_signing_secret_is_not_taken(door: Door) -> None:
     """Too short, or with a setting that nothing reads."""
     for secret, settings in ((b"short", {}), (b"s" * 32, {"hedaer": "x"})):
         with pytest.raises(ConfigurationError):
-            door.registration.add_hmac(DESTINATION, door.now, secret, settings, label=None, expires_at=None)
+            door.registration.add_credential(DESTINATION, door.now, "hmac", settings, secret)
     assert door.value("SELECT count(*) FROM credentials") == 1
 
 
@@ -161,7 +162,7 @@ def test_a_credential_is_revoked_once_and_for_good(door: Door) -> None:
 def test_two_tokens_are_live_while_rotating(door: Door) -> None:
     """Until the old one is revoked."""
     token = new_token()
-    door.registration.add_token(DESTINATION, door.now, token, label=None, expires_at=None)
+    door.registration.add_credential(DESTINATION, door.now, "token", {}, token.encode())
     assert door.admit(body()).verified.credentials != door.admit(body(), token=token).verified.credentials
     door.registration.revoke_credential(door.admit(body(), token=TOKEN).verified.credentials[0], door.now)
     assert door.refuse(body(), token=TOKEN).status == 401
@@ -236,7 +237,7 @@ def test_a_pause_is_of_every_binding_or_of_one(door: Door) -> None:
     "attempt",
     [
         lambda door: door.registration.set_destination("nowhere", door.now, {"enabled": True}),
-        lambda door: door.registration.add_token("nowhere", door.now, new_token(), label=None, expires_at=None),
+        lambda door: door.registration.add_credential("nowhere", door.now, "token", {}, new_token().encode()),
         lambda door: door.registration.revoke_credential(99, door.now),
         lambda door: door.registration.add_source("nowhere", SOURCE, door.now, name=None),
         lambda door: door.registration.disable_source(DESTINATION, "nobody", door.now),

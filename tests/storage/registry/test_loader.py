@@ -45,8 +45,14 @@ def reason(door: Door, content: bytes | None = None) -> str | None:
 def test_what_is_registered_is_what_is_loaded(door: Door) -> None:
     """Every column that the judges and the ledger look at."""
     expires = door.now + timedelta(days=1)
-    door.registration.add_hmac(
-        DESTINATION, door.now, b"s" * 32, {"header": "x-signature", "tolerance": 60}, label="theirs", expires_at=expires
+    door.registration.add_credential(
+        DESTINATION,
+        door.now,
+        "hmac",
+        {"header": "x-signature", "tolerance": 60},
+        b"s" * 32,
+        label="theirs",
+        expires_at=expires,
     )
     door.registration.add_source(DESTINATION, None, door.now, name="nobody")
     door.enable(
@@ -108,7 +114,7 @@ def test_what_is_registered_is_what_is_loaded(door: Door) -> None:
 
 def test_nothing_secret_is_in_the_rows_or_in_a_repr(door: Door) -> None:
     """A token is kept as a keyed digest, a signing secret sealed."""
-    door.registration.add_hmac(DESTINATION, door.now, b"canary-canary-canary-canary", {}, label=None, expires_at=None)
+    door.registration.add_credential(DESTINATION, door.now, "hmac", {}, b"canary-canary-canary-canary")
     rows = str(door.rows("SELECT * FROM credentials"))
     assert TOKEN not in rows + repr(loaded(door))
     assert "canary" not in rows + repr(loaded(door))
@@ -267,7 +273,7 @@ def test_a_row_under_a_key_that_this_host_lacks_is_not_left_out(door: Door, tabl
 
 def test_a_secret_sealed_with_a_key_that_this_host_lacks_is_not_left_out(door: Door, keyring: Keyring) -> None:
     """A credential without its secret would refuse what is valid."""
-    door.registration.add_hmac(DESTINATION, door.now, b"s" * 32, {}, label=None, expires_at=None)
+    door.registration.add_credential(DESTINATION, door.now, "hmac", {}, b"s" * 32)
     without = Keyring(key for key in keyring.keys if key.purpose != "secret")
     with door.engine.connect() as connection, pytest.raises(UnknownKey, match="secret-"):
         load_registry(connection, without)
