@@ -42,9 +42,9 @@ from receiver.storage.evidence.audit_log import AuditEvent
 from receiver.storage.evidence.flood_control import network
 from receiver.storage.queue.heartbeats import Heartbeat
 from receiver.storage.registry import loader
+from receiver.storage.registry.follower import RegistryFollower
 from receiver.storage.registry.jwks_refresher import JwksRefresher
 from receiver.storage.registry.key_records import check_keys
-from receiver.storage.registry.loader import RegistryFollower
 from receiver.web import admin, listening, wsgi
 from receiver.web.admin import Check
 from receiver.web.asgi import BlockingService, PublicService

@@ -22,6 +22,7 @@ from sqlalchemy import Connection
 from receiver.cli.session import Session
 from receiver.errors import ConfigurationError
 from receiver.outbound.jwks import fetch
+from receiver.protocol.reading import normalise_source
 from receiver.protocol.registry import (
     Destination,
     Environment,
@@ -30,7 +31,6 @@ from receiver.protocol.registry import (
     UnknownSourcePolicy,
     default_test_policy,
 )
-from receiver.protocol.reading import normalise_source
 from receiver.protocol.verification import KINDS
 from receiver.storage.operations import queries
 from receiver.storage.registry import loader

@@ -35,7 +35,7 @@ from receiver.storage.evidence.macs import PatientDigests
 from receiver.storage.queue import maintenance, outcomes, partitions, wake_ups
 from receiver.storage.queue.handler_problems import HandlerProblem
 from receiver.storage.registry.changes import RegistryChanges
-from receiver.storage.registry.loader import RegistryFollower
+from receiver.storage.registry.follower import RegistryFollower
 from receiver.worker import discovery, lane_scheduler
 from receiver.worker.discovery import Loaded, PluginError
 from receiver.worker.handler_pool import HandlerPool

@@ -11,8 +11,7 @@ import pytest
 
 from receiver.errors import Unreadable
 from receiver.protocol.message import QUERIES, ParsedMessage, response_event
-from receiver.protocol.reading import read
-from receiver.protocol.reading import normalise_source
+from receiver.protocol.reading import normalise_source, read
 from receiver.samples.kinds import DATA_MODELS, FHIR_CODED_EVENTS, FHIR_EVENTS, KINDS
 from tests.protocol.made_up import SOURCE
 

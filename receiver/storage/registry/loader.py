@@ -1,15 +1,12 @@
-"""Registry loader: loads the registry as one immutable value, and follows its changes within a second.
+"""Registry loader: reads the rows, verifies their MACs, and returns the registry as one immutable value.
 
-Must not change it (see receiver.storage.registry.changes). A row whose MAC fails, or that this version cannot read, is
-left out and logged. A row under a key that this host lacks can be neither trusted nor left out, because it may be the
-one that makes a request valid: the follower reports doubt until this host has the key.
+Must not change the registry (see receiver.storage.registry.changes). A row whose MAC fails, or that this version cannot
+read, is left out and logged. A row under a key that this host lacks raises UnknownKey: it can be neither trusted nor left
+out, because it may be the one that makes a request valid.
 """
 
 from __future__ import annotations
 
-import math
-import threading
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,13 +15,9 @@ from datetime import datetime
 from typing import Any, Final
 
 import structlog
-from sqlalchemy import Connection, Engine, Table, func, select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection, Table, func, select
 
-from receiver.database.clock import Clock
-from receiver.database.engine import describe
-from receiver.errors import ConfigurationError, ReceiverError, UnknownKey
-from receiver.fault_injection import faults
+from receiver.errors import ReceiverError, UnknownKey
 from receiver.keyring import Keyring
 from receiver.protocol.jose import read_keys
 from receiver.protocol.registry import Credential, Destination, Registry, Subscription
@@ -32,11 +25,9 @@ from receiver.protocol.verification import parse_require
 from receiver.storage import schema
 from receiver.storage.evidence.macs import mac_key, row_mac
 from receiver.storage.registry.credentials import CredentialFactory, KeySet, KeySets
-from receiver.storage.registry.key_records import check_keys
 
 log: Final = structlog.get_logger(__name__)
 
-POLL_INTERVAL: Final = 0.5
 # The tables that `load_registry` reads.
 _SIGNED: Final = (
     schema.destinations,
@@ -46,8 +37,6 @@ _SIGNED: Final = (
     schema.subscriptions,
     schema.signing_keys,
 )
-# Seconds between two comparisons of the clocks, because a host's clock may be set.
-_COMPARE: Final = 5.0
 
 
 def load_registry(connection: Connection, keyring: Keyring) -> Registry:
@@ -58,7 +47,7 @@ def load_registry(connection: Connection, keyring: Keyring) -> Registry:
         table.name: _by_destination(_rows(connection, table, keyring))
         for table in (schema.credentials, schema.sources, schema.subscriptions)
     }
-    makings, sets = CredentialFactory(keyring), _key_sets(connection, keyring)
+    factory, sets = CredentialFactory(keyring), _key_sets(connection, keyring)
     found = {}
     for row in destinations:
         number = row["id"]
@@ -73,7 +62,7 @@ def load_registry(connection: Connection, keyring: Keyring) -> Registry:
                     sources_policy=row["sources_policy"],
                     on_unknown_source=row["on_unknown_source"],
                     test_messages=row["test_messages"],
-                    credentials=tuple(_credentials(of["credentials"][number], makings, sets, now)),
+                    credentials=tuple(_credentials(of["credentials"][number], factory, sets, now)),
                     # A source whose MAC fails is disabled, not unknown: where any source is accepted, unknown would be
                     # open.
                     sources={each["source_id"]: each["enabled"] and each["proved"] for each in of["sources"][number]},
@@ -92,7 +81,7 @@ def load_registry(connection: Connection, keyring: Keyring) -> Registry:
         version=version or 0,
         destinations=found,
         public_keys=tuple(row["public_jwk"] for row in public),
-        reload_after=makings.reload_after,
+        reload_after=factory.reload_after,
     )
 
 
@@ -182,12 +171,12 @@ def _key_sets(connection: Connection, keyring: Keyring) -> KeySets:
 
 
 def _credentials(
-    rows: Sequence[Mapping[str, Any]], makings: CredentialFactory, sets: KeySets, now: datetime
+    rows: Sequence[Mapping[str, Any]], factory: CredentialFactory, sets: KeySets, now: datetime
 ) -> Iterator[Credential]:
     for row in rows:
         if row["proved"]:
             with _left_out_when_unreadable("credentials", row["id"]):
-                yield makings.credential(row, sets, now)
+                yield factory.credential(row, sets, now)
 
 
 def _subscription(row: Mapping[str, Any]) -> Subscription:
@@ -204,100 +193,3 @@ def _subscription(row: Mapping[str, Any]) -> Subscription:
         timeout=row["timeout"],
         paused=row["paused_at"] is not None,
     )
-
-
-class RegistryFollower:
-    """Keeps the registry in memory, at most POLL_INTERVAL seconds behind the database; the last one known while that is
-    unavailable.
-
-    Each time the version changes, the host's keys are compared with the database's again. If this host lacks one, the
-    registry in force stays, and `doubt` names the key, until the keyring file has it. A version older than the one in
-    force is not loaded: it would bring back what was revoked since. `clock` is compared with the database's on the way.
-    """
-
-    def __init__(self, engine: Engine, keyring: Keyring) -> None:
-        self._engine = engine
-        self._keyring = keyring
-        self._current: Registry | None = None
-        self._doubt: str | None = None
-        self._went_back = False
-        self._reload_at = math.inf
-        self.clock: Final = Clock()
-        self._compare_at = 0.0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="registry", daemon=True)
-
-    @property
-    def current(self) -> Registry | None:
-        """The registry, or None until it is loaded."""
-        return self._current
-
-    @property
-    def doubt(self) -> str | None:
-        """Why the registry in force may be out of date, and what to do; None when it is up to date."""
-        return self._doubt
-
-    def start(self) -> None:
-        """Load once if that works now, then follow. Call it after fork."""
-        self._poll()
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Stop following. Waits briefly for a running query."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(2 * POLL_INTERVAL)
-
-    def _follow(self) -> None:
-        while not self._stop.wait(POLL_INTERVAL):
-            self._poll()
-
-    def _poll(self) -> None:
-        try:
-            with self._engine.connect() as connection:
-                if time.monotonic() >= self._compare_at:
-                    self.clock.compare(connection)
-                    self._compare_at = time.monotonic() + _COMPARE
-                version = connection.scalar(select(schema.registry_version.c.version)) or 0
-                if self._current is not None and version < self._current.version:
-                    if not self._went_back:
-                        log.error("registry.went_back", version=version, in_force=self._current.version)
-                    self._went_back = True
-                elif (
-                    self._current is None
-                    or self._doubt is not None
-                    or self._went_back
-                    or version != self._current.version
-                    or time.monotonic() >= self._reload_at
-                ):
-                    self._load(connection)
-        except SQLAlchemyError as exc:
-            log.warning("registry.not_read", error=describe(exc))
-        except ReceiverError as exc:
-            log.error("registry.not_loaded", error=str(exc))
-        except Exception as exc:  # noqa: BLE001 - a thread that ends would keep this process at an old registry for ever
-            log.error("registry.not_loaded", error=type(exc).__name__)
-
-    def _load(self, connection: Connection) -> None:
-        """Load the database's registry. If this host lacks a key for it, keep the one in force and set `doubt`."""
-        try:
-            check_keys(connection, self._keyring)
-            loaded = load_registry(connection, self._keyring)
-        except (ConfigurationError, UnknownKey) as exc:
-            if str(exc) != self._doubt:
-                log.error("registry.in_doubt", error=str(exc))
-            self._doubt = str(exc)
-            return
-        faults.disable_in_production(
-            each.name for each in loaded.destinations.values() if each.environment == "production"
-        )
-        if self._current is not None and loaded.version < self._current.version:
-            return  # the version went back between two statements: the next poll reports it
-        before = self._current
-        self._current, self._doubt, self._went_back = loaded, None, False
-        self._reload_at = time.monotonic() + loaded.reload_after
-        if before is None or loaded.version != before.version:
-            log.info("registry.loaded", version=loaded.version)
-        was_stale = frozenset() if before is None else stale_credentials(before)
-        for number in sorted(stale_credentials(loaded) - was_stale):
-            log.error("key_set.stale", credential=number)

@@ -17,8 +17,9 @@ from receiver import keyring as keyrings
 from receiver.errors import ConfigurationError
 from receiver.keyring import Keyring
 from receiver.outbound.jwks import fetch
+from receiver.storage.registry.follower import RegistryFollower
 from receiver.storage.registry.jwks_refresher import JwksRefresher, failing_keys
-from receiver.storage.registry.loader import RegistryFollower, load_registry, stale_credentials
+from receiver.storage.registry.loader import load_registry, stale_credentials
 from tests.protocol.verification.issuers import RSA_FIRST, RSA_SECOND, PrivateKey, jwk
 from tests.simulator.endpoint import Door as Site
 from tests.simulator.endpoint import answer

@@ -22,8 +22,9 @@ from receiver.protocol.verification.token import TokenCredential
 from receiver.storage import schema
 from receiver.storage.evidence.macs import mac_key, row_mac
 from receiver.storage.registry.changes import RegistryChanges
+from receiver.storage.registry.follower import POLL_INTERVAL, RegistryFollower
 from receiver.storage.registry.key_records import record_keys
-from receiver.storage.registry.loader import POLL_INTERVAL, RegistryFollower, load_registry, unproved_rows
+from receiver.storage.registry.loader import load_registry, unproved_rows
 from tests.storage.door import DESTINATION, SOURCE, TOKEN, Door, body, handler, until
 from tests.support.postgres import drop_database, new_database
 
