@@ -22,7 +22,6 @@ from sqlalchemy import Connection
 from receiver.cli.session import Session
 from receiver.errors import ConfigurationError
 from receiver.outbound.jwks import fetch
-from receiver.protocol.reading import normalise_source
 from receiver.protocol.registry import (
     Destination,
     Environment,
@@ -31,6 +30,7 @@ from receiver.protocol.registry import (
     UnknownSourcePolicy,
     default_test_policy,
 )
+from receiver.protocol.sources import normalize_source
 from receiver.protocol.verification import KINDS
 from receiver.storage.operations import queries
 from receiver.storage.registry import loader
@@ -245,7 +245,7 @@ class RegistryPlan:
         self, destination: str, wanted: Sequence[WantedSource], known: Destination | None, prune: bool
     ) -> Iterator[RegistryChange]:
         there = {} if known is None else known.sources
-        ids = {None if each.id is None else normalise_source(each.id): each for each in wanted}
+        ids = {None if each.id is None else normalize_source(each.id): each for each in wanted}
         for source_id, each in ids.items():
             name = self._names.get((destination, source_id))
             if not there.get(source_id) or (each.name is not None and each.name != name):

@@ -19,7 +19,7 @@ import msgspec
 
 from receiver.cli import session
 from receiver.errors import ConfigurationError
-from receiver.protocol.credentials import LegacyKey
+from receiver.protocol.api_keys import LegacyKey
 from receiver.protocol.jwk import public_jwk
 from receiver.simulator.api import FakeRedoxApi
 from receiver.storage.operations import outbound_requests

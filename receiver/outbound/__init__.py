@@ -29,7 +29,8 @@ from receiver.outbound.fhir import FhirDestination
 from receiver.outbound.keys import oauth_key_from_env, oauth_key_from_file
 from receiver.outbound.limits import Limits, SlidingWindow
 from receiver.outbound.messages import NetworkOnramp
-from receiver.protocol.credentials import CANADA, US, AccessToken, LegacyKey, OAuthKey, load_oauth_key
+from receiver.protocol.api_keys import CANADA, US, LegacyKey, OAuthKey, load_oauth_key
+from receiver.protocol.api_tokens import AccessToken
 
 __all__ = [
     "CANADA",

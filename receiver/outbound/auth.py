@@ -30,16 +30,8 @@ from receiver.outbound.errors import (
 )
 from receiver.outbound.limits import Limits, deadline, remaining
 from receiver.outbound.wire import Wire, check_base_url
-from receiver.protocol.credentials import (
-    US,
-    AccessToken,
-    ApiKey,
-    Denial,
-    LegacyKey,
-    TokenRequest,
-    read_token_reply,
-    token_requests,
-)
+from receiver.protocol.api_keys import US, ApiKey, LegacyKey
+from receiver.protocol.api_tokens import AccessToken, Denial, TokenRequest, read_token_reply, token_requests
 
 # Seconds between renewals after a failure. A failed renewal does no harm while the current token is valid.
 _AFTER_FAILED_RENEWAL: Final = 5.0

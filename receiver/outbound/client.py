@@ -22,7 +22,7 @@ from receiver.outbound.calls import Call
 from receiver.outbound.errors import OutboundError, Unsendable
 from receiver.outbound.limits import Limits, SlidingWindow, deadline, remaining
 from receiver.outbound.wire import Wire, check_base_url
-from receiver.protocol.credentials import US, ApiKey
+from receiver.protocol.api_keys import US, ApiKey
 
 _HEADERS: Final = {
     "Accept": "application/json",

@@ -1,6 +1,6 @@
 """Loads OAuth keys from a PEM or JWK file, or from an environment variable.
 
-Must not store or print the key. receiver.protocol.credentials checks the key.
+Must not store or print the key. receiver.protocol.api_keys checks the key.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from receiver.errors import ConfigurationError
-from receiver.protocol.credentials import OAuthKey, load_oauth_key
+from receiver.protocol.api_keys import OAuthKey, load_oauth_key
 
 # Bytes. Real private keys are much smaller. A wrong path may name an endless file.
 _LARGEST_FILE = 64 * 1024

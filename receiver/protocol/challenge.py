@@ -17,8 +17,8 @@ from urllib.parse import parse_qs
 import msgspec
 
 from receiver.errors import Refusal, Unreadable
+from receiver.protocol.json_limits import check_depth
 from receiver.protocol.message import Head
-from receiver.protocol.scanning import check_depth
 
 # The largest body that is read before anything proves where it comes from; a handshake has about 100 bytes.
 MAX_HANDSHAKE: Final = 8 * 1024

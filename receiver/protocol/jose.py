@@ -28,7 +28,7 @@ from cryptography.x509 import load_pem_x509_certificate
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from receiver.errors import ConfigurationError, Unavailable, Unreadable, Unverified
-from receiver.protocol.scanning import check_depth
+from receiver.protocol.json_limits import check_depth
 
 PublicKey = RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey
 

@@ -12,7 +12,7 @@ from hashlib import sha256
 
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
-from receiver.protocol.credentials import PrivateKey
+from receiver.protocol.api_keys import PrivateKey
 
 
 def public_jwk(key: PrivateKey) -> dict[str, str]:

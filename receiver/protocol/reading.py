@@ -14,15 +14,15 @@ import msgspec
 
 from receiver.errors import Unreadable
 from receiver.protocol.digests import sha256
+from receiver.protocol.json_limits import check_depth, check_encoding
 from receiver.protocol.message import QUERIES, ParsedMessage
-from receiver.protocol.scanning import check_depth, check_encoding, first_element, is_object, members, value
+from receiver.protocol.scanning import first_element, is_object, members, value
+from receiver.protocol.sources import normalize_source
 
 # Names are compared with spaces removed ("Clinical Summary"). Unknown ones are welcome, so only the shape is checked:
 # it is what may stand in a metric label, a log line and a pattern.
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
-_UUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _ID_LENGTH: Final = 200  # UUIDs have 36; a longer id is somebody's mistake, and cut for the index column only
-_URN: Final = "urn:uuid:"
 
 # What is read, and no more is decoded. Of the Bundle only its first entry's resource.
 _TOP: Final = frozenset({"Meta", "resourceType", "type", "entry", "id"})
@@ -62,16 +62,6 @@ def read(body: bytes) -> ParsedMessage:
     if "resourceType" in top:
         return _fhir(body, top)
     raise Unreadable("no_meta")
-
-
-def normalise_source(identity: str) -> str:
-    """A source's id as it is registered and compared: without `urn:uuid:`, a UUID in lower case, else as it stands.
-
-    RFC 9562 4: a UUID's case says nothing; RFC 8141 3.1: nor does that of `urn:uuid:`.
-    """
-    if identity[: len(_URN)].lower() == _URN:
-        identity = identity[len(_URN) :]
-    return identity.lower() if _UUID.fullmatch(identity) else identity
 
 
 class _Meta(msgspec.Struct):
@@ -284,7 +274,7 @@ def _id(value: object) -> str | None:
 
 def _source(value: object) -> str | None:
     identity = _id(value)
-    return None if identity is None else normalise_source(identity) or None
+    return None if identity is None else normalize_source(identity) or None
 
 
 def _mapping(value: object) -> dict[str, Any]:

@@ -1,37 +1,23 @@
-"""Looks at JSON text without building it: its encoding, its depth, and where members and elements stand.
+"""Scanner of JSON text: finds members and elements without building them.
 
-Memory is bounded by a few times the text, whatever it holds. Must not decode large values. Here stands only what
-msgspec leaves open: it accepts bad UTF-8 in what it skips, takes duplicate keys silently (the last wins), goes as deep
-as the interpreter's recursion limit lets it, and builds a list only as a whole.
+Memory is bounded by a few times the text, whatever it holds. Must not decode large values. It adds what msgspec does
+not have: msgspec accepts duplicate keys silently (the last one wins), and builds a list only as a whole.
 """
 
 from __future__ import annotations
 
 import re
 from array import array
-from codecs import getincrementaldecoder
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache, reduce
-from itertools import accumulate
 from typing import Any, Final
 
 import msgspec
 
 from receiver.errors import Unreadable
 
-# Redox's models nest about ten levels, FHIR about twenty. Python's json gives up at 1,000 or so, depending on the
-# version and on the caller's own depth: a limit of ours well below that makes every Python and every thread agree, so
-# that what is accepted here can be parsed in a handler.
-MAX_DEPTH: Final = 200
-
-# Text is decoded only to prove its encoding, a piece at a time: a body of 40 MB as one str may take 160 MB. So is its
-# structure looked at.
+# Bytes that are scanned at a time, and of the longest value that is decoded.
 _PIECE: Final = 1 << 16
-
-_TO_SQUARE: Final = bytes.maketrans(b"{}", b"[]")
-_NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'{}[]"'))
-_BRACKETS_IN_STRING: Final = re.compile(rb'"[^"]*"')
-_STEP: Final = [(byte == ord("[")) - (byte == ord("]")) for byte in range(256)]
 
 # The name of a member, from the brace or comma before it to where its value begins. Possessive: without that the
 # matcher keeps a way back for every character, which for a long name is gigabytes.
@@ -66,52 +52,6 @@ _NEXT: Final = re.compile(_SPACE + rb",?" + _SPACE)
 _NAME: Final = re.compile(rb"(?:" + _NAMED + rb")?", re.DOTALL)
 _SCALAR: Final = re.compile(_SIMPLE, re.DOTALL)
 _BRACKET: Final = re.compile(rb"(?:" + _FLAT + rb")*+(?:([\[{])|[\]}])", re.DOTALL)
-
-
-def check_encoding(body: bytes) -> None:
-    """Raise `Unreadable("not_utf8")` when `body` is not UTF-8 (RFC 8259 8.1)."""
-    if body.isascii():
-        return
-    decode = getincrementaldecoder("utf-8")().decode
-    try:
-        for at in range(0, len(body), _PIECE):
-            decode(body[at : at + _PIECE], final=at + _PIECE >= len(body))
-    except UnicodeDecodeError as exc:
-        raise Unreadable("not_utf8") from exc
-
-
-def check_depth(body: bytes) -> None:
-    """Raise `Unreadable("too_deep")` when `body` nests deeper than MAX_DEPTH. Any bytes; no recursion, bounded memory.
-
-    Bytes that are not JSON have no depth: for them it only holds that a parser which stops at the first error does not
-    go deeper.
-    """
-    # No more brackets than the limit: cannot be too deep. Two passes of memchr; most real messages end here.
-    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
-        return
-    if b"\\" in body:  # escapes go first, pairs before quotes, so that every quote left opens or closes a string
-        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    # Then all but brackets and quotes. Strings that held no bracket are now two quotes side by side, and taking any
-    # such two away leaves every bracket inside or outside of a string, as it was.
-    structure = body.translate(_TO_SQUARE, _NOT_STRUCTURE).replace(b'""', b"")
-    depth = 0
-    for piece in _outside_strings(structure):
-        if max(accumulate(map(_STEP.__getitem__, piece), initial=depth)) > MAX_DEPTH:
-            raise Unreadable("too_deep")
-        depth += piece.count(b"[") - piece.count(b"]")
-
-
-def _outside_strings(structure: bytes) -> Iterator[bytes]:
-    """Brackets and quotes without what stands between two quotes, in pieces: each match costs memory until it is done.
-
-    Between pieces other threads have their turn.
-    """
-    end = 0
-    while end < len(structure):
-        start, end = end, end + _PIECE
-        if structure.count(b'"', start, end) % 2:  # it would end within a string
-            end = structure.find(b'"', end) + 1 or len(structure)
-        yield _BRACKETS_IN_STRING.sub(b"", structure[start:end])
 
 
 def members(text: bytes, *, where: str, wanted: Collection[str]) -> dict[str, tuple[int, int]]:

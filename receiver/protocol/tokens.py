@@ -22,9 +22,10 @@ import msgspec
 
 from receiver.errors import Unavailable, Unreadable, Unverified
 from receiver.protocol import jose
+from receiver.protocol.json_limits import check_depth, check_encoding
 from receiver.protocol.message import Head, Inbound, Nonce
 from receiver.protocol.registry import Destination, live
-from receiver.protocol.scanning import check_depth, check_encoding, members
+from receiver.protocol.scanning import members
 from receiver.protocol.verification import oauth
 from receiver.protocol.verification.oauth import Client, OAuthCredential
 from receiver.protocol.verification.smart import SmartCredential
@@ -75,7 +76,7 @@ class Denied:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _TokenRequest:
+class _ClientRequest:
     """A token request. `basic`: id and secret of a Basic header, decoded in each way that clients encode it."""
 
     parameters: Mapping[str, str] = field(repr=False)
@@ -102,7 +103,7 @@ def decide(inbound: Inbound, destination: Destination, now: datetime, *, jti: st
     """
     credential: OAuthCredential | SmartCredential | None = None
     try:
-        request = _TokenRequest(parameters=_parameters(inbound), basic=_basic(inbound.head))
+        request = _ClientRequest(parameters=_parameters(inbound), basic=_basic(inbound.head))
         credential, once = _authenticate(request, destination, now)
         client = credential.client
         if request.value("grant_type", client) != client.grant_type:
@@ -124,7 +125,7 @@ def decide(inbound: Inbound, destination: Destination, now: datetime, *, jti: st
 
 
 def _authenticate(
-    request: _TokenRequest, destination: Destination, now: datetime
+    request: _ClientRequest, destination: Destination, now: datetime
 ) -> tuple[OAuthCredential | SmartCredential, Nonce | None]:
     clients = [each for each in destination.credentials if isinstance(each, OAuthCredential | SmartCredential)]
     secrets = any(request.value("client_secret", each.client) for each in clients)
@@ -139,7 +140,7 @@ def _authenticate(
     raise _TokenRefused("invalid_client", "token_client_unproved")
 
 
-def _by_secret(request: _TokenRequest, clients: Sequence[OAuthCredential], now: datetime) -> OAuthCredential:
+def _by_secret(request: _ClientRequest, clients: Sequence[OAuthCredential], now: datetime) -> OAuthCredential:
     found: OAuthCredential | None = None
     for each in clients:
         for name, secret in _pairs(request, each.client):
@@ -155,7 +156,7 @@ def _by_secret(request: _TokenRequest, clients: Sequence[OAuthCredential], now: 
     return found
 
 
-def _pairs(request: _TokenRequest, client: Client) -> Iterable[tuple[str, str]]:
+def _pairs(request: _ClientRequest, client: Client) -> Iterable[tuple[str, str]]:
     """Return the possible pairs of client id and secret in the request."""
     name = request.value("client_id", client)
     if request.basic is None:
@@ -166,7 +167,7 @@ def _pairs(request: _TokenRequest, client: Client) -> Iterable[tuple[str, str]]:
 
 
 def _by_assertion(
-    request: _TokenRequest, clients: Sequence[SmartCredential], now: datetime
+    request: _ClientRequest, clients: Sequence[SmartCredential], now: datetime
 ) -> tuple[SmartCredential, Nonce]:
     reasons = []
     stale: Unavailable | None = None
@@ -186,7 +187,7 @@ def _by_assertion(
     raise _TokenRefused("invalid_client", reasons[-1] if reasons else "token_client_unknown")
 
 
-def _prove(request: _TokenRequest, credential: SmartCredential, now: datetime) -> Nonce:
+def _prove(request: _ClientRequest, credential: SmartCredential, now: datetime) -> Nonce:
     """Verify an assertion. RFC 7523 3: iss and sub are the client, aud is this endpoint, jti is unique."""
     client = credential.client
     if request.value("client_assertion_type", client) != ASSERTION_TYPE:

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from receiver.outbound import Answer, BadAnswer, Limits, OutboundError, RedoxClient, errors
-from receiver.protocol.credentials import ApiKey
+from receiver.protocol.api_keys import ApiKey
 from tests.outbound.conftest import KEY, LEGACY, message, query
 
 NAMED: Final = {each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, OutboundError)}

@@ -24,7 +24,7 @@ from receiver.outbound import (
     Unsendable,
     UnusableAnswer,
 )
-from receiver.protocol.credentials import ApiKey
+from receiver.protocol.api_keys import ApiKey
 from receiver.simulator.api import FakeRedoxApi
 from tests.outbound.conftest import KEY, LEGACY, Connect, MakeAuth, message, token_requests
 

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from receiver.fault_injection.api_faults import ApiFault
 from receiver.outbound import Limits, OAuthKey, OutboundError, RedoxUnavailable
-from receiver.protocol.credentials import ApiKey
+from receiver.protocol.api_keys import ApiKey
 from receiver.simulator.api import FakeRedoxApi
 from receiver.simulator.api_exchange import SimulatedApiAnswer
 from tests.outbound.conftest import KEY, LEGACY, Connect, MakeAuth, jwks_of, message, token_requests, until

@@ -10,7 +10,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from receiver.protocol.credentials import PrivateKey
+from receiver.protocol.api_keys import PrivateKey
 from receiver.protocol.jwk import public_jwk, thumbprint
 
 # RFC 7517 appendix A.2 and RFC 7518 6.3.2, 6.2.2: what makes a key private.

@@ -11,7 +11,8 @@ import pytest
 
 from receiver.errors import Unreadable
 from receiver.protocol.message import QUERIES, ParsedMessage, response_event
-from receiver.protocol.reading import normalise_source, read
+from receiver.protocol.reading import read
+from receiver.protocol.sources import normalize_source
 from receiver.samples.kinds import DATA_MODELS, FHIR_CODED_EVENTS, FHIR_EVENTS, KINDS
 from tests.protocol.made_up import SOURCE
 
@@ -501,7 +502,7 @@ class TestUnreadable:
 )
 def test_sources_are_compared_normalised(identity: str, normal: str) -> None:
     """A UUID's case and `urn:uuid:` say nothing; any other id is compared as it stands."""
-    assert normalise_source(identity) == normal
+    assert normalize_source(identity) == normal
 
 
 def test_a_source_of_nothing_is_no_source() -> None:

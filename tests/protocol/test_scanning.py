@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from receiver.errors import Unreadable
 from receiver.protocol import scanning
-from receiver.protocol.scanning import MAX_DEPTH, check_depth, check_encoding, first_element, members, objects
+from receiver.protocol.json_limits import MAX_DEPTH, check_depth, check_encoding
+from receiver.protocol.scanning import first_element, members, objects
 
 # JSON texts written piece by piece, not by a serialiser: with space anywhere, names escaped in several ways, and names
 # that come twice. Strings hold brackets, quotes and backslashes, which a scan must not take for structure.

@@ -27,7 +27,7 @@ from receiver.outbound.limits import SlidingWindow
 from receiver.outbound.outbox import Caller, Clients, OutboundRecorder, RecordedClient
 from receiver.outbound.outbox.clients import UPLOAD_PATH
 from receiver.outbound.wire import check_base_url
-from receiver.protocol.credentials import CANADA, US, LegacyKey
+from receiver.protocol.api_keys import CANADA, US, LegacyKey
 from receiver.storage.registry import api_keys
 from receiver.storage.registry.api_keys import ApiEndpoint, ApiKeys, OAuthKeySpec
 

@@ -16,7 +16,7 @@ from receiver.keyring import Keyring
 from receiver.outbound.api import ApiProfile
 from receiver.outbound.client import RedoxClient
 from receiver.outbound.limits import Limits, SlidingWindow
-from receiver.protocol.credentials import ApiKey
+from receiver.protocol.api_keys import ApiKey
 from receiver.storage.registry import api_keys
 from receiver.storage.registry.api_keys import StoredKey
 

@@ -1,12 +1,10 @@
 """Kind `sigv4`: AWS Signature Version 4 over the request as it arrived.
 
-Redox: the AWS strategy, with the fields accessKey, secretKey, serviceName, awsRegion and sessionToken. The algorithm is
-AWS's ("Create a signed AWS API request"), with the path normalized and encoded twice, as for every service but S3. The
-query is accepted in two canonical forms: encoded again, as AWS documents it, and as sent, as botocore signs it.
+Redox: the AWS strategy, with the fields accessKey, secretKey, serviceName, awsRegion and sessionToken. The signature is
+computed in `sigv4_request`.
 
-Must use only the raw target, query, headers and body: the signature is wrong if a proxy rewrites a signed part. `host`
-must be signed. With `hosts`, a request that was signed for another host is refused: a request that was recorded at
-another receiver with the same secret cannot be replayed here.
+`host` must be signed. With `hosts`, a request that was signed for another host is refused: a request that was recorded
+at another receiver with the same secret cannot be replayed here.
 """
 
 from __future__ import annotations
@@ -18,7 +16,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import ClassVar, Final
-from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
 
@@ -33,31 +30,11 @@ from receiver.protocol.verification.kind import (
     SecretStorage,
     StoredCredential,
 )
+from receiver.protocol.verification.sigv4_request import UNSIGNED, SigV4Claim, read_claim, sign, strings_to_sign
 
-ALGORITHM: Final = b"AWS4-HMAC-SHA256"
-UNSIGNED: Final = b"UNSIGNED-PAYLOAD"
 # AWS: the timestamp of a request may differ by five minutes, in either direction.
 WINDOW: Final = timedelta(minutes=5)
-# Real headers have about 300 bytes and ten names.
-MAX_HEADER: Final = 4 * 1024
-MAX_SIGNED: Final = 64
-
-_SIGNATURE: Final = re.compile(rb"[0-9a-f]{64}")
-_STAMP: Final = re.compile(rb"[0-9]{8}T[0-9]{6}Z")
 _HOST: Final = re.compile(r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")  # RFC 9110 7.2, in lower case
-_FIELDS: Final = frozenset({b"Credential", b"SignedHeaders", b"Signature"})
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Claim:
-    """The request's statements about its signature. `payload` None: the body's digest has to be computed."""
-
-    access_key: bytes
-    scope: bytes
-    signed: tuple[str, ...]
-    signature: bytes = field(repr=False)
-    at: datetime
-    payload: bytes | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,7 +126,7 @@ class SigV4Kind(BodyKind[SigV4Settings, SigV4Credential]):
 
     def screen(self, head: Head, destination: Destination, now: datetime) -> None:
         """Check everything but the body, and the signature if the head has the body's digest."""
-        claim = _read(head)
+        claim = read_claim(head)
         self._match(head, claim, claim.payload, destination, now)
 
     def verify(self, inbound: Inbound, destination: Destination, now: datetime) -> Verified:
@@ -159,7 +136,7 @@ class SigV4Kind(BodyKind[SigV4Settings, SigV4Credential]):
         `_credential_expired`, `_scope_wrong`, `_session_token_wrong`, `_payload_unsigned`, `_signature_wrong`,
         `_payload_differs`, `_host_wrong`.
         """
-        claim = _read(inbound.head)
+        claim = read_claim(inbound.head)
         digest = b"" if claim.payload == UNSIGNED else sha256(inbound.body).hexdigest().encode()
         matched = self._match(inbound.head, claim, claim.payload or digest, destination, now)
         if claim.payload not in (None, UNSIGNED, digest):
@@ -167,7 +144,9 @@ class SigV4Kind(BodyKind[SigV4Settings, SigV4Credential]):
         once = Nonce.of(f"{self.name} {destination.id}", claim.signature, claim.at + WINDOW + timedelta(seconds=1))
         return Verified(credentials=(matched,), kinds=frozenset({self.name}), nonces=(once,))
 
-    def _match(self, head: Head, claim: _Claim, payload: bytes | None, destination: Destination, now: datetime) -> int:
+    def _match(
+        self, head: Head, claim: SigV4Claim, payload: bytes | None, destination: Destination, now: datetime
+    ) -> int:
         """Return the credential that made the signature; with `payload` None, one that could have made it."""
         if abs(now - claim.at) > WINDOW:
             raise Unverified("sigv4_stale")
@@ -178,11 +157,11 @@ class SigV4Kind(BodyKind[SigV4Settings, SigV4Credential]):
                 raise Unverified(reason)
         if payload is None:
             return usable[0].id
-        signed = _strings_to_sign(head, claim, payload)
+        signed = strings_to_sign(head, claim, payload)
         found = None
         for each in usable:
             for text in signed:
-                if hmac.compare_digest(_sign(each, claim, text), claim.signature):
+                if hmac.compare_digest(sign(each.secret, claim, text), claim.signature):
                     found = each.id
         if found is None:
             raise Unverified("sigv4_signature_wrong")
@@ -200,7 +179,7 @@ def _host(text: str) -> str:
 
 
 def _conditions(
-    head: Head, claim: _Claim, payload: bytes | None, now: datetime
+    head: Head, claim: SigV4Claim, payload: bytes | None, now: datetime
 ) -> Iterator[tuple[str, Callable[[SigV4Credential], bool]]]:
     """The conditions that a credential must meet before the signature is checked, with the reason if none does."""
     host, session = (head.header("host") or b"").lower(), head.header("x-amz-security-token") or b""
@@ -212,100 +191,5 @@ def _conditions(
     yield "sigv4_payload_unsigned", lambda each: payload != UNSIGNED or each.unsigned_payload
 
 
-def _read(head: Head) -> _Claim:
-    """Read the head's statements. Raises Unverified for any invalid bytes."""
-    value = head.header("authorization") or b""
-    algorithm, _, rest = value.partition(b" ")
-    parts = rest.split(b",", len(_FIELDS))
-    fields = {name: text for name, _, text in (part.strip(b" \t").partition(b"=") for part in parts)}
-    if len(value) > MAX_HEADER or algorithm != ALGORITHM or len(parts) != len(_FIELDS) or fields.keys() != _FIELDS:
-        raise Unverified("sigv4_malformed")
-    access_key, *scope = fields[b"Credential"].rsplit(b"/", 4)  # KEY/date/region/service/aws4_request
-    names = fields[b"SignedHeaders"].split(b";", MAX_SIGNED)
-    if (
-        not access_key
-        or not _SIGNATURE.fullmatch(fields[b"Signature"])
-        or len(names) > MAX_SIGNED
-        or names != sorted({name.lower() for name in names})
-    ):
-        raise Unverified("sigv4_malformed")
-    signed = tuple(name.decode("latin-1") for name in names)
-    if "host" not in signed:
-        raise Unverified("sigv4_host_unsigned")
-    if any(name not in head.headers for name in signed):
-        raise Unverified("sigv4_header_missing")
-    payload = head.header("x-amz-content-sha256")
-    if payload is not None and payload != UNSIGNED and not _SIGNATURE.fullmatch(payload):
-        raise Unverified("sigv4_malformed")  # a body signed in chunks, or a form that AWS does not have
-    return _Claim(
-        access_key=access_key,
-        scope=b"/".join(scope),
-        signed=signed,
-        signature=fields[b"Signature"],
-        at=_time(head),
-        payload=payload,
-    )
-
-
-def _time(head: Head) -> datetime:
-    stamp = head.header("x-amz-date") or b""
-    try:
-        if _STAMP.fullmatch(stamp):
-            return datetime.fromisoformat(stamp.decode())
-    except ValueError:  # the 31st of February
-        pass
-    raise Unverified("sigv4_malformed")
-
-
 def _scope(credential: SigV4Credential, at: datetime) -> bytes:
     return f"{at:%Y%m%d}/{credential.region}/{credential.service}/aws4_request".encode()
-
-
-def _strings_to_sign(head: Head, claim: _Claim, payload: bytes) -> list[bytes]:
-    """Return the strings that may be signed: one for each canonical form of the query. They differ for few queries."""
-    query = head.query.encode("latin-1", "replace")
-    forms = dict.fromkeys((_query(query), _query_as_sent(query)))
-    return [_string_to_sign(head, claim, payload, form) for form in forms]
-
-
-def _string_to_sign(head: Head, claim: _Claim, payload: bytes, query: bytes) -> bytes:
-    """Return algorithm, time, scope, and the digest of the canonical request."""
-    lines = [head.method.encode(), _path(head.target.encode("latin-1", "replace")), query]
-    lines += [name.encode("latin-1") + b":" + b" ".join((head.header(name) or b"").split()) for name in claim.signed]
-    lines += [b"", ";".join(claim.signed).encode("latin-1"), payload]
-    digest = sha256(b"\n".join(lines)).hexdigest().encode()
-    return b"\n".join([ALGORITHM, f"{claim.at:%Y%m%dT%H%M%SZ}".encode(), claim.scope, digest])
-
-
-def _path(target: bytes) -> bytes:
-    """Return the path without dot segments and doubled slashes, with every byte encoded that is not unreserved."""
-    kept: list[bytes] = []
-    for segment in target.split(b"/"):
-        if segment == b"..":
-            del kept[-1:]
-        elif segment not in (b"", b"."):
-            kept.append(segment)
-    return b"/" + quote(b"/".join(kept)).encode() + (b"/" if kept and target.endswith(b"/") else b"")
-
-
-def _query(query: bytes) -> bytes:
-    """Return the parameters, each encoded in one way, sorted by name and then by value."""
-    pairs = sorted(
-        tuple(quote(unquote_to_bytes(text), safe="") for text in part.partition(b"=")[::2])
-        for part in query.split(b"&")
-        if part
-    )
-    return "&".join("=".join(pair) for pair in pairs).encode()
-
-
-def _query_as_sent(query: bytes) -> bytes:
-    """Return the parameters, sorted and not encoded again: botocore signs a URL with a query in this form."""
-    pairs = sorted(part.partition(b"=")[::2] for part in query.split(b"&")) if query else []
-    return b"&".join(b"=".join(pair) for pair in pairs)
-
-
-def _sign(credential: SigV4Credential, claim: _Claim, signed: bytes) -> bytes:
-    key = b"AWS4" + credential.secret
-    for part in claim.scope.split(b"/"):
-        key = hmac.digest(key, part, "sha256")
-    return hmac.digest(key, signed, "sha256").hex().encode()

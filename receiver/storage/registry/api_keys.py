@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Row, func, select
 
 from receiver.errors import ConfigurationError, Conflict, IntegrityError, NotFound
 from receiver.keyring import Keyring
-from receiver.protocol.credentials import ApiKey, LegacyKey, load_oauth_key
+from receiver.protocol.api_keys import ApiKey, LegacyKey, load_oauth_key
 from receiver.protocol.message import DESTINATION_NAME
 from receiver.storage import schema
 from receiver.storage.evidence.encryption import Sealer

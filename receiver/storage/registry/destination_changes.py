@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row, select
 
 from receiver.errors import ConfigurationError, NotFound
 from receiver.protocol.message import DESTINATION_NAME
-from receiver.protocol.reading import normalise_source
+from receiver.protocol.sources import normalize_source
 from receiver.protocol.verification import parse_require
 from receiver.storage import schema
 from receiver.storage.registry.credential_changes import CredentialChanges
@@ -87,7 +87,7 @@ class DestinationChanges(CredentialChanges):
 
     def add_source(self, destination: str, source_id: str | None, now: datetime, *, name: str | None) -> int:
         """Register a source (None: messages that name none), or enable it again. Returns its id. Raises NotFound."""
-        normal = None if source_id is None else normalise_source(source_id)
+        normal = None if source_id is None else normalize_source(source_id)
         if normal == "":
             raise ConfigurationError("the source id is empty: to register messages that name no source, use `--none`")
         with self._change() as connection:
@@ -107,7 +107,7 @@ class DestinationChanges(CredentialChanges):
 
     def disable_source(self, destination: str, source_id: str | None, now: datetime) -> None:
         """Refuse a source from now on. Raises NotFound."""
-        normal = None if source_id is None else normalise_source(source_id)
+        normal = None if source_id is None else normalize_source(source_id)
         with self._change() as connection:
             found = self._source(connection, self._destination(connection, destination).id, normal)
             if found is None:

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row, select
 
 from receiver.errors import ConfigurationError, Conflict, IntegrityError, NotFound
 from receiver.keyring import Keyring
-from receiver.protocol.credentials import PrivateKey
+from receiver.protocol.api_keys import PrivateKey
 from receiver.protocol.jwk import public_jwk
 from receiver.storage import schema
 from receiver.storage.evidence.encryption import Sealer

@@ -21,7 +21,7 @@ from receiver.database import migrations
 from receiver.database.engine import open_engine
 from receiver.keyring import Keyring
 from receiver.outbound.outbox import Caller, Outbox
-from receiver.protocol.credentials import LegacyKey
+from receiver.protocol.api_keys import LegacyKey
 from receiver.storage.accept.ledger import MessageLedger
 from receiver.storage.operations import backups
 from receiver.storage.queue import leases, outbox

@@ -20,7 +20,8 @@ from receiver.errors import Unverified
 from receiver.protocol import verification
 from receiver.protocol.message import Head, Inbound, Method, Verified
 from receiver.protocol.registry import Credential, Destination
-from receiver.protocol.verification.sigv4 import MAX_HEADER, SigV4Credential
+from receiver.protocol.verification.sigv4 import SigV4Credential
+from receiver.protocol.verification.sigv4_request import MAX_HEADER
 from tests.protocol.made_up import BODY, NOW, TOKENS, Which, destination, token
 from tests.protocol.verification.cases import Headers, VerificationCases, refusal, verify
 

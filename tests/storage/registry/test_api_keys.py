@@ -13,7 +13,7 @@ from sqlalchemy import Engine, text
 
 from receiver.errors import ConfigurationError, Conflict, IntegrityError, NotFound
 from receiver.keyring import Keyring
-from receiver.protocol.credentials import LegacyKey, OAuthKey
+from receiver.protocol.api_keys import LegacyKey, OAuthKey
 from receiver.storage.registry import api_keys
 from receiver.storage.registry.api_keys import ApiEndpoint, ApiKeys, OAuthKeySpec
 from receiver.storage.registry.changes import RegistryChanges

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, text
 
 from receiver.errors import ConfigurationError, Conflict, IntegrityError, NotFound
 from receiver.keyring import Keyring
-from receiver.protocol.credentials import load_oauth_key
+from receiver.protocol.api_keys import load_oauth_key
 from receiver.protocol.jwk import public_jwk
 from receiver.storage.registry import loader
 from receiver.storage.registry.signing_keys import SigningKeys, active, rows
