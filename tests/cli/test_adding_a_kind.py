@@ -17,7 +17,7 @@ import pytest
 from receiver.findings import feeds
 from receiver.protocol.verification import KINDS, reason_meanings
 from receiver.protocol.verification.kind import SecretStorage
-from receiver.simulator.client_auth import FILES
+from receiver.simulator.client_auth_file import FILES
 from tests.storage.conftest import door, ledger, open_ledger
 from tests.storage.door import Door
 

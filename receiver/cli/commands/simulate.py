@@ -27,7 +27,7 @@ from receiver.errors import ConfigurationError, ReceiverError
 from receiver.protocol.patterns import matches, normalise_pattern
 from receiver.samples import sample
 from receiver.simulator.attacks import AttackTarget
-from receiver.simulator.client_auth import read_authenticator
+from receiver.simulator.client_auth_file import read_authenticator
 from receiver.simulator.signer import Signer
 from receiver.simulator.simulation import OUTCOMES, SimulatedResult, Simulation, SimulationPlan
 from receiver.storage.operations import queries
