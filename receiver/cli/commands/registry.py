@@ -13,7 +13,8 @@ import click
 from receiver.cli import output
 from receiver.cli.options import dry_run_option, example, json_option
 from receiver.cli.registry_export import exported, to_toml
-from receiver.cli.registry_file import RegistryChange, RegistryPlan, read
+from receiver.cli.registry_file import read
+from receiver.cli.registry_plan import RegistryChange, RegistryPlan
 from receiver.cli.session import opened
 
 
