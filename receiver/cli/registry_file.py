@@ -8,7 +8,7 @@ from __future__ import annotations
 import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -44,7 +44,7 @@ class WantedSource(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class WantedDestination(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A destination. A missing field has the default of `destination add`."""
+    """A destination. A missing field has the default of `destination add`. `expect_every`: seconds."""
 
     environment: Environment = "development"
     enabled: bool = True
@@ -53,6 +53,7 @@ class WantedDestination(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     on_unknown_source: UnknownSourcePolicy = "reject"
     test_messages: TestPolicy | None = None
     reply_with: str | None = None
+    expect_every: Annotated[int, msgspec.Meta(ge=1, le=365 * 24 * 3600)] | None = None
     credentials: list[dict[str, Any]] = []
     sources: list[WantedSource] = []
     handlers: list[str] = []
@@ -78,6 +79,7 @@ COLUMNS: Final = (
     "on_unknown_source",
     "test_messages",
     "reply_with",
+    "expect_every",
 )
 
 

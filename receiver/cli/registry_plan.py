@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -53,15 +52,18 @@ class RegistryChange:
 
 
 class RegistryPlan:
-    """Compares a registry file with the database. Secrets are read from `folder`."""
+    """Compares a registry file with the database. Secrets are read from `folder`.
 
-    def __init__(self, session: Session, connection: Connection, folder: Path, now: datetime) -> None:
+    A credential whose revocation is pending (`credential revoke --grace`) is neither added again nor revoked at once.
+    """
+
+    def __init__(self, session: Session, connection: Connection, folder: Path) -> None:
         self._modules = session.settings.handlers
         self._folder = folder
-        self._now = now
         self._known = loader.load_registry(connection, session.keyring).destinations
         self._factory = CredentialFactory(session.keyring)
-        self._credential_rows = loader.credential_rows(connection, session.keyring)
+        live = {each["id"] for each in queries.credentials(connection) if each["live"]}
+        self._live_rows = [row for row in loader.credential_rows(connection, session.keyring) if row["id"] in live]
         self._rows = {each["name"]: each for each in queries.destinations(connection)}
         self._names = {(each["destination"], each["source_id"]): each["name"] for each in queries.sources(connection)}
         self._bound = {(each["destination"], each["handler"]): each for each in queries.subscriptions(connection)}
@@ -118,11 +120,9 @@ class RegistryPlan:
     def _credentials(
         self, destination: str, wanted: Sequence[ResolvedCredential], known: Destination | None, prune: bool
     ) -> Iterator[RegistryChange]:
-        alive = (
-            []
-            if known is None
-            else [row for row in self._credential_rows if row["destination_id"] == known.id and self._live(row)]
-        )
+        alive = [] if known is None else [row for row in self._live_rows if row["destination_id"] == known.id]
+        # A credential that stays is found before an equal one whose revocation is pending.
+        alive.sort(key=_revocation_pending)
         kept: set[int] = set()
         for each in wanted:
             same = next(
@@ -131,13 +131,11 @@ class RegistryPlan:
             kept |= set() if same is None else {same["id"]}
             if same is None or same["expires_at"] != each.wanted.ends:
                 yield _adding_credential(destination, each)
-            if same is not None and same["expires_at"] != each.wanted.ends:
+            if same is not None and same["expires_at"] != each.wanted.ends and not _revocation_pending(same):
                 yield _revoking(destination, same["id"])
         if prune:
-            yield from (_revoking(destination, row["id"]) for row in alive if row["id"] not in kept)
-
-    def _live(self, row: Mapping[str, Any]) -> bool:
-        return row["revoked_at"] is None and (row["expires_at"] is None or self._now < row["expires_at"])
+            pruned = [row["id"] for row in alive if row["id"] not in kept and not _revocation_pending(row)]
+            yield from (_revoking(destination, number) for number in pruned)
 
     def _resolve(self, destination: str, content: Mapping[str, Any]) -> ResolvedCredential:
         """Resolve a credential of the file, with its secret and keys. Raises ConfigurationError."""
@@ -218,6 +216,11 @@ class RegistryPlan:
             return path.read_bytes()
         except OSError as exc:
             raise ConfigurationError(f"{path} cannot be read: {exc.strerror}") from exc
+
+
+def _revocation_pending(row: Mapping[str, Any]) -> bool:
+    """Return whether a live credential is to be revoked later."""
+    return row["revoked_at"] is not None
 
 
 def _line(text: bytes) -> bytes:

@@ -46,14 +46,15 @@ Example of a file:
 def apply(file: Path, *, dry_run: bool, prune: bool, as_json: bool) -> None:
     """Change the registry to match FILE (TOML). A second run changes nothing.
 
-    Settings that a destination omits get their default. Handlers must be installed on this host.
+    Settings that a destination omits get their default. Handlers must be installed on this host. A credential that
+    `credential revoke --grace` revokes later counts as registered until then: remove it from FILE in that time.
     """
     wanted = read(file)
     now = datetime.now(UTC)
     done: list[RegistryChange] = []
     with opened() as session:
         with session.engine.connect() as connection:
-            changes = RegistryPlan(session, connection, file.parent, now).changes(wanted, prune=prune)
+            changes = RegistryPlan(session, connection, file.parent).changes(wanted, prune=prune)
         registration = session.registration
         for change in changes:
             if not dry_run:

@@ -31,6 +31,7 @@ class DestinationChanges(CredentialChanges):
         test_messages: str,
         reply_with: str | None,
         token: str,
+        expect_every: int | None = None,
     ) -> int:
         """Add a destination and its first token. Returns its id. Raises ConfigurationError, Conflict when the name is
         taken.
@@ -56,6 +57,7 @@ class DestinationChanges(CredentialChanges):
                     "on_unknown_source": on_unknown_source,
                     "test_messages": test_messages,
                     "reply_with": reply_with,
+                    "expect_every": expect_every,
                 },
                 taken=f"there is a destination {name} already: see `destination show {name}`",
             )
@@ -71,7 +73,7 @@ class DestinationChanges(CredentialChanges):
         return destination_id
 
     def set_destination(self, name: str, now: datetime, values: Mapping[str, Any]) -> None:
-        """Change columns of a destination (environment, enabled, require, policies, reply_with).
+        """Change columns of a destination (environment, enabled, require, policies, reply_with, expect_every).
 
         Raises NotFound; ConfigurationError for an API key of another environment.
         """

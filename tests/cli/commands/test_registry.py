@@ -68,6 +68,7 @@ require = ["hmac+token", "token"]
 sources_policy = "any"
 on_unknown_source = "quarantine"
 test_messages = "reject"
+expect_every = 7200
 handlers = ["admissions"]
 credentials = [
   {{ kind = "token", file = "token" }},
@@ -97,6 +98,7 @@ def test_a_whole_destination(run: Commands, write: Write, plugin: Callable[..., 
         ["hmac+token", "token"],
         "reject",
     )
+    assert lab["expect_every"] == 7200
     assert [(each["kind"], each["settings"]) for each in lab["credentials"]] == [
         ("token", {}),
         ("hmac", {"encoding": "hex", "header": "x-sig"}),
@@ -166,6 +168,44 @@ def test_an_end_is_set_for_a_token(door: Door, run: Commands, write: Write) -> N
     assert run.json("registry", "apply", path) == []
 
 
+def test_a_pending_revocation_is_left_alone(door: Door, run: Commands, write: Write, tmp_path: Path) -> None:
+    """Until the grace is over, a credential in the file is not added again, and --prune does not end the grace."""
+    run("credential", "revoke", "1", "--grace", "1h")
+    before = everything(run)
+    assert run.json("registry", "apply", write(CLINIC), "--prune") == []
+    assert everything(run) == before
+    (tmp_path / "new").write_text("another token that only tests know")
+    path = write(CLINIC.replace('file = "token"', 'file = "new"'))
+    assert told(run.json("registry", "apply", path, "--prune")) == [("+", "credential", "token")]
+    assert isinstance(door.judge(body()), Admitted)
+
+
+def test_an_equal_credential_that_stays_is_kept(door: Door, run: Commands, write: Write) -> None:
+    """Of two equal credentials, --prune keeps the one that is not to be revoked."""
+    run("credential", "add", "clinic", "--kind", "token", "--token-file", "-", stdin=TOKEN)
+    run("credential", "revoke", "1", "--grace", "1h")
+    assert run.json("registry", "apply", write(CLINIC), "--prune") == []
+    assert [each["revoked_at"] is None for each in run.json("credential", "list")] == [False, True]
+
+
+def test_the_end_of_a_credential_with_a_pending_revocation(door: Door, run: Commands, write: Write) -> None:
+    """With another end in the file it is added with that end, and the grace of the old one goes on."""
+    run("credential", "revoke", "1", "--grace", "1h")
+    path = write(CLINIC.replace('file = "token"', f'file = "token", expires_at = {END}'))
+    assert told(run.json("registry", "apply", path, "--prune")) == [("+", "credential", "token")]
+    assert run.json("registry", "apply", path, "--prune") == []
+    assert isinstance(door.judge(body()), Admitted)
+
+
+def test_the_expected_interval_follows_the_file(door: Door, run: Commands, write: Write) -> None:
+    """`expect_every` is set and exported in seconds; a file without it returns to the default."""
+    path = write(CLINIC + "expect_every = 600\n")
+    assert told(run.json("registry", "apply", path)) == [("~", "destination", "expect_every")]
+    assert run.json("registry", "export", "clinic")["destinations"]["clinic"]["expect_every"] == 600
+    assert run.json("registry", "apply", path) == []
+    assert "expect_every: 600 -> (none)" in run("registry", "apply", write(CLINIC)).stdout
+
+
 def test_a_signing_secret_that_is_there(door: Door, run: Commands, write: Write) -> None:
     """The same secret used the same way is the same credential; used otherwise it is another."""
     path = write(CLINIC.replace(" }]", ' }, { kind = "hmac", file = "secret", encoding = "hex" }]', 1))
@@ -193,6 +233,7 @@ def test_a_source_is_named_and_enabled_again(door: Door, run: Commands, write: W
         ("nonsense", "registry.toml"),
         ('[destinations.clinic]\ncolour = "red"', "colour"),
         ('[destinations.clinic]\nenvironment = "home"', "environment"),
+        ("[destinations.clinic]\nexpect_every = 0", "expect_every"),
         ('[destinations.clinic]\ncredentials = [{ kind = "token", file = "missing" }]', "missing"),
         ('[destinations.clinic]\nhandlers = ["nobody"]', "nobody"),
         ("[destinations.lab]\n", "token"),
@@ -233,6 +274,7 @@ class TestExport:
         run("source", "add", "clinic", "--none")
         run("source", "add", "clinic", STRANGER, "--name", 'A "quoted" \\ näme\U0001f3e5')
         run("source", "disable", "clinic", SOURCE)
+        run("destination", "set", "clinic", "--expect-every", "2h")
         run(
             "credential",
             "add",
