@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 from receiver.errors import ConfigurationError
 from receiver.protocol.message import QUERIES
-from receiver.protocol.patterns import normalise_pattern
+from receiver.protocol.patterns import normalize_pattern
 
 MAX_ATTEMPTS: Final = 10
 TIMEOUT: Final = 60.0
@@ -74,7 +74,7 @@ class Declaration:
         if not self.patterns:
             raise self._wrong("it has no pattern: name at least one kind of message")
         try:
-            normal = tuple(dict.fromkeys(normalise_pattern(str(pattern)) for pattern in self.patterns))
+            normal = tuple(dict.fromkeys(normalize_pattern(str(pattern)) for pattern in self.patterns))
         except ValueError as exc:
             raise self._wrong(str(exc)) from exc
         for pattern in normal:

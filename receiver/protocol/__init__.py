@@ -1,6 +1,6 @@
-"""What Redox says, as values: verifying, reading and judging without doing.
+"""Redox's protocol as pure functions and values: verifies requests, parses messages, and decides about them.
 
-Rules of this folder, held by a test that reads the imports: nothing of ours is imported but `receiver.errors` (and this
-folder itself); no I/O, no environment, no clock, no logging. Bytes, keys and `now` come in as arguments; a value or one
-of our errors comes out.
+Called by the pipeline, storage and the command line. Must not import anything of the package except `receiver.errors`,
+do I/O, read the environment or a clock, or log: bytes, keys and `now` are arguments; the result is a value or an error of
+`receiver.errors`. tests/test_imports.py checks the imports.
 """

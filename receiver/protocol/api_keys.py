@@ -27,7 +27,7 @@ RSA_BITS: Final = 2048
 _ACCEPTED: Final = "Redox accepts an RSA key of 2048 bits or more, or an elliptic-curve key on P-384, as PEM or JWK"
 
 
-# What msgspec raises for bytes that are not JSON: for text that is not UTF-8 it raises no DecodeError.
+# msgspec's errors for bytes that are not JSON. For text that is not UTF-8 it raises no DecodeError.
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 PrivateKey = RSAPrivateKey | EllipticCurvePrivateKey
@@ -35,9 +35,9 @@ PrivateKey = RSAPrivateKey | EllipticCurvePrivateKey
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OAuthKey:
-    """An OAuth API key: the client id of the Redox dashboard, and a private key whose public half Redox knows as `kid`.
+    """An OAuth API key: a client id from the Redox dashboard, and the private key whose public half Redox knows as `kid`.
 
-    An RSA key signs RS384, a P-384 key ES384. Raises ConfigurationError when the key is of no use to Redox.
+    An RSA key signs RS384, a P-384 key ES384. Raises ConfigurationError for a key that Redox does not accept.
     """
 
     client_id: str
@@ -60,7 +60,7 @@ class OAuthKey:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LegacyKey:
-    """A legacy API key and its secret: one source, the Data Model API only."""
+    """A legacy API key and its secret: for one source, and only the Data Model API."""
 
     api_key: str = field(repr=False)
     secret: str = field(repr=False)
@@ -74,10 +74,10 @@ ApiKey = OAuthKey | LegacyKey
 
 
 def load_oauth_key(text: str | bytes, *, client_id: str, kid: str | None = None, scope: str | None = None) -> OAuthKey:
-    """The key from PEM or JWK text. `kid` may be left out when a JWK names it.
+    """Return the key of a PEM or JWK text. `kid` may be omitted if a JWK names it.
 
-    PEM from an environment variable may have its line ends written as backslash and n.
-    Raises ConfigurationError saying what is wrong with it; never quotes it.
+    PEM from an environment variable may have line ends written as backslash and n. Raises ConfigurationError with an
+    explanation that does not quote the text.
     """
     if isinstance(text, bytes):
         try:
@@ -98,7 +98,7 @@ def load_oauth_key(text: str | bytes, *, client_id: str, kid: str | None = None,
     if jwk.get("alg", key.algorithm) != key.algorithm:
         raise ConfigurationError(
             f"the JWK's alg is not {key.algorithm}, the algorithm this key must sign with for "
-            f"Redox; make the key anew with alg {key.algorithm}, and register that one"
+            f"Redox; generate a key with alg {key.algorithm}, and register it"
         )
     return key
 
@@ -111,22 +111,22 @@ def _check_private_key(key: object) -> None:
         if not isinstance(key.curve, SECP384R1):
             raise ConfigurationError(f"the elliptic-curve key is on {key.curve.name}, not on P-384; {_ACCEPTED}")
     else:
-        raise ConfigurationError(f"the private key is of a kind that Redox does not take; {_ACCEPTED}")
+        raise ConfigurationError(f"Redox does not accept a private key of this type; {_ACCEPTED}")
 
 
 def _from_pem(text: str) -> PrivateKey:
     if "\n" not in text:
         text = text.replace("\\n", "\n")
     if "-----BEGIN PUBLIC KEY-----" in text or "-----BEGIN CERTIFICATE-----" in text:
-        raise ConfigurationError("that is the public half of a key; give the file that holds the private key")
+        raise ConfigurationError("the file has the public half of a key; give the file with the private key")
     try:
         key = load_pem_private_key(text.encode("ascii", "replace"), password=None)
-    except TypeError:  # how cryptography says that a password is missing
+    except TypeError:  # cryptography's error for a missing password
         raise ConfigurationError(
-            "the private key is encrypted with a passphrase; write it out without one "
+            "the private key is encrypted with a passphrase; write it without one "
             "(openssl pkey -in KEY -out NEW) and protect the file instead"
         ) from None
-    except Exception:  # noqa: BLE001 — its parsers raise several kinds, whose texts may quote the key
+    except Exception:  # noqa: BLE001 - the parsers raise several types, whose texts may quote the key
         raise ConfigurationError(f"the private key can't be read as PEM; {_ACCEPTED}") from None
     _check_private_key(key)
     assert isinstance(key, PrivateKey)
@@ -139,19 +139,19 @@ def _jwk_members(text: str) -> dict[str, Any]:
     except _UNREADABLE:
         raise ConfigurationError("the private key looks like a JWK, but is not a valid JSON object") from None
     if "keys" in jwk:
-        raise ConfigurationError("that is a set of keys (JWKS); give the one private key out of it as a JWK")
+        raise ConfigurationError("the file has a set of keys (JWKS); give one private key of it as a JWK")
     if jwk.get("kty") not in ("RSA", "EC"):
         raise ConfigurationError(f"the JWK's kty is neither RSA nor EC; {_ACCEPTED}")
     if "d" not in jwk:
-        raise ConfigurationError("that JWK is the public half of a key (it has no member d); give the private one")
+        raise ConfigurationError("the JWK is the public half of a key (it has no member d); give the private half")
     return jwk
 
 
 def _from_jwk(jwk: Mapping[str, Any]) -> PrivateKey:
     try:
         key = RSAAlgorithm.from_jwk(dict(jwk)) if jwk["kty"] == "RSA" else ECAlgorithm.from_jwk(dict(jwk))
-    except Exception:  # noqa: BLE001 — members of any type reach arithmetic here; the texts may quote the key
-        raise ConfigurationError(f"the JWK's members do not make a key; {_ACCEPTED}") from None
+    except Exception:  # noqa: BLE001 - invalid members raise several types, whose texts may quote the key
+        raise ConfigurationError(f"the JWK's members are not a valid key; {_ACCEPTED}") from None
     _check_private_key(key)
     assert isinstance(key, PrivateKey)
     return key

@@ -20,24 +20,24 @@ from receiver.protocol.api_keys import ApiKey, LegacyKey, OAuthKey
 
 # Redox: an assertion expires 300 s after `iat`, and `iat` may lie at most 5 minutes back.
 ASSERTION_SECONDS: Final = 300
-# Redox: an OAuth token is good for 5 minutes. Assumed where a reply does not say, or says it unreadably.
+# Redox: an OAuth token is valid for 5 minutes. Assumed if a reply has no valid lifetime.
 TOKEN_SECONDS: Final = 300.0
-# Redox: no token of either kind has ever been documented to live longer than a day; a reply that promises more is not
-# believed, for it comes of a clock that is wrong by days.
+# Redox documents no token with a lifetime of more than a day. A longer lifetime in a reply comes from a wrong clock, and
+# is reduced to this.
 LONGEST_TOKEN_SECONDS: Final = 86_400.0
-# A token is renewed this long before it ends, so that no request carries one that ends on its way: longer than a slow
-# connection takes, a tenth of the documented lifetime. Never more than half of a shorter life.
+# Seconds before its end at which a token is renewed, so that it does not expire in transit: longer than a slow
+# connection takes, and a tenth of the documented lifetime. At most half of a shorter lifetime.
 RENEWAL_MARGIN: Final = 30.0
 _ASSERTION_TYPE: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
-# RFC 6750 2.1: what a bearer token may consist of. Anything else could break the header it is put into.
+# RFC 6750 2.1: the characters of a bearer token. Others could break the header.
 _BEARER: Final = re.compile(r"[A-Za-z0-9\-._~+/]{1,16384}=*")
-# What msgspec raises for bytes that are not JSON: for text that is not UTF-8 it raises no DecodeError.
+# msgspec's errors for bytes that are not JSON. For text that is not UTF-8 it raises no DecodeError.
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenRequest:
-    """A POST that asks for a token: where to, and the body with its media type."""
+    """A POST that requests a token: its URL, and its body with the media type."""
 
     url: str
     media_type: str
@@ -46,9 +46,9 @@ class TokenRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AccessToken:
-    """A token that Redox gave. `obtained` and every `now` here are readings of a monotonic clock, in seconds.
+    """A token that Redox issued. `obtained` and every `now` of its methods are seconds of a monotonic clock.
 
-    Monotonic, because the age of a token must not change when somebody sets the time.
+    Monotonic, because the age of a token must not change when the system clock is set.
     """
 
     value: str = field(repr=False)
@@ -57,23 +57,23 @@ class AccessToken:
     refresh_token: str | None = field(default=None, repr=False)
 
     def remaining(self, now: float) -> float:
-        """Seconds until the token ends; negative when it has."""
+        """Return the seconds until the token expires; negative if it has."""
         return self.obtained + self.lifetime - now
 
     def needs_renewal(self, now: float) -> bool:
-        """Whether the token ends within the margin."""
+        """Return whether the token expires within the margin."""
         return self.remaining(now) <= min(RENEWAL_MARGIN, self.lifetime / 2)
 
     def expired(self, now: float) -> bool:
-        """Whether the token has ended."""
+        """Return whether the token has expired."""
         return self.remaining(now) <= 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Denial:
-    """A reply that gives no token. `error` and `description` are Redox's words, cleaned; None where it gave none.
+    """A reply without a token. `error` and `description`: Redox's words, cleaned, or None.
 
-    A `status` in the 200s means that the reply could not be read as a token.
+    A `status` in the 200s means that the reply has no valid token.
     """
 
     status: int
@@ -84,10 +84,10 @@ class Denial:
 def token_requests(
     key: ApiKey, base_url: str, *, held: AccessToken | None, now: datetime, jti: str
 ) -> tuple[TokenRequest, ...]:
-    """What to ask, in this order, until one is granted. `now` is the wall clock, `jti` a name never used before.
+    """Return the requests to send, in this order, until one is granted. `now`: the wall clock. `jti`: a unique name.
 
-    An OAuth key asks once: a fresh assertion, for these tokens can't be refreshed. A legacy key with a token `held`
-    refreshes it first; a refresh token that another process has used already is denied, and then it authenticates.
+    For an OAuth key: one request with a new assertion, because its tokens cannot be refreshed. For a legacy key with a
+    token `held`: a refresh, then an authentication, because a refresh token that another process has used is denied.
     """
     if isinstance(key, OAuthKey):
         url = f"{base_url}/v2/auth/token"
@@ -115,7 +115,7 @@ def token_requests(
 
 
 def build_assertion(key: OAuthKey, token_url: str, *, now: datetime, jti: str) -> str:
-    """The signed client assertion (Redox: OAuth API keys; RFC 7523 3): iss = sub = client id, aud = the token URL."""
+    """Return the signed client assertion (Redox: OAuth API keys; RFC 7523 3): iss = sub = client id, aud = token URL."""
     issued = math.floor(now.timestamp())
     claims = {
         "iss": key.client_id,
@@ -129,10 +129,10 @@ def build_assertion(key: OAuthKey, token_url: str, *, now: datetime, jti: str) -
 
 
 def read_token_reply(key: ApiKey, status: int, body: bytes, *, sent: float, now: datetime) -> AccessToken | Denial:
-    """What a token endpoint answered. `sent` is the monotonic clock when the request left; `now` the time of day.
+    """Read the reply of a token endpoint. `sent`: the monotonic clock when the request was sent. `now`: the time of day.
 
-    Redox's own clock (the Date of the reply) is the better `now`: a legacy reply says when its token `expires`.
-    Never raises: a reply that can't be read is a Denial with its status.
+    Redox's clock (the reply's Date header) is the better `now`: a legacy reply has the time at which its token expires.
+    Raises no error: an unreadable reply is a Denial with its status.
     """
     if not 200 <= status < 300:
         return _read_denial(key, status, body)
@@ -156,7 +156,7 @@ def read_token_reply(key: ApiKey, status: int, body: bytes, *, sent: float, now:
 
 
 def _read_denial(key: ApiKey, status: int, body: bytes) -> Denial:
-    # A legacy denial is plain text of nobody-knows-what (Redox: 401 bodies are plain text): the status says enough.
+    # A legacy denial is plain text without a documented format (Redox: 401 bodies are plain text).
     if isinstance(key, LegacyKey):
         return Denial(status=status)
     try:
@@ -167,7 +167,7 @@ def _read_denial(key: ApiKey, status: int, body: bytes) -> Denial:
 
 
 def _words(text: object) -> str | None:
-    """The text fit for a log: printable, short, and withheld when it may quote an assertion or a token."""
+    """Return the text for a log: printable and short. A text that may quote an assertion or a token is withheld."""
     if not isinstance(text, str) or not text:
         return None
     if "eyJ" in text or max(map(len, text.split()), default=0) > 80:

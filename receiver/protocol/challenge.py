@@ -1,10 +1,10 @@
-"""The one-time handshake of the dashboard's "Verify & Save" (Redox: verification of a destination).
+"""The one-time handshake of "Verify & Save" in the dashboard (Redox: verification of a destination).
 
 POST `{"verification-token": …, "challenge": …}`, or GET `?challenge=…&verification-token=…` with the token in the
-query, in the header, or as the Bearer value. It is answered with the bare challenge as text/plain, which satisfies the
-old rule (the whole body) and the new one (anywhere in the body).
+query, in the header, or as the Bearer value. The answer is the challenge as text/plain, which satisfies Redox's old rule
+(the whole body is the challenge) and the new one (the body contains it).
 
-Must not verify: the token is judged by `verification.token` alone.
+Must not verify the token: `verification.token` does.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from receiver.errors import Refusal, Unreadable
 from receiver.protocol.json_limits import check_depth
 from receiver.protocol.message import Head
 
-# The largest body that is read before anything proves where it comes from; a handshake has about 100 bytes.
+# The largest body that is read before the request is verified. A handshake has about 100 bytes.
 MAX_HANDSHAKE: Final = 8 * 1024
 
-# A UUID in practice. Printable ASCII without spaces or markup is all that is ever echoed.
+# A UUID in practice. Only printable ASCII without spaces and markup is echoed.
 _CHALLENGE: Final = re.compile(r"[A-Za-z0-9._~:+/=-]{1,256}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Handshake:
-    """A handshake that was asked for, as its sender claims it.
+    """A requested handshake, not verified.
 
-    `challenge` is None when it is missing or no text; `token` is None when only the header can hold it.
+    `challenge`: None if it is missing or not a string. `token`: None if only a header can have it.
     """
 
     challenge: str | None = field(repr=False)
     token: bytes | None = field(repr=False)
 
     def answer(self) -> str:
-        """The challenge, safe to echo. Raises Refusal("challenge_malformed"), status 400."""
+        """Return the challenge, safe to echo. Raises Refusal("challenge_malformed"), status 400."""
         if self.challenge is None or not _CHALLENGE.fullmatch(self.challenge):
             raise Refusal("challenge_malformed")
         return self.challenge
@@ -57,7 +57,7 @@ _decode_text: Final = msgspec.json.Decoder(str).decode
 
 
 def from_query(head: Head) -> Handshake:
-    """What a GET asks: it can be nothing but a handshake."""
+    """Return the handshake of a GET request: every GET is one."""
     try:
         fields = parse_qs(head.query, keep_blank_values=True, max_num_fields=20)
     except ValueError:
@@ -67,15 +67,15 @@ def from_query(head: Head) -> Handshake:
 
 
 def from_body(body: bytes) -> Handshake | None:
-    """The handshake that a POST's body is: an object that names a challenge or a token, and is not a message.
+    """Return the handshake in the body of a POST; None if the body is not one.
 
-    None: the body is not a handshake. It reads bodies that are not authenticated: it raises nothing, whatever the
-    bytes.
+    A handshake is an object with a challenge or a token that is not a message. The body is not authenticated: this
+    raises no error for any bytes.
     """
-    # Most messages end here: what begins like one is a message, or no JSON.
+    # Most messages end here: a body that begins like a message is one, or is not JSON.
     if len(body) > MAX_HANDSHAKE or body.startswith(_MESSAGE):
         return None
-    # Neither name stands in them, nor an escape that could spell one.
+    # Neither name is in the body, nor an escape sequence that could encode one.
     if b"challenge" not in body and b"verification-token" not in body and b"\\u" not in body:
         return None
     try:

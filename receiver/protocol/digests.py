@@ -1,8 +1,7 @@
-"""Digests of what a message brings, made without letting go of the interpreter's lock.
+"""Digests of short data, computed without releasing the interpreter's lock (GIL).
 
-`hmac.digest` lets go of it whatever the length, `hashlib` from 2,048 bytes up: for a microsecond's work, after which a
-busy process waits for it again, and that costs more than ten times the digest. Must not be used for what is long
-without need: others wait meanwhile.
+`hmac.digest` always releases it, `hashlib` from 2,048 bytes. In a busy process, acquiring it again takes more than ten
+times as long as the digest of a short message. Long data is digested with the lock released, so that other threads run.
 """
 
 from __future__ import annotations
@@ -14,15 +13,15 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-# hashlib lets go of the lock for more than this at once.
+# hashlib releases the lock for more than this number of bytes at once.
 _PIECE: Final = 2047
 _BLOCK: Final = 64
-# From here on the work is worth letting others run.
+# From this size on, the lock is released.
 _LONG: Final = 32 * 1024
 
 
 def sha256(*parts: bytes | memoryview) -> bytes:
-    """SHA-256 of the parts, one after another."""
+    """Return the SHA-256 of the concatenated parts."""
     digest = new_sha256()
     for part in parts:
         if _PIECE < len(part) < _LONG:
@@ -35,7 +34,7 @@ def sha256(*parts: bytes | memoryview) -> bytes:
 
 
 def hmac_sha256(key: bytes, data: bytes) -> bytes:
-    """HMAC-SHA256 (RFC 2104), from two copied hashes: quicker than to copy an object of `hmac`."""
+    """Return the HMAC-SHA256 (RFC 2104). Copying two hashes is faster than copying an object of `hmac`."""
     begun, outer = _begun(key)
     inner, outer = begun.copy(), outer.copy()
     inner.update(data)
@@ -45,6 +44,6 @@ def hmac_sha256(key: bytes, data: bytes) -> bytes:
 
 @lru_cache(256)
 def _begun(key: bytes) -> tuple[_Hash, _Hash]:
-    """The inner and the outer hash, each with its pad."""
+    """Return the inner and the outer hash, each with its pad."""
     padded = (new_sha256(key).digest() if len(key) > _BLOCK else key).ljust(_BLOCK, b"\0")
     return new_sha256(bytes(byte ^ 0x36 for byte in padded)), new_sha256(bytes(byte ^ 0x5C for byte in padded))

@@ -1,10 +1,10 @@
-"""JSON Web Tokens: read without belief, then proved by keys that we hold (RFC 7515, 7517, 7518, 7519, 8725).
+"""JSON Web Tokens: parsed, then verified with given keys (RFC 7515, 7517, 7518, 7519, 8725).
 
-Must not fetch a key, nor take one from a token: keys come in as values, and what a token says of where a key is to be
-had (jku, x5u, jwk, x5c) refuses it. Must not look at a clock.
+Must not fetch a key or take one from a token: keys are arguments, and a token whose header names a source of keys (jku,
+x5u, jwk, x5c) is refused. Must not read a clock.
 
-The signatures are PyJWT's (its algorithms). Its `decode` is the oracle in the tests, and not called here: it looks at
-the clock, reads the token a second time by another parser, and takes several times as long as the signature itself.
+PyJWT's algorithms verify the signatures. Its `decode` is the reference in the tests but is not called here: it reads the
+clock, parses the token again with another parser, and takes several times as long as the signature.
 """
 
 from __future__ import annotations
@@ -32,38 +32,39 @@ from receiver.protocol.json_limits import check_depth
 
 PublicKey = RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey
 
-# RFC 7518 3.3: RSA signatures need a key of 2048 bits or more. An upper bound too: verifying takes time by its square.
+# RFC 7518 3.3: RSA signatures need a key of 2048 bits or more. The upper bound limits the time of a verification, which
+# grows with the square.
 RSA_BITS: Final = range(2048, 8192 + 1)
 _RSA: Final = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"})
-# RFC 7518 3.4: each algorithm has its curve.
+# RFC 7518 3.4: the curve of each algorithm.
 _CURVES: Final = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
-# What a token may be signed with that somebody else made. No HMAC: its key would be no public key, or a public one.
+# The algorithms for tokens of an issuer. HMAC is not one: an HMAC key cannot be public.
 ALGORITHMS: Final = _RSA | {*_CURVES.values(), "EdDSA"}
 
-# gunicorn takes header fields of 8,190 bytes; a token of more than that comes in no header of ours.
+# gunicorn accepts header fields of 8,190 bytes.
 MAX_TOKEN: Final = 8 * 1024
-# The largest real headers (with an x5t and a long kid) have some 300 characters.
+# The largest real headers (with an x5t and a long kid) have about 300 characters.
 _MAX_HEADER: Final = 2 * 1024
-# Clocks of two machines that follow NTP differ by less; Redox itself allows 10 s.
+# Seconds. Clocks that follow NTP differ by less; Redox allows 10 s.
 LEEWAY: Final = 30
-# Keys that may bear the same name, or none, and are all tried. More would let garbage cost too much work.
+# The number of keys with the same id, or without one, that are tried. More would make invalid tokens too expensive.
 MAX_TRIES: Final = 4
 MAX_KEYS: Final = 100
 
-# Where a header says how the token is to be read otherwise than as a plain signature (crit, b64, enc, zip), or where a
-# key is to be had, nothing good is meant (RFC 8725 3.10; RFC 7515 4.1.11: what is critical and unknown refuses).
+# Header parameters of anything but a plain signature (crit, b64, enc, zip), or with a source of keys (RFC 8725 3.10;
+# RFC 7515 4.1.11: an unknown critical extension refuses the token).
 _REFUSED: Final = frozenset({"crit", "b64", "enc", "zip", "jku", "jwk", "x5u", "x5c"})
 _JWT: Final = re.compile(rb"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]*)")
-_LATEST: Final = 253_402_300_800  # the year 10000: no time of ours is later, and a float holds every second before it
-_MENDING: Final = "give RSA of 2048 bits or more, EC on P-256, P-384 or P-521, or Ed25519"
+_LATEST: Final = 253_402_300_800  # the year 10000: datetime ends there, and a float represents every second before it
+_ACCEPTED: Final = "give RSA of 2048 bits or more, EC on P-256, P-384 or P-521, or Ed25519"
 _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class VerifyingKey:
-    """A key that proves tokens, and the algorithms it may do that with. `kid` None: under whatever name.
+    """A key that verifies tokens, and its algorithms. `kid` None: it matches every key id.
 
-    `key` is a public key; or bytes, for tokens that we sign ourselves (HS256).
+    `key`: a public key, or bytes for this receiver's own tokens (HS256).
     """
 
     kid: str | None
@@ -73,11 +74,11 @@ class VerifyingKey:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Rules:
-    """What a token must be: signed by one of `keys` with one of `algorithms`, from an issuer, for an audience.
+    """The rules for a token: the accepted issuers, audiences, algorithms and keys.
 
-    `lifetime`: seconds that exp may lie after iat. `leeway`: seconds that the sender's clock may be wrong.
-    `other_audiences`: whether it may name audiences that are not of `audiences` as well, as RFC 7519 4.1.3 allows.
-    `stale`: the keys could not be fetched for longer than the credential allows.
+    `lifetime`: the most seconds from iat to exp. `leeway`: the most seconds by which the clocks may differ.
+    `other_audiences`: whether the token may name other audiences too, as RFC 7519 4.1.3 allows. `stale`: the keys could
+    not be fetched for longer than the credential allows.
     """
 
     issuers: tuple[str, ...]
@@ -91,12 +92,12 @@ class Rules:
 
     def __post_init__(self) -> None:
         if not self.issuers or not self.audiences or not self.algorithms:
-            raise ConfigurationError("tokens need an issuer, an audience and an algorithm to be judged by")
+            raise ConfigurationError("the rules for a token need an issuer, an audience and an algorithm")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Unproved:
-    """What a token says of itself, and the bytes that its signature is over. Only to find out who is to judge it."""
+    """A parsed token, not verified. Must be used only to find the kind that verifies it."""
 
     header: Mapping[str, Any] = field(repr=False)
     claims: Mapping[str, Any] = field(repr=False)
@@ -104,11 +105,11 @@ class Unproved:
     signature: bytes = field(repr=False)
 
 
-# A token is looked at to find who judges it, when its head has come in, and again with the body; and one token may come
-# with many requests. It is read once, and proved once (see _proved), for neither changes.
+# A token is parsed to find its kind, and again to verify it, and one token may come with many requests. So parsing and
+# verification (see _proved), whose results do not change, are cached.
 @lru_cache(maxsize=256)
 def peek(token: bytes) -> Unproved:
-    """What the token says of itself. Raises Unverified `jwt_malformed`, whatever the bytes."""
+    """Parse a token without verifying it. Raises Unverified `jwt_malformed` for any invalid bytes."""
     parts = _JWT.fullmatch(token) if len(token) <= MAX_TOKEN else None
     if parts is None or len(parts[1]) > _MAX_HEADER:
         raise Unverified("jwt_malformed")
@@ -118,12 +119,12 @@ def peek(token: bytes) -> Unproved:
 
 
 def prove(token: bytes, rules: Rules, now: datetime) -> Mapping[str, Any]:
-    """The claims, proved: exp, iat, iss and aud are among them.
+    """Verify a token. Returns its claims, with exp, iat, iss and aud.
 
     Raises Unverified: `jwt_malformed`, `_header_refused`, `_algorithm_wrong`, `_key_unknown`, `_signature_wrong`,
     `_claim_missing`, `_issuer_wrong`, `_audience_wrong`, `_audience_not_alone`, `_not_yet_valid`, `_expired`,
-    `_lives_too_long`. Raises Unavailable `key_set_stale` for a token of an issuer whose keys are stale: it may be
-    signed with a key that is not trusted any more, or with a new one, so it is neither taken nor refused for good.
+    `_lives_too_long`. Raises Unavailable `key_set_stale` for a token of an issuer whose keys are stale: its key may have
+    been withdrawn, or be too new to be known, so the token is neither accepted nor refused for good.
     """
     if rules.stale and peek(token).claims.get("iss") in rules.issuers:
         raise Unavailable("key_set_stale")
@@ -132,11 +133,11 @@ def prove(token: bytes, rules: Rules, now: datetime) -> Mapping[str, Any]:
     return claims
 
 
-# Only what was proved is held: garbage displaces nothing. Rules are told apart by identity, with their keys: by what
-# the registry has loaded anew all is proved anew.
+# Only verified tokens are cached: invalid ones displace nothing. Rules are compared by identity: when the registry is
+# loaded again, every token is verified again.
 @lru_cache(maxsize=1024)
 def _proved(token: bytes, rules: Rules) -> Mapping[str, Any]:
-    """All of `prove` but the times."""
+    """Check everything but the times."""
     unproved = peek(token)
     if not _REFUSED.isdisjoint(unproved.header):
         raise Unverified("jwt_header_refused")
@@ -159,7 +160,7 @@ _SIGNERS: Final = {name: jwt.get_algorithm_by_name(name) for name in (*ALGORITHM
 
 
 def _check_claims(claims: Mapping[str, Any], rules: Rules) -> None:
-    """That all are there which the rest relies on, of the types of RFC 7519 4.1; issuer and audience are the right."""
+    """Check that the required claims exist with the types of RFC 7519 4.1, and compare issuer and audience."""
     for name in ("exp", "iat", "iss", "aud"):
         if claims.get(name) is None:
             raise Unverified("jwt_claim_missing")
@@ -179,7 +180,7 @@ def _check_claims(claims: Mapping[str, Any], rules: Rules) -> None:
 def _check_times(claims: Mapping[str, Any], rules: Rules, now: datetime) -> None:
     issued, expires, begins = claims["iat"], claims["exp"], claims.get("nbf", claims["iat"])
     for time in (issued, expires, begins):
-        # True is an int to Python.
+        # True is an int in Python.
         if isinstance(time, bool) or not isinstance(time, int | float) or not 0 <= time < _LATEST:
             raise Unverified("jwt_malformed")
     at = now.timestamp()
@@ -202,7 +203,7 @@ def _members(part: bytes) -> Mapping[str, Any]:
 
 
 def _bytes(part: bytes) -> bytes:
-    """What was written in base64url, in the one way in which it can be (RFC 4648 3.5: no stray bits at the end)."""
+    """Decode base64url in its canonical form (RFC 4648 3.5: unused bits at the end are zero)."""
     over = len(part) % 4
     if over == 1 or (over and part[-1] not in _LAST[over]):
         raise Unverified("jwt_malformed")
@@ -210,61 +211,63 @@ def _bytes(part: bytes) -> bytes:
 
 
 _STANDARD: Final = bytes.maketrans(b"-_", b"+/")
-# Two characters beyond a multiple of four hold 8 bits of 12, three 16 of 18: what is left is zero.
+# Two characters beyond a multiple of four have 12 bits for 8, three have 18 bits for 16: the rest must be zero.
 _LAST: Final = {2: b"AQgw", 3: b"AEIMQUYcgkosw048"}
 
 
 def read_keys(text: bytes) -> tuple[VerifyingKey, ...]:
-    """The keys of a JWKS, of one JWK, or of PEM (a public key or certificate; then without a name).
+    """Return the keys of a JWKS, a JWK, or PEM (a public key or a certificate, without a key id).
 
-    Of a set, keys that are for something else or of a kind that we do not know are left out (RFC 7517 5). Raises
-    ConfigurationError when no key remains; never quotes the text.
+    Keys of a set with another use or an unknown type are left out (RFC 7517 5). Raises ConfigurationError if no key
+    remains, without quoting the text.
     """
     if b"-----BEGIN" in text:
-        return (_of(_from_pem(text), kid=None, algorithm=None),)
+        return (_verifying_key(_from_pem(text), kid=None, algorithm=None),)
     try:
         check_depth(text)
         document = _decode(text)
     except (Unreadable, msgspec.DecodeError, UnicodeDecodeError):
-        raise ConfigurationError("that is neither PEM nor a JWKS: give a file with the sender's public keys") from None
+        raise ConfigurationError(
+            "the file is neither PEM nor a JWKS: give a file with the sender's public keys"
+        ) from None
     members = document.get("keys", [document])
     if not isinstance(members, list) or len(members) > MAX_KEYS:
         raise ConfigurationError(f"a JWKS holds a list of at most {MAX_KEYS} keys")
     keys = tuple(key for member in members if (key := _from_jwk(member)) is not None)
     if not keys:
-        raise ConfigurationError(f"none of these keys can prove a signature; {_MENDING}")
+        raise ConfigurationError(f"none of these keys can verify a signature; {_ACCEPTED}")
     return keys
 
 
 def _from_pem(text: bytes) -> object:
     if b"PRIVATE KEY" in text:
-        raise ConfigurationError("that is a private key: give the public half alone (openssl pkey -in KEY -pubout)")
+        raise ConfigurationError("the file has a private key: give only the public half (openssl pkey -in KEY -pubout)")
     try:
         if b"-----BEGIN CERTIFICATE" in text:
             return load_pem_x509_certificate(text).public_key()
         return load_pem_public_key(text)
-    except Exception:  # noqa: BLE001 - its parsers raise several kinds
+    except Exception:  # noqa: BLE001 - the parsers raise several types
         raise ConfigurationError("the public key can't be read as PEM") from None
 
 
 def _from_jwk(member: object) -> VerifyingKey | None:
-    """The key of one member of a set; None when it is of no use here."""
+    """Return the key of one member of a set; None if it cannot be used."""
     if not isinstance(member, dict) or member.get("use", "sig") != "sig" or "d" in member:
         return None
     operations, kid = member.get("key_ops", ["verify"]), member.get("kid")
     if not isinstance(operations, list) or "verify" not in operations or not isinstance(kid, str | None):
         return None
     try:
-        return _of(_KEY_TYPES[member["kty"]].from_jwk(member), kid=kid, algorithm=member.get("alg"))
-    except Exception:  # noqa: BLE001 - members of any type reach arithmetic here
+        return _verifying_key(_KEY_TYPES[member["kty"]].from_jwk(member), kid=kid, algorithm=member.get("alg"))
+    except Exception:  # noqa: BLE001 - invalid members raise several types
         return None
 
 
 _KEY_TYPES: Final[Mapping[str, Any]] = {"RSA": RSAAlgorithm, "EC": ECAlgorithm, "OKP": OKPAlgorithm}
 
 
-def _of(key: object, *, kid: str | None, algorithm: object) -> VerifyingKey:
-    """The key with what it may be used for; `algorithm`, where it is not None, is the only one."""
+def _verifying_key(key: object, *, kid: str | None, algorithm: object) -> VerifyingKey:
+    """Return the key with the algorithms that it may be used with; `algorithm`, if not None, is the only one."""
     if isinstance(key, RSAPublicKey) and key.key_size in RSA_BITS:
         algorithms = _RSA
     elif isinstance(key, EllipticCurvePublicKey) and key.curve.name in _CURVES:
@@ -272,9 +275,9 @@ def _of(key: object, *, kid: str | None, algorithm: object) -> VerifyingKey:
     elif isinstance(key, Ed25519PublicKey):
         algorithms = frozenset({"EdDSA"})
     else:
-        raise ConfigurationError(f"that key can prove no signature; {_MENDING}")
+        raise ConfigurationError(f"that key cannot verify a signature; {_ACCEPTED}")
     if algorithm is not None:
         algorithms &= frozenset({algorithm}) if isinstance(algorithm, str) else frozenset()
         if not algorithms:
-            raise ConfigurationError("the key's alg is not one that a key of its kind can be used with")
+            raise ConfigurationError("the key's alg does not match its type")
     return VerifyingKey(kid=kid, algorithms=algorithms, key=key)

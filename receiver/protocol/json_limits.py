@@ -28,7 +28,7 @@ _STEP: Final = [(byte == ord("[")) - (byte == ord("]")) for byte in range(256)]
 
 
 def check_encoding(body: bytes) -> None:
-    """Raise `Unreadable("not_utf8")` when `body` is not UTF-8 (RFC 8259 8.1)."""
+    """Raise `Unreadable("not_utf8")` if `body` is not UTF-8 (RFC 8259 8.1)."""
     if body.isascii():
         return
     decode = getincrementaldecoder("utf-8")().decode
@@ -40,18 +40,17 @@ def check_encoding(body: bytes) -> None:
 
 
 def check_depth(body: bytes) -> None:
-    """Raise `Unreadable("too_deep")` when `body` nests deeper than MAX_DEPTH. Any bytes; no recursion, bounded memory.
+    """Raise `Unreadable("too_deep")` if `body` has more than MAX_DEPTH levels. No recursion, bounded memory.
 
-    Bytes that are not JSON have no depth: for them it only holds that a parser which stops at the first error does not
-    go deeper.
+    `body` may be any bytes. If it is not JSON, a parser that stops at the first error does not go deeper than this limit.
     """
-    # No more brackets than the limit: cannot be too deep. Two passes of memchr; most real messages end here.
+    # With at most that many brackets it cannot be too deep. Two passes of memchr; most real messages end here.
     if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         return
-    if b"\\" in body:  # escapes go first, pairs before quotes, so that every quote left opens or closes a string
+    if b"\\" in body:  # remove escapes, pairs before quotes: every remaining quote begins or ends a string
         body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    # Then all but brackets and quotes. Strings that held no bracket are now two quotes side by side, and taking any
-    # such two away leaves every bracket inside or outside of a string, as it was.
+    # Remove everything but brackets and quotes. A string without a bracket is now two adjacent quotes. Removing them
+    # leaves every bracket inside or outside of a string, as before.
     structure = body.translate(_TO_SQUARE, _NOT_STRUCTURE).replace(b'""', b"")
     depth = 0
     for piece in _outside_strings(structure):
@@ -61,9 +60,9 @@ def check_depth(body: bytes) -> None:
 
 
 def _outside_strings(structure: bytes) -> Iterator[bytes]:
-    """Brackets and quotes without what stands between two quotes, in pieces: each match costs memory until it is done.
+    """Yield the brackets outside of strings, in pieces, because each match takes memory until the piece is done.
 
-    Between pieces other threads have their turn.
+    Other threads can run between two pieces.
     """
     end = 0
     while end < len(structure):

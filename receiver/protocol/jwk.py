@@ -1,6 +1,6 @@
-"""The public half of a key that we sign with, as Redox looks it up (RFC 7517), named by its thumbprint (RFC 7638).
+"""The public half of a signing key as a JWK (RFC 7517), with its thumbprint (RFC 7638) as key id.
 
-Must not let a member of the private half out, nor make or read a key.
+Must not reveal a member of the private half, nor generate or load a key.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from receiver.protocol.api_keys import PrivateKey
 
 
 def public_jwk(key: PrivateKey) -> dict[str, str]:
-    """The public half of an RSA or P-384 key: the members of RFC 7518 6.2.1 and 6.3.1, with kid, alg and use."""
+    """Return the public half of an RSA or P-384 key: the members of RFC 7518 6.2.1 and 6.3.1, with kid, alg and use."""
     if isinstance(key, RSAPrivateKey):
         rsa = key.public_key().public_numbers()
         members = {
@@ -33,7 +33,7 @@ def public_jwk(key: PrivateKey) -> dict[str, str]:
 
 
 def thumbprint(members: Mapping[str, str]) -> str:
-    """RFC 7638 3: SHA-256 over the members that make the key, in their order and without spaces, as base64url."""
+    """Return the thumbprint (RFC 7638 3): SHA-256 of the required members, sorted and without spaces, as base64url."""
     text = json.dumps(members, sort_keys=True, separators=(",", ":"))
     return _base64url(sha256(text.encode()).digest())
 

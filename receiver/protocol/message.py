@@ -1,8 +1,8 @@
-"""The values that a request becomes on its way: Head, Inbound, Verified, Message, Reply.
+"""The values of a request on its path: Head, Inbound, Verified, ParsedMessage, Reply.
 
-Types carry the proof: the ledger takes a `Verified`, and only `receiver.protocol.verification` makes one.
+The types carry the proof: the ledger takes a `Verified`, and only `receiver.protocol.verification` makes one.
 
-Must not do anything: plain values.
+Must not have behavior: plain values.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from receiver.protocol.values import Value
 
 Method = Literal["GET", "POST"]
 
-# A destination's name is part of its URL and of lane names; the registry accepts nothing else.
+# A destination's name is part of its URL and of lane names. The registry accepts no other name.
 DESTINATION_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
 
 
 class Head(Value, frozen=True, kw_only=True):
-    """What is known of a request before its body is read.
+    """A request without its body.
 
-    `headers` has lower-case names; the values are latin-1 text, as WSGI gives them (PEP 3333), so that
-    `.encode("latin-1")` is what was on the wire. A header sent twice arrives as one value, "a,b". `target` is the raw
-    path, `query` the raw query string, both as sent. The query may not be logged: a GET handshake carries the token
-    there. `proxied`: whether the connection comes from a proxy that we trust, or over a Unix socket.
+    `headers`: lower-case name → value as latin-1 text, as in WSGI (PEP 3333): `.encode("latin-1")` returns the bytes on
+    the wire. A header that was sent twice has one value, "a,b". `target`: the raw path. `query`: the raw query string,
+    which must not be logged, because the token of a GET handshake is there. `proxied`: whether the connection comes from
+    a trusted proxy or over a Unix socket.
     """
 
     hidden = frozenset({"headers", "target", "query"})
@@ -43,13 +43,13 @@ class Head(Value, frozen=True, kw_only=True):
     proxied: bool = False
 
     def header(self, name: str) -> bytes | None:
-        """The value of header `name` (lower case) as it was on the wire, or None."""
+        """Return the value of header `name` (lower case) as on the wire, or None."""
         value = self.headers.get(name)
         return None if value is None else value.encode("latin-1", "replace")
 
 
 class Inbound(Value, frozen=True, kw_only=True):
-    """A whole request: its head and exactly the bytes of its body."""
+    """A whole request: its head, and the exact bytes of its body."""
 
     hidden = frozenset({"body"})
 
@@ -59,22 +59,22 @@ class Inbound(Value, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Nonce:
-    """What may be used once: who lets it in remembers `key`, 32 bytes, until then, and refuses it a second time."""
+    """A value that may be used once. The caller stores `key`, 32 bytes, until that time, and refuses it if it is known."""
 
     key: bytes = field(repr=False)
     until: datetime
 
     @classmethod
     def of(cls, space: str, value: bytes, until: datetime) -> Self:
-        """For `value`, which is unique in `space`."""
+        """Return the nonce of `value`, which is unique in `space`."""
         return cls(key=sha256(space.encode() + b"\0" + value).digest(), until=until)
 
 
 class Verified(Value, frozen=True, kw_only=True):
-    """The proof that a request is Redox's: which credentials vouched for it, and of which kinds they are.
+    """The proof that a request is Redox's: the credentials that verified it, and their kinds.
 
-    `once` holds a signature that was made for this one request, where it holds within a window of time: the same again
-    is a replay. A notification that comes again is a duplicate and does no harm; a query would be answered again.
+    `nonces`: signatures of this one request that are valid for a limited time. The same signature again is a replay: a
+    repeated notification is a harmless duplicate, but a repeated query would be answered again.
     """
 
     credentials: tuple[int, ...]
@@ -83,14 +83,13 @@ class Verified(Value, frozen=True, kw_only=True):
 
 
 class ParsedMessage(Value, frozen=True, kw_only=True):
-    """A Redox message, Data Model or FHIR, in one shape. Nothing of the patient's is in here but inside `raw`.
+    """A message of Redox, Data Model or FHIR, in one form. Patients' data is only in `raw`.
 
-    `kind` is `PatientAdmin.Arrival` (spaces removed from the names) or `FHIR.<event>`. `source_id` is normalised (a
-    UUID in lower case, without `urn:uuid:`) or None when the message names no source. `key` is what duplicates have in
-    common and `outside` the SHA-256 of all bytes outside Meta, of the kind, the source and the test flag: the same key
-    with another `outside` is another message.
-    `key_expires` says that the key is only a digest of the body, which may be meant to come again.
-    Ids and times are claims of the sender, cleaned for index columns (no NUL, bounded); the exact bytes are `raw`.
+    `kind`: `PatientAdmin.Arrival` (names without spaces) or `FHIR.<event>`. `source_id`: normalized (a UUID in lower
+    case, without `urn:uuid:`), or None if the message names no source. `key`: equal for duplicates. `outside`: SHA-256
+    of all bytes outside Meta, the kind, the source and the test flag; the same key with another `outside` is another
+    message. `key_expires`: the key is only a digest of the body, and an equal body may be a new message later. Ids and
+    times come from the sender, cleaned for index columns (no NUL, bounded). `raw`: the exact bytes.
     """
 
     hidden = frozenset({"source_name", "key", "outside", "raw"})
@@ -114,14 +113,14 @@ class ParsedMessage(Value, frozen=True, kw_only=True):
 
     @property
     def response_kind(self) -> tuple[str, str]:
-        """(DataModel, EventType) that an answer to this query bears (Redox: `EventType` + "Response")."""
+        """(DataModel, EventType) of the answer to this query (Redox: `EventType` + "Response")."""
         model, _, event = self.kind.partition(".")
         return model, response_event(model, event)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
-    """What the endpoint writes: a status, a body and its media type, and whether the connection must close."""
+    """The endpoint's answer: status, body and media type, and whether the connection must be closed."""
 
     status: int
     body: bytes = field(default=b"", repr=False)
@@ -130,7 +129,7 @@ class Reply:
     close: bool = False
 
 
-# Redox, synchronous queries: everything else is a notification. Names with spaces removed.
+# Redox, synchronous queries: query → the EventType of its answer. Names without spaces. All others are notifications.
 QUERIES: Final[Mapping[str, str]] = {
     "ClinicalSummary.PatientQuery": "PatientQueryResponse",
     "ClinicalSummary.VisitQuery": "VisitQueryResponse",
@@ -158,12 +157,12 @@ QUERIES: Final[Mapping[str, str]] = {
 
 
 def response_event(model: str, event: str) -> str:
-    """The EventType of the answer to the query `model.event`."""
+    """Return the EventType of the answer to the query `model.event`."""
     return QUERIES.get(f"{model}.{event}", f"{event}Response")
 
 
 def error_body(*, kind: str | None, text: str) -> dict[str, Any]:
-    """A body in Redox's shape that says why a query was not answered. `text` is a fixed sentence of ours."""
+    """Return a body in Redox's format that explains why a query was not answered. `text`: a fixed sentence."""
     model, _, event = (kind or "").partition(".")
     meta: dict[str, Any] = {"Errors": [{"ID": None, "Text": text, "Type": "application", "Module": "redox-receiver"}]}
     if kind:

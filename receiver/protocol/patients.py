@@ -1,8 +1,7 @@
-"""Finds the patients' identifiers in a message: (type, value) pairs, for keyed digests alone.
+"""Finds the patients' identifiers in a message: (type, value) pairs, for keyed digests.
 
-Lists are walked one element at a time, and a value is decoded only where it is small: memory does not grow with the
-body, and a value that Python cannot hold hides itself alone. Must not keep or format what it finds: that goes into a
-MAC and nowhere else.
+Lists are read one element at a time, and only small values are decoded: memory does not grow with the body, and a value
+that Python cannot represent hides only itself. Must not store or format the identifiers: they are only digested.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import msgspec
 
 from receiver.protocol.scanning import first_element, is_object, objects, value
 
-# More than any real message names; a bound against made-up ones.
+# More than any real message has.
 MAX_IDENTIFIERS: Final = 1000
 # Bytes of an identifier or its type, as JSON text. A longer one is not an identifier.
 MAX_LENGTH: Final = 1000
@@ -25,7 +24,7 @@ _ABSENT: Final = msgspec.UNSET
 
 
 class _PatientBody(msgspec.Struct):
-    """The members that hold patients: everything else of the body is passed over, as below."""
+    """The members with patients. Here and below, other members are skipped."""
 
     Patient: Part = _ABSENT
     Patients: Part = _ABSENT
@@ -46,7 +45,7 @@ class _Entry(msgspec.Struct):
 
 
 class _Resource(msgspec.Struct):
-    resourceType: Part = _ABSENT  # noqa: N815 - FHIR's name, as are those below
+    resourceType: Part = _ABSENT  # noqa: N815 - FHIR's name
     identifier: Part = _ABSENT
 
 
@@ -75,10 +74,10 @@ _coding: Final = msgspec.json.Decoder(_Coding)
 
 
 def identifiers(body: bytes) -> Iterator[tuple[str, str]]:
-    """The (type, value) pairs in a body that was read without error, in the order of the body, each once.
+    """Return the (type, value) pairs in a body that was parsed without error, in their order, each once.
 
     Redox, Data Model: `Patient.Identifiers[]{ID, IDType}` (`Patients[]` in a few models). FHIR: `identifier[]` of every
-    Patient resource; its type is the code of its type, or its system. At most MAX_IDENTIFIERS.
+    Patient resource; the type is the code of its type, or its system. At most MAX_IDENTIFIERS.
     """
     found: set[tuple[str, str]] = set()
     for pair in _pairs(body):
@@ -94,7 +93,7 @@ def _pairs(body: bytes) -> Iterator[tuple[str, str]]:
     yield from _of_patient(top.Patient)
     for patient in _objects(top.Patients, b'"Identifiers"'):
         yield from _of_patient(patient)
-    # Without one of the two no resource can be a Patient.
+    # Without one of these, no resource can be a Patient.
     if b'"Patient"' in body or b"\\u" in body:
         for entry in _objects(top.entry, b'"Patient"'):
             yield from _of_resource(_of(_entry, entry).resource)
@@ -128,7 +127,7 @@ def _pair(kind: Any, identifier: Any) -> Iterator[tuple[str, str]]:
 
 
 def _of(decoder: msgspec.json.Decoder[S], text: Part | memoryview) -> S:
-    """The members that are looked at of an object; none of any other value, or of an absent one."""
+    """Return the decoded members of an object; none for any other value, or an absent one."""
     if isinstance(text, msgspec.UnsetType) or not is_object(text):
         return decoder.type()
     return decoder.decode(text)

@@ -1,6 +1,6 @@
-"""Which kinds a handler asks for: `Model.Event`, `Model.*`, `FHIR.*`, `*`.
+"""Patterns of message kinds that a handler subscribes to: `Model.Event`, `Model.*`, `FHIR.*`, `*`.
 
-Must not know handlers: strings in, booleans out.
+Must not know handlers.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Final
 _PATTERN: Final = re.compile(r"\*|[A-Za-z][A-Za-z0-9_-]*\.(?:\*|[A-Za-z][A-Za-z0-9_-]*)")
 
 
-def normalise_pattern(pattern: str) -> str:
-    """The pattern with spaces removed, as kinds are ("Clinical Summary.PatientPush").
+def normalize_pattern(pattern: str) -> str:
+    """Return the pattern without spaces, like kinds ("Clinical Summary.PatientPush").
 
-    Raises ValueError when it is not one of `Model.Event`, `Model.*`, `FHIR.*`, `*`.
+    Raises ValueError if it is not `Model.Event`, `Model.*`, `FHIR.*` or `*`.
     """
     compact = pattern.replace(" ", "")
     if not _PATTERN.fullmatch(compact):
@@ -24,6 +24,6 @@ def normalise_pattern(pattern: str) -> str:
 
 
 def matches(patterns: Iterable[str], kind: str) -> bool:
-    """Whether one of the normalised patterns names `kind`."""
+    """Return whether one of the normalized patterns matches `kind`."""
     model = kind.partition(".")[0]
     return any(pattern in (kind, "*") or pattern == f"{model}.*" for pattern in patterns)

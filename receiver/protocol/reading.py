@@ -1,7 +1,7 @@
-"""Reads a body into a Message: Redox's Data Model envelope, or a FHIR message Bundle.
+"""Parses a body into a ParsedMessage: Redox's Data Model envelope, or a FHIR message Bundle.
 
-Only the envelope is decoded: real payloads do not always obey the published schema, so the rest is the handlers'. May
-not judge: whether the source is known or a test wanted is decided elsewhere.
+Only the envelope is decoded: real payloads do not always match the published schema, so the rest is left to handlers.
+Must not decide whether a source or a test message is accepted (see `sources`).
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from receiver.protocol.message import QUERIES, ParsedMessage
 from receiver.protocol.scanning import first_element, is_object, members, value
 from receiver.protocol.sources import normalize_source
 
-# Names are compared with spaces removed ("Clinical Summary"). Unknown ones are welcome, so only the shape is checked:
-# it is what may stand in a metric label, a log line and a pattern.
+# Names are compared without spaces ("Clinical Summary"). Unknown names are accepted, so only the shape is checked: it is
+# safe in a metric label, a log line and a pattern.
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
-_ID_LENGTH: Final = 200  # UUIDs have 36; a longer id is somebody's mistake, and cut for the index column only
+_ID_LENGTH: Final = 200  # UUIDs have 36; a longer id is a mistake, and is cut for the index column
 
-# What is read, and no more is decoded. Of the Bundle only its first entry's resource.
+# The members that are decoded; in a Bundle only those of its first entry's resource.
 _TOP: Final = frozenset({"Meta", "resourceType", "type", "entry", "id"})
 _HEADER: Final = frozenset({"resourceType", "eventUri", "eventCoding", "source", "id"})
 
 
-class _Kind(msgspec.Struct):
+class _KindNames(msgspec.Struct):
     DataModel: str = ""
     EventType: str = ""
 
 
 class _Envelope(msgspec.Struct):
-    Meta: _Kind
+    Meta: _KindNames
 
 
 _decode_envelope: Final = msgspec.json.Decoder(_Envelope).decode
 
 
 def read(body: bytes) -> ParsedMessage:
-    """The message that `body` is.
+    """Parse `body`.
 
     Raises `Unreadable` with the reason that quarantine shows: `empty`, `not_utf8`, `too_deep`, `not_json`, `no_meta`,
     `kind_missing`, `kind_malformed`, `fhir_not_message`, and `top_`, `meta_`, `entry_`, `header_` with `not_object` or
-    `duplicate_key`. Where duplicate keys hide a query, whose asker waits all the same, it carries the query's kind.
+    `duplicate_key`. If duplicate keys hide a query, whose sender waits for an answer, the error has the query's kind.
     """
     if not body:
         raise Unreadable("empty")
@@ -65,7 +65,7 @@ def read(body: bytes) -> ParsedMessage:
 
 
 class _Meta(msgspec.Struct):
-    """What is read of Meta."""
+    """The decoded members of Meta."""
 
     DataModel: Any = None
     EventType: Any = None
@@ -80,12 +80,12 @@ class _Meta(msgspec.Struct):
 
 _META: Final = frozenset(_Meta.__struct_fields__)
 _decode_meta: Final = msgspec.json.Decoder(_Meta).decode
-# A Meta has about a kilobyte. A larger one is not decoded at once: one list in it could take 40 times its size.
+# A Meta has about a kilobyte. A larger one is not decoded at once: a list in it could take 40 times its size.
 _SMALL: Final = 1 << 16
 
 
-class _Part(msgspec.Struct):
-    """What is read of the objects within Meta and MessageHeader, whichever it is."""
+class _MetaPart(msgspec.Struct):
+    """The decoded members of objects in Meta and MessageHeader."""
 
     ID: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     Name: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
@@ -95,7 +95,7 @@ class _Part(msgspec.Struct):
     name: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
-_decode_part: Final = msgspec.json.Decoder(_Part).decode
+_decode_part: Final = msgspec.json.Decoder(_MetaPart).decode
 
 
 def _data_model(body: bytes, start: int, end: int) -> ParsedMessage:
@@ -105,8 +105,9 @@ def _data_model(body: bytes, start: int, end: int) -> ParsedMessage:
     log, source = _first(meta.Logs), _mapping(meta.Source)
     log_id, message_id = _id(log.get("ID")), _id(_mapping(meta.Message).get("ID"))
     source_id, test = _source(source.get("ID")), meta.Test is not None and meta.Test is not False
-    outside = sha256(memoryview(body)[:start], memoryview(body)[end:], _judged(kind, source_id, test=test))
-    # No key is prescribed: the log's id names the message, Message.ID is older; else only equal bytes are a repeat.
+    outside = sha256(memoryview(body)[:start], memoryview(body)[end:], _decisive(kind, source_id, test=test))
+    # Redox prescribes no key. The log's id identifies the message; Message.ID is older. Without both, only equal bytes are
+    # a duplicate.
     if log_id is not None:
         key = log_key(log_id)
     elif message_id is not None:
@@ -142,7 +143,7 @@ def _fhir(body: bytes, top: dict[str, tuple[int, int]]) -> ParsedMessage:
     header = _message_header(entries) if (value(resource), value(bundle)) == ("Bundle", "message") else {}
     if header.get("resourceType") != "MessageHeader":
         raise Unreadable("fhir_not_message")
-    # `eventUri` is today's form, `eventCoding` that until 2024; event names have changed, so none is hard-coded.
+    # `eventUri` is the current form, `eventCoding` the form until 2024. Event names have changed: none is hard-coded.
     event = header.get("eventUri")
     if isinstance(event, str):
         event = event.rstrip("/").rpartition("/")[2]
@@ -150,7 +151,7 @@ def _fhir(body: bytes, top: dict[str, tuple[int, int]]) -> ParsedMessage:
         event = _mapping(header.get("eventCoding")).get("code")
     source = _mapping(header.get("source"))
     kind, source_id = _kind("FHIR", event), _source(source.get("endpoint"))
-    # The ids of the message and of its sending, where there are any; else only equal bytes are a repeat.
+    # The ids of the message and of its transmission, if any. Without both, only equal bytes are a duplicate.
     bundle_id, header_id = _id(value(identity)), _id(header.get("id"))
     expires = bundle_id is None and header_id is None
     key = sha256(body) if expires else _key("fhir", f"{bundle_id or ''}\0{header_id or ''}")
@@ -169,15 +170,15 @@ def _fhir(body: bytes, top: dict[str, tuple[int, int]]) -> ParsedMessage:
         test=False,
         key=key,
         key_expires=expires,
-        outside=sha256(body, _judged(kind, source_id, test=False)),
+        outside=sha256(body, _decisive(kind, source_id, test=False)),
         raw=body,
     )
 
 
 def _message_header(entries: memoryview) -> dict[str, Any]:
-    """What is read of the resource of the first of the Bundle's entries; nothing when there is none.
+    """Return the decoded members of the resource of the Bundle's first entry; none without an entry.
 
-    It is FHIR's Meta, so no member may stand twice in it either.
+    It is FHIR's Meta, so duplicate members are refused in it too.
     """
     first = first_element(entries)
     if first is None:
@@ -196,18 +197,18 @@ def _meta(text: bytes) -> _Meta:
     if len(text) <= _SMALL:
         try:
             return _decode_meta(text)
-        except msgspec.ValidationError:  # one of its values is what Python cannot hold: the others count all the same
+        except msgspec.ValidationError:  # Python cannot represent one of its values: the others are used
             pass
     meta = _Meta(**{name: _bounded(memoryview(text)[start:end]) for name, (start, end) in found.items()})
-    if "Test" in found:  # also what Python cannot hold marks a test
+    if "Test" in found:  # a value that Python cannot represent marks a test too
         meta.Test = text[slice(*found["Test"])] not in (b"null", b"false")
     return meta
 
 
 def _bounded(text: memoryview) -> Any:
-    """What is read of a value, in bounded memory: of an array its first element, of an object the members of _Part.
+    """Decode a value in bounded memory: the first element of an array, the members of _MetaPart of an object.
 
-    What Python cannot hold, or is longer than anything that is read, is None.
+    A value that Python cannot represent, or that is too long, is None.
     """
     first = first_element(text)
     return _part(text) if first is None else [_part(first)]
@@ -219,13 +220,13 @@ def _part(text: msgspec.Raw | memoryview) -> Any:
     part = _decode_part(text)
     return {
         name: value(member)
-        for name in _Part.__struct_fields__
+        for name in _MetaPart.__struct_fields__
         if isinstance(member := getattr(part, name), msgspec.Raw)
     }
 
 
 def _perhaps_query(body: bytes) -> str | None:
-    """The kind, when what duplicate keys leave of the Meta calls itself a query: its asker waits, and gets an error."""
+    """Return the kind of a query with duplicate keys: its sender waits for an answer, and gets an error."""
     try:
         meta = _decode_envelope(body).Meta
         kind = _kind(meta.DataModel, meta.EventType)
@@ -235,15 +236,15 @@ def _perhaps_query(body: bytes) -> str | None:
 
 
 def log_key(log_id: str) -> bytes:
-    """What a message with this `Meta.Logs[].ID` is a duplicate by."""
+    """Return the key by which duplicates of a message with this `Meta.Logs[].ID` are found."""
     return _key("log", log_id)
 
 
-def _judged(kind: str, source_id: str | None, *, test: bool) -> bytes:
-    """The part of Meta that admission and dispatch depend on, as a suffix of the digested content.
+def _decisive(kind: str, source_id: str | None, *, test: bool) -> bytes:
+    """Return the part of Meta that admission and dispatch depend on, as a suffix of the digested content.
 
-    Two messages that differ in it are two messages: a repeat must not dispatch a stored message that was not judged the
-    same. The NUL separates it: none occurs in a JSON document, nor in a kind or a source's id.
+    Messages that differ in it are different messages: a duplicate must not dispatch a stored message about which another
+    decision was made. NUL separates it, which neither a JSON document nor a kind or a source's id contains.
     """
     return f"\0{kind}\0{source_id or ''}\0{int(test)}".encode()
 
@@ -266,7 +267,7 @@ def _name(value: object) -> str:
 
 
 def _id(value: object) -> str | None:
-    """An id as an index column can hold it: text without NUL, bounded; numbers as Redox's older samples have them."""
+    """Return an id for an index column: text without NUL, bounded. Older samples of Redox have numbers."""
     if isinstance(value, bool) or not isinstance(value, str | int):
         return None
     return str(value).replace("\0", "")[:_ID_LENGTH] or None
@@ -286,7 +287,7 @@ def _first(value: object) -> dict[str, Any]:
 
 
 def _time(value: object) -> datetime | None:
-    """EventDateTime (ISO 8601) in UTC; None where it is not a time that both PostgreSQL and Python can hold."""
+    """Return EventDateTime (ISO 8601) in UTC; None if PostgreSQL or Python cannot represent it."""
     if not isinstance(value, str):
         return None
     try:

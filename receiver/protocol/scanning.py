@@ -19,8 +19,8 @@ from receiver.errors import Unreadable
 # Bytes that are scanned at a time, and of the longest value that is decoded.
 _PIECE: Final = 1 << 16
 
-# The name of a member, from the brace or comma before it to where its value begins. Possessive: without that the
-# matcher keeps a way back for every character, which for a long name is gigabytes.
+# The name of a member, from the brace or comma before it to the start of its value. Possessive: otherwise the matcher
+# stores a position to backtrack to for every character, which takes gigabytes for a long name.
 _KEY: Final = re.compile(rb'[ \t\n\r]*[{,][ \t\n\r]*("(?:[^"\\]++|\\.)*+")[ \t\n\r]*:[ \t\n\r]*', re.DOTALL)
 _END: Final = re.compile(rb"[ \t\n\r]*\{?[ \t\n\r]*\}")
 _decode_members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -29,11 +29,11 @@ _decode_any: Final = msgspec.json.Decoder().decode
 _decode_raw: Final = msgspec.json.Decoder(msgspec.Raw).decode
 _decode_raws: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
-# More members than any real object has at its outermost level: from here on they are not held all at once.
+# More members than any real object has at its outermost level. With more, they are not decoded all at once.
 _MANY: Final = 20_000
 
-# What follows matches proved JSON text alone. A value is matched whole where it nests no deeper than this; FHIR nests
-# about twenty levels.
+# The following patterns are only for valid JSON text. A value with at most this many levels is matched as a whole; FHIR
+# has about twenty.
 _LEVELS: Final = 24
 _SPACE: Final = rb"[ \t\n\r]*+"
 _TEXT: Final = rb'"(?:[^"\\]++|\\.)*+"'
@@ -55,13 +55,12 @@ _BRACKET: Final = re.compile(rb"(?:" + _FLAT + rb")*+(?:([\[{])|[\]}])", re.DOTA
 
 
 def members(text: bytes, *, where: str, wanted: Collection[str]) -> dict[str, tuple[int, int]]:
-    """The wanted members of the JSON object `text`: name → (start, end) of the value in `text`.
+    """Return the wanted members of the JSON object `text`: name → (start, end) of the value in `text`.
 
-    Proves on the way that `text` is one JSON document (RFC 8259; also refused are NaN, lone surrogates and a byte order
-    mark) whose outermost object names no member twice, however the name is escaped. `text` must have passed
-    `check_encoding` and `check_depth`. Memory: about 150 bytes for each member of the outermost object, but at most
-    twice the text from _MANY members on, and none for what they hold. Raises `Unreadable`: `not_json`,
-    `<where>_not_object`, `<where>_duplicate_key`.
+    Checks that `text` is one JSON document (RFC 8259; NaN, lone surrogates and a byte order mark are refused too) whose
+    outermost object has no member twice, in any escaped form. `text` must have passed `check_encoding` and
+    `check_depth`. Memory: about 150 bytes for each member of the outermost object, but at most twice the text from _MANY
+    members on. Raises `Unreadable`: `not_json`, `<where>_not_object`, `<where>_duplicate_key`.
     """
     try:
         values = _decode_members(text) if len(text) <= _PIECE else _decode_few_members(text)
@@ -77,13 +76,13 @@ def members(text: bytes, *, where: str, wanted: Collection[str]) -> dict[str, tu
 def _located(
     text: bytes, values: dict[str, msgspec.Raw], *, where: str, wanted: Collection[str]
 ) -> dict[str, tuple[int, int]]:
-    """Where the wanted members stand in `text`, of which `values` is what msgspec made. Empties `values`."""
+    """Return the positions of the wanted members in `text`. `values`: the members that msgspec found; it is emptied."""
     if (found := _close_together(values, len(text), wanted)) is not None:
         return found
     found = {}
-    # From name to name: of each msgspec kept the last value, whose length tells where the next name is. When one
-    # stands twice, either other bytes are at its first place, or those are the beginning of a longer value (1 and 12),
-    # or it is met again after its value was taken.
+    # From name to name: msgspec keeps the last value of each, and its length gives the position of the next name. If a
+    # name comes twice, either other bytes are at its first position, or they are the beginning of a longer value (1 and
+    # 12), or the name comes again after its value was removed.
     end = 0
     while (key := _KEY.match(text, end)) is not None:
         name, start = _decode_text(key[1]), key.end()
@@ -101,10 +100,10 @@ def _located(
 def _close_together(
     values: Mapping[str, msgspec.Raw], length: int, wanted: Collection[str]
 ) -> dict[str, tuple[int, int]] | None:
-    """What `members` finds in an object of `length` bytes without white space and escapes around its names, as machines
-    write them; None of any other.
+    """Return the result of `members` for an object of `length` bytes without white space around and escapes in its names,
+    the form that programs write; None for any other.
 
-    The lengths tell: white space, an escape or a name that stands twice would leave bytes over.
+    The sum of the lengths shows it: white space, an escape or a duplicate name would leave bytes over.
     """
     found: dict[str, tuple[int, int]] = {}
     end = 0
@@ -122,13 +121,13 @@ class _Many(Exception):
 
 
 class _Name(str):
-    """A member's name, so that msgspec has each of them counted."""
+    """A member's name: with this type, msgspec calls the hook that counts members."""
 
     __slots__ = ()
 
 
 def _decode_few_members(text: bytes) -> dict[str, msgspec.Raw]:
-    """The members of an object. Raises _Many."""
+    """Return the members of an object. Raises _Many."""
     count = 0
 
     def name(_type: type, text: str) -> _Name:
@@ -143,17 +142,17 @@ def _decode_few_members(text: bytes) -> dict[str, msgspec.Raw]:
 
 
 def _many_members(text: bytes, *, where: str, wanted: Collection[str]) -> dict[str, tuple[int, int]]:
-    """What `members` finds in an object, some of its members at a time; of all names only the hashes are held.
+    """Return the result of `members`, decoding some of the members at a time. Of the names, only hashes are kept.
 
-    Two names that are not the same may have one hash of 64 bits: with ten million names, once in 300,000 bodies. The
-    hash is keyed anew in every process, so nobody can bring it about.
+    Two different names may have the same hash of 64 bits: with ten million names, once in 300,000 bodies. The hash has
+    another key in every process, so a sender cannot cause it.
     """
     try:
         _decode_raw(text)
     except msgspec.DecodeError as exc:
         raise Unreadable("not_json") from exc
     found: dict[str, tuple[int, int]] = {}
-    hashes = [array("q") for _ in range(256)]  # apart, so that only some of them are a set at a time
+    hashes = [array("q") for _ in range(256)]  # in groups, so that a set of only one group exists at a time
     for start, end in _runs(memoryview(text), _NAMED + _VALUE):
         piece = b"{%b}" % text[start:end]
         values = _decode_members(piece)
@@ -169,10 +168,10 @@ def _many_members(text: bytes, *, where: str, wanted: Collection[str]) -> dict[s
 
 
 def objects(text: msgspec.Raw | memoryview, *, holding: bytes) -> Iterator[msgspec.Raw | memoryview]:
-    """The objects among the elements of a JSON array, one after another; of any other value none.
+    """Yield the objects in a JSON array; none for any other value.
 
-    `text` must be a part of what `members` has proved. Of a long array those are passed over that do not hold the bytes
-    `holding`, nor an escape that could stand for them. Memory: a few megabytes, however many there are.
+    `text` must be a part of a text that `members` accepted. In a long array, objects are skipped that contain neither the
+    bytes `holding` nor an escape sequence that could encode them. Memory: a few megabytes for any number of objects.
     """
     view = memoryview(text)
     if _first_byte(view) != b"[":
@@ -190,7 +189,7 @@ def objects(text: msgspec.Raw | memoryview, *, holding: bytes) -> Iterator[msgsp
 
 
 class _Array(msgspec.Struct, array_like=True):
-    """An array of which all but the first element is passed over."""
+    """An array of which only the first element is decoded."""
 
     first: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
@@ -199,7 +198,7 @@ _decode_array: Final = msgspec.json.Decoder(_Array).decode
 
 
 def first_element(text: msgspec.Raw | memoryview) -> msgspec.Raw | None:
-    """The first element of a JSON array; None of any other value, and when there is none."""
+    """Return the first element of a JSON array; None for an empty array, or any other value."""
     if _first_byte(memoryview(text)) != b"[":
         return None
     first = _decode_array(text).first
@@ -207,8 +206,9 @@ def first_element(text: msgspec.Raw | memoryview) -> msgspec.Raw | None:
 
 
 def value(text: msgspec.Raw | memoryview, *, longest: int = _PIECE) -> Any:
-    """The decoded value; None where its text is longer than that many bytes, or Python cannot hold it (1e400, an
-    integer of 5,000 digits)."""
+    """Return the decoded value; None if its text is longer than `longest` bytes, or Python cannot represent it (1e400, an
+    integer of 5,000 digits).
+    """
     if len(memoryview(text)) > longest:
         return None
     try:
@@ -218,7 +218,7 @@ def value(text: msgspec.Raw | memoryview, *, longest: int = _PIECE) -> Any:
 
 
 def is_object(text: msgspec.Raw | memoryview) -> bool:
-    """Whether a JSON value is an object. `text` has no space before it."""
+    """Return whether a JSON value is an object. `text` must not begin with white space."""
     return _first_byte(memoryview(text)) == b"{"
 
 
@@ -228,15 +228,15 @@ def _first_byte(text: memoryview) -> bytes:
 
 @cache
 def _whole(item: bytes) -> re.Pattern[bytes]:
-    """As many items as are whole: behind each there is a comma or the end. Compiling it takes some milliseconds."""
+    """Return the pattern of complete items, each followed by a comma or the end. Compiling takes some milliseconds."""
     whole = item + _SPACE + rb"(?=[,\]}])"
     return re.compile(whole + rb"(?:," + _SPACE + whole + rb")*+", re.DOTALL)
 
 
 def _runs(text: memoryview, item: bytes) -> Iterator[tuple[int, int]]:
-    """The spans of all members, or elements, of an object or array: as many together as are within _PIECE, or one.
+    """Yield the spans of the members or elements of an object or array: as many as fit into _PIECE, or one.
 
-    Between them other threads have their turn.
+    Other threads can run between two spans.
     """
     run = _whole(item)
     at = _after(_OPEN, text, 0)
@@ -247,12 +247,12 @@ def _runs(text: memoryview, item: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _end_of_item(text: memoryview, at: int) -> int:
-    """Where the member or element ends that begins at `at`: a long one, or one that nests deep."""
+    """Return the end of the member or element at `at`, which is long or has many levels."""
     at = _after(_NAME, text, at)
     if (scalar := _SCALAR.match(text, at)) is not None:
         return scalar.end()
     depth, brackets = 0, _BRACKET.finditer(text, at)
-    while True:  # to the bracket that closes it: the text is proved to be JSON
+    while True:  # to the closing bracket: the text is valid JSON
         bracket = next(brackets)
         depth += 1 if bracket.lastindex else -1
         if depth == 0:
@@ -260,7 +260,7 @@ def _end_of_item(text: memoryview, at: int) -> int:
 
 
 def _after(pattern: re.Pattern[bytes], text: memoryview, at: int) -> int:
-    """Where the match ends of a pattern that always matches."""
+    """Return the end of the match of a pattern that always matches."""
     found = pattern.match(text, at)
     assert found is not None
     return found.end()

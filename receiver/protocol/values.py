@@ -1,6 +1,6 @@
-"""The base of the values that are made for every request: a msgspec.Struct, made in half the time of a dataclass.
+"""The base class of values that are made for every request: a msgspec.Struct takes half the time of a dataclass.
 
-Must not hold rules.
+Must not contain rules.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import msgspec
 
 
 class Value(msgspec.Struct, frozen=True, kw_only=True):
-    """An immutable value. `hidden` names the fields that a repr leaves out: secrets, and what may be of a patient."""
+    """An immutable value. `hidden`: fields that repr() omits, because they are secret or may be a patient's data."""
 
     hidden: ClassVar[frozenset[str]] = frozenset()
 
@@ -20,5 +20,5 @@ class Value(msgspec.Struct, frozen=True, kw_only=True):
         return f"{type(self).__name__}({shown})"
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        """What rich, which formats tracebacks, shows."""
+        """Return the fields for rich, which formats tracebacks."""
         return [(name, getattr(self, name)) for name in self.__struct_fields__ if name not in self.hidden]

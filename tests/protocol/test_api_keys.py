@@ -82,13 +82,13 @@ USELESS: dict[str, str | bytes] = {
     "passphrase": pem(RSA, b"pass"),
     "1024 bits, fewer than 2048": pem(rsa.generate_private_key(65537, 1024)),
     "secp256r1, not on P-384": pem(ec.generate_private_key(ec.SECP256R1())),
-    "a kind that Redox does not take": pem(ed25519.Ed25519PrivateKey.generate()),
+    "does not accept a private key of this type": pem(ed25519.Ed25519PrivateKey.generate()),
     "not a valid JSON object": "{",
     "not a valid JSON object ": "{" * 100_000,
     "JWKS": json.dumps({"keys": [json.loads(rsa_jwk())]}),
     "neither RSA nor EC": json.dumps({"kty": "oct", "k": "AAAA"}),
     "no member d": PUBLIC_JWK,
-    "do not make a key": rsa_jwk(n=17),
+    "are not a valid key": rsa_jwk(n=17),
     "alg is not RS384": rsa_jwk(alg="RS256"),
 }
 

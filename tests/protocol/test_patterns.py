@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from receiver.protocol.patterns import matches, normalise_pattern
+from receiver.protocol.patterns import matches, normalize_pattern
 from receiver.samples.kinds import KINDS, WIRE_NAMES
 
 
@@ -22,7 +22,7 @@ from receiver.samples.kinds import KINDS, WIRE_NAMES
 )
 def test_patterns(pattern: str, normal: str) -> None:
     """A pattern is a kind, a model's `*`, or `*`, with spaces removed."""
-    assert normalise_pattern(pattern) == normal
+    assert normalize_pattern(pattern) == normal
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_patterns(pattern: str, normal: str) -> None:
 def test_no_patterns(pattern: str) -> None:
     """Anything else is refused when it is written down, with what to write instead: it would never match."""
     with pytest.raises(ValueError) as refused:
-        normalise_pattern(pattern)
+        normalize_pattern(pattern)
     assert "use Model.Event, Model.*, FHIR.* or *" in str(refused.value)
     assert repr(pattern) in str(refused.value)
 

@@ -24,7 +24,7 @@ from receiver.cli import output, session
 from receiver.cli.options import SECRET_FILE, example, json_option, read_secret
 from receiver.cli.simulated_api import loopback, serve_api
 from receiver.errors import ConfigurationError, ReceiverError
-from receiver.protocol.patterns import matches, normalise_pattern
+from receiver.protocol.patterns import matches, normalize_pattern
 from receiver.samples import sample
 from receiver.simulator.attacks import AttackTarget
 from receiver.simulator.client_auth_file import read_authenticator
@@ -223,7 +223,7 @@ def _kinds(patterns: Sequence[str], files: Sequence[Path]) -> list[str]:
     found: dict[str, None] = {}
     for pattern in patterns:
         try:
-            some = [kind for kind in sample.kinds() if matches([normalise_pattern(pattern)], kind)]
+            some = [kind for kind in sample.kinds() if matches([normalize_pattern(pattern)], kind)]
         except ValueError as exc:
             raise click.BadParameter(str(exc)) from None
         if not some:
