@@ -35,7 +35,8 @@ PrivateKey = RSAPrivateKey | EllipticCurvePrivateKey
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OAuthKey:
-    """An OAuth API key: a client id from the Redox dashboard, and the private key whose public half Redox knows as `kid`.
+    """An OAuth API key: a client id from the Redox dashboard, and the private key whose public half Redox knows as
+    `kid`.
 
     An RSA key signs RS384, a P-384 key ES384. Raises ConfigurationError for a key that Redox does not accept.
     """

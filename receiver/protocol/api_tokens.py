@@ -22,8 +22,8 @@ from receiver.protocol.api_keys import ApiKey, LegacyKey, OAuthKey
 ASSERTION_SECONDS: Final = 300
 # Redox: an OAuth token is valid for 5 minutes. Assumed if a reply has no valid lifetime.
 TOKEN_SECONDS: Final = 300.0
-# Redox documents no token with a lifetime of more than a day. A longer lifetime in a reply comes from a wrong clock, and
-# is reduced to this.
+# Redox documents no token with a lifetime of more than a day. A longer lifetime in a reply comes from a wrong clock,
+# and is reduced to this.
 LONGEST_TOKEN_SECONDS: Final = 86_400.0
 # Seconds before its end at which a token is renewed, so that it does not expire in transit: longer than a slow
 # connection takes, and a tenth of the documented lifetime. At most half of a shorter lifetime.
@@ -129,7 +129,8 @@ def build_assertion(key: OAuthKey, token_url: str, *, now: datetime, jti: str) -
 
 
 def read_token_reply(key: ApiKey, status: int, body: bytes, *, sent: float, now: datetime) -> AccessToken | Denial:
-    """Read the reply of a token endpoint. `sent`: the monotonic clock when the request was sent. `now`: the time of day.
+    """Read the reply of a token endpoint. `sent`: the monotonic clock when the request was sent. `now`: the time of
+    day.
 
     Redox's clock (the reply's Date header) is the better `now`: a legacy reply has the time at which its token expires.
     Raises no error: an unreadable reply is a Denial with its status.

@@ -1,8 +1,8 @@
 """The one-time handshake of "Verify & Save" in the dashboard (Redox: verification of a destination).
 
 POST `{"verification-token": …, "challenge": …}`, or GET `?challenge=…&verification-token=…` with the token in the
-query, in the header, or as the Bearer value. The answer is the challenge as text/plain, which satisfies Redox's old rule
-(the whole body is the challenge) and the new one (the body contains it).
+query, in the header, or as the Bearer value. The answer is the challenge as text/plain, which satisfies Redox's old
+rule (the whole body is the challenge) and the new one (the body contains it).
 
 Must not verify the token: `verification.token` does.
 """

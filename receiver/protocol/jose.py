@@ -3,8 +3,8 @@
 Must not fetch a key or take one from a token: keys are arguments, and a token whose header names a source of keys (jku,
 x5u, jwk, x5c) is refused. Must not read a clock.
 
-PyJWT's algorithms verify the signatures. Its `decode` is the reference in the tests but is not called here: it reads the
-clock, parses the token again with another parser, and takes several times as long as the signature.
+PyJWT's algorithms verify the signatures. Its `decode` is the reference in the tests but is not called here: it reads
+the clock, parses the token again with another parser, and takes several times as long as the signature.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def prove(token: bytes, rules: Rules, now: datetime) -> Mapping[str, Any]:
 
     Raises Unverified: `jwt_malformed`, `_header_refused`, `_algorithm_wrong`, `_key_unknown`, `_signature_wrong`,
     `_claim_missing`, `_issuer_wrong`, `_audience_wrong`, `_audience_not_alone`, `_not_yet_valid`, `_expired`,
-    `_lives_too_long`. Raises Unavailable `key_set_stale` for a token of an issuer whose keys are stale: its key may have
-    been withdrawn, or be too new to be known, so the token is neither accepted nor refused for good.
+    `_lives_too_long`. Raises Unavailable `key_set_stale` for a token of an issuer whose keys are stale: its key may
+    have been withdrawn, or be too new to be known, so the token is neither accepted nor refused for good.
     """
     if rules.stale and peek(token).claims.get("iss") in rules.issuers:
         raise Unavailable("key_set_stale")

@@ -14,8 +14,8 @@ from typing import Final
 from receiver.errors import Unreadable
 
 # Redox's models nest about ten levels, FHIR about twenty. Python's json stops at about 1,000, depending on the version
-# and on the caller's depth. A limit well below that is the same for every Python and thread: a handler can parse what is
-# accepted here.
+# and on the caller's depth. A limit well below that is the same for every Python and thread: a handler can parse what
+# is accepted here.
 MAX_DEPTH: Final = 200
 
 # Bytes that are checked at a time: a body of 40 MB, decoded at once, may take 160 MB.
@@ -42,7 +42,8 @@ def check_encoding(body: bytes) -> None:
 def check_depth(body: bytes) -> None:
     """Raise `Unreadable("too_deep")` if `body` has more than MAX_DEPTH levels. No recursion, bounded memory.
 
-    `body` may be any bytes. If it is not JSON, a parser that stops at the first error does not go deeper than this limit.
+    `body` may be any bytes. If it is not JSON, a parser that stops at the first error does not go deeper than this
+    limit.
     """
     # With at most that many brackets it cannot be too deep. Two passes of memchr; most real messages end here.
     if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:

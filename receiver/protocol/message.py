@@ -27,8 +27,8 @@ class Head(Value, frozen=True, kw_only=True):
 
     `headers`: lower-case name → value as latin-1 text, as in WSGI (PEP 3333): `.encode("latin-1")` returns the bytes on
     the wire. A header that was sent twice has one value, "a,b". `target`: the raw path. `query`: the raw query string,
-    which must not be logged, because the token of a GET handshake is there. `proxied`: whether the connection comes from
-    a trusted proxy or over a Unix socket.
+    which must not be logged, because the token of a GET handshake is there. `proxied`: whether the connection comes
+    from a trusted proxy or over a Unix socket.
     """
 
     hidden = frozenset({"headers", "target", "query"})

@@ -19,8 +19,8 @@ from receiver.protocol.message import QUERIES, ParsedMessage
 from receiver.protocol.scanning import first_element, is_object, members, value
 from receiver.protocol.sources import normalize_source
 
-# Names are compared without spaces ("Clinical Summary"). Unknown names are accepted, so only the shape is checked: it is
-# safe in a metric label, a log line and a pattern.
+# Names are compared without spaces ("Clinical Summary"). Unknown names are accepted, so only the shape is checked: it
+# is safe in a metric label, a log line and a pattern.
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
 _ID_LENGTH: Final = 200  # UUIDs have 36; a longer id is a mistake, and is cut for the index column
 
@@ -106,8 +106,8 @@ def _data_model(body: bytes, start: int, end: int) -> ParsedMessage:
     log_id, message_id = _id(log.get("ID")), _id(_mapping(meta.Message).get("ID"))
     source_id, test = _source(source.get("ID")), meta.Test is not None and meta.Test is not False
     outside = sha256(memoryview(body)[:start], memoryview(body)[end:], _decisive(kind, source_id, test=test))
-    # Redox prescribes no key. The log's id identifies the message; Message.ID is older. Without both, only equal bytes are
-    # a duplicate.
+    # Redox prescribes no key. The log's id identifies the message; Message.ID is older. Without both, only equal bytes
+    # are a duplicate.
     if log_id is not None:
         key = log_key(log_id)
     elif message_id is not None:
@@ -243,8 +243,8 @@ def log_key(log_id: str) -> bytes:
 def _decisive(kind: str, source_id: str | None, *, test: bool) -> bytes:
     """Return the part of Meta that admission and dispatch depend on, as a suffix of the digested content.
 
-    Messages that differ in it are different messages: a duplicate must not dispatch a stored message about which another
-    decision was made. NUL separates it, which neither a JSON document nor a kind or a source's id contains.
+    Messages that differ in it are different messages: a duplicate must not dispatch a stored message about which
+    another decision was made. NUL separates it, which neither a JSON document nor a kind or a source's id contains.
     """
     return f"\0{kind}\0{source_id or ''}\0{int(test)}".encode()
 

@@ -61,9 +61,9 @@ class Subscription:
 class Destination:
     """One URL of the receiver, with everything that its requests are checked against.
 
-    `require`: alternatives, each a set of kinds that must all be verified. `kinds`: all kinds in `require`. `holds`: the
-    types of its credentials, each with the time until which one of them is live (None: no end). `sources`: normalized
-    source id → whether it is enabled; the key None stands for messages that name no source.
+    `require`: alternatives, each a set of kinds that must all be verified. `kinds`: all kinds in `require`. `holds`:
+    the types of its credentials, each with the time until which one of them is live (None: no end). `sources`:
+    normalized source id → whether it is enabled; the key None stands for messages that name no source.
     """
 
     id: int

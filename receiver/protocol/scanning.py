@@ -59,8 +59,8 @@ def members(text: bytes, *, where: str, wanted: Collection[str]) -> dict[str, tu
 
     Checks that `text` is one JSON document (RFC 8259; NaN, lone surrogates and a byte order mark are refused too) whose
     outermost object has no member twice, in any escaped form. `text` must have passed `check_encoding` and
-    `check_depth`. Memory: about 150 bytes for each member of the outermost object, but at most twice the text from _MANY
-    members on. Raises `Unreadable`: `not_json`, `<where>_not_object`, `<where>_duplicate_key`.
+    `check_depth`. Memory: about 150 bytes for each member of the outermost object, but at most twice the text from
+    _MANY members on. Raises `Unreadable`: `not_json`, `<where>_not_object`, `<where>_duplicate_key`.
     """
     try:
         values = _decode_members(text) if len(text) <= _PIECE else _decode_few_members(text)
@@ -100,8 +100,8 @@ def _located(
 def _close_together(
     values: Mapping[str, msgspec.Raw], length: int, wanted: Collection[str]
 ) -> dict[str, tuple[int, int]] | None:
-    """Return the result of `members` for an object of `length` bytes without white space around and escapes in its names,
-    the form that programs write; None for any other.
+    """Return the result of `members` for an object of `length` bytes without white space around and escapes in its
+    names, the form that programs write; None for any other.
 
     The sum of the lengths shows it: white space, an escape or a duplicate name would leave bytes over.
     """
@@ -170,8 +170,9 @@ def _many_members(text: bytes, *, where: str, wanted: Collection[str]) -> dict[s
 def objects(text: msgspec.Raw | memoryview, *, holding: bytes) -> Iterator[msgspec.Raw | memoryview]:
     """Yield the objects in a JSON array; none for any other value.
 
-    `text` must be a part of a text that `members` accepted. In a long array, objects are skipped that contain neither the
-    bytes `holding` nor an escape sequence that could encode them. Memory: a few megabytes for any number of objects.
+    `text` must be a part of a text that `members` accepted. In a long array, objects are skipped that contain neither
+    the bytes `holding` nor an escape sequence that could encode them. Memory: a few megabytes for any number of
+    objects.
     """
     view = memoryview(text)
     if _first_byte(view) != b"[":
@@ -206,8 +207,8 @@ def first_element(text: msgspec.Raw | memoryview) -> msgspec.Raw | None:
 
 
 def value(text: msgspec.Raw | memoryview, *, longest: int = _PIECE) -> Any:
-    """Return the decoded value; None if its text is longer than `longest` bytes, or Python cannot represent it (1e400, an
-    integer of 5,000 digits).
+    """Return the decoded value; None if its text is longer than `longest` bytes, or Python cannot represent it (1e400,
+    an integer of 5,000 digits).
     """
     if len(memoryview(text)) > longest:
         return None

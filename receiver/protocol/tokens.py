@@ -3,8 +3,8 @@
 Redox is the client: it requests a token with the credentials from its dashboard, and presents the token with each
 message. It authenticates with a secret (RFC 6749 2.3.1: Basic, or in the body) or a signed assertion (RFC 7523 2.2).
 
-Must not keep state: the caller checks the nonce in `Granted` against reuse before it returns the token, and counts wrong
-secrets.
+Must not keep state: the caller checks the nonce in `Granted` against reuse before it returns the token, and counts
+wrong secrets.
 """
 
 from __future__ import annotations

@@ -233,7 +233,8 @@ def _certificate(head: Head, proxy: str, now: datetime) -> Certificate:
         raise Unverified("mtls_not_verified")
     value = head.header(_HEADER[proxy]) or b""
     pem = unquote_to_bytes(_element(value) if proxy == "envoy" else value)
-    # A comma: the header came twice, and one of them may be from the client. A second certificate: a chain, or an attack.
+    # A comma: the header came twice, and one of them may be from the client. A second certificate: a chain, or an
+    # attack.
     if len(value) > MAX_HEADER or b"," in pem or pem.count(b"-----BEGIN") != 1:
         raise Unverified("mtls_malformed")
     try:

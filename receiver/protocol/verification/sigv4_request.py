@@ -1,7 +1,8 @@
 """The signed request of AWS Signature Version 4: reads a request's signature, and computes what has to be signed.
 
 The algorithm is AWS's ("Create a signed AWS API request"), with the path normalized and encoded twice, as for every
-service but S3. The query has two canonical forms: encoded again, as AWS documents it, and as sent, as botocore signs it.
+service but S3. The query has two canonical forms: encoded again, as AWS documents it, and as sent, as botocore signs
+it.
 
 Must use only the raw target, query, headers and body: the signature is wrong if a proxy rewrites a signed part.
 """

@@ -1,8 +1,8 @@
 """Registry loader: reads the rows, verifies their MACs, and returns the registry as one immutable value.
 
 Must not change the registry (see receiver.storage.registry.changes). A row whose MAC fails, or that this version cannot
-read, is left out and logged. A row under a key that this host lacks raises UnknownKey: it can be neither trusted nor left
-out, because it may be the one that makes a request valid.
+read, is left out and logged. A row under a key that this host lacks raises UnknownKey: it can be neither trusted nor
+left out, because it may be the one that makes a request valid.
 """
 
 from __future__ import annotations
