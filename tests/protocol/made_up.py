@@ -1,7 +1,7 @@
-"""Made-up destinations, credentials and requests: what the tests of the pure half are about.
+"""Made-up destinations, credentials and requests for the tests of receiver.protocol.
 
-May not compute a digest or a signature: those that are here were made with openssl, so that the code under test is
-measured against something other than itself. The command stands above each.
+Must not compute a digest or a signature: openssl made those here, so that the code under test is compared with another
+implementation. The command is above each.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Which = Literal["first", "second"]
 NOW: Final = datetime(2026, 1, 1, 0, 0, 30, tzinfo=UTC)
 SOURCE: Final = "7ce6f387-c33c-417d-8682-81e83628cbd9"
 
-# A message of an invented patient, as signed below. 138 bytes with the two of é.
+# A message of an invented patient, which is signed below. 138 bytes, of which é has two.
 BODY: Final = (
     '{"Meta":{"DataModel":"PatientAdmin","EventType":"Arrival",'
     '"Source":{"ID":"7ce6f387-c33c-417d-8682-81e83628cbd9"}},"Patient":{"Note":"é"}}'
@@ -55,7 +55,7 @@ def token(
     expires_at: datetime | None = None,
     revoked: bool = False,
 ) -> TokenCredential:
-    """The verification token's row."""
+    """A verification token."""
     return TokenCredential(
         id=id, digest=bytes.fromhex(TOKEN_DIGESTS[which]), key=TOKEN_KEY, expires_at=expires_at, revoked=revoked
     )
@@ -68,14 +68,14 @@ def signing(
     expires_at: datetime | None = None,
     revoked: bool = False,
 ) -> HmacCredential:
-    """The signing secret's row, with every setting as it is by default."""
+    """A webhook signing secret with default settings."""
     return HmacCredential(id=id, secret=SECRETS[which].encode(), expires_at=expires_at, revoked=revoked)
 
 
 def destination(
     *credentials: Credential, require: tuple[str, ...] = ("token",), name: str = "main", **policies: object
 ) -> Destination:
-    """A destination of these credentials, which knows SOURCE. `require` as `parse_require` takes it."""
+    """A destination with these credentials and SOURCE. `require`: as for `parse_require`."""
     values: dict[str, object] = {
         "id": 1,
         "name": name,
@@ -101,7 +101,7 @@ def head(
     name: str = "main",
     proxied: bool = True,
 ) -> Head:
-    """A request's head, as a door makes it; by a trusted proxy, unless told otherwise."""
+    """A request's head, as the endpoint makes it; from a trusted proxy by default."""
     return Head(
         destination=name,
         method=method,

@@ -1,4 +1,4 @@
-"""Kind `hmac`."""
+"""Kind `hmac`: the webhook signing secret."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.protocol.made_up import BODY, NOW, SECRETS, SIGNATURES, TOKENS, Which
 from tests.protocol.verification.cases import Headers, VerificationCases, refusal, verify
 
 _FIRST, _SECOND = SIGNATURES["first"], SIGNATURES["second"]
-# A value of the right length that nobody made.
+# A value of the right length that is not a signature.
 _NOBODY = "A" * 43 + "="
 
 
@@ -23,7 +23,7 @@ def _signed(value: str) -> Headers:
 
 
 class TestHmac(VerificationCases):
-    """The webhook signing secret, with every setting as it is by default."""
+    """The webhook signing secret with default settings."""
 
     kind = "hmac"
     by_head = False
@@ -31,7 +31,7 @@ class TestHmac(VerificationCases):
     bad: ClassVar[Mapping[str, tuple[Headers, str]]] = {
         "wrong": (_signed(_NOBODY), "signature_wrong"),
         "empty": (_signed(""), "signature_malformed"),
-        "no base64": (_signed("!" * 44), "signature_malformed"),
+        "not base64": (_signed("!" * 44), "signature_malformed"),
         "no padding": (_signed(_FIRST.rstrip("=")), "signature_malformed"),
         "too short": (_signed(_FIRST[:-4]), "signature_malformed"),
         "too long": (_signed(f"AAAA{_FIRST}"), "signature_malformed"),
@@ -62,7 +62,7 @@ class TestHmac(VerificationCases):
         expires_at: datetime | None = None,
         revoked: bool = False,
     ) -> Credential:
-        """A signing secret's row."""
+        """A signing secret."""
         return signing(which, id=id, expires_at=expires_at, revoked=revoked)
 
     def presenting(self, value: str) -> Headers:
@@ -75,7 +75,7 @@ class TestHmac(VerificationCases):
 
 
 class TestSignedBytes:
-    """Exactly the bytes that came are what is signed."""
+    """The signature is over exactly the bytes that arrived."""
 
     @pytest.mark.parametrize(
         "body",
@@ -91,13 +91,13 @@ class TestSignedBytes:
             ),
         ],
     )
-    def test_any_change_is_seen(self, body: bytes) -> None:
-        """One byte changed, added or gone, another escape, another order of keys: the signature does not hold."""
+    def test_any_change_is_refused(self, body: bytes) -> None:
+        """A changed, added or removed byte, another escape or order of keys: the signature does not verify."""
         assert body != BODY
         assert refusal(_signed(_FIRST), destination(signing(), require=("hmac",)), body=body) == "signature_wrong"
 
     def test_several_signatures(self) -> None:
-        """Of a few signatures in one header one must hold; more than a few is an attack, not a rotation."""
+        """One of several signatures in a header must verify; a header with too many is refused."""
         at = destination(signing(), require=("hmac",))
         for value in (
             f"{_NOBODY},{_NOBODY},{_FIRST}",
@@ -110,8 +110,8 @@ class TestSignedBytes:
         assert refusal(_signed(f"{_NOBODY}," * MAX_SIGNATURES + _FIRST), at) == "signature_malformed"
         assert refusal(_signed(f"{_NOBODY},{_NOBODY}"), at) == "signature_wrong"
 
-    def test_a_long_header_is_not_looked_into(self) -> None:
-        """A header of more than MAX_HEADER bytes is malformed, also when a right signature stands in it."""
+    def test_a_long_header_is_not_parsed(self) -> None:
+        """A header of more than MAX_HEADER bytes is malformed, even with a right signature in it."""
         at = destination(signing(), require=("hmac",))
         assert verify(_signed(_FIRST + " " * (MAX_HEADER - len(_FIRST))), at).credentials == (1,)
         assert refusal(_signed(_FIRST + " " * (MAX_HEADER - len(_FIRST) + 1)), at) == "signature_malformed"
@@ -129,7 +129,7 @@ _STAMP = datetime(2026, 1, 1, tzinfo=UTC)  # 1767225600
 
 
 class TestSettings:
-    """Redox does not publish the wire form: every part of it is a setting."""
+    """Redox does not document the format of the signature: every part of it is a setting."""
 
     @pytest.mark.parametrize(
         ("settings", "headers", "reason"),
@@ -166,7 +166,7 @@ class TestSettings:
         ],
     )
     def test_hash_encoding_prefix_header(self, settings: dict[str, Any], headers: Headers, reason: str | None) -> None:
-        """A signature made by openssl opens in the form that the credential says, and in no other."""
+        """A signature made by openssl is accepted in the credential's format, and in no other."""
         values: dict[str, Any] = {"id": 1, "secret": SECRETS["first"].encode(), **settings}
         at = destination(HmacCredential(**values), require=("hmac",))
         if reason is None:
@@ -194,8 +194,8 @@ class TestSettings:
             "1767225600,1767225600",
         ],
     )
-    def test_what_is_no_time_stamp(self, stamp: str) -> None:
-        """A stamp that is not Unix seconds in digits is refused as stale, and nothing is raised over it."""
+    def test_an_invalid_timestamp(self, stamp: str) -> None:
+        """A timestamp that is not Unix seconds in digits is refused as stale, and raises no other error."""
         assert refusal({**_signed(_STAMPED), "x-time": stamp}, _stamped()) == "signature_stale"
 
     @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ class TestSettings:
         [(0, True), (300, True), (-300, True), (300.001, False), (-301, False), (10**8, False), (-(10**8), False)],
     )
     def test_the_window(self, seconds: float, good: bool) -> None:
-        """The stamp may lie `tolerance` seconds behind the clock or ahead of it, no more."""
+        """The timestamp may differ from the clock by at most `tolerance` seconds, in either direction."""
         headers = {**_signed(_STAMPED), "x-time": "1767225600"}
         now = _STAMP + timedelta(seconds=seconds)
         if good:
@@ -211,8 +211,8 @@ class TestSettings:
         else:
             assert refusal(headers, _stamped(), now=now) == "signature_stale"
 
-    def test_the_stamp_is_signed(self) -> None:
-        """Another stamp than the signed one, or none at all, does not open, nor does a signature of the body alone."""
+    def test_the_timestamp_is_signed(self) -> None:
+        """Another timestamp than the signed one, none, and a signature of only the body are refused."""
         assert refusal({**_signed(_STAMPED), "x-time": "1767225601"}, _stamped()) == "signature_wrong"
         assert refusal(_signed(_STAMPED), _stamped()) == "signature_stale"
         assert refusal({**_signed(_FIRST), "x-time": "1767225600"}, _stamped()) == "signature_wrong"
@@ -225,10 +225,10 @@ def _stamped() -> Any:
 
 
 class TestSeveral:
-    """Credentials of different settings beside one another."""
+    """Several credentials with different settings."""
 
-    def test_each_header_that_is_presented_must_hold(self) -> None:
-        """While the header's name changes a sender may present both: then both count, and one bad one refuses."""
+    def test_each_presented_header_must_verify(self) -> None:
+        """While the header's name changes, a sender may present both: then both are checked, and a bad one refuses."""
         old = HmacCredential(id=1, secret=SECRETS["first"].encode(), header="x-old")
         at = destination(old, signing("second", id=2), require=("hmac",))
         assert verify({"x-old": _FIRST}, at).credentials == (1,)
@@ -236,8 +236,8 @@ class TestSeveral:
         assert refusal({"x-old": _FIRST, **_signed(_FIRST)}, at) == "signature_wrong"
         assert refusal({"x-old": "", **_signed(_SECOND)}, at) == "signature_malformed"
 
-    def test_forms_change_under_one_header(self) -> None:
-        """Two secrets of one header may differ in everything else; each signature is read as its own secret says."""
+    def test_formats_differ_under_one_header(self) -> None:
+        """Two secrets of one header may differ in all other settings: each is checked in its own format."""
         hexed = HmacCredential(id=1, secret=SECRETS["first"].encode(), encoding="hex", prefix="sha256=")
         at = destination(hexed, signing("second", id=2), require=("hmac",))
         assert verify(_signed(f"sha256={_SHA256_HEX}"), at).credentials == (1,)
@@ -245,7 +245,7 @@ class TestSeveral:
         assert verify(_signed(f"{_NOBODY},sha256={_SHA256_HEX}"), at).credentials == (1,)
 
     def test_a_header_ends_with_its_credential(self) -> None:
-        """Where hmac is not required, a live secret goes on judging its header, and an ended one's is not looked at."""
+        """If hmac is not required, a live secret's header is still checked, an expired secret's header is not."""
         ended = HmacCredential(id=1, secret=SECRETS["first"].encode(), header="x-old", expires_at=NOW)
         at = destination(ended, signing("second", id=2), token(id=3), require=("token",))
         proof = {"verification-token": TOKENS["first"], "x-old": "anything"}
@@ -257,7 +257,7 @@ class TestSeveral:
         assert refusal(proof, required) == "signature_credential_expired"
 
     def test_the_reason_that_helps_most(self) -> None:
-        """A live secret's verdict is told, not a dead one's; a signature in time beats one that is stale."""
+        """The reason comes from a live secret, not an expired one, and from a signature in time before a stale one."""
         stamped = HmacCredential(id=1, secret=SECRETS["first"].encode(), timestamp_header="x-time")
         dead = signing("first", id=3, revoked=True)
         assert refusal(_signed(_NOBODY), destination(stamped, dead, require=("hmac",))) == "signature_stale"
@@ -272,7 +272,7 @@ class TestSeveral:
 
 
 _A = "aa" * 131
-# RFC 4231, chapter 4: key, data, HMAC-SHA-256, -384, -512. Case 5 is cut to 128 bits there, and has a test of its own.
+# RFC 4231, section 4: key, data, HMAC-SHA-256, -384, -512. Case 5 is truncated to 128 bits, and has its own test.
 _RFC_4231: Mapping[str, tuple[str, bytes, str, str, str]] = {
     "4.2": (
         "0b" * 20,
@@ -345,7 +345,7 @@ class TestRfc4231:
 
     @pytest.mark.parametrize("section", _RFC_4231)
     def test_vectors(self, section: str) -> None:
-        """Each vector opens by its own hash, and by no other's value of another length."""
+        """Each vector is accepted with its own hash; values of another length are refused."""
         key, data, *macs = _RFC_4231[section]
         hashes: tuple[Literal["sha256", "sha384", "sha512"], ...] = ("sha256", "sha384", "sha512")
         for name, mac in zip(hashes, macs, strict=True):
@@ -357,7 +357,7 @@ class TestRfc4231:
                 assert refusal(_signed(other), at, body=data) == "signature_malformed"
 
     def test_a_truncated_mac_is_refused(self) -> None:
-        """Section 4.6 cuts the MAC to 128 bits: here only whole ones open."""
+        """Section 4.6 truncates the MAC to 128 bits: it is refused, the whole one is accepted."""
         at = destination(HmacCredential(id=1, secret=b"\x0c" * 20, encoding="hex"), require=("hmac",))
         cut = "a3b6167473100ee06e0c796c2955552b"
         assert refusal(_signed(cut), at, body=b"Test With Truncation") == "signature_malformed"
@@ -366,16 +366,16 @@ class TestRfc4231:
         assert verify(_signed(whole), at, body=b"Test With Truncation", now=NOW).credentials == (1,)
 
 
-class TestOnce:
-    """A signature over a time stamp was made for one request."""
+class TestNonces:
+    """A signature with a timestamp is for one request."""
 
-    def test_it_is_named(self) -> None:
-        """The proof names it until its stamp is stale, whatever else stands in the header."""
+    def test_the_proof_has_it(self) -> None:
+        """The proof has its nonce, until the timestamp is stale, whatever else is in the header."""
         headers = {**_signed(_STAMPED), "x-time": "1767225600"}
-        (once,) = verify(headers, _stamped()).nonces
-        assert refusal(headers, _stamped(), now=once.until) == "signature_stale"
-        assert verify({**headers, **_signed(f"{_NOBODY}, {_STAMPED}")}, _stamped()).nonces == (once,)
+        (nonce,) = verify(headers, _stamped()).nonces
+        assert refusal(headers, _stamped(), now=nonce.until) == "signature_stale"
+        assert verify({**headers, **_signed(f"{_NOBODY}, {_STAMPED}")}, _stamped()).nonces == (nonce,)
 
-    def test_without_a_stamp_there_is_no_window(self) -> None:
-        """What is signed without a time may be meant to come again."""
+    def test_without_a_timestamp_there_is_none(self) -> None:
+        """A message that is signed without a time may be sent again."""
         assert verify(_signed(_FIRST), destination(signing(), require=("hmac",))).nonces == ()

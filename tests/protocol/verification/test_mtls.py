@@ -157,7 +157,7 @@ class TestNginx(_MtlsCases):
 
     def test_none_is_none(self) -> None:
         """nginx says NONE where there was no certificate: that is nothing presented."""
-        at = self.door(self.credential())
+        at = self.at(self.credential())
         assert refusal({"ssl-client-verify": "NONE", **_PROXY}, at) == "credential_missing"
 
 

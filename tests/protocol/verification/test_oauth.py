@@ -76,14 +76,14 @@ class _OwnCases(VerificationCases):
 
     def test_right(self) -> None:
         """A token opens for the credential that asked for it."""
-        verified = verify(self.right["first"], self.door(self.credential(id=1), self.credential("second", id=2)))
+        verified = verify(self.right["first"], self.at(self.credential(id=1), self.credential("second", id=2)))
         assert verified.credentials == (1,)
         assert verified.kinds == {self.kind}
 
     def test_another_issuer(self) -> None:
         """A token of somebody whom nobody has registered is judged here, and refused."""
         presented = _bearer(_token("oauth:1", iss="https://somebody.example"))
-        assert refusal(presented, self.door(self.credential())).startswith("jwt_")
+        assert refusal(presented, self.at(self.credential())).startswith("jwt_")
 
     def test_the_same_secret_twice(self) -> None:
         """A token dies with the row that it was issued for: the same client entered again has to ask again."""
@@ -91,13 +91,13 @@ class _OwnCases(VerificationCases):
             (self.credential(id=1, revoked=True), self.credential(id=2)),
             (self.credential(id=2), self.credential(id=1, revoked=True)),
         ):
-            assert refusal(self.right["first"], self.door(*pair)) == self.revoked
+            assert refusal(self.right["first"], self.at(*pair)) == self.revoked
 
     def test_what_is_issued_opens(self) -> None:
         """What `issue` makes is what is taken, until it ends, here and nowhere else."""
         credential = self.credential(id=3)
         assert isinstance(credential, AccessTokenCredential)
-        at = self.door(credential)
+        at = self.at(credential)
         made = _bearer(issue(credential, at, NOW, scopes=("a", "b"), jti="x"))
         assert verify(made, at).credentials == (3,)
         end = NOW.replace(microsecond=0) + timedelta(seconds=credential.client.lifetime)
@@ -109,18 +109,18 @@ class _OwnCases(VerificationCases):
     def test_not_the_other_kind_s(self) -> None:
         """A token of the other kind does not open where only this one is required."""
         other = {"oauth": "smart", "smart": "oauth"}[self.kind]
-        at = self.door(self.credential(id=1))
+        at = self.at(self.credential(id=1))
         assert refusal(_bearer(_token(f"{other}:1")), at) == "credential_missing"
 
     def test_keys_rotate(self) -> None:
         """While a key is kept, what it signed opens; the newest signs."""
         new = VerifyingKey(kid="token-2", algorithms=frozenset({"HS256"}), key=sha256(b"another").digest())
         rotated = self.made(1, (new, *_KEYS))
-        at = self.door(rotated)
+        at = self.at(rotated)
         assert verify(self.right["first"], at).credentials == (1,)
         assert verify(_bearer(issue(rotated, at, NOW, scopes=(), jti="x")), at).credentials == (1,)
-        assert refusal(self.right["first"], self.door(self.made(1, (new,)))) == "jwt_key_unknown"
-        assert refusal(self.right["first"], self.door(self.made(1, _OTHER_KEYS))) == "jwt_signature_wrong"
+        assert refusal(self.right["first"], self.at(self.made(1, (new,)))) == "jwt_key_unknown"
+        assert refusal(self.right["first"], self.at(self.made(1, _OTHER_KEYS))) == "jwt_signature_wrong"
 
     def made(self, id: int, keys: tuple[VerifyingKey, ...], **values: Any) -> AccessTokenCredential:  # noqa: A002
         """The row, with those keys (`id` is the field's name)."""

@@ -1,4 +1,4 @@
-"""Kind `token`."""
+"""Kind `token`: the verification token."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _token(value: str) -> Headers:
 
 
 class _TokenCases(VerificationCases):
-    """What is so wherever the token stands."""
+    """The cases for every header that the token can be in."""
 
     kind = "token"
     expired = "token_expired"
@@ -55,11 +55,11 @@ class _TokenCases(VerificationCases):
         expires_at: datetime | None = None,
         revoked: bool = False,
     ) -> Credential:
-        """A token's row."""
+        """A verification token."""
         return token(which, id=id, expires_at=expires_at, revoked=revoked)
 
     def secrets(self) -> list[str]:
-        """Tokens, digests and the key, also as Python and hex would show them."""
+        """Tokens, digests and the key, also as repr() and in hexadecimal."""
         return [
             *TOKENS.values(),
             *TOKEN_DIGESTS.values(),
@@ -101,7 +101,7 @@ class TestTokenHeader(_TokenCases):
 
 
 class TestBearer(_TokenCases):
-    """The verification token as an opaque Bearer value alone."""
+    """The verification token only as a Bearer value."""
 
     right: ClassVar[Mapping[Which, Headers]] = {
         "first": {"authorization": f"Bearer {_FIRST}"},
@@ -123,7 +123,7 @@ class TestBearer(_TokenCases):
 
 
 class TestBothHeaders(_TokenCases):
-    """The verification token in both headers, as Redox sends it today."""
+    """The verification token in both headers, as Redox currently sends it."""
 
     right: ClassVar[Mapping[Which, Headers]] = {
         "first": {**_token(_FIRST), "authorization": f"Bearer {_FIRST}"},
@@ -138,12 +138,12 @@ class TestBothHeaders(_TokenCases):
     }
 
     def presenting(self, value: str) -> Headers:
-        """In both."""
+        """In both headers."""
         return {**_token(value), "authorization": f"Bearer {value}"}
 
     def test_one_token_in_both(self) -> None:
-        """Two tokens are live while one rotates, but a request presents one of them, not one in each header."""
-        at = self.door(token("first", id=1), token("second", id=2))
+        """During a rotation two tokens are live, but a request must have the same one in both headers."""
+        at = self.at(token("first", id=1), token("second", id=2))
         assert refusal({**_token(_FIRST), "authorization": f"Bearer {_SECOND}"}, at) == "bearer_differs"
 
 
@@ -165,8 +165,8 @@ class TestAuthorization:
             "Digest a=b",
         ],
     )
-    def test_what_is_not_the_token_s(self, value: str) -> None:
-        """What belongs to another kind proves nothing here, and harms nothing beside the right token."""
+    def test_values_of_other_kinds(self, value: str) -> None:
+        """A value of another kind proves nothing, and does not refuse a request with the right token."""
         at = destination(token())
         assert verification.check_head(head({"authorization": value}), at, NOW).sufficient is False
         assert refusal({"authorization": value}, at) == "credential_missing"
@@ -174,15 +174,15 @@ class TestAuthorization:
         assert refusal({**_token(_SECOND), "authorization": value}, at) == "token_wrong"
 
     def test_a_token_may_look_like_a_jwt(self) -> None:
-        """A token that is shaped like a JWT is one's own business: it opens by its header, and may stand in both."""
+        """A token with the shape of a JWT is accepted in its own header, and in both."""
         # printf '%s' "$JWT" | openssl dgst -sha256 -hmac 'a made-up key for digests, 32 b.'
         digest = "b79257596086c976ef7d2f62a47272fd96c8f95cb8cfc64f313b462d092b6754"
         at = destination(TokenCredential(id=3, digest=bytes.fromhex(digest), key=TOKEN_KEY))
         assert verify(_token(_JWT), at).credentials == (3,)
         assert verify({**_token(_JWT), "authorization": f"Bearer {_JWT}"}, at).credentials == (3,)
 
-    def test_without_tokens_bearer_is_nobody_s(self) -> None:
-        """Where no token is required and none was ever registered, an opaque Bearer is not a token's to judge."""
+    def test_without_tokens_a_bearer_value_is_ignored(self) -> None:
+        """At a destination that neither requires nor has a token, a Bearer value is not checked."""
         at = destination(signing(), require=("hmac",))
         headers = {"authorization": "Bearer opaque", "verification-token": "x" * 36}
         assert refusal(headers, at) == "credential_missing"
@@ -191,7 +191,7 @@ class TestAuthorization:
         )
 
     def test_non_ascii_token(self) -> None:
-        """A token of UTF-8 beyond ASCII arrives as latin-1 and opens: bytes are compared."""
+        """A token of UTF-8 beyond ASCII arrives as latin-1 and is accepted: bytes are compared."""
         # printf 't\xc3\xb6ken-mit-umlaut-0123456789abcdef' |
         #   openssl dgst -sha256 -hmac 'a made-up key for digests, 32 b.'
         digest = "b7ebb60023729a65dc99526fe19a9c61a52a2895c4e4db0ba2b6d00c6ee5a94d"
