@@ -150,7 +150,9 @@ class VerificationCases:
         assert refusal(self.right["first"], at) == self.revoked
 
     def test_rotated(self) -> None:
-        """Two live credentials are accepted, and the proof names the right one; after the old one expired, only the new."""
+        """Two live credentials are accepted, and the proof names the right one; after the old one expired, only the
+        new.
+        """
         for pair in (
             (self.credential("first", id=1, expires_at=NOW), self.credential("second", id=2)),
             (self.credential("second", id=2), self.credential("first", id=1, expires_at=NOW)),

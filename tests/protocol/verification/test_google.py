@@ -1,4 +1,4 @@
-"""Kind `google`."""
+"""Kind `google`: a JWT that Google signs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _TOKENS: Mapping[Which, str] = {"first": _token("first"), "second": _token("seco
 
 
 class TestGoogle(VerificationCases):
-    """A token that Google signed."""
+    """A token that Google signs."""
 
     kind = "google"
     claims_unrequired = False
@@ -88,11 +88,11 @@ class TestGoogle(VerificationCases):
         expires_at: datetime | None = None,
         revoked: bool = False,
     ) -> Credential:
-        """An account's row."""
+        """The credential of an account."""
         return _row(which, id=id, expires_at=expires_at, revoked=revoked)
 
     def presenting(self, value: str) -> Headers:
-        """As Bearer."""
+        """As a Bearer value."""
         return _bearer(value)
 
     def secrets(self) -> list[str]:
@@ -101,7 +101,7 @@ class TestGoogle(VerificationCases):
 
 
 def test_by_subject() -> None:
-    """An account may be pinned by its number, alone or beside its e-mail."""
+    """An account may be pinned by its number, with or without its e-mail address."""
     at = destination(_row(email=None, subject="1093"), require=("google",))
     assert verify(_bearer(_token(email=None)), at).credentials == (1,)
     assert refusal(_bearer(_token(sub="1094")), at) == "jwt_subject_wrong"
@@ -112,14 +112,14 @@ def test_by_subject() -> None:
 
 
 def test_either_spelling_of_the_issuer() -> None:
-    """Google writes its name with and without https."""
+    """Google writes its issuer with and without https."""
     at = destination(_row(), require=("google",))
     for issuer in ISSUERS:
         assert verify(_bearer(_token(iss=issuer)), at).credentials == (1,)
 
 
 @pytest.mark.parametrize("pins", [{"email": None}, {"email": ""}, {"email": None, "subject": ""}])
-def test_somebody_must_be_meant(pins: dict[str, Any]) -> None:
-    """Without an account anybody who has one at Google could come in: such a credential cannot be made."""
+def test_an_account_is_required(pins: dict[str, Any]) -> None:
+    """A credential without an account would accept everybody with a Google account: it is refused."""
     with pytest.raises(ConfigurationError, match="e-mail"):
         _row(**pins)

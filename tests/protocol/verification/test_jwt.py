@@ -1,4 +1,4 @@
-"""Kind `jwt`."""
+"""Kind `jwt`: a signed JWT with each request."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _KEYS = {"first": jwks(a=RSA_FIRST), "second": jwks(b=RSA_SECOND)}
 
 
 def _claims(**changes: Any) -> dict[str, Any]:
-    """What a right token says; a change to None takes a claim away."""
+    """Return the claims of a right token. A change to None removes a claim."""
     claims = {"iss": _ISSUER, "aud": _AUDIENCE, "sub": "redox", "iat": _AT - 10, "exp": _AT + 290, **changes}
     return {name: value for name, value in claims.items() if value is not None}
 
@@ -68,7 +68,7 @@ _DEEP = b'{"alg":"RS256","kid":"a","deep":' + b"[" * 600 + b"]" * 600 + b"}"
 
 
 class TestJwt(VerificationCases):
-    """A signed token with every request."""
+    """A signed token with each request."""
 
     kind = "jwt"
     claims_unrequired = False
@@ -154,11 +154,11 @@ class TestJwt(VerificationCases):
         expires_at: datetime | None = None,
         revoked: bool = False,
     ) -> Credential:
-        """An issuer's row."""
+        """The credential of an issuer."""
         return JwtCredential(id=id, rules=_rules(which), subject="redox", expires_at=expires_at, revoked=revoked)
 
     def presenting(self, value: str) -> Headers:
-        """As Bearer."""
+        """As a Bearer value."""
         return _bearer(value)
 
     def secrets(self) -> list[str]:
@@ -171,7 +171,7 @@ def _door(*credentials: Credential, require: tuple[str, ...] = ("jwt",)) -> Any:
 
 
 class TestShape:
-    """What is no signed token at all."""
+    """Values that are not a signed token."""
 
     @pytest.mark.parametrize(
         "text",
@@ -190,38 +190,38 @@ class TestShape:
             "\xe9." + _TOKENS["first"],
         ],
     )
-    def test_is_nobody_s(self, text: str) -> None:
-        """Extra segments, padding, two tokens in one header: no kind claims it, so nothing is proved."""
+    def test_no_kind_claims_it(self, text: str) -> None:
+        """Extra segments, padding, or two tokens in one header: no kind claims it, so it proves nothing."""
         assert refusal(_bearer(text), _door()) == "credential_missing"
         assert refusal(_bearer(text), _door(token(), JwtCredential(id=2, rules=_rules()))) == "token_wrong"
 
     @pytest.mark.parametrize("name", ["Bearer ", "bearer ", "BEARER   "])
-    def test_the_scheme_is_of_any_case(self, name: str) -> None:
-        """RFC 9110 11.1: a scheme is compared without case, and may be followed by several spaces."""
+    def test_the_case_of_the_scheme(self, name: str) -> None:
+        """RFC 9110 11.1: the case of a scheme is ignored, and several spaces may follow it."""
         assert verify({"authorization": name + _TOKENS["first"]}, _door()).credentials == (1,)
 
     @pytest.mark.parametrize(
         "value",
         ["Basic " + _TOKENS["first"], _TOKENS["first"], "Bearer" + _TOKENS["first"], "Bearer\t" + _TOKENS["first"]],
     )
-    def test_another_scheme_is_nobody_s(self, value: str) -> None:
+    def test_another_scheme(self, value: str) -> None:
         """Only a Bearer value is a token."""
         assert refusal({"authorization": value}, _door()) == "credential_missing"
 
     def test_a_header_of_100_000_levels(self) -> None:
-        """Too large for any header field, and refused without recursion where it comes all the same."""
+        """It is too large for a header field, and refused without recursion."""
         deep = b'{"alg":"RS256","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
         assert refusal(_bearer(_FIRST.token(_claims(), deep)), _door()) == "jwt_malformed"
         assert refusal(_bearer(_FIRST.token(b"[" * 100_000)), _door()) == "jwt_malformed"
 
     def test_claims_of_5_000_levels(self) -> None:
-        """The claims are as bounded as the header."""
+        """The depth of the claims is limited too."""
         deep = json.dumps(_claims()).encode()[:-1] + b',"x":' + b"[" * 2500 + b"]" * 2500 + b"}"
         assert refusal(_bearer(_FIRST.token(deep)), _door()) == "jwt_malformed"
 
 
 class TestTimes:
-    """How long a token is good: by the time that comes in, never by the machine's clock."""
+    """The lifetime of a token, by the `now` argument, never by the machine's clock."""
 
     @pytest.mark.parametrize(
         ("seconds", "reason"),
@@ -236,15 +236,15 @@ class TestTimes:
         ],
     )
     def test_the_window(self, seconds: int, reason: str | None) -> None:
-        """From iat to exp, half a minute more to either side."""
+        """A token is valid from iat to exp, and 30 seconds more in either direction."""
         now = NOW.replace(microsecond=0) + timedelta(seconds=seconds)
         if reason is None:
             assert verify(_bearer(_TOKENS["first"]), _door(), now=now).credentials == (1,)
         else:
             assert refusal(_bearer(_TOKENS["first"]), _door(), now=now) == reason
 
-    def test_the_longest_life_is_a_setting(self) -> None:
-        """exp − iat may be what the credential says, no second more."""
+    def test_the_longest_lifetime_is_a_setting(self) -> None:
+        """exp − iat is at most the credential's lifetime."""
         for lifetime, good in ((300, True), (299, False)):
             at = _door(JwtCredential(id=1, rules=_rules(lifetime=lifetime)))
             if good:
@@ -258,7 +258,7 @@ class TestTimes:
 
 
 class TestKeys:
-    """Which key proves a token."""
+    """The key that verifies a token."""
 
     @pytest.mark.parametrize(
         ("issuer", "keys"),
@@ -271,29 +271,29 @@ class TestKeys:
         ],
     )
     def test_found(self, issuer: Issuer, keys: Any) -> None:
-        """By its name; where the token names none, or the key has none, by trying the few that there are."""
+        """By its key id; if the token or the key has none, by trying the few keys."""
         assert verify(_signed(issuer=issuer), _door(JwtCredential(id=1, rules=_rules(keys=keys)))).credentials == (1,)
 
-    def test_not_any_number_is_tried(self) -> None:
-        """A token that names no key is not tried against a whole crowd."""
+    def test_the_number_of_tries_is_limited(self) -> None:
+        """A token without a key id is refused if there are many keys."""
         keys = jwks(a=RSA_FIRST, b=RSA_FIRST, c=RSA_FIRST, d=RSA_FIRST, e=RSA_FIRST)
         at = _door(JwtCredential(id=1, rules=_rules(keys=keys)))
         assert refusal(_signed(issuer=Issuer(key=RSA_FIRST, algorithm="RS256")), at) == "jwt_key_unknown"
         assert verify(_signed(issuer=Issuer(key=RSA_FIRST, algorithm="RS256", kid="d")), at).credentials == (1,)
 
-    def test_none_are_there_yet(self) -> None:
-        """A key set that was never fetched proves nothing."""
+    def test_keys_that_were_not_fetched_yet(self) -> None:
+        """A key set that was never fetched verifies nothing."""
         at = _door(JwtCredential(id=1, rules=_rules(keys=())))
         assert refusal(_bearer(_TOKENS["first"]), at) == "jwt_key_unknown"
 
-    def test_a_key_that_went_proves_nothing_any_more(self) -> None:
-        """What was proved by a key is not remembered beyond the key: new keys mean that it is proved anew."""
+    def test_a_removed_key_verifies_nothing(self) -> None:
+        """A verified token is verified again when the keys change."""
         assert verify(_bearer(_TOKENS["first"]), _door()).credentials == (1,)
         gone = _door(JwtCredential(id=1, rules=_rules(keys=jwks(a=RSA_SECOND))))
         assert refusal(_bearer(_TOKENS["first"]), gone) == "jwt_signature_wrong"
 
-    def test_the_key_s_own_alg_binds(self) -> None:
-        """A JWK with alg RS512 proves no RS256 token, whatever else is allowed."""
+    def test_the_alg_of_the_key(self) -> None:
+        """A JWK with alg RS512 does not verify an RS256 token, even if the credential accepts RS256."""
         keys = read_keys(json.dumps({"keys": [jwk(RSA_FIRST, kid="a", alg="RS512")]}).encode())
         at = _door(JwtCredential(id=1, rules=_rules(keys=keys)))
         assert refusal(_bearer(_TOKENS["first"]), at) == "jwt_key_unknown"
@@ -303,7 +303,7 @@ class TestSeveral:
     """Several issuers at one destination."""
 
     def test_each_token_by_its_issuer(self) -> None:
-        """Each token is judged by its own issuer's credential; the reason is of the one that it came furthest with."""
+        """Each token is checked with its issuer's credential; the reason is of the check that it came furthest with."""
         other = JwtCredential(
             id=2, rules=_rules(issuers=("https://other.example",), keys=jwks(p=P256), algorithms=frozenset({"ES256"}))
         )
@@ -314,8 +314,10 @@ class TestSeveral:
         assert refusal(_signed(issuer=es256), at) == "jwt_issuer_wrong"
         assert refusal(_signed(aud="x"), at) == "jwt_audience_wrong"
 
-    def test_a_kind_keeps_off_another_s_tokens(self) -> None:
-        """Where two kinds suffice, a token is judged by the one that knows its issuer; a stranger's by both."""
+    def test_a_kind_leaves_another_kind_s_tokens(self) -> None:
+        """If either of two kinds is enough, the one that knows the issuer verifies a token; both refuse an unknown
+        issuer's.
+        """
         google = GoogleCredential(
             id=2,
             email="redox@example.com",
@@ -330,8 +332,8 @@ class TestSeveral:
         assert proof.kinds == {"google"}
         assert refusal(_signed(iss="https://nobody.example"), at) == "jwt_issuer_wrong"
 
-    def test_beside_the_verification_token(self) -> None:
-        """Redox goes on sending its verification token: where both are required both count, a wrong one refuses."""
+    def test_with_the_verification_token(self) -> None:
+        """Redox continues to send its verification token: if both are required, a wrong one refuses."""
         at = _door(token(id=9), JwtCredential(id=1, rules=_rules()), require=("jwt+token",))
         both = {**_bearer(_TOKENS["first"]), "verification-token": TOKENS["first"]}
         assert verify(both, at).credentials == (9, 1)
@@ -339,29 +341,29 @@ class TestSeveral:
 
 
 class TestStale:
-    """Keys that were not fetched for too long."""
+    """Keys that could not be fetched for too long."""
 
     @pytest.mark.parametrize(
         "headers",
         [_signed(), _signed({"kid": "new"}), _signed(iat=None)],
         ids=["that was right", "of a new key", "that is bad"],
     )
-    def test_neither_taken_nor_refused_for_good(self, headers: Headers) -> None:
-        """Redox keeps the message until the keys are fetched again: 503 when the head has come in."""
+    def test_neither_accepted_nor_refused_for_good(self, headers: Headers) -> None:
+        """The answer is 503 after the head: Redox sends the message again later."""
         at = destination(JwtCredential(id=1, rules=_rules(stale=True)), require=("jwt",))
         with pytest.raises(Unavailable, match="key_set_stale"):
             verification.check_head(head(headers), at, NOW)
 
-    def test_keys_that_are_fresh_still_open(self) -> None:
-        """Another credential of the kind, for the same issuer: whichever comes first."""
+    def test_fresh_keys_are_accepted(self) -> None:
+        """A token that another credential of the same issuer verifies is accepted, in any order."""
         for rules in ((_rules(stale=True), _rules()), (_rules(), _rules(stale=True))):
             at = destination(
                 *(JwtCredential(id=number, rules=each) for number, each in enumerate(rules)), require=("jwt",)
             )
             assert verify(_signed(), at).kinds == {"jwt"}
 
-    def test_others_are_refused_by_their_own_reasons(self) -> None:
-        """A token of another issuer is nobody's, and what is no token is bad."""
+    def test_others_are_refused_with_their_own_reasons(self) -> None:
+        """A token of another issuer, and a malformed one, are refused with 401."""
         at = destination(JwtCredential(id=1, rules=_rules(stale=True)), require=("jwt",))
         assert refusal(_signed(iss="https://issuer.example.evil"), at) == "jwt_issuer_wrong"
         assert refusal(_signed(b"alg"), at) == "jwt_malformed"

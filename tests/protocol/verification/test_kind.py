@@ -1,4 +1,4 @@
-"""What each kind makes of its options, settings and secret, without a database or a command line."""
+"""The description of each kind: options, settings and secret, without a database or a command line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KEYS = pem(RSA_FIRST).decode()
 URL = "https://issuer.example/keys"
 FINGERPRINT = "AA:" * 31 + "AA"
 
-# Kind → options as a command line gives them, and the settings that they are.
+# Kind → options as the command line passes them, and the settings that are stored.
 OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "token": ({}, {}),
     "hmac": (
@@ -67,13 +67,13 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def resolve(kind: CredentialKind[Any, Any], settings: dict[str, Any]) -> Any:
-    """The settings as they are stored, and read again."""
+    """Return the settings as stored, and as read again."""
     normal = msgspec.to_builtins(kind.normalize(msgspec.convert(settings, kind.settings)))
     return normal, msgspec.convert(normal, kind.settings)
 
 
 def made(name: str, **changes: Any) -> Credential:
-    """A credential of that kind; `changes` to the settings."""
+    """Return a credential of that kind; `changes`: to the settings."""
     kind = KINDS[name]
     _, read = resolve(kind, kind.from_options(OPTIONS[name][0]) | changes)
     credential: Credential = kind.make(read, StoredCredential(id=7, secret=SECRET))
@@ -81,16 +81,16 @@ def made(name: str, **changes: Any) -> Credential:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_what_options_say(name: str) -> None:
-    """Each option is a setting, as it is compared with requests; a default is not stored, and changes nothing later."""
+def test_options_become_settings(name: str) -> None:
+    """Each option becomes a setting in its normal form; defaults are not stored, and the normal form is stable."""
     kind, (given, stored) = KINDS[name], OPTIONS[name]
     assert resolve(kind, kind.from_options(given))[0] == stored
     assert resolve(kind, stored)[0] == stored
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_what_is_made(name: str) -> None:
-    """The kind's own credential, with what every credential has."""
+def test_a_credential_is_made(name: str) -> None:
+    """It has the kind's type and the fields of every credential, and its repr does not show the secret."""
     credential = made(name)
     assert type(credential) is KINDS[name].credential
     assert (credential.id, credential.expires_at, credential.revoked) == (7, None, False)
@@ -99,7 +99,7 @@ def test_what_is_made(name: str) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_secret_that_could_be_guessed(name: str) -> None:
-    """A kind has a secret of 24 characters or more, or none."""
+    """A kind has a secret of at least 24 characters, or none."""
     kind = KINDS[name]
     right: bytes | None = None if kind.secret is SecretStorage.NONE else SECRET
     kind.check_secret(right)
@@ -109,14 +109,14 @@ def test_a_secret_that_could_be_guessed(name: str) -> None:
 
 
 @pytest.mark.parametrize("token", [b"x" * 23, b" " + SECRET, SECRET + b"\n", SECRET + b"\xff", SECRET + b"\x00"])
-def test_a_token_that_no_header_carries(token: bytes) -> None:
+def test_a_token_that_is_not_valid_in_a_header(token: bytes) -> None:
     """A verification token is printable ASCII without space around it."""
     with pytest.raises(ConfigurationError, match="printable ASCII"):
         KINDS["token"].check_secret(token)
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "says"),
+    ("name", "changes", "message"),
     [
         ("hmac", {"header": "x y"}, "letters, digits"),
         ("hmac", {"header": "Host"}, "Host is a header"),
@@ -135,29 +135,29 @@ def test_a_token_that_no_header_carries(token: bytes) -> None:
         ("mtls", {"fingerprint": None, "subject": None}, "fingerprint"),
     ],
 )
-def test_settings_that_make_none(name: str, changes: dict[str, Any], says: str) -> None:
-    """Settings by which everybody, or nobody, would be let in are refused with what is wrong."""
-    with pytest.raises(ConfigurationError, match=says):
+def test_invalid_settings(name: str, changes: dict[str, Any], message: str) -> None:
+    """Settings that would accept every request, or none, are refused; the error names the setting."""
+    with pytest.raises(ConfigurationError, match=message):
         made(name, **changes)
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "says"),
+    ("name", "given", "message"),
     [
         ("oauth", {"audience": ("a", "b")}, "only one --audience"),
         ("oauth", {"parameter": ("x",)}, "NAME=SENT"),
         ("oauth", {"parameter": ("x=",)}, "NAME=SENT"),
     ],
 )
-def test_options_that_say_nothing(name: str, given: dict[str, Any], says: str) -> None:
-    """An option given too often, or in another shape, is refused."""
-    with pytest.raises(ConfigurationError, match=says):
+def test_invalid_options(name: str, given: dict[str, Any], message: str) -> None:
+    """An option that is given too often, or in another form, is refused."""
+    with pytest.raises(ConfigurationError, match=message):
         KINDS[name].from_options(given)
 
 
 @pytest.mark.parametrize("name", ["jwt", "google", "smart"])
 def test_keys_of_a_url(name: str) -> None:
-    """They come from whoever has fetched them, none at first, and are called stale when they are too old."""
+    """Keys come from the key set: none before it is fetched; the credential is stale if they are too old."""
     kind = KINDS[name]
     _, read = resolve(kind, kind.from_options(OPTIONS[name][0]) | {"jwks_url": URL, "keys": None})
     assert kind.make(read, StoredCredential(id=1)).rules.keys == ()
@@ -175,7 +175,7 @@ def test_keys_of_a_url(name: str) -> None:
 
 
 def test_one_secret_for_two_proxies() -> None:
-    """With one secret for two kinds of proxy either would vouch for headers that only the other overwrites."""
+    """One secret for two kinds of proxy is refused: either could forge the headers that only the other overwrites."""
     mtls = KINDS["mtls"]
     _, read = resolve(mtls, OPTIONS["mtls"][1])
     assert [each.name for each in KINDS.values() if each.compares_others] == ["mtls"]
@@ -192,7 +192,7 @@ def test_one_secret_for_two_proxies() -> None:
 
 
 def test_the_second_line_of_a_secret() -> None:
-    """A session token of AWS stands on it."""
+    """AWS's session token is on it."""
     kind = KINDS["sigv4"]
     _, read = resolve(kind, OPTIONS["sigv4"][1])
     credential = kind.make(read, StoredCredential(id=1, secret=SECRET + b"\nsession"))

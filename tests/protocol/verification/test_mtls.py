@@ -1,4 +1,4 @@
-"""Kind `mtls`."""
+"""Kind `mtls`: a client certificate that a TLS proxy reports."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _envoy(pem: str) -> str:
 
 
 class _MtlsCases(VerificationCases):
-    """What holds whichever proxy reports."""
+    """The cases of every proxy."""
 
     kind = "mtls"
     claims_unrequired = False
@@ -103,7 +103,7 @@ class _MtlsCases(VerificationCases):
         expires_at: datetime | None = None,
         revoked: bool = False,
     ) -> Credential:
-        """A pinned certificate's row."""
+        """The credential of a pinned certificate."""
         return MtlsCredential(
             id=id,
             proxy=self.proxy,
@@ -155,8 +155,8 @@ class TestNginx(_MtlsCases):
         """As the certificate."""
         return _nginx(value)
 
-    def test_none_is_none(self) -> None:
-        """nginx says NONE where there was no certificate: that is nothing presented."""
+    def test_no_certificate(self) -> None:
+        """nginx sends NONE if there was no certificate: nothing is presented."""
         at = self.at(self.credential())
         assert refusal({"ssl-client-verify": "NONE", **_PROXY}, at) == "credential_missing"
 
@@ -210,7 +210,7 @@ class TestAlb(_MtlsCases):
     }
 
     def presenting(self, value: str) -> Headers:
-        """As the leaf."""
+        """As the leaf certificate."""
         return {"x-amzn-mtls-clientcert-leaf": value, **_PROXY}
 
 
@@ -221,7 +221,7 @@ def _pinned(**pins: Any) -> Destination:
 
 
 def test_only_from_a_trusted_proxy() -> None:
-    """Headers that anybody could have written count for nothing, the right secret among them or not."""
+    """Headers from an untrusted address are refused, with or without the right secret."""
     at = _pinned(fingerprint=_FINGERPRINTS["first"])
     stranger = head(_nginx(_FIRST), proxied=False)
     with pytest.raises(Unverified, match="mtls_not_from_proxy"):
@@ -244,7 +244,7 @@ def test_only_from_a_trusted_proxy() -> None:
     ],
 )
 def test_pins(pins: dict[str, Any]) -> None:
-    """Subject, one of the SANs, fingerprint: each alone, or all of them."""
+    """Subject, a SAN, fingerprint: each alone, or all together."""
     at = _pinned(**pins)
     assert verify(_nginx(_FIRST), at).credentials == (1,)
     assert refusal(_nginx(_SECOND), at) == "mtls_pin_differs"
@@ -253,13 +253,13 @@ def test_pins(pins: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("san", ["redox.example", "*.redox.example", "engine@redox.example", "", "example"])
-def test_what_is_no_san(san: str) -> None:
-    """A SAN is compared whole; a common name, a wildcard, a mailbox is none."""
+def test_a_value_that_is_not_a_san(san: str) -> None:
+    """A SAN is compared whole: a common name, a wildcard and a mailbox do not match."""
     assert refusal(_nginx(_FIRST), _pinned(san=san)) == "mtls_pin_differs"
 
 
-def test_a_certificate_that_has_ended() -> None:
-    """The certificate's own time counts here too."""
+def test_an_expired_certificate() -> None:
+    """The receiver checks the certificate's own validity too."""
     old = _certificate("redox.example", ends=NOW - timedelta(seconds=1))
     at = _pinned(fingerprint=old.fingerprint(SHA256()))
     assert refusal(_nginx(_pem(old)), at) == "mtls_certificate_expired"
@@ -269,35 +269,35 @@ def test_a_certificate_that_has_ended() -> None:
 
 
 def test_subjects_as_openssl_writes_them() -> None:
-    """`emailAddress`, which RFC 4514 has no name for, may be pinned as openssl prints it."""
+    """`emailAddress`, for which RFC 4514 has no name, may be pinned as openssl prints it."""
     certificate = _certificate("redox.example", email="engine@redox.example")
     subject = normalize_subject(r"emailAddress=engine@redox.example,CN=redox.example,O=Made\, Up")
     assert verify(_nginx(_pem(certificate)), _pinned(subject=subject)).credentials == (1,)
 
 
 @pytest.mark.parametrize("text", ["redox.example", "CN", "CN=a,,", "/CN=redox.example", "nonsense=1"])
-def test_what_is_no_subject(text: str) -> None:
-    """Anything else is refused with the command that prints a subject."""
+def test_an_invalid_subject(text: str) -> None:
+    """An invalid subject is refused; the error has the command that prints one."""
     with pytest.raises(ConfigurationError, match="openssl x509"):
         normalize_subject(text)
 
 
-def test_something_must_be_pinned() -> None:
-    """Any certificate of an authority is not enough: such a credential cannot be made."""
+def test_a_pin_is_required() -> None:
+    """A credential without a pin would accept every certificate of the authority: it is refused."""
     with pytest.raises(ConfigurationError, match="fingerprint"):
         _pinned()
 
 
 def test_each_proxy_has_its_headers() -> None:
-    """Of a proxy that no credential names nothing is read: its headers may be anybody's."""
+    """Headers of a proxy that no credential names are ignored: anybody may have sent them."""
     at = destination(
         MtlsCredential(id=1, proxy="envoy", secret=_SECRET.encode(), san="client.redox.example"), require=("mtls",)
     )
     assert refusal(_nginx(_FIRST), at) == "credential_missing"
 
 
-def test_a_name_that_cannot_be_read() -> None:
-    """A certificate is read in parts, when they are asked for; one whose names are no text pins nothing."""
+def test_an_unreadable_name() -> None:
+    """A certificate is parsed in parts, on demand. One with unreadable names is refused."""
     whole = _CERTIFICATES["first"].public_bytes(Encoding.DER)
     damaged = whole.replace(b"Client.redox.example", b"Client.redox.\xff" + b"xample")
     assert damaged != whole

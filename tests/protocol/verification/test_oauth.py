@@ -1,4 +1,4 @@
-"""Kinds `oauth` and `smart`: the access tokens that our token endpoint issued."""
+"""Kinds `oauth` and `smart`: access tokens that this receiver's token endpoint issues."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OTHER_KEYS = (VerifyingKey(kid="token-1", algorithms=frozenset({"HS256"}), key=
 
 
 def _signed(claims: Mapping[str, Any], header: Mapping[str, Any] | None = None, key: bytes = _SECRET) -> str:
-    """A token by hand: RFC 7515, 7518 3.2."""
+    """Make a token by hand: RFC 7515, 7518 3.2."""
     members = {"alg": "HS256", "typ": "at+jwt", "kid": "token-1", **(header or {})}
     parts = [
         b64(json.dumps({name: value for name, value in each.items() if value is not None}).encode())
@@ -53,8 +53,8 @@ def _bearer(text: str) -> Headers:
     return {"authorization": f"Bearer {text}"}
 
 
-class _OwnCases(VerificationCases):
-    """What holds however the client proved itself."""
+class _AccessTokenCases(VerificationCases):
+    """The cases of both kinds."""
 
     claims_unrequired = False
     expired = "jwt_credential_expired"
@@ -67,34 +67,34 @@ class _OwnCases(VerificationCases):
     )
 
     def presenting(self, value: str) -> Headers:
-        """As Bearer."""
+        """As a Bearer value."""
         return _bearer(value)
 
     def secrets(self) -> list[str]:
-        """The key, and what was presented."""
+        """The key, and the presented tokens."""
         return [_SECRET.decode(), _SECRET.hex(), self.right["first"]["authorization"][7:]]
 
     def test_right(self) -> None:
-        """A token opens for the credential that asked for it."""
+        """A token is accepted for the credential that requested it."""
         verified = verify(self.right["first"], self.at(self.credential(id=1), self.credential("second", id=2)))
         assert verified.credentials == (1,)
         assert verified.kinds == {self.kind}
 
     def test_another_issuer(self) -> None:
-        """A token of somebody whom nobody has registered is judged here, and refused."""
+        """A token of an unknown issuer is refused."""
         presented = _bearer(_token("oauth:1", iss="https://somebody.example"))
         assert refusal(presented, self.at(self.credential())).startswith("jwt_")
 
     def test_the_same_secret_twice(self) -> None:
-        """A token dies with the row that it was issued for: the same client entered again has to ask again."""
+        """A token ends with its credential: the same client, registered again, has to request a new one."""
         for pair in (
             (self.credential(id=1, revoked=True), self.credential(id=2)),
             (self.credential(id=2), self.credential(id=1, revoked=True)),
         ):
             assert refusal(self.right["first"], self.at(*pair)) == self.revoked
 
-    def test_what_is_issued_opens(self) -> None:
-        """What `issue` makes is what is taken, until it ends, here and nowhere else."""
+    def test_an_issued_token_is_accepted(self) -> None:
+        """A token of `issue` is accepted until it expires, at its destination only."""
         credential = self.credential(id=3)
         assert isinstance(credential, AccessTokenCredential)
         at = self.at(credential)
@@ -106,14 +106,14 @@ class _OwnCases(VerificationCases):
         elsewhere = destination(credential, require=(self.kind,), id=2, name="other")
         assert refusal(made, elsewhere) == "jwt_audience_wrong"
 
-    def test_not_the_other_kind_s(self) -> None:
-        """A token of the other kind does not open where only this one is required."""
+    def test_a_token_of_the_other_kind(self) -> None:
+        """A token of the other kind is refused if only this kind is required."""
         other = {"oauth": "smart", "smart": "oauth"}[self.kind]
         at = self.at(self.credential(id=1))
         assert refusal(_bearer(_token(f"{other}:1")), at) == "credential_missing"
 
     def test_keys_rotate(self) -> None:
-        """While a key is kept, what it signed opens; the newest signs."""
+        """Tokens are accepted while their key is kept; the newest key signs."""
         new = VerifyingKey(kid="token-2", algorithms=frozenset({"HS256"}), key=sha256(b"another").digest())
         rotated = self.made(1, (new, *_KEYS))
         at = self.at(rotated)
@@ -123,7 +123,7 @@ class _OwnCases(VerificationCases):
         assert refusal(self.right["first"], self.at(self.made(1, _OTHER_KEYS))) == "jwt_signature_wrong"
 
     def made(self, id: int, keys: tuple[VerifyingKey, ...], **values: Any) -> AccessTokenCredential:  # noqa: A002
-        """The row, with those keys (`id` is the field's name)."""
+        """Return the credential, with those keys (`id` is the field's name)."""
         raise NotImplementedError
 
     def credential(
@@ -134,7 +134,7 @@ class _OwnCases(VerificationCases):
         expires_at: datetime | None = None,
         revoked: bool = False,
     ) -> Credential:
-        """The first client's row, or the second's."""
+        """The first client's credential, or the second's."""
         return self.made(id, _KEYS, expires_at=expires_at, revoked=revoked)
 
 
@@ -163,7 +163,7 @@ def _bad(kind: str) -> Mapping[str, tuple[Headers, str]]:
     }
 
 
-class TestOAuth(_OwnCases):
+class TestOAuth(_AccessTokenCases):
     """Issued for a client secret."""
 
     kind = "oauth"
@@ -180,7 +180,7 @@ class TestOAuth(_OwnCases):
         )
 
 
-class TestSmart(_OwnCases):
+class TestSmart(_AccessTokenCases):
     """Issued for a signed assertion."""
 
     kind = "smart"
@@ -203,8 +203,8 @@ class TestSmart(_OwnCases):
 
 
 @pytest.mark.parametrize("subject", ["oauth:1", "smart:1", None, 7, "token:1"])
-def test_our_issuer_is_nobody_else_s(subject: object) -> None:
-    """A token in our own name that is not of our making opens nothing, whatever kinds are required."""
+def test_a_forged_token_of_this_receiver(subject: object) -> None:
+    """A token with this receiver's issuer that it did not issue is refused, whatever kinds are required."""
     claims = {
         "iss": "redox-receiver",
         "aud": "redox-receiver:destination:1",

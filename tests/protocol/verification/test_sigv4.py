@@ -1,4 +1,4 @@
-"""Kind `sigv4`. The signatures are AWS's published ones, or botocore's."""
+"""Kind `sigv4`, with signatures that AWS published or botocore made."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _signed(
     method: Method = "POST",
     **context: Any,
 ) -> dict[str, str]:
-    """The headers of a request that botocore signed, as a server sees them."""
+    """Return the headers of a request that botocore signed, as a server receives them."""
     name, secret = _KEYS[which]
     request = AWSRequest(
         method=method,
@@ -79,7 +79,7 @@ _RIGHT: Mapping[Which, Headers] = {"first": _signed("first"), "second": _signed(
 
 
 def _changed(name: str, value: str | None, headers: Headers = _RIGHT["first"]) -> Headers:
-    """The right headers with one that is another, or gone."""
+    """Return the right headers with one changed or removed."""
     return {each: text for each, text in {**headers, name: value}.items() if text is not None}
 
 
@@ -99,7 +99,7 @@ class TestSigV4(VerificationCases):
     by_head = False
     claims_unrequired = False
     right: ClassVar[Mapping[Which, Headers]] = _RIGHT
-    # `_signature_wrong` can't be told before the body is there, and is tested below.
+    # `_signature_wrong` is not known before the body is read, and is tested below.
     bad: ClassVar[Mapping[str, tuple[Headers, str]]] = {
         "another key": (_edited("AKIDMADEUPFIRST", "AKIDMADEUPTHIRD"), "sigv4_credential_missing"),
         "the second key": (_RIGHT["second"], "sigv4_credential_missing"),
@@ -164,11 +164,11 @@ class TestSigV4(VerificationCases):
         expires_at: datetime | None = None,
         revoked: bool = False,
     ) -> Credential:
-        """An access key's row."""
+        """The credential of an access key."""
         return _row(which, id=id, expires_at=expires_at, revoked=revoked)
 
     def presenting(self, value: str) -> Headers:
-        """As Authorization, after AWS's scheme."""
+        """In Authorization, after AWS's scheme."""
         return _changed("authorization", f"AWS4-HMAC-SHA256 {value}")
 
     def secrets(self) -> list[str]:
@@ -209,7 +209,7 @@ def _wrong(headers: Headers, at: Destination, **request: Any) -> str:
 
 
 class TestSignedBytes:
-    """What the signature is over."""
+    """The signed parts of a request."""
 
     @pytest.mark.parametrize(
         "request_",
@@ -224,8 +224,8 @@ class TestSignedBytes:
             {"method": "GET"},
         ],
     )
-    def test_any_change_is_seen(self, request_: dict[str, Any]) -> None:
-        """Another body, path, query or method: the signature does not hold."""
+    def test_any_change_is_refused(self, request_: dict[str, Any]) -> None:
+        """With another body, path, query or method the signature does not verify."""
         assert _wrong(_RIGHT["first"], _door(), **request_) == "sigv4_signature_wrong"
 
     @pytest.mark.parametrize(
@@ -239,39 +239,41 @@ class TestSignedBytes:
         ],
     )
     def test_a_signed_header_that_differs(self, name: str, value: str) -> None:
-        """A signed header of another value, or sent twice, is seen."""
+        """A signed header with another value, or sent twice, is refused."""
         assert _wrong(_changed(name, value), _door()) == "sigv4_signature_wrong"
 
     def test_an_unsigned_header_may_differ(self) -> None:
-        """What proxies add is not under the signature."""
+        """Headers that a proxy adds are not signed."""
         headers = {**_RIGHT["first"], "x-forwarded-for": "192.0.2.9", "x-amz-cf-id": "x"}
         assert _verify(headers, _door()).credentials == (1,)
 
     def test_one_bit_of_the_signature(self) -> None:
-        """A signature of the right shape that nobody made."""
+        """A changed bit of the signature is refused."""
         other = "0" if _SIGNATURE[0] != "0" else "1"
         assert _wrong(_edited(_SIGNATURE, other + _SIGNATURE[1:]), _door()) == "sigv4_signature_wrong"
 
-    def test_another_s_secret(self) -> None:
-        """The right name with another secret."""
+    def test_another_secret(self) -> None:
+        """The right access key with another secret is refused."""
         assert _wrong(_RIGHT["first"], _door(_row(secret=b"another secret"))) == "sigv4_signature_wrong"
 
-    def test_two_secrets_of_one_name(self) -> None:
-        """While a secret rotates under the same access key, either opens, and the proof says which did."""
+    def test_two_secrets_of_one_access_key(self) -> None:
+        """During a rotation under one access key, both secrets are accepted, and the proof names the credential."""
         at = _door(_row(id=1, secret=b"the new one, made up"), _row(id=2))
         assert _verify(_RIGHT["first"], at).credentials == (2,)
 
     @pytest.mark.parametrize(("seconds", "good"), [(0, True), (300, True), (-300, True), (301, False), (-301, False)])
     def test_the_window(self, seconds: int, good: bool) -> None:
-        """Five minutes to either side."""
+        """The timestamp may differ by five minutes, in either direction."""
         now = NOW + timedelta(seconds=seconds)
         if good:
             assert _verify(_RIGHT["first"], _door(), now=now).credentials == (1,)
         else:
             assert _wrong(_RIGHT["first"], _door(), now=now) == "sigv4_stale"
 
-    def test_the_signature_is_good_once(self) -> None:
-        """The proof names the signature until its window ends: the same for the same request, whatever else is sent."""
+    def test_the_signature_is_valid_once(self) -> None:
+        """The proof has a nonce until the signature's window ends: the same for the same request, with any other
+        headers.
+        """
         (once,) = _verify(_RIGHT["first"], _door()).nonces
         assert once.until > NOW + timedelta(seconds=300)
         assert _wrong(_RIGHT["first"], _door(), now=once.until) == "sigv4_stale"
@@ -284,43 +286,45 @@ class TestSettings:
     """Session token and unsigned bodies."""
 
     def test_session_token(self) -> None:
-        """Where the credential has a session token, the request bears that one; elsewhere none."""
+        """A request must have the credential's session token, or none if the credential has none."""
         at = _door(_row(session_token=b"made-up-session"))
         assert _verify(_signed(session="made-up-session"), at).credentials == (1,)
         assert _wrong(_RIGHT["first"], at) == "sigv4_session_token_wrong"
         assert _wrong(_signed(session="another-session"), at) == "sigv4_session_token_wrong"
 
     def test_an_unsigned_body(self) -> None:
-        """Where it is allowed, the signature holds whatever the body is; where not, it is refused by the head."""
+        """If allowed, the signature verifies with any body; otherwise the head is refused."""
         headers = _signed(payload_signing_enabled=False)
         assert headers["x-amz-content-sha256"] == "UNSIGNED-PAYLOAD"
         for body in (BODY, b"", b"anything"):
             assert _verify(headers, _door(_row(unsigned_payload=True)), body=body).credentials == (1,)
         assert _wrong(headers, _door()) == "sigv4_payload_unsigned"
-        # Leaving the body out can't be claimed afterwards.
+        # UNSIGNED-PAYLOAD cannot be added after signing.
         assert (
             _wrong(_changed("x-amz-content-sha256", "UNSIGNED-PAYLOAD"), _door(_row(unsigned_payload=True)))
             == "sigv4_signature_wrong"
         )
 
     def test_the_host(self) -> None:
-        """Where the credential names hosts, a request that was signed for another is refused, however right it is."""
+        """A credential with hosts refuses a request that was signed for another host."""
         for host in ("receiver.example", "RECEIVER.example"):
             at = _door(_row(hosts=("other.example", host.lower())))
             assert _verify(_RIGHT["first"], at).credentials == (1,)
         elsewhere = _door(_row(hosts=("other.example", "receiver.example:8443")))
         assert _wrong(_RIGHT["first"], elsewhere) == "sigv4_host_wrong"
-        # A Host that is put right afterwards is not the one that was signed.
+        # A Host that is corrected after signing is not the signed one.
         assert _wrong(_changed("host", "other.example"), elsewhere) == "sigv4_signature_wrong"
 
-    def test_a_named_digest(self) -> None:
-        """Where the head names the body's digest, the signature is judged by the head, and the body by the digest."""
+    def test_a_digest_in_the_head(self) -> None:
+        """If the head has the body's digest, the head is enough for the signature, and the body is compared with the
+        digest.
+        """
         headers = _signed(headers={"X-Amz-Content-SHA256": sha256(BODY).hexdigest()})
         assert _verify(headers, _door()).credentials == (1,)
         assert _wrong(headers, _door(), body=b"{}") == "sigv4_payload_differs"
 
 
-# Every byte that may stand raw in a query (RFC 3986 3.4), escapes in both cases, and what takes parameters apart.
+# Every byte that may be raw in a query (RFC 3986 3.4), escapes in both cases, and separators of parameters.
 _QUERY = st.lists(
     st.sampled_from(
         [
@@ -367,8 +371,9 @@ _QUERY = st.lists(
 @example("x", "&", "x", b"")
 @example("x", ";", "x", b"")
 @example("x", "b=*&a=%2f", "x", b"")
-def test_whatever_botocore_signs(segment: str, query: str, value: str, body: bytes) -> None:
-    """Paths, queries, header values and bodies of any kind: what botocore signs is proved, one byte more is not.
+def test_any_request_that_botocore_signs(segment: str, query: str, value: str, body: bytes) -> None:
+    """A request that botocore signs is accepted, with any path, query, header value and body; with one more byte it is
+    not.
 
     It signs a query as it stands in the URL; a client that gives it parameters apart has them encoded first.
     """
@@ -390,8 +395,8 @@ def test_whatever_botocore_signs(segment: str, query: str, value: str, body: byt
     ),
     st.sampled_from(["-_.~", "-_.~*!'():@,/", ""]),
 )
-def test_parameters_that_are_encoded_anew(pairs: list[tuple[str, str]], safe: str) -> None:
-    """A signature over parameters in AWS's documented encoding holds, whatever of them the sender left raw."""
+def test_parameters_that_are_encoded_again(pairs: list[tuple[str, str]], safe: str) -> None:
+    """A signature over parameters in AWS's documented encoding verifies, with any of their characters sent raw."""
     name, secret = _KEYS["first"]
     request = AWSRequest(method="POST", url=f"https://{_HOST}/redox/main", params=pairs, data=BODY)
     with time_machine.travel(NOW, tick=False):
@@ -403,7 +408,7 @@ def test_parameters_that_are_encoded_anew(pairs: list[tuple[str, str]], safe: st
 
 _SUITE = datetime(2015, 8, 30, 12, 36, tzinfo=UTC)
 _UNRESERVED = "-._~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-_UTF8 = "\u1234".encode().decode("latin-1")  # as WSGI gives what is on the wire in UTF-8
+_UTF8 = "\u1234".encode().decode("latin-1")  # as WSGI gives the UTF-8 bytes on the wire
 # AWS's published Signature Version 4 test suite: request → signature. Header lines of one name are joined by commas, as
 # a server hands them over.
 _PUBLISHED: Mapping[str, tuple[dict[str, Any], Headers, str]] = {
@@ -490,7 +495,7 @@ _PUBLISHED: Mapping[str, tuple[dict[str, Any], Headers, str]] = {
 
 @pytest.mark.parametrize("case", _PUBLISHED)
 def test_published(case: str) -> None:
-    """Each request of the suite opens by its published signature, and by none that differs in a digit."""
+    """Each request of the suite is accepted with its published signature, and refused with another digit."""
     request, more, signature = _PUBLISHED[case]
     signed = ";".join(sorted({"host", "x-amz-date", *more}))
     headers = {
@@ -519,8 +524,8 @@ def test_published(case: str) -> None:
     assert _wrong(wrong, at, **request) == "sigv4_signature_wrong"
 
 
-def test_the_second_header_of_a_name_counts() -> None:
-    """A header that was signed once and came twice is another one."""
+def test_a_repeated_header() -> None:
+    """A header that was signed once and arrives twice is refused."""
     headers = _signed(headers={"X-Made-Up": "one"})
     assert verify(headers, _door()).credentials == (1,)
     assert refusal({**headers, "x-made-up": "one,two"}, _door()) == "sigv4_signature_wrong"

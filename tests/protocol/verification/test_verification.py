@@ -1,4 +1,4 @@
-"""The kinds put together as a destination requires."""
+"""The kinds combined as a destination requires."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.protocol.verification.cases import refusal
         (["hmac+token", "token"], ({"hmac", "token"}, {"token"})),
     ],
 )
-def test_what_is_required(text: list[str], alternatives: tuple[set[str], ...]) -> None:
-    """Alternatives are as they are written: each a set of kinds joined by +."""
+def test_require_is_parsed(text: list[str], alternatives: tuple[set[str], ...]) -> None:
+    """Each alternative is a set of kinds, joined by +."""
     assert parse_require(text) == alternatives
 
 
@@ -37,8 +37,8 @@ def test_what_is_required(text: list[str], alternatives: tuple[set[str], ...]) -
         (["hmac token"], "hmac token"),
     ],
 )
-def test_what_cannot_be_required(text: list[str], said: str) -> None:
-    """An unknown kind, an empty one, or no alternative at all is refused, with the kinds that there are."""
+def test_an_invalid_require(text: list[str], said: str) -> None:
+    """An unknown kind, an empty one, and no alternative are refused; the error lists the kinds."""
     with pytest.raises(ValueError) as refused:
         parse_require(text)
     assert f"unknown kind {said}" in str(refused.value)
@@ -46,12 +46,12 @@ def test_what_cannot_be_required(text: list[str], said: str) -> None:
 
 
 def test_each_kind_is_found_by_its_name() -> None:
-    """What `require` names is what `Verified.kinds` will say."""
+    """`require` and `Verified.kinds` have the same names."""
     assert {name: kind.name for name, kind in KINDS.items()} == {name: name for name in KINDS}
 
 
-def test_nothing_required_is_no_door() -> None:
-    """A destination without an alternative lets nobody in, whatever is presented."""
+def test_without_an_alternative() -> None:
+    """A destination without an alternative accepts no request."""
     at = destination(token(), require=())
     headers = {"verification-token": TOKENS["first"]}
     assert verification.check_head(head(headers), at, NOW).sufficient is False
@@ -59,8 +59,8 @@ def test_nothing_required_is_no_door() -> None:
     assert refusal({}, at) == "credential_missing"
 
 
-def test_a_kind_that_nobody_knows_is_no_door() -> None:
-    """A row that requires a kind which this version does not have lets nobody in by that alternative."""
+def test_an_unknown_kind_in_an_alternative() -> None:
+    """An alternative with a kind that this version does not have accepts no request."""
     headers = {"verification-token": TOKENS["first"]}
     assert (
         refusal(headers, destination(token(), require=("carrier-pigeon", "token+carrier-pigeon")))
