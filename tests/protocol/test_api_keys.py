@@ -46,7 +46,7 @@ def rsa_jwk(**members: object) -> str:
     ids=["pem", "bytes", "padded", "escaped line ends", "jwk", "jwk with alg"],
 )
 def test_key_text_is_read(text: str | bytes) -> None:
-    """PEM, also with the escaped line ends of environment variables, and JWK all give the same key."""
+    """PEM, also with the escaped line ends of environment variables, and JWK give the same key."""
     key = load_oauth_key(text, client_id="c", kid="k", scope="s")
 
     assert key.private_key.private_numbers() == RSA.private_numbers()
@@ -63,8 +63,8 @@ def test_traditional_and_elliptic_pem_are_read() -> None:
     assert load_oauth_key(jwk, client_id="c").kid == "named"
 
 
-def test_a_jwk_names_its_kid_unless_told_otherwise() -> None:
-    """The kid of a JWK serves when none is given; a given one stands."""
+def test_the_kid_of_a_jwk() -> None:
+    """The kid of a JWK is used if none is given."""
     assert load_oauth_key(rsa_jwk(kid="own"), client_id="c").kid == "own"
     assert load_oauth_key(rsa_jwk(kid="own"), client_id="c", kid="given").kid == "given"
 
@@ -93,21 +93,23 @@ USELESS: dict[str, str | bytes] = {
 }
 
 
-@pytest.mark.parametrize("says", USELESS)
-def test_a_key_that_will_not_do_is_explained(says: str) -> None:
-    """Each useless key is refused when it is loaded, with what is wrong, and without quoting any of it."""
+@pytest.mark.parametrize("message", USELESS)
+def test_a_useless_key_is_explained(message: str) -> None:
+    """Each useless key is refused when it is loaded, with an explanation that does not quote it."""
     with pytest.raises(ConfigurationError) as caught:
-        load_oauth_key(USELESS[says], client_id="c", kid="k")
+        load_oauth_key(USELESS[message], client_id="c", kid="k")
 
-    assert says.strip() in str(caught.value)
+    assert message.strip() in str(caught.value)
     assert caught.value.__cause__ is None
     assert "MII" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("client_id", "kid", "says"), [("", "k", "client id"), ("c", None, "kid"), ("c", "", "kid")])
-def test_a_key_needs_its_names(client_id: str, kid: str | None, says: str) -> None:
-    """Without a client id or a kid Redox could not find the public half, so there is no key without them."""
-    with pytest.raises(ConfigurationError, match=says):
+@pytest.mark.parametrize(
+    ("client_id", "kid", "message"), [("", "k", "client id"), ("c", None, "kid"), ("c", "", "kid")]
+)
+def test_a_key_needs_client_id_and_kid(client_id: str, kid: str | None, message: str) -> None:
+    """Without a client id or a kid, Redox could not find the public half: the key is refused."""
+    with pytest.raises(ConfigurationError, match=message):
         load_oauth_key(pem(RSA), client_id=client_id, kid=kid)
 
 

@@ -1,4 +1,4 @@
-"""Facts about keys, assertions and token replies; no clock, no socket."""
+"""Access tokens of Redox: assertions, token requests and replies, without a clock or a socket."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ LEGACY = LegacyKey(api_key="canary-api-key", secret="canary-secret")
 
 
 def segments(assertion: str) -> tuple[dict[str, Any], dict[str, Any], bytes, bytes]:
-    """Header, claims, signed bytes and signature, taken apart with nothing but base64 and json."""
+    """Return header, claims, signed bytes and signature, decoded with only base64 and json."""
     parts = assertion.split(".")
     header, claims, signature = (base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)) for part in parts)
     return json.loads(header), json.loads(claims), assertion.rpartition(".")[0].encode(), signature
 
 
-def test_rs384_assertion_holds_under_another_library() -> None:
-    """An RSA key's assertion bears Redox's claims, and its signature is RSASSA-PKCS1-v1_5 with SHA-384."""
+def test_another_library_verifies_an_rs384_assertion() -> None:
+    """An RSA key's assertion has Redox's claims, and its signature is RSASSA-PKCS1-v1_5 with SHA-384."""
     header, claims, signed, signature = segments(build_assertion(OAUTH, TOKEN_URL, now=NOW, jti="jti-1"))
 
     RSA.public_key().verify(signature, signed, padding.PKCS1v15(), SHA384())
@@ -51,8 +51,8 @@ def test_rs384_assertion_holds_under_another_library() -> None:
     }
 
 
-def test_es384_assertion_holds_under_another_library() -> None:
-    """A P-384 key signs ES384: r and s of 48 bytes each, one after the other."""
+def test_another_library_verifies_an_es384_assertion() -> None:
+    """A P-384 key signs ES384: r and s, of 48 bytes each."""
     key = OAuthKey(client_id="client-1", kid="kid-1", private_key=P384)
     header, _, signed, signature = segments(build_assertion(key, TOKEN_URL, now=NOW, jti="jti-1"))
 
@@ -63,7 +63,7 @@ def test_es384_assertion_holds_under_another_library() -> None:
 
 
 def test_the_oauth_request_is_a_form_with_an_assertion() -> None:
-    """One request, form-encoded, with Redox's three fields, and scope only when there is one."""
+    """One form-encoded request with Redox's three fields, and scope only if the key has one."""
     (request,) = token_requests(OAUTH, BASE, held=None, now=NOW, jti="jti-1")
     form = {name: values[0] for name, values in parse_qs(request.body.decode(), strict_parsing=True).items()}
 
@@ -79,7 +79,7 @@ def test_the_oauth_request_is_a_form_with_an_assertion() -> None:
 
 
 def test_a_legacy_key_refreshes_before_it_authenticates() -> None:
-    """A legacy key authenticates; with a refresh token it refreshes, and keeps authentication in reserve."""
+    """A legacy key authenticates. With a refresh token it refreshes first, then authenticates."""
     (first,) = token_requests(LEGACY, BASE, held=None, now=NOW, jti="-")
     held = AccessToken(value="t", obtained=0.0, lifetime=300.0, refresh_token="r")
     refresh, again = token_requests(LEGACY, BASE, held=held, now=NOW, jti="-")
@@ -100,15 +100,15 @@ def reply(key: ApiKey, body: object, status: int = 200) -> AccessToken | Denial:
 
 
 def test_an_oauth_reply_gives_a_token() -> None:
-    """The lifetime runs from when the request was sent, so it is never thought longer than it is."""
+    """The lifetime begins when the request was sent, so it is never overestimated."""
     token = reply(OAUTH, {"access_token": "abc", "token_type": "Bearer", "expires_in": 299, "scope": "x"})
 
     assert token == AccessToken(value="abc", obtained=100.0, lifetime=299.0)
 
 
 @pytest.mark.parametrize("expires_in", [None, "soon", -1, 0, True, []])
-def test_an_unreadable_lifetime_is_the_documented_one(expires_in: object) -> None:
-    """A token whose lifetime is missing or nonsense is taken to live the five minutes that Redox documents."""
+def test_an_invalid_lifetime_is_the_documented_one(expires_in: object) -> None:
+    """A missing or invalid lifetime means the five minutes that Redox documents."""
     token = reply(OAUTH, {"access_token": "abc", "expires_in": expires_in})
 
     assert token == AccessToken(value="abc", obtained=100.0, lifetime=300.0)
@@ -126,8 +126,8 @@ def test_an_unreadable_lifetime_is_the_documented_one(expires_in: object) -> Non
         (7, 300.0),
     ],
 )
-def test_a_legacy_token_lives_until_expires(expires: object, lifetime: float) -> None:
-    """`expires` is believed, as UTC, between nothing and a day; one that can't be read means five minutes."""
+def test_a_legacy_token_is_valid_until_expires(expires: object, lifetime: float) -> None:
+    """`expires` is UTC, and limited to a day; an invalid one means five minutes."""
     token = reply(LEGACY, {"accessToken": "abc", "expires": expires, "refreshToken": "again"})
 
     assert token == AccessToken(value="abc", obtained=100.0, lifetime=lifetime, refresh_token="again")
@@ -149,13 +149,13 @@ def test_a_legacy_token_lives_until_expires(expires: object, lifetime: float) ->
         {"accessToken": "abc"},
     ],
 )
-def test_what_is_no_token_is_a_denial(body: object) -> None:
-    """A reply of 200 without a bearer token that fits a header gives none."""
+def test_a_reply_without_a_token_is_a_denial(body: object) -> None:
+    """A reply of 200 without a bearer token that is valid in a header is a denial."""
     assert reply(OAUTH, body) == Denial(status=200)
 
 
 def test_redox_words_are_kept() -> None:
-    """The error and its description, which tell the operator what to mend, are taken over."""
+    """The error and its description, which the operator needs, are kept."""
     words = "Public key not found, check client_id, kid and Redox dashboard settings"
 
     assert reply(OAUTH, {"error": "invalid_request", "error_description": words}, 400) == Denial(
@@ -165,14 +165,14 @@ def test_redox_words_are_kept() -> None:
 
 @pytest.mark.parametrize("words", ["rejected eyJhbGciOiJSUzM4NCJ9.x.y", "token " + "a" * 81])
 def test_words_that_may_quote_a_secret_are_withheld(words: str) -> None:
-    """A description that echoes an assertion or a token is not passed on."""
+    """A description that quotes an assertion or a token is withheld."""
     denial = reply(OAUTH, {"error_description": words}, 400)
 
     assert denial == Denial(status=400, description="(withheld: it may quote a secret)")
 
 
-def test_words_are_made_fit_for_a_log() -> None:
-    """Control and non-ASCII characters are replaced, and length is bounded."""
+def test_words_are_cleaned_for_a_log() -> None:
+    """Control and non-ASCII characters are replaced, and the length is limited."""
     denial = reply(OAUTH, {"error": "a\x1b[31m\nb\u202e", "error_description": "no " * 200}, 400)
 
     assert isinstance(denial, Denial)
@@ -182,7 +182,7 @@ def test_words_are_made_fit_for_a_log() -> None:
 
 
 def test_a_legacy_denial_keeps_no_words() -> None:
-    """Plain text of a legacy denial is dropped: it may say anything."""
+    """The plain text of a legacy denial is dropped: it may contain anything."""
     assert read_token_reply(LEGACY, 401, b"canary-secret is wrong", sent=0.0, now=NOW) == Denial(status=401)
 
 
@@ -209,8 +209,8 @@ def test_a_legacy_denial_keeps_no_words() -> None:
         ),
     ).map(lambda value: json.dumps(value).encode()),
 )
-def test_whatever_is_answered_is_a_token_or_a_denial(key: ApiKey, status: int, body: bytes) -> None:
-    """No reply raises, and no token is made of one that could break a header or never end."""
+def test_any_reply_is_a_token_or_a_denial(key: ApiKey, status: int, body: bytes) -> None:
+    """No reply raises an error, and every token is valid in a header and expires."""
     outcome = read_token_reply(key, status, body, sent=0.0, now=NOW)
 
     if isinstance(outcome, AccessToken):
@@ -221,12 +221,12 @@ def test_whatever_is_answered_is_a_token_or_a_denial(key: ApiKey, status: int, b
 
 
 def test_a_nested_reply_is_a_denial() -> None:
-    """A reply nested deeper than any decoder goes is a denial, not a crash."""
+    """A reply with more levels than any decoder supports is a denial."""
     assert read_token_reply(OAUTH, 200, b'{"a":' * 200_000, sent=0.0, now=NOW) == Denial(status=200)
 
 
-def test_a_token_is_renewed_by_a_margin() -> None:
-    """A token of five minutes is renewed 30 s before its end; one of 20 s when half of that is over."""
+def test_a_token_is_renewed_before_it_expires() -> None:
+    """A token of five minutes is renewed 30 s before its end; one of 20 s after 10 s."""
     token = AccessToken(value="t", obtained=1000.0, lifetime=300.0)
     assert not token.needs_renewal(1269.9)
     assert token.needs_renewal(1270.0)
@@ -240,7 +240,7 @@ def test_a_token_is_renewed_by_a_margin() -> None:
 
 
 def test_no_repr_shows_a_secret() -> None:
-    """Keys, tokens and requests can be logged whole without giving anything away."""
+    """The repr of keys, tokens and requests shows no secret."""
     token = AccessToken(value="canary-token", obtained=0.0, lifetime=1.0, refresh_token="canary-refresh")
     shown = repr(
         [

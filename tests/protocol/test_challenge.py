@@ -1,4 +1,4 @@
-"""The one-time handshake, recognised and answered."""
+"""The one-time handshake: recognized and answered."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _UUID = "34b8d6a5-7d0e-4b0c-9d5f-0a1b2c3d4e5f"
 
 
 class TestFromQuery:
-    """GET: it can be nothing but a handshake."""
+    """GET: every request is a handshake."""
 
     @pytest.mark.parametrize(
         ("query", "challenge", "token"),
@@ -36,17 +36,17 @@ class TestFromQuery:
         ],
     )
     def test_reads_the_query(self, query: str, challenge: str | None, token: bytes | None) -> None:
-        """Challenge and token are the first of their names, percent-decoded; a flood of fields is nothing at all."""
+        """Challenge and token are the first fields with their names, percent-decoded; a flood of fields has neither."""
         assert from_query(head(method="GET", query=query)) == Handshake(challenge=challenge, token=token)
 
     @given(st.text())
     def test_any_query(self, query: str) -> None:
-        """Whatever the query, it is read without an exception."""
+        """Any query is read without an exception."""
         assert isinstance(from_query(head(method="GET", query=query)), Handshake)
 
 
 class TestFromBody:
-    """POST: an object that names a challenge or a token, and is no message."""
+    """POST: an object with a challenge or a token that is not a message."""
 
     @pytest.mark.parametrize(
         ("body", "challenge", "token"),
@@ -62,7 +62,7 @@ class TestFromBody:
         ],
     )
     def test_handshakes(self, body: dict[str, Any], challenge: str | None, token: bytes | None) -> None:
-        """What is no text reads as absent: the handshake is one all the same, and refused as such."""
+        """A value that is not a string counts as missing; the body is still a handshake, and is refused as one."""
         assert from_body(json.dumps(body, ensure_ascii=False).encode()) == Handshake(challenge=challenge, token=token)
 
     @pytest.mark.parametrize(
@@ -88,16 +88,16 @@ class TestFromBody:
         ],
     )
     def test_others(self, body: bytes) -> None:
-        """A message that names a challenge somewhere is a message, and what is no JSON is no handshake."""
+        """A message with a challenge somewhere is a message, and a body that is not JSON is not a handshake."""
         assert from_body(body) is None
 
     def test_names_may_be_escaped(self) -> None:
-        """JSON is JSON: a name is what it says, not how it is written; of two of one name the last counts."""
+        """Names are compared decoded; of duplicate names the last counts."""
         body = rb'{"ch\u0061llenge":"x","challenge":"y","verification\u002dtoken":"abc"}'
         assert from_body(body) == Handshake(challenge="y", token=b"abc")
 
-    def test_bad_utf8_is_no_text(self) -> None:
-        """Bytes that are no text are no challenge and no token."""
+    def test_invalid_utf8(self) -> None:
+        """Invalid UTF-8 is neither a challenge nor a token."""
         assert from_body(b'{"challenge":"\xff","verification-token":"\xff"}') == Handshake(challenge=None, token=None)
 
     @given(
@@ -106,16 +106,16 @@ class TestFromBody:
         | st.builds(lambda a: b'{"challenge":' + a + b"}", st.binary())
     )
     def test_any_body(self, body: bytes) -> None:
-        """Whatever the bytes, nothing is raised: nobody has vouched for them yet."""
+        """No bytes raise an error: they are not authenticated."""
         from_body(body)
 
 
 class TestAnswer:
-    """What is echoed."""
+    """The echoed text."""
 
     @pytest.mark.parametrize("challenge", [_UUID, "x", "a" * 256, "AZaz09._~:+/=-"])
     def test_is_the_challenge(self, challenge: str) -> None:
-        """A challenge of harmless characters is its own answer."""
+        """The answer to a challenge of harmless characters is the challenge."""
         assert Handshake(challenge=challenge, token=None).answer() == challenge
 
     @pytest.mark.parametrize(
@@ -137,8 +137,8 @@ class TestAnswer:
             'a"b',
         ],
     )
-    def test_or_none(self, challenge: str | None) -> None:
-        """Anything else is never echoed: 400, `challenge_malformed`."""
+    def test_other_challenges(self, challenge: str | None) -> None:
+        """Any other challenge is not echoed: 400, `challenge_malformed`."""
         with pytest.raises(Refusal) as refused:
             Handshake(challenge=challenge, token=None).answer()
         assert (refused.value.reason, refused.value.status_hint) == ("challenge_malformed", 400)

@@ -1,4 +1,4 @@
-"""Signed tokens: every algorithm, published vectors, and what a key file may hold."""
+"""JSON Web Tokens: every algorithm, published vectors, and the content of key files."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ _BY_ALGORITHM: list[tuple[PrivateKey, str]] = [
 
 @pytest.mark.parametrize(("key", "algorithm"), _BY_ALGORITHM, ids=[name for _, name in _BY_ALGORITHM])
 def test_every_algorithm(key: PrivateKey, algorithm: str) -> None:
-    """What cryptography signs by an algorithm is proved by that one, and refused where it is not allowed."""
+    """A token that cryptography signs is verified with its algorithm, and refused if that is not accepted."""
     token = Issuer(key=key, algorithm=algorithm, kid="k").token(_CLAIMS)
     keys = jwks(k=key)
     assert prove(token.encode(), _rules(*keys), NOW) == _CLAIMS
@@ -72,11 +72,11 @@ def test_every_algorithm(key: PrivateKey, algorithm: str) -> None:
 
 
 def test_all_algorithms_are_tested() -> None:
-    """None is allowed that is not proved above; none of them is an HMAC."""
+    """Every accepted algorithm is tested above; none of them is HMAC."""
     assert {name for _, name in _BY_ALGORITHM} == ALGORITHMS
 
 
-# RFC 7515 A.2 and A.3: a token whose claims are those of another time, and lack what is asked for here.
+# RFC 7515 A.2 and A.3: the token is old, and lacks claims that are required here.
 _JOE: Final = "eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ"
 _A2: Final = (
     f"eyJhbGciOiJSUzI1NiJ9.{_JOE}."
@@ -109,7 +109,7 @@ _A3_KEY: Final = {
 
 @pytest.mark.parametrize(("token", "key"), [(_A2, _A2_KEY), (_A3, _A3_KEY)], ids=["RFC 7515 A.2", "RFC 7515 A.3"])
 def test_published_vectors(token: str, key: dict[str, str]) -> None:
-    """The RFC's signatures hold: what is missing then is a claim. Another payload under them does not hold."""
+    """The RFC's signatures verify, so that a missing claim is the reason. With another payload they do not verify."""
     rules = _rules(*read_keys(json.dumps(key).encode()))
     assert _reason(token, rules) == "jwt_claim_missing"
     assert _reason(token.replace(_JOE, b64(b'{"iss":"joe"}')), rules) == "jwt_signature_wrong"
@@ -117,7 +117,7 @@ def test_published_vectors(token: str, key: dict[str, str]) -> None:
 
 @given(st.binary(max_size=300) | st.text("abcdefghijklmnopqrstuvwxyzABCDEFGH0123456789-_.").map(str.encode))
 def test_any_bytes(token: bytes) -> None:
-    """Whatever comes is refused, and nothing else is raised."""
+    """Any bytes are refused, and raise no other error."""
     for read in (peek, lambda text: prove(text, _rules(*jwks(k=P256)), NOW)):
         with pytest.raises(Unverified, match="jwt_malformed"):
             read(token)
@@ -131,7 +131,7 @@ _ANYTHING: Final = st.recursive(
 
 @given(_ANYTHING)
 def test_any_claim(value: Any) -> None:
-    """Whatever stands in a claim of a token that is truly signed: it is proved or refused; nothing else is raised."""
+    """Any claim in a rightly signed token is accepted or refused, and raises no other error."""
     issuer = Issuer(key=ED25519, algorithm="EdDSA", kid="k")
     rules = _rules(*_KEYS)
     for name in ("iss", "aud", "iat", "exp", "nbf", "sub", "jti"):
@@ -149,7 +149,7 @@ _KEYS = jwks(k=ED25519)
     st.integers(0, 9),
 )
 def test_pyjwt_agrees(changes: dict[str, Any], header: dict[str, Any] | None, spoil: int) -> None:
-    """What is proved here PyJWT's decode proves too, with every option written out; and it proves no more."""
+    """The same tokens are accepted as by PyJWT's decode with the same rules."""
     token = Issuer(key=ED25519, algorithm="EdDSA", kid="k").token(json.dumps({**_CLAIMS, **changes}).encode(), header)
     if spoil == 0:
         token = token[:-2] + ("A" if token[-2] != "A" else "Q") + token[-1]
@@ -184,20 +184,20 @@ def test_pyjwt_agrees(changes: dict[str, Any], header: dict[str, Any] | None, sp
     except jwt.PyJWTError:
         assert isinstance(proved, str)
     else:
-        # It takes times as text, and any length of life; msgspec reads no NaN.
+        # It accepts times as text and any lifetime; msgspec does not accept NaN.
         assert proved == expected or proved in {"jwt_malformed", "jwt_lives_too_long"}
 
 
-def test_a_proof_is_remembered_and_its_end_is_not() -> None:
-    """The same token is judged by the time of each request."""
+def test_a_proof_is_cached_and_its_expiry_is_not() -> None:
+    """A cached token is compared with the time of each request."""
     rules = _rules(*_KEYS)
     token = Issuer(key=ED25519, algorithm="EdDSA").token(_CLAIMS)
     assert prove(token.encode(), rules, NOW) == _CLAIMS
     assert _reason(token, rules, datetime.fromtimestamp(_AT + 90, UTC)) == "jwt_expired"
 
 
-def test_what_was_proved_cannot_be_changed() -> None:
-    """The claims that come back are read-only: another request gets the same ones."""
+def test_claims_are_read_only() -> None:
+    """The returned claims are read-only, because another request gets the same object."""
     claims: Any = prove(Issuer(key=ED25519, algorithm="EdDSA").token(_CLAIMS).encode(), _rules(*_KEYS), NOW)
     with pytest.raises(TypeError):
         claims["exp"] = 0
@@ -205,17 +205,17 @@ def test_what_was_proved_cannot_be_changed() -> None:
 
 @pytest.mark.parametrize("missing", ["issuers", "audiences", "algorithms"])
 def test_rules_without_a_rule(missing: str) -> None:
-    """A credential that would take any issuer, audience or algorithm cannot be made."""
+    """Rules that would accept any issuer, audience or algorithm are refused."""
     values: dict[str, Any] = {"issuers": ("i",), "audiences": ("a",), "algorithms": ALGORITHMS, missing: ()}
     with pytest.raises(ConfigurationError):
         Rules(keys=_KEYS, lifetime=300, **values)
 
 
 class TestReadKeys:
-    """What a file or a URL with keys may hold."""
+    """The content of a file or a URL with keys."""
 
     def test_a_set(self) -> None:
-        """Each key under its name, for the algorithms of its kind."""
+        """Each key has its key id and the algorithms of its type."""
         keys = read_keys(
             json.dumps(
                 {
@@ -233,8 +233,8 @@ class TestReadKeys:
             (None, ["EdDSA"]),
         ]
 
-    def test_what_is_of_no_use_is_left_out(self) -> None:
-        """Encryption keys, shared secrets, private halves, unknown kinds, weak keys, rubbish: the rest is taken."""
+    def test_useless_keys_are_left_out(self) -> None:
+        """Encryption keys, shared secrets, private halves, unknown types, weak keys and invalid members are left out."""
         weak = rsa.generate_private_key(65537, 1024)
         others: list[Any] = [
             jwk(RSA_FIRST, use="enc"),
@@ -301,13 +301,13 @@ class TestReadKeys:
             json.dumps({"keys": [jwk(P256)] * (MAX_KEYS + 1)}).encode(),
         ],
     )
-    def test_what_holds_no_key(self, text: bytes) -> None:
-        """Anything else is told as what it is: no keys."""
+    def test_a_text_without_a_key(self, text: bytes) -> None:
+        """Any other text is refused with an explanation."""
         with pytest.raises(ConfigurationError):
             read_keys(text)
 
-    def test_a_private_key_is_sent_back(self) -> None:
-        """Whoever gives a private key is told so, and it is not quoted."""
+    def test_a_private_key_is_refused(self) -> None:
+        """A private key is refused, and the error does not quote it."""
         private = P256.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         with pytest.raises(ConfigurationError, match="private key") as refused:
             read_keys(private)
@@ -323,14 +323,14 @@ class TestReadKeys:
         ],
         ids=["DSA", "Ed448", "secp256k1", "RSA 1024"],
     )
-    def test_keys_of_other_kinds(self, key: Any) -> None:
-        """A key that none of our algorithms can use is refused by name of those that can."""
+    def test_keys_of_other_types(self, key: Any) -> None:
+        """A key of another type is refused; the error names the accepted types."""
         public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         with pytest.raises(ConfigurationError, match="P-384"):
             read_keys(public)
 
     def test_keys_are_not_shown(self) -> None:
-        """A repr names a key, and shows nothing of it."""
+        """The repr of a key shows its key id, and nothing of the key."""
         (key,) = jwks(k=P256)
         assert "object at" not in repr(key)
         assert "'k'" in repr(key)

@@ -1,4 +1,4 @@
-"""The values that a request becomes, and what an answer to a query is called."""
+"""The values of a request, and the names of answers to queries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.protocol.made_up import head
 
 @pytest.mark.parametrize("module", [message, registry])
 def test_values_are_frozen(module: ModuleType) -> None:
-    """Every value of these modules is frozen, slotted and made by keyword."""
+    """Every value of these modules is frozen and slotted, and its arguments are keywords."""
     types = [each for each in vars(module).values() if isinstance(each, type) and each.__module__ == module.__name__]
     structs = [each for each in types if issubclass(each, Value)]
     values = [each for each in types if dataclasses.is_dataclass(each)]
@@ -40,13 +40,13 @@ def test_credentials_are_frozen(kind: CredentialKind[Any, Any]) -> None:
     """So is the credential of each kind."""
     credential = kind.credential
     assert issubclass(credential, registry.Credential)
-    assert credential.__dataclass_params__.frozen
+    assert credential.__dataclass_params__.frozen  # type: ignore[attr-defined] # dataclass keeps them there
     assert all(field.kw_only for field in dataclasses.fields(credential))
     assert "__dict__" not in dir(credential)
 
 
-def test_headers_are_bytes_again() -> None:
-    """A header comes back as the bytes that were on the wire; what no wire carries is no reason to fail."""
+def test_header_returns_the_bytes_on_the_wire() -> None:
+    """`header` returns the bytes on the wire; characters that cannot come from there raise no error."""
     made = head({"a": "caf\xe9", "b": "\u20ac"})
     assert (made.header("a"), made.header("b"), made.header("c")) == (b"caf\xe9", b"?", None)
 
@@ -61,13 +61,13 @@ def test_headers_are_bytes_again() -> None:
     ],
 )
 def test_the_name_of_an_answer(kind: str, expected: tuple[str, str]) -> None:
-    """An answer bears its query's model, and the event type that Redox publishes for it, or one made by its rule."""
+    """An answer has its query's model, and the event type that Redox documents, or one by its rule."""
     model, event = kind.split(".")
     assert read(f'{{"Meta":{{"DataModel":"{model}","EventType":"{event}"}}}}'.encode()).response_kind == expected
 
 
 def test_errors_in_redox_s_shape() -> None:
-    """An error names the answer's kind where the query's is known, and always stands in Meta.Errors."""
+    """An error has the answer's kind if the query's is known, and is in Meta.Errors."""
     error = {"ID": None, "Text": "No answer.", "Type": "application", "Module": "redox-receiver"}
     assert error_body(kind="PatientSearch.Query", text="No answer.") == {
         "Meta": {"DataModel": "PatientSearch", "EventType": "Response", "Errors": [error]}
@@ -76,6 +76,6 @@ def test_errors_in_redox_s_shape() -> None:
 
 
 def test_names_of_destinations() -> None:
-    """A destination's name can stand in a URL and a lane's name as it is."""
+    """A destination's name is valid in a URL and a lane's name."""
     assert all(map(DESTINATION_NAME.fullmatch, ("a", "main", "clinic-2", "a" * 64)))
     assert not any(map(DESTINATION_NAME.fullmatch, ("", "-a", "a-", "A", "a/b", "a b", "a\n", "é", "a" * 65)))

@@ -1,4 +1,4 @@
-"""The patients' identifiers: found in both kinds of message, whatever else stands in it."""
+"""Patients' identifiers are found in Data Model and FHIR messages, with any other content."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def bundle(*resources: Any) -> list[tuple[str, str]]:
 
 
 def test_a_data_model_patient_is_found_by_type_and_id() -> None:
-    """In the order of the body, each pair once."""
+    """Each pair is returned once, in the order of the body."""
     assert found(
         Patient={
             "Identifiers": [
@@ -43,8 +43,8 @@ def test_a_data_model_patient_is_found_by_type_and_id() -> None:
     ) == [("MR", "0000000001"), ("EPI", "e1"), ("EPI", "0000000001")]
 
 
-def test_models_with_several_patients_are_found_whole() -> None:
-    """As answers to searches and flow sheets of a ward have them."""
+def test_models_with_several_patients() -> None:
+    """Answers to searches and flow sheets of a ward have several patients."""
     assert found(
         Patient={"Identifiers": [{"ID": "1", "IDType": "MR"}]},
         Patients=[{"Identifiers": [{"ID": "2", "IDType": "MR"}]}, {"Identifiers": [{"ID": "3", "IDType": "MR"}]}],
@@ -52,7 +52,7 @@ def test_models_with_several_patients_are_found_whole() -> None:
 
 
 def test_a_fhir_patient_is_found_by_the_code_of_its_type_or_its_system() -> None:
-    """Every Patient of the bundle; of other resources none."""
+    """Every Patient of the bundle, and no other resource."""
     assert bundle(
         {
             "resourceType": "Patient",
@@ -88,7 +88,7 @@ def test_a_fhir_patient_is_found_by_the_code_of_its_type_or_its_system() -> None
     ],
 )
 def test_an_identifier_is_text_or_a_whole_number(identifier: Any, pairs: list[tuple[str, str]]) -> None:
-    """Exact, however large; what is neither is none, and a missing type is an empty one."""
+    """Numbers of any size are exact; other values are skipped; a missing type is empty."""
     assert found(Patient={"Identifiers": [identifier]}) == pairs
 
 
@@ -107,7 +107,7 @@ def test_an_identifier_is_text_or_a_whole_number(identifier: Any, pairs: list[tu
     ],
 )
 def test_a_patient_of_another_shape_has_none(patient: Any) -> None:
-    """Real feeds break the schema; nothing of that is an error here."""
+    """Real feeds break the schema, which is not an error."""
     assert found(Patient=patient) == found(Patients=patient if not isinstance(patient, list) else 5) == []
 
 
@@ -127,13 +127,13 @@ def test_a_patient_of_another_shape_has_none(patient: Any) -> None:
     ],
 )
 def test_a_bundle_of_another_shape_has_none(entry: Any) -> None:
-    """Nor is that."""
+    """Neither are bundles of another shape."""
     assert found(entry=entry) == []
 
 
 @pytest.mark.parametrize("number", [b"1e400", b"1" * 5_000, b"-1e999999"])
-def test_a_number_that_python_cannot_hold_hides_nothing_else(number: bytes) -> None:
-    """Not the patient it stands in, nor its other identifiers: only the identifier that it is."""
+def test_a_number_that_python_cannot_represent(number: bytes) -> None:
+    """It hides only its own identifier, not the patient or its other identifiers."""
     content = (
         b'{"Meta":{"DataModel":"A","EventType":"B"},"Patient":{"X":[%b],"Identifiers":[{"ID":%b},'
         b'{"ID":"1","IDType":"MR","X":%b},{"ID":"3","IDType":%b}]},"Patients":[%b,{"Identifiers":'
@@ -151,7 +151,7 @@ def test_a_number_that_python_cannot_hold_hides_nothing_else(number: bytes) -> N
 
 
 def filled(content: bytes, filler: bytes) -> bytes:
-    """About half a megabyte: `content` with its `~` replaced by as many fillers, separated by commas."""
+    """Return about half a megabyte: `content` with its `~` replaced by fillers, separated by commas."""
     return content.replace(b"~", filler + (b"," + filler) * (500_000 // (len(filler) + 1)))
 
 
@@ -185,8 +185,8 @@ def filled(content: bytes, filler: bytes) -> bytes:
     ],
     ids=["Identifiers", "Patients", "an identifier", "entry", "identifier", "a resource"],
 )
-def test_large_lists_take_no_memory_and_hide_nothing(content: bytes, filler: bytes) -> None:
-    """A list of millions is walked one element at a time: the worker that looks through it would be killed for it."""
+def test_large_lists_take_little_memory(content: bytes, filler: bytes) -> None:
+    """A list of millions is read one element at a time, and its identifiers are found."""
     body = filled(content, filler)
     tracemalloc.start()
     found = list(identifiers(body))
@@ -196,29 +196,29 @@ def test_large_lists_take_no_memory_and_hide_nothing(content: bytes, filler: byt
     assert peak < 12_000_000
 
 
-def test_what_is_too_long_is_not_an_identifier() -> None:
-    """A thousand values of a megabyte would otherwise be kept until the last is found."""
+def test_a_value_that_is_too_long() -> None:
+    """It is skipped: a thousand values of a megabyte would otherwise be kept in memory."""
     assert found(Patient={"Identifiers": [{"ID": "x" * MAX_LENGTH, "IDType": "MR"}, {"ID": "1", "IDType": "MR"}]}) == [
         ("MR", "1")
     ]
 
 
-def test_made_up_thousands_are_bounded() -> None:
-    """More than any message names; the first ones count."""
+def test_the_number_is_limited() -> None:
+    """The first MAX_IDENTIFIERS count."""
     many = found(Patient={"Identifiers": [{"ID": str(n), "IDType": "MR"} for n in range(3 * MAX_IDENTIFIERS)]})
     assert many == [("MR", str(n)) for n in range(MAX_IDENTIFIERS)]
 
 
 @pytest.mark.parametrize("kind", ["PatientAdmin.Arrival", "Results.New", "FHIR.PatientAdminCreated"])
 def test_the_patient_of_a_sample_is_found(kind: str) -> None:
-    """As Redox sends it, in either form."""
+    """In the sample of each kind."""
     content = encode(sample(kind, source_id=SOURCE, patient=person(7)))
     assert person(7).mrn in [value for _, value in identifiers(content)]
 
 
 @pytest.mark.parametrize("kind", kinds())
-def test_every_sample_is_looked_through(kind: str) -> None:
-    """No identifier is empty, and none is padded: they go into a digest."""
+def test_every_sample_is_searched(kind: str) -> None:
+    """Identifiers are digested, so none is empty or padded."""
     found = list(identifiers(encode(sample(kind, source_id=SOURCE))))
     assert [value for _, value in found if value.strip() != value or not value] == []
 
@@ -253,16 +253,16 @@ JSON = st.recursive(
 
 
 @given(JSON, JSON, JSON)
-def test_whatever_is_read_is_looked_through(patient: Any, patients: Any, entry: Any) -> None:
-    """What was accepted must not fail afterwards: it would hold up a worker for ever."""
+def test_any_accepted_message_is_searched(patient: Any, patients: Any, entry: Any) -> None:
+    """The search raises no error for an accepted message: the worker would fail on it forever."""
     content = json.dumps({"Meta": META, "Patient": patient, "Patients": patients, "entry": entry}).encode()
     read(content)
     assert len(list(identifiers(content))) <= MAX_IDENTIFIERS
 
 
 @given(st.binary(max_size=60))
-def test_bytes_that_are_read_are_looked_through(rest: bytes) -> None:
-    """Escapes, lone surrogates, bad UTF-8 in the patient: refused when it is read, or fine here."""
+def test_any_accepted_bytes_are_searched(rest: bytes) -> None:
+    """Escapes, lone surrogates, invalid UTF-8 in the patient: refused by the parser, or searched without an error."""
     content = b'{"Meta":{"DataModel":"A","EventType":"B"},"Patient":{"Identifiers":[{"ID":"' + rest + b'"}]}}'
     try:
         read(content)

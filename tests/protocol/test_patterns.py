@@ -1,4 +1,4 @@
-"""Which kinds a handler asks for."""
+"""Patterns of message kinds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from receiver.samples.kinds import KINDS, WIRE_NAMES
     ],
 )
 def test_patterns(pattern: str, normal: str) -> None:
-    """A pattern is a kind, a model's `*`, or `*`, with spaces removed."""
+    """A pattern is a kind, a model's `*`, or `*`; spaces are removed."""
     assert normalize_pattern(pattern) == normal
 
 
@@ -41,8 +41,8 @@ def test_patterns(pattern: str, normal: str) -> None:
         "é.B",
     ],
 )
-def test_no_patterns(pattern: str) -> None:
-    """Anything else is refused when it is written down, with what to write instead: it would never match."""
+def test_invalid_patterns(pattern: str) -> None:
+    """An invalid pattern would never match: it is refused, with the valid forms."""
     with pytest.raises(ValueError) as refused:
         normalize_pattern(pattern)
     assert "use Model.Event, Model.*, FHIR.* or *" in str(refused.value)
@@ -50,8 +50,8 @@ def test_no_patterns(pattern: str) -> None:
 
 
 @pytest.mark.parametrize("kind", WIRE_NAMES)
-def test_every_kind_is_asked_for_in_three_ways(kind: str) -> None:
-    """Itself, its model, everything; and by no other model's name."""
+def test_every_kind_has_three_patterns(kind: str) -> None:
+    """The kind, its model's `*`, and `*` match; another model's name does not."""
     model = kind.partition(".")[0]
     assert [each for each in (kind, f"{model}.*", "*") if matches([each], kind)] == [kind, f"{model}.*", "*"]
     others = {f"{other.replace(' ', '')}.*" for other, _ in KINDS} - {f"{model}.*"}
@@ -60,6 +60,6 @@ def test_every_kind_is_asked_for_in_three_ways(kind: str) -> None:
 
 
 def test_names_are_matched_whole() -> None:
-    """A model's `*` does not reach a model whose name begins alike, nor a kind one that ends alike."""
+    """A model's `*` does not match a model with the same beginning, nor a kind one with the same end."""
     assert not matches(["Patient.*", "Admin.*", "PatientAdmin.Arr", "PatientAdmin.ArrivalTwo"], "PatientAdmin.Arrival")
     assert not matches(["FHIR.*"], "FHIRTwo.New")

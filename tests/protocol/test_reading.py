@@ -1,4 +1,4 @@
-"""Bodies read into messages: the Data Model envelope and the FHIR message Bundle."""
+"""Parsing of bodies: the Data Model envelope and the FHIR message Bundle."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def _reason(body: bytes) -> str:
 
 
 class TestKinds:
-    """The names of what arrives."""
+    """The kinds of messages."""
 
     def test_all_of_them(self) -> None:
-        """24 models with 111 event types: that is what Redox can send."""
+        """Redox can send 24 models with 111 event types."""
         assert (len(DATA_MODELS), len(KINDS)) == (24, 111)
 
     @pytest.mark.parametrize(("model", "event"), KINDS)
     def test_every_name_with_and_without_spaces(self, model: str, event: str) -> None:
-        """A kind is the same whether its model is written with a space or without, and a query when Redox waits."""
+        """A model's name with or without spaces is the same kind; it is a query if Redox waits for an answer."""
         spaced, compact = (
             read(_body({"DataModel": name, "EventType": event})) for name in (model, model.replace(" ", ""))
         )
@@ -52,15 +52,15 @@ class TestKinds:
         assert spaced.fhir is False
 
     def test_queries_are_kinds_and_have_answers(self) -> None:
-        """Every query is an event type of Redox's, and so is its answer, but that SSO is answered in its own name."""
+        """Every query and its answer are event types of Redox; the answer to SSO has the query's name."""
         compact = {(model.replace(" ", ""), event) for model, event in KINDS}
         for kind in QUERIES:
             model, event = kind.split(".")
             assert (model, event) in compact
             assert (model, response_event(model, event)) in compact
 
-    def test_what_asks_is_a_query(self) -> None:
-        """What has an answer among the event types is a query, and nothing else but three answered in other names."""
+    def test_kinds_with_an_answer_are_queries(self) -> None:
+        """A kind with an answer among the event types is a query, and three with answers of other names."""
         compact = {(model.replace(" ", ""), event) for model, event in KINDS}
         answered = {f"{model}.{event}" for model, event in compact if (model, f"{event}Response") in compact}
         others = {"PatientSearch.Query", "ClinicalDecisions.Request", "SSO.Sign-on"}
@@ -68,7 +68,7 @@ class TestKinds:
 
     @pytest.mark.parametrize("name", ["PatientAdminTwo", "X", "A_b-9", "a" * 100])
     def test_unknown_kinds_are_read(self, name: str) -> None:
-        """A model or an event that nobody has heard of is a message like any other."""
+        """An unknown model or event is a message like any other."""
         assert read(_body({"DataModel": name, "EventType": name})).kind == f"{name}.{name}"
 
     @pytest.mark.parametrize(
@@ -89,21 +89,21 @@ class TestKinds:
             ({"EventType": "a" * 101}, "kind_malformed"),
         ],
     )
-    def test_names_that_no_label_or_pattern_could_hold(self, meta: dict[str, Any], reason: str) -> None:
-        """A name of another shape is no kind: it would stand in metric labels, log lines and patterns."""
+    def test_names_that_are_not_valid_in_labels_and_patterns(self, meta: dict[str, Any], reason: str) -> None:
+        """A name of another shape is refused: it would be in metric labels, log lines and patterns."""
         assert _reason(_body(meta)) == reason
 
     @pytest.mark.parametrize("name", ["DataModel", "EventType"])
     def test_both_names_are_needed(self, name: str) -> None:
-        """Without one of the two nobody could be asked to handle it."""
+        """A message without a model or an event cannot be dispatched."""
         assert _reason(json.dumps({"Meta": {key: "New" for key in _META if key != name}}).encode()) == "kind_missing"
 
 
 class TestDataModel:
-    """What is read of Meta."""
+    """The members of Meta."""
 
     def test_everything_that_is_read(self) -> None:
-        """Each member of a whole Meta is where it belongs."""
+        """Each member of a complete Meta is parsed."""
         body = _body(
             {
                 "EventDateTime": "2026-01-01T01:00:00.000+01:00",
@@ -129,8 +129,8 @@ class TestDataModel:
         assert message.event_time == datetime(2026, 1, 1, tzinfo=UTC)
         assert message.raw is body
 
-    def test_next_to_nothing(self) -> None:
-        """A Meta of the two names is a message without source, ids, time and test."""
+    def test_the_smallest_meta(self) -> None:
+        """A Meta with only the two names is a message without source, ids, time and test flag."""
         message = read(_body({}))
         assert (
             message.source_id,
@@ -146,7 +146,7 @@ class TestDataModel:
 
     @pytest.mark.parametrize("value", [None, 5, 1.5, True, "x", [], {}, [[]], [5], [None], {"ID": []}, {"ID": True}])
     def test_members_of_any_type(self, value: Any) -> None:
-        """A member that has not the type Redox documents reads as absent, and is no reason to refuse."""
+        """A member of another type than Redox documents counts as missing, and is not refused."""
         for name in ("Source", "Message", "Transmission", "Logs"):
             message = read(_body({name: value}))
             assert (message.source_id, message.message_id, message.transmission_id, message.log_id) == (None,) * 4
@@ -192,8 +192,8 @@ class TestDataModel:
         } == {expected}
 
     @pytest.mark.parametrize("number", ["1e400", "-1E+999", "9" * 5_000])
-    def test_numbers_that_python_cannot_hold(self, number: str) -> None:
-        """In Meta they read as absent; anywhere else nobody looks at them."""
+    def test_numbers_that_python_cannot_represent(self, number: str) -> None:
+        """In Meta they count as missing; elsewhere they are not parsed."""
         body = f'{{"Meta":{{"DataModel":"A","EventType":"B","FacilityCode":{number}}},"x":[{number}]}}'
         assert read(body.encode()).facility is None
 
@@ -216,7 +216,7 @@ class TestDataModel:
         ],
     )
     def test_times(self, text: Any, expected: datetime | None) -> None:
-        """EventDateTime in UTC; None where it is no time, or none between the years 1 and 9999."""
+        """EventDateTime in UTC; None if it is not a time between the years 1 and 9999."""
         assert read(_body({"EventDateTime": text})).event_time == expected
 
     @pytest.mark.parametrize(
@@ -238,25 +238,25 @@ class TestDataModel:
             f'"{"x" * 70_000}"',
         ],
     )
-    def test_what_is_a_test(self, value: str) -> None:
-        """Whatever Meta.Test is, unless it is absent, null or false: a test must never run as live."""
+    def test_test_messages(self, value: str) -> None:
+        """Every value of Meta.Test but null and false marks a test: a test must never run as live."""
         body = f'{{"Meta":{{"DataModel":"A","EventType":"B","Test": {value} }}}}'
         assert read(body.encode()).test is True
         large = f'{{"Meta":{{"DataModel":"A","EventType":"B","Test": {value} ,"x":"{"x" * 70_000}"}}}}'
         assert read(large.encode()).test is True
 
     @pytest.mark.parametrize("member", ["", ',"Test":null', ',"Test":false', ',"Test" : false '])
-    @pytest.mark.parametrize("beside", ["", ',"FacilityCode":1e999'])
-    def test_what_is_live(self, member: str, beside: str) -> None:
-        """Absent, null and false, whatever else Meta holds."""
-        assert read(f'{{"Meta":{{"DataModel":"A","EventType":"B"{member}{beside}}}}}'.encode()).test is False
+    @pytest.mark.parametrize("other", ["", ',"FacilityCode":1e999'])
+    def test_live_messages(self, member: str, other: str) -> None:
+        """Without Meta.Test, or with null or false, a message is live."""
+        assert read(f'{{"Meta":{{"DataModel":"A","EventType":"B"{member}{other}}}}}'.encode()).test is False
 
 
 class TestKeys:
-    """What makes two messages one."""
+    """The key of duplicates."""
 
-    def test_the_log_names_the_message(self) -> None:
-        """Bodies of one log id have one key for good, whatever else they say, also when it is a number."""
+    def test_the_key_of_a_log_id(self) -> None:
+        """Bodies with the same log id, which may be a number, have the same key, which does not expire."""
         keys = {
             read(_body({"Logs": [{"ID": value, "AttemptID": attempt}], "Message": {"ID": attempt}})).key
             for value, attempt in (("7", 1), (7, 2))
@@ -265,8 +265,8 @@ class TestKeys:
         assert read(_body({"Logs": [{"ID": "7"}]})).key_expires is False
         assert read(_body({"Logs": [{"ID": "8"}]})).key not in keys
 
-    def test_else_message_id_within_the_source(self) -> None:
-        """Without a log the legacy Message.ID serves, of one source however that is written, and for good."""
+    def test_the_key_of_a_message_id(self) -> None:
+        """Without a log id, the legacy Message.ID is the key within its source, in any spelling, and does not expire."""
         one, same, other, none = (
             read(_body({"Message": {"ID": 7}, **source}))
             for source in (
@@ -280,21 +280,22 @@ class TestKeys:
         assert len({one.key, other.key, none.key}) == 3
         assert one.key_expires is False
 
-    def test_else_the_bytes(self) -> None:
-        """Without any id only equal bytes are a repeat, and not for ever: they may be meant to come again."""
+    def test_the_key_of_the_bytes(self) -> None:
+        """Without an id, only equal bytes are a duplicate, and the key expires: they may be sent again."""
         body = _body({})
         assert read(body).key == sha256(body).digest()
         assert read(body).key_expires is True
         assert read(body + b" ").key != read(body).key
 
-    def test_the_ways_do_not_meet(self) -> None:
-        """A log id never equals a Message.ID, however the source and the ids are chosen."""
+    def test_keys_of_different_ids_differ(self) -> None:
+        """The key of a log id never equals that of a Message.ID, for any source and ids."""
         legacy = read(_body({"Message": {"ID": "y"}, "Source": {"ID": "x"}}))
         assert read(_body({"Logs": [{"ID": "x\0y"}]})).key != legacy.key
 
     def test_outside_is_everything_but_the_attempt(self) -> None:
         """`outside` covers the bytes before and after Meta's value, and of Meta the kind, the source and the test flag:
-        another attempt changes nothing there."""
+        it is the same for another attempt.
+        """
         before, after = b' {"Patient":{"Meta":{"a":1}}, "Meta" : ', b' , "Visit":["}"]}\n'
         metas = (
             b'{"DataModel":"A","EventType":"B"}',
@@ -305,9 +306,10 @@ class TestKeys:
             assert read(before + meta + after).outside == sha256(before + after + b"\0A.B\0\0" + b"0").digest()
         assert read(before + metas[0] + after + b" ").outside != read(before + metas[0] + after).outside
 
-    def test_what_is_judged_belongs_to_sameness(self) -> None:
-        """Bodies that differ in kind, source or test flag are different messages, whatever else they share; the
-        spelling of the source makes no difference."""
+    def test_messages_that_differ_in_kind_source_or_test(self) -> None:
+        """Bodies that differ in kind, source or test flag are different messages; the spelling of the source makes no
+        difference.
+        """
         metas: list[dict[str, Any]] = [
             {},
             {"EventType": "Discharge"},
@@ -324,8 +326,8 @@ class TestFhir:
 
     @pytest.mark.parametrize("event", FHIR_EVENTS)
     @pytest.mark.parametrize("endpoint", [f"urn:uuid:{SOURCE}", SOURCE, SOURCE.upper(), f"URN:UUID:{SOURCE.upper()}"])
-    def test_today(self, event: str, endpoint: str) -> None:
-        """The event is the end of `eventUri`, the source is `source.endpoint`, with `urn:uuid:` or bare."""
+    def test_the_current_form(self, event: str, endpoint: str) -> None:
+        """The event is the end of `eventUri`, the source is `source.endpoint`, with or without `urn:uuid:`."""
         body = _fhir(
             {
                 "eventUri": f"https://fhir.redoxengine.com/EventDefinition/{event}",
@@ -341,8 +343,8 @@ class TestFhir:
         assert message.key_expires is True
         assert message.test is False
 
-    def test_ids_name_the_message(self) -> None:
-        """The ids of Bundle and MessageHeader are the key for good; with other bytes it is another message."""
+    def test_the_key_of_the_ids(self) -> None:
+        """The ids of Bundle and MessageHeader are the key, which does not expire; `outside` differs with other bytes."""
 
         def message(bundle: str, header: str, more: str = "") -> ParsedMessage:
             return read(
@@ -369,19 +371,19 @@ class TestFhir:
         assert message('"id":null,', '"id":[],').key_expires is True
 
     @pytest.mark.parametrize("event", FHIR_CODED_EVENTS)
-    def test_until_2024(self, event: str) -> None:
+    def test_the_form_until_2024(self, event: str) -> None:
         """The event is the code of `eventCoding`."""
         message = read(_fhir({"eventCoding": {"system": "urn:redox:event-type", "code": event}}))
         assert message.kind == f"FHIR.{event}"
         assert message.source_id is None
 
     def test_unknown_events(self) -> None:
-        """Event names have changed before: any is read, with or without a slash at the end."""
+        """Event names have changed before: any is accepted, with or without a slash at the end."""
         assert read(_fhir({"eventUri": "urn:x/never-heard-of/"})).kind == "FHIR.never-heard-of"
         assert read(_fhir({"eventUri": "NeverHeardOf"})).kind == "FHIR.NeverHeardOf"
 
     def test_members_in_any_order(self) -> None:
-        """The order of the members of the Bundle says nothing."""
+        """The order of the Bundle's members is not significant."""
         assert (
             read(
                 b'{"entry":[{"fullUrl":"x","resource":{"eventUri":"a/B","resourceType":"MessageHeader"}}],'
@@ -407,7 +409,7 @@ class TestFhir:
         ],
     )
     def test_other_fhir(self, body: bytes) -> None:
-        """A FHIR resource that is no message Bundle with a MessageHeader in front is none that Redox sends."""
+        """A FHIR resource other than a message Bundle whose first entry is a MessageHeader is refused."""
         assert _reason(body) == "fhir_not_message"
 
     @pytest.mark.parametrize(
@@ -424,12 +426,12 @@ class TestFhir:
         ],
     )
     def test_the_header_is_its_meta(self, entry: str, reason: str) -> None:
-        """What would send a Meta into quarantine does so in the MessageHeader: above all two sources."""
+        """Duplicate members are refused in the MessageHeader as in Meta, two sources for example."""
         assert _reason(f'{{"resourceType":"Bundle","type":"message","entry":[{entry}]}}'.encode()) == reason
 
 
 class TestUnreadable:
-    """What is no message."""
+    """Bodies that are not messages."""
 
     @pytest.mark.parametrize(
         ("body", "reason"),
@@ -452,7 +454,7 @@ class TestUnreadable:
         ],
     )
     def test_reasons(self, body: bytes, reason: str) -> None:
-        """Each way to be unreadable has the word that quarantine shows."""
+        """Each kind of unreadable body has the reason that quarantine shows."""
         assert _reason(body) == reason
 
     @pytest.mark.parametrize(
@@ -466,22 +468,22 @@ class TestUnreadable:
             ('"EventType":"Query"', None),
         ],
     )
-    def test_a_query_in_spite_of_all(self, meta: str, query: str | None) -> None:
-        """Where keys stand twice, the kind of the query that is left is told: somebody waits for the answer."""
+    def test_a_query_with_duplicate_keys(self, meta: str, query: str | None) -> None:
+        """The error has the query's kind, because its sender waits for an answer."""
         for body in (f'{{"Meta":{{{meta}}},"x":1,"x":2}}', f'{{"Meta":{{{meta},"Test":true,"Test":true}}}}'):
             with pytest.raises(Unreadable) as refused:
                 read(body.encode())
             assert refused.value.query == query
 
-    def test_without_meta_nobody_asks(self) -> None:
-        """Duplicate keys in what has no Meta, or one that is no object, are no query."""
+    def test_without_meta_there_is_no_query(self) -> None:
+        """Duplicate keys in a body without a Meta object are not a query."""
         for body in (b'{"x":1,"x":2}', b'{"Meta":5,"x":1,"x":2}'):
             with pytest.raises(Unreadable) as refused:
                 read(body)
             assert refused.value.query is None
 
-    def test_duplicates_deeper_down_are_the_handlers(self) -> None:
-        """Below the top and Meta a name may stand twice: the exact bytes are kept, and the last one counts."""
+    def test_duplicates_below_meta_are_accepted(self) -> None:
+        """Elsewhere duplicate names are accepted: the exact bytes are stored, and handlers see the last one."""
         message = read(b'{"Meta":{"DataModel":"A","EventType":"B","Source":{"ID":"x","ID":"y"}},"P":{"a":1,"a":2}}')
         assert message.source_id == "y"
 
@@ -500,11 +502,11 @@ class TestUnreadable:
         (f"{SOURCE.upper()} ", f"{SOURCE.upper()} "),
     ],
 )
-def test_sources_are_compared_normalised(identity: str, normal: str) -> None:
-    """A UUID's case and `urn:uuid:` say nothing; any other id is compared as it stands."""
+def test_sources_are_compared_normalized(identity: str, normal: str) -> None:
+    """A UUID's case and `urn:uuid:` are not significant; any other id is compared exactly."""
     assert normalize_source(identity) == normal
 
 
-def test_a_source_of_nothing_is_no_source() -> None:
-    """`urn:uuid:` alone names nobody."""
+def test_an_empty_source() -> None:
+    """`urn:uuid:` alone is not a source."""
     assert read(_fhir({"eventUri": "a/B", "source": {"endpoint": "urn:uuid:"}})).source_id is None

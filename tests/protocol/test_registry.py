@@ -1,4 +1,4 @@
-"""What a row of the registry means."""
+"""Values of the registry."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TICK = timedelta(microseconds=1)
 
 @pytest.mark.parametrize("make", [token, signing])
 def test_live(make: Callable[..., Credential]) -> None:
-    """A credential opens until the moment it expires, and not at all once revoked, whatever its time."""
+    """A credential is live until the moment it expires, and never once revoked."""
     assert live(make(), NOW)
     assert live(make(expires_at=NOW + _TICK), NOW)
     assert not live(make(expires_at=NOW), NOW)
@@ -27,6 +27,6 @@ def test_live(make: Callable[..., Credential]) -> None:
 @pytest.mark.parametrize(
     ("environment", "policy"), [("development", "accept"), ("staging", "quarantine"), ("production", "quarantine")]
 )
-def test_where_tests_belong(environment: Environment, policy: TestPolicy) -> None:
-    """Development takes test messages; staging and production keep them back unless told."""
+def test_the_default_test_policy(environment: Environment, policy: TestPolicy) -> None:
+    """Development accepts test messages; staging and production quarantine them."""
     assert default_test_policy(environment) == policy

@@ -1,4 +1,4 @@
-"""Which verified messages may in."""
+"""Acceptance of verified messages by source and test flag."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OTHER = "11111111-2222-4333-8444-555555555555"
 
 
 def _verdict(source: str | None, *, test: bool = False, query: bool = False, **policies: Any) -> str | None:
-    """None: dispatched. A reason: quarantined. "403 reason": refused."""
+    """Return None if dispatched, a reason if quarantined, "403 reason" if refused."""
     meta: dict[str, Any] = {"DataModel": "PatientSearch", "EventType": "Query" if query else "Response", "Test": test}
     if source is not None:
         meta["Source"] = {"ID": source}
@@ -44,7 +44,7 @@ def _verdict(source: str | None, *, test: bool = False, query: bool = False, **p
 )
 @pytest.mark.parametrize("query", [False, True])
 def test_sources(source: str | None, sources: dict[str | None, bool], reason: str | None, query: bool) -> None:
-    """Only a registered and enabled source may in; else 403, or quarantine by policy, which a query never enters."""
+    """Only a registered, enabled source is accepted; others get 403 or, by policy, quarantine, except for queries."""
     refused = None if reason is None else f"403 {reason}"
     assert _verdict(source, query=query, sources=sources) == refused
     kept = _verdict(source, query=query, sources=sources, on_unknown_source="quarantine")
@@ -62,7 +62,7 @@ def test_sources(source: str | None, sources: dict[str | None, bool], reason: st
     ],
 )
 def test_any_source(source: str | None, sources: dict[str | None, bool], expected: str | None) -> None:
-    """Where any source may in, one that is disabled may not."""
+    """If any source is accepted, a disabled one is not."""
     assert _verdict(source, sources=sources, sources_policy="any") == expected
 
 
@@ -75,20 +75,20 @@ def test_any_source(source: str | None, sources: dict[str | None, bool], expecte
     ],
 )
 def test_tests(policy: str, notification: str | None, query: str | None) -> None:
-    """Messages marked as tests go as the destination says; real ones are not asked."""
+    """The destination's policy applies to messages marked as tests, not to others."""
     assert _verdict(SOURCE, test=True, test_messages=policy) == notification
     assert _verdict(SOURCE, test=True, query=True, test_messages=policy) == query
     assert _verdict(SOURCE, test_messages=policy) is None
 
 
 def test_the_source_comes_first() -> None:
-    """A test of an unknown source is refused for its source: that is what an operator has to put right."""
+    """A test message of an unknown source is refused for its source, which the operator has to fix."""
     assert _verdict(_OTHER, test=True, test_messages="reject") == "403 source_unknown"
     assert _verdict(_OTHER, test=True, test_messages="reject", on_unknown_source="quarantine") == "source_unknown"
 
 
-def test_what_an_id_looks_like() -> None:
-    """UUIDs and OIDs are ids; a name, an empty text and a long one are kept as digests only."""
+def test_the_shape_of_an_id() -> None:
+    """UUIDs and OIDs are ids; a name, an empty text and a long one are stored as digests only."""
     assert all(map(ID_SHAPE.fullmatch, (SOURCE, "1.2.840.114350", "a1", "x" * 63 + "9")))
     assert not any(
         map(ID_SHAPE.fullmatch, ("Ann Example", "Quibbleworthington", "", "x" * 65, "a\n", "é", "=cmd|' /C calc'!A0"))

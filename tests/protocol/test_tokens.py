@@ -1,4 +1,4 @@
-"""The token endpoint, as values: who gets a token, and what everybody else is told."""
+"""The token endpoint: grants and errors."""
 
 from __future__ import annotations
 
@@ -128,13 +128,13 @@ _RIGHT: Final = {**_GRANT, "client_id": "redox", "client_secret": _SECRET}
 
 
 class TestSecret:
-    """A client that has a secret."""
+    """A client with a secret."""
 
     @pytest.mark.parametrize(
         "media", ["application/x-www-form-urlencoded", "application/json", "Application/JSON; charset=utf-8"]
     )
     def test_in_the_body(self, media: str) -> None:
-        """In a form or in JSON: the answer is RFC 6749 5.1's, and the token opens the destination."""
+        """In a form or JSON: the answer has the form of RFC 6749 5.1, and the destination accepts the token."""
         at = _at()
         body = json.dumps(_RIGHT).encode() if "json" in media.lower() else urlencode(_RIGHT).encode()
         granted = _granted(body, at=at, media=media)
@@ -146,7 +146,7 @@ class TestSecret:
 
     @pytest.mark.parametrize("text", [f"redox:{_SECRET}", f"redox:{quote_plus(_SECRET)}"])
     def test_by_basic(self, text: str) -> None:
-        """Encoded as RFC 6749 2.3.1 says, or as it is."""
+        """Encoded according to RFC 6749 2.3.1, or not."""
         assert _granted(_GRANT, basic=text).credential == 1
         assert _granted({**_GRANT, "client_id": "redox"}, basic=text).credential == 1
 
@@ -169,24 +169,24 @@ class TestSecret:
         ],
     )
     def test_wrong(self, parameters: Mapping[str, str], basic: str | None) -> None:
-        """One answer for every way to be wrong."""
+        """Every wrong id or secret gets the same answer."""
         assert _denied(parameters, basic=basic) == ("invalid_client", "token_secret_wrong")
 
     @pytest.mark.parametrize(
         "parameters", [_GRANT, {**_GRANT, "client_id": "redox"}, {**_RIGHT, "client_secret": ""}, {}]
     )
-    def test_no_proof(self, parameters: Mapping[str, str]) -> None:
-        """A name alone proves nothing; a parameter that is empty is none (RFC 6749 3.2)."""
+    def test_no_secret(self, parameters: Mapping[str, str]) -> None:
+        """A client id without a secret is refused; an empty parameter counts as missing (RFC 6749 3.2)."""
         assert _denied(parameters) == ("invalid_client", "token_client_unproved")
 
     @pytest.mark.parametrize("basic", [b"\xff\xfe:x", b"nocolon", b"redox:%ff"])
     def test_malformed_basic(self, basic: bytes) -> None:
-        """What is no id and secret is refused, and nothing is raised over it."""
+        """Malformed values are refused, and raise no other error."""
         assert _denied(_GRANT, basic=basic) == ("invalid_client", "token_basic_malformed")
 
     @pytest.mark.parametrize("value", ["Basic", "Basic ", "Basic !!!!", "Basic AA", "basic \xe9", "Digest x"])
     def test_other_headers(self, value: str) -> None:
-        """Rubbish in Authorization proves nothing; another scheme is not looked at."""
+        """Other values of Authorization are ignored."""
         head = Head(
             destination="main",
             method="POST",
@@ -201,13 +201,13 @@ class TestSecret:
         assert answer.error == "invalid_client"
 
     def test_two_methods(self) -> None:
-        """RFC 6749 2.3: one way to prove oneself in a request."""
+        """RFC 6749 2.3: at most one authentication method in a request."""
         assert _denied(_RIGHT, basic=f"redox:{_SECRET}") == ("invalid_request", "token_two_methods")
         both = {**_RIGHT, "client_assertion_type": ASSERTION_TYPE, "client_assertion": "x"}
         assert _denied(both) == ("invalid_request", "token_two_methods")
 
     def test_not_live(self) -> None:
-        """An expired or revoked secret gets no token; a live one of the same client does, in whichever order."""
+        """An expired or revoked secret gets no token; a live one of the same client does, in any order."""
         dead, gone = _oauth(expires_at=NOW), _oauth(id=3, revoked=True)
         assert _denied(_RIGHT, at=_at(dead, gone)) == ("invalid_client", "token_credential_expired")
         assert _granted(_RIGHT, at=_at(dead), now=NOW - timedelta(seconds=1)).credential == 1
@@ -215,21 +215,21 @@ class TestSecret:
             assert _granted(_RIGHT, at=_at(*order)).credential == 4
 
     def test_two_secrets_of_one_client(self) -> None:
-        """While a secret rotates both are good, and each token is the row's that asked for it."""
+        """During a rotation both secrets are accepted, and each token belongs to the credential that requested it."""
         at = _at(_oauth(), _oauth("the next secret, made up", id=5))
         assert _granted(_RIGHT, at=at).credential == 1
         assert _granted({**_RIGHT, "client_secret": "the next secret, made up"}, at=at).credential == 5
 
-    def test_nobody_is_a_client(self) -> None:
-        """A destination without clients gives nobody a token."""
+    def test_no_clients(self) -> None:
+        """A destination without clients grants no token."""
         assert _denied(_RIGHT, at=destination(signing())) == ("invalid_client", "token_client_unproved")
 
 
 class TestSettings:
-    """What the fields of Redox's dashboard change."""
+    """The fields of Redox's dashboard."""
 
     def test_renamed_parameters(self) -> None:
-        """Parameters may come under other names: then under those alone."""
+        """Parameters with other names are accepted only under those names."""
         client = _client(
             names={
                 "grant_type": "grantType",
@@ -245,7 +245,7 @@ class TestSettings:
         assert _denied(_RIGHT, at=at)[0] == "invalid_client"
 
     def test_grant_type(self) -> None:
-        """client_credentials, or what the field says; nothing else, and not none."""
+        """Only client_credentials, or the configured grant type, is accepted; a missing one is not."""
         for grant in ("password", "", "Client_Credentials"):
             assert _denied({**_RIGHT, "grant_type": grant}) == ("unsupported_grant_type", "token_grant_type_wrong")
         at = _at(_oauth(client=_client(grant_type="custom")))
@@ -253,7 +253,7 @@ class TestSettings:
         assert _denied(_RIGHT, at=at)[0] == "unsupported_grant_type"
 
     def test_audience(self) -> None:
-        """A client that names an audience must name the credential's, where it has one; one that names none gets it."""
+        """A requested audience must be the credential's, if it has one; without a requested audience the token is granted."""
         at = _at(_oauth(client=_client(audience="https://receiver.example")))
         for right in ({}, {"audience": ""}, {"audience": "https://receiver.example"}):
             assert _granted({**_RIGHT, **right}, at=at).credential == 1
@@ -262,7 +262,7 @@ class TestSettings:
         assert _granted({**_RIGHT, "audience": "anything"}).credential == 1
 
     def test_scopes(self) -> None:
-        """Those that are allowed, in part or all; all where none is asked for; no others."""
+        """A client may request some or all of its scopes, gets all if it requests none, and no others."""
         at = _at(_oauth(client=_client(scopes=("a", "b"))))
         assert _granted(_RIGHT, at=at).body()["scope"] == "a b"
         assert _granted({**_RIGHT, "scope": "b"}, at=at).scope == "b"
@@ -271,20 +271,20 @@ class TestSettings:
         assert _denied({**_RIGHT, "scope": "a"}) == ("invalid_scope", "token_scope_wrong")
 
     def test_lifetime(self) -> None:
-        """The token lives as long as the credential says, an hour at most."""
+        """A token has the credential's lifetime, at most an hour."""
         assert _granted(_RIGHT, at=_at(_oauth(client=_client(lifetime=60)))).expires_in == 60
         for lifetime in (0, 3601, -1):
             with pytest.raises(ConfigurationError):
                 _client(lifetime=lifetime)
 
-    def test_a_client_has_a_name(self) -> None:
-        """A client without an id cannot be made: nothing at all would be its name."""
+    def test_a_client_needs_an_id(self) -> None:
+        """A client without an id is refused: an empty id would match it."""
         with pytest.raises(ConfigurationError):
             _client(client_id="")
 
 
 class TestRequest:
-    """What is no token request."""
+    """Invalid token requests."""
 
     @pytest.mark.parametrize(
         ("body", "media", "reason"),
@@ -313,12 +313,12 @@ class TestRequest:
         ],
     )
     def test_malformed(self, body: bytes, media: str, reason: str) -> None:
-        """invalid_request, and nothing is raised over it."""
+        """They get invalid_request, and raise no other error."""
         assert _denied(body, media=media) == ("invalid_request", reason)
 
     @pytest.mark.parametrize("value", [None, 7, True, [_SECRET], {"a": _SECRET}])
-    def test_what_is_no_text_is_missing(self, value: Any) -> None:
-        """A JSON member that is no text is as good as none."""
+    def test_a_member_that_is_not_a_string(self, value: Any) -> None:
+        """A JSON member that is not a string counts as missing."""
         assert _denied({**_RIGHT, "client_secret": value}, media="application/json") == (
             "invalid_client",
             "token_client_unproved",
@@ -330,7 +330,7 @@ class TestRequest:
         st.none() | st.binary(max_size=60),
     )
     def test_anything(self, body: bytes, media: str, basic: bytes | None) -> None:
-        """Whatever bytes come: denied."""
+        """Any bytes are denied."""
         assert isinstance(_ask(body, media=media, basic=basic), Denied)
 
 
@@ -344,11 +344,11 @@ def _assertion(issuer: Issuer = _RS384, header: Mapping[str, Any] | None = None,
 
 
 class TestAssertion:
-    """A client that signs (RFC 7523)."""
+    """A client with a signed assertion (RFC 7523)."""
 
     @pytest.mark.parametrize("issuer", [_RS384, _ES384])
     def test_right(self, issuer: Issuer) -> None:
-        """Either algorithm, the client named again or not: a token, and what is good once."""
+        """With either algorithm, with or without a client id, it gets a token, and the grant has a nonce."""
         at = _at()
         granted = _granted(_assertion(issuer), at=at)
         assert granted.credential == 2
@@ -357,16 +357,16 @@ class TestAssertion:
         assert _granted({**_assertion(issuer), "client_id": "engine"}, at=at).credential == 2
         assert verify({"authorization": f"Bearer {granted.access_token}"}, at).kinds == {"smart"}
 
-    def test_keys_that_are_stale(self) -> None:
-        """An assertion is neither taken nor refused for good; a credential whose keys are fresh still takes it."""
+    def test_stale_keys(self) -> None:
+        """An assertion is neither accepted nor refused for good; a credential with fresh keys accepts it."""
         old = _smart(stale=True)
         with pytest.raises(Unavailable, match="key_set_stale"):
             _ask(_assertion(), at=_at(old))
         for clients in ((old, _smart(id=3)), (_smart(id=3), old)):
             assert _granted(_assertion(), at=_at(*clients)).credential == 3
 
-    def test_once(self) -> None:
-        """The same jti of the same client is the same thing, whatever else differs; another is another."""
+    def test_the_nonce(self) -> None:
+        """The same jti of the same client has the same nonce, whatever else differs; another jti has another."""
         (first, again, other) = (
             _granted(_assertion(**changes)).once for changes in ({}, {"iat": _AT - 5, "exp": _AT + 200}, {"jti": "2"})
         )
@@ -378,7 +378,7 @@ class TestAssertion:
         third = _granted(_assertion(iss="another", sub="another"), at=_at(elsewhere)).once
         assert third is not None
         assert third.key != first.key
-        # It is remembered until no assertion of that life can be good any more.
+        # It is kept until an assertion with that expiry cannot be valid any more.
         assert _denied(_assertion(), now=first.until) == ("invalid_client", "jwt_expired")
 
     @pytest.mark.parametrize(
@@ -406,7 +406,7 @@ class TestAssertion:
         ],
     )
     def test_wrong(self, changes: dict[str, Any], reason: str) -> None:
-        """Every claim counts."""
+        """Every claim is checked."""
         assert _denied(_assertion(**changes)) == ("invalid_client", reason)
 
     @pytest.mark.parametrize(
@@ -420,11 +420,11 @@ class TestAssertion:
         ],
     )
     def test_wrong_parameters(self, changes: dict[str, str], reason: str) -> None:
-        """And every parameter."""
+        """Every parameter is checked."""
         assert _denied({**_assertion(), **changes}) == ("invalid_client", reason)
 
-    def test_for_this_endpoint_alone(self) -> None:
-        """An assertion that names another audience as well is refused, unless the credential allows that.
+    def test_only_for_this_endpoint(self) -> None:
+        """An assertion that names another audience too is refused, unless the credential allows it.
 
         RFC 7523 3 takes it; but whoever that audience is could present the assertion here.
         """
@@ -441,7 +441,7 @@ class TestAssertion:
                 assert _denied(_assertion(aud=wrong), at=at) == ("invalid_client", "jwt_audience_wrong")
 
     def test_by_the_client_s_secret_or_public_key(self) -> None:
-        """HS256 (client_secret_jwt), whether over a secret or over the public key, is no way in."""
+        """HS256 (client_secret_jwt), with a secret or the public key as its key, is refused."""
         claims = json.dumps({"iss": "engine", "sub": "engine", "aud": _URL, "iat": _AT, "exp": _AT + 9, "jti": "1"})
         for key in (_SECRET.encode(), pem(RSA_FIRST), b""):
             signed = f"{b64(json.dumps({'alg': 'HS256'}).encode())}.{b64(claims.encode())}"
@@ -449,21 +449,21 @@ class TestAssertion:
             assert _denied({**_assertion(), "client_assertion": token}) == ("invalid_client", "jwt_algorithm_wrong")
 
     def test_not_live(self) -> None:
-        """A revoked client gets no token; while keys rotate, either row's key is good."""
+        """A revoked client gets no token; during a rotation either credential's key is accepted."""
         assert _denied(_assertion(), at=_at(_smart(revoked=True))) == ("invalid_client", "token_credential_expired")
         at = _at(_smart(id=7, keys=read_keys(pem(RSA_SECOND))), _smart(id=8))
         assert _granted(_assertion(), at=at).credential == 8
 
-    def test_an_access_token_is_no_assertion(self) -> None:
-        """Nor the other way round: each is good in its own place."""
+    def test_an_access_token_is_not_an_assertion(self) -> None:
+        """Nor is an assertion an access token."""
         granted = _granted(_assertion())
         assert _denied({**_assertion(), "client_assertion": granted.access_token}) == (
             "invalid_client",
             "jwt_algorithm_wrong",
         )
 
-    def test_nobody_is_such_a_client(self) -> None:
-        """At a destination whose clients have secrets an assertion proves nothing."""
+    def test_no_client_with_a_key(self) -> None:
+        """A destination whose clients have secrets refuses assertions."""
         assert _denied(_assertion(), at=_at(_oauth())) == ("invalid_client", "token_client_unknown")
 
 

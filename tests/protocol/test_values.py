@@ -1,4 +1,4 @@
-"""Values that are made for every request: they cannot be changed, and do not show what they hide."""
+"""Values of a request: they cannot be changed, and their repr omits hidden fields."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class Person(Value, frozen=True, kw_only=True):
     age: int = 7
 
 
-def test_a_repr_leaves_out_what_is_hidden() -> None:
-    """For people and for rich, which formats tracebacks."""
+def test_a_repr_omits_hidden_fields() -> None:
+    """Also for rich, which formats tracebacks."""
     assert repr(Person(name="Ada")) == "Person(age=7)"
     assert Person(name="Ada").__rich_repr__() == [("age", 7)]
 
 
 def test_a_value_cannot_be_changed() -> None:
-    """Nor is another one equal to it that differs."""
+    """It is not equal to a value with another field."""
     person = Person(name="Ada")
     with pytest.raises(AttributeError):
         person.name = "Grace"  # type: ignore[misc]  # it is frozen
@@ -32,7 +32,7 @@ def test_a_value_cannot_be_changed() -> None:
 
 
 def test_a_request_shows_no_token_and_no_content() -> None:
-    """Neither its headers nor its query nor its body."""
+    """Its repr shows neither headers nor query nor body."""
     asked = inbound(b"of a patient", {"verification-token": "canary"})
     assert repr(asked) == (
         f"Inbound(head=Head(destination='main', method='POST', peer='192.0.2.1', received_at={NOW!r}, proxied=True))"

@@ -59,12 +59,14 @@ class TestRegistry:
 
     def test_whether_a_credential_opens_anything(self, door: Door, ask: Callable[..., Any]) -> None:
         """One that is revoked or has expired is not live; one that will expire is."""
-        add = door.registration.add_token
-        add(DESTINATION, now(), TOKEN + "2", label="expired", expires_at=now() - timedelta(seconds=1))
-        add(DESTINATION, now(), TOKEN + "3", label="expiring", expires_at=now() + timedelta(days=1))
-        door.registration.revoke_credential(
-            add(DESTINATION, now(), TOKEN + "4", label="revoked", expires_at=None), now()
-        )
+
+        def add(label: str, suffix: str, **ends: datetime) -> int:
+            token = (TOKEN + suffix).encode()
+            return door.registration.add_credential(DESTINATION, now(), "token", {}, token, label=label, **ends)
+
+        add("expired", "2", expires_at=now() - timedelta(seconds=1))
+        add("expiring", "3", expires_at=now() + timedelta(days=1))
+        door.registration.revoke_credential(add("revoked", "4"), now())
         found = ask(queries.credentials, destination=DESTINATION)
         assert {each["label"]: each["live"] for each in found} == {
             None: True,
