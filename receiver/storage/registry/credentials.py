@@ -60,10 +60,15 @@ class CredentialFactory:
         self.reload_after = math.inf
         self._keyring = keyring
         self._seals = Sealer(keyring)
-        newest = sorted((key for key in keyring.keys if key.purpose == "token"), key=lambda key: key.created)
+        # The first key signs. A pending key must not: other hosts may not have it yet, and could not verify its tokens.
+        keys = sorted(
+            (key for key in keyring.keys if key.purpose == "token"),
+            key=lambda key: (not key.pending, key.created),
+            reverse=True,
+        )
         self._token_keys = tuple(
             VerifyingKey(kid=key.id, algorithms=frozenset({oauth.ALGORITHM}), key=key.derive("access token"))
-            for key in reversed(newest)
+            for key in keys
         )
 
     def credential(self, row: Mapping[str, Any], sets: KeySets, now: datetime) -> Credential:

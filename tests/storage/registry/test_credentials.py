@@ -1,4 +1,4 @@
-"""Every kind of credential as a row: what is kept of its secret, and the value that it makes."""
+"""Credentials as rows: stored secrets, and the conversion to credentials, for every kind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from receiver.protocol.verification.mtls import MtlsCredential
 from receiver.protocol.verification.oauth import OAuthCredential
 from receiver.protocol.verification.sigv4 import SigV4Credential
 from receiver.protocol.verification.smart import SmartCredential
-from receiver.storage.registry.credentials import CredentialFactory
+from receiver.storage.registry.credentials import CredentialFactory, new_token
 from tests.protocol.verification.issuers import P384, RSA_FIRST, RSA_SECOND, jwk, pem
 from tests.storage.door import DESTINATION, Door
 
@@ -42,7 +42,7 @@ RIGHT: dict[str, tuple[dict[str, Any], bytes | None, type]] = {
 
 
 def add(door: Door, kind: str, **changes: Any) -> int:
-    """Add a credential that is right but for `changes`."""
+    """Add a valid credential with `changes`."""
     settings, secret, _ = RIGHT[kind]
     values: dict[str, Any] = {"secret": secret, "label": None, "expires_at": None, "fetched": None}
     given = {name: changes.pop(name) for name in values if name in changes}
@@ -50,18 +50,25 @@ def add(door: Door, kind: str, **changes: Any) -> int:
 
 
 def of_kind(door: Door, kind: type) -> Any:
-    """The credential of that type."""
+    """Return the credential of that type."""
     return next(each for each in door.destination.credentials if isinstance(each, kind))
 
 
-def test_every_kind_is_tried() -> None:
-    """None is forgotten here; the verification token has tests of its own."""
+def test_every_kind_is_tested() -> None:
+    """RIGHT has every kind but the verification token, which has its own tests."""
     assert {"token", *RIGHT} == set(KINDS)
 
 
+def test_a_token_is_long_and_random() -> None:
+    """256 random bits, in characters that the dashboard accepts."""
+    tokens = {new_token() for _ in range(100)}
+    assert len(tokens) == 100
+    assert all(len(token) == 43 and token.replace("-", "").replace("_", "").isalnum() for token in tokens)
+
+
 @pytest.mark.parametrize("kind", RIGHT)
-def test_a_row_makes_a_value(door: Door, kind: str) -> None:
-    """What was registered is what the doors judge by, its end and its revocation with it."""
+def test_a_row_becomes_a_credential(door: Door, kind: str) -> None:
+    """The loaded credential has the registered kind, expiry and revocation."""
     ends = door.now + timedelta(days=1)
     number = add(door, kind, expires_at=ends)
     found = of_kind(door, RIGHT[kind][2])
@@ -74,16 +81,16 @@ def test_a_row_makes_a_value(door: Door, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["hmac", "oauth", "sigv4", "mtls"])
-def test_no_secret_stands_in_the_database(door: Door, kind: str) -> None:
-    """A secret is kept sealed, or as a digest."""
+def test_no_secret_is_in_the_database(door: Door, kind: str) -> None:
+    """A secret is stored encrypted, or as a digest."""
     add(door, kind)
     text = repr(door.rows("SELECT * FROM credentials")) + repr(door.rows("SELECT * FROM audit_events"))
     assert SECRET.decode() not in text
     assert SECRET.hex() not in text
 
 
-def test_what_is_made_of_the_settings(door: Door) -> None:
-    """Names, times and keys arrive where they count."""
+def test_settings_become_fields(door: Door) -> None:
+    """Names, times and keys are in the credential's fields."""
     for kind in RIGHT:
         add(door, kind)
     assert of_kind(door, HmacCredential).header == "x-sig"
@@ -99,8 +106,8 @@ def test_what_is_made_of_the_settings(door: Door) -> None:
     assert (of_kind(door, MtlsCredential).secret, of_kind(door, MtlsCredential).san) == (SECRET, "redox.example")
 
 
-def test_the_newest_token_key_signs(door: Door, keyring: Keyring) -> None:
-    """Access tokens are signed with the keyring's newest token key, and none that is published; older ones prove."""
+def test_the_newest_active_token_key_signs(door: Door, keyring: Keyring) -> None:
+    """The newest active token key signs access tokens; older ones, and pending ones, only verify."""
     add(door, "oauth")
     newer = keyring.with_new("token", datetime.now(UTC))
     row = door.rows("SELECT * FROM credentials WHERE kind = 'oauth'")[0]._asdict()
@@ -108,10 +115,15 @@ def test_the_newest_token_key_signs(door: Door, keyring: Keyring) -> None:
     assert isinstance(credential, OAuthCredential)
     assert [key.kid for key in credential.token_keys] == [newer.current("token").id, keyring.current("token").id]
     assert all(key.key not in [each.secret for each in newer.keys] for key in credential.token_keys)
+    pending = keyring.with_new("token", datetime.now(UTC), pending=True)
+    credential = CredentialFactory(pending).credential(row, {}, datetime.now(UTC))
+    assert isinstance(credential, OAuthCredential)
+    assert len(credential.token_keys) == 2
+    assert credential.token_keys[0].kid == keyring.current("token").id
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes", "said"),
+    ("kind", "changes", "message"),
     [
         ("jwt", {"issuers": []}, "issuer"),
         ("jwt", {"audiences": []}, "audience"),
@@ -120,7 +132,7 @@ def test_the_newest_token_key_signs(door: Door, keyring: Keyring) -> None:
         ("jwt", {"keys": "x"}, "neither PEM nor a JWKS"),
         ("jwt", {"jwks_url": URL}, "one of --keys and --jwks-url"),
         ("jwt", {"keys": None}, "one of --keys"),
-        ("jwt", {"issuers": ["redox-receiver"]}, "our own"),
+        ("jwt", {"issuers": ["redox-receiver"]}, "own access tokens"),
         ("jwt", {"lifetime": 0}, "lifetime"),
         ("jwt", {"unknown": 1}, "unknown"),
         ("jwt", {"secret": SECRET}, "no secret"),
@@ -158,16 +170,16 @@ def test_the_newest_token_key_signs(door: Door, keyring: Keyring) -> None:
         ("hmac", {"hash": "md5"}, "md5"),
     ],
 )
-def test_what_cannot_be_registered(door: Door, kind: str, changes: dict[str, Any], said: str) -> None:
-    """A credential that would open to anybody, or to nobody, is refused with what is wrong; nothing is written."""
+def test_invalid_credentials(door: Door, kind: str, changes: dict[str, Any], message: str) -> None:
+    """A credential that would accept everybody, or nobody, is refused with an explanation; nothing is written."""
     before = door.rows("SELECT id FROM credentials")
-    with pytest.raises(ConfigurationError, match=said):
+    with pytest.raises(ConfigurationError, match=message):
         add(door, kind, **changes)
     assert door.rows("SELECT id FROM credentials") == before
 
 
-def test_each_proxy_has_a_secret_of_its_own(door: Door) -> None:
-    """With one secret for two kinds of proxy either would vouch for headers that only the other overwrites."""
+def test_each_proxy_has_its_own_secret(door: Door) -> None:
+    """One secret for two kinds of proxy is refused: either could forge the headers that only the other overwrites."""
     number = add(door, "mtls")
     with pytest.raises(ConfigurationError, match=f"credential {number} "):
         add(door, "mtls", proxy="envoy")
@@ -177,10 +189,10 @@ def test_each_proxy_has_a_secret_of_its_own(door: Door) -> None:
 
 
 class TestKeySets:
-    """Keys of a URL, kept for every host."""
+    """The stored keys of a URL."""
 
-    def test_needed_when_registered(self, door: Door) -> None:
-        """A URL whose keys were never fetched is not registered; once they were, it needs nothing more."""
+    def test_they_are_needed_to_register(self, door: Door) -> None:
+        """A URL whose keys were never fetched is refused; after they were fetched, it is accepted."""
         with pytest.raises(ConfigurationError, match="never fetched"):
             add(door, "jwt", keys=None, jwks_url=URL)
         add(door, "jwt", keys=None, jwks_url=URL, fetched=KEYS.encode())
@@ -191,8 +203,8 @@ class TestKeySets:
             if isinstance(each, JwtCredential)
         ] == [["a", "e"]] * 2
 
-    def test_what_is_no_key_set_is_not_taken(self, door: Door) -> None:
-        """Garbage leaves what is here as it is."""
+    def test_an_invalid_key_set_is_refused(self, door: Door) -> None:
+        """An invalid key set leaves the stored one unchanged."""
         add(door, "jwt", keys=None, jwks_url=URL, fetched=KEYS.encode())
         version = door.value("SELECT version FROM registry_version")
         for garbage in (b"", b"<html>", b'{"keys": []}', b"[" * 100_000):
@@ -202,7 +214,7 @@ class TestKeySets:
         assert [key.kid for key in of_kind(door, JwtCredential).rules.keys] == ["a", "e"]
 
     def test_changed_keys_reach_every_host(self, door: Door) -> None:
-        """Other keys are a new version of the registry, and audited; the same ones are neither."""
+        """Changed keys make a new version of the registry and an audit row; unchanged ones make neither."""
         add(door, "jwt", keys=None, jwks_url=URL, fetched=KEYS.encode())
         version = door.value("SELECT version FROM registry_version")
         assert not door.registration.keys_fetched(URL, KEYS.encode(), door.now)
@@ -214,8 +226,8 @@ class TestKeySets:
         detail = door.rows("SELECT detail FROM audit_events WHERE action = 'key_set.change' ORDER BY id")[-1][0]
         assert json.loads(detail) == {"url": URL, "keys": ["b"]}
 
-    def test_a_row_that_was_changed_proves_nothing(self, door: Door) -> None:
-        """Keys that somebody put into the database open no door: its MAC does not hold."""
+    def test_a_changed_row_is_not_used(self, door: Door) -> None:
+        """Keys that were inserted into the database are not used: the row's MAC fails."""
         add(door, "jwt", keys=None, jwks_url=URL, fetched=KEYS.encode())
         other = json.dumps({"keys": [jwk(RSA_SECOND, kid="b")]}).encode()
         door.rows("UPDATE key_sets SET document = :document", document=other)
