@@ -253,7 +253,9 @@ class TestSettings:
         assert _denied(_RIGHT, at=at)[0] == "unsupported_grant_type"
 
     def test_audience(self) -> None:
-        """A requested audience must be the credential's, if it has one; without a requested audience the token is granted."""
+        """A requested audience must be the credential's, if it has one; without a requested audience the token is
+        granted.
+        """
         at = _at(_oauth(client=_client(audience="https://receiver.example")))
         for right in ({}, {"audience": ""}, {"audience": "https://receiver.example"}):
             assert _granted({**_RIGHT, **right}, at=at).credential == 1

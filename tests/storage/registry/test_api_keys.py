@@ -1,4 +1,4 @@
-"""Facts about the API keys that are registered."""
+"""Registered API keys."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def stored(engine: Engine, keyring: Keyring, name: str) -> tuple[api_keys.Stored
         return api_keys.load_api_keys(connection, keyring, name), api_keys.open_key(connection, keyring, name)
 
 
-def test_a_key_of_its_own(engine: Engine, keyring: Keyring, verbs: ApiKeys) -> None:
-    """An OAuth key with its own private key opens to that one, under its kid."""
+def test_a_key_with_its_own_private_key(engine: Engine, keyring: Keyring, verbs: ApiKeys) -> None:
+    """An OAuth key with its own private key opens with that key and its kid."""
     verbs.add_api_key(
         "lab",
         where(source_id="s-1"),
@@ -58,7 +58,7 @@ def test_a_key_of_its_own(engine: Engine, keyring: Keyring, verbs: ApiKeys) -> N
 
 
 def test_a_key_that_signs_with_the_signing_key(engine: Engine, keyring: Keyring, verbs: ApiKeys) -> None:
-    """Without a private key of its own it signs with the signing key that is active, also after a rotation."""
+    """Without its own private key, it signs with the active signing key, also after a rotation."""
     verbs.add_api_key("lab", where(), OURS, NOW)
     with pytest.raises(ConfigurationError, match="signing-key new"):
         stored(engine, keyring, "lab")
@@ -71,7 +71,7 @@ def test_a_key_that_signs_with_the_signing_key(engine: Engine, keyring: Keyring,
 
 
 def test_a_legacy_key(engine: Engine, keyring: Keyring, verbs: ApiKeys) -> None:
-    """A legacy key and its secret open as they were given, and stand nowhere in clear."""
+    """A legacy key and its secret are stored encrypted, and open unchanged."""
     verbs.add_api_key("old", where(), LEGACY, NOW)
 
     assert stored(engine, keyring, "old")[1] == LEGACY
@@ -94,10 +94,8 @@ def test_a_legacy_key(engine: Engine, keyring: Keyring, verbs: ApiKeys) -> None:
         ("lab", OAuthKeySpec(client_id="c", private_key=PEM), "kid"),
     ],
 )
-def test_what_is_of_no_use_is_not_registered(
-    engine: Engine, verbs: ApiKeys, name: str, key: OAuthKeySpec, says: str
-) -> None:
-    """A key is checked when it is added, by what is wrong with it and never by its text."""
+def test_an_invalid_key_is_refused(engine: Engine, verbs: ApiKeys, name: str, key: OAuthKeySpec, says: str) -> None:
+    """A key is checked when it is added; the error explains the problem and does not quote the key."""
     with pytest.raises(ConfigurationError, match=says) as caught:
         verbs.add_api_key(name, where(), key, NOW)
 
@@ -107,7 +105,7 @@ def test_what_is_of_no_use_is_not_registered(
 
 
 def test_replace(engine: Engine, keyring: Keyring, verbs: ApiKeys) -> None:
-    """A name is taken once; --replace puts another key in its place, which is told by its version."""
+    """A name is unique; --replace replaces the key, which changes its version."""
     verbs.add_api_key("lab", where(), LEGACY, NOW)
     before = stored(engine, keyring, "lab")[0]
     with pytest.raises(Conflict, match="--replace"):
@@ -122,7 +120,7 @@ def test_replace(engine: Engine, keyring: Keyring, verbs: ApiKeys) -> None:
 
 
 def test_several_keys_of_one_environment(engine: Engine, keyring: Keyring, verbs: ApiKeys) -> None:
-    """Redox wants each message's source where there are several OAuth keys in one environment; legacy keys have one."""
+    """With several OAuth keys in one environment, Redox requires each message's source; legacy keys have one source."""
     for name, place, key in (
         ("a", where(), OURS),
         ("b", where("production"), OURS),
@@ -137,8 +135,8 @@ def test_several_keys_of_one_environment(engine: Engine, keyring: Keyring, verbs
     assert [stored(engine, keyring, name)[0].several for name in "abcde"] == [True, False, False, False, True]
 
 
-def test_what_something_else_changed_is_not_used(engine: Engine, keyring: Keyring, verbs: ApiKeys) -> None:
-    """A base URL that was changed in the database sends nothing anywhere."""
+def test_a_changed_row_is_not_used(engine: Engine, keyring: Keyring, verbs: ApiKeys) -> None:
+    """A key whose base URL was changed in the database is not used."""
     verbs.add_api_key("lab", where(), LEGACY, NOW)
     with engine.begin() as connection:
         connection.execute(text("UPDATE api_keys SET base_url = 'https://elsewhere.invalid'"))
@@ -149,8 +147,8 @@ def test_what_something_else_changed_is_not_used(engine: Engine, keyring: Keyrin
         verbs.add_api_key("lab", where(), LEGACY, NOW, replace=True)
 
 
-def test_a_secret_opens_under_its_own_name_alone(engine: Engine, keyring: Keyring, verbs: ApiKeys) -> None:
-    """A sealed secret that was moved to another key's row does not open there."""
+def test_a_secret_is_bound_to_its_name(engine: Engine, keyring: Keyring, verbs: ApiKeys) -> None:
+    """An encrypted secret that was moved to another key's row does not open."""
     for name in ("a", "b"):
         verbs.add_api_key(name, where(), LEGACY, NOW)
     with engine.begin() as connection:
@@ -163,7 +161,7 @@ def test_a_secret_opens_under_its_own_name_alone(engine: Engine, keyring: Keyrin
 def test_the_key_that_a_destination_replies_with(
     engine: Engine, keyring: Keyring, verbs: ApiKeys, registration: RegistryChanges
 ) -> None:
-    """It must be there, and of the destination's environment; without one the command that names one is told."""
+    """It must exist and have the destination's environment; the error names the command that sets it."""
     verbs.add_api_key("dev", where(), LEGACY, NOW)
     verbs.add_api_key("prod", where("production"), LEGACY, NOW)
     registration.add_destination(
@@ -194,7 +192,7 @@ def test_the_key_that_a_destination_replies_with(
 
 
 def test_the_only_one(engine: Engine, verbs: ApiKeys) -> None:
-    """Where there is one key it need not be named."""
+    """A single key does not have to be named."""
     with engine.connect() as connection:
         with pytest.raises(ConfigurationError, match="outbound key add"):
             api_keys.only_one(connection)
@@ -206,7 +204,7 @@ def test_the_only_one(engine: Engine, verbs: ApiKeys) -> None:
 
 
 def test_every_change_is_audited(engine: Engine, verbs: ApiKeys) -> None:
-    """Who added which key stands in the audit."""
+    """The audit log has the actor and the key."""
     verbs.add_api_key("lab", where(source_id="s"), OURS, NOW)
     with engine.connect() as connection:
         row = connection.execute(text("SELECT action, actor, detail FROM audit_events")).one()

@@ -1,4 +1,4 @@
-"""Fetched keys, renewed on a timer."""
+"""Key sets are fetched again on a timer."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def until(holds: Callable[[], object], seconds: float = 30.0) -> None:
         time.sleep(0.02)
 
 
-def test_what_is_due_is_fetched(door: Door, engine: Engine, keyring: Keyring) -> None:
-    """New keys at the URL are the new keys here; what was fetched lately is left alone."""
+def test_a_due_key_set_is_fetched(door: Door, engine: Engine, keyring: Keyring) -> None:
+    """New keys at the URL are stored; a key set that was fetched recently is not fetched."""
     with Site(answer(200, document(b=RSA_SECOND))) as site:
         add(door, f"{site.url}/keys?for=us")
         fetcher = JwksRefresher(engine, keyring, fetch, every=300)
@@ -73,8 +73,8 @@ def test_what_is_due_is_fetched(door: Door, engine: Engine, keyring: Keyring) ->
     assert request.headers["accept-encoding"] == "identity"
 
 
-def test_when_it_is_due_is_asked_by_the_database_s_clock(door: Door, engine: Engine, keyring: Keyring) -> None:
-    """A host whose clock is an hour ahead does not put the next fetch off by an hour."""
+def test_the_database_s_clock_decides_when_it_is_due(door: Door, engine: Engine, keyring: Keyring) -> None:
+    """A host whose clock is an hour ahead does not delay the next fetch by an hour."""
     door.registration.add_credential(
         DESTINATION,
         door.now + timedelta(hours=1),
@@ -88,8 +88,10 @@ def test_when_it_is_due_is_asked_by_the_database_s_clock(door: Door, engine: Eng
     assert door.value("SELECT tried_at <= now() FROM key_sets")
 
 
-def test_what_fails_keeps_the_keys(door: Door, engine: Engine, keyring: Keyring) -> None:
-    """An error, garbage, a redirect, too much, nobody there: the old keys stay, and why is written down."""
+def test_a_failure_keeps_the_keys(door: Door, engine: Engine, keyring: Keyring) -> None:
+    """After an error, an invalid document, a redirect, a large document or no connection, the keys stay and the failure
+    is stored.
+    """
     with Site(answer(500), answer(200, b"<html>"), answer(302), answer(200, b" " * 300_000), answer(404)) as site:
         add(door, f"{site.url}/keys")
         fetcher = JwksRefresher(engine, keyring, fetch, every=300)
@@ -110,8 +112,8 @@ def test_what_fails_keeps_the_keys(door: Door, engine: Engine, keyring: Keyring)
     assert kids(door) == ["a"]
 
 
-def test_keys_that_are_too_old_are_not_trusted(door: Door, engine: Engine, keyring: Keyring) -> None:
-    """After --max-stale without a fetch that succeeded the credential is stale; a fetch that succeeds ends that."""
+def test_stale_keys_are_not_trusted(door: Door, engine: Engine, keyring: Keyring) -> None:
+    """After --max-stale without a successful fetch the credential is stale, until a fetch succeeds."""
     with Site(answer(200, document(a=RSA_FIRST))) as site:
         add(door, f"{site.url}/keys", max_stale=3600)
         assert not stale(door)
@@ -132,7 +134,7 @@ def test_keys_that_are_too_old_are_not_trusted(door: Door, engine: Engine, keyri
 def test_a_follower_learns_that_keys_are_stale_without_a_new_version(
     door: Door, keyring_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It loads the registry again when the first keys get too old, and again while they are; the log says it once."""
+    """It loads the registry again when the first keys become stale, and while they are; the log has one line."""
     add(door, "https://keys.example/", max_stale=60)
     door.rows("UPDATE key_sets SET fetched_at = now() - interval '58 seconds'")
     follower = RegistryFollower(door.engine, keyrings.load_keyring(keyring_path))
@@ -146,8 +148,8 @@ def test_a_follower_learns_that_keys_are_stale_without_a_new_version(
     assert capsys.readouterr().out.count("key_set.stale") == 1
 
 
-def test_seventy_two_hours_unless_told_otherwise(door: Door) -> None:
-    """The keys of a file do not get old."""
+def test_the_default_is_72_hours(door: Door) -> None:
+    """The keys of a file do not become stale."""
     add(door, "https://keys.example/")
     for hours, expected in ((71, False), (73, True)):
         door.rows(f"UPDATE key_sets SET fetched_at = now() - interval '{hours} hours'")
@@ -172,8 +174,8 @@ def test_seventy_two_hours_unless_told_otherwise(door: Door) -> None:
         "UPDATE credentials SET settings = jsonb_set(settings, '{leeway}', '1')",
     ],
 )
-def test_a_row_that_was_changed_makes_nobody_fetch(door: Door, engine: Engine, keyring: Keyring, edit: str) -> None:
-    """Whoever writes the database must not have this host ask a place of their choice."""
+def test_a_changed_row_is_not_fetched(door: Door, engine: Engine, keyring: Keyring, edit: str) -> None:
+    """Write access to the database must not be enough to make this host send a request."""
     with Site() as site:
         add(door, f"{site.url}/keys")
         door.rows(
@@ -193,8 +195,8 @@ def stale(door: Door) -> bool:
         return bool(stale_credentials(load_registry(connection, door.keyring)))
 
 
-def test_a_failure_is_over_when_it_works_again(door: Door, engine: Engine, keyring: Keyring) -> None:
-    """What is fetched well has no failure."""
+def test_a_success_clears_the_failure(door: Door, engine: Engine, keyring: Keyring) -> None:
+    """A successful fetch removes the failure."""
     with Site(answer(500), answer(200, document(a=RSA_FIRST))) as site:
         add(door, f"{site.url}/keys")
         fetcher = JwksRefresher(engine, keyring, fetch, every=300)
@@ -204,8 +206,8 @@ def test_a_failure_is_over_when_it_works_again(door: Door, engine: Engine, keyri
             assert (door.value("SELECT failure FROM key_sets") is not None) is expected
 
 
-def test_nobody_s_keys_are_not_fetched(door: Door, engine: Engine, keyring: Keyring) -> None:
-    """When the last credential that names a URL is revoked, nobody asks there any more."""
+def test_unused_key_sets_are_not_fetched(door: Door, engine: Engine, keyring: Keyring) -> None:
+    """After the last credential with a URL is revoked, the URL is not fetched."""
     with Site() as site:
         number = add(door, f"{site.url}/keys")
         door.registration.revoke_credential(number, door.now)
@@ -215,7 +217,7 @@ def test_nobody_s_keys_are_not_fetched(door: Door, engine: Engine, keyring: Keyr
 
 
 def test_one_of_many_processes_fetches(door: Door, engine: Engine, keyring: Keyring) -> None:
-    """However many look at the same time, the URL is asked once."""
+    """Concurrent processes fetch the URL once."""
     with Site(answer(200, document(b=RSA_SECOND))) as site:
         add(door, f"{site.url}/keys")
         due(door)
@@ -230,7 +232,7 @@ def test_one_of_many_processes_fetches(door: Door, engine: Engine, keyring: Keyr
 
 
 def test_the_timer(door: Door, engine: Engine, keyring: Keyring) -> None:
-    """Started, it fetches by itself, goes on after failures, and stops when it is told to."""
+    """After start it fetches on its own, continues after failures, and stops."""
     with Site(answer(500), answer(200, document(b=RSA_SECOND))) as site:
         add(door, f"{site.url}/keys")
         fetcher = JwksRefresher(engine, keyring, fetch, every=0.05)

@@ -1,4 +1,4 @@
-"""Facts about the keys that we sign with."""
+"""Signing keys."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def signing(engine: Engine, keyring: Keyring) -> str:
 
 
 def test_a_key_is_made_and_opened(engine: Engine, keyring: Keyring, verbs: SigningKeys) -> None:
-    """The first key signs: RSA of 3072 bits, or P-384; its private half opens to the key of the published one."""
+    """The first key is active: RSA of 3072 bits, or P-384. Its private half belongs to the published one."""
     for algorithm, kind in (("RS384", RSAPrivateKey), ("ES384", EllipticCurvePrivateKey)):
         verbs.rotate(NOW, algorithm)  # type: ignore[arg-type]  # both are of the type
         with engine.connect() as connection:
@@ -57,7 +57,7 @@ def test_a_key_is_made_and_opened(engine: Engine, keyring: Keyring, verbs: Signi
 
 
 def test_the_private_half_is_sealed(engine: Engine, verbs: SigningKeys) -> None:
-    """No text of a private key stands in the database, nor in what the verbs return."""
+    """No private key is in the database in plain text, or in a returned value."""
     row = verbs.new(NOW, "RS384")
     with engine.connect() as connection:
         stored = connection.execute(text("SELECT secret FROM signing_keys")).scalar_one()
@@ -69,8 +69,8 @@ def test_the_private_half_is_sealed(engine: Engine, verbs: SigningKeys) -> None:
     assert not {"d", "p", "q"} & row["public_jwk"].keys()
 
 
-def test_a_second_key_waits_until_it_is_rotated_in(engine: Engine, keyring: Keyring, verbs: SigningKeys) -> None:
-    """A further key is published and does not sign; rotate has it sign, and leaves the one before published."""
+def test_a_second_key_is_published_until_rotate(engine: Engine, keyring: Keyring, verbs: SigningKeys) -> None:
+    """Another key is published and does not sign; rotate activates it, and the previous key stays published."""
     first, second = (verbs.new(NOW, "ES384")["kid"] for _ in range(2))
 
     assert states(engine) == {first: "active", second: "published"}
@@ -80,8 +80,8 @@ def test_a_second_key_waits_until_it_is_rotated_in(engine: Engine, keyring: Keyr
     assert signing(engine, keyring) == second
 
 
-def test_rotate_makes_a_key_of_the_same_kind_when_none_waits(engine: Engine, verbs: SigningKeys) -> None:
-    """One that has signed before does not come back: a new one is made."""
+def test_rotate_makes_a_key_if_none_is_waiting(engine: Engine, verbs: SigningKeys) -> None:
+    """A key that has signed before is not activated again: a new one of the same algorithm is made."""
     first = verbs.new(NOW, "ES384")["kid"]
     second, third = (verbs.rotate(NOW, None) for _ in range(2))
 
@@ -90,7 +90,7 @@ def test_rotate_makes_a_key_of_the_same_kind_when_none_waits(engine: Engine, ver
 
 
 def test_retire(engine: Engine, keyring: Keyring, verbs: SigningKeys) -> None:
-    """A retired key is published no longer and its private half is gone; the one that signs can't be retired."""
+    """A retired key is not published and its private half is deleted; the active one cannot be retired."""
     first = verbs.new(NOW, "ES384")["kid"]
     with pytest.raises(Conflict, match="rotate"):
         verbs.retire(first, NOW)
@@ -106,16 +106,14 @@ def test_retire(engine: Engine, keyring: Keyring, verbs: SigningKeys) -> None:
         verbs.retire("unheard of", NOW)
 
 
-def test_without_a_key_the_command_that_makes_one_is_named(engine: Engine, keyring: Keyring) -> None:
-    """Nothing signs as long as no key was made."""
+def test_without_a_key(engine: Engine, keyring: Keyring) -> None:
+    """The error names the command that makes a key."""
     with engine.connect() as connection, pytest.raises(ConfigurationError, match="signing-key new"):
         active(connection, keyring)
 
 
-def test_what_something_else_changed_neither_signs_nor_is_published(
-    engine: Engine, keyring: Keyring, verbs: SigningKeys
-) -> None:
-    """A public half that was put in another's place is not served, and its key not used."""
+def test_a_changed_row_neither_signs_nor_is_published(engine: Engine, keyring: Keyring, verbs: SigningKeys) -> None:
+    """A replaced public half is not published, and its key is not used."""
     verbs.new(NOW, "ES384")
     with engine.begin() as connection:
         connection.execute(text('UPDATE signing_keys SET public_jwk = public_jwk || \'{"x": "another"}\''))
@@ -126,7 +124,7 @@ def test_what_something_else_changed_neither_signs_nor_is_published(
 
 
 def test_every_change_is_audited(engine: Engine, verbs: SigningKeys) -> None:
-    """Who made, rotated and retired which key stands in the audit, and no key."""
+    """The audit log has actor and key id of each change, and no key."""
     first = verbs.new(NOW, "ES384")["kid"]
     second = verbs.rotate(NOW, None)["kid"]
     verbs.retire(first, NOW)
