@@ -1,4 +1,4 @@
-"""Every kind of credential from the command line: registered, kept as a file, and played by `simulate`."""
+"""Every credential kind on the command line: `credential add`, `registry apply` and `simulate --present`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from receiver.protocol.verification import KINDS
 from tests.cli.conftest import Commands
 from tests.protocol.verification.issuers import P384, RSA_FIRST, jwk, pem
-from tests.simulator.endpoint import Door as Site
+from tests.simulator.endpoint import Door as Endpoint
 from tests.simulator.endpoint import answer
 from tests.storage.door import TOKEN, Door
 from tests.support.waiting import until
@@ -29,7 +29,7 @@ FINGERPRINT = CERTIFICATE.fingerprint(SHA256()).hex(":").upper()
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The files that options and descriptions name."""
+    """The files that options and TOML files name."""
     for name, text in {
         "keys.json": KEYS,
         "rsa.pem": pem(RSA_FIRST).decode(),
@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def options(folder: Path) -> dict[str, list[str]]:
-    """What is given for each kind."""
+    """Return the options of each kind."""
     return {
         "hmac": ["--secret-file", f"{folder}/secret"],
         "jwt": [
@@ -174,7 +174,7 @@ SETTINGS: Mapping[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_added(door: Door, run: Commands, folder: Path, kind: str) -> None:
-    """Each option says what is kept; no secret is shown, and what is not required yet is said."""
+    """Options become settings; no secret is shown; a kind that is not required yet is reported."""
     done = run("credential", "add", "clinic", "--kind", kind, "--label", "2026", *options(folder)[kind], "--json")
     added = json.loads(done.stdout)
     assert added["settings"] == SETTINGS[kind]
@@ -192,16 +192,16 @@ def test_added(door: Door, run: Commands, folder: Path, kind: str) -> None:
     assert "yet" not in run("credential", "add", "clinic", "--kind", kind, *options(folder)[kind]).stderr
 
 
-def test_every_kind_has_words(door: Door, run: Commands) -> None:
-    """Help names each kind and what it is."""
-    said = " ".join(run("credential", "add", "--help").stdout.split())
-    assert all(f"{name}: {kind.text}" in said for name, kind in KINDS.items())
+def test_help_describes_every_kind(door: Door, run: Commands) -> None:
+    """Help has each kind with its description."""
+    text = " ".join(run("credential", "add", "--help").stdout.split())
+    assert all(f"{name}: {kind.text}" in text for name, kind in KINDS.items())
     assert {"token", *SETTINGS} == set(KINDS)
 
 
 @pytest.mark.parametrize(("kind", "shown"), [("oauth", "client_secret"), ("mtls", "proxy_secret")])
-def test_a_secret_is_made(door: Door, run: Commands, folder: Path, kind: str, shown: str) -> None:
-    """A secret that is for us to make is made, shown once or written to a file, and is another each time."""
+def test_a_secret_is_generated(door: Door, run: Commands, folder: Path, kind: str, shown: str) -> None:
+    """A secret is generated, shown once or written to a file, and differs each time."""
     needed = {"oauth": ["--client-id", "redox"], "mtls": ["--proxy", "envoy", "--san", "x"]}[kind]
     first, second = (run.json("credential", "add", "clinic", "--kind", kind, *needed)[shown] for _ in range(2))
     assert len(first) > 40
@@ -235,13 +235,13 @@ def test_a_secret_is_made(door: Door, run: Commands, folder: Path, kind: str, sh
     ],
 )
 def test_wrong_usage(door: Door, run: Commands, wrong: tuple[str, ...]) -> None:
-    """What is missing, or of another kind, is told, and nothing is added."""
+    """A missing option, and an option of another kind, are refused, and nothing is added."""
     run.fails("credential", "add", "clinic", "--kind", *wrong, status=2, stdin=SECRET)
     assert len(run.json("credential", "list")) == 1
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         (("jwt", "--issuer", "i", "--audience", "a"), "--jwks-url"),
         (("google", "--audience", "a"), "e-mail"),
@@ -251,15 +251,17 @@ def test_wrong_usage(door: Door, run: Commands, wrong: tuple[str, ...]) -> None:
         (("jwt", "--issuer", "i", "--audience", "a", "--jwks-url", "http://127.0.0.1:9/keys"), "127.0.0.1"),
     ],
 )
-def test_what_cannot_be_added(door: Door, run: Commands, wrong: tuple[str, ...], said: str) -> None:
-    """One line says what mends it, and nothing is added."""
-    assert said in run.fails("credential", "add", "clinic", "--kind", *wrong)
+def test_invalid_settings(door: Door, run: Commands, wrong: tuple[str, ...], message: str) -> None:
+    """One line says how to fix it, and nothing is added."""
+    assert message in run.fails("credential", "add", "clinic", "--kind", *wrong)
     assert len(run.json("credential", "list")) == 1
 
 
 def test_keys_of_a_url_are_fetched_at_once(door: Door, run: Commands) -> None:
-    """A URL is asked when it is registered, so that its first token is proved; what is no key set is told."""
-    with Site(answer(200, KEYS.encode()), answer(200, b"<html>")) as site:
+    """The keys of a URL are fetched when it is registered, so that the first token verifies; an invalid key set is
+    refused.
+    """
+    with Endpoint(answer(200, KEYS.encode()), answer(200, b"<html>")) as site:
         given = ["credential", "add", "clinic", "--kind", "jwt", "--issuer", "i", "--audience", "a", "--jwks-url"]
         run(*given, f"{site.url}/keys")
         assert "JWKS" in run.fails(*given, f"{site.url}/other")
@@ -270,8 +272,8 @@ def test_keys_of_a_url_are_fetched_at_once(door: Door, run: Commands) -> None:
     ]
 
 
-def test_as_a_file(door: Door, run: Commands, folder: Path) -> None:
-    """The registry's file holds every kind, by the names that a list shows; applied again it changes nothing."""
+def test_registry_file(door: Door, run: Commands, folder: Path) -> None:
+    """The registry file accepts every kind, with the names that a list shows; applied again, it changes nothing."""
     (folder / "token").write_text(TOKEN)
     (folder / "registry.toml").write_text("""
 [destinations.clinic]
@@ -322,8 +324,8 @@ credentials = [
         '{ kind = "mtls", file = "secret" }',
     ],
 )
-def test_a_wrong_file(door: Door, run: Commands, folder: Path, wrong: str) -> None:
-    """What is wrong in a file is told with the destination, and nothing of the file is done."""
+def test_an_invalid_registry_file(door: Door, run: Commands, folder: Path, wrong: str) -> None:
+    """The error names the destination, and nothing of the file is applied."""
     (folder / "token").write_text(TOKEN)
     (folder / "registry.toml").write_text(
         f'[destinations.clinic]\ncredentials = [{{ kind = "token", file = "token" }}, {wrong}]\n'
@@ -334,7 +336,7 @@ def test_a_wrong_file(door: Door, run: Commands, folder: Path, wrong: str) -> No
 
 @pytest.fixture
 def server(door: Door, run: Commands, folder: Path, database_url: str, keyring_path: Path) -> Iterator[Server]:
-    """A receiver on the same database, which trusts a proxy on this machine."""
+    """A receiver on the same database that trusts a proxy on this machine."""
     with serving(
         folder,
         {
@@ -348,7 +350,7 @@ def server(door: Door, run: Commands, folder: Path, database_url: str, keyring_p
         yield server
 
 
-DESCRIBED: Mapping[str, str] = {
+PRESENT_FILES: Mapping[str, str] = {
     "hmac": 'secret_file = "secret"\ntimestamp_header = "x-time"\n',
     "jwt": 'key_file = "private.pem"\nalgorithm = "RS256"\nissuer = "i"\naudience = "us"\nkid = "a"\n',
     "google": 'key_file = "private.pem"\naudience = "us"\nemail = "redox@project.example"\n',
@@ -359,9 +361,9 @@ DESCRIBED: Mapping[str, str] = {
 }
 
 
-@pytest.mark.parametrize("kind", DESCRIBED)
+@pytest.mark.parametrize("kind", PRESENT_FILES)
 def test_simulated(door: Door, run: Commands, folder: Path, server: Server, kind: str) -> None:
-    """`simulate` presents each kind, and is let in by it; without it, it is not."""
+    """`simulate` presents each kind and is accepted; without it, it is refused."""
     url = f"http://127.0.0.1:{server.port}"
     given = {
         "hmac": ["--timestamp-header", "x-time", "--secret-file", f"{folder}/secret"],
@@ -377,7 +379,7 @@ def test_simulated(door: Door, run: Commands, folder: Path, server: Server, kind
     run("destination", "set", "clinic", "--require", f"{kind}+token", "--test-messages", "accept")
     _until_loaded(server, version + 1)
     (folder / "token").write_text(TOKEN)
-    (folder / "how.toml").write_text(f'kind = "{kind}"\n{DESCRIBED[kind]}')
+    (folder / "how.toml").write_text(f'kind = "{kind}"\n{PRESENT_FILES[kind]}')
     simulate = [
         "simulate",
         "--url",
@@ -415,8 +417,8 @@ def _until_loaded(server: Server, version: int) -> None:
         'kind = "hmac"\nsecret_file = "secret"\nunknown = 1',
     ],
 )
-def test_a_wrong_description(door: Door, run: Commands, folder: Path, text: str) -> None:
-    """A file that describes nothing is told by its name."""
+def test_an_invalid_present_file(door: Door, run: Commands, folder: Path, text: str) -> None:
+    """The error names the file."""
     (folder / "token").write_text(TOKEN)
     (folder / "how.toml").write_text(text)
     assert "how.toml" in run.fails(

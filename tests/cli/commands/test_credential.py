@@ -21,8 +21,8 @@ def signed(content: bytes, secret: str = SECRET) -> str:
     return hmac.digest(secret.encode(), content, "sha512").hex()
 
 
-def test_a_token_is_made_and_opens(door: Door, run: Commands) -> None:
-    """Without a file a token is made, shown once, and lets Redox in beside the one that there is."""
+def test_a_token_is_generated(door: Door, run: Commands) -> None:
+    """Without a file, a token is generated, shown once, and accepted in addition to the existing one."""
     added = run.json("credential", "add", "clinic", "--kind", "token", "--label", "2026")
     for token in (TOKEN, added["verification_token"]):
         assert isinstance(door.judge(body(), token=token), Admitted)
@@ -30,8 +30,8 @@ def test_a_token_is_made_and_opens(door: Door, run: Commands) -> None:
     assert [each["label"] for each in run.json("credential", "list", "clinic")] == [None, "2026"]
 
 
-def test_a_token_that_there_is(door: Door, run: Commands, tmp_path: Path) -> None:
-    """A token from a file opens and is not shown."""
+def test_an_existing_token(door: Door, run: Commands, tmp_path: Path) -> None:
+    """A token from a file is accepted and not shown."""
     (tmp_path / "token").write_text("another token that only tests know\n")
     done = run("credential", "add", "clinic", "--kind", "token", "--secret-file", str(tmp_path / "token"), "--json")
     assert '"verification_token": null' in done.stdout
@@ -39,7 +39,7 @@ def test_a_token_that_there_is(door: Door, run: Commands, tmp_path: Path) -> Non
 
 
 def test_a_token_to_a_file(door: Door, run: Commands, tmp_path: Path) -> None:
-    """With --token-out it is in the file alone."""
+    """With --token-out it is only in the file."""
     path = tmp_path / "token"
     done = run("credential", "add", "clinic", "--kind", "token", "--token-out", str(path))
     assert path.read_text() not in done.output
@@ -47,7 +47,7 @@ def test_a_token_to_a_file(door: Door, run: Commands, tmp_path: Path) -> None:
 
 
 def test_a_signing_secret_with_all_its_settings(door: Door, run: Commands) -> None:
-    """Header, hash, encoding, prefix and time stamp are settings, and what they say is what is verified."""
+    """Header, hash, encoding, prefix and timestamp are settings, and verification uses them."""
     added = run.json(
         "credential",
         "add",
@@ -84,8 +84,8 @@ def test_a_signing_secret_with_all_its_settings(door: Door, run: Commands) -> No
     assert SECRET not in run("credential", "list", "--json").output
 
 
-def test_it_ends_when_it_is_told_to(door: Door, run: Commands) -> None:
-    """--expires takes a time, or a span from now, after which it opens nothing."""
+def test_it_expires(door: Door, run: Commands) -> None:
+    """--expires takes a time, or a duration from now, after which the credential is refused."""
     added = run.json("credential", "add", "clinic", "--kind", "token", "--expires", "2020-01-01")
     assert door.refuse(body(), token=added["verification_token"]).reason == "token_expired"
     assert [each["live"] for each in run.json("credential", "list")] == [True, False]
@@ -105,13 +105,13 @@ def test_it_ends_when_it_is_told_to(door: Door, run: Commands) -> None:
     ],
 )
 def test_wrong_usage(door: Door, run: Commands, wrong: tuple[str, ...]) -> None:
-    """Options that are not of the kind are refused, and nothing is added."""
+    """Options of another kind are refused, and nothing is added."""
     run.fails("credential", "add", "clinic", *wrong, status=2, stdin=SECRET)
     assert len(run.json("credential", "list")) == 1
 
 
 def test_a_secret_that_could_be_guessed(door: Door, run: Commands) -> None:
-    """A short one is refused without being repeated."""
+    """A short secret is refused, and the error does not quote it."""
     assert "hunter2" not in run.fails("credential", "add", "clinic", "--kind", "hmac", stdin="hunter2")
 
 
@@ -122,20 +122,20 @@ class TestRevoke:
         added: dict[str, Any] = run.json("credential", "add", "clinic", "--kind", "token")
         return added
 
-    def test_it_closes_for_good(self, door: Door, run: Commands) -> None:
-        """A revoked token opens nothing and stays so; when it was the last, that is said with what mends it."""
+    def test_it_is_permanent(self, door: Door, run: Commands) -> None:
+        """A revoked token is refused; if it was the last one, the output has the command that adds another."""
         number = run.json("credential", "list")[0]["id"]
         done = run("credential", "revoke", str(number), "--json")
         assert "credential add clinic --kind token" in done.stderr
         assert door.refuse(body()).reason == "token_revoked"
-        told, *_ = run.json("audit", "list", "--action", "credential.revoke")
-        assert (told["actor"], told["subject"]) == (ACTOR, f"credentials:{number}")
+        event, *_ = run.json("audit", "list", "--action", "credential.revoke")
+        assert (event["actor"], event["subject"]) == (ACTOR, f"credentials:{number}")
         for again in ((), ("--undo",), ("--grace", "1h")):
             assert "revoked already" in run.fails("credential", "revoke", str(number), *again)
         assert "revoked already" in run.fails("credential", "set", str(number), "--expires", "never")
 
-    def test_a_warning_where_no_other_took_its_place(self, door: Door, second: dict[str, Any], run: Commands) -> None:
-        """Another live one of its kind, used in the last day, must have; one that was never used has not."""
+    def test_a_warning_if_no_other_is_used(self, door: Door, second: dict[str, Any], run: Commands) -> None:
+        """There is no warning if another live credential of its kind was used in the last day."""
         number = run.json("credential", "list")[0]["id"]
         assert (
             "warning: no other live token credential of clinic was used"
@@ -147,13 +147,13 @@ class TestRevoke:
             done = run("credential", "revoke", str(second["id"]), "--grace", "1h")
             assert ("warning" in done.stderr) is warned
 
-    def test_no_warning_where_nothing_requires_it(self, door: Door, run: Commands) -> None:
-        """A credential of a kind that the destination does not ask for opens nothing, and is missed by nobody."""
+    def test_no_warning_if_the_kind_is_not_required(self, door: Door, run: Commands) -> None:
+        """Revoking a credential of a kind that is not required refuses no request."""
         number = run.json("credential", "add", "clinic", "--kind", "hmac", stdin=SECRET)["id"]
         assert run("credential", "revoke", str(number)).stderr == ""
 
     def test_on_a_terminal_it_asks(self, door: Door, run: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Whether it is meant, unless --yes says so, or there is a grace; what is not confirmed is not done."""
+        """It asks for confirmation, unless --yes or --grace is given; without confirmation nothing is revoked."""
         monkeypatch.setattr(credentials, "_interactive", lambda: True)
         number = run.json("credential", "list")[0]["id"]
         run("credential", "revoke", str(number), stdin="n\n", status=1)
@@ -162,7 +162,7 @@ class TestRevoke:
         assert door.refuse(body("2")).reason == "token_revoked"
 
     def test_during_the_grace_it_works(self, door: Door, run: Commands) -> None:
-        """It is live until then, by the database's clock, and closed for good from then on."""
+        """It is live until then, by the database's clock, and revoked from then on."""
         number = run.json("credential", "list")[0]["id"]
         done = run("credential", "revoke", str(number), "--grace", "1h")
         assert "--undo" in done.stderr
@@ -175,15 +175,15 @@ class TestRevoke:
         assert door.refuse(body("3")).reason == "token_revoked"
         run.fails("credential", "revoke", str(number), "--undo")
 
-    def test_a_process_that_loaded_it_before_closes_it_in_time(self, door: Door, run: Commands) -> None:
-        """No host has to read the registry again at that moment."""
+    def test_a_process_that_loaded_it_before_revokes_it_in_time(self, door: Door, run: Commands) -> None:
+        """No host has to load the registry again at that moment."""
         run("credential", "revoke", str(run.json("credential", "list")[0]["id"]), "--grace", "1h")
         (credential,) = door.destination.credentials
         assert live(credential, door.now + timedelta(minutes=59))
         assert not live(credential, door.now + timedelta(minutes=61))
 
     def test_it_can_be_undone_within_the_grace(self, door: Door, run: Commands) -> None:
-        """As if nothing had been: with the expiry that it had. Both are in the audit; without a revocation it fails."""
+        """It has its expiry again. Both changes are in the audit log; without a revocation --undo fails."""
         number = run.json("credential", "add", "clinic", "--kind", "token", "--expires", "90d")["id"]
         (before,) = (each for each in run.json("credential", "list") if each["id"] == number)
         run("credential", "revoke", str(number), "--grace", "1h")
@@ -196,19 +196,19 @@ class TestRevoke:
 
 class TestSet:
     def test_expiry_is_extended(self, door: Door, run: Commands) -> None:
-        """Also of one that has expired: it opens again, with nothing to be changed at Redox."""
+        """An expired credential is accepted again, without a change at Redox."""
         number = run.json("credential", "list")[0]["id"]
         run("credential", "set", str(number), "--expires", "2020-01-01")
         assert door.refuse(body()).reason == "token_expired"
         assert run.json("credential", "set", str(number), "--expires", "30d")["live"]
         assert isinstance(door.judge(body("2")), Admitted)
         assert run.json("credential", "set", str(number), "--expires", "never")["expires_at"] is None
-        told = run.json("audit", "list", "--action", "credential.set")
-        assert [each["detail"]["expires_at"] is None for each in told] == [True, False, False]
-        assert told[1]["detail"]["was"].startswith("2020-01-01")
+        events = run.json("audit", "list", "--action", "credential.set")
+        assert [each["detail"]["expires_at"] is None for each in events] == [True, False, False]
+        assert events[1]["detail"]["was"].startswith("2020-01-01")
 
     def test_the_label(self, door: Door, run: Commands) -> None:
-        """It is what people call it, and may be taken away."""
+        """It can be changed and removed."""
         number = str(run.json("credential", "list")[0]["id"])
         assert run.json("credential", "set", number, "--label", "2027")["label"] == "2027"
         assert run.json("credential", "set", number, "--label", "")["label"] is None
@@ -216,8 +216,8 @@ class TestSet:
         run.fails("credential", "set", number, "--expires", "soon", status=2)
 
 
-def test_what_is_not_there(door: Door, run: Commands) -> None:
-    """A credential or destination that is not there is said not to be."""
+def test_a_missing_row(door: Door, run: Commands) -> None:
+    """The error says that the credential or destination does not exist."""
     run.fails("credential", "revoke", "999")
     assert "destination list" in run.fails("credential", "add", "nowhere", "--kind", "token")
     assert "destination list" in run.fails("credential", "list", "nowhere")

@@ -18,7 +18,7 @@ from tests.support.postgres import drop_database, new_database
 STRANGER = "22222222-2222-4222-8222-222222222222"
 SECRET = "a signing secret that only tests know"
 
-# What the door's destination is, as a file.
+# The destination of the fixture `door`, as a file.
 CLINIC = f"""
 [destinations.clinic]
 environment = "production"
@@ -31,7 +31,7 @@ Write = Callable[[str], str]
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Write the file, beside the secrets."""
+    """Write the file, with the secrets in its directory."""
     (tmp_path / "token").write_text(TOKEN + "\n")
     (tmp_path / "secret").write_text(SECRET + "\n")
 
@@ -43,7 +43,7 @@ def write(tmp_path: Path) -> Write:
     return written
 
 
-def told(changes: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+def summary(changes: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
     return [(each["change"], each["what"], each["name"]) for each in changes]
 
 
@@ -51,8 +51,8 @@ def everything(run: Commands) -> list[Any]:
     return [run.json("destination", "show", each["name"]) for each in run.json("destination", "list")]
 
 
-def test_what_is_there_already_changes_nothing(door: Door, run: Commands, write: Write) -> None:
-    """A file that says what is registered is applied without a change, an audit row or a new version."""
+def test_a_matching_file_changes_nothing(door: Door, run: Commands, write: Write) -> None:
+    """A file that matches the registry makes no change, no audit row and no new version."""
     before = door.value("SELECT version FROM registry_version"), everything(run)
     assert run.json("registry", "apply", write(CLINIC), "--prune") == []
     assert "nothing to change" in run("registry", "apply", write(CLINIC)).stdout
@@ -79,11 +79,11 @@ sources = [{{ id = "{STRANGER.upper()}", name = "North Clinic" }}, {{ name = "na
 
 
 def test_a_whole_destination(run: Commands, write: Write, plugin: Callable[..., None]) -> None:
-    """Everything in the file is made, in the name of who applied it, and applied again it changes nothing."""
+    """Everything in the file is added, with the operator as the actor; applied again, the file changes nothing."""
     plugin("clinic_code", CODE, "admissions")
     path = write(WHOLE)
     changes = run.json("registry", "apply", path)
-    assert told(changes) == [
+    assert summary(changes) == [
         ("+", "destination", "lab"),
         ("+", "credential", "redox"),
         ("+", "source", STRANGER),
@@ -112,22 +112,22 @@ def test_a_whole_destination(run: Commands, write: Write, plugin: Callable[..., 
     assert run.json("registry", "apply", path, "--prune") == []
 
 
-def test_a_dry_run_tells_what_the_same_command_does(door: Door, run: Commands, write: Write) -> None:
-    """It prints the difference and makes none; then exactly that is done."""
+def test_a_dry_run(door: Door, run: Commands, write: Write) -> None:
+    """It prints the changes without making them; then exactly these changes are made."""
     path = write(CLINIC.replace('"production"', '"staging"') + 'test_messages = "reject"\n')
     before = everything(run)
-    said = run("registry", "apply", path, "--dry-run").stdout
-    assert said.splitlines() == [
+    printed = run("registry", "apply", path, "--dry-run").stdout
+    assert printed.splitlines() == [
         "~ destination clinic environment: production -> staging",
         "~ destination clinic test_messages: quarantine -> reject",
     ]
     assert everything(run) == before
-    assert run("registry", "apply", path).stdout == said
+    assert run("registry", "apply", path).stdout == printed
     assert "nothing to change" in run("registry", "apply", path, "--dry-run").stdout
 
 
-def test_without_prune_nothing_is_taken_away(door: Door, run: Commands, write: Write) -> None:
-    """What the file does not name stays; with --prune it is disabled or revoked, never deleted."""
+def test_prune(door: Door, run: Commands, write: Write) -> None:
+    """Without --prune, rows that the file does not name stay; with it, they are disabled or revoked, never deleted."""
     door.enable()
     run("credential", "add", "clinic", "--kind", "token")
     run("source", "add", "clinic", "--none")
@@ -135,7 +135,7 @@ def test_without_prune_nothing_is_taken_away(door: Door, run: Commands, write: W
     path = write(CLINIC)
     assert run.json("registry", "apply", path) == []
     changes = run.json("registry", "apply", path, "--prune")
-    assert sorted(told(changes)) == [
+    assert sorted(summary(changes)) == [
         ("-", "credential", "2"),
         ("-", "destination", "enabled"),
         ("-", "handler", "register"),
@@ -151,18 +151,18 @@ def test_without_prune_nothing_is_taken_away(door: Door, run: Commands, write: W
 
 
 def test_a_token_is_changed_without_a_gap(door: Door, run: Commands, write: Write, tmp_path: Path) -> None:
-    """The new one is live before the old one is revoked."""
+    """The new token is live before the old one is revoked."""
     (tmp_path / "new").write_text("another token that only tests know")
     changes = run.json("registry", "apply", write(CLINIC.replace('file = "token"', 'file = "new"')), "--prune")
-    assert told(changes) == [("+", "credential", "token"), ("-", "credential", "1")]
+    assert summary(changes) == [("+", "credential", "token"), ("-", "credential", "1")]
     assert isinstance(door.judge(body(), token="another token that only tests know"), Admitted)
     assert door.refuse(body()).reason == "token_revoked"
 
 
-def test_an_end_is_set_for_a_token(door: Door, run: Commands, write: Write) -> None:
-    """A token that is to end is registered anew with its end, and the endless one is revoked."""
+def test_an_expiry_is_set_for_a_token(door: Door, run: Commands, write: Write) -> None:
+    """The token is added again with its expiry, and the one without is revoked."""
     path = write(CLINIC.replace('file = "token"', 'file = "token", expires_at = 2999-01-01T00:00:00'))
-    assert told(run.json("registry", "apply", path)) == [("+", "credential", "token"), ("-", "credential", "1")]
+    assert summary(run.json("registry", "apply", path)) == [("+", "credential", "token"), ("-", "credential", "1")]
     assert run.json("credential", "list")[1]["expires_at"] == "2999-01-01T00:00:00.000000Z"
     assert isinstance(door.judge(body()), Admitted)
     assert run.json("registry", "apply", path) == []
@@ -176,7 +176,7 @@ def test_a_pending_revocation_is_left_alone(door: Door, run: Commands, write: Wr
     assert everything(run) == before
     (tmp_path / "new").write_text("another token that only tests know")
     path = write(CLINIC.replace('file = "token"', 'file = "new"'))
-    assert told(run.json("registry", "apply", path, "--prune")) == [("+", "credential", "token")]
+    assert summary(run.json("registry", "apply", path, "--prune")) == [("+", "credential", "token")]
     assert isinstance(door.judge(body()), Admitted)
 
 
@@ -192,7 +192,7 @@ def test_the_end_of_a_credential_with_a_pending_revocation(door: Door, run: Comm
     """With another end in the file it is added with that end, and the grace of the old one goes on."""
     run("credential", "revoke", "1", "--grace", "1h")
     path = write(CLINIC.replace('file = "token"', f'file = "token", expires_at = {END}'))
-    assert told(run.json("registry", "apply", path, "--prune")) == [("+", "credential", "token")]
+    assert summary(run.json("registry", "apply", path, "--prune")) == [("+", "credential", "token")]
     assert run.json("registry", "apply", path, "--prune") == []
     assert isinstance(door.judge(body()), Admitted)
 
@@ -200,35 +200,35 @@ def test_the_end_of_a_credential_with_a_pending_revocation(door: Door, run: Comm
 def test_the_expected_interval_follows_the_file(door: Door, run: Commands, write: Write) -> None:
     """`expect_every` is set and exported in seconds; a file without it returns to the default."""
     path = write(CLINIC + "expect_every = 600\n")
-    assert told(run.json("registry", "apply", path)) == [("~", "destination", "expect_every")]
+    assert summary(run.json("registry", "apply", path)) == [("~", "destination", "expect_every")]
     assert run.json("registry", "export", "clinic")["destinations"]["clinic"]["expect_every"] == 600
     assert run.json("registry", "apply", path) == []
     assert "expect_every: 600 -> (none)" in run("registry", "apply", write(CLINIC)).stdout
 
 
-def test_a_signing_secret_that_is_there(door: Door, run: Commands, write: Write) -> None:
-    """The same secret used the same way is the same credential; used otherwise it is another."""
+def test_an_existing_signing_secret(door: Door, run: Commands, write: Write) -> None:
+    """The same secret with the same settings is the same credential; with other settings it is another."""
     path = write(CLINIC.replace(" }]", ' }, { kind = "hmac", file = "secret", encoding = "hex" }]', 1))
-    assert told(run.json("registry", "apply", path)) == [("+", "credential", "hmac")]
+    assert summary(run.json("registry", "apply", path)) == [("+", "credential", "hmac")]
     assert run.json("registry", "apply", path) == []
     path = write(CLINIC.replace(" }]", ' }, { kind = "hmac", file = "secret", encoding = "base64" }]', 1))
-    assert told(run.json("registry", "apply", path, "--prune")) == [
+    assert summary(run.json("registry", "apply", path, "--prune")) == [
         ("+", "credential", "hmac"),
         ("-", "credential", "2"),
     ]
 
 
 def test_a_source_is_named_and_enabled_again(door: Door, run: Commands, write: Write) -> None:
-    """Its name follows the file; one that was disabled is let in again."""
+    """Its name follows the file; a disabled source is enabled again."""
     run("source", "disable", "clinic", SOURCE)
     path = write(CLINIC.replace(f'"{SOURCE}"', f'"{SOURCE}", name = "North"'))
-    assert told(run.json("registry", "apply", path)) == [("~", "source", SOURCE)]
+    assert summary(run.json("registry", "apply", path)) == [("~", "source", SOURCE)]
     assert isinstance(door.judge(body()), Admitted)
     assert run.json("registry", "apply", path) == []
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ("nonsense", "registry.toml"),
         ('[destinations.clinic]\ncolour = "red"', "colour"),
@@ -240,10 +240,10 @@ def test_a_source_is_named_and_enabled_again(door: Door, run: Commands, write: W
         (f'[destinations.lab]\ncredentials = [{{ kind = "token", file = "token", expires_at = {END} }}]', "token"),
     ],
 )
-def test_a_file_that_is_wrong_changes_nothing(door: Door, run: Commands, write: Write, wrong: str, said: str) -> None:
-    """It is told what is wrong, and nothing is done of what else stands in the file."""
+def test_an_invalid_file_changes_nothing(door: Door, run: Commands, write: Write, wrong: str, message: str) -> None:
+    """The error explains the problem, and nothing else of the file is applied."""
     before = everything(run)
-    assert said in run.fails(
+    assert message in run.fails(
         "registry",
         "apply",
         write('[destinations.another]\ncredentials = [{ kind = "token", file = "token" }]\n' + wrong),
@@ -252,15 +252,15 @@ def test_a_file_that_is_wrong_changes_nothing(door: Door, run: Commands, write: 
 
 
 def test_no_secret_is_shown(run: Commands, write: Write, plugin: Callable[..., None]) -> None:
-    """Neither the difference nor the document holds what is in the secrets' files."""
+    """Neither the printed changes nor the JSON document contains a secret."""
     plugin("clinic_code", CODE, "admissions")
     for done in (run("registry", "apply", write(WHOLE), "--dry-run"), run("registry", "apply", write(WHOLE), "--json")):
         assert TOKEN not in done.output
         assert SECRET not in done.output
 
 
-def test_a_row_that_was_changed_is_not_built_on(door: Door, run: Commands, write: Write) -> None:
-    """Where the registry does not prove to be ours, nothing is compared with it."""
+def test_a_row_that_was_tampered_with(door: Door, run: Commands, write: Write) -> None:
+    """If the MAC of a destination fails, the file is not compared with it."""
     door.rows("UPDATE destinations SET environment = 'development'")
     assert "audit verify" in run.fails("registry", "apply", write(CLINIC))
 
@@ -268,7 +268,7 @@ def test_a_row_that_was_changed_is_not_built_on(door: Door, run: Commands, write
 class TestExport:
     @pytest.fixture
     def registered(self, door: Door, run: Commands, plugin: Callable[..., None], tmp_path: Path) -> None:
-        """What a registry can hold: every way to keep a secret, public keys, a source without a name, a handler."""
+        """A registry with every way to store a secret, a source without a name, and a handler."""
         plugin("clinic_plugin", CODE, "admissions")
         run("handlers", "enable", "admissions", "--destination", "clinic")
         run("source", "add", "clinic", "--none")
@@ -324,7 +324,7 @@ class TestExport:
         run("destination", "disable", "off")
 
     def secrets(self, folder: Path) -> None:
-        """Put them where the file says."""
+        """Write the secrets into the files that the export names."""
         for name in ("clinic-token-1", "off-token-1"):
             (folder / f"{name}.secret").write_text(TOKEN)
         for name in ("hmac", "sigv4", "oauth"):
@@ -332,8 +332,10 @@ class TestExport:
         (folder / "clinic-sigv4-1.session-token").write_text("a session token")
 
     @pytest.mark.usefixtures("registered")
-    def test_it_is_what_apply_takes(self, run: Commands, tmp_path: Path) -> None:
-        """Applied where it came from, with --prune, it changes nothing; without a secret it changes nothing either."""
+    def test_apply_accepts_it(self, run: Commands, tmp_path: Path) -> None:
+        """Applied to its own registry with --prune, it changes nothing; without the secrets it fails and changes
+        nothing.
+        """
         file = tmp_path / "registry.toml"
         file.write_text(run("registry", "export").stdout)
         assert "clinic-token-1.secret" in run.fails("registry", "apply", str(file), "--prune")
@@ -341,10 +343,10 @@ class TestExport:
         assert run.json("registry", "apply", str(file), "--prune") == []
 
     @pytest.mark.usefixtures("registered")
-    def test_it_makes_the_same_elsewhere(
+    def test_it_makes_the_same_registry_elsewhere(
         self, run: Commands, tmp_path: Path, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Applied to an empty registry, what is exported there is the same file."""
+        """Applied to an empty registry, it makes a registry with the same export."""
         file = tmp_path / "registry.toml"
         file.write_text(run("registry", "export").stdout)
         self.secrets(tmp_path)
@@ -361,9 +363,9 @@ class TestExport:
 
     @pytest.mark.usefixtures("registered")
     def test_no_secret_is_in_it(self, run: Commands) -> None:
-        """Neither in TOML nor in JSON; and those destinations alone that are named."""
-        for said in (run("registry", "export").stdout, run("registry", "export", "--json").stdout):
-            assert SECRET not in said
-            assert TOKEN not in said
+        """Neither the TOML nor the JSON has a secret; named destinations are exported alone."""
+        for text in (run("registry", "export").stdout, run("registry", "export", "--json").stdout):
+            assert SECRET not in text
+            assert TOKEN not in text
         assert list(run.json("registry", "export", "off")["destinations"]) == ["off"]
         run.fails("registry", "export", "nowhere")

@@ -12,17 +12,17 @@ from tests.storage.operations.test_queries import refuse
 STRANGER = "22222222-2222-4222-8222-222222222222"
 
 
-def test_add_lets_a_source_in(door: Door, run: Commands) -> None:
-    """Its messages are taken from then on, however the id is written."""
+def test_add(door: Door, run: Commands) -> None:
+    """Messages of the source are accepted from then on, with any spelling of its id."""
     added = run.json("source", "add", "clinic", f"urn:uuid:{STRANGER.upper()}", "--name", "North Clinic")
     assert (added["source_id"], added["name"], added["enabled"]) == (STRANGER, "North Clinic", True)
     assert isinstance(door.judge(body(source=STRANGER)), Admitted)
-    told, *_ = run.json("audit", "list", "--action", "source.add")
-    assert (told["actor"], told["detail"]) == (ACTOR, {"source": STRANGER})
+    event, *_ = run.json("audit", "list", "--action", "source.add")
+    assert (event["actor"], event["detail"]) == (ACTOR, {"source": STRANGER})
 
 
-def test_messages_that_name_none(door: Door, run: Commands) -> None:
-    """--none stands for them, and is listed as null."""
+def test_messages_without_a_source(door: Door, run: Commands) -> None:
+    """--none registers them; the list has null."""
     run("source", "add", "clinic", "--none")
     assert isinstance(door.judge(body(Source=None)), Admitted)
     assert [each["source_id"] for each in run.json("source", "list", "clinic")] == [SOURCE, None]
@@ -30,14 +30,14 @@ def test_messages_that_name_none(door: Door, run: Commands) -> None:
     assert door.refuse(body(Source=None)).reason == "source_disabled"
 
 
-def test_one_of_the_two(door: Door, run: Commands) -> None:
-    """An id and --none together, or neither, is wrong usage."""
+def test_an_id_or_none(door: Door, run: Commands) -> None:
+    """An id together with --none, and neither, are wrong usage."""
     for verb in ("add", "disable"):
         run.fails("source", verb, "clinic", status=2)
         run.fails("source", verb, "clinic", SOURCE, "--none", status=2)
 
 
-def test_disable_refuses_it(door: Door, run: Commands) -> None:
+def test_disable(door: Door, run: Commands) -> None:
     """A disabled source is refused, and can be added again."""
     assert run.json("source", "disable", "clinic", SOURCE)["enabled"] is False
     assert door.refuse(body()).reason == "source_disabled"
@@ -46,8 +46,8 @@ def test_disable_refuses_it(door: Door, run: Commands) -> None:
     assert "source list" in run.fails("source", "disable", "clinic", STRANGER)
 
 
-def test_refused_ones_with_the_line_that_adds_them(door: Door, ledger: MessageLedger, run: Commands) -> None:
-    """What is printed can be pasted as it stands, and then the source is in."""
+def test_refused_sources_with_the_command_that_adds_them(door: Door, ledger: MessageLedger, run: Commands) -> None:
+    """The printed command registers the source."""
     refuse(door, ledger, body(source=STRANGER))
     line = run("source", "list", "--refused").stdout.splitlines()[-1]
     assert line == f"redox-receiver source add clinic {STRANGER}"
@@ -56,8 +56,8 @@ def test_refused_ones_with_the_line_that_adds_them(door: Door, ledger: MessageLe
     assert "no unknown source" in run("source", "list", "--refused").stdout
 
 
-def test_an_id_that_reads_as_an_option_stays_an_id(door: Door, ledger: MessageLedger, run: Commands) -> None:
-    """A message that claims the source `-n7` is an id when its operator registers it, not an option."""
+def test_an_id_that_looks_like_an_option(door: Door, ledger: MessageLedger, run: Commands) -> None:
+    """The id `-n7` of a refused message can be registered: it is not read as an option."""
     refuse(door, ledger, body(source="-n7"))
     (found,) = run.json("source", "list", "--refused")
     words = subprocess.run(
@@ -67,8 +67,8 @@ def test_an_id_that_reads_as_an_option_stays_an_id(door: Door, ledger: MessageLe
     assert [each["source_id"] for each in run.json("source", "list")] == [SOURCE, "-n7"]
 
 
-def test_what_is_no_id_is_not_shown(door: Door, ledger: MessageLedger, run: Commands) -> None:
-    """A claim that is not shaped like an id may be anybody's data: only its digest is told."""
+def test_a_value_that_is_not_an_id_is_not_shown(door: Door, ledger: MessageLedger, run: Commands) -> None:
+    """A source without the shape of an id may be a patient's data: only its digest is shown."""
     refuse(door, ledger, body(source="Ada Lovelace \x1b[2J"))
     assert "Ada" not in run("source", "list", "--refused").output
     (found,) = run.json("source", "list", "--refused", "--since", "1h")
@@ -76,6 +76,6 @@ def test_what_is_no_id_is_not_shown(door: Door, ledger: MessageLedger, run: Comm
     assert len(found["source_sha256"]) == 64
 
 
-def test_since_goes_with_refused(run: Commands) -> None:
-    """Registered sources have no time to look back to."""
+def test_since_requires_refused(run: Commands) -> None:
+    """--since is valid only with --refused."""
     run.fails("source", "list", "--since", "1h", status=2)
