@@ -60,9 +60,10 @@ class TestRegistry:
     def test_whether_a_credential_opens_anything(self, door: Door, ask: Callable[..., Any]) -> None:
         """One that is revoked or has expired is not live; one that will expire is."""
 
-        def add(label: str, suffix: str, **ends: datetime) -> int:
-            token = (TOKEN + suffix).encode()
-            return door.registration.add_credential(DESTINATION, now(), "token", {}, token, label=label, **ends)
+        def add(label: str, suffix: str, expires_at: datetime | None = None) -> int:
+            return door.registration.add_credential(
+                DESTINATION, now(), "token", {}, (TOKEN + suffix).encode(), label=label, expires_at=expires_at
+            )
 
         add("expired", "2", expires_at=now() - timedelta(seconds=1))
         add("expiring", "3", expires_at=now() + timedelta(days=1))
