@@ -96,7 +96,7 @@ class Rules:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Unproved:
+class UnverifiedToken:
     """A parsed token, not verified. Must be used only to find the kind that verifies it."""
 
     header: Mapping[str, Any] = field(repr=False)
@@ -106,19 +106,19 @@ class Unproved:
 
 
 # A token is parsed to find its kind, and again to verify it, and one token may come with many requests. So parsing and
-# verification (see _proved), whose results do not change, are cached.
+# verification (see _verified), whose results do not change, are cached.
 @lru_cache(maxsize=256)
-def peek(token: bytes) -> Unproved:
+def peek(token: bytes) -> UnverifiedToken:
     """Parse a token without verifying it. Raises Unverified `jwt_malformed` for any invalid bytes."""
     parts = _JWT.fullmatch(token) if len(token) <= MAX_TOKEN else None
     if parts is None or len(parts[1]) > _MAX_HEADER:
         raise Unverified("jwt_malformed")
-    return Unproved(
+    return UnverifiedToken(
         header=_members(parts[1]), claims=_members(parts[2]), signed=token[: parts.end(2)], signature=_bytes(parts[3])
     )
 
 
-def prove(token: bytes, rules: Rules, now: datetime) -> Mapping[str, Any]:
+def verify(token: bytes, rules: Rules, now: datetime) -> Mapping[str, Any]:
     """Verify a token. Returns its claims, with exp, iat, iss and aud.
 
     Raises Unverified: `jwt_malformed`, `_header_refused`, `_algorithm_wrong`, `_key_unknown`, `_signature_wrong`,
@@ -128,7 +128,7 @@ def prove(token: bytes, rules: Rules, now: datetime) -> Mapping[str, Any]:
     """
     if rules.stale and peek(token).claims.get("iss") in rules.issuers:
         raise Unavailable("key_set_stale")
-    claims = _proved(token, rules)
+    claims = _verified(token, rules)
     _check_times(claims, rules, now)
     return claims
 
@@ -136,24 +136,24 @@ def prove(token: bytes, rules: Rules, now: datetime) -> Mapping[str, Any]:
 # Only verified tokens are cached: invalid ones displace nothing. Rules are compared by identity: when the registry is
 # loaded again, every token is verified again.
 @lru_cache(maxsize=1024)
-def _proved(token: bytes, rules: Rules) -> Mapping[str, Any]:
+def _verified(token: bytes, rules: Rules) -> Mapping[str, Any]:
     """Check everything but the times."""
-    unproved = peek(token)
-    if not _REFUSED.isdisjoint(unproved.header):
+    parsed = peek(token)
+    if not _REFUSED.isdisjoint(parsed.header):
         raise Unverified("jwt_header_refused")
-    algorithm, kid = unproved.header.get("alg"), unproved.header.get("kid")
+    algorithm, kid = parsed.header.get("alg"), parsed.header.get("kid")
     if not isinstance(algorithm, str) or algorithm not in rules.algorithms:
         raise Unverified("jwt_algorithm_wrong")
-    if "kid" in unproved.header and not isinstance(kid, str):
+    if "kid" in parsed.header and not isinstance(kid, str):
         raise Unverified("jwt_malformed")
     keys = [key for key in rules.keys if algorithm in key.algorithms and (kid is None or key.kid in (kid, None))]
     if not 0 < len(keys) <= MAX_TRIES:
         raise Unverified("jwt_key_unknown")
     signer = _SIGNERS[algorithm]
-    if not any(signer.verify(unproved.signed, key.key, unproved.signature) for key in keys):
+    if not any(signer.verify(parsed.signed, key.key, parsed.signature) for key in keys):
         raise Unverified("jwt_signature_wrong")
-    _check_claims(unproved.claims, rules)
-    return unproved.claims
+    _check_claims(parsed.claims, rules)
+    return parsed.claims
 
 
 _SIGNERS: Final = {name: jwt.get_algorithm_by_name(name) for name in (*ALGORITHMS, "HS256")}

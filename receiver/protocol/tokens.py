@@ -98,7 +98,7 @@ class _TokenRefused(Exception):
 def decide(inbound: Inbound, destination: Destination, now: datetime, *, jti: str) -> Granted | Denied:
     """Return the answer to a request for a token of `destination`. `jti`: a unique name for the token.
 
-    The reasons are `token_*`, and with an assertion also those of `jose.prove`. Raises Unavailable if the client's keys
+    The reasons are `token_*`, and with an assertion also those of `jose.verify`. Raises Unavailable if the client's keys
     are stale.
     """
     credential: OAuthCredential | SmartCredential | None = None
@@ -176,7 +176,7 @@ def _by_assertion(
             reasons.append("token_credential_expired")
             continue
         try:
-            return each, _prove(request, each, now)
+            return each, _verify_assertion(request, each, now)
         except Unverified as exc:
             reasons.append(exc.reason)
         except Unavailable as exc:
@@ -187,13 +187,13 @@ def _by_assertion(
     raise _TokenRefused("invalid_client", reasons[-1] if reasons else "token_client_unknown")
 
 
-def _prove(request: _ClientRequest, credential: SmartCredential, now: datetime) -> Nonce:
+def _verify_assertion(request: _ClientRequest, credential: SmartCredential, now: datetime) -> Nonce:
     """Verify an assertion. RFC 7523 3: iss and sub are the client, aud is this endpoint, jti is unique."""
     client = credential.client
     if request.value("client_assertion_type", client) != ASSERTION_TYPE:
         raise Unverified("token_assertion_type_wrong")
     token = (request.value("client_assertion", client) or "").encode("utf-8", "replace")
-    claims = jose.prove(token, credential.rules, now)
+    claims = jose.verify(token, credential.rules, now)
     if claims.get("sub") != client.client_id or request.value("client_id", client) not in (None, client.client_id):
         raise Unverified("token_client_differs")
     jti = claims.get("jti")

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from receiver.errors import ConfigurationError, Unverified
-from receiver.protocol.jose import ALGORITHMS, LEEWAY, MAX_KEYS, Rules, VerifyingKey, peek, prove, read_keys
+from receiver.protocol.jose import ALGORITHMS, LEEWAY, MAX_KEYS, Rules, VerifyingKey, peek, read_keys, verify
 from tests.protocol.made_up import NOW
 from tests.protocol.verification.issuers import (
     ED25519,
@@ -44,7 +44,7 @@ def _rules(*keys: VerifyingKey, algorithms: frozenset[str] = ALGORITHMS) -> Rule
 
 def _reason(token: str, rules: Rules, now: datetime = NOW) -> str:
     with pytest.raises(Unverified) as refused:
-        prove(token.encode(), rules, now)
+        verify(token.encode(), rules, now)
     return refused.value.reason
 
 
@@ -62,8 +62,8 @@ def test_every_algorithm(key: PrivateKey, algorithm: str) -> None:
     """A token that cryptography signs is verified with its algorithm, and refused if that is not accepted."""
     token = Issuer(key=key, algorithm=algorithm, kid="k").token(_CLAIMS)
     keys = jwks(k=key)
-    assert prove(token.encode(), _rules(*keys), NOW) == _CLAIMS
-    assert prove(token.encode(), _rules(*read_keys(pem(key)), algorithms=frozenset({algorithm})), NOW) == _CLAIMS
+    assert verify(token.encode(), _rules(*keys), NOW) == _CLAIMS
+    assert verify(token.encode(), _rules(*read_keys(pem(key)), algorithms=frozenset({algorithm})), NOW) == _CLAIMS
     assert _reason(token, _rules(*keys, algorithms=ALGORITHMS - {algorithm})) == "jwt_algorithm_wrong"
     body, _, signature = token.rpartition(".")
     changed = f"{body}.{'B' if signature[0] == 'A' else 'A'}{signature[1:]}"
@@ -118,7 +118,7 @@ def test_published_vectors(token: str, key: dict[str, str]) -> None:
 @given(st.binary(max_size=300) | st.text("abcdefghijklmnopqrstuvwxyzABCDEFGH0123456789-_.").map(str.encode))
 def test_any_bytes(token: bytes) -> None:
     """Any bytes are refused, and raise no other error."""
-    for read in (peek, lambda text: prove(text, _rules(*jwks(k=P256)), NOW)):
+    for read in (peek, lambda text: verify(text, _rules(*jwks(k=P256)), NOW)):
         with pytest.raises(Unverified, match="jwt_malformed"):
             read(token)
 
@@ -137,7 +137,7 @@ def test_any_claim(value: Any) -> None:
     for name in ("iss", "aud", "iat", "exp", "nbf", "sub", "jti"):
         token = issuer.token(json.dumps({**_CLAIMS, name: value}).encode())
         with suppress(Unverified):
-            assert prove(token.encode(), rules, NOW)["iss"] == "i"
+            assert verify(token.encode(), rules, NOW)["iss"] == "i"
 
 
 _KEYS = jwks(k=ED25519)
@@ -154,9 +154,9 @@ def test_pyjwt_agrees(changes: dict[str, Any], header: dict[str, Any] | None, sp
     if spoil == 0:
         token = token[:-2] + ("A" if token[-2] != "A" else "Q") + token[-1]
     try:
-        proved: object = dict(prove(token.encode(), _rules(*_KEYS), NOW))
+        verified: object = dict(verify(token.encode(), _rules(*_KEYS), NOW))
     except Unverified as exc:
-        proved = exc.reason
+        verified = exc.reason
     try:
         with time_machine.travel(NOW, tick=False):
             expected: object = jwt.decode(
@@ -182,23 +182,23 @@ def test_pyjwt_agrees(changes: dict[str, Any], header: dict[str, Any] | None, sp
                 },
             )
     except jwt.PyJWTError:
-        assert isinstance(proved, str)
+        assert isinstance(verified, str)
     else:
         # It accepts times as text and any lifetime; msgspec does not accept NaN.
-        assert proved == expected or proved in {"jwt_malformed", "jwt_lives_too_long"}
+        assert verified == expected or verified in {"jwt_malformed", "jwt_lives_too_long"}
 
 
 def test_a_proof_is_cached_and_its_expiry_is_not() -> None:
     """A cached token is compared with the time of each request."""
     rules = _rules(*_KEYS)
     token = Issuer(key=ED25519, algorithm="EdDSA").token(_CLAIMS)
-    assert prove(token.encode(), rules, NOW) == _CLAIMS
+    assert verify(token.encode(), rules, NOW) == _CLAIMS
     assert _reason(token, rules, datetime.fromtimestamp(_AT + 90, UTC)) == "jwt_expired"
 
 
 def test_claims_are_read_only() -> None:
     """The returned claims are read-only, because another request gets the same object."""
-    claims: Any = prove(Issuer(key=ED25519, algorithm="EdDSA").token(_CLAIMS).encode(), _rules(*_KEYS), NOW)
+    claims: Any = verify(Issuer(key=ED25519, algorithm="EdDSA").token(_CLAIMS).encode(), _rules(*_KEYS), NOW)
     with pytest.raises(TypeError):
         claims["exp"] = 0
 

@@ -111,7 +111,7 @@ class IssuedTokenKind(HeadKind[_Settings, _Issued]):
     def match(self, head: Head, destination: Destination, now: datetime) -> int:
         """Return the id of the live credential whose rules the token satisfies.
 
-        Raises Unverified: a reason of `jose.prove` or `check`, `jwt_credential_missing`, `jwt_credential_expired`.
+        Raises Unverified: a reason of `jose.verify` or `check`, `jwt_credential_missing`, `jwt_credential_expired`.
         Raises Unavailable if only the keys of a credential that could match are stale.
         """
         credentials = self.held(destination)
@@ -124,7 +124,7 @@ class IssuedTokenKind(HeadKind[_Settings, _Issued]):
         for credential in credentials:
             if live(credential, now):
                 try:
-                    self.check(jose.prove(token, credential.rules, now), credential)
+                    self.check(jose.verify(token, credential.rules, now), credential)
                 except Unverified as exc:
                     refusals.append(exc)
                 except Unavailable as exc:

@@ -189,7 +189,7 @@ class AccessTokenKind(HeadKind[_ClientSettings, _AccessToken]):
         if not named:
             raise Unverified("jwt_credential_missing")
         credential = named[0]
-        jose.prove(token, _rules(destination.id, credential.token_keys), now)
+        jose.verify(token, _rules(destination.id, credential.token_keys), now)
         if not live(credential, now):
             raise Unverified("jwt_credential_expired")
         return credential.id

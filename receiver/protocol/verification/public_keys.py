@@ -113,7 +113,7 @@ SUBJECT: Final = CredentialOption(
     name="subject", help="required subject (sub), or subject of the certificate (RFC 4514)."
 )
 
-# The reasons of `jose.prove`.
+# The reasons of `jose.verify`.
 TOKEN_REASONS: Final = {
     "jwt_malformed": "the token is not a JSON Web Token",
     "jwt_header_refused": "the token's header requests keys from a URL, encryption, or an extension that is unknown",
