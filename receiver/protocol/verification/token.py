@@ -67,7 +67,7 @@ class TokenKind(HeadKind[TokenSettings, TokenCredential]):
         if len(text) < MIN_SECRET_LENGTH or not text.isascii() or not text.isprintable() or text != text.strip():
             raise ConfigurationError(
                 f"a verification token has at least {MIN_SECRET_LENGTH} printable ASCII characters and no space around "
-                "it: omit --token-file to generate one"
+                "it: omit the file to generate one"
             )
 
     def make(self, settings: TokenSettings, stored: StoredCredential) -> TokenCredential:  # noqa: ARG002 - interface

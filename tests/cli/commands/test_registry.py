@@ -182,7 +182,7 @@ def test_a_pending_revocation_is_left_alone(door: Door, run: Commands, write: Wr
 
 def test_an_equal_credential_that_stays_is_kept(door: Door, run: Commands, write: Write) -> None:
     """Of two equal credentials, --prune keeps the one that is not to be revoked."""
-    run("credential", "add", "clinic", "--kind", "token", "--token-file", "-", stdin=TOKEN)
+    run("credential", "add", "clinic", "--kind", "token", "--secret-file", "-", stdin=TOKEN)
     run("credential", "revoke", "1", "--grace", "1h")
     assert run.json("registry", "apply", write(CLINIC), "--prune") == []
     assert [each["revoked_at"] is None for each in run.json("credential", "list")] == [False, True]
