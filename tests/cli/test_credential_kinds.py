@@ -14,8 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from receiver.protocol.verification import KINDS
 from tests.cli.conftest import Commands
 from tests.protocol.verification.issuers import P384, RSA_FIRST, jwk, pem
-from tests.simulator.endpoint import Door as Endpoint
-from tests.simulator.endpoint import answer
+from tests.simulator.endpoint import ScriptedEndpoint, answer
 from tests.storage.door import TOKEN, Door
 from tests.support.waiting import until
 from tests.web.server import Server, serving
@@ -261,7 +260,7 @@ def test_keys_of_a_url_are_fetched_at_once(door: Door, run: Commands) -> None:
     """The keys of a URL are fetched when it is registered, so that the first token verifies; an invalid key set is
     refused.
     """
-    with Endpoint(answer(200, KEYS.encode()), answer(200, b"<html>")) as site:
+    with ScriptedEndpoint(answer(200, KEYS.encode()), answer(200, b"<html>")) as site:
         given = ["credential", "add", "clinic", "--kind", "jwt", "--issuer", "i", "--audience", "a", "--jwks-url"]
         run(*given, f"{site.url}/keys")
         assert "JWKS" in run.fails(*given, f"{site.url}/other")

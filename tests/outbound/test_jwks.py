@@ -13,7 +13,7 @@ from receiver.outbound import OutboundError, RedoxUnavailable, Untrusted, Unusab
 from receiver.outbound import jwks as module
 from receiver.outbound.jwks import MAX_BYTES, fetch
 from tests.outbound.conftest import serving
-from tests.simulator.endpoint import Door, answer
+from tests.simulator.endpoint import ScriptedEndpoint, answer
 
 
 @pytest.mark.parametrize(
@@ -39,18 +39,18 @@ def test_refused_urls(url: str) -> None:
 def test_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bytes are returned unchanged, the query is kept, and no proxy of the environment is used."""
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    with Door(answer(200, b'{"keys": []}')) as door:
-        assert fetch(f"{door.url}/a/b?c=d") == b'{"keys": []}'
-        (request,) = door.received
+    with ScriptedEndpoint(answer(200, b'{"keys": []}')) as endpoint:
+        assert fetch(f"{endpoint.url}/a/b?c=d") == b'{"keys": []}'
+        (request,) = endpoint.received
     assert (request.method, request.target) == ("GET", "/a/b?c=d")
     assert "authorization" not in request.headers
 
 
 def test_over_tls(authority: object, trusting: ssl.SSLContext) -> None:
     """With a trusted certificate the keys are fetched; otherwise not."""
-    with Door(answer(200, b"keys")) as door:
-        door.wrap(serving(authority.issue_cert("127.0.0.1")))  # type: ignore[attr-defined] # trustme's
-        url = door.url.replace("http:", "https:")
+    with ScriptedEndpoint(answer(200, b"keys")) as endpoint:
+        endpoint.wrap(serving(authority.issue_cert("127.0.0.1")))  # type: ignore[attr-defined] # trustme's
+        url = endpoint.url.replace("http:", "https:")
         assert fetch(url, ssl_context=trusting) == b"keys"
         with pytest.raises(Untrusted):
             fetch(url)
@@ -61,9 +61,9 @@ def test_over_tls(authority: object, trusting: ssl.SSLContext) -> None:
 )
 def test_unusable_responses(status: int, body: bytes) -> None:
     """A redirect is not followed, an error status is an error, and a large body is not read."""
-    with Door(answer(status, body)) as door, pytest.raises(UnusableAnswer):
-        fetch(door.url)
-    assert len(door.received) == 1
+    with ScriptedEndpoint(answer(status, body)) as endpoint, pytest.raises(UnusableAnswer):
+        fetch(endpoint.url)
+    assert len(endpoint.received) == 1
 
 
 def test_connection_refused() -> None:

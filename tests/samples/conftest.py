@@ -1,4 +1,4 @@
-"""One pass over every kind: making all the templates costs seconds, so all tests share it."""
+"""Samples of every kind. They take seconds to make, so all tests share them."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ from tests.simulator import SOURCE
 
 @pytest.fixture(scope="session")
 def bodies() -> dict[str, dict[str, Any]]:
-    """A sample of every kind, all of seed 5."""
+    """A sample of each kind, with seed 5."""
     return {kind: sample(kind, seed=5, source_id=SOURCE) for kind in kinds()}

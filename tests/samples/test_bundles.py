@@ -1,3 +1,5 @@
+"""FHIR notifications: message Bundles."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,3 +1,5 @@
+"""The kinds that Redox documents."""
+
 from __future__ import annotations
 
 from receiver.protocol.message import QUERIES

@@ -1,3 +1,5 @@
+"""Synthetic people."""
+
 from __future__ import annotations
 
 import random

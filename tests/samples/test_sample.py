@@ -1,3 +1,5 @@
+"""Samples of every kind: valid, plausible and reproducible."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""Scenarios: values that belong together."""
+
 from __future__ import annotations
 
 from datetime import UTC, datetime

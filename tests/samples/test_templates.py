@@ -1,3 +1,5 @@
+"""Templates that are made from Redox's schema."""
+
 from __future__ import annotations
 
 import pytest

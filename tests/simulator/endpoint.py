@@ -1,4 +1,4 @@
-"""A small real HTTP server that does to each request what its script says, and remembers what it got."""
+"""A small HTTP server on a real socket. A script says how it responds to each request; it records all requests."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Self
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Received:
-    """A request as it arrived. Header names are lower case."""
+class EndpointRequest:
+    """A received request. Header names are lower case."""
 
     method: str
     target: str
@@ -22,13 +22,13 @@ class Received:
     body: bytes = field(repr=False)
 
 
-Behaviour = Callable[[BaseHTTPRequestHandler, Received], None]
+Behavior = Callable[[BaseHTTPRequestHandler, EndpointRequest], None]
 
 
-def answer(status: int, body: bytes = b"", media: str = "text/plain") -> Behaviour:
-    """Answer with that status."""
+def answer(status: int, body: bytes = b"", media: str = "text/plain") -> Behavior:
+    """Respond with that status."""
 
-    def behave(handler: BaseHTTPRequestHandler, _: Received) -> None:
+    def behave(handler: BaseHTTPRequestHandler, _: EndpointRequest) -> None:
         handler.send_response(status)
         handler.send_header("Content-Type", media)
         handler.send_header("Content-Length", str(len(body)))
@@ -38,25 +38,25 @@ def answer(status: int, body: bytes = b"", media: str = "text/plain") -> Behavio
     return behave
 
 
-def hang_up(handler: BaseHTTPRequestHandler, _: Received) -> None:
-    """Close the connection without a word."""
+def hang_up(handler: BaseHTTPRequestHandler, _: EndpointRequest) -> None:
+    """Close the connection without a response."""
     handler.close_connection = True
 
 
-def then_close(behaviour: Behaviour) -> Behaviour:
-    """Close the connection after it, without having announced that."""
+def then_close(behaviour: Behavior) -> Behavior:
+    """Close the connection afterwards, without a `Connection: close` header."""
 
-    def behave(handler: BaseHTTPRequestHandler, received: Received) -> None:
+    def behave(handler: BaseHTTPRequestHandler, received: EndpointRequest) -> None:
         behaviour(handler, received)
         handler.close_connection = True
 
     return behave
 
 
-def late(until: Event) -> Behaviour:
-    """Answer 200, but not before `until` is set."""
+def late(until: Event) -> Behavior:
+    """Respond 200 once `until` is set."""
 
-    def behave(handler: BaseHTTPRequestHandler, received: Received) -> None:
+    def behave(handler: BaseHTTPRequestHandler, received: EndpointRequest) -> None:
         until.wait(30)
         handler.close_connection = True
         answer(200)(handler, received)
@@ -64,28 +64,28 @@ def late(until: Event) -> Behaviour:
     return behave
 
 
-class Door:
-    """Serves on a random port of 127.0.0.1 while it is entered. Without a script it answers 200."""
+class ScriptedEndpoint:
+    """Serves on a random port of 127.0.0.1 within a `with` block. Without a script it responds 200."""
 
-    def __init__(self, *script: Behaviour) -> None:
+    def __init__(self, *script: Behavior) -> None:
         self.script = deque(script)
-        self.received: list[Received] = []
+        self.received: list[EndpointRequest] = []
         self.connections = 0
         self._lock = Lock()
-        door = self
+        endpoint = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def setup(self) -> None:
-                with door._lock:
-                    door.connections += 1
+                with endpoint._lock:
+                    endpoint.connections += 1
                 super().setup()
 
             def handle(self) -> None:
                 try:
                     super().handle()
-                except ConnectionError:  # the other side has lost our answer on purpose
+                except ConnectionError:  # the sender has closed the connection on purpose
                     self.close_connection = True
 
             def do_POST(self) -> None:
@@ -95,15 +95,15 @@ class Door:
                 self._do(b"")
 
             def _do(self, body: bytes) -> None:
-                received = Received(
+                received = EndpointRequest(
                     method=self.command,
                     target=self.path,
                     body=body,
                     headers={name.lower(): value for name, value in self.headers.items()},
                 )
-                with door._lock:
-                    door.received.append(received)
-                    behave = door.script.popleft() if door.script else answer(200)
+                with endpoint._lock:
+                    endpoint.received.append(received)
+                    behave = endpoint.script.popleft() if endpoint.script else answer(200)
                 behave(self, received)
 
             def log_message(self, *_: object) -> None:
@@ -115,7 +115,7 @@ class Door:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def wrap(self, tls: SSLContext) -> None:
-        """Speak TLS from now on."""
+        """Use TLS from now on."""
         self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
 
     def __enter__(self) -> Self:

@@ -1,6 +1,6 @@
-"""A receiver in a few lines: the project's own pure judgement behind a real socket, and nothing recorded.
+"""A minimal receiver: the project's own verification behind a real socket, without a database.
 
-It answers as the table of answers says; with a `spoil`, not quite.
+It responds as documented. A test can change responses with a `spoil` function.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from tests.protocol.made_up import SOURCE, TOKENS, destination, registry, token
 
 # (status, media type, body)
 Answer = tuple[int, str, bytes]
-# What is answered in place of the right answer, given the request's body and how many there have been before.
+# Returns the response to send, given the request's body, the number of earlier requests, and the correct response.
 Spoil = Callable[[bytes, int, Answer], Answer]
 
 TEXT, JSON = "text/plain; charset=utf-8", "application/json"
 
 
 def right(inbound: Inbound, at: Destination) -> Answer:
-    """The answer that the table of answers promises."""
+    """Return the documented response."""
     known, now = registry(at), datetime.now(UTC)
     accepted = check_head(inbound.head, known, now)
     verdict: Verdict
@@ -45,11 +45,11 @@ def right(inbound: Inbound, at: Destination) -> Answer:
         return 200, TEXT, verdict.challenge.encode()
     if verdict.query is None:
         return 200, TEXT, b""
-    return 501, JSON, json.dumps(error_body(kind=verdict.query, text="nobody answers")).encode()
+    return 501, JSON, json.dumps(error_body(kind=verdict.query, text="no responder")).encode()
 
 
 def answered(body: bytes) -> Answer:
-    """What a responder would say to the query in `body`."""
+    """Return the response of a responder to the query in `body`."""
     meta = json.loads(body)["Meta"]
     model, event = (meta[name].replace(" ", "") for name in ("DataModel", "EventType"))
     return 200, JSON, json.dumps({"Meta": {"DataModel": model, "EventType": response_event(model, event)}}).encode()
@@ -59,7 +59,7 @@ def answered(body: bytes) -> Answer:
 def model_receiver(
     spoil: Spoil = lambda _body, _count, answer: answer, credentials: Sequence[Credential] = (token(),), **policies: Any
 ) -> Iterator[AttackTarget]:
-    """Serves on a random port of 127.0.0.1 while the block runs; yields how to reach it."""
+    """Serve on a random port of 127.0.0.1 during the block. Yields the destination."""
     at = destination(*credentials, **policies)
     lock, count = Lock(), 0
 

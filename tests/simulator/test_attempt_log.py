@@ -1,3 +1,5 @@
+"""The attempt log: first acceptance, order, and its dump."""
+
 from __future__ import annotations
 
 import json

@@ -25,7 +25,7 @@ from receiver.simulator.client_auth import (
     SigV4Authenticator,
 )
 from tests.protocol.verification.issuers import P384
-from tests.simulator.endpoint import Door, answer
+from tests.simulator.endpoint import ScriptedEndpoint, answer
 from tests.web.test_authentication import private
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -63,12 +63,12 @@ def token(value: str, lifetime: object = 300) -> bytes:
 @pytest.mark.parametrize("send", ["basic", "form", "json"])
 def test_how_a_secret_is_sent(send: Any) -> None:
     """A client secret is sent in the header, or in the body as a form or JSON, with configurable names."""
-    with Door(answer(200, token("t"))) as door:
+    with ScriptedEndpoint(answer(200, token("t"))) as endpoint:
         presenter = AccessTokenAuthenticator(
-            f"{door.url}/oauth/main/token", "redox", secret="a+b c", send=send, names={"scope": "scopes"}, scope="s"
+            f"{endpoint.url}/oauth/main/token", "redox", secret="a+b c", send=send, names={"scope": "scopes"}, scope="s"
         )
         assert presenter.headers(outgoing(), now=0) == {"authorization": "Bearer t"}
-        (request,) = door.received
+        (request,) = endpoint.received
     form = (
         json.loads(request.body)
         if send == "json"
@@ -82,34 +82,39 @@ def test_how_a_secret_is_sent(send: Any) -> None:
 
 def test_a_token_is_kept_until_it_ends() -> None:
     """A token is requested only when there is none that is valid for a while, not for each message."""
-    with Door(answer(200, token("long")), answer(200, token("short", 0)), answer(200, token("next"))) as door:
-        presenter = AccessTokenAuthenticator(f"{door.url}/t", "redox", secret="s")
+    with ScriptedEndpoint(
+        answer(200, token("long")), answer(200, token("short", 0)), answer(200, token("next"))
+    ) as endpoint:
+        presenter = AccessTokenAuthenticator(f"{endpoint.url}/t", "redox", secret="s")
         assert [presenter.headers(outgoing(), now=0)["authorization"] for _ in range(3)] == ["Bearer long"] * 3
-        fleeting = AccessTokenAuthenticator(f"{door.url}/t", "redox", secret="s")
+        fleeting = AccessTokenAuthenticator(f"{endpoint.url}/t", "redox", secret="s")
         assert [fleeting.headers(outgoing(), now=0)["authorization"] for _ in range(2)] == [
             "Bearer short",
             "Bearer next",
         ]
-        assert len(door.received) == 3
+        assert len(endpoint.received) == 3
 
 
 def test_no_token() -> None:
     """The error names a token endpoint that returns no token."""
-    with Door(answer(401, b'{"error": "invalid_client"}')) as door, pytest.raises(ConfigurationError, match="401"):
-        AccessTokenAuthenticator(f"{door.url}/t", "redox", secret="s").headers(outgoing(), now=0)
+    with (
+        ScriptedEndpoint(answer(401, b'{"error": "invalid_client"}')) as endpoint,
+        pytest.raises(ConfigurationError, match="401"),
+    ):
+        AccessTokenAuthenticator(f"{endpoint.url}/t", "redox", secret="s").headers(outgoing(), now=0)
 
 
 def test_an_assertion() -> None:
     """iss and sub are the client, aud is the endpoint, and jti is new each time."""
-    with Door(answer(200, token("a", 0)), answer(200, token("b", 0))) as door:
-        url = f"{door.url}/oauth/main/token"
+    with ScriptedEndpoint(answer(200, token("a", 0)), answer(200, token("b", 0))) as endpoint:
+        url = f"{endpoint.url}/oauth/main/token"
         assertion = SignedTokenAuthenticator(
             key=private(P384), algorithm="ES384", issuer="redox", subject="redox", audience=url
         )
         presenter = AccessTokenAuthenticator(url, "redox", assertion=assertion)
         for _ in range(2):
             presenter.headers(outgoing(), now=NOW.timestamp())
-        sent = [parse_qs(request.body.decode())["client_assertion"][0] for request in door.received]
+        sent = [parse_qs(request.body.decode())["client_assertion"][0] for request in endpoint.received]
     claims = [jwt.decode(each, options={"verify_signature": False}) for each in sent]
     assert {(each["iss"], each["sub"], each["aud"], each["exp"] - each["iat"]) for each in claims} == {
         ("redox", "redox", url, 300)

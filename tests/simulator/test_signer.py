@@ -1,3 +1,5 @@
+"""Signatures of the simulator, against RFC 4231 and Python's hmac."""
+
 from __future__ import annotations
 
 import hmac

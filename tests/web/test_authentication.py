@@ -30,7 +30,7 @@ from receiver.simulator.http_connection import HttpConnection, HttpReply
 from receiver.simulator.signer import Signer
 from receiver.storage.registry.handler_changes import HandlerSpec
 from tests.protocol.verification.issuers import P256, P384, RSA_FIRST, Issuer, PrivateKey, jwk, pem
-from tests.simulator.endpoint import Door, answer
+from tests.simulator.endpoint import ScriptedEndpoint, answer
 from tests.support.waiting import until
 from tests.web.conftest import SOURCE, Site
 from tests.web.server import Server, Wire, post, serving
@@ -487,7 +487,7 @@ def test_a_signed_query_is_answered_once(site: Site, server: Server, kind: str) 
 
 def test_no_request_makes_anything_be_fetched(site: Site, server: Server) -> None:
     """A key that is unknown, and a token that says where its key is to be had: refused, and nobody is asked."""
-    with Door(answer(200, _rsa_keys().encode())) as door:
+    with ScriptedEndpoint(answer(200, _rsa_keys().encode())) as door:
         url = f"{door.url}/keys"
         at = Place(site, server, "jwt", issuers=[ISSUER], audiences=["us"], keys=_rsa_keys())
         site.registration.add_credential(

@@ -21,8 +21,7 @@ from receiver.storage.registry.follower import RegistryFollower
 from receiver.storage.registry.jwks_refresher import JwksRefresher, failing_keys
 from receiver.storage.registry.loader import load_registry, stale_credentials
 from tests.protocol.verification.issuers import RSA_FIRST, RSA_SECOND, PrivateKey, jwk
-from tests.simulator.endpoint import Door as Site
-from tests.simulator.endpoint import answer
+from tests.simulator.endpoint import ScriptedEndpoint, answer
 from tests.storage.door import DESTINATION, Door
 
 
@@ -60,7 +59,7 @@ def until(holds: Callable[[], object], seconds: float = 30.0) -> None:
 
 def test_a_due_key_set_is_fetched(door: Door, engine: Engine, keyring: Keyring) -> None:
     """New keys at the URL are stored; a key set that was fetched recently is not fetched."""
-    with Site(answer(200, document(b=RSA_SECOND))) as site:
+    with ScriptedEndpoint(answer(200, document(b=RSA_SECOND))) as site:
         add(door, f"{site.url}/keys?for=us")
         fetcher = JwksRefresher(engine, keyring, fetch, every=300)
         assert not fetcher.renew_one()
@@ -92,7 +91,9 @@ def test_a_failure_keeps_the_keys(door: Door, engine: Engine, keyring: Keyring) 
     """After an error, an invalid document, a redirect, a large document or no connection, the keys stay and the failure
     is stored.
     """
-    with Site(answer(500), answer(200, b"<html>"), answer(302), answer(200, b" " * 300_000), answer(404)) as site:
+    with ScriptedEndpoint(
+        answer(500), answer(200, b"<html>"), answer(302), answer(200, b" " * 300_000), answer(404)
+    ) as site:
         add(door, f"{site.url}/keys")
         fetcher = JwksRefresher(engine, keyring, fetch, every=300)
         failures = []
@@ -114,7 +115,7 @@ def test_a_failure_keeps_the_keys(door: Door, engine: Engine, keyring: Keyring) 
 
 def test_stale_keys_are_not_trusted(door: Door, engine: Engine, keyring: Keyring) -> None:
     """After --max-stale without a successful fetch the credential is stale, until a fetch succeeds."""
-    with Site(answer(200, document(a=RSA_FIRST))) as site:
+    with ScriptedEndpoint(answer(200, document(a=RSA_FIRST))) as site:
         add(door, f"{site.url}/keys", max_stale=3600)
         assert not stale(door)
         with engine.connect() as connection:
@@ -176,7 +177,7 @@ def test_the_default_is_72_hours(door: Door) -> None:
 )
 def test_a_changed_row_is_not_fetched(door: Door, engine: Engine, keyring: Keyring, edit: str) -> None:
     """Write access to the database must not be enough to make this host send a request."""
-    with Site() as site:
+    with ScriptedEndpoint() as site:
         add(door, f"{site.url}/keys")
         door.rows(
             "UPDATE credentials SET settings = jsonb_set(settings, '{jwks_url}', to_jsonb(CAST(:url AS text)))"
@@ -197,7 +198,7 @@ def stale(door: Door) -> bool:
 
 def test_a_success_clears_the_failure(door: Door, engine: Engine, keyring: Keyring) -> None:
     """A successful fetch removes the failure."""
-    with Site(answer(500), answer(200, document(a=RSA_FIRST))) as site:
+    with ScriptedEndpoint(answer(500), answer(200, document(a=RSA_FIRST))) as site:
         add(door, f"{site.url}/keys")
         fetcher = JwksRefresher(engine, keyring, fetch, every=300)
         for expected in (True, False):
@@ -208,7 +209,7 @@ def test_a_success_clears_the_failure(door: Door, engine: Engine, keyring: Keyri
 
 def test_unused_key_sets_are_not_fetched(door: Door, engine: Engine, keyring: Keyring) -> None:
     """After the last credential with a URL is revoked, the URL is not fetched."""
-    with Site() as site:
+    with ScriptedEndpoint() as site:
         number = add(door, f"{site.url}/keys")
         door.registration.revoke_credential(number, door.now)
         due(door)
@@ -218,7 +219,7 @@ def test_unused_key_sets_are_not_fetched(door: Door, engine: Engine, keyring: Ke
 
 def test_one_of_many_processes_fetches(door: Door, engine: Engine, keyring: Keyring) -> None:
     """Concurrent processes fetch the URL once."""
-    with Site(answer(200, document(b=RSA_SECOND))) as site:
+    with ScriptedEndpoint(answer(200, document(b=RSA_SECOND))) as site:
         add(door, f"{site.url}/keys")
         due(door)
         threads = [
@@ -233,7 +234,7 @@ def test_one_of_many_processes_fetches(door: Door, engine: Engine, keyring: Keyr
 
 def test_the_timer(door: Door, engine: Engine, keyring: Keyring) -> None:
     """After start it fetches on its own, continues after failures, and stops."""
-    with Site(answer(500), answer(200, document(b=RSA_SECOND))) as site:
+    with ScriptedEndpoint(answer(500), answer(200, document(b=RSA_SECOND))) as site:
         add(door, f"{site.url}/keys")
         fetcher = JwksRefresher(engine, keyring, fetch, every=0.05)
         fetcher.start()
