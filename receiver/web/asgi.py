@@ -55,7 +55,7 @@ _LOGGED_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PAT
 # Seconds that a body for a Flask application may take.
 _BODY_TIMEOUT: Final = 15.0
 
-_answered = point("door.answered")
+_answered = point("request.answered")
 
 
 class Connection(Protocol):

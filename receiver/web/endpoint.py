@@ -57,10 +57,10 @@ BODIES: Final = 256 * 1024 * 1024
 LARGE: Final = 1024 * 1024
 
 _body_read, _judged, _queued, _recorded = (
-    point("door.body_read"),
-    point("door.judged"),
-    point("door.queued"),
-    point("door.recorded"),
+    point("request.body_read"),
+    point("request.judged"),
+    point("request.queued"),
+    point("request.recorded"),
 )
 _query_answered, _query_recorded, _inline_handled = (
     point("query.answered"),

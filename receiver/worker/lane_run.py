@@ -26,7 +26,7 @@ from receiver.worker.leases import Leases
 
 log: Final = structlog.get_logger(__name__)
 
-_left, _cut = point("lane.left"), point("lane.cut")
+_left, _cut = point("lane.run_ended"), point("lane.killed")
 
 # Seconds until a delivery runs again after the process was stopped during its run.
 _STOPPED: Final = RetryDecision(state="pending", counted=False)

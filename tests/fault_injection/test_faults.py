@@ -35,10 +35,10 @@ def _enabled(
 
 def test_syntax() -> None:
     """An action for each fail-point, with a chance, a pass number or neither. Whitespace is ignored."""
-    assert parse(" ledger.committed=kill@0.02, lane.claimed=delay:0.5#3,door.judged = raise,,") == {
+    assert parse(" ledger.committed=kill@0.02, lane.claimed=delay:0.5#3,request.judged = raise,,") == {
         "ledger.committed": FaultAction(action="kill", chance=0.02),
         "lane.claimed": FaultAction(action="delay", seconds=0.5, hit=3),
-        "door.judged": FaultAction(action="raise"),
+        "request.judged": FaultAction(action="raise"),
     }
     assert parse("") == {}
 
@@ -47,13 +47,13 @@ def test_all_mistakes_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """All mistakes are reported at once, together with mistakes in other settings."""
     mistakes = (
         "nowhere=kill",
-        "door.judged=explode",
-        "door.queued",
-        "door.body_read=raise@2",
-        "lane.told=cut@0",
-        "lane.left=kill#0",
-        "lane.cut=kill",
-        "lane.cut=raise",
+        "request.judged=explode",
+        "request.queued",
+        "request.body_read=raise@2",
+        "lane.commanded=cut@0",
+        "lane.run_ended=kill#0",
+        "lane.killed=kill",
+        "lane.killed=raise",
         "lane.claimed=delay",
     )
     monkeypatch.setenv(VARIABLE, ",".join(mistakes))
@@ -65,19 +65,19 @@ def test_all_mistakes_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     how = "use kill, raise, cut or delay:SECONDS, optionally followed by @CHANCE or #N"
     assert failpoints.removeprefix(f"{VARIABLE}: ").split("; ") == [
         "nowhere is not a fail-point",
-        f"door.judged=explode: {how}",
-        f"door.queued: {how}",
-        "door.body_read=raise@2: the chance must be above 0 and at most 1",
-        "lane.told=cut@0: the chance must be above 0 and at most 1",
-        "lane.left=kill#0: the first pass is #1",
-        "lane.cut is given twice",
+        f"request.judged=explode: {how}",
+        f"request.queued: {how}",
+        "request.body_read=raise@2: the chance must be above 0 and at most 1",
+        "lane.commanded=cut@0: the chance must be above 0 and at most 1",
+        "lane.run_ended=kill#0: the first pass is #1",
+        "lane.killed is given twice",
         f"lane.claimed=delay: {how}",
     ]
 
 
 def test_not_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The variable is refused in a .env file, where it could be forgotten."""
-    (tmp_path / ".env").write_text(f"{VARIABLE}=door.judged=raise\n")
+    (tmp_path / ".env").write_text(f"{VARIABLE}=request.judged=raise\n")
     monkeypatch.setenv("RECEIVER_DATA_DIR", str(tmp_path))
     with pytest.raises(ConfigurationError, match=f"{VARIABLE} stands in {tmp_path}/.env: it is read from the environ"):
         table.load_settings()
@@ -100,67 +100,67 @@ def test_without_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fail-point that is bound without the variable does nothing, even if the variable is set later."""
     monkeypatch.setenv(VARIABLE, ",".join(f"{name}=raise" for name in POINTS))
     faults.point("ledger.committed")()
-    assert faults.point("ledger.committed") is faults.point("door.judged")
+    assert faults.point("ledger.committed") is faults.point("request.judged")
 
 
 def test_each_time_by_chance_or_once() -> None:
     """An action runs only on the third pass, or as often as its chance says."""
-    made = _enabled("door.judged=raise#3,door.queued=raise@0.5,lane.left=raise")
+    made = _enabled("request.judged=raise#3,request.queued=raise@0.5,lane.run_ended=raise")
     triggered: Counter[str] = Counter()
     for number in range(1, 401):
-        for name in ("door.judged", "door.queued", "lane.left", "lane.told"):
+        for name in ("request.judged", "request.queued", "lane.run_ended", "lane.commanded"):
             try:
                 made.passing(name)
             except FaultTriggered:
                 triggered[name] += 1
-                assert name != "door.judged" or number == 3
-    assert (triggered["door.judged"], triggered["lane.left"], triggered["lane.told"]) == (1, 400, 0)
-    assert 100 < triggered["door.queued"] < 300
+                assert name != "request.judged" or number == 3
+    assert (triggered["request.judged"], triggered["lane.run_ended"], triggered["lane.commanded"]) == (1, 400, 0)
+    assert 100 < triggered["request.queued"] < 300
 
 
 def test_cut() -> None:
     """`cut` calls the function that cuts the connections."""
     cuts: list[None] = []
-    _enabled("lane.told=cut", cut=lambda: cuts.append(None)).passing("lane.told")
+    _enabled("lane.commanded=cut", cut=lambda: cuts.append(None)).passing("lane.commanded")
     assert cuts == [None]
 
 
 def test_production_destinations() -> None:
     """A process with the variable does not start with a production destination. The error names both."""
     with pytest.raises(ConfigurationError, match=f"^{VARIABLE} is set, but lab is a production destination: "):
-        _enabled("door.judged=raise", production=lambda: "lab")
+        _enabled("request.judged=raise", production=lambda: "lab")
 
 
 def test_a_new_production_destination() -> None:
     """The check repeats before each action. A production destination disables all actions for good."""
     answers: list[str | None] = [None, None, "lab", None]
-    made = _enabled("door.judged=raise", production=lambda: answers.pop(0))
+    made = _enabled("request.judged=raise", production=lambda: answers.pop(0))
     with pytest.raises(FaultTriggered):
-        made.passing("door.judged")
-    made.passing("door.judged")
-    made.passing("door.judged")
+        made.passing("request.judged")
+    made.passing("request.judged")
+    made.passing("request.judged")
     assert answers == [None]
 
 
 def test_without_the_database() -> None:
     """A process starts without its database, and no action runs until the check succeeds."""
     looks: list[Callable[[], str | None]] = [_unavailable, _unavailable, lambda: None]
-    made = _enabled("door.judged=raise", production=lambda: looks.pop(0)())
-    made.passing("door.judged")
+    made = _enabled("request.judged=raise", production=lambda: looks.pop(0)())
+    made.passing("request.judged")
     with pytest.raises(FaultTriggered):
-        made.passing("door.judged")
+        made.passing("request.judged")
 
 
 def test_kill() -> None:
     """`kill` ends the process with SIGKILL; nothing runs after it."""
     program = (
-        "from receiver.fault_injection import faults\npassed = faults.point('door.judged')\npassed()\n"
+        "from receiver.fault_injection import faults\npassed = faults.point('request.judged')\npassed()\n"
         "faults.enable(production=lambda: None, cut=lambda: None)\n"
         "try:\n    passed()\nfinally:\n    print('alive')"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
-        env={VARIABLE: "door.judged=kill", "PYTHONPATH": str(_PACKAGE.parent)},
+        env={VARIABLE: "request.judged=kill", "PYTHONPATH": str(_PACKAGE.parent)},
         capture_output=True,
         text=True,
         check=False,

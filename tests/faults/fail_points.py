@@ -19,7 +19,7 @@ from tests.faults.site import Host, Site
 _REACH_TIMEOUT: Final = 30.0
 # Seconds: longer than a request may take, and than a lease.
 _DELAY: Final = 6.0
-_RECEIVERS: Final = tuple(name for name in POINTS if name.startswith(("door.", "ledger.", "query.", "inline.")))
+_RECEIVERS: Final = tuple(name for name in POINTS if name.startswith(("request.", "ledger.", "query.", "inline.")))
 _WORKERS: Final = tuple(name for name in POINTS if name.startswith(("lane.", "delivery.", "handler.")))
 _ACTIONS: Final = ("kill", "kill", "raise", "cut", f"delay:{_DELAY:g}")
 # These kinds pass every fail-point of a receiver.

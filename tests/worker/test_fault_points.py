@@ -90,7 +90,7 @@ def test_none_starts_where_production_is(world: World, command: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "receiver", command],
         env=world.environment(
-            **{VARIABLE: "door.judged=raise", "RECEIVER_BIND": "127.0.0.1:0", "RECEIVER_ADMIN_BIND": "127.0.0.1:0"}
+            **{VARIABLE: "request.judged=raise", "RECEIVER_BIND": "127.0.0.1:0", "RECEIVER_ADMIN_BIND": "127.0.0.1:0"}
         ),
         cwd="/",
         capture_output=True,

@@ -51,7 +51,7 @@ from receiver.worker.handler_process.plugin_log import RUN, RunIds
 if TYPE_CHECKING:
     from receiver.worker.handler_process.redox_access import RedoxAccess
 
-_started, _ended, _reported = point("delivery.started"), point("handler.ended"), point("handler.told")
+_started, _ended, _reported = point("delivery.started"), point("handler.ended"), point("handler.reported")
 _committing, _succeeded, _failed = (point("delivery.committing"), point("delivery.succeeded"), point("delivery.failed"))
 
 # After this many runs the process is replaced, to limit leaks in plugins.

@@ -48,7 +48,7 @@ from receiver.worker.handler_process.ipc import (
 plugin_log: Final = structlog.get_logger("receiver.plugin")
 delivery_log: Final = structlog.get_logger("receiver.delivery")
 
-_commanded = point("lane.told")
+_commanded = point("lane.commanded")
 
 # Seconds for a process to start and to import its plugins, which may be slow.
 START_TIMEOUT: Final = 60.0

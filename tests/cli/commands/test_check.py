@@ -133,11 +133,11 @@ def test_settings_that_nothing_reads(check: Check, monkeypatch: pytest.MonkeyPat
 
 def test_fail_points(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     """What would be started here would be made to fail: that is told, with where and how."""
-    monkeypatch.setenv("RECEIVER_FAILPOINTS", "ledger.committed=kill@0.02,lane.told=delay:1")
+    monkeypatch.setenv("RECEIVER_FAILPOINTS", "ledger.committed=kill@0.02,lane.commanded=delay:1")
     found = check()
     assert amiss(found) == {"failpoints": "bad"}
     assert found["failpoints"]["message"] == (
-        "fault injection is on: processes started here fail at ledger.committed (kill), lane.told (delay)"
+        "fault injection is on: processes started here fail at ledger.committed (kill), lane.commanded (delay)"
     )
 
 
