@@ -106,9 +106,14 @@ class Host(Machine):
 
     def revive(self) -> None:
         """Restart each worker that has ended, as a process manager does."""
-        for worker in [each for each in self.workers if each.poll() is not None]:
-            self.workers.remove(worker)
-            self.work()
+        for worker in list(self.workers):
+            # A killed process is a zombie before its last thread has ended; only then can it be waited for.
+            with suppress(psutil.NoSuchProcess):
+                if psutil.Process(worker.pid).status() == psutil.STATUS_ZOMBIE:
+                    worker.wait(30)
+            if worker.poll() is not None:
+                self.workers.remove(worker)
+                self.work()
 
     def clear(self) -> None:
         """Kill all processes that are left. The site removes the directory."""
