@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from receiver.server.protocol import MAX_HEAD, MAX_PIPELINED
+from receiver.server.client_connection import MAX_PIPELINED
+from receiver.server.request_head import MAX_HEAD
 from tests.support.waiting import until
 from tests.web.conftest import Site, message, sent
 from tests.web.server import Server, Wire, post
