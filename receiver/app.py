@@ -49,7 +49,7 @@ from receiver.web import admin, listening, wsgi
 from receiver.web.admin import Check
 from receiver.web.asgi import BlockingService, PublicService
 from receiver.web.endpoint import Answered, Endpoint
-from receiver.web.token_endpoint import Issue, Refusal, TokenEndpoint
+from receiver.web.token_endpoint import TokenEndpoint, TokenIssue, TokenRefusal
 from receiver.worker.handler_process.bootstrap import process_name
 from receiver.worker.hints import LaneNotifier
 from receiver.worker.inline import InlineHandlers
@@ -224,7 +224,7 @@ class Recorder(MessageLedger):
         """Whether none of it was ever seen; from now on all of it was. Raises Unavailable."""
         return self._seen.first(once)
 
-    def issued(self, issue: Issue) -> Future[None]:
+    def issued(self, issue: TokenIssue) -> Future[None]:
         """Write it in the audit; the future is done after the COMMIT, or raises Unavailable."""
         granted = issue.granted
         return self.record(
@@ -240,7 +240,7 @@ class Recorder(MessageLedger):
             )
         )
 
-    def not_issued(self, refusal: Refusal) -> None:
+    def not_issued(self, refusal: TokenRefusal) -> None:
         """Note it in the audit; does not wait."""
         denied, known = refusal.denied, refusal.denied.credential
         self.note(

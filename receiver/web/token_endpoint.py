@@ -20,7 +20,6 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -38,18 +37,18 @@ from receiver.protocol.tokens import Denied, Granted
 from receiver.web.body import Transfer, receive
 from receiver.web.endpoint import UNAVAILABLE, recorded
 from receiver.web.runtime import Runtime
+from receiver.window_counter import MINUTE, WindowCounter
 
 log: Final = structlog.get_logger(__name__)
 
 # Wrong secrets from one network within a minute, before it is told to wait.
 GUESSES: Final = 10
-_MINUTE: Final = 60.0
 # Networks that are counted at once; in a flood from more, the longest silent are forgotten.
 _NETWORKS: Final = 10_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Refusal:
+class TokenRefusal:
     """A request for a token that got none, for the audit. `destination` None: there is none of that name."""
 
     head: Head
@@ -58,7 +57,7 @@ class Refusal:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Issue:
+class TokenIssue:
     """A token that is to be given out, for the audit."""
 
     head: Head
@@ -72,29 +71,11 @@ class Records(Protocol):
     def first(self, once: Sequence[Nonce]) -> bool:
         """Whether none of it was ever seen; from now on all of it was. Raises Unavailable."""
 
-    def issued(self, issue: Issue) -> Future[None]:
+    def issued(self, issue: TokenIssue) -> Future[None]:
         """Write it in the audit; the future is done after the COMMIT, or raises Unavailable."""
 
-    def not_issued(self, refusal: Refusal) -> None:
+    def not_issued(self, refusal: TokenRefusal) -> None:
         """Note it in the audit; does not wait."""
-
-
-class Guesses:
-    """Counts wrong secrets by network. Safe in threads. Times are seconds of a monotonic clock."""
-
-    def __init__(self) -> None:
-        self._wrong: OrderedDict[str, tuple[float, int]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def wrong(self, network: str, now: float) -> bool:
-        """One more; whether there were too many within a minute."""
-        with self._lock:
-            began, count = self._wrong.pop(network, (now, 0))
-            began, count = (now, 1) if now - began >= _MINUTE else (began, count + 1)
-            self._wrong[network] = began, count
-            while len(self._wrong) > _NETWORKS:
-                self._wrong.popitem(last=False)
-        return count > GUESSES
 
 
 class TokenEndpoint:
@@ -106,7 +87,8 @@ class TokenEndpoint:
         self._registry = registry
         self._records = records
         self._network = network
-        self._guesses = Guesses()
+        self._guesses: WindowCounter[str] = WindowCounter(MINUTE, keys=_NETWORKS)
+        self._counting = threading.Lock()
 
     async def serve(self, head: Head, transfer: Transfer, runtime: Runtime) -> Reply:
         """The reply to a POST. Raises nothing of its own."""
@@ -145,14 +127,20 @@ class TokenEndpoint:
             decision = Denied(error="invalid_client", reason="token_assertion_replayed", credential=decision.credential)
         if isinstance(decision, Denied):
             return self._deny(head, destination, decision)
-        await recorded(runtime, self._records.issued(Issue(head=head, destination=destination, granted=decision)))
+        await recorded(runtime, self._records.issued(TokenIssue(head=head, destination=destination, granted=decision)))
         return _json(200, decision.body())
 
     def _deny(self, head: Head, destination: Destination | None, denied: Denied) -> Reply:
-        self._records.not_issued(Refusal(head=head, destination=destination, denied=denied))
-        if denied.guess and self._guesses.wrong(self._network(head.peer), time.monotonic()):
-            return _json(429, {"error": "slow_down"}, retry_after=int(_MINUTE))
+        self._records.not_issued(TokenRefusal(head=head, destination=destination, denied=denied))
+        if denied.guess and self._guesses_too_often(self._network(head.peer)):
+            return _json(429, {"error": "slow_down"}, retry_after=int(MINUTE))
         return _json(denied.status, {"error": denied.error})
+
+    def _guesses_too_often(self, network: str) -> bool:
+        """Count one more wrong secret; whether the network had too many within a minute."""
+        with self._counting:
+            self._guesses.roll(time.monotonic())
+            return self._guesses.add(network) > GUESSES
 
 
 def _json(status: int, body: dict[str, Any], *, retry_after: int | None = None) -> Reply:

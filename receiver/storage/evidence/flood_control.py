@@ -15,6 +15,7 @@ from typing import Any, Final
 from msgspec import structs
 
 from receiver.storage.evidence.audit_log import AUTHENTIC_REASONS, AuditEvent
+from receiver.window_counter import MINUTE, WindowCounter
 
 # Flood limits: this many rows a minute for one action, destination, reason and network, and for all together. The total
 # is kept separately for strangers and for holders of a credential, so that neither hides the other. Further events are
@@ -25,7 +26,6 @@ ROWS_IN_ALL: Final = 300
 NAMED: Final = 100
 # This many repeats of messages a minute get their own row, in the commit that answers them, for one destination.
 REPEATS: Final = 100
-_WINDOW: Final = 60.0
 # Strangers who use up their allowance get half of it in the next minute, down to summary rows alone. They get all of it
 # back after this many seconds without doing so.
 _RESTORE_AFTER: Final = 3600.0
@@ -48,7 +48,7 @@ def network(peer: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Key:
+class _EventKey:
     """The key of a count. `named`: the source or message of the event; `several`: there are too many to name."""
 
     action: str
@@ -68,7 +68,6 @@ class FloodControl:
     """
 
     def __init__(self) -> None:
-        self._began = 0.0
         self._halvings = 0
         self._used_up_at = 0.0  # end of the last minute in which strangers used up their allowance
         self._begin(0.0)
@@ -80,7 +79,9 @@ class FloodControl:
         named = _named(event)
         back = named is not None and self._seen_before(hash((event.action, event.destination, named)))
         query = "query" in (event.detail or {})
-        key = _Key(event.action, event.destination, event.reason, network(event.peer or ""), query, named is not None)
+        key = _EventKey(
+            event.action, event.destination, event.reason, network(event.peer or ""), query, named is not None
+        )
         these = self._classes[event.actor != "unverified" or event.reason in AUTHENTIC_REASONS]
         if room and these.passes(key):
             due.append(event)
@@ -90,7 +91,7 @@ class FloodControl:
 
     def due(self, now: float) -> list[AuditEvent]:
         """Return the summary rows of an ended minute, and begin the next."""
-        return self.end(now) if now - self._began >= _WINDOW else []
+        return self.end(now) if self._classes[False].ended(now) else []
 
     def end(self, now: float) -> list[AuditEvent]:
         """Return all summary rows so far: at the end of a minute, and before the process ends."""
@@ -103,8 +104,7 @@ class FloodControl:
         return events
 
     def _begin(self, now: float) -> None:
-        self._began = now
-        self._classes = {False: _Class(self._halvings), True: _Class(0)}
+        self._classes = {False: _Class(now, self._halvings), True: _Class(now, 0)}
 
     def _seen_before(self, name: int) -> bool:
         """Return whether that name was seen recently."""
@@ -117,28 +117,35 @@ class FloodControl:
 
 
 class _Class:
-    """The events of strangers, or of others, within a minute. `halvings`: how often their allowance was halved."""
+    """The events of strangers, or of others, within the minute that `began`. `halvings`: how often their allowance was
+    halved.
+    """
 
-    def __init__(self, halvings: int) -> None:
+    def __init__(self, began: float, halvings: int) -> None:
         self._each, self._in_all, self._names = (most >> halvings for most in (ROWS_EACH, ROWS_IN_ALL, NAMED))
         self._seen = 0
-        self._passed: Counter[_Key] = Counter()
-        self._held: dict[_Key, tuple[AuditEvent, int]] = {}
+        self._passed: WindowCounter[_EventKey] = WindowCounter(MINUTE, began=began)
+        self._held: dict[_EventKey, tuple[AuditEvent, int]] = {}
         self._named = 0
 
-    def passes(self, key: _Key) -> bool:
+    def passes(self, key: _EventKey) -> bool:
         """Return whether one more event gets its own row."""
-        passes = self._passed[key] < self._each and self._passed.total() < self._in_all
+        passes = self._passed[key] < self._each and self._passed.total < self._in_all
         self._seen += 1
-        self._passed[key] += passes
+        if passes:
+            self._passed.add(key)
         return passes
 
-    def count(self, key: _Key, named: str | None, event: AuditEvent) -> None:
+    def ended(self, now: float) -> bool:
+        """Return whether the minute is over."""
+        return self._passed.ended(now)
+
+    def count(self, key: _EventKey, named: str | None, event: AuditEvent) -> None:
         """Count one more event, by its name if there is one."""
         key = self._count_key(key, named)
         self._held[key] = event, self._held[key][1] + event.count if key in self._held else event.count
 
-    def _count_key(self, key: _Key, named: str | None) -> _Key:
+    def _count_key(self, key: _EventKey, named: str | None) -> _EventKey:
         """Return the key to count the event under. Destinations and reasons are few, so keys are few."""
         if named is not None:
             precise = replace(key, named=named, several=False)
@@ -164,7 +171,7 @@ class _Class:
         return [_summed(key, event, count) for key, (event, count) in self._held.items()]
 
 
-def _summed(key: _Key, event: AuditEvent, count: int) -> AuditEvent:
+def _summed(key: _EventKey, event: AuditEvent, count: int) -> AuditEvent:
     detail: dict[str, Any] = ({"several": True} if key.several else _source(event)) | (
         {"query": True} if key.query else {}
     )
@@ -197,13 +204,11 @@ class Repeats:
     """
 
     def __init__(self) -> None:
-        self._began = 0.0
-        self._audited: Counter[str | None] = Counter()
+        self._audited: WindowCounter[str | None] = WindowCounter(MINUTE)
 
     def split(self, events: Iterable[AuditEvent], now: float) -> tuple[list[AuditEvent], list[AuditEvent]]:
         """Return (events to write in the commit, events to count). Call `written` after the commit."""
-        if now - self._began >= _WINDOW:
-            self._began, self._audited = now, Counter()
+        self._audited.roll(now)
         audited, counted, new = list[AuditEvent](), list[AuditEvent](), Counter[str | None]()
         for event in events:
             if _bare_repeat(event):
@@ -216,7 +221,9 @@ class Repeats:
 
     def written(self, audited: Iterable[AuditEvent]) -> None:
         """Record that the events are committed."""
-        self._audited.update(event.destination for event in audited if _bare_repeat(event))
+        for event in audited:
+            if _bare_repeat(event):
+                self._audited.add(event.destination)
 
 
 def _bare_repeat(event: AuditEvent) -> bool:
