@@ -1,6 +1,6 @@
 """Filter for plugin log lines: decides what may be printed. The docstring of receiver.handlers.Context has the rule.
 
-Fields are judged by their value (receiver.logs.printable), because the meaning of a plugin's keys is unknown. The ids
+Fields are judged by their value (receiver.log_redaction.printable), because the meaning of a plugin's keys is unknown. The ids
 of the run belong to the receiver: a plugin's field with such a name is dropped. Must not print anything itself.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
-from receiver import logs, retry_policy
+from receiver import log_redaction, retry_policy
 from receiver.worker.handler_process.ipc import Log
 
 # A log line holds the ids of its run under this key. A RunIds value is the receiver's; any other value is a plugin's
@@ -73,7 +73,7 @@ def line(level: str, given: Mapping[str, Any], current: RunIds | None) -> Log:
     kept = {
         name: str(value) if isinstance(value, UUID) else value
         for name, value in fields.items()
-        if name not in _RESERVED and logs.printable(name, value)
+        if name not in _RESERVED and log_redaction.printable(name, value)
     }
     dropped = fields.keys() - kept.keys()
     if bound is not None and not isinstance(bound, RunIds):
@@ -82,10 +82,10 @@ def line(level: str, given: Mapping[str, Any], current: RunIds | None) -> Log:
     if isinstance(exc, BaseException):
         outcome = retry_policy.outcome_of(exc)
         kept |= {"error_class": outcome.error_class, "frames": list(outcome.frames)}
-    named = tuple(sorted(name for name in dropped if logs.FIELD_NAME.fullmatch(name)))
+    named = tuple(sorted(name for name in dropped if log_redaction.FIELD_NAME.fullmatch(name)))
     return Log(
         level=level,
-        event=event if isinstance(event, str) and logs.EVENT.fullmatch(event) else logs.UNNAMED,
+        event=event if isinstance(event, str) and log_redaction.EVENT.fullmatch(event) else log_redaction.UNNAMED,
         fields=kept | (run.fields if run is not None else {}),
         dropped=len(dropped),
         names=named if run is not None and run.development else (),
