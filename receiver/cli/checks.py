@@ -32,6 +32,7 @@ from receiver.cli import output, session
 from receiver.database import clock, compatibility
 from receiver.errors import DatabaseUnavailable, ReceiverError
 from receiver.fault_injection import faults
+from receiver.findings.formatting import count
 from receiver.keyring import Keyring
 from receiver.settings import Settings
 from receiver.storage.operations import backups, queries
@@ -272,7 +273,7 @@ def _keyring(settings: Settings) -> tuple[Keyring | None, Finding]:
             message=f"{path} is in the same directory as a backup of the database",
             fix="store them in different places: together they defeat the encryption",
         )
-    held = output.count(len(keyring.keys), "key", "keys")
+    held = count(len(keyring.keys), "key", "keys")
     return keyring, Finding(name="keyring", state="ok", message=f"{path}: {held}")
 
 
@@ -490,7 +491,7 @@ def _plugins(connection: Connection, _: Keyring | None) -> Finding:
     wrong += [sentence for *_, sentence in discovery.responder_conflicts(specs)]
     if wrong:
         return Finding(name="plugins", state="bad", message="; ".join(wrong), fix="redox-receiver handlers check")
-    message = output.count(len(plugins.loaded), "handler", "handlers") + " imported"
+    message = count(len(plugins.loaded), "handler", "handlers") + " imported"
     return Finding(name="plugins", state="ok", message=message if plugins.loaded else "no handler is enabled")
 
 

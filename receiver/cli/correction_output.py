@@ -12,6 +12,7 @@ import click
 
 from receiver.cli import output
 from receiver.cli.session import Session
+from receiver.findings.formatting import count
 from receiver.storage.operations.corrections.batches import AuditedCorrections, CorrectionTask
 
 _Corrections = TypeVar("_Corrections", bound=AuditedCorrections)
@@ -60,8 +61,7 @@ def carry_out(
                 advance(len(batch.done) + len(batch.left))
     except KeyboardInterrupt:
         output.say(
-            f"stopped: {output.count(len(done), _ONE[what], what)} {verb} before the interruption. "
-            f"{resume.format(last=last)}"
+            f"stopped: {count(len(done), _ONE[what], what)} {verb} before the interruption. {resume.format(last=last)}"
         )
         raise
     if as_json:
@@ -69,10 +69,10 @@ def carry_out(
             {"dry_run": dry_run, "done": done, "left": left, "made": made, "lanes": sorted(lanes), "newer": newer}
         )
     else:
-        changed = output.count(len(done), _ONE[what], what)
+        changed = count(len(done), _ONE[what], what)
         click.echo(
-            f"{'would be ' if dry_run else ''}{verb}: {changed} in {output.count(len(lanes), 'lane', 'lanes')}"
-            + (f", {output.count(made, 'new delivery', 'new deliveries')}" if made else "")
+            f"{'would be ' if dry_run else ''}{verb}: {changed} in {count(len(lanes), 'lane', 'lanes')}"
+            + (f", {count(made, 'new delivery', 'new deliveries')}" if made else "")
         )
         if newer:
             click.echo(f"newer messages that these lanes have already handled: {newer}")

@@ -177,11 +177,6 @@ def escaped(text: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
-def count(number: int, one: str, several: str) -> str:
-    """Format a number with its noun: 1 delivery, 2,000 deliveries."""
-    return f"{number:,} {one if number == 1 else several}"
-
-
 def say(text: str) -> None:
     """Print a note on stderr. Stdout is for the result only."""
     click.echo(text, err=True)

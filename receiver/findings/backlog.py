@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from receiver.findings.finding import Finding, command
-from receiver.findings.times import span
+from receiver.findings.formatting import count, span
 from receiver.findings.view import View
 from receiver.storage.operations import queries
 
@@ -25,8 +25,11 @@ def waiting(view: View) -> Iterator[Finding]:
             yield Finding(
                 code="backlog",
                 destination=name,
-                text=f"{name}: {each['pending']:,} deliveries of "
-                f"{each['handler']} wait, the oldest for {span(view.now - each['oldest'])}.",
+                text=f"{name}: "
+                + count(
+                    each["pending"], f"delivery of {each['handler']} waits", f"deliveries of {each['handler']} wait"
+                )
+                + f", the oldest for {span(view.now - each['oldest'])}.",
                 fix=listed,
                 details=each,
             )
@@ -35,9 +38,13 @@ def waiting(view: View) -> Iterator[Finding]:
                 yield Finding(
                     code="deliveries_never_tried",
                     destination=name,
-                    text=f"{name}: {each['never_tried']:,} "
-                    f"deliveries of {each['handler']} were never tried, the oldest waits for "
-                    f"{span(view.now - untried)}, though a running worker has loaded it.",
+                    text=f"{name}: "
+                    + count(
+                        each["never_tried"],
+                        f"delivery of {each['handler']} was never tried",
+                        f"deliveries of {each['handler']} were never tried",
+                    )
+                    + f", the oldest waits for {span(view.now - untried)}, though a running worker has loaded it.",
                     fix=command("lanes", "list", "--handler", each["handler"], "--destination", name),
                     details=each,
                 )
@@ -53,7 +60,8 @@ def unhandled(view: View) -> Iterator[Finding]:
         yield Finding(
             code="unhandled",
             destination=name,
-            text=f"{name}: {sum(each['count'] for each in rows):,} recent messages matched no handler ({kinds}).",
+            text=f"{name}: {count(sum(each['count'] for each in rows), 'recent message', 'recent messages')} matched no "
+            f"handler ({kinds}).",
             fix=command("messages", "list", "--state", "unhandled", "--destination", name),
             details={"kinds": {each["kind"]: each["count"] for each in rows}},
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from receiver.findings.finding import Finding, command
+from receiver.findings.formatting import count
 from receiver.findings.view import View
 from receiver.storage.registry.handler_changes import RESTORED
 
@@ -50,8 +51,8 @@ def handlers(view: View) -> Iterator[Finding]:
             yield Finding(
                 code="handler_not_loaded",
                 destination=name,
-                text=f"{name}: {each['pending']:,} deliveries "
-                f"wait for {each['handler']}, which no running worker has loaded.",
+                text=f"{name}: {count(each['pending'], 'delivery waits', 'deliveries wait')} for {each['handler']}, "
+                "which no running worker has loaded.",
                 fix=command("handlers", "list"),
                 details=each,
             )
@@ -65,7 +66,10 @@ def dead(view: View) -> Iterator[Finding]:
                 code="dead",
                 destination=feed["destination"],
                 text=f"{feed['destination']}: "
-                f"{each['count']:,} deliveries of {each['handler']} are dead ({each['error_class']}).",
+                + count(
+                    each["count"], f"delivery of {each['handler']} is dead", f"deliveries of {each['handler']} are dead"
+                )
+                + f" ({each['error_class']}).",
                 fix=command(
                     "deliveries",
                     "list",

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from receiver.findings.finding import Finding, command
-from receiver.findings.times import at, span
+from receiver.findings.formatting import at, count, span
 from receiver.findings.view import View
 from receiver.protocol.verification import reason_meanings
 from receiver.storage.operations import queries
@@ -113,7 +113,7 @@ def refusals(view: View) -> Iterator[Finding]:
 
 def _refused(name: str, rows: list[dict[str, Any]]) -> Iterator[Finding]:
     """Find, for each reason, recent requests of one subject that are mostly refused."""
-    for subject, noun in (("message", "requests"), ("token", "requests for an access token")):
+    for subject, what in (("message", ""), ("token", " for an access token")):
         these = [row for row in rows if row["subject"] == subject]
         if sum(row["since"] for row in these) >= _MANY_REFUSALS:
             which = "since"
@@ -133,8 +133,8 @@ def _refused(name: str, rows: list[dict[str, Any]]) -> Iterator[Finding]:
                     code="requests_refused",
                     destination=name,
                     fix=fix,
-                    text=f"{name}: {row[which]:,} {noun} were refused ({row['reason']}) from {at(first)} to "
-                    f"{at(last)}, "
+                    text=f"{name}: {count(row[which], f'request{what} was', f'requests{what} were')} refused "
+                    f"({row['reason']}) from {at(first)} to {at(last)}, "
                     + (
                         "none was accepted in the last day"
                         if accepted is None
@@ -162,7 +162,7 @@ def nowhere(view: View) -> Iterator[Finding]:
             yield Finding(
                 code="requests_unavailable" if ours else "destination_unknown",
                 severity="error" if ours else "warning",
-                text=f"{row['window']:,} requests were refused ({row['reason']}), the last at "
+                text=f"{count(row['window'], 'request was', 'requests were')} refused ({row['reason']}), the last at "
                 f"{at(row['window_last_at'])}: {meaning}.",
                 fix=fix,
                 details={"reason": row["reason"], "count": row["window"], "last_at": row["window_last_at"]},
@@ -207,7 +207,7 @@ def quarantine(view: View) -> Iterator[Finding]:
             yield Finding(
                 code="quarantine",
                 destination=name,
-                text=f"{name}: {each['quarantined']:,} messages are in quarantine ({reasons}).",
+                text=f"{name}: {count(each['quarantined'], 'message is', 'messages are')} in quarantine ({reasons}).",
                 fix=command("messages", "list", "--state", "quarantined", "--destination", name),
                 details={"count": each["quarantined"], "bytes": each["quarantined_bytes"]},
             )

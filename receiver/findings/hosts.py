@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from receiver.findings.finding import Finding, Severity, command
-from receiver.findings.times import at
+from receiver.findings.formatting import at
 from receiver.findings.view import View
 
 _STOPPED: Final = {"receiver": "receiver_stopped", "admin": "admin_stopped"}

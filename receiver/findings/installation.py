@@ -7,13 +7,15 @@ from typing import Final
 
 from receiver.database import clock
 from receiver.findings.finding import Finding, command
+from receiver.findings.formatting import count
 from receiver.findings.view import View
 from receiver.storage.operations import outbound_requests, queries
 
+# State → code, and what the requests in it do, for one and for several.
 _OUTBOX: Final = {
-    "pending": ("outbox_pending", "fail and are tried again ({error})"),
-    "held": ("outbox_held", "are held since a restore"),
-    "dead": ("outbox_dead", "are dead ({error})"),
+    "pending": ("outbox_pending", "request fails and is tried again", "requests fail and are tried again"),
+    "held": ("outbox_held", "request is held since a restore", "requests are held since a restore"),
+    "dead": ("outbox_dead", "request is dead", "requests are dead"),
 }
 
 
@@ -40,7 +42,11 @@ def workers(view: View) -> Iterator[Finding]:
         yield Finding(
             code="no_worker",
             text="No delivery worker is running: incoming messages wait"
-            + (f", and so do {waiting:,} requests to Redox." if waiting else "."),
+            + (
+                f", and so {'does' if waiting == 1 else 'do'} {count(waiting, 'request', 'requests')} to Redox."
+                if waiting
+                else "."
+            ),
             fix=command("worker"),
             details={"outbound_pending": waiting},
         )
@@ -49,11 +55,11 @@ def workers(view: View) -> Iterator[Finding]:
 def outbox(view: View) -> Iterator[Finding]:
     """Find outbound requests that are not sent, for each API key, state and error."""
     for each in outbound_requests.problems(view.connection):
-        code, text = _OUTBOX[each["state"]]
+        code, one, several = _OUTBOX[each["state"]]
+        error = "" if each["state"] == "held" else f" ({each['error_class']})"
         yield Finding(
             code=code,
-            text=f"To Redox with {each['api_key']}: {each['count']:,} requests "
-            f"{text.format(error=each['error_class'])}.",
+            text=f"To Redox with {each['api_key']}: {count(each['count'], one, several)}{error}.",
             fix=command("outbox", "list", "--key", each["api_key"], "--state", each["state"]),
             details=each,
         )

@@ -8,6 +8,7 @@ from typing import Any, Final
 from sqlalchemy import Connection
 
 from receiver.findings.finding import Finding, command
+from receiver.findings.formatting import count
 from receiver.findings.view import View
 from receiver.storage.queue import handler_problems
 
@@ -43,8 +44,9 @@ def _not_started(each: Problem) -> tuple[str, str]:
 
 
 def _failing(each: Problem) -> tuple[str, str]:
-    how = "asks to be retried later" if each["deferred"] else f"has failed {each['count']:,} times"
-    text = f"{each['handler']} {how} on {each['deliveries']:,} pending deliveries ({_error(each)})."
+    how = "asks to be retried later" if each["deferred"] else f"has failed {count(each['count'], 'time', 'times')}"
+    deliveries = count(each["deliveries"], "pending delivery", "pending deliveries")
+    text = f"{each['handler']} {how} on {deliveries} ({_error(each)})."
     return text, command("deliveries", "show", str(each["delivery"]))
 
 
@@ -68,7 +70,7 @@ def _missing(each: Problem) -> tuple[str, str]:
 
 
 def _answered(each: Problem, status: int) -> str:
-    return f"{each['count']:,} queries were answered {status} in the last hour"
+    return f"{count(each['count'], 'query was', 'queries were')} answered {status} in the last hour"
 
 
 def _hosts(each: Problem) -> str:

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Final
 
 from receiver.findings.finding import Finding, command
-from receiver.findings.times import at
+from receiver.findings.formatting import at
 from receiver.findings.view import View
 from receiver.storage.operations import queries
 

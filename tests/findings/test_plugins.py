@@ -69,16 +69,16 @@ def said(*command: str) -> Any:
         ),
         (
             {"kind": "responder_late", "destination": "lab", "place": "x:3:answer"},
-            "lab: 1 queries were answered 504 in the last hour: responder register took longer than its timeout at x:3:answer.",
+            "lab: 1 query was answered 504 in the last hour: responder register took longer than its timeout at x:3:answer.",
         ),
         (
             {"kind": "responder_missing", "handler": "", "destination": "lab", "message": UUID(MESSAGE)},
-            "lab: 1 queries were answered 501 in the last hour: no responder is enabled for PatientSearch.Query.",
+            "lab: 1 query was answered 501 in the last hour: no responder is enabled for PatientSearch.Query.",
         ),
         (
             {"kind": "responder_missing", "destination": "lab", "detail": "it cannot be imported"},
             (
-                "lab: 1 queries were answered 501 in the last hour: responder register does not run on host: it cannot be "
+                "lab: 1 query was answered 501 in the last hour: responder register does not run on host: it cannot be "
                 "imported."
             ),
         ),
@@ -113,7 +113,7 @@ def test_put_off_for_long(world: World) -> None:
     """A handler that has said RetryLater for more than five minutes is a finding, though nothing has failed."""
     world.delivery(attempts=0, error_class="RetryLater", deferred_since="2026-01-01T00:00:00Z")
     assert world.found()["handler_failing"].text == (
-        "lab: register asks to be retried later on 1 pending deliveries (RetryLater)."
+        "lab: register asks to be retried later on 1 pending delivery (RetryLater)."
     )
 
 

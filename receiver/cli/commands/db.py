@@ -21,6 +21,7 @@ from receiver.cli.options import example, json_option
 from receiver.database import migrations
 from receiver.database.embedded.cluster import Cluster
 from receiver.errors import ConfigurationError, IntegrityError
+from receiver.findings.formatting import count
 from receiver.keyring import Keyring
 from receiver.settings import Settings
 from receiver.storage import schema
@@ -180,7 +181,7 @@ def _print_restored(
     )
     if pending:
         click.echo(
-            f"{output.count(pending, 'delivery', 'deliveries')} on hold, because some may have run since the backup: "
+            f"{count(pending, 'delivery', 'deliveries')} on hold, because some may have run since the backup: "
             "see `redox-receiver deliveries list --state pending`, skip those that have run with "
             "`deliveries skip`, and run the others with `deliveries resume`. New messages for the same "
             "handlers wait behind them."

@@ -29,6 +29,7 @@ from receiver.cli.options import (
 )
 from receiver.cli.session import Session, opened
 from receiver.errors import NotFound
+from receiver.findings.formatting import count
 from receiver.outbound.outbox.bodies import read_call
 from receiver.states import OutboxState
 from receiver.storage.operations import outbound_requests
@@ -137,5 +138,5 @@ def retry(ids: tuple[int, ...], *, dry_run: bool, reason: str, as_json: bool, **
     if as_json:
         output.document({"dry_run": dry_run, "done": list(done.done), "left": left})
     else:
-        click.echo(f"{'would be ' if dry_run else ''}retried: {output.count(len(done.done), 'request', 'requests')}")
+        click.echo(f"{'would be ' if dry_run else ''}retried: {count(len(done.done), 'request', 'requests')}")
     list_unchanged(left)

@@ -24,6 +24,7 @@ from receiver.cli import output, session
 from receiver.cli.options import SECRET_FILE, example, json_option, read_secret
 from receiver.cli.simulated_api import loopback, serve_api
 from receiver.errors import ConfigurationError, ReceiverError
+from receiver.findings.formatting import count
 from receiver.protocol.patterns import matches, normalize_pattern
 from receiver.samples import sample
 from receiver.simulator.attacks import AttackTarget
@@ -330,15 +331,12 @@ def _report(
         click.echo(f"and {len(wrong) - _MAX_LISTED} more")
     if refused:
         text = ", ".join(f"{reason} {number:,}" for reason, number in refused.items())
-        click.echo(
-            f"{output.count(sum(refused.values()), 'attempt was', 'attempts were')} refused and retried ({text})"
-        )
+        click.echo(f"{count(sum(refused.values()), 'attempt was', 'attempts were')} refused and retried ({text})")
     if sent is not None:
         text = ", ".join(f"{output.escaped(kind)} {count}" for kind, count in sent.items())
         click.echo(f"handlers sent to Redox: {text or 'nothing'}")
     click.echo(
-        f"seed {seed}; "
-        + (output.count(len(wrong), "wrong answer", "wrong answers") if wrong else "all answers are correct")
+        f"seed {seed}; " + (count(len(wrong), "wrong answer", "wrong answers") if wrong else "all answers are correct")
     )
 
 

@@ -1,4 +1,4 @@
-"""Formatting of times and durations in findings."""
+"""Formatting of times, durations and counts in sentences. The command line uses it too."""
 
 from __future__ import annotations
 
@@ -15,3 +15,8 @@ def span(length: timedelta) -> str:
     seconds = max(0, int(length.total_seconds()))
     size, unit = next((each for each in ((86_400, "d"), (3_600, "h"), (60, "min")) if seconds >= each[0]), (1, "s"))
     return f"{seconds // size} {unit}"
+
+
+def count(number: int, one: str, several: str) -> str:
+    """Return a number with its noun: 1 delivery, 2,000 deliveries."""
+    return f"{number:,} {one if number == 1 else several}"
