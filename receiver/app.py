@@ -8,45 +8,36 @@ Must not hold a rule: those stand where they belong.
 from __future__ import annotations
 
 import atexit
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
-import structlog
 from flask import Flask
-from sqlalchemy import Connection, Engine, func, select, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Engine
 
 from receiver import keyring as keyrings
 from receiver import settings as table
-from receiver.database import compatibility
-from receiver.database.compatibility import SchemaMonitor
 from receiver.database.embedded.cluster import Cluster
-from receiver.database.engine import describe, open_engine
-from receiver.errors import ConfigurationError, ReceiverError
+from receiver.database.engine import open_engine
 from receiver.fault_injection import enable
 from receiver.keyring import Keyring
 from receiver.protocol.message import Nonce
-from receiver.protocol.registry import Registry
+from receiver.readiness import readiness
 from receiver.server.allocation import large_blocks_apart
 from receiver.settings import Settings
-from receiver.storage import schema
 from receiver.storage.accept.ledger import MessageLedger
 from receiver.storage.accept.replay_guard import ReplayGuard
 from receiver.storage.evidence.audit_log import AuditEvent
 from receiver.storage.evidence.flood_control import network
 from receiver.storage.queue.heartbeats import Heartbeat
-from receiver.storage.registry import loader
 from receiver.storage.registry.follower import RegistryFollower
 from receiver.storage.registry.jwks_refresher import JwksRefresher
-from receiver.storage.registry.key_records import check_keys
+from receiver.storage.registry.proved_registry import ProvedRegistry
 from receiver.web import admin, listening, wsgi
-from receiver.web.admin import Check
 from receiver.web.asgi import BlockingService, PublicService
 from receiver.web.endpoint import Answered, Endpoint
 from receiver.web.token_endpoint import TokenEndpoint, TokenIssue, TokenRefusal
@@ -54,14 +45,10 @@ from receiver.worker.handler_process.bootstrap import process_name
 from receiver.worker.hints import LaneNotifier
 from receiver.worker.inline import InlineHandlers
 
-log: Final = structlog.get_logger(__name__)
-
 # Seconds that a statement other than the ledger's may take.
 _STATEMENT_TIMEOUT: Final = 4.0
 # Why a query was not answered, in the audit.
 _UNANSWERED: Final = {500: "responder_failed", 501: "responder_missing", 503: "responders_busy", 504: "responder_late"}
-# Workers say every few seconds that they live.
-_RECENTLY: Final = timedelta(seconds=60)
 
 
 def database_url(settings: Settings) -> str:
@@ -137,7 +124,7 @@ def compose() -> PublicListener:
     engine = open_engine(url, pool_size=concurrency + 7, statement_timeout=_STATEMENT_TIMEOUT)
     hints = LaneNotifier(engine)
     responders = InlineHandlers(settings, url, engine)
-    ledger = Recorder(
+    ledger = PublicLedger(
         engine,
         keyring,
         quarantine_quota=settings.quarantine_quota,
@@ -204,7 +191,7 @@ def admin_service() -> BlockingService:
     return BlockingService(admin.admin_app(partial(readiness, engine, keyring)), threads=settings.threads, stop=stop)
 
 
-class Recorder(MessageLedger):
+class PublicLedger(MessageLedger):
     """The ledger, with the rows that tell of a query's answer and of tokens, and with what may be used once."""
 
     def __init__(
@@ -285,123 +272,3 @@ class Recorder(MessageLedger):
         noted: Future[None] = Future()
         noted.set_result(None)
         return noted
-
-
-class ProvedRegistry:
-    """The registry of the moment; None while the schema is one that this code does not run on, and while this host is
-    not known to hold the database's keys.
-
-    Without them every token would look wrong, and Redox be answered 401 for a fault of ours. Raises
-    ConfigurationError when made on a host whose keys are not the database's.
-    """
-
-    def __init__(self, engine: Engine, keyring: Keyring, follower: RegistryFollower) -> None:
-        self._engine = engine
-        self._keyring = keyring
-        self._follower = follower
-        self._schema = SchemaMonitor(engine)
-        self._proved = self._fits = False
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="schema", daemon=True)
-        self._look()
-
-    def __call__(self) -> Registry | None:
-        """The registry, or None."""
-        if not (self._proved and self._fits) or self._follower.doubt is not None:
-            return None
-        return self._follower.current
-
-    def start(self) -> None:
-        """Go on looking. Only after fork."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Look no more; what is being asked right now is waited for a little."""
-        self._stopping.set()
-        self._thread.join(compatibility.SCHEMA_POLL_INTERVAL)
-
-    def _look(self) -> None:
-        found = self._schema.check()
-        if found is not None:  # else it is away, and everything stays as it was last known
-            self._fits = found.compatible
-        if found is not None and found.compatible and not self._proved:
-            self._proved = self._prove()
-
-    def _prove(self) -> bool:
-        try:
-            with self._engine.connect() as connection:
-                check_keys(connection, self._keyring)
-        except SQLAlchemyError as exc:
-            log.warning("keys.not_compared", error=describe(exc))
-            return False
-        return True
-
-    def _watch(self) -> None:
-        reported = None
-        while not self._stopping.wait(compatibility.SCHEMA_POLL_INTERVAL):
-            try:
-                self._look()
-            except ConfigurationError as exc:
-                # Too late to refuse to start: everything is answered 503, until the database is the right one.
-                if str(exc) != reported:
-                    reported = str(exc)
-                    log.error("keys.not_proved", error=reported)
-            except Exception as exc:  # noqa: BLE001 - a thread that ends would keep what it knew last for ever
-                log.error("schema.not_watched", error=type(exc).__name__)
-
-
-def readiness(engine: Engine, keyring: Keyring) -> list[Check]:
-    """Whether this host can do its work: database, schema, keys and registry; and whether a worker lives.
-
-    The last is reported and does not count: a receiver without a worker still keeps every message. Takes as long as the
-    database does.
-    """
-    try:
-        with engine.connect() as connection:
-            checks = [_database(connection), _schema(connection)]
-            if all(check.ok for check in checks):
-                checks += [_keys(connection, keyring), _registry(connection, keyring), _worker(connection)]
-            return checks
-    except SQLAlchemyError as exc:
-        return [Check(name="database", ok=False, detail=f"not reachable ({describe(exc)}): see DATABASE_URL")]
-
-
-def _database(connection: Connection) -> Check:
-    reads_only = connection.scalar(text("SELECT current_setting('transaction_read_only')::boolean"))
-    return Check(
-        name="database",
-        ok=not reads_only,
-        detail="reachable, and takes writes"
-        if not reads_only
-        else "read-only: DATABASE_URL must name the primary server",
-    )
-
-
-def _schema(connection: Connection) -> Check:
-    found = compatibility.schema_compatibility(connection)
-    return Check(name="schema", ok=found.compatible, detail=found.message)
-
-
-def _keys(connection: Connection, keyring: Keyring) -> Check:
-    try:
-        check_keys(connection, keyring)
-    except ConfigurationError as exc:
-        return Check(name="keys", ok=False, detail=str(exc))
-    return Check(name="keys", ok=True, detail=f"{len(keyring.keys)} keys, all of the database's among them")
-
-
-def _registry(connection: Connection, keyring: Keyring) -> Check:
-    try:
-        loaded = loader.load_registry(connection, keyring)
-    except ReceiverError as exc:
-        return Check(name="registry", ok=False, detail=str(exc))
-    return Check(name="registry", ok=True, detail=f"version {loaded.version}, {len(loaded.destinations)} destinations")
-
-
-def _worker(connection: Connection) -> Check:
-    silence = connection.scalar(select(func.now() - func.max(schema.workers.c.seen_at)))
-    if silence is not None and silence <= _RECENTLY:
-        return Check(name="worker", ok=True, detail=f"seen {int(silence.total_seconds())} s ago")
-    return Check(
-        name="worker", ok=True, detail="none seen lately: messages are kept, and wait; start `redox-receiver worker`"
-    )

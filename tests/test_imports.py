@@ -100,7 +100,7 @@ RULES = (
     Rule(who="receiver.web", never=(*_DATABASE, "receiver.storage"), why="the web sees no database"),
     Rule(
         who="receiver.web",
-        never=("receiver.cli", "receiver.app", "receiver.worker", "receiver.server"),
+        never=("receiver.cli", "receiver.app", "receiver.readiness", "receiver.worker", "receiver.server"),
         why="the composition root puts the web together, not the web it",
     ),
     Rule(who="receiver.web", never=_SERVER, why="the web layer knows no server"),
@@ -139,8 +139,16 @@ RULES = (
     ),
     Rule(
         who="receiver",
-        but=("receiver.app", "receiver.asgi", "receiver.cli", "receiver.web", "receiver.server", "receiver.__main__"),
-        never=("receiver.app", "receiver.cli", "receiver.web"),
+        but=(
+            "receiver.app",
+            "receiver.readiness",
+            "receiver.asgi",
+            "receiver.cli",
+            "receiver.web",
+            "receiver.server",
+            "receiver.__main__",
+        ),
+        never=("receiver.app", "receiver.readiness", "receiver.cli", "receiver.web"),
         why="only the composition root and the command line know everybody",
     ),
     Rule(

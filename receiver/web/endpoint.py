@@ -103,7 +103,7 @@ class Answered:
     sha256: bytes
 
 
-class Recorder(pipeline.Ledger, Protocol):
+class EndpointLedger(pipeline.Ledger, Protocol):
     """What the endpoint needs of the storage."""
 
     def answered(self, answered: Answered) -> Future[None]:
@@ -143,7 +143,7 @@ class Endpoint:
         self,
         *,
         registry: Callable[[], Registry | None],
-        ledger: Recorder,
+        ledger: EndpointLedger,
         responders: Responders,
         max_body: int,
         concurrency: int,
