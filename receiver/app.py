@@ -39,7 +39,8 @@ from receiver.storage.registry.jwks_refresher import JwksRefresher
 from receiver.storage.registry.proved_registry import ProvedRegistry
 from receiver.web import admin, listening, wsgi
 from receiver.web.asgi import BlockingService, PublicService
-from receiver.web.endpoint import Answered, Endpoint
+from receiver.web.endpoint import Endpoint
+from receiver.web.handler_calls import Answered
 from receiver.web.token_endpoint import TokenEndpoint, TokenIssue, TokenRefusal
 from receiver.worker.handler_process.bootstrap import process_name
 from receiver.worker.hints import LaneNotifier

@@ -32,7 +32,8 @@ from receiver.web.asgi_request import AsgiRequest, Receive, Scope, connection_of
 from receiver.web.asgi_response import AsgiResponse, Send, call_wsgi, response_of
 from receiver.web.body import SMALL, receive
 from receiver.web.client_address import ClientAddresses
-from receiver.web.endpoint import UNAVAILABLE, Endpoint
+from receiver.web.endpoint import Endpoint
+from receiver.web.replies import UNAVAILABLE
 from receiver.web.response_headers import fields, token_fields
 from receiver.web.runtime import EventLoopRuntime, Runtime
 from receiver.web.token_endpoint import TokenEndpoint

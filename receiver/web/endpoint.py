@@ -25,31 +25,25 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from hashlib import sha256
 from typing import Final, Protocol
 
-import msgspec
 import structlog
 
 from receiver import pipeline
-from receiver.errors import BadTransfer, NotFound, Unavailable
+from receiver.errors import BadTransfer, Unavailable
 from receiver.fault_injection.faults import point
-from receiver.pipeline import Admitted, Challenged, HeadAccepted, Receipt, Refused
-from receiver.protocol.message import Head, Nonce, ParsedMessage, Reply, error_body
-from receiver.protocol.patterns import matches
-from receiver.protocol.registry import Destination, Registry, Subscription
+from receiver.pipeline import Admitted, Challenged, HeadAccepted, Refused
+from receiver.protocol.message import Head, Nonce, Reply
+from receiver.protocol.registry import Destination, Registry
 from receiver.web.body import BodyMemoryBudget, Reservation, Transfer, discarded, receive
-from receiver.web.runtime import ConcurrencyLimiter, Runtime, T
+from receiver.web.handler_calls import AnswerLedger, HandlerCalls, Responders
+from receiver.web.replies import ACCEPTED, REFUSALS, UNAVAILABLE, query_failure
+from receiver.web.runtime import Runtime, T, recorded
 
 log: Final = structlog.get_logger(__name__)
 
-# The ledger answers within five seconds; should it ever not, the sender is answered all the same.
-LEDGER_TIMEOUT: Final = 4.9
-# When the sender may come again after a 503. Redox has a schedule of its own; a proxy or another client may ask.
-RETRY_AFTER: Final = 5
 # Bodies in memory at once, at least this many bytes: a few of the largest and many of the usual ones.
 BODIES: Final = 256 * 1024 * 1024
 # Larger bodies are judged and sealed one at a time: that takes up to three times as much memory again. And it takes
@@ -62,74 +56,13 @@ _body_read, _judged, _queued, _recorded = (
     point("request.queued"),
     point("request.recorded"),
 )
-_query_answered, _query_recorded, _inline_handled = (
-    point("query.answered"),
-    point("query.recorded"),
-    point("inline.handled"),
-)
-
-ACCEPTED: Final = Reply(status=200)
-# What the sender of a refused request is told: nothing but that. The audit has the reason.
-REFUSALS: Final = {
-    400: Reply(status=400, body=b"bad request\n"),
-    401: Reply(status=401, body=b"unauthorized\n"),
-    403: Reply(status=403, body=b"forbidden\n"),
-    413: Reply(status=413, body=b"too large\n"),
-    501: Reply(status=501, body=b"not implemented\n"),
-}
-UNAVAILABLE: Final = Reply(status=503, body=b"try again later\n", retry_after=RETRY_AFTER)
-
-# What the asker of a query is told when there is no answer: fixed sentences, for a responder's reason may be anything.
-FAILURES: Final = {
-    400: "The query could not be read.",
-    403: "The query is not allowed.",
-    500: "The query failed.",
-    501: "Nobody answers this query here.",
-    503: "The query cannot be answered now. Try again later.",
-    504: "The query was not answered in time.",
-}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answered:
-    """How a query ended, for the audit. `body`: length and digest of what is sent, for it may disclose a patient."""
-
-    receipt: Receipt
-    head: Head
-    destination: Destination
-    responder: str | None
-    status: int
-    length: int
-    sha256: bytes
-
-
-class EndpointLedger(pipeline.Ledger, Protocol):
+class EndpointLedger(pipeline.Ledger, AnswerLedger, Protocol):
     """What the endpoint needs of the storage."""
-
-    def answered(self, answered: Answered) -> Future[None]:
-        """Write how a query ended in the audit; the future is done after the COMMIT, or raises Unavailable."""
 
     def first(self, once: Sequence[Nonce]) -> bool:
         """Whether none of it was ever seen; from now on all of it was. Raises Unavailable."""
-
-
-class Responders(Protocol):
-    """What the endpoint needs of the handlers that run inside a request, in processes that end when time is up."""
-
-    def answer(
-        self, message: ParsedMessage, responder: Subscription, destination: Destination, receipt: Receipt, /
-    ) -> bytes:
-        """The answer to a query, as JSON.
-
-        Raises NotFound (nobody has loaded it), Unavailable (no process is free), TimeoutError; anything else is the
-        responder's failure.
-        """
-
-    def run_inline(self, destination: Destination, receipt: Receipt, /) -> bool:
-        """Run the deliveries of `receipt.inline`; whether all have succeeded.
-
-        Raises Unavailable (no process is free) and TimeoutError.
-        """
 
 
 class Endpoint:
@@ -150,10 +83,9 @@ class Endpoint:
     ) -> None:
         self.registry: Final = registry
         self._ledger = ledger
-        self._responders = responders
+        self._handlers = HandlerCalls(ledger, responders, concurrency=concurrency)
         self._max_body = max_body
         self._memory = BodyMemoryBudget(max(BODIES, 4 * max_body))
-        self._limiter = ConcurrencyLimiter(concurrency)
         self._one_at_a_time = threading.Lock()
 
     async def serve(self, head: Head, transfer: Transfer, runtime: Runtime) -> Reply:
@@ -226,9 +158,9 @@ class Endpoint:
         receipt = await recorded(runtime, recording, flush=self._ledger.flush)
         _recorded()
         if verdict.query is not None:
-            return await self._answer(runtime, verdict, verdict.query, receipt)
+            return await self._handlers.answer(runtime, verdict, verdict.query, receipt)
         if receipt.inline:
-            await self._handle(runtime, verdict, receipt)
+            await self._handlers.handle(runtime, verdict, receipt)
         return ACCEPTED
 
     async def _work(self, runtime: Runtime, body: bytes, call: Callable[[], T]) -> T:
@@ -245,109 +177,13 @@ class Endpoint:
     def _refuse(self, refused: Refused) -> Reply:
         self._ledger.refuse(refused)
         if refused.query is not None:
-            return _failure(refused.query, refused.status)
+            return query_failure(refused.query, refused.status)
         return REFUSALS[refused.status]
 
     def _unavailable(self, reason: str, head: Head, destination: Destination | None, *, proved: bool = False) -> Reply:
         log.warning("request.unavailable", reason=reason)
         self._ledger.unavailable(reason, head, destination, proved=proved)
         return replace(UNAVAILABLE, close=True)
-
-    async def _answer(self, runtime: Runtime, admitted: Admitted, query: str, receipt: Receipt) -> Reply:
-        """A query that is recorded: its answer leaves after the row that says so has committed."""
-        message, destination = admitted.message, admitted.destination
-        if message is None:
-            return _failure(query, 400)  # kept in quarantine, and audited so
-        responder = next(
-            (
-                each
-                for each in destination.subscriptions
-                if each.role == "responder" and matches(each.patterns, message.kind)
-            ),
-            None,
-        )
-        reply = await self._respond(runtime, message, query, responder, destination, receipt)
-        answered = Answered(
-            receipt=receipt,
-            head=admitted.inbound.head,
-            destination=destination,
-            responder=None if responder is None else responder.handler,
-            status=reply.status,
-            length=len(reply.body),
-            sha256=sha256(reply.body).digest(),
-        )
-        _query_answered()
-        try:
-            await recorded(runtime, self._ledger.answered(answered))
-        except Unavailable as exc:
-            log.warning("query.not_recorded", reason=str(exc), destination=destination.name, uuid=receipt.uuid)
-            return reply if reply.status != ACCEPTED.status else _failure(query, 503)
-        _query_recorded()
-        return reply
-
-    async def _respond(
-        self,
-        runtime: Runtime,
-        message: ParsedMessage,
-        query: str,
-        responder: Subscription | None,
-        destination: Destination,
-        receipt: Receipt,
-    ) -> Reply:
-        try:
-            if responder is None:
-                raise NotFound
-            body = await self._limited(
-                runtime, destination, partial(self._responders.answer, message, responder, destination, receipt)
-            )
-        except NotFound:
-            status = 501
-        except Unavailable:
-            status = 503
-        except TimeoutError:
-            status = 504
-        except Exception:
-            # Whatever a responder raises is its failure, and the asker is told.
-            status = 500
-            log.exception("query.failed", destination=destination.name, uuid=receipt.uuid)
-        else:
-            return Reply(status=200, body=body, media=_JSON)
-        log.warning("query.not_answered", status=status, kind=query, destination=destination.name, uuid=receipt.uuid)
-        return _failure(query, status)
-
-    async def _handle(self, runtime: Runtime, admitted: Admitted, receipt: Receipt) -> None:
-        """after_handling: Redox keeps the message until it is handled. Raises Unavailable when it is not yet."""
-        destination = admitted.destination
-        try:
-            handled = await self._limited(
-                runtime, destination, partial(self._responders.run_inline, destination, receipt)
-            )
-        except TimeoutError:
-            handled = False
-        if not handled:
-            raise Unavailable("not_handled_yet")
-        _inline_handled()
-
-    async def _limited(self, runtime: Runtime, destination: Destination, call: Callable[[], T]) -> T:
-        """A call that waits for a handler, in a thread. It holds its slot as long as it runs, whether the request still
-        waits or not.
-
-        Raises Unavailable at once when there is no slot.
-        """
-
-        def limited() -> T:
-            with self._limiter.slot(destination.id):
-                return call()
-
-        return await runtime.run_in_thread(limited)
-
-
-async def recorded(runtime: Runtime, future: Future[T], *, flush: Callable[[], None] | None = None) -> T:
-    """What the ledger says, in time; `flush` where it batches. Raises Unavailable."""
-    try:
-        return await runtime.result(future, LEDGER_TIMEOUT, flush=flush)
-    except TimeoutError as exc:
-        raise Unavailable("ledger_silent") from exc
 
 
 def _length(transfer: Transfer) -> int | None:
@@ -356,16 +192,3 @@ def _length(transfer: Transfer) -> int | None:
         return transfer.length
     except BadTransfer:
         return None
-
-
-_JSON: Final = "application/json"
-
-
-def _failure(query: str, status: int) -> Reply:
-    """No answer to a query, said as Redox says it (Redox: `Meta.Errors`)."""
-    return Reply(
-        status=status,
-        body=msgspec.json.encode(error_body(kind=query, text=FAILURES[status])),
-        media=_JSON,
-        retry_after=RETRY_AFTER if status == UNAVAILABLE.status else None,
-    )

@@ -17,11 +17,14 @@ from collections.abc import Callable, Coroutine, Hashable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from receiver.errors import Unavailable
 
 T = TypeVar("T")
+
+# The ledger answers within five seconds; should it ever not, the sender is answered all the same.
+LEDGER_TIMEOUT: Final = 4.9
 
 
 class Runtime(Protocol):
@@ -35,6 +38,14 @@ class Runtime(Protocol):
 
     async def run_in_thread(self, call: Callable[[], T]) -> T:
         """What `call` returns. It may take its time, and holds up no other request. Raises what it raises."""
+
+
+async def recorded(runtime: Runtime, future: Future[T], *, flush: Callable[[], None] | None = None) -> T:
+    """What the ledger says, in time; `flush` where it batches. Raises Unavailable."""
+    try:
+        return await runtime.result(future, LEDGER_TIMEOUT, flush=flush)
+    except TimeoutError as exc:
+        raise Unavailable("ledger_silent") from exc
 
 
 class ThreadRuntime:

@@ -35,8 +35,8 @@ from receiver.protocol.message import Head, Inbound, Nonce, Reply
 from receiver.protocol.registry import Destination, Registry
 from receiver.protocol.tokens import Denied, Granted
 from receiver.web.body import Transfer, receive
-from receiver.web.endpoint import UNAVAILABLE, recorded
-from receiver.web.runtime import Runtime
+from receiver.web.replies import JSON, UNAVAILABLE
+from receiver.web.runtime import Runtime, recorded
 from receiver.window_counter import MINUTE, WindowCounter
 
 log: Final = structlog.get_logger(__name__)
@@ -144,7 +144,7 @@ class TokenEndpoint:
 
 
 def _json(status: int, body: dict[str, Any], *, retry_after: int | None = None) -> Reply:
-    return Reply(status=status, body=msgspec.json.encode(body), media="application/json", retry_after=retry_after)
+    return Reply(status=status, body=msgspec.json.encode(body), media=JSON, retry_after=retry_after)
 
 
 def _closing(reply: Reply) -> Reply:

@@ -28,7 +28,8 @@ from receiver.protocol.message import Head, Reply
 from receiver.web import jwks
 from receiver.web.body import Transfer, discarded, framing
 from receiver.web.client_address import ClientAddresses
-from receiver.web.endpoint import UNAVAILABLE, Endpoint
+from receiver.web.endpoint import Endpoint
+from receiver.web.replies import UNAVAILABLE
 from receiver.web.response_headers import Fields, fields, token_fields
 from receiver.web.runtime import Runtime, ThreadRuntime, drive
 from receiver.web.token_endpoint import TokenEndpoint

@@ -13,7 +13,7 @@ import pytest
 
 from receiver.errors import ConfigurationError, Unavailable
 from receiver.protocol.registry import Registry
-from receiver.web import endpoint as endpoint_module
+from receiver.web import runtime as runtime_module
 from receiver.web.asgi import Application, PublicService
 from receiver.web.asgi_request import CONNECTION
 from receiver.web.body import SMALL
@@ -75,7 +75,7 @@ def test_faults_are_not_the_messages() -> None:
 
 def test_a_silent_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
     """Should the ledger ever not answer, the sender is answered all the same: 503, never 200."""
-    monkeypatch.setattr(endpoint_module, "LEDGER_TIMEOUT", 0.05)
+    monkeypatch.setattr(runtime_module, "LEDGER_TIMEOUT", 0.05)
     asked = scope(body=made_up.BODY, headers=[TOKEN])
     assert served_by(endpoint(Silent()), asked, request(made_up.BODY))[0] == 503
 

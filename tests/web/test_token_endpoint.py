@@ -112,7 +112,7 @@ def test_guesses_are_counted_by_network() -> None:
 )
 def test_no_token_that_is_not_recorded(away: str, form: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be written down, or remembered as used, is not given: Redox is to come again."""
-    monkeypatch.setattr("receiver.web.endpoint.LEDGER_TIMEOUT", 0.05)
+    monkeypatch.setattr("receiver.web.runtime.LEDGER_TIMEOUT", 0.05)
     reply = _served(Records(away=away), _KNOWN, Body(form))
     assert (reply.status, reply.close) == (503, True)
     assert b"access_token" not in reply.body

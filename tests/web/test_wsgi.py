@@ -15,10 +15,10 @@ from receiver.errors import BadTransfer
 from receiver.pipeline import Admitted, Challenged, Receipt, Refused
 from receiver.protocol.message import Head, Nonce, ParsedMessage, Reply
 from receiver.protocol.registry import Destination, Registry, Subscription
-from receiver.web import endpoint as endpoint_module
-from receiver.web import wsgi
+from receiver.web import runtime, wsgi
 from receiver.web.body import Transfer
-from receiver.web.endpoint import Answered, Endpoint
+from receiver.web.endpoint import Endpoint
+from receiver.web.handler_calls import Answered
 from receiver.web.runtime import Runtime, ThreadRuntime, drive
 from receiver.web.wsgi import WsgiTransfer
 from tests.protocol import made_up
@@ -172,7 +172,7 @@ def test_faults_are_not_the_messages() -> None:
 
 def test_a_silent_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
     """Should the ledger ever not answer, the sender is answered all the same: 503, never 200."""
-    monkeypatch.setattr(endpoint_module, "LEDGER_TIMEOUT", 0.05)
+    monkeypatch.setattr(runtime, "LEDGER_TIMEOUT", 0.05)
     registry = made_up.registry(made_up.destination(made_up.token()))
     endpoint = Endpoint(registry=lambda: registry, ledger=Silent(), responders=Nobody(), max_body=1000, concurrency=1)
     client = wsgi.public_app(endpoint, trusted_proxies=[]).test_client()
