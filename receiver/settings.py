@@ -6,17 +6,14 @@ every process that it starts reads the same. Must not open anything but the name
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import stat
-import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-import structlog
 from pydantic import (
     AfterValidator,
     AliasChoices,
@@ -27,7 +24,6 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from receiver.errors import ConfigurationError
@@ -38,9 +34,7 @@ PREFIX: Final = "RECEIVER_"
 ENV_FILE: Final = f"{PREFIX}ENV_FILE"
 
 # A line of a .env file that sets a variable: its name, and how its value begins.
-_ASSIGNED: Final = re.compile(r"^[ \t]*(?:export[ \t]+)?(\w+)[ \t]*=[ \t]*(\S?)", re.MULTILINE)
-
-log: Final = structlog.get_logger(__name__)
+ASSIGNED: Final = re.compile(r"^[ \t]*(?:export[ \t]+)?(\w+)[ \t]*=[ \t]*(\S?)", re.MULTILINE)
 
 MIB: Final = 1024 * 1024
 
@@ -243,75 +237,21 @@ def _check_readers(file: Path) -> None:
         mode, text = stat.S_IMODE(file.stat().st_mode), file.read_text()
     except (OSError, UnicodeDecodeError):
         return  # there is none; or what reads it says what is wrong
-    if mode & 0o077 and any(value and not name.upper().startswith(PREFIX) for name, value in _ASSIGNED.findall(text)):
+    if mode & 0o077 and any(value and not name.upper().startswith(PREFIX) for name, value in ASSIGNED.findall(text)):
         raise ConfigurationError(f"{file} holds secrets and can be read by others: run `chmod 600 {file}`")
 
 
 def variable(field: str) -> str:
     """The environment variable of a field of Settings."""
-    return _variables(field)[0]
+    return names_of(field)[0]
 
 
-def _variables(field: str) -> list[str]:
+def names_of(field: str) -> list[str]:
     """The environment variable of a field, and its other names."""
     alias = Settings.model_fields[field].validation_alias
     if isinstance(alias, AliasChoices):
         return [str(choice) for choice in alias.choices]
     return [alias if isinstance(alias, str) else f"{PREFIX}{field.upper()}"]
-
-
-def unread(names: Iterable[str]) -> list[str]:
-    """Which of the variables are named like ours and read by nobody: misspelt, most likely."""
-    read = {name for field in Settings.model_fields for name in _variables(field)} | {ENV_FILE}
-    return sorted(name for name in names if name.upper().startswith(PREFIX) and name.upper() not in read)
-
-
-def misspelt() -> str | None:
-    """The variables of the environment and of the .env file that nothing reads, each with the one that may be meant.
-
-    None where there are none. Raises ConfigurationError when the named .env file is not there.
-    """
-    known = [variable(field) for field in Settings.model_fields]
-    file = env_file(os.environ)
-    written = _ASSIGNED.findall(file.read_text(errors="replace") if file.is_file() else "")
-    given = set(os.environ) | {name for name, _ in written}
-    meant = {name: difflib.get_close_matches(name, known, 1) for name in unread(given)}
-    return ", ".join(name + "".join(f" ({each}?)" for each in near) for name, near in meant.items()) or None
-
-
-def warn_of_unread() -> None:
-    """Log the variables that nothing reads."""
-    if found := misspelt():
-        log.warning("settings.unread", error=f"nothing reads {found}: correct the name; .env.example lists them all")
-
-
-def render_example() -> str:
-    """The text of `.env.example`: every variable that is read, with what it says and its default."""
-    head = (
-        "Every variable that redox-receiver reads, with its default. Copy this to .env in the data directory "
-        f"(chmod 600), or anywhere and name it in {ENV_FILE}. What stands in the environment goes before it."
-    )
-    parts = [_comment(head)]
-    for name, field in Settings.model_fields.items():
-        default = field.default
-        value = ",".join(default) if isinstance(default, tuple) else default
-        shown = "" if field.default_factory is not None or value is None else value
-        parts.append(f"{_comment(f'{field.description}{_bounds(field)}')}\n#{variable(name)}={shown}")
-    return "\n\n".join(parts) + "\n"
-
-
-def _comment(text: str) -> str:
-    return textwrap.fill(text, 100, initial_indent="# ", subsequent_indent="# ", break_long_words=False)
-
-
-def _bounds(field: FieldInfo) -> str:
-    words = [
-        f"{word} {getattr(each, name)}"
-        for each in field.metadata
-        for name, word in (("ge", "at least"), ("le", "at most"))
-        if hasattr(each, name)
-    ]
-    return f" ({', '.join(words)})" if words else ""
 
 
 def _mistake(error: Any) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from receiver.errors import ConfigurationError
-from receiver.settings import MIB, Settings, env_file, load_settings, render_example, unread, variable
+from receiver.settings import MIB, Settings, env_file, load_settings, variable
+from receiver.settings_variables import render_example, unread
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 import click
 from sqlalchemy import Connection
 
-from receiver import findings
+from receiver import findings, settings_variables
 from receiver import keyring as keyrings
 from receiver import settings as table
 from receiver.cli import output, session
@@ -124,7 +124,7 @@ def of_database(settings: Settings) -> list[Finding]:
 
 def _settings() -> Finding:
     """An unknown RECEIVER_* variable is misspelled."""
-    if (found := table.misspelt()) is None:
+    if (found := settings_variables.misspelt()) is None:
         return Finding(name="settings", state="ok", message="every RECEIVER_* variable is known")
     return Finding(
         name="settings",

@@ -20,6 +20,7 @@ from gunicorn.errors import HaltServer  # type: ignore[import-untyped]  # gunico
 
 from receiver import keyring as keyrings
 from receiver import settings as table
+from receiver import settings_variables
 from receiver.errors import ReceiverError
 
 log: Final = structlog.get_logger(__name__)
@@ -49,7 +50,7 @@ class Reload:
             arbiter.app.cfg, arbiter.app.app_uri = before
             log.error("receiver.not_reloaded", error="; ".join(str(exc).splitlines()))
             return
-        table.warn_of_unread()
+        settings_variables.warn_of_unread()
         if arbiter.app.cfg.address != before[0].address:
             log.warning("receiver.address_kept", error="another address to listen at wants a restart")
         arbiter.setup(arbiter.app)

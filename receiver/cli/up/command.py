@@ -23,7 +23,7 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from receiver import keyring as keyrings
-from receiver import logs
+from receiver import logs, settings_variables
 from receiver import settings as table
 from receiver.cli import session
 from receiver.cli.commands.serve import database_url, settings_help, settle_paths
@@ -260,7 +260,7 @@ def _renew(children: Sequence[Child], began: Settings) -> None:
         log.error("up.settings_refused", error="; ".join(str(exc).splitlines()))
         return
     log.info("up.settings_read")
-    table.warn_of_unread()
+    settings_variables.warn_of_unread()
     kept = [table.variable(name) for name in _AT_START if getattr(settings, name) != getattr(began, name)]
     if kept:
         log.warning(
