@@ -112,3 +112,19 @@ class GiveUp(ReceiverError):
     def __init__(self, code: str) -> None:
         super().__init__(code)
         self.code = code
+
+
+class WorkAborted(ReceiverError):
+    """A statement on context.connection failed, and the handler caught the error and returned.
+
+    `sqlstate` and `frames` (module:line:function) describe the statement.
+    """
+
+    def __init__(self, code: str | None, frames: tuple[str, ...]) -> None:
+        super().__init__(
+            "an SQL statement on context.connection failed and the handler caught the error, so "
+            "PostgreSQL commits nothing of its transaction: run what may fail within "
+            "context.connection.begin_nested(), or let the error through"
+        )
+        self.sqlstate = code
+        self.frames = frames

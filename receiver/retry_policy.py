@@ -13,10 +13,7 @@ import traceback
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from receiver.database.engine import sqlstate
-from receiver.errors import GiveUp, ReceiverError, RetryLater
-from receiver.storage.queue.connections import WorkAborted
-from receiver.storage.queue.outcomes import DeliveryFailure
+from receiver.errors import GiveUp, ReceiverError, RetryLater, WorkAborted
 
 Kind = Literal["failed", "timed_out", "crashed", "retry_later", "gave_up"]
 
@@ -145,11 +142,14 @@ def _retryable(exc: BaseException) -> bool:
 
 
 def _sqlstate(exc: BaseException) -> str | None:
-    """Return the SQLSTATE of the exception, or of its cause."""
+    """Return the SQLSTATE of the exception, or of its cause. SQLAlchemy's errors hold the driver's as `orig`."""
     cause: BaseException | None = exc
-    while cause is not None and not isinstance(code := getattr(cause, "sqlstate", None) or sqlstate(cause), str):
+    while cause is not None:
+        code = getattr(cause, "sqlstate", None) or getattr(getattr(cause, "orig", None), "sqlstate", None)
+        if isinstance(code, str):
+            return code
         cause = cause.__cause__
-    return None if cause is None else code
+    return None
 
 
 def _shown(exc: BaseException) -> str | None:
@@ -176,33 +176,6 @@ def decide(outcome: Outcome, policy: RetryPolicy, *, attempt: int, deferred_for:
     if outcome.kind == "gave_up" or attempt >= policy.max_attempts:
         return RetryDecision(state="pending", hold=True) if policy.on_failure == "hold" else RetryDecision(state="dead")
     return RetryDecision(state="pending", pause=pause(attempt))
-
-
-def failure_record(
-    outcome: Outcome,
-    verdict: RetryDecision,
-    policy: RetryPolicy,
-    *,
-    key: str | None = None,
-    sealed: bytes | None = None,
-    release: bool = False,
-) -> DeliveryFailure:
-    """Return the record to store. `sealed`: the outcome's text, sealed under `key`. `release`: release the lease."""
-    waiting = "waiting" if verdict.pause is not None and not policy.unordered else None
-    return DeliveryFailure(
-        outcome=outcome.kind,
-        state=verdict.state,
-        error_class=outcome.error_class,
-        error_frames=outcome.frames,
-        error_key=key,
-        error_sealed=sealed,
-        error_shown=outcome.shown,
-        pause=verdict.pause,
-        counted=verdict.counted,
-        deferred=verdict.deferred,
-        lane_state="held" if verdict.hold else waiting,
-        release=release,
-    )
 
 
 def pause(attempt: int) -> float:

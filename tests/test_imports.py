@@ -90,6 +90,24 @@ RULES = (
         only=("concurrent.futures.Future",),
         why="the pipeline is pure; a future is what it is promised",
     ),
+    *(
+        Rule(
+            who=f"receiver.{module}",
+            never=("receiver",),
+            only=("receiver.errors", *(f"receiver.{each}" for each in allowed)),
+            why="rooms import the modules at the top, not the other way",
+        )
+        for module, allowed in {
+            "keyring": (),
+            "log_redaction": (),
+            "logs": ("log_redaction", "window_counter"),
+            "retry_policy": (),
+            "settings": ("fault_injection.faults",),
+            "settings_variables": ("settings",),
+            "states": (),
+            "window_counter": (),
+        }.items()
+    ),
     Rule(
         who="receiver.transparency",
         never=("receiver",),

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from receiver import retry_policy
 from receiver.errors import GiveUp, RetryLater
 from receiver.outbound.errors import RateLimited, RedoxUnavailable, Rejected
 from receiver.retry_policy import LONGEST_DEFERRAL, Outcome, RetryDecision, RetryPolicy, decide, outcome_of, pause
@@ -139,27 +138,6 @@ def test_pauses_double() -> None:
     for attempt, exact in ((1, 2), (2, 4), (5, 32), (9, 512), (10, 600), (10_000, 600)):
         pauses = [pause(attempt) for _ in range(200)]
         assert 0.75 * exact <= min(pauses) < max(pauses) <= 1.25 * exact
-
-
-def test_what_is_written_down() -> None:
-    """A lane with an order waits with its delivery; one without does not; a held one is held."""
-
-    def written(verdict: RetryDecision, policy: RetryPolicy) -> tuple[str, float | None, str | None]:
-        failure = retry_policy.failure_record(FAILED, verdict, policy, key="k", sealed=b"s")
-        assert (failure.outcome, failure.error_class, failure.error_key, failure.error_sealed, failure.release) == (
-            "failed",
-            "ValueError",
-            "k",
-            b"s",
-            False,
-        )
-        return failure.state, failure.pause, failure.lane_state
-
-    unordered = RetryPolicy(max_attempts=3, on_failure="dead", unordered=True)
-    assert written(RetryDecision(state="pending", pause=2.0), POLICY) == ("pending", 2.0, "waiting")
-    assert written(RetryDecision(state="pending", pause=2.0), unordered) == ("pending", 2.0, None)
-    assert written(RetryDecision(state="pending", hold=True), HOLDING) == ("pending", None, "held")
-    assert written(RetryDecision(state="dead"), POLICY) == ("dead", None, None)
 
 
 def test_an_outbound_error_that_may_pass() -> None:

@@ -20,6 +20,7 @@ from receiver.protocol.registry import Subscription
 from receiver.retry_policy import Outcome, RetryDecision, RetryPolicy
 from receiver.storage.accept.fan_out import unordered
 from receiver.storage.queue import outcomes
+from receiver.worker.failure_record import failure_record
 from receiver.worker.handler_process.ipc import LaneDone, RunLanes, Unsuccessful
 from receiver.worker.handler_process.supervisor import HandlerSlot, Killed, LaneReservation, log_attempt
 from receiver.worker.leases import Leases
@@ -182,7 +183,7 @@ def _record(
                 lease,
                 killed.delivery,
                 killed.attempt,
-                retry_policy.failure_record(outcome, verdict, policy, release=True),
+                failure_record(outcome, verdict, policy, release=True),
             )
     except SQLAlchemyError as exc:
         # The next run of the lane finds an attempt without an end, and records it.

@@ -16,7 +16,7 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from receiver.database.engine import open_engine, sqlstate
-from receiver.errors import ReceiverError
+from receiver.errors import WorkAborted
 
 # If the process is killed while a statement runs, its locks must not stay: the server checks that the client is alive.
 # A server whose operating system cannot check this refuses the setting.
@@ -36,22 +36,6 @@ class CommitNotAllowed(ReceiverError):
 
     Return instead, or use begin_nested() for a savepoint.
     """
-
-
-class WorkAborted(ReceiverError):
-    """A statement on context.connection failed, and the handler caught the error and returned.
-
-    `sqlstate` and `frames` (module:line:function) describe the statement.
-    """
-
-    def __init__(self, code: str | None, frames: tuple[str, ...]) -> None:
-        super().__init__(
-            "an SQL statement on context.connection failed and the handler caught the error, so "
-            "PostgreSQL commits nothing of its transaction: run what may fail within "
-            "context.connection.begin_nested(), or let the error through"
-        )
-        self.sqlstate = code
-        self.frames = frames
 
 
 class OutcomeConnection:

@@ -35,6 +35,7 @@ from receiver.storage.queue.outcomes import delivery_binding
 from receiver.storage.queue.waiting_deliveries import WaitingDelivery
 from receiver.worker import discovery
 from receiver.worker.discovery import Loaded
+from receiver.worker.failure_record import failure_record
 from receiver.worker.handler_process.ipc import (
     Ended,
     FromChild,
@@ -372,7 +373,7 @@ class LaneRun:
             self._lease,
             delivery.id,
             attempt,
-            retry_policy.failure_record(outcome, verdict, self._policy, key=key, sealed=sealed),
+            failure_record(outcome, verdict, self._policy, key=key, sealed=sealed),
         ):
             return LaneDone(why="fenced")
         _failed()
