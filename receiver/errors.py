@@ -1,8 +1,8 @@
 """The one tree of errors.
 
 Every class says in its docstring what happened; that docstring is its message when none is given. If an operator can
-fix it, the message names the setting or command. The sender of a request never sees any of these texts: refusals carry a fixed machine
-`reason` (for the audit) and a `status_hint` (for the endpoint).
+fix it, the message names the setting or command. The sender of a request never sees any of these texts: refusals carry
+a fixed machine `reason` (for the audit) and a `status_hint` (for the endpoint).
 
 Must not import anything of ours: everything else imports this.
 """

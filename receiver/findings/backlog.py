@@ -56,12 +56,12 @@ def unhandled(view: View) -> Iterator[Finding]:
     for each in queries.recent_unhandled(view.connection):
         by_destination[each["destination"]].append(each)
     for name, rows in by_destination.items():
+        total = sum(each["count"] for each in rows)
         kinds = ", ".join(f"{each['kind']} {each['count']:,}" for each in rows[:3]) + (", …" if rows[3:] else "")
         yield Finding(
             code="unhandled",
             destination=name,
-            text=f"{name}: {count(sum(each['count'] for each in rows), 'recent message', 'recent messages')} matched no "
-            f"handler ({kinds}).",
+            text=f"{name}: {count(total, 'recent message', 'recent messages')} matched no handler ({kinds}).",
             fix=command("messages", "list", "--state", "unhandled", "--destination", name),
             details={"kinds": {each["kind"]: each["count"] for each in rows}},
         )

@@ -184,7 +184,8 @@ def silent(view: View) -> Iterator[Finding]:
             last = last or expected[name]["created_at"]
         elif usual is not None and usual["last_at"] - usual["first_at"] >= _LEAST_HISTORY:
             limit = max(_LEAST_SILENCE, usual["longest"] * _UNUSUAL)
-            why = f"in {maintenance.ACTIVITY_HISTORY.days} days it was never silent for longer than {span(usual['longest'])}"
+            days = maintenance.ACTIVITY_HISTORY.days
+            why = f"in {days} days it was never silent for longer than {span(usual['longest'])}"
             last = last or usual["last_at"]
         else:
             continue

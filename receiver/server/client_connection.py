@@ -245,8 +245,8 @@ class ClientConnection:
             self._transport.write(
                 (
                     f"HTTP/1.1 {int(status)} {status.phrase}\r\nConnection: close\r\n"
-                    f"Content-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\nContent-Length: {len(body)}\r\n"
-                    f"\r\n{body}"
+                    "Content-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\n"
+                    f"Content-Length: {len(body)}\r\n\r\n{body}"
                 ).encode("ascii")
             )
         self.close(linger=True)

@@ -88,7 +88,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker ships no ty
 
     async def _run(self) -> None:
         self.config.app = self.wsgi
-        server = _Server(self.config, getattr(self.wsgi, "ready", lambda: True), replaces=self.replaces)
+        server = _DrainingServer(self.config, getattr(self.wsgi, "ready", lambda: True), replaces=self.replaces)
 
         def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - signal's
             server.should_exit = True
@@ -104,7 +104,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker ships no ty
     async def callback_notify(self) -> None:
         """Nothing: `_watch` says that the process lives."""
 
-    async def _watch(self, server: _Server) -> None:
+    async def _watch(self, server: _DrainingServer) -> None:
         """End when gunicorn has ended. Say that the process lives as soon as it serves: receiver.server.reload waits
         for that before it ends the old workers.
         """
@@ -115,7 +115,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker ships no ty
         server.should_exit = True
 
 
-class _Server(uvicorn.Server):
+class _DrainingServer(uvicorn.Server):
     """uvicorn's server, which listens when the application is ready if it `replaces` another, and whose shutdown takes
     in the connections that wait to be accepted.
     """

@@ -1,7 +1,7 @@
 """The admin listener in Flask, a process of its own: `/livez` and `/readyz`.
 
-`/livez` says that the process runs; `/readyz` whether this host can do its work, and how to fix what does not hold. Must not
-be reached from outside: it binds RECEIVER_ADMIN_BIND, loopback unless told otherwise.
+`/livez` says that the process runs; `/readyz` whether this host can do its work, and how to fix what does not hold.
+Must not be reached from outside: it binds RECEIVER_ADMIN_BIND, loopback unless told otherwise.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ class _Probe:
                 Check(
                     name="database",
                     ok=False,
-                    detail=f"no answer within {PROBE_TIMEOUT:g} seconds: see DATABASE_URL, and whether the server is frozen",
+                    detail=f"no answer within {PROBE_TIMEOUT:g} seconds: see DATABASE_URL, and whether the server is "
+                    "frozen",
                 )
             ]

@@ -1,4 +1,7 @@
-"""A response in ASGI 3.0, of an endpoint or of a Flask application. Must not add a field but Server and Content-Length."""
+"""A response in ASGI 3.0, of an endpoint or of a Flask application.
+
+Must not add a header field but Server and Content-Length.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,11 @@ def call_wsgi(app: Flask, environ: dict[str, Any]) -> AsgiResponse | DeferredRes
     """Call a WSGI application (PEP 3333). Raises what it raises."""
     started: list[Any] = []
 
-    def start_response(status: str, headers: list[tuple[str, str]], exc_info: object = None) -> Callable[[bytes], None]:  # noqa: ARG001
+    def start_response(
+        status: str,
+        headers: list[tuple[str, str]],
+        exc_info: object = None,  # noqa: ARG001 - PEP 3333's
+    ) -> Callable[[bytes], None]:
         started[:] = [int(status[:3]), headers]
         return written.append
 

@@ -49,8 +49,8 @@ def said(*command: str) -> Any:
         (
             {"kind": "plugin_not_loaded", "detail": "module x cannot be imported: ImportError (x:3)"},
             (
-                "register could not be loaded on host: module x cannot be imported: ImportError (x:3). It is treated as not "
-                "installed."
+                "register could not be loaded on host: module x cannot be imported: ImportError (x:3). It is treated as "
+                "not installed."
             ),
         ),
         (
@@ -69,7 +69,8 @@ def said(*command: str) -> Any:
         ),
         (
             {"kind": "responder_late", "destination": "lab", "place": "x:3:answer"},
-            "lab: 1 query was answered 504 in the last hour: responder register took longer than its timeout at x:3:answer.",
+            "lab: 1 query was answered 504 in the last hour: responder register took longer than its timeout at "
+            "x:3:answer.",
         ),
         (
             {"kind": "responder_missing", "handler": "", "destination": "lab", "message": UUID(MESSAGE)},

@@ -16,7 +16,7 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from receiver.database.engine import open_engine, sqlstate
-from receiver.errors import WorkAborted
+from receiver.errors import ReceiverError, WorkAborted
 
 # If the process is killed while a statement runs, its locks must not stay: the server checks that the client is alive.
 # A server whose operating system cannot check this refuses the setting.
