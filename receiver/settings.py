@@ -105,8 +105,8 @@ class Settings(BaseSettings):
         default=16,
         ge=2,
         le=256,
-        description="Request threads of each receiver process: for large bodies, slow senders, and requests that wait "
-        "for a handler.",
+        description="Request threads of each receiver process: for large bodies, and for requests that wait for a "
+        "handler.",
     )
     workers: int = Field(default=1, ge=0, le=64, description="Delivery workers that `up` starts.")
     concurrency: int = Field(default=4, ge=1, le=64, description="Handler processes of each delivery worker.")

@@ -806,8 +806,8 @@ class TestAnything:
 
     @given(_HEADERS, _BODIES, _DESTINATIONS)
     def test_head_and_whole_agree(self, headers: Headers, body: bytes, at: Destination) -> None:
-        """What is admitted has a head that could suffice; where the head alone authenticates, the body changes nothing
-        but a signature over it.
+        """What is admitted has a head that could suffice. Where the head alone authenticates, no body changes the
+        verdict, unless a signature over it was sent.
         """
         checked = check_head(head(headers), registry(at), NOW)
         if isinstance(checked, HeadAccepted):

@@ -69,8 +69,10 @@ def said(*command: str) -> Any:
         ),
         (
             {"kind": "responder_late", "destination": "lab", "place": "x:3:answer"},
-            "lab: 1 query was answered 504 in the last hour: responder register took longer than its timeout at "
-            "x:3:answer.",
+            (
+                "lab: 1 query was answered 504 in the last hour: responder register took longer than its timeout at "
+                "x:3:answer."
+            ),
         ),
         (
             {"kind": "responder_missing", "handler": "", "destination": "lab", "message": UUID(MESSAGE)},
