@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from functools import cached_property, partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
 import structlog
 from flask import Flask, Response, request
@@ -54,7 +55,20 @@ class PublicApp(Flask):
     def wsgi_app(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve, with PATH_INFO brought to one spelling."""
         environ["PATH_INFO"] = "/" + "/".join(filter(None, environ.get("PATH_INFO", "").split("/")))
+        if HEAD not in environ:
+            start_response = _without_connection(start_response)
         return super().wsgi_app(environ, start_response)
+
+
+def _without_connection(start_response: StartResponse) -> StartResponse:
+    """For a WSGI server, which decides about the connection itself: PEP 3333 forbids an application to send Connection,
+    and servers such as waitress answer 500 to one that does.
+    """
+
+    def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
+        return start_response(status, [each for each in headers if each[0] != "Connection"], *exc_info)
+
+    return start
 
 
 def _utc_now() -> datetime:
@@ -221,8 +235,15 @@ def _head(environ: WSGIEnvironment, destination: str, addresses: ClientAddresses
 
 
 def _raw(environ: dict[str, Any]) -> tuple[str, str]:
-    """Path and query as they were sent: the request target of RFC 9112 section 3.2, without scheme and host."""
-    target, _, query = without_authority(environ.get("RAW_URI") or environ.get("REQUEST_URI") or "").partition("?")
+    """Path and query as they were sent: the request target of RFC 9112 section 3.2, without scheme and host.
+
+    PEP 3333 does not have it. Where the server does not add it either, the path is encoded anew: a signature over
+    another spelling of it does not verify then.
+    """
+    raw = environ.get("RAW_URI") or environ.get("REQUEST_URI")
+    if not raw:
+        return quote(environ.get("PATH_INFO", "").encode("latin-1")), environ.get("QUERY_STRING", "")
+    target, _, query = without_authority(raw).partition("?")
     return target, query
 
 

@@ -11,7 +11,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,17 +137,29 @@ class Server:
         return self.process.wait(60)
 
 
+def _gunicorn(arguments: Sequence[str], descriptor: int) -> Sequence[str]:
+    return ["-m", "gunicorn", *arguments, "--bind", f"fd://{descriptor}"]
+
+
 @contextmanager
 def serving(
-    directory: Path, environment: Mapping[str, str], *, arguments: Sequence[str] = OURS, wait: bool = True
+    directory: Path,
+    environment: Mapping[str, str],
+    *,
+    arguments: Sequence[str] = OURS,
+    program: Callable[[Sequence[str], int], Sequence[str]] = _gunicorn,
+    wait: bool = True,
 ) -> Iterator[Server]:
-    """A gunicorn on a random port while the block runs, with `environment` and no other setting of ours."""
+    """A server on a random port while the block runs, with `environment` and no other setting of ours.
+
+    `program`: Python's arguments, for those of the server and the descriptor of the socket that it listens on.
+    """
     output = directory / f"gunicorn-{time.monotonic_ns()}.log"
     foreign = ("RECEIVER_", "DATABASE_URL", "PG", "GUNICORN_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener, output.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", *arguments, "--bind", f"fd://{listener.fileno()}"],
+            [sys.executable, *program(arguments, listener.fileno())],
             cwd=ROOT,
             stdout=file,
             stderr=file,

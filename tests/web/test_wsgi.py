@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from datetime import UTC
 from typing import Any
+from wsgiref.util import setup_testing_defaults
+from wsgiref.validate import validator
 
 import pytest
 
@@ -101,6 +103,38 @@ def test_target(raw: str, target: str, query: str) -> None:
     assert (head.target, head.query) == (target, query)
 
 
+def test_target_of_a_server_that_does_not_give_it() -> None:
+    """PEP 3333 has no raw target: then the path is encoded anew, and the query is the server's."""
+    head = head_of(RAW_URI="", REQUEST_URI="", PATH_INFO="//redox/lab/", QUERY_STRING="challenge=%20b")
+    assert (head.target, head.query) == ("/redox/lab", "challenge=%20b")
+
+
+def test_the_connection_is_the_server_s() -> None:
+    """No reply tells a WSGI server to close, which PEP 3333 forbids: not of the endpoint, nor of Flask."""
+    endpoint = Endpoint(registry=lambda: None, ledger=Nobody(), responders=Nobody(), max_body=100, concurrency=1)
+    app = validator(wsgi.public_app(endpoint, trusted_proxies=[]))
+    started: list[Any] = []
+
+    def start(status: str, headers: list[tuple[str, str]], _exc_info: Any = None, /) -> Any:
+        started[:] = [status, {name.lower() for name, _ in headers}]
+        return bytes
+
+    for path, status in (("/redox/lab", 503), ("/nowhere", 404)):
+        environ: dict[str, Any] = {
+            "REQUEST_METHOD": "POST",
+            "PATH_INFO": path,
+            "CONTENT_LENGTH": str(10**9),
+            "HTTP_HOST": "receiver.test",
+            "QUERY_STRING": "",
+        }
+        setup_testing_defaults(environ)
+        result: Any = app(environ, start)
+        assert b"".join(result)
+        result.close()
+        assert started[0].startswith(f"{status} ")
+        assert "connection" not in started[1]
+
+
 def test_head() -> None:
     """Headers have lower-case names and the values of the wire; the time is aware."""
     head = head_of(HTTP_X_A="\xe9", CONTENT_TYPE="text/x", REMOTE_ADDR="10.0.0.1", HTTP_X_FORWARDED_FOR="192.0.2.1")
@@ -167,7 +201,6 @@ def test_faults_are_not_the_messages() -> None:
 
     answer = wsgi.public_app(Failing(), trusted_proxies=[]).test_client().post("/redox/lab", data=b"{}")
     assert (answer.status_code, answer.data) == (503, b"try again later\n")
-    assert answer.headers["Connection"] == "close"
 
 
 def test_a_silent_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
