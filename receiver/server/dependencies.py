@@ -15,7 +15,10 @@ from typing import Final
 
 import structlog
 from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]  # gunicorn ships no types
+from gunicorn.glogging import Logger  # type: ignore[import-untyped]  # gunicorn ships no types
+from gunicorn.workers.base import Worker  # type: ignore[import-untyped]  # gunicorn ships no types
 from gunicorn.workers.workertmp import WorkerTmp  # type: ignore[import-untyped]  # gunicorn ships no types
+from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import Server, ServerState
 from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]  # it ships no types
@@ -24,27 +27,34 @@ log: Final = structlog.get_logger(__name__)
 
 # By distribution: a class, and its members.
 UNDOCUMENTED: Final[Mapping[str, tuple[tuple[type, tuple[str, ...]], ...]]] = {
-    "gunicorn": (  # receiver.server.reload
-        (
+    "gunicorn": (
+        (  # receiver.server.reload
             Arbiter,
             (
                 "SIG_QUEUE",
                 "WORKERS",
                 "WORKER_BOOT_ERROR",
+                "app",
+                "cfg",
                 "kill_worker",
                 "num_workers",
                 "reap_workers",
                 "reload",
                 "setup",
                 "spawn_worker",
+                "worker_class",
             ),
         ),
         (WorkerTmp, ("close", "last_update")),
+        # receiver.server.worker, receiver.server.logger
+        (Worker, ("age", "alive", "cfg", "handle_exit", "notify", "ppid", "sockets", "wsgi")),
+        (Logger, ("close_on_exec", "error_log", "reopen_files", "setup")),
     ),
     "uvicorn": (
         # receiver.server.worker
         (Server, ("lifespan", "server_state", "servers", "should_exit", "shutdown", "startup")),
         (ServerState, ("connections",)),
+        (Config, ("http_protocol_class",)),
         (
             HttpToolsProtocol,
             (  # receiver.server.protocol
@@ -63,7 +73,7 @@ UNDOCUMENTED: Final[Mapping[str, tuple[tuple[type, tuple[str, ...]], ...]]] = {
             ),
         ),
     ),
-    "uvicorn-worker": ((UvicornWorker, ("CONFIG_KWARGS", "init_signals", "run")),),
+    "uvicorn-worker": ((UvicornWorker, ("CONFIG_KWARGS", "callback_notify", "config", "init_signals", "run")),),
 }
 
 

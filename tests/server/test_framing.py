@@ -198,6 +198,16 @@ def test_bad_chunks_in_the_audit(site: Site, server: Server, server_mode: str) -
     assert (row.action, row.outcome, row.destination) == ("message.refuse", "refused", name)
 
 
+def test_a_token_in_a_trailer(site: Site, server: Server) -> None:
+    """A header field that comes after the body proves nothing, though the same before it would."""
+    body, messages, token = message(), site.count("messages"), site.tokens["lab"].encode()
+    start = sent(site, b"", CHUNKED, verification_token=None) + chunk(body) + b"0\r\n"
+    with server.wire() as wire:
+        assert wire.send(start + b"verification-token: " + token + b"\r\n\r\n").answer().status == 401
+    assert site.count("messages") == messages
+    assert server.ask(sent(site, body)).status == 200
+
+
 def test_pipelined(site: Site, server: Server) -> None:
     """A second request on the same connection is judged for itself, in one packet with the first or not."""
     with server.wire() as wire:
