@@ -1,9 +1,9 @@
 """One client's connection: what of a request has come, what was replied, and until when it may stay.
 
-- What is not HTTP is answered with its status alone, once the requests before it have their replies.
-- A connection that is closed after a reply is read a little longer, until its client has taken the reply.
-- A client that sends or reads too slowly is closed; receiver.server.connections says which one is closed when there
-  are too many.
+- What is not valid HTTP gets a reply with its status alone, after the replies to the requests before it.
+- A connection that closes after a reply is read for a short time, until its client has received the reply.
+- A connection whose client sends or reads too slowly is closed. receiver.server.connections chooses the one to close
+  when there are too many.
 
 Must not judge a request, and must not know uvicorn: receiver.server.protocol reports what happens.
 """
@@ -23,17 +23,17 @@ from receiver.web.body import PACE, SILENCE_TIMEOUT, START_TIMEOUT
 
 log: Final = structlog.get_logger(__name__)
 
-# Requests on one connection that wait for their replies: a client that sends more does not wait for any.
+# Requests of one connection that wait for their replies. A client that sends more reads none of them.
 MAX_PIPELINED: Final = 64
-# After a reply a connection is read for so many seconds and bytes more: closed at once, what the client is still
-# sending would destroy the reply on its way.
+# Seconds and bytes for which a connection is still read after its last reply. If it were closed at once, data that the
+# client is still sending would make the kernel reset the connection and destroy the reply.
 LINGER_TIMEOUT: Final = 2.0
 MAX_LINGER: Final = 1024 * 1024
 _CONTINUE: Final = b"HTTP/1.1 100 "
 
 
 class ClientConnection:
-    """What of a request has come, what was replied, and until when it may stay. Times are monotonic."""
+    """The state of one connection: its requests, its replies and its deadlines. Times are monotonic."""
 
     def __init__(self, table: ConnectionTable) -> None:
         self.pool = Pool.WAITING
@@ -42,27 +42,27 @@ class ClientConnection:
         self.head = RequestHead()
         self._table = table
         self._transport: asyncio.Transport
-        self._since = self._heard = 0.0  # it entered its pool; its client said something
-        self._received = 0  # bytes, since `_since`
+        self._since = self._heard = 0.0  # when it entered its pool; when its client last sent data
+        self._received = 0  # bytes since `_since`
         self._parsing = self._failed = False
         self._in_body = self._began = self._progressed = False
-        self._unfinished = 0  # bytes of a head, or of what is between two pieces of a body
+        self._unfinished = 0  # bytes of a head, or between two pieces of a body
         self._at_work = 0  # requests without a reply
         self._authenticated = self._writing = False
         self._refusal: int | None = None
         self._refused = self._ended = self._closing = False
-        self._stuck: tuple[int, float] = 0, 0.0  # bytes that the client does not take, and since when
+        self._stuck: tuple[int, float] = 0, 0.0  # bytes that the client does not read, and since when
 
-    # --- what the endpoint says (receiver.web.asgi_request.ServerConnection)
+    # --- events of the endpoint (receiver.web.asgi_request.ServerConnection)
 
     def mark_authenticated(self) -> None:
-        """The head of the request proves whose it is."""
+        """The head of the request is authenticated."""
         self._authenticated = True
         if self._in_body:
             self._settle()
 
     def replied(self, *, refused: bool) -> None:
-        """A reply was handed over."""
+        """A reply was handed to the transport."""
         self._at_work -= 1
         self._writing, self._refused = False, refused
         if self._refusal is not None:
@@ -71,10 +71,10 @@ class ClientConnection:
             self.close(linger=not self._ended)
         self._settle()
 
-    # --- what asyncio says
+    # --- events of asyncio
 
     def made(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        """It is there. Where every other is at work, it is closed at once."""
+        """The connection is open. If all others have requests at work, it is closed at once."""
         self._transport = transport
         peer = transport.get_extra_info("peername")
         if isinstance(peer, tuple):
@@ -85,12 +85,12 @@ class ClientConnection:
             transport.abort()
 
     def lost(self) -> None:
-        """It is gone."""
+        """The connection is closed."""
         self._closing = True
         self._table.remove(self)
 
     def before_parsing(self, data: bytes) -> bool:
-        """Take notice of data; whether it is to be parsed."""
+        """Data has arrived. Return whether to parse it."""
         self._heard = time.monotonic()
         self._received += len(data)
         over = self.head.upgrade and not self.head.incomplete and not self._in_body
@@ -102,10 +102,10 @@ class ClientConnection:
         return True
 
     def after_parsing(self, data: bytes) -> None:
-        """uvicorn has parsed it."""
+        """uvicorn has parsed the data."""
         self._parsing = False
         if not self._failed and (self.head.incomplete or self._in_body) and not self._progressed:
-            # Where a request begins in the midst of data, what came before is not its own.
+            # If a request begins within the data, the bytes before belong to another.
             self._unfinished += 0 if self._began else len(data)
             if self._unfinished > MAX_HEAD:
                 self._failed, self.head.status = True, 431 if self.head.incomplete else 400
@@ -114,7 +114,7 @@ class ClientConnection:
         self._settle()
 
     def ended(self) -> bool:
-        """The client has said all that it will; whether it may still be answered."""
+        """The client sends no more. Return whether to keep the connection for replies."""
         self._ended = True
         if self._closing:
             return False
@@ -123,7 +123,7 @@ class ClientConnection:
             return True
         return self._at_work > 0
 
-    # --- what the parser says
+    # --- events of the parser
 
     def message_begin(self) -> None:
         """A request begins. Raises HttpRefusal."""
@@ -135,24 +135,24 @@ class ClientConnection:
         self._unfinished = 0
 
     def head_complete(self) -> None:
-        """The head is whole, and the request handed over."""
+        """The head is complete, and uvicorn has called the application."""
         self.head.incomplete, self._in_body, self._progressed = False, True, True
         self._unfinished = 0
         self._at_work += 1
 
     def body(self) -> None:
-        """A piece of the body."""
+        """A piece of the body has arrived."""
         self._unfinished = 0
         self._progressed = True
 
     def message_complete(self) -> None:
-        """The request is whole."""
+        """The request is complete."""
         self._in_body = False
 
-    # --- what uvicorn does
+    # --- calls of uvicorn
 
     def may_write(self, data: bytes) -> bool:
-        """Whether uvicorn's bytes are sent. What it writes while it parses is its answer to what is not HTTP."""
+        """Whether to send uvicorn's bytes. What it writes while it parses is its own reply to malformed HTTP."""
         if self._parsing or self._closing or (self._refusal is not None and self._at_work <= self._in_body):
             return False
         if not data.startswith(_CONTINUE):
@@ -160,7 +160,9 @@ class ClientConnection:
         return True
 
     def close(self, *, linger: bool) -> None:
-        """Close; where a reply is on its way, when the client has taken it. Not what uvicorn closes while it parses."""
+        """Close the connection; with `linger`, after the client has received the reply. A call while uvicorn parses
+        means that parsing has failed.
+        """
         if self._parsing:
             self._failed = True
         elif not self._closing:
@@ -174,18 +176,18 @@ class ClientConnection:
                 self._table.move(self, Pool.LINGERING)
 
     def is_closing(self) -> bool:
-        """Whether it closes."""
+        """Whether the connection is closing."""
         return self._closing or self._transport.is_closing()
 
     @property
     def has_replied(self) -> bool:
-        """Whether a reply may be on its way."""
+        """Whether a reply may be in transit."""
         return self._at_work > 0
 
-    # --- what the table says
+    # --- calls of the table
 
     def look(self, now: float) -> None:
-        """Close the connection if it is late."""
+        """Close the connection if it has missed a deadline."""
         size = self._transport.get_write_buffer_size()
         if size:
             if size != self._stuck[0]:
@@ -200,7 +202,7 @@ class ClientConnection:
             pace = START_TIMEOUT + self._received / PACE
             late = now > min(self._heard + SILENCE_TIMEOUT, self._since + pace)
         else:
-            # uvicorn closes the others that are idle. One that was refused has as long as one that is silent.
+            # uvicorn closes the other idle ones. After a refusal the client gets less time.
             late = self.pool is Pool.IDLE and self._refused and now > self._since + SILENCE_TIMEOUT
         if late:
             self._transport.abort()
@@ -209,10 +211,10 @@ class ClientConnection:
         """Close at once."""
         self._transport.abort()
 
-    # --- its own
+    # --- internal
 
     def _settle(self) -> None:
-        """Enter the pool that fits."""
+        """Move to the pool of the present state."""
         if self._closing:
             return
         if self._at_work:
@@ -234,7 +236,7 @@ class ClientConnection:
         self._deliver()
 
     def _deliver(self) -> None:
-        """Answer what was refused, when the requests before it have their replies."""
+        """Send the refusal, after the replies to the requests before it."""
         if self._at_work > self._in_body or self._closing:
             return
         status = HTTPStatus(self._refusal or 400)

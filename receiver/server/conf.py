@@ -1,7 +1,7 @@
-"""gunicorn as it runs our listeners: `gunicorn -c python:receiver.server.conf`.
+"""gunicorn's configuration for our listeners: `gunicorn -c python:receiver.server.conf`.
 
-The admin listener takes the same, with its own application, `--bind` and `--workers`. Must not hold settings of its
-own: what an operator may choose are the RECEIVER_* variables.
+The admin listener uses it too, with its own application, `--bind` and `--workers`. Must not hold settings of its own:
+operators choose with the RECEIVER_* variables.
 """
 
 import os
@@ -20,10 +20,10 @@ bind = _settings.bind
 workers = _settings.receivers
 wsgi_app, worker_class = "receiver.asgi:application", "receiver.server.worker.Worker"
 threads = _settings.threads
-# Each connection takes a descriptor; the rest is for database, log and handlers.
+# Each connection takes a file descriptor; the rest is for database, log and handlers.
 worker_connections = max(2 * threads, min(1000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 128))
 
-# Threads and sockets only after fork. A worker that needs to be renewed now and then was not understood.
+# Threads and sockets are made after fork. Restarting workers after so many requests would hide a leak.
 preload_app = False
 max_requests = 0
 
@@ -31,12 +31,12 @@ max_requests = 0
 timeout = 60
 _memory = "/dev/shm"  # noqa: S108 - the file has no name there
 worker_tmp_dir = _memory if os.access(_memory, os.W_OK) else None
-# A worker that stops answers what it has begun: five seconds for a message, longer for a responder.
+# A worker that stops finishes its requests: five seconds for a message, longer for a responder.
 graceful_timeout = 30
-# Longer than proxies keep theirs (nginx: 60 s), so that none sends into a connection that we are closing.
+# Longer than proxies keep idle connections (nginx: 60 s), so that none sends into a connection that we close.
 keepalive = 75
 
-# No socket by which gunicorn could be given commands.
+# No socket that accepts commands for gunicorn.
 control_socket_disable = True
 
 logger_class = JsonLogger
@@ -44,11 +44,11 @@ loglevel = _settings.log_level
 
 
 def post_fork(_server: Any, worker: Any) -> None:
-    """Note where the process listens, for its heartbeats. The signature is gunicorn's."""
+    """Note the addresses of the process, for its heartbeats. The signature is gunicorn's."""
     listening.note(worker.sockets)
 
 
 def on_starting(server: Any) -> None:
-    """Have a SIGHUP change nothing where the new configuration is not valid. The signature is gunicorn's."""
+    """Check the dependencies, and replace gunicorn's reload by ours. The signature is gunicorn's."""
     dependencies.check()
     server.reload = Reload(server)

@@ -1,9 +1,9 @@
-"""The connections of a worker process: their deadlines, and which of them is closed when there are too many.
+"""The connection table of a worker process: deadlines, and which connection to close when there are too many.
 
-A connection costs a descriptor. Clients that hold one without asking for anything must not keep others out: while it
-has no whole request head, a connection counts against its network (an IPv4 address, or an IPv6 /64), which may have a
-quarter of all at most; and when all are taken, the network with most loses its oldest. A connection whose request is at
-work is never closed.
+A connection costs a file descriptor. Clients that hold connections without sending a request must not keep others out.
+While a connection has no complete request head, it counts against its network (an IPv4 address, or an IPv6 /64), and a
+network may have a quarter of all connections at most. When all are taken, the network with the most loses its oldest.
+A connection with a request at work is never closed.
 
 Must not parse or answer anything.
 """
@@ -18,19 +18,19 @@ from functools import lru_cache
 from ipaddress import AddressValueError, IPv6Address
 from typing import Protocol
 
-# How often connections are looked at, in seconds: a deadline is kept to within so much.
+# Seconds between two checks of all deadlines.
 LOOK_INTERVAL = 0.5
-# The part of all connections that one network may have without a whole head.
+# One network may have 1/SHARE of all connections without a complete head.
 SHARE = 4
 
 
 class Pool(IntEnum):
-    """How well a connection can be spared: the first pool that is not empty loses one."""
+    """The state of a connection, by how well it can be spared: the first pool that is not empty loses one."""
 
-    LINGERING = 0  # replied; read on until the client has taken the reply
-    WAITING = 1  # no whole request head
+    LINGERING = 0  # replied; read until the client has received the reply
+    WAITING = 1  # no complete request head
     IDLE = 2  # between two requests
-    BODY = 3  # a body is on its way, and nothing proves whose it is
+    BODY = 3  # a body is arriving that is not authenticated
     AUTHENTICATED_BODY = 4
     AT_WORK = 5  # never closed
 
@@ -40,17 +40,17 @@ class Tracked(Protocol):
 
     network: str
     pool: Pool
-    dropped: bool  # closed by the table, and not in it any more
+    dropped: bool  # closed by the table and removed from it
 
     def look(self, now: float) -> None:
-        """Close the connection if it is late."""
+        """Close the connection if it has missed a deadline."""
 
     def abort(self) -> None:
         """Close the connection at once."""
 
 
 class ConnectionTable:
-    """All connections of an event loop; at most `limit`."""
+    """All connections of an event loop, at most `limit`."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -67,7 +67,7 @@ class ConnectionTable:
                 yield from connections
 
     def add(self, connection: Tracked, loop: asyncio.AbstractEventLoop) -> bool:
-        """Take it in, and make place for it; False when every other is at work."""
+        """Add a connection, and close another if the table is full. Return False if all others have requests at work."""
         has_place = self._count < self.limit or self._evict()
         self._count += 1
         self._insert(connection)
@@ -76,13 +76,13 @@ class ConnectionTable:
         return has_place
 
     def remove(self, connection: Tracked) -> None:
-        """It is closed."""
+        """Remove a connection, which is closed."""
         if not connection.dropped:
             self._count -= 1
             self._take_out(connection)
 
     def move(self, connection: Tracked, pool: Pool) -> None:
-        """It is in another pool now."""
+        """Move a connection to another pool."""
         if pool is not connection.pool and not connection.dropped:
             self._take_out(connection)
             connection.pool = pool
@@ -126,7 +126,7 @@ class ConnectionTable:
 
 @lru_cache(1024)
 def network_of(address: str) -> str:
-    """Whom an address is counted under: itself, or its /64."""
+    """Return the network that an address counts against: itself, or its /64."""
     if ":" not in address:
         return address
     try:

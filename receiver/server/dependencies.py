@@ -1,7 +1,7 @@
-"""The names of gunicorn and uvicorn that we use and that their documents do not promise.
+"""The undocumented names of gunicorn and uvicorn that we use, and a check that they exist.
 
-Each dependency of this layer has an upper bound (pyproject.toml). Should a version within it, or one that was installed
-by force, lack one of these names, the start is refused: most would fail silently.
+Each dependency of this layer has an upper bound (pyproject.toml). If an installed version lacks one of these names, the
+receiver refuses to start, because most of them would fail silently.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]  # it s
 
 log: Final = structlog.get_logger(__name__)
 
-# By distribution: a class, and its members.
+# Distribution → classes and their members.
 UNDOCUMENTED: Final[Mapping[str, tuple[tuple[type, tuple[str, ...]], ...]]] = {
     "gunicorn": (
         (  # receiver.server.reload
@@ -78,7 +78,7 @@ UNDOCUMENTED: Final[Mapping[str, tuple[tuple[type, tuple[str, ...]], ...]]] = {
 
 
 def missing() -> list[str]:
-    """What is missing, each in a sentence."""
+    """Return a sentence for each missing name."""
     return [
         f"{name} {metadata.version(name)} has no {owner.__qualname__}.{member}: install the version of "
         "deploy/requirements.txt"
@@ -90,14 +90,14 @@ def missing() -> list[str]:
 
 
 def check() -> None:
-    """End the process, with a log line, where something is missing."""
+    """Exit with a log line if a name is missing."""
     if found := missing():
         log.error("receiver.not_started", error="; ".join(found))
         sys.exit(1)
 
 
 def _has(owner: type, member: str) -> bool:
-    """Whether the class has it, or any method of it sets it on its instances."""
+    """Whether the class has the member, or one of its methods sets it on its instances."""
     return hasattr(owner, member) or any(
         each.opname == "STORE_ATTR" and each.argval == member
         for method in vars(owner).values()

@@ -1,4 +1,4 @@
-"""gunicorn's log lines, written as ours are (receiver.logs)."""
+"""gunicorn's logger, which writes lines as receiver.logs does."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ class JsonLogger(Logger):  # type: ignore[misc]  # gunicorn ships no types
     """gunicorn's logger."""
 
     def setup(self, cfg: Any) -> None:
-        """Take over, at gunicorn's `loglevel`."""
+        """Configure logging with gunicorn's `loglevel`."""
         self.cfg = cfg
         logs.configure(cfg.loglevel)
         for name in ("critical", "error", "warning", "info", "debug", "exception"):
-            # Called directly, for a line tells where it was written.
+            # Called directly, because a log line shows where it was written.
             setattr(self, name, getattr(self.error_log, name))
 
     def reopen_files(self) -> None:
-        """There are none: lines go to standard error."""
+        """Do nothing: lines go to standard error."""
 
     def close_on_exec(self) -> None:
-        """There is nothing to close."""
+        """Do nothing: there is no file."""

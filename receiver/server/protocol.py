@@ -24,7 +24,7 @@ from receiver.web.asgi_request import CONNECTION
 
 
 class _Transport(asyncio.Transport):
-    """The transport as uvicorn sees it."""
+    """The transport that uvicorn gets: the connection decides what is written and when it closes."""
 
     def __init__(self, transport: asyncio.Transport, connection: ClientConnection) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class _Transport(asyncio.Transport):
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, with a `ClientConnection` that is told of everything. `table` is set by `protocol_class`."""
+    """uvicorn's protocol, which reports each event to a ClientConnection. `protocol_class` sets `table`."""
 
     table: ClassVar[ConnectionTable]
 
@@ -105,7 +105,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """See httptools, which leaves blanks at the end of a value (RFC 9110 section 5.5)."""
+        """See httptools, which keeps trailing spaces of a value (RFC 9110 section 5.5 removes them)."""
         value = value.rstrip(b" \t")
         if self.tracked.head.field(name, value):
             super().on_header(name, value)
@@ -128,5 +128,5 @@ class HttpProtocol(HttpToolsProtocol):
 
 
 def protocol_class(limit: int) -> type[HttpProtocol]:
-    """The protocol of a process that keeps at most `limit` connections."""
+    """Return the protocol class of a process that keeps at most `limit` connections."""
     return type("HttpProtocol", (HttpProtocol,), {"table": ConnectionTable(limit)})

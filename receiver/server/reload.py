@@ -1,9 +1,9 @@
-"""SIGHUP: a new configuration takes over once new workers serve with it; until then nothing changes.
+"""SIGHUP: starts workers with the new configuration, and stops the old ones once all new ones serve.
 
-gunicorn itself reads the new configuration and ends when it is not valid; it stops its old workers before the new ones
-have booted, and ends when one of these does not. Here the old ones serve on until all of the new ones do, database and
-keys included; what is wrong is logged in one line. The settings and the keyring are read again, not the program: a new
-release needs a restart, and so does another address to listen at.
+gunicorn alone reads the new configuration and ends if it is not valid. It stops its old workers before the new ones have
+booted, and ends if one of them does not boot. Here the old workers serve until all new ones do, including database and
+keys; one log line says what is wrong. SIGHUP reads the settings and the keyring again, not the program: a new release
+needs a restart, and so does another address to listen on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from receiver.errors import ReceiverError
 
 log: Final = structlog.get_logger(__name__)
 
-# Seconds until all new workers serve.
+# Seconds that the new workers have until all of them serve.
 READY_TIMEOUT: Final = 60.0
 _POLL_INTERVAL: Final = 0.05
 _CONFIGURATION: Final = "receiver.server.conf"
@@ -33,17 +33,17 @@ _STOPPING: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
 
 
 class Reload:
-    """Stands in the place of `reload` of a gunicorn arbiter."""
+    """Replaces the method `reload` of a gunicorn arbiter."""
 
     def __init__(self, arbiter: Any) -> None:
         self._arbiter = arbiter
 
     def __call__(self) -> None:
-        """Replace the workers by ones with the configuration as it is now; or tell why not, and leave them."""
+        """Replace the workers by ones with the present configuration; or log why not, and keep them."""
         arbiter, before = self._arbiter, (self._arbiter.app.cfg, self._arbiter.app.app_uri)
         try:
             keyrings.load_keyring(table.load_settings().keyring_path)
-            # Imported once, it would stay as it was.
+            # Python imports a module once: without this, the old configuration would stay.
             sys.modules.pop(_CONFIGURATION, None)
             arbiter.app.reload()
         except (ReceiverError, SystemExit) as exc:
@@ -52,7 +52,7 @@ class Reload:
             return
         settings_variables.warn_of_unread()
         if arbiter.app.cfg.address != before[0].address:
-            log.warning("receiver.address_kept", error="another address to listen at wants a restart")
+            log.warning("receiver.address_kept", error="another address to listen on needs a restart")
         arbiter.setup(arbiter.app)
         if self._replace():
             log.info("receiver.reloaded", count=arbiter.num_workers)
@@ -61,7 +61,7 @@ class Reload:
             arbiter.setup(arbiter.app)
 
     def _replace(self) -> bool:
-        """Whether new workers stand in the place of the old ones."""
+        """Replace the workers; return whether that succeeded."""
         arbiter = self._arbiter
         old = list(arbiter.WORKERS)
         worker_class = arbiter.worker_class
@@ -83,29 +83,29 @@ class Reload:
         return False
 
     def _failure(self, fresh: Iterable[Any]) -> str | None:
-        """Wait until all of them serve; why they do not."""
+        """Wait until all new workers serve. Return the reason if they do not."""
         by = time.monotonic() + READY_TIMEOUT
         while True:
             try:
                 self._arbiter.reap_workers()
             except HaltServer:
-                return "a new worker does not boot: the line above says why; the old ones serve on"
+                return "a new worker does not boot: the line above says why; the old workers continue"
             if any(worker.pid not in self._arbiter.WORKERS for worker in fresh):
-                return "a new worker ended: the old ones serve on"
-            # A worker's file has a time of the calendar until it says for the first time that it serves.
+                return "a new worker ended: the old workers continue"
+            # A worker's file has the wall-clock time of its creation until its first heartbeat.
             if all(worker.tmp.last_update() <= time.monotonic() for worker in fresh):
                 return None
             if time.monotonic() > by:
                 return (
-                    f"the new workers did not serve within {READY_TIMEOUT:g} s, for lack of the database or of its "
-                    "keys: the old ones serve on"
+                    f"the new workers did not serve within {READY_TIMEOUT:g} s, because the database or its keys are "
+                    "missing: the old workers continue"
                 )
-            if self._told_to_stop():
-                return "told to stop"
+            if self._stop_requested():
+                return "a signal to stop arrived"
             time.sleep(_POLL_INTERVAL)
 
-    def _told_to_stop(self) -> bool:
-        """Whether a signal waits that ends all of this; what waits goes on waiting."""
+    def _stop_requested(self) -> bool:
+        """Whether a signal to stop waits in gunicorn's queue. All signals stay in the queue."""
         queue, waiting = self._arbiter.SIG_QUEUE, []
         try:
             while True:
@@ -116,7 +116,7 @@ class Reload:
         return any(each in _STOPPING for each in waiting)
 
     def _end(self, pids: Iterable[int]) -> None:
-        """Have these workers answer what they have begun, and end."""
+        """Stop these workers gracefully; kill those that take longer than `graceful_timeout`."""
         arbiter, left = self._arbiter, set(pids)
         by = time.monotonic() + arbiter.cfg.graceful_timeout
         for pid in left:

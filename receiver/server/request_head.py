@@ -1,7 +1,7 @@
-"""The head of a request as it arrives: its bounds, and what of HTTP is refused before an application sees it.
+"""The head of a request: its limits, and the HTTP that is refused before an application sees it.
 
-A head has bounds in bytes and fields; it has one Host field, no transfer coding but chunked, and expects nothing but
-"100-continue". Must not know a connection.
+A head has limits in bytes and fields. It may have one Host field, no transfer coding but chunked, and no expectation but
+100-continue. Must not know a connection.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _LINE: Final = len("OPTIONS  HTTP/1.1")
 
 
 class HttpRefusal(Exception):
-    """The request is not answered by the application, but with this status."""
+    """The server refuses the request with this status; the application does not see it."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -25,10 +25,10 @@ class HttpRefusal(Exception):
 
 
 class RequestHead:
-    """The head of the request that a connection is receiving.
+    """The head of the request that a connection receives.
 
-    `incomplete`: more of it is to come. `upgrade`: it offers another protocol, so no request follows. `status`: what a
-    failure of the parser is answered with.
+    `incomplete`: the head has begun and not ended. `upgrade`: it offers another protocol, so no further request is
+    read. `status`: the status of the reply when parsing fails.
     """
 
     def __init__(self) -> None:
@@ -43,13 +43,13 @@ class RequestHead:
         self._size = self._fields = self._hosts = 0
 
     def url(self, url: bytes) -> None:
-        """A piece of its target. Raises HttpRefusal."""
+        """Count a piece of the target. Raises HttpRefusal."""
         self._line += len(url)
         if self._line > MAX_REQUEST_LINE:
             raise self.refuse(414)
 
     def field(self, name: bytes, value: bytes) -> bool:
-        """A whole header field; False: it is a trailer, which is dropped. Raises HttpRefusal."""
+        """Check a header field. Return False for a trailer, which is dropped. Raises HttpRefusal."""
         size = len(name) + len(value) + 4
         self._fields += 1
         self._size += size
@@ -69,15 +69,15 @@ class RequestHead:
                 if value.lower() != b"chunked":
                     raise self.refuse(501)
             case b"upgrade":
-                self.upgrade = True  # what follows is in another protocol, which is not spoken here
+                self.upgrade = True  # what follows is in a protocol that is not supported
         return True
 
     def version(self, version: str) -> None:
-        """The version of HTTP: the parser takes 0.9 and 2.0 too. Raises HttpRefusal."""
+        """Check the version of HTTP: the parser also accepts 0.9 and 2.0. Raises HttpRefusal."""
         if version not in ("1.0", "1.1"):
             raise self.refuse(400)
 
     def refuse(self, status: int) -> HttpRefusal:
-        """The exception that ends the parsing; `status` is the answer."""
+        """Return the exception that ends parsing; `status` is the status of the reply."""
         self.status = status
         return HttpRefusal(status)

@@ -1,7 +1,7 @@
-"""gunicorn's worker: uvicorn's server, with our protocol class, and a stop that loses nothing.
+"""gunicorn's worker: uvicorn's server with our protocol class, and a shutdown that loses no request.
 
-uvicorn closes its listening sockets with whatever waits in them, and knows nothing of a gunicorn that died. Must not
-hold a rule about requests.
+uvicorn closes its listening sockets with the connections that wait in them, and does not notice that gunicorn has died.
+Must not hold a rule about requests.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from receiver.server import process_tuning
 from receiver.server.connections import Pool
 from receiver.server.protocol import HttpProtocol, protocol_class
 
-# How often a worker says that it lives, and looks whether its gunicorn does, in seconds.
+# Seconds between two heartbeats, each with a check that gunicorn still runs.
 _WATCH_INTERVAL: Final = 0.25
-# Seconds that a client which has just connected is given to say something, when the worker stops.
+# Seconds that a client which has just connected has to begin a request, when the worker stops.
 _FIRST_WORDS: Final = 0.5
 _POLL_INTERVAL: Final = 0.02
-# Seconds until another worker is started in the place of one that could not start.
+# Seconds until gunicorn starts another worker after one that could not start.
 _RESPAWN_DELAY: Final = 2.0
-# Seconds that clients wait for a worker that starts without a database, before they are answered 503.
+# Seconds that a worker without a database waits for it, before it listens and answers 503.
 _READY_TIMEOUT: Final = 3.0
-# Of gunicorn's graceful_timeout, for what is written when the last request has its reply.
+# Seconds of gunicorn's graceful_timeout that are kept for writes after the last reply.
 _LAST_WRITES: Final = 5
 
 
 class Worker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker ships no types
-    """A worker process. `replaces`: another serves until this one can (receiver.server.reload)."""
+    """A worker process. `replaces`: another serves until this one is ready (receiver.server.reload)."""
 
     replaces = False
 
@@ -52,7 +52,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker ships no ty
         "lifespan": "on",
         "interface": "asgi3",
         "access_log": False,
-        # Nothing that a peer says of itself is believed by the server: receiver.web.client_address judges it.
+        # The server must not trust forwarding headers: receiver.web.client_address decides.
         "proxy_headers": False,
         "server_header": False,
     }
@@ -62,20 +62,21 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker ships no ty
         self.config.http = protocol_class(self.cfg.worker_connections)
         self.config.timeout_graceful_shutdown = max(1, self.cfg.graceful_timeout - _LAST_WRITES)
         logger = logging.getLogger("uvicorn.error")
-        # Its lines of level warning tell of requests, and quote nothing; ours say more.
+        # Its warnings are about requests; our own lines say more.
         logger.handlers, logger.propagate = [], True
         logger.setLevel(logging.ERROR)
 
     def init_signals(self) -> None:
-        """A signal that comes before uvicorn takes over, and those that it raises again at its end, end nothing."""
+        """Ignore a signal that arrives before uvicorn handles signals, or that uvicorn raises again after its end."""
         super().init_signals()
         for each in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(each, self.handle_exit)
 
     def run(self) -> None:
-        """Serve until told to stop. gunicorn ends, with all its workers, when one does not boot: of use at the start
-        alone, when all would fail alike. One that takes the place of a worker that died ends by itself, and gunicorn
-        starts another.
+        """Serve until a signal to stop.
+
+        When a worker does not boot, gunicorn ends with all its workers. That helps only at the start, when all fail
+        alike. A worker that replaces one that died exits with another status instead, and gunicorn starts another.
         """
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -102,11 +103,11 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker ships no ty
             await watching
 
     async def callback_notify(self) -> None:
-        """Nothing: `_watch` says that the process lives."""
+        """Do nothing: `_watch` sends the heartbeats."""
 
     async def _watch(self, server: _DrainingServer) -> None:
-        """End when gunicorn has ended. Say that the process lives as soon as it serves: receiver.server.reload waits
-        for that before it ends the old workers.
+        """Send heartbeats once the process serves, and stop when gunicorn has ended. receiver.server.reload waits for
+        the first heartbeat before it stops the old workers.
         """
         while self.ppid == os.getppid():
             if server.listens:
@@ -116,8 +117,8 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker ships no ty
 
 
 class _DrainingServer(uvicorn.Server):
-    """uvicorn's server, which listens when the application is ready if it `replaces` another, and whose shutdown takes
-    in the connections that wait to be accepted.
+    """uvicorn's server, which listens when the application is ready, and whose shutdown serves the connections that wait
+    to be accepted.
     """
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], bool], *, replaces: bool) -> None:
@@ -126,7 +127,9 @@ class _DrainingServer(uvicorn.Server):
         self.listens = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and listen when the application is ready. What replaces nothing answers 503 after a while."""
+        """Start, and listen when the application is ready. A server that `replaces` none listens after _READY_TIMEOUT
+        in any case, and answers 503.
+        """
         await super().startup([])
         process_tuning.freeze_heap()
         loop = asyncio.get_running_loop()
@@ -141,7 +144,7 @@ class _DrainingServer(uvicorn.Server):
             self.listens = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop: listen no longer, but serve those who have connected; the kernel would hang up on them."""
+        """Stop listening, and serve the clients that have connected: the kernel would reset their connections."""
         loop = asyncio.get_running_loop()
         waiting = []
         for listener in sockets or []:
@@ -159,7 +162,9 @@ class _DrainingServer(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _serve_last(self) -> bool:
-        """Have the replies to all requests at work say that they are the last; whether a client may still begin one."""
+        """Mark the replies to all requests at work as the last of their connections. Return whether a client may still
+        begin a request.
+        """
         connections = cast("set[HttpProtocol]", self.server_state.connections)
         for each in connections:
             if each.tracked.pool >= Pool.BODY:

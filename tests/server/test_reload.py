@@ -130,7 +130,7 @@ def test_workers_that_do_not_boot(
     env_file.write_text(f"{GOOD}RECEIVER_SERVER_MODE={server_mode}\n")
     try:
         with asked_all_the_while(site, server) as statuses:
-            assert "the old ones serve on" in told(server, "receiver.not_reloaded")
+            assert "the old workers continue" in told(server, "receiver.not_reloaded")
     finally:
         keyring.save(site.directory / "keyring.json")
         env_file.write_text(GOOD)
