@@ -1,7 +1,7 @@
 """Makes the C library map each large block by itself, and unmap it when it is freed.
 
-glibc does so only until the first large block is freed. After that, blocks of up to 32 MB come from its heaps: a growing
-body is copied from place to place, and the memory stays with the process. Other C libraries are left unchanged.
+glibc does so only until the first large block is freed. After that, blocks of up to 32 MB come from its heaps: a
+growing body is copied from place to place, and the memory stays with the process. Other C libraries are left unchanged.
 """
 
 from __future__ import annotations

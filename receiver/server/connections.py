@@ -67,7 +67,7 @@ class ConnectionTable:
                 yield from connections
 
     def add(self, connection: Tracked, loop: asyncio.AbstractEventLoop) -> bool:
-        """Add a connection, and close another if the table is full. Return False if all others have requests at work."""
+        """Add a connection; close another if the table is full. Return False if all have requests at work."""
         has_place = self._count < self.limit or self._evict()
         self._count += 1
         self._insert(connection)

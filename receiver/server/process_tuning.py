@@ -3,8 +3,8 @@
 import gc
 from typing import Final
 
-# New objects until the collector runs. A request leaves almost no cycles: Python's default, 700, would run the collector
-# several times for each request and find nothing.
+# New objects until the collector runs. A request leaves almost no cycles: Python's default, 700, would run the
+# collector several times for each request and find nothing.
 _THRESHOLD: Final = 10_000
 
 

@@ -1,7 +1,7 @@
 """The head of a request: its limits, and the HTTP that is refused before an application sees it.
 
-A head has limits in bytes and fields. It may have one Host field, no transfer coding but chunked, and no expectation but
-100-continue. Must not know a connection.
+A head has limits in bytes and fields. It may have one Host field, no transfer coding but chunked, and no expectation
+but 100-continue. Must not know a connection.
 """
 
 from __future__ import annotations

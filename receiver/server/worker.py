@@ -117,8 +117,8 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker ships no ty
 
 
 class _DrainingServer(uvicorn.Server):
-    """uvicorn's server, which listens when the application is ready, and whose shutdown serves the connections that wait
-    to be accepted.
+    """uvicorn's server, which listens when the application is ready, and whose shutdown serves the connections that
+    wait to be accepted.
     """
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], bool], *, replaces: bool) -> None:

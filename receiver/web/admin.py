@@ -1,7 +1,7 @@
-"""The admin listener in Flask, a process of its own: `/livez` and `/readyz`.
+"""The admin listener in Flask, in its own process: `/livez` and `/readyz`.
 
-`/livez` says that the process runs; `/readyz` whether this host can do its work, and how to fix what does not hold.
-Must not be reached from outside: it binds RECEIVER_ADMIN_BIND, loopback unless told otherwise.
+`/livez` shows that the process runs, `/readyz` whether this host can do its work, and how to fix what it cannot. Must
+not be reachable from outside: it binds RECEIVER_ADMIN_BIND, by default on loopback.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from receiver.web.wsgi import respond
 
 log: Final = structlog.get_logger(__name__)
 
-# A probe that asks is answered in time, whatever the database does: a frozen one fires no time-out of its own.
+# Seconds until a probe gets its reply, whatever the database does: a frozen server triggers none of its own timeouts.
 PROBE_TIMEOUT: Final = 4.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
-    """One thing that was looked at. `detail`: a sentence of ours; where `ok` is False, how to fix it."""
+    """One check of readiness. `detail`: a sentence; if `ok` is False, it says how to fix the problem."""
 
     name: str
     ok: bool
@@ -36,7 +36,7 @@ class Check:
 
 
 def admin_app(checks: Callable[[], Sequence[Check]]) -> Flask:
-    """The application. `checks` looks at everything, and may take its time; ready is who passes all."""
+    """The application. `checks` runs all checks and may block; the host is ready when all of them are ok."""
     app = Flask(__name__, static_folder=None)
     probe = _Probe(checks)
 
@@ -74,7 +74,7 @@ def admin_app(checks: Callable[[], Sequence[Check]]) -> Flask:
 
 
 class _Probe:
-    """Asks for the checks, one at a time, and waits no longer than PROBE_TIMEOUT. Safe in threads."""
+    """Runs the checks, once at a time, and waits for PROBE_TIMEOUT at most. Safe in threads."""
 
     def __init__(self, checks: Callable[[], Sequence[Check]]) -> None:
         self._checks = checks

@@ -1,11 +1,11 @@
-"""The adapter to ASGI 3.0: awaits the endpoints in an event loop, and calls Flask applications from one.
+"""The adapter to ASGI 3.0: awaits the endpoints in an event loop, and calls Flask applications from it.
 
-With `server_mode` "asgi" the endpoints are awaited directly; everything else that the listener serves is Flask's
-(receiver.web.wsgi). With "flask" every request is Flask's: its views never block, and what a reply still has to wait
-for is awaited here.
+With `server_mode` "asgi" it awaits the endpoints directly, and Flask serves all other paths of the listener
+(receiver.web.wsgi). With "flask" it calls Flask for every request: the views never block, and this adapter awaits the
+deferred responses.
 
-The parts are at work from the lifespan's startup to its shutdown: without a lifespan everything is answered 503. Must
-not hold a rule of its own about requests or replies.
+The services run from the lifespan's startup to its shutdown. Without a lifespan every reply is 503. Must not hold a
+rule of its own about requests or replies.
 """
 
 from __future__ import annotations
@@ -46,28 +46,28 @@ _access: Final = logging.getLogger("receiver.access")
 _NAME: Final = "[a-z0-9-]{1,64}"
 _PATHS: Final = re.compile(rf"/(?:redox/{_NAME}|oauth/{_NAME}/token|livez|readyz|\.well-known/jwks\.json)/?")
 _LOGGED_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
-# After a fault of ours nobody knows what of the request was read: its connection ends.
+# The reply to an error of the receiver. It closes: how much of the request was read is not known.
 _FAULT: Final = replace(UNAVAILABLE, close=True)
 
 _answered = point("request.answered")
 
 
 class Service(Protocol):
-    """What is served, from startup to shutdown."""
+    """What an application serves from startup to shutdown."""
 
     def ready(self) -> bool:
-        """Whether requests are served, and not answered 503 for what is wrong with this process or the database."""
+        """Whether requests are served: False while this process or the database has a problem and replies are 503."""
 
     async def serve(self, request: AsgiRequest, send: Send) -> int:
-        """Serve one request; the status. Raises nothing but what sending raises."""
+        """Serve one request and return the status. Raises only what `send` raises."""
 
     def stop(self) -> None:
-        """Stop the parts. It may wait: no request is served any more."""
+        """Stop the service. It may block: no more requests are served."""
 
 
 class Application:
-    """An ASGI application. `start` makes and starts what is served, when the lifespan begins: after fork, in the event
-    loop that serves it. It may raise ReceiverError.
+    """An ASGI application. `start` makes and starts its service when the lifespan begins: after fork, in the event loop
+    that serves it. It may raise ReceiverError.
     """
 
     def __init__(self, start: Callable[[], Service]) -> None:
@@ -75,7 +75,7 @@ class Application:
         self._service: Service | None = None
 
     def ready(self) -> bool:
-        """Whether it serves: a server may replace another by it."""
+        """Whether it serves, so that it may replace another process."""
         return self._service is not None and self._service.ready()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,7 +107,7 @@ class Application:
         try:
             self._service = self._start()
         except ReceiverError as exc:
-            # Logged here: a server may take an error for an application without a lifespan, and go on.
+            # Logged here: a server may mistake the error for an application without a lifespan, and continue.
             log.error("receiver.not_started", error="; ".join(str(exc).splitlines()))
             await send({"type": "lifespan.startup.failed", "message": str(exc)})
             return
@@ -119,16 +119,16 @@ class Application:
             await send({"type": "lifespan.startup.complete"})
             await receive()  # lifespan.shutdown: every request has its reply
         finally:
-            # Also when the server ends at once, which cancels us.
+            # Also when the server ends at once and cancels this task.
             service, self._service = self._service, None
             service.stop()
         await send({"type": "lifespan.shutdown.complete"})
 
 
 class PublicService:
-    """The public listener. `endpoint` and `tokens` None: Flask serves them too. `flask` must never block.
+    """The public listener. `endpoint`, `tokens`: None if Flask serves them. `flask` must never block.
 
-    `ready` and `stop`: see Service. Made in the event loop that serves it.
+    `ready`, `stop`: see Service. Make it in the event loop that serves it.
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class PublicService:
 
 
 class BlockingService:
-    """A Flask application whose views may block, each request in a thread. `stop` is called at the end."""
+    """A Flask application whose views may block: each request gets a thread. `stop` is called at the end."""
 
     def __init__(self, flask: Flask, *, threads: int, stop: Callable[[], None]) -> None:
         self._flask, self._stop = flask, stop
@@ -206,7 +206,7 @@ class BlockingService:
         return True
 
     async def serve(self, request: AsgiRequest, send: Send) -> int:
-        """See Service. A body of more than SMALL is not read: the application is told that there is none."""
+        """See Service. A body of more than SMALL bytes is not read: for the application the body is empty."""
         try:
             body = await self._body(request)
             environ = request.environ() | {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}

@@ -1,6 +1,6 @@
-"""A request in ASGI 3.0, as the endpoints and Flask applications take it: head, body, WSGI environment.
+"""An ASGI 3.0 request: its head, its body and its WSGI environment.
 
-The header is decoded once, for all of them. Must not hold a rule of its own about requests.
+The header is decoded once for all of them. Must not hold a rule of its own about requests.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from receiver.web.wsgi import without_authority
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
 
-# In the state of a scope: its ServerConnection, where the server gives one (receiver.server.protocol).
+# The key of the ServerConnection in the state of a scope. receiver.server.protocol sets it; other servers do not.
 CONNECTION: Final = "receiver.connection"
 
 
 class ServerConnection(Protocol):
-    """The connection of a request, as the server tracks it. It is informed of what the server cannot see."""
+    """The server's connection of a request. It receives events that the server cannot see itself."""
 
     def mark_authenticated(self) -> None:
-        """The head proves whose the request is."""
+        """The head authenticates the request."""
 
     def replied(self, *, refused: bool) -> None:
-        """The reply was handed over. `refused`: the client gets less time for its next request."""
+        """The reply was handed to the server. `refused`: the client gets less time for its next request."""
 
 
 class AsgiRequest:
-    """A request. It is also the `Transfer` of its body; a message that ASGI does not define makes a malformed body."""
+    """A request, and the `Transfer` of its body. An event that ASGI does not define makes the body malformed."""
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self._scope, self._receive = scope, receive
@@ -48,7 +48,7 @@ class AsgiRequest:
 
     @cached_property
     def headers(self) -> dict[str, str]:
-        """The header fields, as `Head` describes them. Raises what a server's mistake leads to."""
+        """The header fields, as `Head` describes them."""
         given = self._scope["headers"]
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in given}
         if len(headers) < len(given):
@@ -77,8 +77,8 @@ class AsgiRequest:
     def environ(self) -> dict[str, Any]:
         """The WSGI environment (PEP 3333), without the body.
 
-        A field whose name has an underscore is dropped: it could not be told from one with a hyphen. So is Upgrade:
-        it is not followed here, and werkzeug would look for another route by it.
+        A field with an underscore in its name is dropped, because it would look the same as one with a hyphen. So is
+        Upgrade: it is not supported, and werkzeug would choose another route for it.
         """
         scope = self._scope
         host, port = scope.get("server") or ("localhost", 80)
@@ -111,7 +111,7 @@ class AsgiRequest:
     def length(self) -> int | None:
         """See `Transfer`."""
         announced = self.headers.get("content-length", "")
-        # HTTP/2 frames bodies by itself, and needs no field that says so.
+        # HTTP/2 has its own framing of bodies and needs no header field for it.
         if not announced and self._scope["http_version"] not in ("1.0", "1.1"):
             return None
         return framing(announced, self.headers.get("transfer-encoding", ""))
@@ -144,14 +144,14 @@ class AsgiRequest:
 
 
 def connection_of(scope: Scope) -> ServerConnection | None:
-    """The connection of a request; None where the server gives none."""
+    """The connection of a request; None if the server has set none."""
     connection: ServerConnection | None = scope.get("state", {}).get(CONNECTION)
     return connection
 
 
 @lru_cache(256)
 def _environ_key(name: str) -> str | None:
-    """The name of a header field in a WSGI environment; None where it is dropped."""
+    """The key of a header field in a WSGI environment; None if it is dropped."""
     key = name.upper().replace("-", "_")
     if "_" in name or key == "UPGRADE":
         return None

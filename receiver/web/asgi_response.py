@@ -1,4 +1,4 @@
-"""A response in ASGI 3.0, of an endpoint or of a Flask application.
+"""An ASGI 3.0 response, from a reply or from a Flask application.
 
 Must not add a header field but Server and Content-Length.
 """
@@ -21,13 +21,13 @@ _SERVER: Final = (b"Server", b"redox-receiver")
 
 
 class AsgiResponse:
-    """A response that is known."""
+    """A complete response."""
 
     def __init__(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
         self.status, self._headers, self._body = status, headers, body
 
     async def send(self, send: Send) -> int:
-        """Send it; the status."""
+        """Send it; return the status."""
         length = (
             ()
             if any(name.lower() == b"content-length" for name, _ in self._headers)
@@ -39,7 +39,7 @@ class AsgiResponse:
 
 
 def response_of(reply: Reply, fields: Fields) -> AsgiResponse:
-    """The response that says `reply`, with these header fields."""
+    """The response of a reply, with these header fields."""
     return AsgiResponse(reply.status, _encoded(fields), reply.body)
 
 

@@ -1,7 +1,6 @@
-"""Receives a body as it arrives: whole, once, at a minimum pace, and no more of it than may be read.
+"""Receives a request body: with limits for size, memory, time and pace.
 
-Must not know a framework or a server: bytes come from a `Transfer`, and every way in which they can fail to come is a
-BadTransfer.
+Must not know a framework or a server: the bytes come from a `Transfer`, and every failure is a BadTransfer.
 """
 
 from __future__ import annotations
@@ -16,46 +15,46 @@ from typing import Final, Protocol
 
 from receiver.errors import BadTransfer, Unavailable
 
-# A body is asked for in pieces of this size: small against a body of 40 MB, large against a system call.
+# Bytes of one read: few compared with a body of 40 MB, many compared with the cost of a system call.
 PIECE: Final = 1024 * 1024
-# What every request may have without a reservation: most messages are smaller, so that no number of large ones stops a
-# feed. A thousand connections, each with so much, are the price.
+# Bytes that every request may hold without a reservation. Most messages are smaller, so large ones cannot stop a feed.
+# The cost: a thousand connections can hold this much each.
 SMALL: Final = 64 * 1024
-# A sender that is silent for so many seconds is gone. Proxies have 10 to 60 seconds here.
+# Seconds of silence after which a sender is considered gone. Proxies use 10 to 60.
 SILENCE_TIMEOUT: Final = 10.0
-# Seconds that a body may take in all, and for each so many bytes a second more: the minimum pace.
+# A body may take START_TIMEOUT seconds, and one second more for each PACE bytes: the minimum pace.
 START_TIMEOUT: Final = 15.0
 PACE: Final = 64 * 1024
 _DIGITS: Final = re.compile(r"[0-9]{1,15}")
 
 
 class Transfer(Protocol):
-    """The body of a request that is on its way.
+    """The body of a request that is arriving.
 
-    `length`: what Content-Length announces; None where the body comes in chunks. A request without a body has length 0.
-    It raises what `framing` raises.
+    `length`: the value of Content-Length; None if the body is chunked; 0 if there is no body. It raises what `framing`
+    raises.
     """
 
     @property
     def length(self) -> int | None: ...
 
     async def read(self, size: int, seconds: float) -> bytes:
-        """At most `size` bytes; none at the end, or when the sender has gone.
+        """Read at most `size` bytes; returns b"" at the end, or when the sender has gone.
 
-        Raises BadTransfer: `body_malformed`; and `body_too_slow` when nothing came for so many seconds, where the
-        server can tell.
+        Raises BadTransfer: `body_malformed`, or `body_too_slow` after this many seconds without data, if the server can
+        detect that.
         """
 
     def mark_authenticated(self) -> None:
-        """The head proves whose body this is: the server keeps its connection longer than a stranger's."""
+        """The head authenticates the request: the server keeps its connection longer than a stranger's."""
 
 
 def framing(announced: str, coding: str) -> int | None:
-    """The length of a body, by what its head says; None: it comes in chunks.
+    """The length of a body according to its head; None if it is chunked.
 
-    `announced`: Content-Length, and `coding`: Transfer-Encoding, empty where there is none. Servers refuse themselves
-    what is neither a length nor chunks; should one not, it is not read: raises BadTransfer `body_malformed`, or
-    `transfer_coding_unknown` (RFC 9112 section 6.1: 501).
+    `announced`: Content-Length, `coding`: Transfer-Encoding; empty if absent. Servers refuse other framing themselves.
+    If one does not, the body is not read: raises BadTransfer `body_malformed`, or `transfer_coding_unknown` (RFC 9112
+    section 6.1: 501).
     """
     if coding and coding.strip(" \t").lower() != "chunked":
         raise BadTransfer("transfer_coding_unknown", status_hint=501)
@@ -67,15 +66,15 @@ def framing(announced: str, coding: str) -> int | None:
 
 
 def discarded(length: int | None) -> bool:
-    """Whether a server may read over a body that nobody has asked for, so that its connection can be kept."""
+    """Whether a server may read and discard an unread body of this length, to keep the connection."""
     return length is not None and length <= SMALL
 
 
 class BodyMemoryBudget:
-    """Bytes of bodies that may be in memory at once in this process. Safe in threads.
+    """The limit for bytes of bodies in memory in this process. Safe in threads.
 
-    The first SMALL of each body are not counted. Bodies that are not authenticated yet take at most half of it: anybody
-    may send them.
+    The first SMALL bytes of each body are not counted. Bodies that are not authenticated yet get at most half of the
+    budget, because anyone can send them.
     """
 
     def __init__(self, size: int) -> None:
@@ -95,7 +94,7 @@ class BodyMemoryBudget:
                 self.take(-reservation.held, authenticated=True)
 
     def take(self, size: int, *, authenticated: bool) -> bool:
-        """Take bytes from what is left; False when so many are not. A negative size gives them back."""
+        """Take bytes from the budget; returns False if fewer are left. A negative size returns them."""
         with self._lock:
             if size > (self._left if authenticated else min(self._left, self._left_unauthenticated)):
                 return False
@@ -105,13 +104,13 @@ class BodyMemoryBudget:
             return True
 
     def mark_authenticated(self, size: int) -> None:
-        """So many bytes that were taken unauthenticated are authenticated now."""
+        """Bytes that were taken as unauthenticated are authenticated now."""
         with self._lock:
             self._left_unauthenticated += size
 
 
 class Reservation:
-    """What one request holds of the budget. `held`: bytes beyond the first SMALL, which are not counted."""
+    """The part of the budget that one request holds. `held`: bytes beyond the first SMALL, which are not counted."""
 
     def __init__(self, budget: BodyMemoryBudget, *, authenticated: bool) -> None:
         self._budget = budget
@@ -120,7 +119,7 @@ class Reservation:
         self.held = 0
 
     def grow(self, size: int) -> None:
-        """Hold as many bytes more. Raises Unavailable when the budget has not got them."""
+        """Hold this many bytes more. Raises Unavailable if the budget does not have them."""
         self._size += size
         wanted = max(0, self._size - SMALL) - self.held
         if wanted and not self._budget.take(wanted, authenticated=self._authenticated):
@@ -128,7 +127,7 @@ class Reservation:
         self.held += wanted
 
     def mark_authenticated(self) -> None:
-        """The body is proved: from now on it takes nothing from the strangers' half."""
+        """The body is authenticated: it no longer counts against the unauthenticated half."""
         if not self._authenticated:
             self._authenticated = True
             if self.held:
@@ -136,22 +135,21 @@ class Reservation:
 
 
 async def receive(transfer: Transfer, *, limit: int, reservation: Reservation | None = None) -> bytes | None:
-    """The whole body; None when it is larger than `limit`, without reading where its length is announced.
+    """Receive the whole body. Returns None if it is larger than `limit`; if its length is announced, nothing is read.
 
-    Without a `reservation` no more than SMALL may be asked for. Our own time between two reads does not count against
-    the sender.
+    Without a `reservation`, `limit` must not exceed SMALL. Time between two reads does not count against the sender.
 
-    Raises BadTransfer: `body_incomplete` when it ended early, which servers do not say; `body_too_slow`; and what
-    reading raises. Raises Unavailable when too many bodies are in memory.
+    Raises BadTransfer: `body_incomplete` if it ended early, which servers do not report; `body_too_slow`; and what
+    reading raises. Raises Unavailable if too many bodies are in memory.
     """
     announced = transfer.length
     if announced is not None and announced > limit:
         return None
-    # One buffer that grows where it is: to join 40 MB of pieces took as much again, in pieces that stay behind.
+    # One growing buffer: joining the pieces of 40 MB would take the same amount again.
     body: BytesIO | None = None
     size = 0
     seconds = START_TIMEOUT
-    # One byte beyond the limit tells a body in chunks that is too large from one that just fits.
+    # One byte beyond the limit distinguishes a chunked body that is too large from one that just fits.
     while wanted := (limit + 1 if announced is None else announced) - size:
         if seconds <= 0:
             raise BadTransfer("body_too_slow")

@@ -1,7 +1,7 @@
-"""The address of the client: the connection's address, or what a trusted proxy says of it.
+"""The client's address: that of the connection, or the one that a trusted proxy reports.
 
-X-Forwarded-For is written by anybody; only what trusted proxies have appended to it, at its right end, is worth
-something. Must not believe any of it when the connection does not come from a trusted proxy.
+Any client can send X-Forwarded-For. Only the part that trusted proxies have appended, at the right end, is reliable.
+Must not use any of it if the connection does not come from a trusted proxy.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class ClientAddresses:
 
     def __init__(self, trusted: Iterable[str]) -> None:
         self._trusted: tuple[IPv4Network | IPv6Network, ...] = tuple(ip_network(each, strict=False) for each in trusted)
-        # Requests come from few connections' ends, and an address takes long to read.
+        # Requests come from few addresses, and parsing an address is slow.
         self._known = lru_cache(1024)(self._look)
 
     def _look(self, remote: str) -> tuple[IPv4Address | IPv6Address | None, bool, str]:
-        """The address at the other end, whether it is trusted, and its name."""
+        """Return the address of the connection, whether it is trusted, and its text."""
         peer = _address(remote)
         return (peer, not remote, "unknown") if peer is None else (peer, self._trusts(peer), str(peer))
 
@@ -50,7 +50,7 @@ class ClientAddresses:
         return any(peer in network for network in self._trusted)
 
 
-# Most requests come from the same few addresses; what is remembered of any others is bounded.
+# Most requests come from the same few addresses. The cache is bounded for the others.
 @lru_cache(maxsize=256)
 def _address(text: str) -> IPv4Address | IPv6Address | None:
     node = _NODE.fullmatch(text)

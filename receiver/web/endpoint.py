@@ -1,24 +1,24 @@
-"""The endpoint of a destination: a request comes in, its verdict is carried out, a reply goes back.
+"""The endpoint of a destination: receives a request, carries out its verdict, and replies.
 
 A coroutine, which an event loop awaits or a thread drives (receiver.web.runtime):
 
-    check the head → read the body as far as it may be → judge → refuse, challenge, or record → reply
+    check the head → read as much of the body as is allowed → judge → refuse, challenge, or record → reply
 
-| what happens                                                | answer                              |
+| event                                                       | reply                               |
 |-------------------------------------------------------------|-------------------------------------|
 | refused by the head                                         | 401, the body unread                |
-| longer than the cap; broken off, malformed, or too slow     | 413; 400                            |
+| larger than the limit; incomplete, malformed, or too slow   | 413; 400                            |
 | a transfer coding that is not chunked                       | 501                                 |
 | refused by the body; a signed query that was seen before    | 400, 401, 403                       |
 | handshake                                                   | 200, the challenge as text/plain    |
 | recorded                                                    | 200, empty                          |
-| recorded, and handled in the request, or not yet            | 200, 503                            |
-| query: answered, failed, out of time, nobody's, no room     | 200, 500, 504, 501, 503             |
-| not recorded, whatever the cause; anything unexpected       | 503                                 |
+| recorded with after_handling: handled, or not yet           | 200, 503                            |
+| query: answered, failed, timed out, no responder, busy      | 200, 500, 504, 501, 503             |
+| not recorded, for any cause; an unexpected error            | 503                                 |
 
 Must not know a framework or a server, must not judge (receiver.pipeline does), and must not answer 200 before the
-COMMIT. Redox pauses a whole feed at 400 and above, so what is not the sender's fault is a 503, which says that the
-message may come again.
+COMMIT. Redox pauses a whole feed at 400 and above. Failures of the receiver itself are a 503, which asks for the
+message again.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ from receiver.web.runtime import Runtime, T, recorded
 
 log: Final = structlog.get_logger(__name__)
 
-# Bodies in memory at once, at least this many bytes: a few of the largest and many of the usual ones.
+# Bytes of bodies in memory, at least: a few of the largest, and many of the usual size.
 BODIES: Final = 256 * 1024 * 1024
-# Larger bodies are judged and sealed one at a time: that takes up to three times as much memory again. And it takes
-# some ten milliseconds or more, which nobody else is to wait for.
+# Bytes. Larger bodies are judged and sealed in a thread, one at a time: that takes up to three times their size in
+# memory, and ten milliseconds or more, for which other requests must not wait.
 LARGE: Final = 1024 * 1024
 
 _body_read, _judged, _queued, _recorded = (
@@ -62,14 +62,14 @@ class EndpointLedger(pipeline.Ledger, AnswerLedger, Protocol):
     """What the endpoint needs of the storage."""
 
     def first(self, once: Sequence[Nonce]) -> bool:
-        """Whether none of it was ever seen; from now on all of it was. Raises Unavailable."""
+        """Mark the nonces as seen; return whether none of them was seen before. Raises Unavailable."""
 
 
 class Endpoint:
     """Serves requests to destinations. Safe in threads, one request each.
 
-    `registry` gives the registry of the moment, None as long as it was never loaded. `max_body` bytes. `concurrency` is
-    how many request threads may wait for handlers.
+    `registry` returns the present registry, or None until it is loaded. `max_body`: bytes. `concurrency`: how many
+    request threads may wait for handlers.
     """
 
     def __init__(
@@ -89,16 +89,16 @@ class Endpoint:
         self._one_at_a_time = threading.Lock()
 
     async def serve(self, head: Head, transfer: Transfer, runtime: Runtime) -> Reply:
-        """The reply to a request. Raises nothing of its own."""
+        """The reply to a request. Raises no errors of its own."""
         try:
             reply = await self._serve(head, transfer, runtime)
         except Unavailable as exc:
             return self._unavailable(str(exc), head, None)
         except Exception:
-            # A fault of ours must not look like the message's, which may come again.
+            # An error of the receiver must not look like a fault of the message: 503 asks for it again.
             log.exception("request.failed")
             return self._unavailable("internal_error", head, None)
-        # Whatever the reason of a refusal, its connection is kept or closed alike.
+        # The connection is kept or closed alike for all reasons of a refusal, so that it reveals none.
         unread = head.method == "GET" or reply.status >= 400
         return replace(reply, close=True) if unread and not discarded(_length(transfer)) else reply
 
@@ -129,7 +129,7 @@ class Endpoint:
 
     async def _body(self, accepted: HeadAccepted, transfer: Transfer, reservation: Reservation) -> bytes | Refused:
         if accepted.head.method == "GET":
-            return b""  # all that is asked is in its head
+            return b""  # a handshake by GET is all in the head
         try:
             body, length = None, transfer.length
             if length is None or length <= self._max_body:
@@ -138,7 +138,7 @@ class Endpoint:
                 if body is None and not accepted.whole:
                     return accepted.missing()
             if body is None:
-                # A stranger's is told apart: Redox, whose feed pauses at it, has at least a head that could suffice.
+                # Reasons differ for strangers. If Redox's own feed pauses here, the head could at least suffice.
                 raise BadTransfer("body_too_large" if accepted.whole else "body_too_large_unproved", status_hint=413)
         except BadTransfer as exc:
             return accepted.not_received(exc)
@@ -164,7 +164,7 @@ class Endpoint:
         return ACCEPTED
 
     async def _work(self, runtime: Runtime, body: bytes, call: Callable[[], T]) -> T:
-        """What `call` makes of the body. A large body is worked on in a thread, one at a time."""
+        """The result of `call`, which works on the body. A large body gets a thread, one at a time."""
         if len(body) <= LARGE:
             return call()
 
@@ -187,7 +187,7 @@ class Endpoint:
 
 
 def _length(transfer: Transfer) -> int | None:
-    """Its length; None where that is not known, or no length."""
+    """The length of the body; None if it is chunked or not valid."""
     try:
         return transfer.length
     except BadTransfer:

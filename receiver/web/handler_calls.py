@@ -34,7 +34,7 @@ _query_answered, _query_recorded, _inline_handled = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answered:
-    """How a query ended, for the audit. `body`: length and digest of what is sent, for it may disclose a patient."""
+    """How a query ended, for the audit. `length`, `sha256`: of the reply's body, which may disclose a patient."""
 
     receipt: Receipt
     head: Head
@@ -46,26 +46,26 @@ class Answered:
 
 
 class AnswerLedger(Protocol):
-    """Where it is recorded how a query ended."""
+    """The ledger of how queries ended."""
 
     def answered(self, answered: Answered) -> Future[None]:
-        """Write it in the audit; the future is done after the COMMIT, or raises Unavailable."""
+        """Write an audit row. The future is done after the COMMIT, or raises Unavailable."""
 
 
 class Responders(Protocol):
-    """What the endpoint needs of the handlers that run inside a request, in processes that end when time is up."""
+    """Handlers that run inside a request, in processes that are killed when their time is up."""
 
     def answer(
         self, message: ParsedMessage, responder: Subscription, destination: Destination, receipt: Receipt, /
     ) -> bytes:
         """The answer to a query, as JSON.
 
-        Raises NotFound (nobody has loaded it), Unavailable (no process is free), TimeoutError; anything else is the
-        responder's failure.
+        Raises NotFound (the responder is not loaded), Unavailable (no process is free) and TimeoutError. Any other
+        exception is a failure of the responder.
         """
 
     def run_inline(self, destination: Destination, receipt: Receipt, /) -> bool:
-        """Run the deliveries of `receipt.inline`; whether all have succeeded.
+        """Run the deliveries of `receipt.inline`; return whether all have succeeded.
 
         Raises Unavailable (no process is free) and TimeoutError.
         """
@@ -79,10 +79,10 @@ class HandlerCalls:
         self._limiter = ConcurrencyLimiter(concurrency)
 
     async def answer(self, runtime: Runtime, admitted: Admitted, query: str, receipt: Receipt) -> Reply:
-        """A query that is recorded: its answer leaves after the row that says so has committed."""
+        """The reply to a query that is recorded. It is sent after its audit row has committed."""
         message, destination = admitted.message, admitted.destination
         if message is None:
-            return query_failure(query, 400)  # kept in quarantine, and audited so
+            return query_failure(query, 400)  # kept in quarantine, as the audit says
         responder = next(
             (
                 each
@@ -141,7 +141,7 @@ class HandlerCalls:
         return query_failure(query, status)
 
     async def handle(self, runtime: Runtime, admitted: Admitted, receipt: Receipt) -> None:
-        """after_handling: Redox keeps the message until it is handled. Raises Unavailable when it is not yet."""
+        """Run the deliveries with after_handling. Raises Unavailable if not all have succeeded yet."""
         destination = admitted.destination
         try:
             handled = await self._limited(
@@ -154,10 +154,10 @@ class HandlerCalls:
         _inline_handled()
 
     async def _limited(self, runtime: Runtime, destination: Destination, call: Callable[[], T]) -> T:
-        """A call that waits for a handler, in a thread. It holds its slot as long as it runs, whether the request still
-        waits or not.
+        """Run a call that waits for a handler in a thread. It holds its slot until it ends, even if the request no
+        longer waits.
 
-        Raises Unavailable at once when there is no slot.
+        Raises Unavailable at once if no slot is free.
         """
 
         def limited() -> T:

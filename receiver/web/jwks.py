@@ -1,7 +1,8 @@
-"""`/.well-known/jwks.json` on the public listener: the keys that Redox proves our client assertions by (RFC 7517).
+"""`/.well-known/jwks.json` on the public listener: the public keys with which Redox verifies our client assertions
+(RFC 7517).
 
-Answered from memory, a second at most behind the registry. Must not serve a key but as the registry publishes it, which
-is its public half alone.
+Served from memory, at most a second behind the registry. Must not serve anything but the public half of a key, as the
+registry publishes it.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from flask import Flask, Response, request
 from receiver.protocol.registry import Registry
 
 PATH: Final = "/.well-known/jwks.json"
-# Seconds that anybody may keep it: a key is published before it signs, and for longer than that after.
+# Seconds for which clients may cache it. A key is published for longer than that before and after it signs.
 MAX_AGE: Final = 300
 
 
 def publish(app: Flask, registry: Callable[[], Registry | None], unavailable: Callable[[], Response]) -> None:
-    """Add the route to `app`; `unavailable` answers as long as the registry was never loaded."""
+    """Add the route to `app`. `unavailable` is the response until the registry is loaded."""
 
     @app.get(PATH, provide_automatic_options=False)
     def jwks() -> Response:

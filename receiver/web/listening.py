@@ -1,4 +1,4 @@
-"""Where this process listens, as the server that runs it says."""
+"""The addresses on which this process listens, as its server reports them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def note(sockets: Iterable[Any]) -> None:
 
 
 def address(default: str) -> str:
-    """The addresses, separated by commas; `default` where no server has said."""
+    """The addresses, separated by commas; `default` if the server has reported none."""
     return ", ".join(_addresses) or default
 
 

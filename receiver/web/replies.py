@@ -1,4 +1,4 @@
-"""Replies that say the same to every sender: the audit has the reason, the reply never."""
+"""Fixed replies. The audit has the reason of a refusal; the reply never shows it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import msgspec
 from receiver.protocol.message import Reply, error_body
 
 JSON: Final = "application/json"
-# When the sender may come again after a 503. Redox has a schedule of its own; a proxy or another client may ask.
+# Seconds after which a sender may repeat a request that got a 503. Redox has its own schedule; others read this.
 RETRY_AFTER: Final = 5
 
 ACCEPTED: Final = Reply(status=200)
-# To a refused request.
+# Status → the reply to a refused request.
 REFUSALS: Final = {
     400: Reply(status=400, body=b"bad request\n"),
     401: Reply(status=401, body=b"unauthorized\n"),
@@ -23,7 +23,7 @@ REFUSALS: Final = {
 }
 UNAVAILABLE: Final = Reply(status=503, body=b"try again later\n", retry_after=RETRY_AFTER)
 
-# The reply to a query without an answer: fixed sentences, because a responder's reason may be anything.
+# Status → the text of the reply to a query without an answer. Fixed: a responder's reason may quote a patient.
 FAILURES: Final = {
     400: "The query could not be read.",
     403: "The query is not allowed.",
@@ -35,7 +35,7 @@ FAILURES: Final = {
 
 
 def query_failure(query: str, status: int) -> Reply:
-    """No answer to a query, said as Redox says it (Redox: `Meta.Errors`)."""
+    """The reply to a query without an answer, in Redox's form (Redox: `Meta.Errors`)."""
     return Reply(
         status=status,
         body=msgspec.json.encode(error_body(kind=query, text=FAILURES[status])),

@@ -13,12 +13,12 @@ Fields = tuple[tuple[str, str], ...]
 
 
 def fields(reply: Reply, *, realm: str = "Bearer") -> Fields:
-    """The header fields that say `reply`, and let nobody keep it or guess what it is. `realm`: what a 401 asks for."""
+    """The header fields of `reply`; they forbid caching and type sniffing. `realm`: the challenge of a 401."""
     return _fields(reply.media, reply.retry_after, realm if reply.status == 401 else None, reply.close)
 
 
 def token_fields(reply: Reply) -> Fields:
-    """Those of the token endpoint (RFC 6749 5.1, 5.2)."""
+    """The header fields of the token endpoint (RFC 6749 sections 5.1, 5.2)."""
     return (*fields(reply, realm='Basic realm="oauth"'), ("Pragma", "no-cache"))
 
 

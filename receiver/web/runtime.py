@@ -1,7 +1,7 @@
-"""Runtimes: how a coroutine of the endpoints waits. In an event loop it is suspended; in a thread it blocks.
+"""Runtimes: how a coroutine of an endpoint waits. In an event loop it is suspended; in a thread it blocks.
 
-The endpoints are written once, as `async def`, and wait for nothing but what a `Runtime` and a `Transfer` give them.
-`EventLoopRuntime` serves them in an event loop. `ThreadRuntime` blocks the thread in which `drive` runs them, under any
+The endpoints are written once, as `async def`, and await only the methods of a `Runtime` and a `Transfer`.
+`EventLoopRuntime` runs them in an event loop. `ThreadRuntime` blocks the thread in which `drive` runs them, under any
 WSGI server.
 
 Must not know a framework or a server.
@@ -23,25 +23,25 @@ from receiver.errors import Unavailable
 
 T = TypeVar("T")
 
-# The ledger answers within five seconds; should it ever not, the sender is answered all the same.
+# Seconds. The ledger completes within five; if it ever does not, the sender gets a reply all the same.
 LEDGER_TIMEOUT: Final = 4.9
 
 
 class Runtime(Protocol):
-    """How a request waits for what another thread does."""
+    """How a request waits for the work of another thread."""
 
     async def result(self, future: Future[T], seconds: float, *, flush: Callable[[], None] | None = None) -> T:
-        """What the future holds. Raises what it raises; TimeoutError after so many seconds.
+        """The result of the future. Raises its exception, or TimeoutError after this many seconds.
 
-        `flush` is called once the request waits, where its entry may share a batch until then.
+        `flush` is called when the request begins to wait; until then its entry may share a batch.
         """
 
     async def run_in_thread(self, call: Callable[[], T]) -> T:
-        """What `call` returns. It may take its time, and holds up no other request. Raises what it raises."""
+        """The result of `call`, which may block without delaying other requests. Raises its exception."""
 
 
 async def recorded(runtime: Runtime, future: Future[T], *, flush: Callable[[], None] | None = None) -> T:
-    """What the ledger says, in time; `flush` where it batches. Raises Unavailable."""
+    """The result of the ledger, within LEDGER_TIMEOUT. `flush`: see Runtime.result. Raises Unavailable."""
     try:
         return await runtime.result(future, LEDGER_TIMEOUT, flush=flush)
     except TimeoutError as exc:
@@ -49,7 +49,7 @@ async def recorded(runtime: Runtime, future: Future[T], *, flush: Callable[[], N
 
 
 class ThreadRuntime:
-    """A request that has a thread of its own, which waits."""
+    """A request with its own thread, which blocks."""
 
     async def result(self, future: Future[T], seconds: float, *, flush: Callable[[], None] | None = None) -> T:
         """See Runtime."""
@@ -58,12 +58,12 @@ class ThreadRuntime:
         return future.result(seconds)
 
     async def run_in_thread(self, call: Callable[[], T]) -> T:
-        """See Runtime: this thread is the request's."""
+        """See Runtime: the request has this thread to itself."""
         return call()
 
 
 def drive(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine in this thread. All that it awaits must be a ThreadRuntime's. Raises what it raises."""
+    """Run a coroutine in this thread. It may await a ThreadRuntime only. Raises its exception."""
     try:
         coroutine.send(None)
     except StopIteration as end:
@@ -74,7 +74,7 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 class EventLoopRuntime:
-    """Requests in an event loop; what takes its time is done in the threads of `pool`."""
+    """Requests in an event loop. The threads of `pool` run what blocks."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, pool: Executor) -> None:
         self._loop, self._pool = loop, pool
@@ -82,7 +82,7 @@ class EventLoopRuntime:
         self._flush: dict[Callable[[], None], None] = {}
 
     async def result(self, future: Future[T], seconds: float, *, flush: Callable[[], None] | None = None) -> T:
-        """See Runtime. One flush for all requests that begin to wait in the same turn of the loop."""
+        """See Runtime. Requests that begin to wait in the same iteration of the loop share one flush."""
         if flush is not None:
             if not self._flush:
                 self._loop.call_soon(self._flush_all)
@@ -100,9 +100,9 @@ class EventLoopRuntime:
 
 
 class CompletionNotifier:
-    """Tells an event loop of futures that complete in another thread: one call into the loop for a whole batch.
+    """Wakes an event loop when futures complete in another thread, with one call into the loop for a whole batch.
 
-    The writer completes a batch at once; `asyncio.wrap_future` would call into the loop for each of its requests.
+    The ledger's thread completes a batch at once; `asyncio.wrap_future` would make a call for each request.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -111,7 +111,7 @@ class CompletionNotifier:
         self._notified = False
 
     async def done(self, future: Future[Any], seconds: float) -> None:
-        """Wait until the future is done. Raises TimeoutError after so many seconds."""
+        """Wait until the future is done. Raises TimeoutError after this many seconds."""
         waiter = self._loop.create_future()
         future.add_done_callback(partial(self._notify, waiter))
         late = self._loop.call_later(seconds, _time_out, waiter)
@@ -124,12 +124,12 @@ class CompletionNotifier:
         self._completed.append(waiter)
         if not self._notified:
             self._notified = True
-            # An error: the loop has ended, and no request waits any more.
+            # RuntimeError: the loop is closed, and no request waits.
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
-        self._notified = False  # first: what completes from now on notifies again
+        self._notified = False  # first: a future that completes after this notifies again
         while self._completed:
             waiter = self._completed.popleft()
             if not waiter.done():
@@ -142,9 +142,9 @@ def _time_out(waiter: asyncio.Future[None]) -> None:
 
 
 class ConcurrencyLimiter:
-    """Limits the request threads that wait for handlers, so that the others are left for feeds. Safe in threads.
+    """Limits how many request threads wait for handlers, and keeps the others free for feeds. Safe in threads.
 
-    `total` in all; half of them for one key, so that no destination's slow responder takes every thread.
+    At most `total`, and half of them for one key, so that one destination's slow responder cannot take all threads.
     """
 
     def __init__(self, total: int) -> None:
@@ -154,7 +154,7 @@ class ConcurrencyLimiter:
 
     @contextmanager
     def slot(self, key: Hashable) -> Iterator[None]:
-        """A slot while the block runs. Raises Unavailable at once when there is none."""
+        """Hold a slot while the block runs. Raises Unavailable at once if none is free."""
         with self._lock:
             if self._taken.total() >= self._total or self._taken[key] >= self._each:
                 raise Unavailable("responders_busy")

@@ -1,18 +1,17 @@
-"""The token endpoint: a request comes in, is decided, and the decision is carried out. A coroutine, as the endpoint is.
+"""The token endpoint: receives a token request, decides it, and replies. A coroutine, like receiver.web.endpoint.
 
-| what happens                                             | answer                                          |
+| event                                                    | reply                                           |
 |----------------------------------------------------------|-------------------------------------------------|
 | granted                                                  | 200, after its audit row has committed          |
-| denied: the client, whatever the cause; the request      | 401; 400                                        |
-| denied to an address that was wrong many times           | 429                                             |
+| denied: the client, for any cause; the request           | 401; 400                                        |
+| denied to a network with many wrong secrets              | 429                                             |
 | an assertion that was used before                        | 401                                             |
 | a transfer coding that is not chunked                    | 501                                             |
-| cannot be recorded; anything unexpected                  | 503                                             |
+| cannot be recorded; an unexpected error                  | 503                                             |
 
 Must not know a framework, and must not decide (receiver.protocol.tokens does). Must not refuse a right secret because
-others were wrong: strangers who share an address with Redox, or say they do, must not be able to stop a feed. So a
-wrong one is what is slowed, by the address it comes from and by nothing else; that the right one can't be guessed is
-its length's work.
+of earlier wrong ones: strangers who share an address with Redox, or forge one, could stop a feed. The limit slows wrong
+secrets only, by network; the length of a secret protects it from guessing.
 """
 
 from __future__ import annotations
@@ -41,15 +40,15 @@ from receiver.window_counter import MINUTE, WindowCounter
 
 log: Final = structlog.get_logger(__name__)
 
-# Wrong secrets from one network within a minute, before it is told to wait.
+# Wrong secrets from one network within a minute until it gets 429.
 GUESSES: Final = 10
-# Networks that are counted at once; in a flood from more, the longest silent are forgotten.
+# Networks that are counted at once. In a flood from more, those that were silent longest are forgotten.
 _NETWORKS: Final = 10_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenRefusal:
-    """A request for a token that got none, for the audit. `destination` None: there is none of that name."""
+    """A token request that was denied, for the audit. `destination`: None if there is none of that name."""
 
     head: Head
     destination: Destination | None
@@ -58,7 +57,7 @@ class TokenRefusal:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenIssue:
-    """A token that is to be given out, for the audit."""
+    """A token that is about to be issued, for the audit."""
 
     head: Head
     destination: Destination
@@ -66,20 +65,20 @@ class TokenIssue:
 
 
 class Records(Protocol):
-    """What the endpoint needs of the storage."""
+    """What the token endpoint needs of the storage."""
 
     def first(self, once: Sequence[Nonce]) -> bool:
-        """Whether none of it was ever seen; from now on all of it was. Raises Unavailable."""
+        """Mark the nonces as seen; return whether none of them was seen before. Raises Unavailable."""
 
     def issued(self, issue: TokenIssue) -> Future[None]:
-        """Write it in the audit; the future is done after the COMMIT, or raises Unavailable."""
+        """Write an audit row. The future is done after the COMMIT, or raises Unavailable."""
 
     def not_issued(self, refusal: TokenRefusal) -> None:
-        """Note it in the audit; does not wait."""
+        """Write an audit row later; does not wait."""
 
 
 class TokenEndpoint:
-    """Serves token requests. Safe in threads. `network` says whom a peer's address is counted under."""
+    """Serves token requests. Safe in threads. `network` returns the network that an address counts against."""
 
     def __init__(
         self, *, registry: Callable[[], Registry | None], records: Records, network: Callable[[str], str]
@@ -91,7 +90,7 @@ class TokenEndpoint:
         self._counting = threading.Lock()
 
     async def serve(self, head: Head, transfer: Transfer, runtime: Runtime) -> Reply:
-        """The reply to a POST. Raises nothing of its own."""
+        """The reply to a POST. Raises no errors of its own."""
         try:
             return await self._serve(head, transfer, runtime)
         except Unavailable as exc:
@@ -111,7 +110,7 @@ class TokenEndpoint:
             )
             return _closing(self._deny(head, destination, denied))
         try:
-            # So little that it needs no reservation: no number of slow strangers keeps a client from its token.
+            # Small enough to need no reservation: slow strangers cannot keep a client from its token.
             body = await receive(transfer, limit=tokens.MAX_REQUEST)
         except BadTransfer as exc:
             reply = self._deny(head, destination, Denied(error="invalid_request", reason=exc.reason))
@@ -137,7 +136,7 @@ class TokenEndpoint:
         return _json(denied.status, {"error": denied.error})
 
     def _guesses_too_often(self, network: str) -> bool:
-        """Count one more wrong secret; whether the network had too many within a minute."""
+        """Count a wrong secret; return whether the network has sent too many within a minute."""
         with self._counting:
             self._guesses.roll(time.monotonic())
             return self._guesses.add(network) > GUESSES
@@ -148,5 +147,5 @@ def _json(status: int, body: dict[str, Any], *, retry_after: int | None = None) 
 
 
 def _closing(reply: Reply) -> Reply:
-    """The answer to a request of which something may be unread: what follows it on the connection is not a request."""
+    """The reply with a close: a part of the request may be unread, so the next bytes are not a request."""
     return replace(reply, close=True)

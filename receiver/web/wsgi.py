@@ -1,12 +1,11 @@
 """The public application in Flask: `/redox/<destination>`, `/oauth/<destination>/token`, `/.well-known/jwks.json`,
 `/livez`, and nothing else.
 
-Its views never block: what an endpoint still has to wait for is a `DeferredResponse`, which receiver.web.asgi awaits in
-its event loop, and which any WSGI server takes as an iterable that blocks its thread.
+Its views never block. Where an endpoint has to wait, the view returns a `DeferredResponse`: receiver.web.asgi awaits it
+in its event loop, and any WSGI server iterates over it, which blocks the thread.
 
-A path is compared as segments: slashes that are doubled or trail change nothing, so no spelling of a path reaches
-anything by another way. Must not answer with a page, a word or a header that is not written here: no cookies, no
-sessions, no redirects, no forms.
+A path is compared by segments: doubled or trailing slashes change nothing, so that each path has one route. Must not
+send a page or a header field that is not defined here: no cookies, sessions, redirects or forms.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ if TYPE_CHECKING:
 log: Final = structlog.get_logger(__name__)
 
 METHODS: Final = ("GET", "POST")
-# What receiver.web.asgi adds to the environment: a function that makes the head for a destination's name, at less cost
-# than out of the environment.
+# The key under which receiver.web.asgi adds a function to the environment: it makes the head for a destination's name,
+# at less cost than from the environment.
 HEAD: Final = "receiver.head"
 _AUTHORITY: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?]*")
 
@@ -50,10 +49,10 @@ Serve = Callable[[Transfer, Runtime], Coroutine[Any, Any, Reply]]
 
 
 class PublicApp(Flask):
-    """A Flask application that finds its routes whatever slashes are in the path."""
+    """A Flask application whose routes ignore doubled and trailing slashes."""
 
     def wsgi_app(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Serve, with PATH_INFO brought to one spelling."""
+        """Serve the request with a normalized PATH_INFO."""
         environ["PATH_INFO"] = "/" + "/".join(filter(None, environ.get("PATH_INFO", "").split("/")))
         if HEAD not in environ:
             start_response = _without_connection(start_response)
@@ -82,9 +81,9 @@ def public_app(
     tokens: TokenEndpoint | None = None,
     now: Callable[[], datetime] = _utc_now,
 ) -> PublicApp:
-    """The application. `trusted_proxies`: addresses and networks whose X-Forwarded-For is believed.
+    """The application. `trusted_proxies`: addresses and networks whose X-Forwarded-For is used.
 
-    `tokens` None: there is no token endpoint. `now`: the clock by which everything is judged.
+    `tokens`: None for no token endpoint. `now`: the clock for all decisions.
     """
     app = PublicApp(__name__, static_folder=None)
     addresses = ClientAddresses(trusted_proxies)
@@ -97,7 +96,7 @@ def public_app(
 
     @app.route("/redox/<name>", methods=METHODS, provide_automatic_options=False)
     def destination(name: str) -> Response:
-        if request.environ["REQUEST_METHOD"] not in METHODS:  # werkzeug lets HEAD in where GET is
+        if request.environ["REQUEST_METHOD"] not in METHODS:  # werkzeug adds HEAD to GET
             raise MethodNotAllowed(METHODS)
         return _Deferred(partial(endpoint.serve, head(name)), fields)
 
@@ -132,14 +131,14 @@ _FAULTS: Final = {404: b"not found\n", 405: b"method not allowed\n"}
 
 
 def respond(reply: Reply, *, close: bool = False) -> Response:
-    """The response that says `reply`."""
+    """The Flask response of a reply."""
     return Response(
         reply.body, status=reply.status, headers=list(fields(replace(reply, close=True) if close else reply))
     )
 
 
 class _Deferred(Response):
-    """The response of a view whose reply is not known yet."""
+    """The response of a view that does not have its reply yet."""
 
     def __init__(self, serve: Serve, fields_of: Callable[[Reply], Fields]) -> None:
         super().__init__()
@@ -151,10 +150,10 @@ class _Deferred(Response):
 
 
 class DeferredResponse:
-    """The body of a response whose reply is still to be waited for.
+    """The body of a response that waits for its reply.
 
-    Under a WSGI server iterating over it waits, and calls `start_response` only then, as PEP 3333 allows. In an event
-    loop receiver.web.asgi awaits `serve` itself, and sends the reply with `fields_of`.
+    Under a WSGI server, iterating over it waits and then calls `start_response`, as PEP 3333 allows. In an event loop,
+    receiver.web.asgi awaits `serve` and sends the reply with `fields_of`.
     """
 
     def __init__(
@@ -178,10 +177,10 @@ class DeferredResponse:
 
 
 class WsgiTransfer:
-    """A body out of a WSGI environment (PEP 3333); reading blocks.
+    """The body in a WSGI environment (PEP 3333); reading blocks.
 
-    Chunks are read where the server says that it marks their end (`wsgi.input_terminated`), as gunicorn does. How long
-    a read takes is the server's: a slow sender is noticed between two pieces.
+    A chunked body is read if the server marks its end (`wsgi.input_terminated`), as gunicorn does. The server decides
+    how long a read takes: a slow sender is noticed between two reads.
     """
 
     def __init__(self, environ: WSGIEnvironment) -> None:
@@ -200,12 +199,12 @@ class WsgiTransfer:
         try:
             piece: bytes = self._environ["wsgi.input"].read(size)
         except Exception as exc:
-            # Servers have errors of their own for malformed chunks and for senders that went away.
+            # Each server has its own errors for malformed chunks and for senders that have gone.
             raise BadTransfer("body_malformed") from exc
         return piece
 
     def mark_authenticated(self) -> None:
-        """See `Transfer`: a WSGI server cannot be told."""
+        """See `Transfer`: a WSGI server has no place for it."""
 
 
 def _discarded(environ: WSGIEnvironment) -> bool:
@@ -248,6 +247,6 @@ def _raw(environ: dict[str, Any]) -> tuple[str, str]:
 
 
 def without_authority(target: str) -> str:
-    """A request target without scheme and host, where it has them (RFC 9112 section 3.2.2)."""
+    """A request target without its scheme and host, if it has them (RFC 9112 section 3.2.2)."""
     authority = None if target.startswith("/") else _AUTHORITY.match(target)
     return target[authority.end() :] if authority else target
