@@ -1,9 +1,9 @@
 """SIGHUP: starts workers with the new configuration, and stops the old ones once all new ones serve.
 
 gunicorn alone reads the new configuration and ends if it is not valid. It stops its old workers before the new ones
-have booted, and ends if one of them does not boot. Here the old workers serve until all new ones do, including database and
-keys; one log line says what is wrong. SIGHUP reads the settings and the keyring again, not the program: a new release
-needs a restart, and so does another address to listen on.
+have booted, and ends if one of them does not boot. Here the old workers serve until all new ones do, including database
+and keys; one log line says what is wrong. SIGHUP reads the settings and the keyring again, not the program: a new
+release needs a restart, and so does another address to listen on.
 """
 
 from __future__ import annotations
