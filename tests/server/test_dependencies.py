@@ -1,4 +1,4 @@
-"""The names of gunicorn and uvicorn that their documents do not promise: the start is refused without one of them."""
+"""The undocumented names of gunicorn and uvicorn: the receiver does not start without one of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.web.server import serving
 
 
 def test_all_are_there() -> None:
-    """In the versions that are locked none is missing."""
+    """In the pinned versions none is missing."""
     assert dependencies.missing() == []
 
 
@@ -25,7 +25,7 @@ def test_all_are_there() -> None:
     ],
 )
 def test_one_is_missing(site: Site, tmp_path: Path, module: str, owner: str, member: str, distribution: str) -> None:
-    """A version without it does not serve: one line names the version and the member."""
+    """With a version that lacks it the receiver does not start: one line names the version and the member."""
     (tmp_path / "sitecustomize.py").write_text(f"from {module} import {owner}\ndel {owner}.{member}\n")
     environment = site.environment | {"PYTHONPATH": str(tmp_path)}
     with serving(tmp_path, environment, wait=False) as server:

@@ -1,4 +1,4 @@
-"""The main loop takes small requests in, and waits for nobody: what comes whole, in pieces, too early, or goes away."""
+"""The event loop: requests in pieces or pipelined, clients that disconnect, and waiting without a thread."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.waiting import until
 from tests.web.conftest import Site, message, sent
 from tests.web.server import Server, Wire, serving
 
-# What waits for the ledger is answered within five seconds; what does not has its answer long before.
+# Seconds. A request that waits for the ledger gets its reply within five; all others long before.
 SOON = 3.0
 LIVEZ = b"GET /livez HTTP/1.1\r\nhost: receiver.test\r\n\r\n"
 
@@ -28,7 +28,7 @@ def few_threads(site: Site) -> None:
 
 @contextmanager
 def held(site: Site) -> Iterator[None]:
-    """Nothing can be recorded while the block runs: somebody holds the table."""
+    """Nothing can be recorded while the block runs, because a transaction locks the table."""
     with site.engine.connect() as connection, connection.begin():
         connection.execute(text("LOCK TABLE messages IN ACCESS EXCLUSIVE MODE"))
         yield
@@ -43,8 +43,8 @@ def _recorded(site: Site, body: bytes) -> bool:
     return bool(site.rows(f"SELECT FROM messages WHERE sha256 = '\\x{sha256(body).hexdigest()}'"))
 
 
-def test_who_waits_for_the_ledger_takes_no_thread(site: Site, server: Server) -> None:
-    """With four request threads, many messages wait at once, others are answered meanwhile; then all are."""
+def test_waiting_for_the_ledger_takes_no_thread(site: Site, server: Server) -> None:
+    """With four request threads, 40 messages wait for the ledger at once, and others are answered meanwhile."""
     assert server.ask(sent(site)).status == 200
     before = _threads(server)
     bodies = [message() for _ in range(40)]
@@ -61,8 +61,8 @@ def test_who_waits_for_the_ledger_takes_no_thread(site: Site, server: Server) ->
         wire.socket.close()
 
 
-def test_nobody_waits_longer_than_the_ledger_may_take(site: Site, server: Server) -> None:
-    """Each is told 503 while the database does not answer."""
+def test_the_ledger_has_a_deadline(site: Site, server: Server) -> None:
+    """A message gets 503 while the database does not respond."""
     with held(site):
         began = time.monotonic()
         assert server.ask(sent(site)).status == 503
@@ -72,20 +72,20 @@ def test_nobody_waits_longer_than_the_ledger_may_take(site: Site, server: Server
 
 @pytest.mark.parametrize("cut", [1, 20, -4100, -3, -1])
 def test_in_pieces(site: Site, server: Server, cut: int) -> None:
-    """What has not come whole is a thread's, wherever it broke; the same connection is served on."""
+    """A request may arrive in two pieces, wherever it is cut; the connection is used again."""
     with server.wire() as wire:
         for _ in range(3):
             body = message()
             whole = sent(site, body)
             wire.send(whole[:cut])
-            assert server.ask(LIVEZ).status == 200  # meanwhile the first piece has been read
+            assert server.ask(LIVEZ).status == 200  # by then the first piece has been read
             assert wire.send(whole[cut:]).answer().status == 200
             assert _recorded(site, body)
             assert wire.send(sent(site)).answer().status == 200
 
 
-def test_one_after_another_without_waiting(site: Site, server: Server) -> None:
-    """Requests that come together, or before the answer to the last, are answered in their order."""
+def test_pipelined_requests_are_answered_in_order(site: Site, server: Server) -> None:
+    """Requests that arrive together, or before the reply to the last, are answered in their order."""
     bodies = [message() for _ in range(6)]
     whole = [sent(site, body) for body in bodies]
     with server.wire() as wire:
@@ -103,12 +103,12 @@ def test_one_after_another_without_waiting(site: Site, server: Server) -> None:
         assert wire.answer().body == b"ok\n"
 
 
-def test_who_goes_away_is_recorded_all_the_same(site: Site, server: Server) -> None:
-    """A client that has said everything, closed, or torn down its connection: its message is kept; no place is lost."""
+def test_a_client_that_disconnects_loses_no_message(site: Site, server: Server) -> None:
+    """A message is kept though its client shut down, closed or reset the connection; the connection is freed."""
     bodies = [message() for _ in range(3)]
     with held(site):
         finished, closed, torn = (server.wire().send(sent(site, body)) for body in bodies)
-        with server.wire() as wire:  # what was sent before is at work when this is answered
+        with server.wire() as wire:  # when this is answered, the requests before are at work
             assert wire.send(LIVEZ).answer().status == 200
         finished.finish()
         closed.socket.close()
@@ -123,8 +123,8 @@ def test_who_goes_away_is_recorded_all_the_same(site: Site, server: Server) -> N
     until(lambda: not [each for each in worker.net_connections("tcp") if each.status != "LISTEN" and each.raddr])
 
 
-def test_who_does_not_take_answers_holds_up_nobody(site: Site, server: Server) -> None:
-    """Answers that the client leaves lying fill the connection; others are served, and in the end it is hung up on."""
+def test_a_client_that_reads_no_replies_delays_no_other(site: Site, server: Server) -> None:
+    """A client that reads no replies fills its connection; other clients are served."""
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", server.port))
@@ -135,7 +135,7 @@ def test_who_does_not_take_answers_holds_up_nobody(site: Site, server: Server) -
                 client.sendall(asked)
             except TimeoutError:
                 break
-            except OSError:  # hung up on already
+            except OSError:  # closed already
                 break
         with server.wire(timeout=SOON) as wire:
             for _ in range(5):
@@ -143,8 +143,8 @@ def test_who_does_not_take_answers_holds_up_nobody(site: Site, server: Server) -
 
 
 def test_a_refusal_leaves_the_connection(site: Site, server: Server) -> None:
-    """After a small request that is refused the next on its connection is served, whatever the destination. One whose
-    body is large is not read, and the connection ends.
+    """After a refused request with a small body the connection is used again, for every destination. A large body is
+    not read, and the connection closes.
     """
     wrong = sent(site, verification_token="wrong" * 8)
     for refused in (wrong, sent(site, verification_token=None), wrong.replace(b"/redox/lab", b"/redox/nobody", 1)):
@@ -162,16 +162,16 @@ def test_a_refusal_leaves_the_connection(site: Site, server: Server) -> None:
             assert wire.ended()
 
 
-def test_closed_when_it_is_asked_for(site: Site, server: Server) -> None:
-    """HTTP/1.0, and "Connection: close": the answer is the last thing on its connection."""
+def test_a_client_asks_to_close(site: Site, server: Server) -> None:
+    """With HTTP/1.0 or "Connection: close" the reply is the last on its connection."""
     for start in (sent(site, connection="close"), sent(site).replace(b"HTTP/1.1", b"HTTP/1.0", 1)):
         with server.wire() as wire:
             assert wire.send(start).answer().status == 200
             assert wire.ended()
 
 
-def test_no_http(server: Server) -> None:
-    """What is no HTTP is answered 400 and hung up on; others are served."""
+def test_malformed_http(server: Server) -> None:
+    """What is not valid HTTP gets 400, and the connection closes; others are served."""
     for start in (
         b"\x16\x03\x01\x02\x00\x01",
         b"GET / HTTP/9.9\r\n\r\n",
@@ -186,14 +186,14 @@ def test_no_http(server: Server) -> None:
 
 
 def test_stopped_while_it_waits(site: Site, server: Server) -> None:
-    """A worker that is told to stop answers who waits for the ledger, and says that it is the last answer."""
-    with serving(site.directory, site.environment) as mine:  # its own: the other tests go on with theirs
+    """A worker that stops sends the replies that wait for the ledger, each with "Connection: close"."""
+    with serving(site.directory, site.environment) as mine:  # its own, because it ends
         with held(site):
             wire = mine.wire().send(sent(site))
             with mine.wire() as other:
                 assert other.send(LIVEZ).answer().status == 200
             mine.process.terminate()
-            with pytest.raises(OSError):  # nobody else is let in
+            with pytest.raises(OSError):  # no new connection is accepted
                 until(lambda: Wire(mine.port, timeout=SOON).socket.close())
         answer = wire.answer()
         assert (answer.status, answer.headers["connection"]) == (200, "close")

@@ -1,4 +1,4 @@
-"""Raw sockets against a real gunicorn: whatever is done to the framing of HTTP, nothing is taken for what it is not."""
+"""The framing of HTTP, on raw sockets against a real gunicorn: malformed, oversized, chunked and pipelined requests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHUNKED: dict[str, str | None] = {"content_length": None, "transfer_encoding": "
 
 @pytest.fixture(scope="module", autouse=True)
 def few_send_there(site: Site) -> None:
-    """Destinations that only one test sends to, by one door each."""
+    """Destinations to which one test sends in one server mode."""
     for name in ("bare-flask", "bare-asgi", "chunks-flask", "chunks-asgi"):
         site.add(name)
     site.add("signed", require=["hmac"])
@@ -91,7 +91,7 @@ def chunk(data: bytes) -> bytes:
     ],
 )
 def test_malformed(site: Site, server: Server, name: str, change: Callable[[bytes], bytes], status: int) -> None:
-    """What is no HTTP is answered by a few words of ours, and closed; it reaches nothing and is quoted nowhere."""
+    """What is not valid HTTP gets a short reply and the connection closes. Nothing is stored, and nothing is quoted."""
     before = site.count("messages")
     whole = sent(site)
     assert change(whole) != whole, name
@@ -106,14 +106,14 @@ def test_malformed(site: Site, server: Server, name: str, change: Callable[[byte
 
 
 def test_an_escape_in_a_header_is_data(site: Site, server: Server) -> None:
-    """A control character that gunicorn lets through is kept away from log and terminal."""
+    """A control character in a header value does not reach log or terminal."""
     answer = server.ask(sent(site).replace(b"host: ", b"x-a: \x1b[31mred\r\nhost: "))
     assert answer.status in (200, 400)
     assert "\x1b" not in server.text()
 
 
 def test_announced_beyond_the_cap(site: Site, server: Server) -> None:
-    """A body announced beyond the cap is answered 413 before it is sent; the connection closes, the audit says why."""
+    """A body announced beyond the limit gets 413 before it is sent; the connection closes, and the audit has the reason."""
     before = site.now()
     with server.wire() as wire:
         answer = wire.send(sent(site, b"", content_length=str(40 * MIB + 1))).answer()
@@ -123,13 +123,13 @@ def test_announced_beyond_the_cap(site: Site, server: Server) -> None:
 
 
 def test_announced_beyond_the_cap_without_a_token(site: Site, server: Server) -> None:
-    """Without a credential it is 413 too: the cap is no secret."""
+    """Without a credential it is 413 too: the limit is not secret."""
     answer = server.ask(sent(site, b"", content_length=str(40 * MIB + 1), verification_token=None))
     assert answer.status == 413
 
 
 def test_chunks_beyond_the_cap(site: Site, server: Server) -> None:
-    """A body in chunks is answered 413 as soon as it is larger than the cap, never cut and taken."""
+    """A chunked body gets 413 as soon as it exceeds the limit; no part of it is stored."""
     before, messages = site.now(), site.count("messages")
     with server.wire() as wire:
         wire.send(sent(site, b"", CHUNKED))
@@ -142,7 +142,7 @@ def test_chunks_beyond_the_cap(site: Site, server: Server) -> None:
 
 
 def test_chunks(site: Site, server: Server) -> None:
-    """A body in chunks is the same message as one with a length, to the byte."""
+    """A chunked body is the same message as the same bytes with a length."""
     body = message()
     with server.wire() as wire:
         wire.send(sent(site, b"", CHUNKED) + chunk(body[:7]) + chunk(body[7:]) + b"0\r\n\r\n")
@@ -156,7 +156,7 @@ def test_chunks(site: Site, server: Server) -> None:
 
 
 def test_short_body(site: Site, server: Server) -> None:
-    """A body that ends before its announced length is 400, whatever was in it."""
+    """A body that ends before its announced length gets 400, whatever it holds."""
     before, messages = site.now(), site.count("messages")
     with server.wire() as wire:
         answer = wire.send(sent(site, b"{}", content_length="10")).finish().answer()
@@ -170,7 +170,7 @@ def test_short_body(site: Site, server: Server) -> None:
     [b"zz\r\n{}\r\n0\r\n\r\n", b"-2\r\n{}\r\n0\r\n\r\n", b"0x2\r\n{}\r\n0\r\n\r\n", b"2\r\n{}xx0\r\n\r\n", b"\r\n"],
 )
 def test_bad_chunks(site: Site, server: Server, rest: bytes) -> None:
-    """Chunks that are none are 400, not a fault of ours."""
+    """Malformed chunks get 400, not 503."""
     messages = site.count("messages")
     with server.wire() as wire:
         answer = wire.send(sent(site, b"", CHUNKED) + rest).answer()
@@ -181,7 +181,7 @@ def test_bad_chunks(site: Site, server: Server, rest: bytes) -> None:
 
 @pytest.mark.parametrize("rest", [b"", b"5", b"5\r\n{", b"2\r\n{}\r\n", b"2\r\n{}\r\n0\r\n"])
 def test_unfinished_chunks(site: Site, server: Server, rest: bytes) -> None:
-    """Chunks that end without their end are 400."""
+    """A chunked body without its last chunk gets 400."""
     messages = site.count("messages")
     with server.wire() as wire:
         answer = wire.send(sent(site, b"", CHUNKED) + rest).finish().answer()
@@ -190,7 +190,7 @@ def test_unfinished_chunks(site: Site, server: Server, rest: bytes) -> None:
 
 
 def test_bad_chunks_in_the_audit(site: Site, server: Server, server_mode: str) -> None:
-    """The audit tells chunks that were none. Where many were, it would tell so at the end of the minute."""
+    """The audit has a row for malformed chunks. Its own destination, because many rows of one are summed up."""
     before, name = site.now(), f"chunks-{server_mode}"
     with server.wire() as wire:
         wire.send(sent(site, b"", CHUNKED, to=name) + b"zz\r\n{}\r\n0\r\n\r\n").answer()
@@ -199,7 +199,7 @@ def test_bad_chunks_in_the_audit(site: Site, server: Server, server_mode: str) -
 
 
 def test_a_token_in_a_trailer(site: Site, server: Server) -> None:
-    """A header field that comes after the body proves nothing, though the same before it would."""
+    """A token in a trailer, after the body, proves nothing; before the body it would."""
     body, messages, token = message(), site.count("messages"), site.tokens["lab"].encode()
     start = sent(site, b"", CHUNKED, verification_token=None) + chunk(body) + b"0\r\n"
     with server.wire() as wire:
@@ -209,14 +209,14 @@ def test_a_token_in_a_trailer(site: Site, server: Server) -> None:
 
 
 def test_pipelined(site: Site, server: Server) -> None:
-    """A second request on the same connection is judged for itself, in one packet with the first or not."""
+    """A second request on the same connection is judged by itself, even in one packet with the first."""
     with server.wire() as wire:
         wire.send(sent(site) + sent(site, verification_token="wrong" * 8))
         assert [wire.answer().status, wire.answer().status] == [200, 401]
 
 
 def test_smuggled(site: Site, server: Server) -> None:
-    """What stands behind a refused request on its connection is not read as a request."""
+    """Bytes after a refused request on its connection are not read as a request."""
     messages = site.count("messages")
     with server.wire() as wire:
         inner = sent(site)
@@ -227,7 +227,7 @@ def test_smuggled(site: Site, server: Server) -> None:
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "HEAD", "PROPFIND"])
 def test_other_methods(site: Site, server: Server, method: str) -> None:
-    """Nothing but POST and GET is understood, whatever comes with it."""
+    """All methods but POST and GET get 405."""
     with server.wire() as wire:
         answer = wire.send(
             sent(site).replace(b"POST", method.encode(), 1)
@@ -252,7 +252,7 @@ def test_other_methods(site: Site, server: Server, method: str) -> None:
     ],
 )
 def test_spellings_of_the_path(site: Site, server: Server, target: str) -> None:
-    """However the path is spelt, it leads to the same authentication."""
+    """Every spelling of a path leads to the same authentication."""
     with server.wire() as wire:
         assert wire.send(sent(site).replace(b"/redox/lab", target.encode(), 1)).answer().status == 200
         wrong = sent(site, verification_token=None).replace(b"/redox/lab", target.encode(), 1)
@@ -277,7 +277,7 @@ def test_spellings_of_the_path(site: Site, server: Server, target: str) -> None:
     ],
 )
 def test_other_paths(site: Site, server: Server, target: str) -> None:
-    """There is nothing else on this listener, right token or not."""
+    """All other paths of this listener are 404, even with the right token."""
     answer = server.ask(sent(site).replace(b"/redox/lab", target.encode(), 1))
     assert (answer.status, answer.body) == (404, b"not found\n")
 
@@ -294,7 +294,7 @@ def test_other_paths(site: Site, server: Server, target: str) -> None:
     ],
 )
 def test_other_protocols(server: Server, hello: bytes) -> None:
-    """Who speaks another protocol is answered a refusal, or nothing, and the connection closes."""
+    """A client with another protocol gets 400 or no reply, and the connection closes."""
     with server.wire() as wire:
         wire.send(hello)
         head = b""
@@ -310,8 +310,8 @@ def _received(connection: socket.socket) -> bytes:
         return b""
 
 
-def test_no_page_of_anybody_elses(site: Site, server: Server) -> None:
-    """Every answer is ours: nobody may keep it or guess its kind, and it names no software with a version."""
+def test_every_reply_has_our_header(site: Site, server: Server) -> None:
+    """Every reply forbids caching and type sniffing, sets no cookie, and names no software version."""
     for raw in (sent(site), sent(site, verification_token=None), sent(site).replace(b"/redox/lab", b"/x", 1)):
         answer = server.ask(raw)
         assert answer.headers["x-content-type-options"] == "nosniff"
@@ -321,7 +321,7 @@ def test_no_page_of_anybody_elses(site: Site, server: Server) -> None:
 
 
 def test_continue(site: Site, server: Server) -> None:
-    """A client that asks first is told to go on when its head is right, and is spared the body when it is not."""
+    """A client with "Expect: 100-continue" gets 100 if its head is accepted, and the refusal at once if not."""
     body = message()
     head, _, _ = sent(site, body, expect="100-continue").partition(b"{")
     with server.wire() as wire:
@@ -332,7 +332,7 @@ def test_continue(site: Site, server: Server) -> None:
         assert wire.send(refused).answer().status == 401
 
 
-def test_whole_connection_is_used_again(site: Site, server: Server) -> None:
+def test_a_connection_is_used_again(site: Site, server: Server) -> None:
     """A connection serves one message after another."""
     with server.wire() as wire:
         assert [wire.send(sent(site)).answer().status for _ in range(5)] == 5 * [200]
@@ -365,7 +365,7 @@ def test_large_body(site: Site, server: Server) -> None:
 
 
 def test_large_bodies_with_a_wrong_token(site: Site, server: Server) -> None:
-    """Four bodies of 30 MB with a wrong token take neither memory nor anybody's turn."""
+    """Four bodies of 30 MB with a wrong token take no memory and delay no other request."""
     [worker] = server.workers()
     resident = worker.memory_info().rss
     wires = [server.wire() for _ in range(4)]
@@ -383,14 +383,14 @@ def test_large_bodies_with_a_wrong_token(site: Site, server: Server) -> None:
     assert worker.memory_info().rss - resident < 30 * MIB
 
 
-def test_what_nothing_vouches_for_takes_half_of_the_memory(site: Site, server: Server) -> None:
-    """Large bodies that a signature may prove fill half of it, and the next is told to come again; those of a feed,
-    which its head proves, find place meanwhile, and afterwards so does everybody.
+def test_unauthenticated_bodies_take_half_of_the_memory(site: Site, server: Server) -> None:
+    """Large bodies that only a signature can authenticate fill half of the budget, and the next gets 503. Bodies that
+    the head authenticates still fit. Afterwards all do.
     """
     size, signature = 39 * MIB, b64encode(32 * b"\0").decode()
     stranger = sent(site, size * b" ", to="signed", verification_token=None, redox_signature=signature)
     held = [server.wire(timeout=60) for _ in range(3)]
-    for start in range(0, len(stranger) - 1, MIB):  # side by side: none is silent for long
+    for start in range(0, len(stranger) - 1, MIB):  # in turn, so that none is silent for long
         for wire in held:
             wire.send(stranger[start : min(start + MIB, len(stranger) - 1)])
     with server.wire(timeout=60) as late:
@@ -407,13 +407,13 @@ def test_what_nothing_vouches_for_takes_half_of_the_memory(site: Site, server: S
     assert [line["reason"] for line in server.lines("request.unavailable")] == ["bodies_fill_memory"]
 
 
-def test_who_hangs_up(site: Site, server: Server) -> None:
-    """A message that has come whole is kept, whether anybody waits for the answer or not; one cut off is not."""
+def test_a_client_that_resets_its_connection(site: Site, server: Server) -> None:
+    """A message that arrived whole is kept, though its client is gone; an incomplete one is not."""
     whole, part = message(), message()
     for data in (sent(site, whole), sent(site, part)[:-1]):
         with server.wire() as wire:
             wire.send(data)
-            # Closed with a reset: nobody reads on.
+            # Close with a reset.
             wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     kept = "SELECT FROM messages WHERE sha256 = :digest"
     until(lambda: site.rows(kept, digest=sha256(whole).digest()))
@@ -422,7 +422,7 @@ def test_who_hangs_up(site: Site, server: Server) -> None:
 
 
 def test_unproved_body(site: Site, server: Server, server_mode: str) -> None:
-    """Of a body that nothing in the head vouches for, no more is read than a handshake has."""
+    """Without a credential in the head, no more of the body is read than a handshake has."""
     with server.wire() as wire:
         answer = wire.send(post(f"/redox/bare-{server_mode}", b"", content_length=str(30 * MIB))).answer()
         assert wire.ended()

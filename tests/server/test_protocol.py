@@ -1,4 +1,4 @@
-"""Our protocol class in uvicorn: what clients do that uvicorn alone would not stand."""
+"""Our protocol class for uvicorn: endless heads, pipelining, lingering closes, deadlines."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ LIVEZ = b"GET /livez HTTP/1.1\r\nhost: receiver.test\r\n\r\n"
 
 
 def endless(start: bytes, piece: bytes) -> Iterator[bytes]:
-    """What is sent to see when it is enough."""
+    """An endless request."""
     return itertools.chain([start], itertools.repeat(piece))
 
 
 def sent_until_closed(server: Server, pieces: Iterator[bytes], most: int) -> tuple[bytes, int]:
-    """Send until the other side hangs up; what it said, and how much was sent. Fails when it takes more than `most`."""
+    """Send until the server closes; return its reply and the bytes sent. Fails if it accepts more than `most`."""
     size = 0
     with server.wire(timeout=30) as wire:
         for piece in pieces:
@@ -55,7 +55,7 @@ def sent_until_closed(server: Server, pieces: Iterator[bytes], most: int) -> tup
     ],
 )
 def test_a_head_without_end(server: Server, start: bytes, piece: bytes, status: bytes) -> None:
-    """It is answered when it is too large, and not kept in memory until then."""
+    """A head without end is refused at its limit, and is not kept in memory."""
     [worker] = server.workers()
     before = worker.memory_info().rss
     said, _ = sent_until_closed(server, endless(start, piece), 16 * MIB)
@@ -65,7 +65,7 @@ def test_a_head_without_end(server: Server, start: bytes, piece: bytes, status: 
 
 @pytest.mark.parametrize("rest", [b"0\r\nx-a: ", b"2;x="], ids=["a trailer", "a chunk's extension"])
 def test_chunks_without_end(site: Site, server: Server, rest: bytes) -> None:
-    """What goes on between or after chunks, and is no body, is not kept in memory; it ends the request."""
+    """Endless chunk extensions or trailers are not kept in memory; they end the request."""
     [worker] = server.workers()
     before, messages = worker.memory_info().rss, site.count("messages")
     start = sent(site, b"", CHUNKED) + b"2\r\n{}\r\n" + rest
@@ -77,7 +77,7 @@ def test_chunks_without_end(site: Site, server: Server, rest: bytes) -> None:
 
 
 def test_lines_without_a_request(server: Server) -> None:
-    """Empty lines may come before a request, but not for ever."""
+    """Empty lines before a request are allowed for a limited time."""
     with server.wire(timeout=60) as wire:
         began = time.monotonic()
         wire.socket.settimeout(0.5)
@@ -94,8 +94,8 @@ def test_lines_without_a_request(server: Server) -> None:
 
 
 def test_more_than_may_be_pipelined(site: Site, server: Server) -> None:
-    """Who sends request after request and waits for no reply has as many in memory as may be pipelined; each that is
-    answered is answered in its order, and the connection ends.
+    """A client that sends requests without waiting has at most MAX_PIPELINED in memory. Replies keep the order, and the
+    connection closes.
     """
     with server.wire(timeout=60) as wire:
         wire.send(LIVEZ * (MAX_PIPELINED + 100))
@@ -110,8 +110,8 @@ def test_more_than_may_be_pipelined(site: Site, server: Server) -> None:
     assert server.ask(sent(site)).status == 200
 
 
-def test_malformed_behind_a_true_message(site: Site, server: Server) -> None:
-    """A message has its reply, whatever its sender writes behind it; then the connection ends."""
+def test_malformed_after_a_valid_message(site: Site, server: Server) -> None:
+    """A message gets its reply, whatever follows it on the connection; then the connection closes."""
     with server.wire() as wire:
         wire.send(sent(site) + b"\x00\x01\x02")
         assert wire.answer().status == 200
@@ -121,7 +121,7 @@ def test_malformed_behind_a_true_message(site: Site, server: Server) -> None:
 
 @pytest.mark.parametrize("protocol", ["h2c", "websocket"])
 def test_an_upgrade(site: Site, server: Server, protocol: str) -> None:
-    """Another protocol is offered: the request is answered as it is, and nothing behind it is read as a request."""
+    """A request that offers an upgrade gets its reply, and the bytes after it are not read as a request."""
     messages = site.count("messages")
     asked = LIVEZ.replace(b"host", b"connection: upgrade\r\nupgrade: " + protocol.encode() + b"\r\nhost")
     with server.wire() as wire:
@@ -132,7 +132,7 @@ def test_an_upgrade(site: Site, server: Server, protocol: str) -> None:
 
 
 def test_a_reply_is_taken_before_the_connection_ends(site: Site, server: Server) -> None:
-    """A client that goes on sending what was refused still reads why: the connection is not torn down."""
+    """A client that continues to send a refused body can still read the reply: the connection is not reset."""
     for _ in range(10):
         refused = post("/redox/lab", b"", content_length=str(30 * MIB), verification_token="wrong" * 8)
         with server.wire() as wire:
@@ -143,7 +143,7 @@ def test_a_reply_is_taken_before_the_connection_ends(site: Site, server: Server)
 
 
 def test_a_refused_client_has_less_time(site: Site, server: Server) -> None:
-    """A connection whose request was refused is closed when it is silent; one of a feed is kept."""
+    """After a refusal a silent connection is closed; after an accepted message it is kept."""
     with server.wire(timeout=30) as stranger, server.wire(timeout=30) as feed:
         assert stranger.send(sent(site, verification_token="wrong" * 8)).answer().status == 401
         assert feed.send(sent(site)).answer().status == 200
@@ -152,7 +152,7 @@ def test_a_refused_client_has_less_time(site: Site, server: Server) -> None:
 
 
 def test_a_body_that_stops(site: Site, server: Server) -> None:
-    """A body that stops coming is answered 400, though the client waits; the audit says that it was too slow."""
+    """A body that stops arriving gets 400, though the client waits; the audit has the reason."""
     before = site.now()
     with server.wire(timeout=60) as wire:
         body = message()
@@ -161,15 +161,15 @@ def test_a_body_that_stops(site: Site, server: Server) -> None:
     assert site.audit(before, reason="body_too_slow").outcome == "refused"
 
 
-def test_a_small_body_that_nobody_reads_has_a_deadline(site: Site, server: Server) -> None:
-    """After a refusal the rest of a small body is read over, at its pace: a client that never sends it is closed."""
+def test_an_unread_small_body_has_a_deadline(site: Site, server: Server) -> None:
+    """After a refusal the rest of a small body is read and discarded; a client that does not send it is closed."""
     with server.wire(timeout=60) as wire:
         assert wire.send(sent(site, 100 * b"x", verification_token="wrong" * 8)[:-50]).answer().status == 401
         assert wire.ended()
 
 
-def test_many_slow_bodies_make_place(site: Site, server: Server) -> None:
-    """Bodies of strangers that do not come take no place from others."""
+def test_many_slow_bodies_keep_out_no_other(site: Site, server: Server) -> None:
+    """1,200 connections with unfinished bodies of strangers do not keep out others."""
     [worker] = server.workers()
     slow = post("/redox/lab", b"", content_length="8000")
     wires = [Wire(server.port, source="127.0.0.3").send(slow) for _ in range(1_200)]

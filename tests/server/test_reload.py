@@ -1,4 +1,4 @@
-"""SIGHUP: the old workers serve on until new ones do, and for good when what is configured anew does not hold."""
+"""SIGHUP: the old workers serve until new ones do, and keep serving if the new configuration is not valid."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GOOD = "RECEIVER_THREADS=4\nRECEIVER_RECEIVERS=1\n"
 
 @pytest.fixture(scope="module")
 def env_file(site: Site) -> Path:
-    """The file that settings are in."""
+    """The .env file."""
     made = site.directory / "settings.env"
     made.write_text(GOOD)
     return made
@@ -32,7 +32,7 @@ def env_file(site: Site) -> Path:
 
 @pytest.fixture(scope="module")
 def server(site: Site, env_file: Path) -> Iterator[Server]:
-    """A receiver whose settings are in that file."""
+    """A receiver with the settings of that file."""
     environment = {name: value for name, value in site.environment.items() if name != "RECEIVER_RECEIVERS"}
     with serving(site.directory, environment | {"RECEIVER_ENV_FILE": str(env_file)}) as server:
         yield server
@@ -44,7 +44,7 @@ def pids(server: Server) -> set[int]:
 
 
 def started(server: Server) -> set[int]:
-    """Its workers, when each of them has started: until then it may yet read what a test writes."""
+    """Its workers, once each of them has started: until then a worker may still read what a test writes."""
     until(lambda: all(_threads(each) > 4 for each in server.workers()))
     return pids(server)
 
@@ -56,8 +56,8 @@ def _threads(process: psutil.Process) -> int:
         return 0
 
 
-def told(server: Server, event: str) -> str:
-    """Send SIGHUP; the error of the line that tells what came of it."""
+def reloaded(server: Server, event: str) -> str:
+    """Send SIGHUP; return the error of the log line that follows."""
     before = len(server.lines(event))
     server.process.send_signal(signal.SIGHUP)
     until(lambda: len(server.lines(event)) > before)
@@ -66,7 +66,7 @@ def told(server: Server, event: str) -> str:
 
 @contextmanager
 def asked_all_the_while(site: Site, server: Server) -> Iterator[list[int]]:
-    """Somebody sends messages one after another while the block runs: the statuses."""
+    """Send messages one after another while the block runs; yields their statuses."""
     statuses: list[int] = []
     over = threading.Event()
 
@@ -94,26 +94,26 @@ def asked_all_the_while(site: Site, server: Server) -> Iterator[list[int]]:
 def test_settings_that_do_not_hold(
     site: Site, server: Server, env_file: Path, text: bytes | None, expected: str
 ) -> None:
-    """One line says what is wrong, the same workers serve on, and nothing ends."""
+    """One line says what is wrong, and the same workers keep serving."""
     before = pids(server)
     try:
         if text is None:
             env_file.unlink()
         else:
             env_file.write_bytes(text)
-        assert expected in told(server, "receiver.not_reloaded")
+        assert expected in reloaded(server, "receiver.not_reloaded")
     finally:
         env_file.write_text(GOOD)
     assert pids(server) == before
     assert server.ask(sent(site)).status == 200
 
 
-def test_a_keyring_that_is_not_there(site: Site, server: Server) -> None:
-    """It is missed before anybody is stopped."""
+def test_a_missing_keyring(site: Site, server: Server) -> None:
+    """A missing keyring is found before any worker is stopped."""
     before, path = pids(server), site.directory / "keyring.json"
     path.rename(site.directory / "elsewhere.json")
     try:
-        assert "redox-receiver keys init" in told(server, "receiver.not_reloaded")
+        assert "redox-receiver keys init" in reloaded(server, "receiver.not_reloaded")
     finally:
         (site.directory / "elsewhere.json").rename(path)
     assert pids(server) == before
@@ -124,13 +124,13 @@ def test_a_keyring_that_is_not_there(site: Site, server: Server) -> None:
 def test_workers_that_do_not_boot(
     site: Site, server: Server, env_file: Path, keyring: Keyring, server_mode: str
 ) -> None:
-    """What only a worker finds out ends that worker, and no other; one that starts later has the old settings too."""
+    """A mistake that only a worker finds ends that worker alone; later workers have the old settings."""
     before, refusals = started(server), len(server.lines("receiver.not_started"))
     keyrings.create(datetime.now(UTC)).save(site.directory / "keyring.json")
     env_file.write_text(f"{GOOD}RECEIVER_SERVER_MODE={server_mode}\n")
     try:
         with asked_all_the_while(site, server) as statuses:
-            assert "the old workers continue" in told(server, "receiver.not_reloaded")
+            assert "the old workers continue" in reloaded(server, "receiver.not_reloaded")
     finally:
         keyring.save(site.directory / "keyring.json")
         env_file.write_text(GOOD)
@@ -145,7 +145,7 @@ def test_workers_that_do_not_boot(
 
 @pytest.mark.parametrize("server_mode", ["flask", "asgi"])
 def test_a_database_that_is_slow(site: Site, server: Server, env_file: Path, server_mode: str) -> None:
-    """New workers that cannot compare their keys yet take over only when they have: no message is refused for it."""
+    """New workers take over once they have compared their keys with the database's: no message is refused."""
     before, reloads = pids(server), len(server.lines("receiver.reloaded"))
     waits = len(server.lines("keys.not_compared"))
     env_file.write_text(f"{GOOD}RECEIVER_SERVER_MODE={server_mode}\n")
@@ -168,12 +168,12 @@ def test_a_database_that_is_slow(site: Site, server: Server, env_file: Path, ser
 
 @pytest.mark.parametrize("server_mode", ["flask", "asgi"])
 def test_settings_that_hold(site: Site, server: Server, env_file: Path, server_mode: str) -> None:
-    """They take over with as many workers as they say, and nobody who asks meanwhile is refused."""
+    """New settings take effect, including the number of workers, and no request is refused meanwhile."""
     before = pids(server)
     env_file.write_text(f"RECEIVER_THREADS=6\nRECEIVER_RECEIVERS=2\nRECEIVER_SERVER_MODE={server_mode}\n")
     try:
         with asked_all_the_while(site, server) as statuses:
-            told(server, "receiver.reloaded")
+            reloaded(server, "receiver.reloaded")
     finally:
         env_file.write_text(GOOD)
     assert len(pids(server)) == 2
@@ -184,7 +184,7 @@ def test_settings_that_hold(site: Site, server: Server, env_file: Path, server_m
 
 
 def test_a_worker_that_cannot_start_again(site: Site, keyring: Keyring) -> None:
-    """A worker that died cannot be started again: the others serve on, and it is tried again until it can."""
+    """A worker that died cannot start again: the others keep serving, and gunicorn tries until it can."""
     with serving(site.directory, site.environment | {"RECEIVER_RECEIVERS": "2"}) as server:
         before = started(server)
         keyrings.create(datetime.now(UTC)).save(site.directory / "keyring.json")

@@ -1,4 +1,4 @@
-"""gunicorn as we run it: slow clients, a stop under load, and what it prints."""
+"""gunicorn's worker: slow clients, a stop under load, and what it prints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.waiting import until
 from tests.web.conftest import Site, message, sent
 from tests.web.server import OURS, Server, Wire, post, serving
 
-# Less than a client is given that says nothing: who is answered in this time has waited for none of them.
+# Seconds. Shorter than the deadline of a silent client: a reply within it has waited for no slow client.
 SOON = 5.0
 
 
@@ -28,7 +28,7 @@ def few_threads(site: Site) -> None:
 
 
 def test_slow_clients(site: Site, server: Server) -> None:
-    """While 200 clients are slow in every way there is, others are answered; the slow ones are hung up on."""
+    """While 200 clients are slow in every way, others are answered; the slow connections are closed."""
     whole = sent(site)
     head, _, _ = whole.partition(b"\r\n\r\n")
     slow = [
@@ -39,7 +39,7 @@ def test_slow_clients(site: Site, server: Server) -> None:
         head + b"\r\n\r\n{",
         post("/redox/lab", b"{", content_length="8000"),
         sent(site, b"", {"content_length": None, "transfer_encoding": "chunked"}) + b"5\r\n{",
-        sent(site, verification_token="wrong" * 8),  # answered, and does not take the answer
+        sent(site, verification_token="wrong" * 8),  # answered, and does not read the reply
     ]
     wires = [server.wire(timeout=60).send(start) for start, _ in zip(itertools.cycle(slow), range(200), strict=False)]
     [worker] = server.workers()
@@ -56,7 +56,7 @@ def test_slow_clients(site: Site, server: Server) -> None:
 
 
 def _drained(wire: Wire) -> None:
-    """Read until the other side hangs up."""
+    """Read until the server closes."""
     try:
         while wire.socket.recv(4096):
             pass
@@ -65,7 +65,7 @@ def _drained(wire: Wire) -> None:
 
 
 def test_trickle(site: Site, server: Server) -> None:
-    """A client that sends a byte now and then, so as never to be silent, is hung up on all the same."""
+    """A client that sends a byte a second, and so is never silent, still misses the minimum pace: 400."""
     with server.wire(timeout=60) as wire:
         wire.send(sent(site, b"", content_length="1000"))
         deadline = time.monotonic() + 60
@@ -81,7 +81,7 @@ def test_trickle(site: Site, server: Server) -> None:
 
 
 def test_threads_are_for_requests_at_work(site: Site, server: Server) -> None:
-    """A body that is on its way keeps no request thread: with four, eight may be on their way."""
+    """A body that is arriving takes no request thread: with four threads, eight bodies can arrive."""
     body = message()
     whole = sent(site, body)
     wires = [server.wire().send(whole[:-20]) for _ in range(8)]
@@ -91,10 +91,10 @@ def test_threads_are_for_requests_at_work(site: Site, server: Server) -> None:
         wire.socket.close()
 
 
-def test_more_connections_than_places(site: Site) -> None:
-    """In the event loop who is slow, or idle, makes place at once: with eight, twenty that have begun may be there."""
-    places = (*OURS, "--worker-connections", "8")
-    with serving(site.directory, site.environment | {"RECEIVER_SERVER_MODE": "asgi"}, arguments=places) as server:
+def test_more_connections_than_the_limit(site: Site) -> None:
+    """A slow or idle connection is closed at once for a new one: with a limit of eight, twenty more can connect."""
+    limited = (*OURS, "--worker-connections", "8")
+    with serving(site.directory, site.environment | {"RECEIVER_SERVER_MODE": "asgi"}, arguments=limited) as server:
         starts = [b"", b"POST /re", sent(site)[:-5], sent(site)]
         wires = [server.wire(timeout=60).send(start) for start in 5 * starts]
         with server.wire(timeout=60) as wire:
@@ -105,7 +105,7 @@ def test_more_connections_than_places(site: Site) -> None:
 
 
 def test_nothing_is_printed_of_a_request(site: Site, server: Server) -> None:
-    """At level debug too: no query, no header, no path of anybody's, no library's text."""
+    """Not even at level debug does a line show a query, a header, a client's path, or a library's text."""
     server.ask(f"GET /redox/lab?challenge=CANARY1&verification-token={site.tokens['lab']} HTTP/1.1\r\n\r\n".encode())
     server.ask(b"GET /CANARY2?CANARY3 HTTP/1.1\r\n\r\n")
     server.ask(b"CANARY4 /CANARY5 HTTP/1.1 x\r\n\r\n")
@@ -124,14 +124,14 @@ def test_nothing_is_printed_of_a_request(site: Site, server: Server) -> None:
 
 
 def test_no_control_socket(site: Site, server: Server) -> None:
-    """gunicorn opens no socket by which it could be told anything."""
+    """gunicorn opens no control socket."""
     assert server.ask(sent(site)).status == 200
     assert [path for path in site.directory.rglob("*") if path.is_socket()] == []
 
 
 @pytest.mark.parametrize("order", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_under_load(site: Site, server_mode: str, order: signal.Signals) -> None:
-    """A receiver that is told to stop answers what it has begun and writes what it has heard; every 200 is on disk."""
+    """A receiver that stops finishes its requests and writes its audit rows; every message answered 200 is stored."""
     accepted: list[bytes] = []
     answered: list[int] = []
     stopping = threading.Event()
@@ -171,8 +171,8 @@ def test_stopped_under_load(site: Site, server_mode: str, order: signal.Signals)
         assert site.audit(before, reason="token_wrong").outcome == "refused"
 
 
-def test_who_has_connected_when_it_stops_is_answered(site: Site) -> None:
-    """Also who waits to be accepted."""
+def test_connected_clients_are_answered_at_a_stop(site: Site) -> None:
+    """Also clients whose connections wait to be accepted."""
     with serving(site.directory, site.environment) as server:
         [worker] = server.workers()
         worker.suspend()
@@ -197,7 +197,7 @@ def _pending(pid: int, number: signal.Signals) -> bool:
 
 
 def test_worker_that_dies_is_replaced(site: Site, server: Server) -> None:
-    """A worker that is killed is replaced, and the receiver answers on."""
+    """A worker that is killed is replaced, and the receiver keeps serving."""
     [worker] = server.workers()
     worker.kill()
     worker.wait(10)
@@ -232,7 +232,7 @@ def test_plain_gunicorn(site: Site, arguments: tuple[str, ...]) -> None:
             assert wire.send(chunked + b"zz\r\n").answer().status == 400
         with server.wire() as wire:
             wire.send(sent(site, b"{}", content_length="10")).finish()
-            # uvicorn's own worker closes the connection of a client that has said all it will.
+            # uvicorn's own worker closes the connection when the client shuts down its side.
             assert wire.ended() if "uvicorn_worker.UvicornWorker" in arguments else wire.answer().status == 400
         server.ask(f"GET /redox/lab?challenge=CANARY&verification-token={site.tokens['lab']} HTTP/1.1\r\n\r\n".encode())
         assert "CANARY" not in server.text()
@@ -240,27 +240,27 @@ def test_plain_gunicorn(site: Site, arguments: tuple[str, ...]) -> None:
 
 
 def test_reload_with_broken_settings(site: Site) -> None:
-    """SIGHUP with settings that do not hold, or without the keyring, changes nothing: who serves goes on, and the log
-    says what is wrong. Once it is mended a SIGHUP renews the workers."""
+    """SIGHUP with invalid settings or keyring changes nothing: the same workers serve, and the log says what is wrong.
+    After the fix, SIGHUP replaces the workers."""
     (site.directory / ".env").write_text("")
     with serving(site.directory, site.environment) as server:
         [worker] = server.workers()
-        told: list[str] = []
+        errors: list[str] = []
         for name, broken in ((".env", "RECEIVER_MAX_BODY=little"), ("keyring.json", "")):
             path = site.directory / name
             sound = path.read_text()
             path.write_text(broken)
             server.process.send_signal(signal.SIGHUP)
-            told.append(until(partial(_not_reloaded, server, len(told))))
+            errors.append(until(partial(_not_reloaded, server, len(errors))))
             path.write_text(sound)
             assert server.ask(sent(site)).status == 200
         assert server.workers() == [worker]
-        assert ["RECEIVER_MAX_BODY" in each for each in told] == [True, False]
+        assert ["RECEIVER_MAX_BODY" in each for each in errors] == [True, False]
         server.process.send_signal(signal.SIGHUP)
         until(lambda: worker not in server.workers() and _answers(server, site))
 
 
 def _not_reloaded(server: Server, before: int) -> str | None:
-    """What the log says of the first SIGHUP that changed nothing after that many others."""
+    """The error of the next SIGHUP that changed nothing, after that many others."""
     lines = server.lines("receiver.not_reloaded")[before:]
     return lines[0]["error"] if lines else None

@@ -35,7 +35,7 @@ def _recorded(site: Site, body: bytes) -> bool:
 
 
 def test_messages(site: Site, waitress: Server) -> None:
-    """Many at a time, in pieces or with a length, small or large: each is answered 200 and recorded."""
+    """Messages at the same time, chunked or with a length, small or large: each gets 200 and is recorded."""
     bodies = [message() for _ in range(40)]
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda body: waitress.ask(sent(site, body)), bodies))
@@ -48,7 +48,7 @@ def test_messages(site: Site, waitress: Server) -> None:
 
 
 def test_refusals(site: Site, waitress: Server) -> None:
-    """What is refused is refused here too, whatever its reply says of the connection."""
+    """Refusals have the same statuses here, also those whose reply would close the connection."""
     assert waitress.ask(sent(site, verification_token=None)).status == 401
     assert waitress.ask(sent(site, 100_000 * b"x", verification_token="wrong" * 8)).status == 401
     assert waitress.ask(sent(site, 41 * MIB * b"x")).status == 413
@@ -57,7 +57,7 @@ def test_refusals(site: Site, waitress: Server) -> None:
 
 
 def test_handshake(site: Site, waitress: Server) -> None:
-    """A handshake by GET is answered: its query arrives as it was sent. It is printed nowhere."""
+    """A handshake by GET gets its challenge, and nothing prints its query."""
     token = site.tokens["lab"]
     start = f"GET /redox/lab?challenge=CANARY&verification-token={token} HTTP/1.1\r\nHost: x\r\n\r\n"
     answer = waitress.ask(start.encode())
