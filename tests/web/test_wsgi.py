@@ -109,7 +109,7 @@ def test_target_of_a_server_that_does_not_give_it() -> None:
     assert (head.target, head.query) == ("/redox/lab", "challenge=%20b")
 
 
-def test_the_connection_is_the_server_s() -> None:
+def test_a_wsgi_server_decides_about_the_connection() -> None:
     """No reply tells a WSGI server to close, which PEP 3333 forbids: not of the endpoint, nor of Flask."""
     endpoint = Endpoint(registry=lambda: None, ledger=Nobody(), responders=Nobody(), max_body=100, concurrency=1)
     app = validator(wsgi.public_app(endpoint, trusted_proxies=[]))
@@ -122,6 +122,7 @@ def test_the_connection_is_the_server_s() -> None:
     for path, status in (("/redox/lab", 503), ("/nowhere", 404)):
         environ: dict[str, Any] = {
             "REQUEST_METHOD": "POST",
+            "SCRIPT_NAME": "",
             "PATH_INFO": path,
             "CONTENT_LENGTH": str(10**9),
             "HTTP_HOST": "receiver.test",
