@@ -15,8 +15,8 @@ from receiver.database.engine import describe
 from receiver.errors import ConfigurationError
 from receiver.keyring import Keyring
 from receiver.protocol.registry import Registry
-from receiver.storage.registry.key_records import check_keys
 from receiver.storage.registry.follower import RegistryFollower
+from receiver.storage.registry.key_records import check_keys
 
 log: Final = structlog.get_logger(__name__)
 
