@@ -5,7 +5,12 @@ has no defense against slow clients. `redox-receiver serve` runs the same applic
 """
 
 from receiver import logs, settings
-from receiver.app import public_app
+from receiver.metrics.directory import share_counters
 
-logs.configure(settings.load_settings().log_level)
+_settings = settings.load_settings()
+logs.configure(_settings.log_level)
+share_counters(_settings.data_dir)
+
+from receiver.app import public_app  # noqa: E402 - it imports the metrics
+
 application = public_app()

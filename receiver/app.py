@@ -24,6 +24,7 @@ from receiver import settings as table
 from receiver.database.embedded.cluster import Cluster
 from receiver.database.engine import open_engine
 from receiver.fault_injection import enable
+from receiver.findings.gauges import read_gauges
 from receiver.keyring import Keyring
 from receiver.protocol.message import Nonce
 from receiver.readiness import readiness
@@ -189,7 +190,8 @@ def admin_service() -> BlockingService:
         heartbeat.stop()
         engine.dispose()
 
-    return BlockingService(admin.admin_app(partial(readiness, engine, keyring)), threads=settings.threads, stop=stop)
+    app = admin.admin_app(partial(readiness, engine, keyring), partial(read_gauges, engine, keyring, settings.data_dir))
+    return BlockingService(app, threads=settings.threads, stop=stop)
 
 
 class PublicLedger(MessageLedger):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 from click.testing import CliRunner
+from prometheus_client.parser import text_string_to_metric_families
 from psycopg import sql
 from sqlalchemy import Engine, make_url, text
 
@@ -27,8 +29,8 @@ from receiver.storage.registry.changes import RegistryChanges
 from receiver.storage.registry.key_records import record_keys
 from tests.support.postgres import drop_database, new_database, open_directory, session_cluster
 from tests.support.waiting import until
-from tests.web.conftest import Site, sent
-from tests.web.server import OURS, Answer, Server, serving
+from tests.web.conftest import SOURCE, Site, sent
+from tests.web.server import OURS, Answer, Server, post, serving
 
 ADMIN = (*OURS, "--workers", "1", "receiver.asgi:admin")
 
@@ -303,6 +305,50 @@ def test_admin(site: Site) -> None:
         for start, expected in ((b"GET /redox/lab", 404), (b"GET /", 404), (b"GET /x", 404), (b"POST /readyz", 405)):
             answer = server.ask(start + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
             assert (answer.status, answer.headers["content-type"]) == (expected, "application/json")
+
+
+def test_metrics(site: Site) -> None:
+    """The counters of every receiver process of the host, and the gauges of the database, in Prometheus' format."""
+    environment = site.environment | {"RECEIVER_RECEIVERS": "2"}
+
+    def metrics() -> dict[tuple[str, ...], float]:
+        answer = admin.ask(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert answer.status == 200
+        assert answer.headers["content-type"].startswith("text/plain; version=")
+        return {
+            (sample.name.removeprefix("redox_receiver_"), *sorted(sample.labels.values())): sample.value
+            for family in text_string_to_metric_families(answer.body.decode())
+            for sample in family.samples
+        }
+
+    with serving(site.directory, environment) as server, serving(site.directory, environment, arguments=ADMIN) as admin:
+        repeated = sent(site)
+        for raw in (*[sent(site) for _ in range(20)], repeated, repeated):
+            assert server.ask(raw).status == 200
+        refused = post("/redox/lab", b"{}", verification_token="wrong")
+        assert [server.ask(refused).status for _ in range(3)] == [401] * 3
+        assert server.ask(post("/redox/nowhere", b"{}")).status == 401
+        found = metrics()
+        outcomes = {key: value for key, value in found.items() if key[0] == "requests_total"}
+        assert outcomes == {
+            ("requests_total", "", "lab", "unhandled"): 21,
+            ("requests_total", "", "duplicate", "lab"): 1,
+            ("requests_total", "lab", "refused", "token_wrong"): 3,
+            ("requests_total", "", "destination_unknown", "refused"): 1,
+        }
+        assert found[("accept_seconds_count",)] == 22
+        assert found[("commit_batch_messages_sum",)] == 22
+        assert found[("database_up",)] == 1
+        assert found[("feed_probably_paused", "lab")] == 0
+        assert found[("findings", "", "no_receiver")] == 0
+        assert found[("processes", "receiver", socket.gethostname())] == 2
+        seen = found[("source_last_message_timestamp_seconds", SOURCE, "lab")]
+        assert abs(seen - found[("feed_last_accepted_timestamp_seconds", "lab")]) < 60
+
+        with away(site):
+            found = metrics()
+        assert found[("database_up",)] == 0
+        assert found[("requests_total", "", "lab", "unhandled")] == 21
 
 
 def test_not_ready(site: Site, keyring: Keyring) -> None:

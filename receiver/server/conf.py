@@ -8,6 +8,7 @@ import os
 import resource
 from typing import Any
 
+from receiver.metrics.directory import share_counters
 from receiver.server import dependencies
 from receiver.server.logger import JsonLogger
 from receiver.server.reload import Reload
@@ -15,6 +16,7 @@ from receiver.settings import load_settings
 from receiver.web import listening
 
 _settings = load_settings()
+share_counters(_settings.data_dir)  # before a worker imports the metrics
 
 bind = _settings.bind
 workers = _settings.receivers

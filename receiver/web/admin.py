@@ -1,7 +1,7 @@
-"""The admin listener in Flask, in its own process: `/livez` and `/readyz`.
+"""The admin listener in Flask, in its own process: `/livez`, `/readyz` and `/metrics`.
 
-`/livez` shows that the process runs, `/readyz` whether this host can do its work, and how to fix what it cannot. Must
-not be reachable from outside: it binds RECEIVER_ADMIN_BIND, by default on loopback.
+`/livez` shows that the process runs, `/readyz` whether this host can do its work, and how to fix what it cannot, and
+`/metrics` serves Prometheus. Must not be reachable from outside: it binds RECEIVER_ADMIN_BIND, by default on loopback.
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import msgspec
 import structlog
 from flask import Flask, Response
+from prometheus_client import Metric
 from werkzeug.exceptions import HTTPException
 
+from receiver.metrics import exposition
 from receiver.protocol.message import Reply
 from receiver.web.wsgi import respond
 
+T = TypeVar("T")
 log: Final = structlog.get_logger(__name__)
 
 # Seconds until a probe gets its reply, whatever the database does: a frozen server triggers none of its own timeouts.
@@ -35,10 +38,13 @@ class Check:
     detail: str
 
 
-def admin_app(checks: Callable[[], Sequence[Check]]) -> Flask:
-    """The application. `checks` runs all checks and may block; the host is ready when all of them are ok."""
+def admin_app(checks: Callable[[], Sequence[Check]], gauges: Callable[[], Sequence[Metric] | None]) -> Flask:
+    """Return the application. `checks` and `gauges` query the database, and may take their time.
+
+    A host is ready when every check is ok.
+    """
     app = Flask(__name__, static_folder=None)
-    probe = _Probe(checks)
+    probe, measure = _SingleFlight(checks), _SingleFlight(gauges)
 
     @app.get("/livez", provide_automatic_options=False)
     def livez() -> Response:
@@ -46,7 +52,7 @@ def admin_app(checks: Callable[[], Sequence[Check]]) -> Flask:
 
     @app.get("/readyz", provide_automatic_options=False)
     def readyz() -> Response:
-        found = probe()
+        found = probe() or [_NO_ANSWER]
         ready = all(check.ok for check in found)
         return respond(
             Reply(
@@ -55,6 +61,10 @@ def admin_app(checks: Callable[[], Sequence[Check]]) -> Flask:
                 body=msgspec.json.encode({"ready": ready, "checks": [asdict(check) for check in found]}),
             )
         )
+
+    @app.get("/metrics", provide_automatic_options=False)
+    def metrics() -> Response:
+        return respond(Reply(status=200, media=exposition.MEDIA_TYPE, body=exposition.exposition(measure)))
 
     @app.errorhandler(Exception)
     def fault(exc: Exception) -> Response:
@@ -73,28 +83,29 @@ def admin_app(checks: Callable[[], Sequence[Check]]) -> Flask:
     return app
 
 
-class _Probe:
-    """Runs the checks, once at a time, and waits for PROBE_TIMEOUT at most. Safe in threads."""
+_NO_ANSWER: Final = Check(
+    name="database",
+    ok=False,
+    detail=f"no answer within {PROBE_TIMEOUT:g} seconds: see DATABASE_URL, and whether the server is frozen",
+)
 
-    def __init__(self, checks: Callable[[], Sequence[Check]]) -> None:
-        self._checks = checks
-        self._asking = ThreadPoolExecutor(1, thread_name_prefix="readiness")
-        self._asked: Future[Sequence[Check]] | None = None
+
+class _SingleFlight(Generic[T]):
+    """Makes a call in a thread, one at a time, and waits no longer than PROBE_TIMEOUT for its result. Thread-safe."""
+
+    def __init__(self, call: Callable[[], T]) -> None:
+        self._call = call
+        self._calling = ThreadPoolExecutor(1, thread_name_prefix="admin-query")
+        self._called: Future[T] | None = None
         self._lock = threading.Lock()
 
-    def __call__(self) -> Sequence[Check]:
+    def __call__(self) -> T | None:
+        """Return the result, or None when there is none in time. Raises what the call raises."""
         with self._lock:
-            if self._asked is None or self._asked.done():
-                self._asked = self._asking.submit(self._checks)
-            asked = self._asked
+            if self._called is None or self._called.done():
+                self._called = self._calling.submit(self._call)
+            called = self._called
         try:
-            return asked.result(PROBE_TIMEOUT)
+            return called.result(PROBE_TIMEOUT)
         except TimeoutError:
-            return [
-                Check(
-                    name="database",
-                    ok=False,
-                    detail=f"no answer within {PROBE_TIMEOUT:g} seconds: see DATABASE_URL, and whether the server is "
-                    "frozen",
-                )
-            ]
+            return None

@@ -24,6 +24,7 @@ message again.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -34,7 +35,8 @@ import structlog
 from receiver import pipeline
 from receiver.errors import BadTransfer, Unavailable
 from receiver.fault_injection.faults import point
-from receiver.pipeline import Admitted, Challenged, HeadAccepted, Refused
+from receiver.metrics import counters
+from receiver.pipeline import Admitted, Challenged, HeadAccepted, Receipt, Refused
 from receiver.protocol.message import Head, Nonce, Reply
 from receiver.protocol.registry import Destination, Registry
 from receiver.web.body import BodyMemoryBudget, Reservation, Transfer, discarded, receive
@@ -103,6 +105,7 @@ class Endpoint:
         return replace(reply, close=True) if unread and not discarded(_length(transfer)) else reply
 
     async def _serve(self, head: Head, transfer: Transfer, runtime: Runtime) -> Reply:
+        started = time.perf_counter()
         registry = self.registry()
         if registry is None:
             raise Unavailable("registry_never_loaded")
@@ -123,7 +126,7 @@ class Endpoint:
                     proved = True
                     reservation.mark_authenticated()
                 _judged()
-                return await self._carry_out(runtime, verdict, body)
+                return await self._carry_out(runtime, verdict, body, started)
         except Unavailable as exc:
             return self._unavailable(str(exc), head, accepted.destination, proved=proved)
 
@@ -144,11 +147,12 @@ class Endpoint:
             return accepted.not_received(exc)
         return body
 
-    async def _carry_out(self, runtime: Runtime, verdict: pipeline.Verdict, body: bytes) -> Reply:
+    async def _carry_out(self, runtime: Runtime, verdict: pipeline.Verdict, body: bytes, started: float) -> Reply:
         if isinstance(verdict, Refused):
             return await self._work(runtime, body, partial(self._refuse, verdict))
         if isinstance(verdict, Challenged):
             self._ledger.challenged(verdict)
+            counters.count_request(verdict.destination.name, "handshake")
             return Reply(status=200, body=verdict.challenge.encode("ascii"), media="text/plain; charset=utf-8")
         once = verdict.verified.nonces if verdict.query is not None else ()
         if once and not await runtime.run_in_thread(partial(self._ledger.first, once)):
@@ -157,6 +161,7 @@ class Endpoint:
         _queued()
         receipt = await recorded(runtime, recording, flush=self._ledger.flush)
         _recorded()
+        _count(verdict, receipt, time.perf_counter() - started)
         if verdict.query is not None:
             return await self._handlers.answer(runtime, verdict, verdict.query, receipt)
         if receipt.inline:
@@ -176,6 +181,7 @@ class Endpoint:
 
     def _refuse(self, refused: Refused) -> Reply:
         self._ledger.refuse(refused)
+        counters.count_request(_name(refused.destination), "refused", refused.reason)
         if refused.query is not None:
             return query_failure(refused.query, refused.status)
         return REFUSALS[refused.status]
@@ -183,7 +189,21 @@ class Endpoint:
     def _unavailable(self, reason: str, head: Head, destination: Destination | None, *, proved: bool = False) -> Reply:
         log.warning("request.unavailable", reason=reason)
         self._ledger.unavailable(reason, head, destination, proved=proved)
+        counters.count_request(_name(destination), "unavailable", reason)
         return replace(UNAVAILABLE, close=True)
+
+
+def _count(admitted: Admitted, receipt: Receipt, seconds: float) -> None:
+    destination, message = admitted.destination, admitted.message
+    counters.count_request(destination.name, receipt.outcome, admitted.quarantine)
+    counters.observe_accept(seconds)
+    # Only registered sources: a message of another could make up any number of them.
+    if message is not None and message.source_id in destination.sources:
+        counters.source_seen(destination.name, message.source_id or "", admitted.inbound.head.received_at.timestamp())
+
+
+def _name(destination: Destination | None) -> str | None:
+    return None if destination is None else destination.name
 
 
 def _length(transfer: Transfer) -> int | None:

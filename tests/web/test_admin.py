@@ -22,7 +22,7 @@ def test_a_check_that_does_not_come_back(monkeypatch: pytest.MonkeyPatch) -> Non
         thawed.wait(30)
         return [Check(name="database", ok=True, detail="fine")]
 
-    client = admin_app(checks).test_client()
+    client = admin_app(checks, list).test_client()
     for _ in range(3):
         answer = client.get("/readyz")
         assert (answer.status_code, json.loads(answer.data)["ready"]) == (503, False)
@@ -39,5 +39,5 @@ def test_a_check_that_fails() -> None:
     def checks() -> Sequence[Check]:
         raise ValueError("CANARY")
 
-    answer = admin_app(checks).test_client().get("/readyz")
+    answer = admin_app(checks, list).test_client().get("/readyz")
     assert (answer.status_code, answer.data) == (500, b'{"error":"failed"}')

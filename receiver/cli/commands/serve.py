@@ -16,6 +16,7 @@ from receiver import settings as table
 from receiver.cli.options import example
 from receiver.database.embedded.cluster import Cluster
 from receiver.fault_injection import enable
+from receiver.metrics.directory import share_counters
 from receiver.settings import Settings
 
 
@@ -61,6 +62,7 @@ def worker(concurrency: int | None) -> None:
     """Run only a delivery worker: it delivers recorded messages to handlers."""
     settings = _settings(concurrency=concurrency)
     logs.configure(settings.log_level)
+    share_counters(settings.data_dir)
     from receiver.worker.main import run_worker
 
     run_worker(settings)

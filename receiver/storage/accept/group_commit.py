@@ -18,6 +18,7 @@ import structlog
 
 from receiver.errors import Unavailable
 from receiver.fault_injection.faults import point
+from receiver.metrics.counters import observe_batch
 from receiver.storage.accept.batch import BadRow, BatchWriter
 from receiver.storage.accept.message_builder import (
     UNSTORABLE,
@@ -213,6 +214,8 @@ class GroupCommitWriter:
         except BadRow:
             self._write_apart(entries, urgent, events)
         else:
+            if entries:
+                observe_batch(len(entries))
             _committed()
             for entry, receipt in zip(entries, recorded.receipts, strict=True):
                 entry.answer(receipt)
