@@ -39,7 +39,7 @@ class Pairs(list[tuple[str, Any]]):
 
 
 def _constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def read_json(text: str) -> Any:

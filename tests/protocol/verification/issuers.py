@@ -1,6 +1,6 @@
-"""Made-up issuers of signed tokens: keys, and a signer that knows nothing of the code under test, nor of PyJWT.
+"""Made-up issuers of signed tokens: keys, and a signer that uses neither the code under test nor PyJWT.
 
-May not verify anything.
+Must not verify anything.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _HASHES: Final[Mapping[str, HashAlgorithm]] = {"256": SHA256(), "384": SHA384(),
 
 
 def b64(data: bytes) -> str:
-    """base64url without padding (RFC 7515 2)."""
+    """Return base64url without padding (RFC 7515 2)."""
     return urlsafe_b64encode(data).decode().rstrip("=")
 
 
 def pem(key: PrivateKey) -> bytes:
-    """The public half in PEM."""
+    """Return the public half in PEM."""
     return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 def jwk(key: PrivateKey, **members: Any) -> dict[str, Any]:
-    """The public half as a JWK (RFC 7517, 7518, 8037)."""
+    """Return the public half as a JWK (RFC 7517, 7518, 8037)."""
     public = key.public_key()
     if isinstance(public, rsa.RSAPublicKey):
         numbers = public.public_numbers()
@@ -55,20 +55,22 @@ def jwk(key: PrivateKey, **members: Any) -> dict[str, Any]:
 
 
 def jwks(**keys: PrivateKey) -> tuple[VerifyingKey, ...]:
-    """The keys, each under its name, as they come out of a key set."""
+    """Return the keys with their key ids, as read from a key set."""
     return read_keys(json.dumps({"keys": [jwk(key, kid=kid) for kid, key in keys.items()]}).encode())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Issuer:
-    """Who signs tokens with `key` as `algorithm`, and names the key `kid` (None: not at all)."""
+    """A signer of tokens with `key`, `algorithm` and the key id `kid` (None: without a key id)."""
 
     key: PrivateKey
     algorithm: str
     kid: str | None = None
 
     def token(self, claims: Mapping[str, Any] | bytes, header: Mapping[str, Any] | bytes | None = None) -> str:
-        """A signed token. `claims` and `header` may be any bytes; else members of `header` replace the usual ones."""
+        """Return a signed token. `claims` and `header` may be any bytes; members of a `header` mapping replace the
+        defaults.
+        """
         if not isinstance(header, bytes):
             usual = {"alg": self.algorithm, "typ": "JWT", **({} if self.kid is None else {"kid": self.kid})}
             header = json.dumps({**usual, **(header or {})}).encode()
