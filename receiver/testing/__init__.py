@@ -1,4 +1,5 @@
-"""Test tools for plugin authors: FakeRedox, samples of every message, and a log of sent messages.
+"""For plugin authors: an example plugin.
 
-Part of the installed package. Must not be imported by the receiver, except by `simulate`.
+Tests of a plugin also use receiver.samples (a body of every kind), receiver.simulator.fake_redox (a Redox that sends
+them) and receiver.simulator.api (a Redox API that receives). Must not be imported by the receiver.
 """
