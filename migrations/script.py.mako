@@ -11,7 +11,8 @@ Revision: ${up_revision}, after ${down_revision | comma,n}.
 # to work. One that only expands keeps its predecessor's; one that takes away names the first revision whose code does
 # without. On tables that the feed writes to, nothing may rewrite or read the whole table under a lock, and an index is
 # built `with op.get_context().autocommit_block(): op.create_index(..., postgresql_concurrently=True,
-# if_not_exists=True)`. tests/test_revisions.py holds all this.
+# if_not_exists=True)`, on a partitioned table with receiver.storage.queue.partitions.build_index.
+# tests/test_revisions.py holds all this.
 </%text>
 import sqlalchemy as sa
 from alembic import op

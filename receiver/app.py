@@ -257,7 +257,7 @@ class PublicLedger(MessageLedger):
             self._no_responder(answered.destination.name, answered.receipt.uuid)
         detail: dict[str, Any] = {"status": answered.status, "responder": answered.responder}
         if disclosed:
-            detail |= {"length": answered.length, "sha256": answered.sha256.hex()}
+            detail |= {"length": answered.length, "digest": self._digests.content_of(answered.sha256).hex()}
         event = AuditEvent(
             action="query.answer",
             outcome="answered" if disclosed else "failed",

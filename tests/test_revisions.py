@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -12,7 +14,9 @@ from sqlalchemy import event
 
 from receiver.database import migrations
 from receiver.database.engine import open_engine
+from receiver.storage.queue.partitions import TABLES
 from tests.support.postgres import drop_database, new_database
+from tests.test_migrations import LATER, ROOT
 
 # What the feed or the workers write to all the time, and what grows for years.
 HOT: Final = frozenset(
@@ -20,7 +24,6 @@ HOT: Final = frozenset(
         "messages",
         "message_keys",
         "payloads",
-        "payloads_default",
         "patient_digests",
         "patient_index_attempts",
         "deliveries",
@@ -33,6 +36,11 @@ HOT: Final = frozenset(
         "procrastinate_jobs",
     }
 )
+
+# Of a partitioned table this makes an index that is not valid yet; each partition gets its part concurrently.
+_EMPTY_INDEX: Final = re.compile(rf"CREATE INDEX (IF NOT EXISTS )?\w+ ON ONLY ({'|'.join(TABLES)})\b", re.IGNORECASE)
+# A partition is as hot as its table.
+_PARTITION: Final = re.compile(r"_(default|\d{8}|\d{4}q[1-4])$")
 
 _TABLE: Final = re.compile(
     r"(?:ALTER TABLE (?:IF EXISTS )?(?:ONLY )?|UPDATE (?:ONLY )?|DELETE FROM (?:ONLY )?|INSERT INTO |LOCK (?:TABLE )?|"
@@ -80,7 +88,9 @@ def slow(statements: Sequence[str]) -> list[str]:
     wrong = []
     for statement in statements:
         found = _TABLE.match(statement)
-        if found is not None and found.group(1) in HOT - made:
+        if found is None or _EMPTY_INDEX.match(statement):
+            continue
+        if _PARTITION.sub("", found.group(1)) in HOT and found.group(1) not in made:
             wrong += [f"{statement[:120]}: {why}" for rule, why in _SLOW if re.search(rule, statement, re.IGNORECASE)]
     return wrong
 
@@ -102,9 +112,8 @@ def steps() -> list[Script]:
     return list(ScriptDirectory.from_config(migrations.config()).walk_revisions())[::-1]
 
 
-@pytest.fixture(scope="module")
-def run(steps: list[Script]) -> Iterator[dict[str, list[str]]]:
-    """What each revision has run, statement by statement, Alembic's own left out."""
+def heard_from(steps: list[Script]) -> dict[str, list[str]]:
+    """What each revision runs on a new database, statement by statement, Alembic's own left out."""
     url = new_database()
     engine = open_engine(url, pooled=False)
     heard: list[str] = []
@@ -120,14 +129,32 @@ def run(steps: list[Script]) -> Iterator[dict[str, list[str]]]:
         heard.clear()
         migrations.upgrade(engine, step.revision)
         found[step.revision] = list(heard)
-    yield found
     engine.dispose()
     drop_database(url)
+    return found
+
+
+@pytest.fixture(scope="module")
+def run(steps: list[Script]) -> dict[str, list[str]]:
+    """What the revisions run."""
+    return heard_from(steps)
 
 
 def test_no_step_holds_up_the_feed(run: dict[str, list[str]]) -> None:
     """After the first, which nobody waits for."""
     assert {revision: wrong for revision, each in run.items() if revision != "0001" and (wrong := slow(each))} == {}
+
+
+def test_a_step_is_heard_as_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later release's step that holds up the feed, and takes away a column, is found by what it runs."""
+    made, today = tmp_path / "migrations", migrations.head()
+    shutil.copytree(ROOT / "migrations", made, ignore=shutil.ignore_patterns("__pycache__"))
+    does = "op.create_index('ix_later', 'messages', ['kind']); op.drop_column('workers', 'pid')"
+    (made / "versions" / "later.py").write_text(LATER.format(head=today, oldest=today, does=does, undoes="pass"))
+    monkeypatch.setattr(migrations, "location", lambda: made)
+    heard = heard_from(list(ScriptDirectory.from_config(migrations.config()).walk_revisions())[::-1])
+    assert [each.partition(":")[0] for each in slow(heard["later"])] == ["CREATE INDEX ix_later ON messages (kind)"]
+    assert takes_away(heard["later"]) == ["ALTER TABLE workers DROP COLUMN pid"]
 
 
 def test_every_step_says_which_code_runs_on_it(steps: list[Script]) -> None:
@@ -152,6 +179,7 @@ def test_what_takes_away_shuts_out_the_code_that_needs_it(steps: list[Script], r
     [
         "CREATE INDEX ix ON messages (kind)",
         "CREATE UNIQUE INDEX ix ON ONLY deliveries (id)",
+        "CREATE INDEX ix ON ONLY lanes (epoch)",
         "ALTER TABLE messages ADD COLUMN token uuid DEFAULT gen_random_uuid() NOT NULL",
         "ALTER TABLE messages ADD COLUMN length integer GENERATED ALWAYS AS (size * 2) STORED",
         "ALTER TABLE ONLY messages ADD COLUMN n bigserial",
@@ -163,6 +191,7 @@ def test_what_takes_away_shuts_out_the_code_that_needs_it(steps: list[Script], r
         "ALTER TABLE audit_events SET UNLOGGED",
         "UPDATE messages SET test = false",
         "DELETE FROM payloads_default",
+        "CREATE INDEX ix ON messages_2026q4 (kind)",
         "LOCK TABLE lanes IN SHARE MODE",
         "VACUUM FULL messages",
         "CREATE INDEX ix ON procrastinate.procrastinate_jobs (id)",
@@ -178,6 +207,8 @@ def test_what_holds_up_the_feed_is_found(statement: str) -> None:
     [
         "CREATE INDEX CONCURRENTLY IF NOT EXISTS ix ON messages (kind)",
         "CREATE INDEX ix ON api_keys (name)",
+        "CREATE INDEX IF NOT EXISTS ix ON ONLY messages (kind)",
+        "CREATE INDEX CONCURRENTLY IF NOT EXISTS ix_2026q4 ON messages_2026q4 (kind)",
         "ALTER TABLE messages ADD COLUMN note text",
         "ALTER TABLE messages ADD COLUMN seen timestamptz DEFAULT now() NOT NULL",
         "ALTER TABLE messages ADD COLUMN n integer DEFAULT 0 NOT NULL",

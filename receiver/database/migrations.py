@@ -45,6 +45,9 @@ _MARK: Final = "oldest code: "
 # How a revision file names itself and its predecessor.
 _COMMENT: Final = re.compile(r"""^(revision|down_revision) = (?:None|["']([^"']+)["'])$""", re.MULTILINE)
 
+# How receiver.storage.queue.partitions names them.
+_PARTITION: Final = re.compile(r"_(?:default|\d{8}|\d{4}q[1-4])$")
+
 _PACKAGE: Final = Path(__file__).resolve().parent.parent
 
 
@@ -198,5 +201,5 @@ def _pause_before_retry(connection: Connection) -> None:
 
 
 def include_object(_object: Any, name: str | None, kind: str, _reflected: bool, _other: Any) -> bool:
-    """Return whether Alembic compares the object: not the partitions of payloads, which come and go."""
-    return not (kind == "table" and name is not None and name.startswith("payloads_"))
+    """Return whether Alembic compares the object: not partitions, which come and go."""
+    return not (kind == "table" and name is not None and _PARTITION.search(name))

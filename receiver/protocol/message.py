@@ -88,8 +88,9 @@ class ParsedMessage(Value, frozen=True, kw_only=True):
     `kind`: `PatientAdmin.Arrival` (names without spaces) or `FHIR.<event>`. `source_id`: normalized (a UUID in lower
     case, without `urn:uuid:`), or None if the message names no source. `key`: equal for duplicates. `outside`: SHA-256
     of all bytes outside Meta, the kind, the source and the test flag; the same key with another `outside` is another
-    message. `key_expires`: the key is only a digest of the body, and an equal body may be a new message later. Ids and
-    times come from the sender, cleaned for index columns (no NUL, bounded). `raw`: the exact bytes.
+    message. Both reveal content that can be guessed, so the storage keeps an HMAC of each. `key_expires`: the key is
+    only a digest of the body, and an equal body may be a new message later. Ids and times come from the sender, cleaned
+    for index columns (no NUL, bounded). `raw`: the exact bytes.
     """
 
     hidden = frozenset({"source_name", "key", "outside", "raw"})

@@ -1,4 +1,4 @@
-"""Finds the patients' identifiers in a message: (type, value) pairs, for keyed digests.
+"""Finds the patients' identifiers in a message: (authority, type, value), for keyed digests.
 
 Lists are read one element at a time, and only small values are decoded: memory does not grow with the body, and a value
 that Python cannot represent hides only itself. Must not store or format the identifiers: they are only digested.
@@ -7,7 +7,7 @@ that Python cannot represent hides only itself. Must not store or format the ide
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -19,6 +19,16 @@ MAX_IDENTIFIERS: Final = 1000
 MAX_LENGTH: Final = 1000
 
 Part = msgspec.Raw | msgspec.UnsetType
+
+
+class PatientIdentifier(NamedTuple):
+    """One identifier of a patient. `authority`: who assigned it; None where the message does not say, so its source."""
+
+    authority: str | None
+    type: str
+    value: str
+
+
 S = TypeVar("S", bound=msgspec.Struct)
 _ABSENT: Final = msgspec.UNSET
 
@@ -73,22 +83,23 @@ _type: Final = msgspec.json.Decoder(_Type)
 _coding: Final = msgspec.json.Decoder(_Coding)
 
 
-def identifiers(body: bytes) -> Iterator[tuple[str, str]]:
-    """Return the (type, value) pairs in a body that was parsed without error, in their order, each once.
+def identifiers(body: bytes) -> Iterator[PatientIdentifier]:
+    """Return the identifiers in a body that was parsed without error, in their order, each once.
 
     Redox, Data Model: `Patient.Identifiers[]{ID, IDType}` (`Patients[]` in a few models). FHIR: `identifier[]` of every
-    Patient resource; the type is the code of its type, or its system. At most MAX_IDENTIFIERS.
+    Patient resource; the type is the code of its type, or its system, and its system is the authority. At most
+    MAX_IDENTIFIERS.
     """
-    found: set[tuple[str, str]] = set()
-    for pair in _pairs(body):
-        if pair not in found:
-            found.add(pair)
-            yield pair
+    found: set[PatientIdentifier] = set()
+    for each in _all(body):
+        if each not in found:
+            found.add(each)
+            yield each
             if len(found) == MAX_IDENTIFIERS:
                 return
 
 
-def _pairs(body: bytes) -> Iterator[tuple[str, str]]:
+def _all(body: bytes) -> Iterator[PatientIdentifier]:
     top = _body.decode(body)
     yield from _of_patient(top.Patient)
     for patient in _objects(top.Patients, b'"Identifiers"'):
@@ -99,18 +110,18 @@ def _pairs(body: bytes) -> Iterator[tuple[str, str]]:
             yield from _of_resource(_of(_entry, entry).resource)
 
 
-def _of_patient(text: Part | memoryview) -> Iterator[tuple[str, str]]:
+def _of_patient(text: Part | memoryview) -> Iterator[PatientIdentifier]:
     for each in _objects(_of(_patient, text).Identifiers, b'"ID"'):
         identifier = _of(_identifier, each)
-        yield from _pair(_scalar(identifier.IDType), _scalar(identifier.ID))
+        yield from _one(None, _scalar(identifier.IDType), _scalar(identifier.ID))
 
 
-def _of_resource(text: Part) -> Iterator[tuple[str, str]]:
+def _of_resource(text: Part) -> Iterator[PatientIdentifier]:
     resource = _of(_resource, text)
     if _scalar(resource.resourceType) == "Patient":
         for each in _objects(resource.identifier, b'"value"'):
             identifier = _of(_fhir_identifier, each)
-            yield from _pair(_fhir_type(identifier), _scalar(identifier.value))
+            yield from _one(_scalar(identifier.system), _fhir_type(identifier), _scalar(identifier.value))
 
 
 def _fhir_type(identifier: _FhirIdentifier) -> Any:
@@ -119,11 +130,15 @@ def _fhir_type(identifier: _FhirIdentifier) -> Any:
     return (None if first is None else _scalar(_of(_coding, first).code)) or _scalar(identifier.system)
 
 
-def _pair(kind: Any, identifier: Any) -> Iterator[tuple[str, str]]:
+def _one(authority: Any, kind: Any, identifier: Any) -> Iterator[PatientIdentifier]:
     if isinstance(identifier, int) and not isinstance(identifier, bool):
         identifier = str(identifier)
     if isinstance(identifier, str) and identifier:
-        yield kind if isinstance(kind, str) else "", identifier
+        yield PatientIdentifier(
+            authority=authority if isinstance(authority, str) and authority else None,
+            type=kind if isinstance(kind, str) else "",
+            value=identifier,
+        )
 
 
 def _of(decoder: msgspec.json.Decoder[S], text: Part | memoryview) -> S:

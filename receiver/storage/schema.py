@@ -2,6 +2,10 @@
 
 Alembic compares this with the migrations. Must not hold queries.
 
+`messages`, `payloads`, `deliveries`, `delivery_attempts` and `audit_events` are partitioned by time (see
+receiver.storage.queue.partitions). PostgreSQL wants the partition's column in every unique index: `received_at` is the
+message's in all of a message's rows, so that a number is unique all the same.
+
 Times are timestamptz; digests and MACs are bytea of 32 bytes. `mac` columns are HMAC-SHA256
 (receiver.storage.evidence.macs) over the columns listed there, under the key `mac_key`.
 """
@@ -51,6 +55,11 @@ def _id() -> Column[int]:
 
 def _time(name: str, *, nullable: bool = True, **options: Any) -> Column[Any]:
     return Column(name, DateTime(timezone=True), nullable=nullable, **options)
+
+
+def _received(**options: Any) -> Column[Any]:
+    # When the message was received: by this its rows are partitioned.
+    return _time("received_at", nullable=False, **options)
 
 
 def _created() -> Column[Any]:
@@ -256,7 +265,7 @@ messages = Table(
     "messages",
     metadata,
     _id(),
-    Column("uuid", UUID, nullable=False, unique=True),
+    Column("uuid", UUID, nullable=False),
     _recorded_at(),
     Column("credential_ids", ARRAY(BigInteger), nullable=False),
     _text("source_id", nullable=True),
@@ -269,9 +278,9 @@ messages = Table(
     _text("transmission_id", nullable=True),
     _text("facility", nullable=True),
     _time("event_time"),
-    _time("received_at", nullable=False),
+    _received(primary_key=True),
     _text("peer"),
-    Column("sha256", LargeBinary, nullable=False),
+    Column("digest", LargeBinary, nullable=False),  # of the body: HMAC under the index key, as all digests of content
     Column("size", Integer, nullable=False),
     _text("content_type", nullable=True),
     _text("state"),
@@ -279,10 +288,12 @@ messages = Table(
     Column("id_conflict", Boolean, nullable=False),
     _time("patients_indexed_at"),  # when the worker filled patient_digests
     *_mac(),
+    UniqueConstraint("uuid", "received_at"),
     _one_of("state", *MessageState),
     Index("ix_messages_quarantined", "destination_id", "id", postgresql_where=text("state = 'quarantined'")),
     Index("ix_messages_patients_unindexed", "id", postgresql_where=text("patients_indexed_at IS NULL")),
     Index("ix_messages_received_at", "received_at", postgresql_using="brin"),
+    postgresql_partition_by="RANGE (received_at)",
 )
 
 message_keys = Table(
@@ -290,17 +301,18 @@ message_keys = Table(
     metadata,
     Column("destination_id", BigInteger, primary_key=True),
     Column("key", LargeBinary, primary_key=True),
-    Column("outside", LargeBinary, primary_key=True),  # SHA-256 of the bytes outside Meta, kind, source, test
+    Column("outside", LargeBinary, primary_key=True),  # digest of the bytes outside Meta, kind, source, test
     Column("message_id", BigInteger, nullable=False),
+    _received(),
     _time("expires_at"),
     Index("ix_message_keys_expires_at", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
 )
 
 payloads = Table(
     "payloads",
-    metadata,  # partitioned by time from the first migration, purged by partition
+    metadata,  # purged by partition
     Column("message_id", BigInteger, primary_key=True, autoincrement=False),
-    _time("received_at", nullable=False, primary_key=True),
+    _received(primary_key=True),
     _text("payload_key"),
     Column("sealed", LargeBinary, nullable=False),
     postgresql_partition_by="RANGE (received_at)",
@@ -308,9 +320,10 @@ payloads = Table(
 
 patient_digests = Table(
     "patient_digests",
-    metadata,  # HMAC of "TYPE\0identifier" under the index key
+    metadata,  # of (source or assigning authority, type, identifier)
     Column("digest", LargeBinary, primary_key=True),
     Column("message_id", BigInteger, primary_key=True, autoincrement=False),
+    _received(),
 )
 
 patient_index_attempts = Table(
@@ -328,6 +341,7 @@ deliveries = Table(
     metadata,  # in one lane, ids give the order of running
     _id(),
     Column("message_id", BigInteger, nullable=False),
+    _received(primary_key=True),
     _recorded_at(),
     _text("handler"),
     Column("generation", Integer, nullable=False, server_default=text("1")),
@@ -346,7 +360,7 @@ deliveries = Table(
     _created(),
     _time("started_at"),  # of the current attempt, or one lost with its process
     _time("finished_at"),
-    UniqueConstraint("message_id", "handler", "generation"),
+    UniqueConstraint("message_id", "handler", "generation", "received_at"),
     _one_of("state", *DeliveryState),
     Index("ix_deliveries_pending", "lane", "id", postgresql_where=text("state = 'pending'")),
     # Unordered lanes: finds what may run now without reading what may not.
@@ -359,6 +373,7 @@ deliveries = Table(
     ),
     Index("ix_deliveries_dead", "handler", "finished_at", postgresql_where=text("state = 'dead'")),
     Index("ix_deliveries_dead_by_id", "id", postgresql_where=text("state = 'dead'")),
+    postgresql_partition_by="RANGE (received_at)",
 )
 
 delivery_attempts = Table(
@@ -366,6 +381,7 @@ delivery_attempts = Table(
     metadata,
     _id(),
     Column("delivery_id", BigInteger, nullable=False, index=True),
+    _received(primary_key=True),
     Column("attempt", Integer, nullable=False),
     Column("epoch", BigInteger, nullable=False),
     _text("worker"),
@@ -374,6 +390,7 @@ delivery_attempts = Table(
     _text("outcome"),  # succeeded, failed, timed_out, crashed, retry_later, gave_up
     _text("error_class", nullable=True),
     Column("error_frames", ARRAY(Text)),
+    postgresql_partition_by="RANGE (received_at)",
 )
 
 lanes = Table(
@@ -486,7 +503,7 @@ audit_events = Table(
     _id(),
     Column("writer", UUID, nullable=False),  # one process; it numbers and chains its rows
     Column("n", BigInteger, nullable=False),
-    _time("at", nullable=False),
+    _time("at", nullable=False, primary_key=True),
     _text("action"),  # subject.verb, such as message.accept
     _text("outcome"),
     _text("reason", nullable=True),  # a fixed word
@@ -502,9 +519,10 @@ audit_events = Table(
     Column("mac", LargeBinary, nullable=False),  # over this row and the previous MAC, or that of `follows`
     _text("mac_key"),
     Column("follows", BigInteger),  # of a writer's first row: the id of the newest row that it saw
-    UniqueConstraint("writer", "n"),
-    Index("ix_audit_events_at", "at"),
+    UniqueConstraint("writer", "n", "at"),
+    Index("ix_audit_events_at", "at", postgresql_using="brin"),
     Index("ix_audit_events_message_uuid", "message_uuid"),
     Index("ix_audit_events_destination_id", "destination", "id"),
     Index("ix_audit_events_refused", "destination", "id", postgresql_where=text("action = 'message.refuse'")),
+    postgresql_partition_by="RANGE (at)",
 )

@@ -31,7 +31,7 @@ from receiver.protocol.registry import Registry, Subscription
 from receiver.settings import Settings
 from receiver.storage.accept import replay_guard
 from receiver.storage.evidence.encryption import Sealer
-from receiver.storage.evidence.macs import PatientDigests
+from receiver.storage.evidence.macs import KeyedDigests
 from receiver.storage.queue import maintenance, outcomes, partitions, wake_ups
 from receiver.storage.queue.handler_problems import HandlerProblem
 from receiver.storage.registry.changes import RegistryChanges
@@ -108,7 +108,7 @@ class DeliveryWorker:
         self._url = address(settings)
         keyring = self._keyring = keyrings.load_keyring(settings.keyring_path)
         self._seals = Sealer(keyring)
-        self._digests = PatientDigests(keyring)
+        self._digests = KeyedDigests(keyring)
         # One connection for each lane that is claimed or released, and one for each background thread.
         self._engine = open_engine(
             self._url, pool_size=settings.concurrency + SENDERS + 10, statement_timeout=_STATEMENT_TIMEOUT

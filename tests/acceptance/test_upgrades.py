@@ -164,6 +164,7 @@ def tomorrow(site: Site, tmp_path: Path) -> Iterator[Release]:
         LATER.format(
             head=head,
             oldest=head,
+            undoes="pass",
             does="op.execute('ALTER TABLE messages ADD COLUMN later text'); op.execute('CREATE TABLE later (id bigint)')",
         )
     )

@@ -41,7 +41,7 @@ FIRST: Final = 2_000
 _FILL: Final = (
     """
 INSERT INTO messages (uuid, destination_id, credential_ids, source_id, kind, query, test, log_id, attempt_id,
-    message_id, transmission_id, facility, event_time, received_at, peer, sha256, size, content_type, state,
+    message_id, transmission_id, facility, event_time, received_at, peer, digest, size, content_type, state,
     quarantine_reason, id_conflict, patients_indexed_at, mac, mac_key)
 SELECT uuidv7(), 1, ARRAY[1], 's' || g % 20, 'PatientAdmin.Arrival', false, false, gen_random_uuid()::text,
     gen_random_uuid()::text, g::text, g::text, 'Main', :at, :at, '127.0.0.1', sha256(g::text::bytea), 4096,
@@ -49,27 +49,27 @@ SELECT uuidv7(), 1, ARRAY[1], 's' || g % 20, 'PatientAdmin.Arrival', false, fals
     CASE WHEN g <= 2000 AND g % 40 = 7 THEN 'not_json' END, false, :at, sha256(g::text::bytea), 'mac-1'
 FROM generate_series(CAST(:first AS bigint), CAST(:last AS bigint)) g""",
     """
-INSERT INTO message_keys (destination_id, key, outside, message_id)
-SELECT destination_id, sha256(log_id::bytea), sha256, id FROM messages WHERE id BETWEEN :low AND :high""",
+INSERT INTO message_keys (destination_id, key, outside, message_id, received_at)
+SELECT destination_id, sha256(log_id::bytea), digest, id, received_at FROM messages WHERE id BETWEEN :low AND :high""",
     """
 INSERT INTO payloads (message_id, received_at, payload_key, sealed)
-SELECT id, received_at, 'payload-1', decode(repeat(encode(sha256, 'hex'), 20) || md5(id::text), 'hex')
+SELECT id, received_at, 'payload-1', decode(repeat(encode(digest, 'hex'), 20) || md5(id::text), 'hex')
 FROM messages WHERE id BETWEEN :low AND :high""",
     """
-INSERT INTO deliveries (message_id, destination_id, handler, lane, inline, state, attempts, epoch, created_at,
-    error_class, finished_at)
-SELECT id, 1, 'by-source', 'by-source/lab/source:old' || id % 500, id <= 2000 AND id % 80 = 17,
+INSERT INTO deliveries (message_id, received_at, destination_id, handler, lane, inline, state, attempts, epoch,
+    created_at, error_class, finished_at)
+SELECT id, received_at, 1, 'by-source', 'by-source/lab/source:old' || id % 500, id <= 2000 AND id % 80 = 17,
     CASE WHEN id > 2000 OR id % 40 NOT IN (17, 27) THEN 'succeeded' WHEN id % 40 = 17 THEN 'pending' ELSE 'dead' END,
     1, 1, received_at, CASE WHEN id <= 2000 AND id % 40 = 27 THEN 'KeyError' END,
     CASE WHEN id > 2000 OR id % 40 <> 17 THEN received_at END
 FROM messages WHERE id BETWEEN :low AND :high AND state = 'accepted'""",
     """
-INSERT INTO delivery_attempts (delivery_id, attempt, epoch, worker, started_at, ended_at, outcome)
-SELECT id, 1, 1, 'host:1234:abcdef01', created_at, created_at, 'succeeded' FROM deliveries
+INSERT INTO delivery_attempts (delivery_id, received_at, attempt, epoch, worker, started_at, ended_at, outcome)
+SELECT id, received_at, 1, 1, 'host:1234:abcdef01', created_at, created_at, 'succeeded' FROM deliveries
 WHERE message_id BETWEEN :low AND :high""",
     """
-INSERT INTO patient_digests (digest, message_id)
-SELECT sha256((id / 10)::text::bytea), id FROM messages WHERE id BETWEEN :low AND :high""",
+INSERT INTO patient_digests (digest, message_id, received_at)
+SELECT sha256((id / 10)::text::bytea), id, received_at FROM messages WHERE id BETWEEN :low AND :high""",
     """
 INSERT INTO audit_events (writer, n, at, action, outcome, actor, peer, destination, message_uuid, detail, mac, mac_key)
 SELECT '00000000-0000-4000-8000-000000000001', id, received_at, 'message.receive', state, 'redox', '127.0.0.1', 'lab',

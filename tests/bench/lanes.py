@@ -360,9 +360,9 @@ def stick(bench: Bench, handler: str) -> None:
     """100,000 pending in a lane that waits for its time."""
     bench.execute(
         """
-        INSERT INTO deliveries (message_id, destination_id, handler, lane, inline, generation)
-        SELECT (SELECT max(id) FROM messages), 1, :handler, :handler || '/lab/source:stuck', false, g
-        FROM generate_series(2, :count) g""",
+        INSERT INTO deliveries (message_id, received_at, destination_id, handler, lane, inline, generation)
+        SELECT m.id, m.received_at, 1, :handler, :handler || '/lab/source:stuck', false, g
+        FROM (SELECT id, received_at FROM messages ORDER BY id DESC LIMIT 1) m, generate_series(2, :count) g""",
         handler=handler,
         count=STUCK + 1,
     )

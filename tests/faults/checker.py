@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, RowMapping, text
 
 from receiver.errors import IntegrityError
 from receiver.keyring import Keyring
 from receiver.simulator.attempt_log import AttemptLog
 from receiver.storage.evidence import verify
 from receiver.storage.evidence.encryption import Sealer, payload_binding
+from receiver.storage.evidence.macs import KeyedDigests
 
 # Handlers that write a row into `effects` on context.connection.
 EXACTLY_ONCE = frozenset({"book"})
@@ -53,7 +53,7 @@ class _Row:
 
 def violations(evidence: Evidence) -> list[str]:
     """Return every invariant that does not hold. An empty list: nothing was lost, duplicated, reordered or forged."""
-    rows = _rows(evidence.connection)
+    rows = _rows(evidence)
     return [
         *_recorded(evidence, rows),
         *_nothing_else(evidence, rows),
@@ -68,31 +68,48 @@ def violations(evidence: Evidence) -> list[str]:
 # --- what was sent, and what is recorded
 
 _MESSAGES = """
-SELECT m.id, m.uuid::text, t.name AS destination, m.log_id, m.sha256, m.state, m.query, m.id_conflict
+SELECT m.id, m.uuid::text, t.name AS destination, m.log_id, m.digest, m.state, m.query, m.id_conflict
 FROM messages m JOIN destinations t ON t.id = m.destination_id ORDER BY m.id"""
 _PAYLOADS = """
-SELECT m.uuid::text, m.sha256, m.size, p.payload_key, p.sealed
+SELECT m.uuid::text, m.digest, m.size, p.payload_key, p.sealed
 FROM messages m LEFT JOIN payloads p ON p.message_id = m.id ORDER BY m.id"""
 
 
-def _rows(connection: Connection) -> list[_Row]:
+def _sent(evidence: Evidence) -> dict[bytes, str]:
+    """Return what was sent: the digest as it is stored → the SHA-256 in hexadecimal."""
+    digests = KeyedDigests(evidence.keyring)
+    return {
+        digests.content_of(bytes.fromhex(attempt.sha256)): attempt.sha256
+        for ledger in evidence.ledgers.values()
+        for attempt in ledger.attempts
+    }
+
+
+def _name(row: RowMapping, sent: Mapping[bytes, str]) -> str:
+    """Return the name under which the sender's ledger has a message."""
+    return row["log_id"] or f"sha256:{sent.get(row['digest'], 'never sent')}"
+
+
+def _rows(evidence: Evidence) -> list[_Row]:
+    sent = _sent(evidence)
     return [
         _Row(
-            name=row["log_id"] or f"sha256:{row['sha256'].hex()}",
+            name=_name(row, sent),
             id=row["id"],
             uuid=row["uuid"],
             destination=row["destination"],
-            digest=row["sha256"],
+            digest=row["digest"],
             state=row["state"],
             query=row["query"],
             conflict=row["id_conflict"],
         )
-        for row in connection.execute(text(_MESSAGES)).mappings()
+        for row in evidence.connection.execute(text(_MESSAGES)).mappings()
     ]
 
 
 def _recorded(evidence: Evidence, rows: Sequence[_Row]) -> Iterator[str]:
     """Each message that was answered 200 is recorded once, with a digest that was sent, and its payload opens."""
+    seals, digests = Sealer(evidence.keyring), KeyedDigests(evidence.keyring)
     found: defaultdict[tuple[str, str], list[_Row]] = defaultdict(list)
     for row in rows:
         found[row.destination, row.name].append(row)
@@ -104,18 +121,17 @@ def _recorded(evidence: Evidence, rows: Sequence[_Row]) -> Iterator[str]:
             if len([row for row in stored if not (row.query or row.conflict)]) > 1:
                 yield f"{destination}: {name} is recorded {len(stored)} times"
             # Each attempt has another attempt id, so the recorded bytes are those of one attempt.
-            sent = {attempt.sha256 for attempt in ledger.of(name)}
+            sent = {digests.content_of(bytes.fromhex(attempt.sha256)) for attempt in ledger.of(name)}
             for row in stored:
-                if row.digest.hex() not in sent:
+                if row.digest not in sent:
                     yield f"messages {row.id}: its digest was never sent"
-    seals = Sealer(evidence.keyring)
     for payload in evidence.connection.execute(text(_PAYLOADS)).mappings():
         try:
             body = seals.open_body(payload["payload_key"], payload["sealed"], payload_binding(payload["uuid"]))
         except (IntegrityError, TypeError):
             yield f"messages {payload['uuid']}: its payload is missing, or does not open"
             continue
-        if sha256(body).digest() != payload["sha256"] or len(body) != payload["size"]:
+        if digests.content(body) != payload["digest"] or len(body) != payload["size"]:
             yield f"messages {payload['uuid']}: its payload is not what was received"
 
 
@@ -147,7 +163,7 @@ ORDER BY d.id"""
 _INLINE = "SELECT id, message_id FROM deliveries WHERE state = 'pending' AND inline ORDER BY id"
 _UNDISPATCHED = """
 SELECT m.id, m.state, count(d.id) AS deliveries FROM messages m LEFT JOIN deliveries d ON d.message_id = m.id
-GROUP BY m.id HAVING (m.state = 'accepted' AND NOT m.query AND count(d.id) = 0)
+GROUP BY m.id, m.received_at HAVING (m.state = 'accepted' AND NOT m.query AND count(d.id) = 0)
                   OR (m.state IN ('quarantined', 'discarded', 'unhandled') AND count(d.id) > 0) ORDER BY m.id"""
 
 
@@ -171,7 +187,7 @@ def _undispatched(connection: Connection) -> Iterator[str]:
 # --- order
 
 _ATTEMPTS = """
-SELECT d.id, d.lane, d.handler, d.generation, d.inline, t.name AS destination, m.log_id, m.sha256,
+SELECT d.id, d.lane, d.handler, d.generation, d.inline, t.name AS destination, m.log_id, m.digest,
        a.attempt, a.outcome
 FROM delivery_attempts a JOIN deliveries d ON d.id = a.delivery_id JOIN messages m ON m.id = d.message_id
 JOIN destinations t ON t.id = d.destination_id ORDER BY a.id"""
@@ -194,8 +210,9 @@ def _overtaken(evidence: Evidence) -> Iterator[str]:
     began: defaultdict[tuple[str, str], dict[str, None]] = defaultdict(dict)
     succeeded: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     lanes: dict[tuple[str, str], str] = {}
+    sent = _sent(evidence)
     for row in attempts:
-        name = row["log_id"] or f"sha256:{row['sha256'].hex()}"
+        name = _name(row, sent)
         lanes[row["handler"], name] = row["lane"]
         began[row["destination"], row["lane"]].setdefault(name)
         again = len(set(numbers[row["id"]])) < len(numbers[row["id"]])
@@ -234,7 +251,7 @@ def _effects(evidence: Evidence) -> Iterator[str]:
             yield f"deliveries {row['id']} of {row['handler']}: {row['state']}, with {written[key]} rows in `effects`"
         if row["handler"] in CALLING and succeeded and key not in done:
             yield f"deliveries {row['id']} of {row['handler']}: succeeded without a call to the external system"
-    queries = {f"{row.uuid}" for row in _rows(evidence.connection) if row.query}
+    queries = {f"{row.uuid}" for row in _rows(evidence) if row.query}
     for key in sorted({*written, *(line["key"] for line in evidence.journal)} - deliveries.keys()):
         if key.partition(":")[0] not in queries:
             yield f"effects of {key}, which has no delivery"

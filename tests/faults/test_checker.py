@@ -113,7 +113,7 @@ def _book(log: str) -> str:
 
 BOOK_1, BOOK_3 = _book("log-1"), _book("log-3")
 COLUMNS = (
-    "destination_id, credential_ids, source_id, kind, query, test, log_id, received_at, peer, sha256, size, "
+    "destination_id, credential_ids, source_id, kind, query, test, log_id, received_at, peer, digest, size, "
     "state, id_conflict, mac, mac_key"
 )
 DOUBLED = (

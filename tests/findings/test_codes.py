@@ -123,6 +123,7 @@ class World:
             "deliveries",
             **{
                 "message_id": 1,
+                "received_at": datetime.now(UTC),
                 "destination_id": self.lab,
                 "handler": "register",
                 "inline": False,
@@ -159,7 +160,7 @@ class World:
                 "test": False,
                 "received_at": datetime.now(UTC),
                 "peer": "192.0.2.1",
-                "sha256": b"",
+                "digest": b"",
                 "size": 1,
                 "state": "accepted",
                 "id_conflict": False,

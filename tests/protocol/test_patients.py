@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from receiver.errors import Unreadable
-from receiver.protocol.patients import MAX_IDENTIFIERS, MAX_LENGTH, identifiers
+from receiver.protocol.patients import MAX_IDENTIFIERS, MAX_LENGTH, PatientIdentifier, identifiers
 from receiver.protocol.reading import read
 from receiver.samples.people import person
 from receiver.samples.sample import encode, kinds, sample
@@ -21,10 +21,14 @@ META = {"DataModel": "PatientAdmin", "EventType": "Arrival"}
 
 
 def found(**members: Any) -> list[tuple[str, str]]:
-    return list(identifiers(json.dumps({"Meta": META, **members}).encode()))
+    return [each[1:] for each in identifiers(json.dumps({"Meta": META, **members}).encode())]
 
 
 def bundle(*resources: Any) -> list[tuple[str, str]]:
+    return [each[1:] for each in whole(*resources)]
+
+
+def whole(*resources: Any) -> list[PatientIdentifier]:
     entries = [{"resource": {"resourceType": "MessageHeader"}}, *({"resource": each} for each in resources)]
     return list(identifiers(json.dumps({"resourceType": "Bundle", "type": "message", "entry": entries}).encode()))
 
@@ -66,6 +70,21 @@ def test_a_fhir_patient_is_found_by_the_code_of_its_type_or_its_system() -> None
         {"resourceType": "Encounter", "identifier": [{"system": "urn:s", "value": "5"}]},
         {"resourceType": "Patient", "identifier": [{"system": "urn:s", "value": "6"}]},
     ) == [("MR", "1"), ("urn:s", "2"), ("", "3"), ("urn:t", "4"), ("urn:s", "6")]
+
+
+def test_the_authority_is_the_system_of_a_fhir_identifier() -> None:
+    """Where a message does not say who gave the number, its source did: that is the caller's to add."""
+    assert whole(
+        {
+            "resourceType": "Patient",
+            "identifier": [
+                {"type": {"coding": [{"code": "MR"}]}, "system": "urn:s", "value": "1"},
+                {"type": {"coding": [{"code": "MR"}]}, "system": "urn:t", "value": "1"},
+                {"type": {"coding": [{"code": "MR"}]}, "system": "", "value": "1"},
+                {"type": {"coding": [{"code": "MR"}]}, "system": 5, "value": "2"},
+            ],
+        }
+    ) == [("urn:s", "MR", "1"), ("urn:t", "MR", "1"), (None, "MR", "1"), (None, "MR", "2")]
 
 
 @pytest.mark.parametrize(
@@ -140,14 +159,14 @@ def test_a_number_that_python_cannot_represent(number: bytes) -> None:
         b'[{"ID":"2","IDType":"MR"}]}],"Y":%b}'
     ).replace(b"%b", number)
     assert read(content).kind == "A.B"
-    assert list(identifiers(content)) == [("MR", "1"), ("", "3"), ("MR", "2")]
+    assert [each[1:] for each in identifiers(content)] == [("MR", "1"), ("", "3"), ("MR", "2")]
     content = (
         b'{"resourceType":"Bundle","type":"message","entry":[{"resource":{"resourceType":"MessageHeader",'
         b'"eventUri":"a/B","x":%b}},{"x":%b,"resource":{"resourceType":"Patient","x":%b,"identifier":[{"value":'
         b'%b},{"x":%b,"type":{"x":%b,"coding":[{"code":"MR","x":%b}]},"value":"1"}]}}]}'
     ).replace(b"%b", number)
     assert read(content).kind == "FHIR.B"
-    assert list(identifiers(content)) == [("MR", "1")]
+    assert list(identifiers(content)) == [(None, "MR", "1")]
 
 
 def filled(content: bytes, filler: bytes) -> bytes:
@@ -189,7 +208,7 @@ def test_large_lists_take_little_memory(content: bytes, filler: bytes) -> None:
     """A list of millions is read one element at a time, and its identifiers are found."""
     body = filled(content, filler)
     tracemalloc.start()
-    found = list(identifiers(body))
+    found = [each[1:] for each in identifiers(body)]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert found == [("MR", "1")]
@@ -213,14 +232,14 @@ def test_the_number_is_limited() -> None:
 def test_the_patient_of_a_sample_is_found(kind: str) -> None:
     """In the sample of each kind."""
     content = encode(sample(kind, source_id=SOURCE, patient=person(7)))
-    assert person(7).mrn in [value for _, value in identifiers(content)]
+    assert person(7).mrn in [each.value for each in identifiers(content)]
 
 
 @pytest.mark.parametrize("kind", kinds())
 def test_every_sample_is_searched(kind: str) -> None:
     """Identifiers are digested, so none is empty or padded."""
     found = list(identifiers(encode(sample(kind, source_id=SOURCE))))
-    assert [value for _, value in found if value.strip() != value or not value] == []
+    assert [each for each in found if each.value.strip() != each.value or not each.value] == []
 
 
 JSON = st.recursive(
@@ -268,5 +287,5 @@ def test_any_accepted_bytes_are_searched(rest: bytes) -> None:
         read(content)
     except Unreadable:
         return
-    for pair in identifiers(content):
-        "\0".join(pair).encode()
+    for each in identifiers(content):
+        "\0".join(each[1:]).encode()

@@ -6,7 +6,6 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from hashlib import sha256
 
 import pytest
 from sqlalchemy import text
@@ -40,7 +39,7 @@ def _threads(server: Server) -> int:
 
 
 def _recorded(site: Site, body: bytes) -> bool:
-    return bool(site.rows(f"SELECT FROM messages WHERE sha256 = '\\x{sha256(body).hexdigest()}'"))
+    return bool(site.rows("SELECT FROM messages WHERE digest = :digest", digest=site.digest(body)))
 
 
 def test_waiting_for_the_ledger_takes_no_thread(site: Site, server: Server) -> None:

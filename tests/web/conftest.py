@@ -15,7 +15,8 @@ import pytest
 from sqlalchemy import Engine, text
 
 from receiver.database.engine import open_engine
-from receiver.keyring import Keyring
+from receiver.keyring import Keyring, load_keyring
+from receiver.storage.evidence.macs import KeyedDigests
 from receiver.storage.registry.changes import RegistryChanges
 from receiver.storage.registry.credentials import new_token
 from receiver.storage.registry.key_records import record_keys
@@ -60,6 +61,10 @@ class Site:
     def count(self, table: str) -> int:
         """How many rows a table has."""
         return int(self.rows(f"SELECT count(*) FROM {table}")[0][0])
+
+    def digest(self, body: bytes) -> bytes:
+        """What `messages.digest` says of a message with this body."""
+        return KeyedDigests(load_keyring(self.directory / "keyring.json")).content(body)
 
     def audit(self, after: datetime, **columns: Any) -> Any:
         """The first audit row of what was asked after that moment with these values, as soon as it is there."""

@@ -52,7 +52,7 @@ def test_answered(site: Site, server: Server) -> None:
     detail = json.loads(row.detail)
     assert (row.outcome, row.message_uuid, row.destination, row.peer) == ("answered", uuid, "lab", "127.0.0.1")
     assert (detail["status"], detail["responder"], detail["length"]) == (200, "found", len(answer.body))
-    assert len(detail["sha256"]) == 64
+    assert len(detail["digest"]) == 64
 
 
 def test_an_answer_that_cannot_be_recorded(site: Site, server: Server) -> None:

@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from hashlib import sha256
 from typing import Any, Final
 from uuid import uuid4
 
@@ -268,7 +267,7 @@ def _answer(server: Server, asked: Asked) -> Answer | None:
 
 
 def _kept(site: Site) -> list[Any]:
-    return site.rows("SELECT id, sha256, state, query FROM messages ORDER BY id")
+    return site.rows("SELECT id, digest, state, query FROM messages ORDER BY id")
 
 
 def _probe(site: Site, server: Server, before: int) -> Callable[[Asked], None]:
@@ -280,12 +279,12 @@ def _probe(site: Site, server: Server, before: int) -> Callable[[Asked], None]:
         answer = _answer(server, asked)
         new = [row for row in _kept(site) if row.id > known]
         known = max((row.id for row in new), default=known)
-        _judge(asked, answer, new)
+        _judge(site, asked, answer, new)
 
     return probe
 
 
-def _judge(asked: Asked, answer: Answer | None, new: list[Any]) -> None:
+def _judge(site: Site, asked: Asked, answer: Answer | None, new: list[Any]) -> None:
     if not asked.told:
         assert new == []
     if answer is None:
@@ -295,7 +294,7 @@ def _judge(asked: Asked, answer: Answer | None, new: list[Any]) -> None:
     if new:
         assert asked.proved
         assert asked.method == "POST"
-        assert new[0].sha256 in (sha256(asked.body[:length]).digest() for length in range(len(asked.body) + 1))
+        assert new[0].digest in (site.digest(asked.body[:length]) for length in range(len(asked.body) + 1))
         assert answer.status == 200 or new[0].query
     if answer.status == 200 and asked.target.strip("/").split("?")[0] not in ("livez", ".well-known/jwks.json"):
         handshake = answer.body != b""

@@ -180,7 +180,7 @@ def test_a_refusal_in_the_audit(site: Site, server: Server) -> None:
     detail = json.loads(row.detail)
     assert detail["status"] == 401
     assert detail["length"] == 21
-    assert len(detail["sha256"]) == 64
+    assert len(detail["digest"]) == 64
 
 
 def twisted(token: str) -> dict[str, dict[str, str | None]]:
@@ -307,7 +307,7 @@ def test_unknown_source_in_the_audit(site: Site, server: Server) -> None:
     server.ask(sent(site, message(Source={"ID": "Jane Doe, born 1980"}), to="strict"))
     detail = site.audit(before, reason="source_unknown").detail
     assert "Jane" not in detail
-    assert json.loads(detail)["source_sha256"]
+    assert json.loads(detail)["source_digest"]
 
 
 def test_unknown_source_kept(site: Site, server: Server) -> None:

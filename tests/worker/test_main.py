@@ -538,8 +538,8 @@ def test_a_backlog_in_a_stuck_lane(world: World) -> None:
     stuck_id = stuck.receipts[0].message_id
     world.execute(
         """
-        INSERT INTO deliveries (message_id, destination_id, handler, lane, inline, generation, ready_at)
-        SELECT message_id, destination_id, handler,
+        INSERT INTO deliveries (message_id, received_at, destination_id, handler, lane, inline, generation, ready_at)
+        SELECT message_id, received_at, destination_id, handler,
                CASE handler WHEN 'unordered' THEN 'unordered/lab/any:3' ELSE lane END, inline, g,
                CASE handler WHEN 'unordered' THEN now() + interval '1 hour' END
         FROM deliveries, generate_series(2, 100001) g WHERE message_id = :id""",

@@ -63,7 +63,7 @@ def reconcile(source: Path, *, column: str | None, destination: str | None, as_j
     with opened() as session, session.engine.connect() as connection:
         left = iter(lines)
         while ids := list(islice(left, _BATCH_SIZE)):
-            found = recorded(connection, ids, destination=destination)
+            found = recorded(connection, session.keyring, ids, destination=destination)
             missing += [{"line": lines[each], "log_id": each} for each in ids if each not in found]
     result = {"named": len(lines), "recorded": len(lines) - len(missing), "missing": len(missing), "unusable": unusable}
     if as_json:

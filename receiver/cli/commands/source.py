@@ -99,7 +99,7 @@ def list_(destination: str | None, *, refused: bool, since: datetime | None, lim
 def _shown(seen: Mapping[str, Any]) -> str | None:
     if seen["several"]:
         return "(many, not listed separately)"
-    return seen["source_id"] or (seen["source_sha256"] and "(not a valid id)")
+    return seen["source_id"] or (seen["source_digest"] and "(not a valid id)")
 
 
 @source.command(epilog=example("source disable lab 7ce6f387-c33c-417d-8682-81e83628cbd9"))

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from hashlib import sha256
 from typing import Any, Final
 from uuid import UUID
 
@@ -30,6 +29,7 @@ from receiver.outbound.outbox.bodies import Bodies
 from receiver.outbound.outbox.clients import Clients
 from receiver.storage.evidence.audit_log import AuditChain, AuditEvent, write
 from receiver.storage.evidence.encryption import Sealer
+from receiver.storage.evidence.macs import KeyedDigests
 from receiver.storage.identifiers import uuid7
 from receiver.storage.queue import outbox
 from receiver.storage.queue.outbox import NewRequest, RequestOutcome
@@ -58,6 +58,7 @@ class OutboundRecorder:
         self._engine = engine
         seals = Sealer(keyring)
         self.bodies: Final = Bodies(seals)
+        self.digests: Final = KeyedDigests(keyring)
         self._audit = AuditChain(keyring, seals)
         self._lock = threading.Lock()
 
@@ -78,11 +79,11 @@ class OutboundRecorder:
                 raise
 
 
-def begun(call: Call, subject: str, caller: Caller, api_key: str, attempt: int) -> AuditEvent:
-    """Make the audit event before an attempt, with the length and digest of the request."""
+def begun(call: Call, subject: str, caller: Caller, api_key: str, attempt: int, digests: KeyedDigests) -> AuditEvent:
+    """Make the audit event before an attempt, with the length and keyed digest of the request."""
     detail: dict[str, Any] = {"api_key": api_key, "kind": call.kind, "to": list(call.to), "attempt": attempt}
     if call.body is not None:
-        detail |= {"length": len(call.body), "sha256": sha256(call.body).hexdigest()}
+        detail |= {"length": len(call.body), "digest": digests.content(call.body).hex()}
     return _event(call.name, "begun", subject, caller, detail)
 
 
@@ -173,7 +174,7 @@ class RecordedClient(RedoxApi):
                     request=sealed,
                 ),
             )
-            events.append(begun(kept, _subject(number), caller, self._api_key, 1))
+            events.append(begun(kept, _subject(number), caller, self._api_key, 1, self._recorder.digests))
         return uuid, number
 
     def _end(self, call: Call, number: int, end: RequestOutcome) -> None:

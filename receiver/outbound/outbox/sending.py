@@ -68,7 +68,9 @@ class LaneSender:
             attempt = outbox.start(connection, lease, queued.id)
             if attempt is None:
                 return False
-            events.append(begun(call, _subject(queued), self._caller(queued), queued.api_key, attempt))
+            events.append(
+                begun(call, _subject(queued), self._caller(queued), queued.api_key, attempt, self._recorder.digests)
+            )
         _begun()
         end = self._send(call, queued, attempt)
         _posted()

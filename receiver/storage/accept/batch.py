@@ -70,8 +70,14 @@ class _Known:
     """The message that an entry repeats."""
 
     id: int
+    received_at: datetime
     uuid: UUID
     state: str
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """Return the parameters that name it. The time tells the partition of its rows."""
+        return {"message_id": self.id, "received_at": self.received_at}
 
 
 class BatchWriter:
@@ -182,7 +188,7 @@ class BatchWriter:
         self._chain.follow(connection)
         rows = self._chain.rows([*events, *audited])
         written = iter(self._write(fresh, rows, with_keys=False))
-        inline = {message.id: _inline(connection, message.id) for entry, message in repeats if _dispatchable(entry)}
+        inline = {message.id: _inline(connection, message) for entry, message in repeats if _dispatchable(entry)}
         _committing()
         connection.exec_driver_sql("COMMIT")
         self._chain.written(rows)
@@ -244,10 +250,6 @@ class BatchWriter:
         code = sqlstate(exc) or ""
         if not code.startswith((*_DATA_ERRORS, *_RETRIABLE)) or not self._rolled_back():
             raise self._connection_failed(exc) from exc
-        if code == _DUPLICATE and attempt:
-            # The duplicate path handles duplicate keys. If the conflict is a number of the audit chain, every later
-            # batch would conflict too.
-            self._chain.restart()
         if code in _RETRIABLE or (code == _DUPLICATE and attempt < _ATTEMPTS - 1):
             return
         log.error("ledger.bad_row", error=describe(exc))
@@ -310,10 +312,10 @@ def _resume_message(connection: Connection, entry: PendingMessage, message: _Kno
     """
     if not _dispatchable(entry):
         return set(), []
-    lanes = list(connection.exec_driver_sql(sql.REVIVE_DEAD, {"message_id": message.id}).scalars())
+    lanes = list(connection.exec_driver_sql(sql.REVIVE_DEAD, message.row).scalars())
     taken_up = {"dead"} if lanes else set()
     if message.state != entry.row["state"]:
-        new = {"message_id": message.id, "state": entry.row["state"]}
+        new = message.row | {"state": entry.row["state"]}
         if connection.exec_driver_sql(sql.TAKE_UP, new).rowcount:
             taken_up.add(message.state)
             lanes += connection.exec_driver_sql(
@@ -326,8 +328,8 @@ def _dispatchable(entry: PendingMessage) -> bool:
     return bool(entry.row["state"] != "quarantined")
 
 
-def _inline(connection: Connection, message_id: int) -> tuple[int, ...]:
-    return tuple(connection.exec_driver_sql(sql.INLINE_PENDING, {"message_id": message_id}).scalars())
+def _inline(connection: Connection, message: _Known) -> tuple[int, ...]:
+    return tuple(connection.exec_driver_sql(sql.INLINE_PENDING, message.row).scalars())
 
 
 def _receipt(entry: PendingMessage, written: tuple[int, tuple[int, ...]]) -> Receipt:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
-from hashlib import sha256
 from typing import Final
 
 from receiver.protocol.message import ParsedMessage
-from receiver.protocol.patients import identifiers
+from receiver.protocol.patients import PatientIdentifier, identifiers
 from receiver.protocol.patterns import matches
 from receiver.protocol.registry import Destination, Subscription
 from receiver.protocol.sources import ID_SHAPE
 from receiver.protocol.values import Value
-from receiver.storage.evidence.macs import PatientDigests
+from receiver.storage.evidence.macs import KeyedDigests
 
 # Deliveries of an unordered handler are spread over this many lanes, in which none waits for an earlier one. This many
 # of them run at once.
@@ -32,7 +31,7 @@ class NewDelivery(Value, frozen=True, kw_only=True):
     inline: bool
 
 
-def deliveries(message: ParsedMessage, destination: Destination, digests: PatientDigests) -> list[NewDelivery]:
+def deliveries(message: ParsedMessage, destination: Destination, digests: KeyedDigests) -> list[NewDelivery]:
     """Return one delivery for each enabled handler that subscribes to the message's kind; none for a query."""
     if message.query:
         return []
@@ -47,16 +46,16 @@ def deliveries(message: ParsedMessage, destination: Destination, digests: Patien
     ]
 
 
-def lane(subscription: Subscription, destination: str, message: ParsedMessage, digests: PatientDigests) -> str:
+def lane(subscription: Subscription, destination: str, message: ParsedMessage, digests: KeyedDigests) -> str:
     """Return `handler/destination/…`. The handler comes first, because workers select lanes by handler."""
     start = f"{subscription.handler}/{destination}"
     if subscription.ordering == "none":
         return f"{start}/any:{message.key[0] % UNORDERED_LANES}"
     if subscription.ordering == "patient" and subscription.patient_key is not None:
-        found = _patient(identifiers(message.raw), subscription.patient_key, digests)
+        found = _patient(identifiers(message.raw), subscription.patient_key, message.source_id, digests)
         if found is not None:
             return f"{start}/patient:{found}"
-    return f"{start}/source:{_source_name(message.source_id)}"
+    return f"{start}/source:{_source_name(message.source_id, digests)}"
 
 
 # There are few kinds and patterns.
@@ -68,16 +67,17 @@ def unordered(lane: str) -> bool:
     return lane.rpartition("/")[2].startswith("any:")
 
 
-def _patient(found: Iterable[tuple[str, str]], patient_key: str, digests: PatientDigests) -> str | None:
-    for id_type, value in found:
-        if id_type == patient_key:
-            return digests.digest(id_type, value).hex()[:32]
+def _patient(
+    found: Iterable[PatientIdentifier], patient_key: str, source_id: str | None, digests: KeyedDigests
+) -> str | None:
+    for each in found:
+        if each.type == patient_key:
+            return digests.patient(each.authority or source_id, each.type, each.value).hex()[:32]
     return None
 
 
-@lru_cache(1024)
-def _source_name(source_id: str | None) -> str:
+def _source_name(source_id: str | None, digests: KeyedDigests) -> str:
     """Return the source in a form that fits a lane's name: a value not shaped like an id is replaced by its digest."""
     if source_id is None:
         return "none"
-    return source_id if ID_SHAPE.fullmatch(source_id) else sha256(source_id.encode()).hexdigest()[:32]
+    return source_id if ID_SHAPE.fullmatch(source_id) else digests.source(source_id).hex()[:32]

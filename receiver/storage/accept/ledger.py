@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from hashlib import sha256
 from typing import Any
 
 from sqlalchemy import Engine
@@ -23,6 +22,7 @@ from receiver.storage.accept.group_commit import COMMIT_TIMEOUT, GroupCommitWrit
 from receiver.storage.accept.message_builder import MessageBuilder, PendingAudit
 from receiver.storage.evidence.audit_log import AuditEvent
 from receiver.storage.evidence.encryption import Sealer
+from receiver.storage.evidence.macs import KeyedDigests
 
 __all__ = ["COMMIT_TIMEOUT", "MessageLedger"]
 
@@ -43,6 +43,7 @@ class MessageLedger:
         on_commit: Callable[[Sequence[str]], None] = lambda _lanes: None,
     ) -> None:
         seals = Sealer(keyring)
+        self._digests = KeyedDigests(keyring)
         self._entries = MessageBuilder(keyring, seals)
         # A statement times out a little before the watchdog acts: an error from the server is better than a cut
         # connection.
@@ -75,18 +76,18 @@ class MessageLedger:
         self._writer.flush()
 
     def refuse(self, refused: Refused) -> None:
-        """Record a refusal: peer, reason, length and digest. Never the body, a token or a header's value."""
+        """Record a refusal: peer, reason, length and keyed digest. Never the body, a token or a header's value."""
         detail: dict[str, Any] = {"status": refused.status}
         if refused.query is not None:
             detail["query"] = True  # a query is not repeated, so that no feed is paused for it
         if refused.body is not None:
-            detail |= {"length": len(refused.body), "sha256": sha256(refused.body).hexdigest()}
+            detail |= {"length": len(refused.body), "digest": self._digests.content(refused.body).hex()}
         if refused.claimed_source is not None:
             # Only a value shaped like an id is kept as it is: anything else may be a patient's data.
             shaped = ID_SHAPE.fullmatch(refused.claimed_source) is not None
             detail |= {
                 "source": refused.claimed_source if shaped else None,
-                "source_sha256": None if shaped else sha256(refused.claimed_source.encode()).hexdigest(),
+                "source_digest": None if shaped else self._digests.source(refused.claimed_source).hex(),
             }
         self._writer.note(
             AuditEvent(

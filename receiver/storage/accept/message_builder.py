@@ -23,7 +23,7 @@ from receiver.protocol.message import ParsedMessage
 from receiver.storage.accept.fan_out import NewDelivery, deliveries
 from receiver.storage.evidence.audit_log import AuditEvent
 from receiver.storage.evidence.encryption import Sealer, payload_binding
-from receiver.storage.evidence.macs import PatientDigests, SigningKey, row_mac
+from receiver.storage.evidence.macs import KeyedDigests, SigningKey, row_mac
 from receiver.storage.identifiers import uuid7
 
 # An identical body without any id may be a new message after a day.
@@ -160,7 +160,7 @@ class MessageBuilder:
 
     def __init__(self, keyring: Keyring, seals: Sealer) -> None:
         self._seals = seals
-        self._digests = PatientDigests(keyring)
+        self._digests = KeyedDigests(keyring)
         self._signing_key = SigningKey(keyring)
 
     def make(self, admitted: Admitted) -> PendingMessage:
@@ -172,7 +172,7 @@ class MessageBuilder:
         if message is not None and admitted.quarantine is None:
             new = deliveries(message, admitted.destination, self._digests)
         digest = sha256(inbound.body)
-        key, outside, key_expires_at = _key(admitted, digest)
+        key, outside, key_expires_at = self._key(admitted, digest)
         row = {
             **_metadata(message),
             "key": key,
@@ -185,7 +185,7 @@ class MessageBuilder:
             "query": admitted.query is not None,
             "received_at": inbound.head.received_at,
             "peer": _clean(inbound.head.peer),
-            "sha256": digest,
+            "digest": self._digests.content_of(digest),
             "size": len(inbound.body),
             "content_type": _clean(inbound.head.headers.get("content-type")),
             "state": _state(admitted, new),
@@ -200,6 +200,19 @@ class MessageBuilder:
     def _sign(self, row: dict[str, Any]) -> None:
         row["mac_key"], key = self._signing_key.current()
         row["mac"] = row_mac(key, "messages", row)
+
+    def _key(self, admitted: Admitted, digest: bytes) -> tuple[bytes | None, bytes | None, datetime | None]:
+        """Return the key of duplicates as (key, outside, when it expires).
+
+        A query has none: a duplicate's sender would miss the answer.
+        """
+        message, expires = admitted.message, admitted.inbound.head.received_at + KEY_LIFETIME
+        if admitted.query is not None:
+            return None, None, None
+        if message is None:  # the same unreadable bytes are a repeat
+            return self._digests.message_key(digest), self._digests.outside(digest), expires
+        key, outside = self._digests.message_key(message.key), self._digests.outside(message.outside)
+        return key, outside, expires if message.key_expires else None
 
     def without_metadata(self, entry: PendingMessage) -> None:
         """Clear every column about the content. The same bytes remain, in quarantine."""
@@ -223,19 +236,6 @@ def _metadata(message: ParsedMessage | None) -> dict[str, Any]:
         "event_time": message.event_time,
         "test": message.test,
     }
-
-
-def _key(admitted: Admitted, digest: bytes) -> tuple[bytes | None, bytes | None, datetime | None]:
-    """Return the key of duplicates as (key, outside, when it expires).
-
-    A query has none: a duplicate's sender would miss the answer.
-    """
-    message, expires = admitted.message, admitted.inbound.head.received_at + KEY_LIFETIME
-    if admitted.query is not None:
-        return None, None, None
-    if message is None:  # the same unreadable bytes are a repeat
-        return digest, digest, expires
-    return message.key, message.outside, expires if message.key_expires else None
 
 
 def _state(admitted: Admitted, new: list[NewDelivery]) -> str:

@@ -34,7 +34,7 @@ _MESSAGE: Final = {
     "event_time": "timestamptz",
     "received_at": "timestamptz",
     "peer": "text",
-    "sha256": "bytea",
+    "digest": "bytea",
     "size": "integer",
     "content_type": "text",
     "state": "text",
@@ -114,8 +114,8 @@ def _record(*, with_keys: bool, alone: bool) -> Statement:
     sealed = "ARRAY[$2::bytea]" if alone else "$2::bytea[]"
     keys = (
         f"""
-k AS (INSERT INTO message_keys (destination_id, key, outside, message_id, expires_at)
-      SELECT destination_id, key, outside, number, {_EXPIRES} FROM i WHERE key IS NOT NULL
+k AS (INSERT INTO message_keys (destination_id, key, outside, message_id, received_at, expires_at)
+      SELECT destination_id, key, outside, number, received_at, {_EXPIRES} FROM i WHERE key IS NOT NULL
       ORDER BY destination_id, key, outside),"""
         if with_keys
         else ""
@@ -135,8 +135,8 @@ m AS (INSERT INTO messages (id, id_conflict, {stored}) OVERRIDING SYSTEM VALUE
              {stored} FROM i ORDER BY place),{keys}
 p AS (INSERT INTO payloads (message_id, received_at, payload_key, sealed)
       SELECT number, received_at, payload_key, sealed FROM i),
-d AS (INSERT INTO deliveries (message_id, destination_id, handler, lane, inline)
-      SELECT number, d_destination_id, d_handler, d_lane, d_inline
+d AS (INSERT INTO deliveries (message_id, received_at, destination_id, handler, lane, inline)
+      SELECT number, received_at, d_destination_id, d_handler, d_lane, d_inline
       FROM {_rows("$3", _DELIVERY)} JOIN i ON i.uuid = d_uuid ORDER BY r.place
       RETURNING id, message_id, inline),
 a AS ({_audit_insert("$4")})
@@ -179,14 +179,14 @@ WITH m AS (INSERT INTO messages (id_conflict, {", ".join(_STORED)})
                      AND outside <> {at["outside"]}),
              {", ".join(at[name] for name in _STORED)}
       RETURNING id),
-k AS (INSERT INTO message_keys (destination_id, key, outside, message_id, expires_at)
-      SELECT {at["destination_id"]}, {at["key"]}, {at["outside"]}, id,
+k AS (INSERT INTO message_keys (destination_id, key, outside, message_id, received_at, expires_at)
+      SELECT {at["destination_id"]}, {at["key"]}, {at["outside"]}, id, {at["received_at"]},
              now() + ({at["key_expires_at"]} - {at["received_at"]})
       FROM m WHERE {at["key"]} IS NOT NULL),
 p AS (INSERT INTO payloads (message_id, received_at, payload_key, sealed)
       SELECT id, {at["received_at"]}, {at["payload_key"]}, {at["sealed"]} FROM m),
-d AS (INSERT INTO deliveries (message_id, destination_id, handler, lane, inline)
-      SELECT m.id, d_destination_id, d_handler, d_lane, d_inline
+d AS (INSERT INTO deliveries (message_id, received_at, destination_id, handler, lane, inline)
+      SELECT m.id, {at["received_at"]}, d_destination_id, d_handler, d_lane, d_inline
       FROM {_rows(f"${documents}", _DELIVERY)} CROSS JOIN m ORDER BY r.place
       RETURNING id, inline),
 a AS (INSERT INTO audit_events ({", ".join(_AUDIT)}) SELECT {audit})
@@ -206,32 +206,35 @@ CLAIM_KEYS: Final = f"""
 WITH i AS MATERIALIZED (
       SELECT r.*, nextval('messages_id_seq') AS id
       FROM {_rows("%(keys)s", {name: _MESSAGE[name] for name in _KEYS})} ORDER BY place)
-INSERT INTO message_keys AS k (destination_id, key, outside, message_id, expires_at)
-SELECT destination_id, key, outside, id, {_EXPIRES} FROM i ORDER BY destination_id, key, outside
+INSERT INTO message_keys AS k (destination_id, key, outside, message_id, received_at, expires_at)
+SELECT destination_id, key, outside, id, received_at, {_EXPIRES} FROM i ORDER BY destination_id, key, outside
 ON CONFLICT (destination_id, key, outside)
-DO UPDATE SET message_id = excluded.message_id, expires_at = excluded.expires_at WHERE k.expires_at < now()
+DO UPDATE SET message_id = excluded.message_id, received_at = excluded.received_at, expires_at = excluded.expires_at
+WHERE k.expires_at < now()
 RETURNING destination_id, key, outside, message_id"""
 
 # Second step, a separate statement: the snapshot of the first does not include a concurrent duplicate.
 EXISTING: Final = f"""
-SELECT k.destination_id, k.key, k.outside, m.id, m.uuid, m.state
+SELECT k.destination_id, k.key, k.outside, m.id, m.received_at, m.uuid, m.state
 FROM {_rows("%(keys)s", {name: _MESSAGE[name] for name in _KEYS})}
-JOIN message_keys k USING (destination_id, key, outside) JOIN messages m ON m.id = k.message_id"""
+JOIN message_keys k USING (destination_id, key, outside)
+JOIN messages m ON m.id = k.message_id AND m.received_at = k.received_at"""
 
 # What a repeat takes up again. This excludes messages without metadata (unreadable, or refused by the database), which
 # `messages release` fills in, and what an operator has discarded.
 REVIVE_DEAD: Final = """
 UPDATE deliveries SET state = 'pending', attempts = 0, ready_at = NULL, deferred_since = NULL, finished_at = NULL
-WHERE message_id = %(message_id)s AND state = 'dead' RETURNING lane"""
+WHERE message_id = %(message_id)s AND received_at = %(received_at)s AND state = 'dead' RETURNING lane"""
 TAKE_UP: Final = """
 UPDATE messages SET state = %(state)s, quarantine_reason = NULL
-WHERE id = %(message_id)s AND state IN ('unhandled', 'quarantined') AND kind IS NOT NULL"""
+WHERE id = %(message_id)s AND received_at = %(received_at)s AND state IN ('unhandled', 'quarantined') AND kind IS NOT NULL"""
 ADD_DELIVERIES: Final = f"""
-INSERT INTO deliveries (message_id, destination_id, handler, lane, inline)
-SELECT %(message_id)s, d_destination_id, d_handler, d_lane, d_inline FROM {_rows("%(deliveries)s", _DELIVERY)}
-ORDER BY place ON CONFLICT (message_id, handler, generation) DO NOTHING RETURNING lane"""
+INSERT INTO deliveries (message_id, received_at, destination_id, handler, lane, inline)
+SELECT %(message_id)s, %(received_at)s, d_destination_id, d_handler, d_lane, d_inline FROM {_rows("%(deliveries)s", _DELIVERY)}
+ORDER BY place ON CONFLICT (message_id, handler, generation, received_at) DO NOTHING RETURNING lane"""
 INLINE_PENDING: Final = """
-SELECT id FROM deliveries WHERE message_id = %(message_id)s AND inline AND state = 'pending' ORDER BY id"""
+SELECT id FROM deliveries
+WHERE message_id = %(message_id)s AND received_at = %(received_at)s AND inline AND state = 'pending' ORDER BY id"""
 
 # The least size that counts for a body in quarantine: its rows take that much.
 MIN_QUARANTINED_SIZE: Final = 2048

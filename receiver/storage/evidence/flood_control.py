@@ -188,7 +188,7 @@ def _summed(key: _EventKey, event: AuditEvent, count: int) -> AuditEvent:
 
 def _source(event: AuditEvent) -> dict[str, Any]:
     """Return the part of the detail that names a refused source (see MessageLedger.refuse)."""
-    return {name: value for name, value in (event.detail or {}).items() if name in ("source", "source_sha256")}
+    return {name: value for name, value in (event.detail or {}).items() if name in ("source", "source_digest")}
 
 
 def _named(event: AuditEvent) -> str | None:

@@ -15,7 +15,7 @@ from uuid import UUID
 import msgspec
 
 from receiver.keyring import Key, Keyring
-from receiver.protocol.digests import hmac_sha256
+from receiver.protocol.digests import hmac_sha256, sha256
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -93,7 +93,7 @@ COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
         "event_time",
         "received_at",
         "peer",
-        "sha256",
+        "digest",
         "size",
         "content_type",
     ),
@@ -181,17 +181,44 @@ def _plain(value: Any) -> Any:
     return value
 
 
-class PatientDigests:
-    """Digests of patient identifiers. They find messages without storing the identifiers."""
+class KeyedDigests:
+    """HMAC-SHA256 digests of content under the index key, to find and compare what is stored without its text.
+
+    A bare digest of a small message gives a patient's number away: a reader of the table can try all numbers. Thread-safe.
+    """
 
     def __init__(self, keyring: Keyring) -> None:
-        self._key = keyring.current("index").derive("patient")
+        key = keyring.current("index")
+        self._patient, self._content, self._source = (key.derive(use) for use in ("patient", "content", "source"))
+        self._message_key, self._outside = key.derive("message key"), key.derive("outside")
 
-    def digest(self, id_type: str, identifier: str) -> bytes:
-        """Return the HMAC-SHA256 of one identifier: the same for the same (type, identifier) in any message or
-        destination.
+    def patient(self, authority: str | None, id_type: str, identifier: str) -> bytes:
+        """Return the digest of a patient's identifier.
+
+        `authority`: who assigned it (FHIR's `identifier.system`), or else the id of the source. Two hospitals may give
+        one number to two patients.
         """
-        return hmac_sha256(self._key, f"{id_type}\0{identifier}".encode())
+        return hmac_sha256(self._patient, encode(authority, id_type, identifier))
+
+    def content(self, body: bytes) -> bytes:
+        """Return the digest of a whole body."""
+        return self.content_of(sha256(body))
+
+    def content_of(self, body_sha256: bytes) -> bytes:
+        """Return the digest of the body with this SHA-256."""
+        return hmac_sha256(self._content, body_sha256)
+
+    def message_key(self, key: bytes) -> bytes:
+        """Return `ParsedMessage.key` as it is stored."""
+        return hmac_sha256(self._message_key, key)
+
+    def outside(self, outside: bytes) -> bytes:
+        """Return `ParsedMessage.outside` as it is stored."""
+        return hmac_sha256(self._outside, outside)
+
+    def source(self, claimed: str) -> bytes:
+        """Return the digest of a source's id that is not shaped like one, and so may be anything."""
+        return hmac_sha256(self._source, claimed.encode())
 
 
 def chain(key: bytes, rows: Sequence[dict[str, Any]], previous: bytes) -> bytes:

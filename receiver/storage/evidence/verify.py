@@ -12,16 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any, Final
 
-from sqlalchemy import Connection, RowMapping, Select, Table, func, select
+from sqlalchemy import Connection, RowMapping, Select, Table, and_, func, select
 
 from receiver.errors import IntegrityError, UnknownKey
 from receiver.keyring import Keyring
 from receiver.storage import schema
 from receiver.storage.evidence.encryption import Sealer, payload_binding
-from receiver.storage.evidence.macs import COLUMNS, RowMacs
+from receiver.storage.evidence.macs import COLUMNS, KeyedDigests, RowMacs
 
 _AT_ONCE: Final = 1_000
 _BODIES_AT_ONCE: Final = 8  # of up to 40 MB each
@@ -78,7 +77,7 @@ class _Examination:
         """Check each writer's rows: numbered from 1, each signed over the previous one."""
         table = schema.audit_events
         before: RowMapping | None = None
-        for row in self._stream(select(table).order_by(table.c.writer, table.c.n)):
+        for row in self._stream(select(table).order_by(table.c.writer, table.c.n, table.c.id)):
             if before is None or before["writer"] != row["writer"]:
                 before = None
                 self.writers += 1
@@ -156,10 +155,12 @@ class _Examination:
     def bodies(self) -> None:
         """Check that each payload opens, and has its message's digest and size."""
         payloads, messages = schema.payloads, schema.messages
-        seals = Sealer(self._keyring)
+        seals, digests = Sealer(self._keyring), KeyedDigests(self._keyring)
         for row in self._stream(
-            select(payloads, messages.c.uuid, messages.c.sha256, messages.c.size)
-            .outerjoin(messages, messages.c.id == payloads.c.message_id)
+            select(payloads, messages.c.uuid, messages.c.digest, messages.c.size)
+            .outerjoin(
+                messages, and_(messages.c.id == payloads.c.message_id, messages.c.received_at == payloads.c.received_at)
+            )
             .order_by(payloads.c.message_id),
             at_once=_BODIES_AT_ONCE,
         ):
@@ -169,7 +170,7 @@ class _Examination:
                 body = seals.open_body(row["payload_key"], row["sealed"], payload_binding(str(row["uuid"])))
             except IntegrityError as exc:
                 raise _BadRow(f"payloads message_id {row['message_id']}: {exc}") from exc
-            if sha256(body).digest() != row["sha256"] or len(body) != row["size"]:
+            if digests.content(body) != row["digest"] or len(body) != row["size"]:
                 raise _BadRow(f"payloads message_id {row['message_id']}: does not match the message's digest")
 
     def _stream(self, query: Select[Any], *, at_once: int = _AT_ONCE) -> Iterator[RowMapping]:

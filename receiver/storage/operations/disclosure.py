@@ -17,6 +17,7 @@ from receiver.keyring import Keyring
 from receiver.storage import schema
 from receiver.storage.evidence.audit_log import BREAK_GLASS, AuditChain, AuditEvent, write
 from receiver.storage.evidence.encryption import Sealer
+from receiver.storage.evidence.macs import KeyedDigests
 from receiver.storage.operations import queries
 from receiver.storage.queue.outbox import answer_binding, request_binding
 
@@ -29,7 +30,7 @@ def disclose(engine: Engine, keyring: Keyring, number: int | UUID, now: datetime
     seals = Sealer(keyring)
     with engine.begin() as connection:
         message = queries.message(connection, number)
-        body = queries.payload(connection, seals, message)
+        body = queries.payload(connection, seals, KeyedDigests(keyring), message)
         if body is None:
             raise Conflict(f"the payload of message {message['id']} is purged; its row and its audit are what is left")
         write(

@@ -9,12 +9,16 @@ from collections.abc import Collection
 
 from sqlalchemy import Connection, select
 
+from receiver.keyring import Keyring
 from receiver.protocol.reading import log_key
 from receiver.storage import schema
+from receiver.storage.evidence.macs import KeyedDigests
 from receiver.storage.operations.queries import destination_named
 
 
-def recorded(connection: Connection, log_ids: Collection[str], *, destination: str | None = None) -> set[str]:
+def recorded(
+    connection: Connection, keyring: Keyring, log_ids: Collection[str], *, destination: str | None = None
+) -> set[str]:
     """Return those of the `Meta.Logs[].ID`s that belong to a message accepted at `destination`, or at any.
 
     Raises NotFound for an unknown destination.
@@ -24,7 +28,8 @@ def recorded(connection: Connection, log_ids: Collection[str], *, destination: s
         owners = list(connection.scalars(select(schema.destinations.c.id)))
     else:
         owners = [destination_named(connection, destination)["id"]]
-    named = {log_key(each): each for each in log_ids}
+    digests = KeyedDigests(keyring)
+    named = {digests.message_key(log_key(each)): each for each in log_ids}
     found = {
         named[key]
         for key in connection.scalars(

@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from receiver.errors import IntegrityError
 from receiver.protocol.patients import identifiers
 from receiver.storage.evidence.encryption import Sealer, payload_binding
-from receiver.storage.evidence.macs import PatientDigests
+from receiver.storage.evidence.macs import KeyedDigests
 
 log: Final = structlog.get_logger(__name__)
 
@@ -57,15 +57,17 @@ claimed AS (
     RETURNING message_id)
 SELECT message_id, set_config('synchronous_commit', 'off', true) FROM claimed"""
 _UNINDEXED: Final = """
-SELECT m.id, m.uuid, m.kind, p.payload_key, p.sealed
+SELECT m.id, m.received_at, m.uuid, m.kind, m.source_id, p.payload_key, p.sealed
 FROM messages m LEFT JOIN payloads p ON p.message_id = m.id AND p.received_at = m.received_at
-WHERE m.id = ANY(%(ids)s::bigint[]) ORDER BY m.id"""
+WHERE m.id = ANY(%(ids)s::bigint[]) AND m.patients_indexed_at IS NULL ORDER BY m.id"""
 _ENDED: Final = "DELETE FROM patient_index_attempts WHERE message_id = ANY(%(ids)s::bigint[])"
 _DIGESTS: Final = """
-INSERT INTO patient_digests (digest, message_id)
-SELECT digest, message_id FROM unnest(%(digests)s::bytea[], %(messages)s::bigint[]) AS u(digest, message_id)
+INSERT INTO patient_digests (digest, message_id, received_at)
+SELECT digest, message_id, received_at
+FROM unnest(%(digests)s::bytea[], %(messages)s::bigint[], %(times)s::timestamptz[]) AS u(digest, message_id, received_at)
 ORDER BY digest, message_id ON CONFLICT DO NOTHING"""
-_INDEXED: Final = "UPDATE messages SET patients_indexed_at = now() WHERE id = ANY(%(ids)s::bigint[])"
+_INDEXED: Final = """
+UPDATE messages SET patients_indexed_at = now() WHERE id = ANY(%(ids)s::bigint[]) AND patients_indexed_at IS NULL"""
 
 # A repeat may claim the key anew at this moment: locked rows are skipped.
 _FORGET: Final = f"""
@@ -110,20 +112,23 @@ def claim_unindexed(connection: Connection, *, without: Collection[int]) -> list
     return list(connection.exec_driver_sql(_CLAIM, {"without": list(without)}).scalars())
 
 
-def index_patients(connection: Connection, seals: Sealer, digests: PatientDigests, claimed: Sequence[int]) -> list[int]:
+def index_patients(connection: Connection, seals: Sealer, digests: KeyedDigests, claimed: Sequence[int]) -> list[int]:
     """Write the keyed digests of the patients that these messages name, in the caller's transaction.
 
     Returns the ids of messages whose payload does not open with this host's keys. They stay unindexed for other hosts:
     pass them in `without` the next time. A message that cannot be read stays claimed.
     """
     rows = connection.exec_driver_sql(_UNINDEXED, {"ids": list(claimed)}).all()
-    pairs: list[tuple[bytes, int]] = []
+    found: list[tuple[bytes, int, datetime]] = []
     done, closed = [], []
     for row in rows:
         try:
             if row.kind is not None and row.sealed is not None:  # readable, and not purged
                 body = seals.open_body(row.payload_key, row.sealed, payload_binding(str(row.uuid)))
-                pairs += [(digests.digest(*pair), row.id) for pair in identifiers(body)]
+                found += [
+                    (digests.patient(each.authority or row.source_id, each.type, each.value), row.id, row.received_at)
+                    for each in identifiers(body)
+                ]
         except IntegrityError:
             log.error("patients.payload_not_opened", id=row.id)
             closed.append(row.id)
@@ -132,10 +137,9 @@ def index_patients(connection: Connection, seals: Sealer, digests: PatientDigest
             log.error("patients.not_read", id=row.id)
             continue
         done.append(row.id)
-    if pairs:
-        connection.exec_driver_sql(
-            _DIGESTS, {"digests": [digest for digest, _ in pairs], "messages": [message for _, message in pairs]}
-        )
+    if found:
+        names, messages, times = map(list, zip(*found, strict=True))
+        connection.exec_driver_sql(_DIGESTS, {"digests": names, "messages": messages, "times": times})
     connection.exec_driver_sql(_INDEXED, {"ids": done})
     connection.exec_driver_sql(_ENDED, {"ids": done + closed})
     return closed

@@ -74,14 +74,14 @@ def _succeed(next_lease: str = "", next_held: str = "") -> str:
     """Return the statement that ends one delivery and starts the next: a run costs one round trip and one commit."""
     return f"""
 WITH {LEASE_HELD}, {next_lease}
-begun AS (SELECT started_at FROM deliveries WHERE id = %(id)s),
+begun AS (SELECT started_at, received_at FROM deliveries WHERE id = %(id)s),
 done AS (
     UPDATE deliveries SET state = '{_SUCCEEDED}', finished_at = clock_timestamp(), started_at = NULL, ready_at = NULL,
            error_class = NULL, error_frames = NULL, error_sealed = NULL, error_key = NULL, error_shown = NULL
     WHERE id = %(id)s AND state = '{_PENDING}' AND attempts = %(attempt)s AND EXISTS (SELECT FROM held) RETURNING id),
 attempt AS (
-    INSERT INTO delivery_attempts (delivery_id, attempt, epoch, worker, started_at, ended_at, outcome)
-    SELECT id, %(attempt)s, %(epoch)s, %(owner)s, coalesce(started_at, now()), clock_timestamp(), '{_SUCCEEDED}'
+    INSERT INTO delivery_attempts (delivery_id, received_at, attempt, epoch, worker, started_at, ended_at, outcome)
+    SELECT id, received_at, %(attempt)s, %(epoch)s, %(owner)s, coalesce(started_at, now()), clock_timestamp(), '{_SUCCEEDED}'
     FROM done, begun),
 next AS (
     UPDATE deliveries SET attempts = attempts + 1, started_at = clock_timestamp(), epoch = %(next_epoch)s
@@ -96,7 +96,7 @@ _SUCCEED_NEXT_LANE: Final = _succeed(_NEXT_LEASE, "AND EXISTS (SELECT FROM next_
 
 _FAIL: Final = f"""
 WITH {LEASE_HELD},
-begun AS (SELECT started_at FROM deliveries WHERE id = %(id)s),
+begun AS (SELECT started_at, received_at FROM deliveries WHERE id = %(id)s),
 done AS (
     UPDATE deliveries SET state = %(state)s::text, attempts = attempts - %(uncount)s, started_at = NULL,
            ready_at = now() + make_interval(secs => %(pause)s::float8),
@@ -109,8 +109,8 @@ done AS (
     WHERE id = %(id)s AND state = '{_PENDING}' AND attempts = %(attempt)s AND EXISTS (SELECT FROM held) RETURNING id),
 attempt AS (
     INSERT INTO delivery_attempts
-           (delivery_id, attempt, epoch, worker, started_at, ended_at, outcome, error_class, error_frames)
-    SELECT id, %(attempt)s, %(epoch)s, %(owner)s, coalesce(started_at, now()), clock_timestamp(), %(outcome)s::text,
+           (delivery_id, received_at, attempt, epoch, worker, started_at, ended_at, outcome, error_class, error_frames)
+    SELECT id, received_at, %(attempt)s, %(epoch)s, %(owner)s, coalesce(started_at, now()), clock_timestamp(), %(outcome)s::text,
            %(error_class)s::text, %(error_frames)s::text[]
     FROM done, begun),
 lane AS (

@@ -61,7 +61,7 @@ class WaitingDelivery:
     query: bool
     attempt_id: str | None
     peer: str
-    sha256: bytes
+    digest: bytes
     size: int
     content_type: str | None
     mac: bytes = field(repr=False)
@@ -102,14 +102,15 @@ head AS (
     SELECT d.id, d.attempts, d.generation, d.started_at IS NOT NULL AS lost, m.id AS number,
            coalesce(extract(epoch FROM now() - d.deferred_since), 0)::float8 AS deferred_for,
            m.uuid, m.kind, m.source_id, m.log_id, m.message_id, m.transmission_id, m.facility, m.event_time,
-           m.received_at, m.test, m.destination_id, m.credential_ids, m.query, m.attempt_id, m.peer, m.sha256, m.size,
+           m.received_at, m.test, m.destination_id, m.credential_ids, m.query, m.attempt_id, m.peer, m.digest, m.size,
            m.content_type, m.mac, m.mac_key, d.destination_id AS delivery_destination, l.id AS lane_destination,
            sum(m.size) OVER (ORDER BY d.place, d.id) - m.size AS before, d.place
-    FROM chosen d JOIN messages m ON m.id = d.message_id JOIN destinations l ON l.name = split_part(d.lane, '/', 2)
+    FROM chosen d JOIN messages m ON m.id = d.message_id AND m.received_at = d.received_at
+    JOIN destinations l ON l.name = split_part(d.lane, '/', 2)
     WHERE {held} AND {HANDLER_ACTIVE})
 SELECT h.place, h.id, h.attempts, h.generation, h.lost, h.deferred_for, h.uuid, h.kind, h.source_id, h.log_id,
        h.message_id, h.transmission_id, h.facility, h.event_time, h.received_at, h.test, p.payload_key, p.sealed,
-       h.destination_id, h.credential_ids, h.query, h.attempt_id, h.peer, h.sha256, h.size, h.content_type, h.mac,
+       h.destination_id, h.credential_ids, h.query, h.attempt_id, h.peer, h.digest, h.size, h.content_type, h.mac,
        h.mac_key, h.delivery_destination, h.lane_destination
 FROM head h LEFT JOIN payloads p ON p.message_id = h.number AND p.received_at = h.received_at
 WHERE h.before < {BATCH_BYTES} ORDER BY h.place, h.id"""

@@ -73,7 +73,7 @@ def test_a_value_that_is_not_an_id_is_not_shown(door: Door, ledger: MessageLedge
     assert "Ada" not in run("source", "list", "--refused").output
     (found,) = run.json("source", "list", "--refused", "--since", "1h")
     assert (found["source_id"], found["add"]) == (None, None)
-    assert len(found["source_sha256"]) == 64
+    assert len(found["source_digest"]) == 64
 
 
 def test_since_requires_refused(run: Commands) -> None:

@@ -149,7 +149,7 @@ def test_audit_rows(desk: Desk) -> None:
         ("worker:worker-1", MESSAGE, f"outbound_requests:{row.id}")
     }
     assert rows[0].detail_json == rows[2].detail_json | {"attempt": 1}
-    assert rows[0].detail_json.keys() == {"api_key", "kind", "to", "attempt", "length", "sha256"}
+    assert rows[0].detail_json.keys() == {"api_key", "kind", "to", "attempt", "length", "digest"}
     assert rows[3].detail_json == {"attempt": 2, "status": 200, "error": None, "log_ids": row.log_ids}
     assert (row.message_uuid, row.created_by) == (MESSAGE, "handler:reply")
     assert "Canary" not in str(rows)

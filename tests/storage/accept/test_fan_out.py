@@ -12,7 +12,7 @@ from receiver.protocol.message import ParsedMessage
 from receiver.protocol.reading import read
 from receiver.protocol.registry import Destination, Subscription
 from receiver.storage.accept.fan_out import UNORDERED_LANES, NewDelivery, deliveries, lane, unordered
-from receiver.storage.evidence.macs import PatientDigests
+from receiver.storage.evidence.macs import KeyedDigests
 
 
 def message(
@@ -52,11 +52,11 @@ def destination(*subscriptions: Subscription) -> Destination:
 
 
 @pytest.fixture
-def digests(keyring: Keyring) -> PatientDigests:
-    return PatientDigests(keyring)
+def digests(keyring: Keyring) -> KeyedDigests:
+    return KeyedDigests(keyring)
 
 
-def test_each_handler_that_asks_for_the_kind_gets_one(digests: PatientDigests) -> None:
+def test_each_handler_that_asks_for_the_kind_gets_one(digests: KeyedDigests) -> None:
     """By pattern; a responder gets none, a paused handler does: it waits there."""
     made = deliveries(
         message(),
@@ -76,12 +76,12 @@ def test_each_handler_that_asks_for_the_kind_gets_one(digests: PatientDigests) -
     ]
 
 
-def test_a_query_makes_none(digests: PatientDigests) -> None:
+def test_a_query_makes_none(digests: KeyedDigests) -> None:
     """It is its responder's."""
     assert deliveries(message(kind="PatientSearch.Query"), destination(subscription()), digests) == []
 
 
-def test_a_lane_is_of_handler_destination_and_source(digests: PatientDigests) -> None:
+def test_a_lane_is_of_handler_destination_and_source(digests: KeyedDigests) -> None:
     """What may not overtake one another: two sources, two handlers, two destinations do not wait for each other."""
     lanes = {
         lane(subscription(name), place, message(source=source), digests)
@@ -94,16 +94,17 @@ def test_a_lane_is_of_handler_destination_and_source(digests: PatientDigests) ->
     assert lane(subscription(), "clinic", message(source=None), digests) == "register/clinic/source:none"
 
 
-def test_a_patients_lane_is_named_by_the_digest_of_the_first_identifier_of_that_type(digests: PatientDigests) -> None:
-    """In whatever source the patient appears; and the identifier itself is not in the name."""
+def test_a_patients_lane_is_named_by_the_digest_of_the_first_identifier_of_that_type(digests: KeyedDigests) -> None:
+    """Of that source: another hospital may give the number to somebody else. The identifier is not in the name."""
     by_patient = subscription(ordering="patient", patient_key="MR")
     named = lane(by_patient, "clinic", message(), digests)
-    assert named == f"register/clinic/patient:{digests.digest('MR', '7').hex()[:32]}"
-    assert named == lane(by_patient, "clinic", message(source="other", identifiers=(("MR", "7"),)), digests)
+    assert named == f"register/clinic/patient:{digests.patient('source-1', 'MR', '7').hex()[:32]}"
+    assert named == lane(by_patient, "clinic", message("log-2", identifiers=(("MR", "7"),)), digests)
+    assert named != lane(by_patient, "clinic", message(source="other", identifiers=(("MR", "7"),)), digests)
     assert named != lane(by_patient, "clinic", message(identifiers=(("MR", "8"),)), digests)
 
 
-def test_a_message_without_that_identifier_goes_in_its_sources_lane(digests: PatientDigests) -> None:
+def test_a_message_without_that_identifier_goes_in_its_sources_lane(digests: KeyedDigests) -> None:
     """No patient, or none of that type."""
     by_patient = subscription(ordering="patient", patient_key="MR")
     for found in ((), (("EPI", "9"),)):
@@ -112,7 +113,7 @@ def test_a_message_without_that_identifier_goes_in_its_sources_lane(digests: Pat
     assert lane(unkeyed, "clinic", message(), digests) == "register/clinic/source:source-1"
 
 
-def test_without_order_messages_are_spread_over_a_few_lanes(digests: PatientDigests) -> None:
+def test_without_order_messages_are_spread_over_a_few_lanes(digests: KeyedDigests) -> None:
     """As many run at once; a repeat of a message goes in the same."""
     free = subscription(ordering="none")
     lanes = [lane(free, "clinic", message(f"log-{n}"), digests) for n in range(400)]
@@ -135,7 +136,7 @@ def test_a_lane_tells_whether_it_keeps_an_order(name: str, free: bool) -> None:
 
 
 @pytest.mark.parametrize("source", ["a/any:3", "/any:3", "any:3", "x" * 200, "a\nb", "é"])
-def test_no_source_gets_into_a_lane_of_another_sort(digests: PatientDigests, source: str) -> None:
+def test_no_source_gets_into_a_lane_of_another_sort(digests: KeyedDigests, source: str) -> None:
     """An id is a claim: one that looks like a lane's end must not look like a lane without order."""
     name = lane(subscription(), "clinic", message(source=source), digests)
     assert not unordered(name)

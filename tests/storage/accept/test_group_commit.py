@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from hashlib import sha256
 from threading import Thread
 
 import psycopg
@@ -25,6 +24,7 @@ from receiver.storage.accept.ledger import MessageLedger
 from receiver.storage.accept.message_builder import MessageBuilder, PendingMessage
 from receiver.storage.evidence.audit_log import AuditEvent
 from receiver.storage.evidence.encryption import Sealer
+from receiver.storage.evidence.macs import KeyedDigests
 from receiver.storage.evidence.verify import verify
 from tests.storage.door import Door, body, stalled, until, waiting
 
@@ -48,7 +48,13 @@ def trigger(door: Door, table: str, when: str, does: str, *, each: str = "ROW") 
 
 def by_key(door: Door, *logs: str) -> list[Admitted]:
     """The messages with these log ids, in the order of their keys."""
-    return sorted((door.admit(body(log)) for log in logs), key=lambda each: read(each.inbound.body).key)
+    return sorted((door.admit(body(log)) for log in logs), key=lambda each: stored_key(door, each))
+
+
+def stored_key(door: Door, admitted: Admitted) -> tuple[bytes, bytes]:
+    """(key, outside) of a message, as `message_keys` has them."""
+    message, digests = read(admitted.inbound.body), KeyedDigests(door.keyring)
+    return digests.message_key(message.key), digests.outside(message.outside)
 
 
 # --- a batch
@@ -211,17 +217,19 @@ def deadlocks(door: Door) -> int:
 def test_a_deadlock_is_tried_again(door: Door, ledger: MessageLedger) -> None:
     """A real one, with somebody who takes keys in the other order. Guards 40P01 in `_RETRIABLE`."""
     first, last = by_key(door, "a", "b")
-    keys = [read(each.inbound.body) for each in (first, last)]
+    keys = [stored_key(door, each) for each in (first, last)]
     destination = first.destination.id
-    take = "INSERT INTO message_keys (destination_id, key, outside, message_id) VALUES (%s, %s, %s, 0)"
+    take = (
+        "INSERT INTO message_keys (destination_id, key, outside, message_id, received_at) VALUES (%s, %s, %s, 0, now())"
+    )
     url = normalise(door.engine.url.render_as_string(hide_password=False)).set(drivername="postgresql")
     with psycopg.connect(url.render_as_string(hide_password=False)) as other:
         other.execute("SET deadlock_timeout = '20s'")  # so that the ledger is the one who is sacrificed
         with stalled(door, ledger):
             futures = [ledger.accept(each) for each in (first, last)]
-            other.execute(take, (destination, keys[1].key, keys[1].outside))
+            other.execute(take, (destination, *keys[1]))
         until(lambda: waiting(door) == 1, "the batch to wait for the last key")
-        other.execute(take, (destination, keys[0].key, keys[0].outside))  # waits until the ledger was sacrificed
+        other.execute(take, (destination, *keys[0]))  # waits until the ledger was sacrificed
         other.rollback()
     assert outcomes(futures) == ["unhandled", "unhandled"]
     ledger.stop()
@@ -265,13 +273,13 @@ def test_a_row_that_the_database_refuses_hurts_itself_alone(door: Door, ledger: 
         futures = [ledger.accept(door.admit(each)) for each in (body("1"), content, body("1"), body("2"))]
     assert outcomes(futures) == ["accepted", "quarantined", "duplicate", "accepted"]
     row = door.rows("SELECT * FROM messages WHERE state = 'quarantined'")[0]
-    assert (row.quarantine_reason, row.kind, row.facility, row.log_id, row.content_type, row.sha256) == (
+    assert (row.quarantine_reason, row.kind, row.facility, row.log_id, row.content_type, row.digest) == (
         "unstorable_columns",
         None,
         None,
         None,
         None,
-        sha256(content).digest(),
+        KeyedDigests(door.keyring).content(content),
     )
     assert door.value("SELECT count(*) FROM deliveries") == 3  # with the plug's
     proved(door)
@@ -365,15 +373,18 @@ def test_a_row_that_cannot_be_kept_at_all_is_told(door: Door, ledger: MessageLed
     proved(door)
 
 
-def test_a_chain_whose_number_is_taken_begins_anew(door: Door, ledger: MessageLedger) -> None:
-    """Otherwise every later batch would clash as well. Guards the restart in `_check_retry`."""
+def test_a_row_that_takes_a_chains_number_stops_nothing(door: Door, ledger: MessageLedger) -> None:
+    """Whoever inserts it cannot make the feed stand still; it is found, and named."""
     ledger.accept(door.admit(body("1"))).result(10)
     door.rows(
         "INSERT INTO audit_events (writer, n, at, action, outcome, actor, mac, mac_key) "
         "SELECT writer, n + 1, at, 'a.b', 'c', 'd', mac, mac_key FROM audit_events WHERE actor = 'redox'"
     )
     assert ledger.accept(door.admit(body("2"))).result(10).outcome == "unhandled"
-    assert ledger.accept(door.admit(body("3"))).result(10).outcome == "unhandled"
+    with door.engine.connect() as connection:
+        found = verify(connection, door.keyring).first_bad
+    assert found is not None
+    assert "n 2, id" in found
 
 
 # --- too much

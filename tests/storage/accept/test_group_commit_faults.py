@@ -31,7 +31,7 @@ from receiver.storage.accept.group_commit import _WATCH_INTERVAL, COMMIT_TIMEOUT
 from receiver.storage.accept.ledger import MessageLedger
 from receiver.storage.evidence.audit_log import AuditEvent
 from receiver.storage.evidence.verify import verify
-from receiver.storage.queue.partitions import name_of, week_of
+from receiver.storage.queue.partitions import PAYLOADS
 from tests.storage.accept.test_group_commit import trigger
 from tests.storage.door import Door, body, handler, stalled, until, waiting
 from tests.storage.wire import Wire, wire
@@ -308,7 +308,7 @@ def test_a_full_disk_is_told_and_well_again_when_there_is_room(
     place.mkdir(mode=0o700)
     owner = cluster.directory.stat()
     os.chown(place, owner.st_uid, owner.st_gid)
-    partition = name_of(week_of(door.now))
+    partition = PAYLOADS.partition(PAYLOADS.start(door.now))
     with psycopg.connect(cluster.url.replace("+psycopg", ""), autocommit=True) as connection:
         connection.execute(f"CREATE TABLESPACE tiny LOCATION '{place}'")
         connection.execute(f"ALTER TABLE {partition} SET TABLESPACE tiny")

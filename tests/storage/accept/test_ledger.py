@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import timedelta
-from hashlib import sha256
 
 import pytest
 from msgspec import structs
@@ -18,6 +17,7 @@ from receiver.storage.accept.ledger import MessageLedger
 from receiver.storage.accept.sql import MIN_QUARANTINED_SIZE
 from receiver.storage.evidence.audit_log import AuditEvent
 from receiver.storage.evidence.encryption import Sealer, payload_binding
+from receiver.storage.evidence.macs import KeyedDigests
 from receiver.storage.evidence.verify import verify
 from tests.storage.door import DESTINATION, SOURCE, Door, body, handler, stalled, until
 
@@ -39,8 +39,8 @@ def test_an_accepted_message_is_there_whole_when_the_receipt_comes(door: Door, l
     assert (receipt.outcome, receipt.inline) == ("accepted", ())
     row = door.rows("SELECT * FROM messages")[0]
     assert (row.id, str(row.uuid)) == (receipt.message_id, receipt.uuid)
-    assert (row.sha256, row.size, row.kind, row.state) == (
-        sha256(content).digest(),
+    assert (row.digest, row.size, row.kind, row.state) == (
+        KeyedDigests(door.keyring).content(content),
         len(content),
         "PatientAdmin.Arrival",
         "accepted",
@@ -97,12 +97,12 @@ def test_what_cannot_be_read_is_kept_with_a_reason(door: Door, ledger: MessageLe
     receipt = ledger.accept(door.admit(content)).result(10)
     assert receipt.outcome == "quarantined"
     row = door.rows("SELECT * FROM messages")[0]
-    assert (row.state, row.quarantine_reason, row.kind, row.log_id, row.sha256) == (
+    assert (row.state, row.quarantine_reason, row.kind, row.log_id, row.digest) == (
         "quarantined",
         "not_utf8",
         None,
         None,
-        sha256(content).digest(),
+        KeyedDigests(door.keyring).content(content),
     )
     assert ledger.accept(door.admit(content)).result(10).outcome == "duplicate"
     proved(door)
@@ -434,14 +434,18 @@ def test_an_unknown_source_is_named_when_it_is_shaped_like_an_id(door: Door, led
         json.loads(row.detail)
         for row in door.rows("SELECT detail FROM audit_events WHERE action = 'message.refuse' ORDER BY n")
     ]
+    digests = KeyedDigests(door.keyring)
     assert details[0] == {
         "status": 403,
         "source": "somebody-2",
-        "source_sha256": None,
+        "source_digest": None,
         "length": len(content),
-        "sha256": sha256(content).hexdigest(),
+        "digest": digests.content(content).hex(),
     }
-    assert (details[1]["source"], details[1]["source_sha256"]) == (None, sha256(b"Ada Lovelace, born 1815").hexdigest())
+    assert (details[1]["source"], details[1]["source_digest"]) == (
+        None,
+        digests.source("Ada Lovelace, born 1815").hex(),
+    )
 
 
 def test_a_refused_query_is_told_from_a_refused_message(door: Door, ledger: MessageLedger) -> None:

@@ -184,7 +184,7 @@ def named(source: str, **changes: Any) -> AuditEvent:
     return refusal(
         actor="redox",
         reason="source_unknown",
-        detail={"status": 403, "source": source, "source_sha256": None},
+        detail={"status": 403, "source": source, "source_digest": None},
         **changes,
     )
 
@@ -197,7 +197,7 @@ def test_a_source_that_comes_again_is_found_among_made_up_ones() -> None:
     several, there = flood.end(100.0)
     assert told == events[:ROWS_EACH]
     assert (several.count, several.detail) == (5_000 - ROWS_EACH - 9, {"several": True})
-    assert (there.count, there.detail) == (9, {"source": "there", "source_sha256": None})
+    assert (there.count, there.detail) == (9, {"source": "there", "source_digest": None})
     assert {several.reason, there.reason} == {"source_unknown"}
 
 
@@ -221,7 +221,7 @@ def test_names_are_remembered_for_a_while(monkeypatch: pytest.MonkeyPatch) -> No
         if n % 50 == 0:
             flood.take(named("there"), 100.0, room=True)
     assert len(flood._names) == 100
-    assert [each.detail for each in flood.end(100.0)][1:] == [{"source": "there", "source_sha256": None}]
+    assert [each.detail for each in flood.end(100.0)][1:] == [{"source": "there", "source_digest": None}]
 
 
 def test_a_summed_query_is_still_a_query() -> None:

@@ -6,6 +6,7 @@ import hmac
 import json
 import re
 from datetime import UTC, datetime, timedelta, timezone
+from hashlib import sha256
 from typing import Any
 from uuid import UUID
 
@@ -16,7 +17,7 @@ from sqlalchemy import CheckConstraint, Engine, Table, insert, select
 
 from receiver.keyring import Key, Keyring
 from receiver.storage import schema
-from receiver.storage.evidence.macs import COLUMNS, PatientDigests, chain, encode, mac_key, row_mac
+from receiver.storage.evidence.macs import COLUMNS, KeyedDigests, chain, encode, mac_key, row_mac
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 KEY = bytes(range(32))
@@ -49,7 +50,7 @@ def test_a_message_is_signed_as_written_by_hand() -> None:
         "event_time": NOW + timedelta(microseconds=1),
         "received_at": NOW,
         "peer": "192.0.2.1",
-        "sha256": bytes(32),
+        "digest": bytes(32),
         "size": 4096,
         "content_type": "application/json",
         "state": "not under the MAC",
@@ -211,6 +212,7 @@ def test_each_use_has_a_key_of_its_own() -> None:
     keyring = Keyring([Key(id="index-1", purpose="index", created=NOW, secret=KEY)])
     keys = [
         mac_key(keyring["index-1"]),
+        *(keyring["index-1"].derive(use) for use in ("content", "source", "message key", "outside")),
         KEY,
         *(keyring["index-1"].derive(use) for use in ("verification token", "client secret", "patient", "seal")),
     ]
@@ -218,19 +220,34 @@ def test_each_use_has_a_key_of_its_own() -> None:
 
 
 def test_a_patients_digest_is_worked_out_by_hand() -> None:
-    """It is looked up for ever: HMAC-SHA256 of `TYPE NUL identifier` under a derived key."""
+    """It is looked up for ever: HMAC-SHA256 of (authority, type, identifier) as JSON, under a derived key."""
     key = Key(id="index-1", purpose="index", created=NOW, secret=KEY)
     extracted = hmac.digest(bytes(32), KEY, "sha256")
     derived = hmac.digest(extracted, b"redox-receiver patient\x01", "sha256")
-    digests = PatientDigests(Keyring([key]))
-    assert digests.digest("MR", "0000000001") == hmac.digest(derived, b"MR\x000000000001", "sha256")
-    assert digests.digest("MR", "0000000001").hex() == (
-        "60fc5726f7e03ca8ed81987f2aa90adef8c26a6dc32e91af101cc0ae2acb1289"
-    )
+    digests = KeyedDigests(Keyring([key]))
+    by_hand = hmac.digest(derived, b'["urn:oid:1.2.3","MR","0000000001"]', "sha256")
+    assert digests.patient("urn:oid:1.2.3", "MR", "0000000001") == by_hand
+    assert by_hand.hex() == "61b3a0534522558c350f08c629750502b281a8a4e4492fef229e4ba68c618e99"
 
 
 def test_a_digest_tells_type_and_identifier_apart(keyring: Keyring) -> None:
-    """The same number of another type is another patient's; under another keyring it is another digest."""
-    digests = PatientDigests(keyring)
-    assert len({digests.digest(*pair) for pair in (("MR", "1"), ("EPI", "1"), ("MR", "2"), ("", "1"))}) == 4
-    assert b"12345" not in digests.digest("MR", "12345")
+    """The same number of another type or authority is another patient's; no text moves from one part to the next."""
+    digests = KeyedDigests(keyring)
+    parts = [("a", "MR", "1"), ("b", "MR", "1"), ("a", "EPI", "1"), ("a", "MR", "2"), ("a", "", "1"), (None, "MR", "1")]
+    parts += [("a\0MR", "1", ""), ("", "a\0MR", "1"), ('a","MR', "1", "")]
+    assert len({digests.patient(*each) for each in parts}) == len(parts)
+    assert b"12345" not in digests.patient("a", "MR", "12345")
+
+
+def test_no_digest_of_content_is_a_bare_one(keyring: Keyring) -> None:
+    """Each use has a key of its own, so that one column says nothing of another; and no column is a plain SHA-256."""
+    digests, value = KeyedDigests(keyring), sha256(b"x").digest()
+    made = [
+        digests.content(b"x"),
+        digests.message_key(value),
+        digests.outside(value),
+        digests.source("x"),
+        digests.patient(None, "", "x"),
+    ]
+    assert digests.content(b"x") == digests.content_of(value)
+    assert len({value, sha256(value).digest(), *made}) == 7

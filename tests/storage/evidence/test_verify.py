@@ -168,7 +168,7 @@ def test_an_inserted_audit_row_is_found(stored: Door, where: str, why: str) -> N
         "at, action, outcome, reason, actor, peer, destination, message_uuid, subject, count, detail, mac, mac_key"
     )
     if where == "inside":
-        stored.rows("ALTER TABLE audit_events DROP CONSTRAINT uq_audit_events_writer_n")
+        stored.rows("ALTER TABLE audit_events DROP CONSTRAINT uq_audit_events_writer_n_at")
     place = {"inside": f"'{writer}', 3", "at the end": f"'{writer}', 7", "as a writer": "gen_random_uuid(), 1"}[where]
     stored.rows(
         f"INSERT INTO audit_events (writer, n, {columns}) SELECT {place}, {columns} "
@@ -205,7 +205,7 @@ def test_a_row_of_another_writer_does_not_fit(stored: Door) -> None:
         "event_time = now()",
         "received_at = now()",
         "peer = ''",
-        "sha256 = sha256(sha256)",
+        "digest = sha256(digest)",
         "size = size + 1",
         "content_type = NULL",
         "mac = sha256(mac)",
@@ -265,6 +265,7 @@ def test_a_payload_that_was_changed_or_moved_is_found(stored: Door) -> None:
     stored.rows(f"UPDATE payloads SET message_id = -1 WHERE message_id = {first}")
     stored.rows(f"UPDATE payloads SET message_id = {first} WHERE message_id = {second}")
     stored.rows(f"UPDATE payloads SET message_id = {second} WHERE message_id = -1")
+    stored.rows("UPDATE payloads p SET received_at = m.received_at FROM messages m WHERE m.id = p.message_id")
     assert prove(stored).first_bad is None
     assert bad(stored, payloads=True).startswith(f"payloads message_id {first}: the data sealed to payload:")
 

@@ -36,8 +36,8 @@ def test_waiting(engine: Engine, door: Door) -> None:
         assert outbound_requests.waiting(connection, "clinic", ["lab", "other"]) == 3
     door.enable()
     door.rows(
-        "INSERT INTO deliveries (message_id, destination_id, handler, lane, inline) "
-        "SELECT 1, id, 'register', 'register/clinic/x', false FROM destinations"
+        "INSERT INTO deliveries (message_id, received_at, destination_id, handler, lane, inline) "
+        "SELECT 1, now(), id, 'register', 'register/clinic/x', false FROM destinations"
     )
     with engine.connect() as connection:
         assert outbound_requests.waiting(connection, "clinic", ["lab"]) == 3

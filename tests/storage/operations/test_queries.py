@@ -13,6 +13,7 @@ from receiver.keyring import Keyring
 from receiver.pipeline import HeadAccepted, check_head
 from receiver.storage.accept.ledger import MessageLedger
 from receiver.storage.evidence.encryption import Sealer
+from receiver.storage.evidence.macs import KeyedDigests
 from receiver.storage.operations import queries
 from receiver.storage.operations.queries import AuditFilter, DeliveryFilter, MessageFilter
 from receiver.storage.registry.changes import RegistryChanges
@@ -146,7 +147,7 @@ class TestRefusedSources:
         refuse(door, ledger, body(source=claimed))
         (found,) = ask(queries.refused_sources, limit=10)
         assert found["add"] == add
-        assert (found["source_sha256"] is None) == (add is not None)
+        assert (found["source_digest"] is None) == (add is not None)
 
     def test_those_kept_in_quarantine_too(
         self,
@@ -220,14 +221,15 @@ class TestMessages:
         """The payload is byte for byte what came; None when it is purged; refused when it is another's."""
         contents = body("1"), body("2")
         one, other = (ask(queries.message, each) for each in arrive(door, ledger, *contents))
-        seals = Sealer(keyring)
-        assert ask(queries.payload, seals, one) == contents[0]
-        with pytest.raises(IntegrityError, match="not what was received"):
-            ask(queries.payload, seals, one | {"sha256": other["sha256"]})
+        seals, digests = Sealer(keyring), KeyedDigests(keyring)
+        assert ask(queries.payload, seals, digests, one) == contents[0]
         with pytest.raises(IntegrityError):
-            ask(queries.payload, seals, one | {"uuid": other["uuid"]})
+            ask(queries.payload, seals, digests, one | {"uuid": other["uuid"]})
+        door.rows("UPDATE messages SET digest = sha256(digest)")
+        with pytest.raises(IntegrityError, match="not what was received"):
+            ask(queries.payload, seals, digests, one)
         door.rows("DELETE FROM payloads")
-        assert ask(queries.payload, seals, one) is None
+        assert ask(queries.payload, seals, digests, one) is None
 
 
 class TestDeliveries:

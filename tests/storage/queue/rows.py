@@ -26,13 +26,13 @@ class Rows:
             self.connection.execute(
                 text("""
             WITH m AS (INSERT INTO messages (uuid, destination_id, credential_ids, query, test, kind, received_at, peer,
-                                             sha256, size, state, id_conflict, mac, mac_key)
+                                             digest, size, state, id_conflict, mac, mac_key)
                        SELECT gen_random_uuid(), 1, '{}', false, false, 'A.B', now(), 'p', '', :size, 'accepted', false,
                               '', '' FROM generate_series(1, :count) RETURNING id, received_at),
             p AS (INSERT INTO payloads (message_id, received_at, payload_key, sealed) SELECT id, received_at, 'k', 's'
                   FROM m)
-            INSERT INTO deliveries (message_id, destination_id, handler, lane, inline)
-            SELECT id, 1, split_part(:lane, '/', 1), :lane, :inline FROM m ORDER BY id RETURNING id"""),
+            INSERT INTO deliveries (message_id, received_at, destination_id, handler, lane, inline)
+            SELECT id, received_at, 1, split_part(:lane, '/', 1), :lane, :inline FROM m ORDER BY id RETURNING id"""),
                 {"lane": lane, "count": count, "inline": inline, "size": size},
             ).scalars()
         )

@@ -1,4 +1,4 @@
-"""The payloads' partitions: made ahead, in nobody's way, and none lacking keeps anything out."""
+"""The partitions: made ahead, in nobody's way, and none lacking keeps anything out."""
 
 from __future__ import annotations
 
@@ -12,28 +12,48 @@ import psycopg
 import pytest
 from psycopg.errors import LockNotAvailable
 from sqlalchemy import Engine, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from receiver.database.engine import sqlstate
 from receiver.storage.accept.ledger import MessageLedger
 from receiver.storage.evidence.verify import verify
-from receiver.storage.queue.partitions import WEEK, WEEKS_AHEAD, ensure, name_of, week_of
+from receiver.storage.queue.partitions import PAYLOADS, TABLES, WEEK, PartitionedTable, ensure
 from tests.storage.door import Door, body
 from tests.storage.hand import arrive
 
 LATER = datetime.now(UTC) + 100 * WEEK
+AHEAD = sum(each.ahead for each in TABLES.values())
+
+# A row of each table at :at.
+ROWS = {
+    "payloads": "INSERT INTO payloads (message_id, received_at, payload_key, sealed) VALUES (:n, :at, 'k', 'x')",
+    "messages": (
+        "INSERT INTO messages (uuid, destination_id, credential_ids, query, test, received_at, peer, digest, size, state, "
+        "id_conflict, mac, mac_key) VALUES (gen_random_uuid(), :n, '{}', false, false, :at, 'p', '', 1, 'accepted', "
+        "false, '', '')"
+    ),
+    "deliveries": (
+        "INSERT INTO deliveries (message_id, received_at, destination_id, handler, lane, inline) "
+        "VALUES (:n, :at, 1, 'h', 'h/d/x', false)"
+    ),
+    "delivery_attempts": (
+        "INSERT INTO delivery_attempts (delivery_id, received_at, attempt, epoch, worker, started_at, outcome) "
+        "VALUES (:n, :at, 1, 1, 'w', now(), 'succeeded')"
+    ),
+    "audit_events": (
+        "INSERT INTO audit_events (writer, n, at, action, outcome, actor, mac, mac_key) "
+        "VALUES (gen_random_uuid(), :n, :at, 'a.b', 'c', 'd', '', '')"
+    ),
+}
+every_table = pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
 
 
-def put(engine: Engine, at: datetime, number: int = 1) -> str:
-    """Write a payload of that time; the table that it is in."""
+def put(engine: Engine, at: datetime, number: int = 1, table: PartitionedTable = PAYLOADS) -> str:
+    """Write a row of that time; the partition that it is in."""
     with engine.begin() as connection:
         return str(
             connection.execute(
-                text(
-                    "INSERT INTO payloads (message_id, received_at, payload_key, sealed) VALUES (:n, :at, 'k', 'x') "
-                    "RETURNING tableoid::regclass"
-                ),
-                {"n": number, "at": at},
+                text(f"{ROWS[table.name]} RETURNING tableoid::regclass"), {"n": number, "at": at}
             ).scalar_one()
         )
 
@@ -51,48 +71,93 @@ def put(engine: Engine, at: datetime, number: int = 1) -> str:
 )
 def test_a_week_begins_on_monday_at_midnight_utc(time: str, start: str) -> None:
     """Before the first one, too, and whatever the time's zone."""
-    begin = week_of(datetime.fromisoformat(time))
-    assert name_of(begin) == f"payloads_{start}"
+    begin = PAYLOADS.start(datetime.fromisoformat(time))
+    assert PAYLOADS.partition(begin) == f"payloads_{start}"
     assert begin.weekday() == 0
 
 
-def test_the_weeks_ahead_are_made_once(engine: Engine) -> None:
-    """The first call makes what is missing, the second nothing; weeks that follow one another have no gap."""
+@pytest.mark.parametrize(
+    ("time", "name", "end"),
+    [
+        ("2024-01-01T00:00:00+00:00", "2024q1", "2024-04-01"),
+        ("2024-03-31T23:59:59.999999+00:00", "2024q1", "2024-04-01"),
+        ("2024-03-31T23:30:00-05:00", "2024q2", "2024-07-01"),
+        ("2026-08-15T03:00:00+00:00", "2026q3", "2026-10-01"),
+        ("2026-12-31T23:59:59+00:00", "2026q4", "2027-01-01"),
+    ],
+)
+def test_a_quarter_begins_with_its_first_month(time: str, name: str, end: str) -> None:
+    """At midnight UTC, whatever the time's zone, and the next follows without a gap."""
+    messages = TABLES["messages"]
+    begin = messages.start(datetime.fromisoformat(time))
+    assert messages.partition(begin) == f"messages_{name}"
+    assert f"{messages.end(begin):%Y-%m-%d}" == end
+
+
+@every_table
+def test_those_ahead_are_made_once(engine: Engine, table: PartitionedTable) -> None:
+    """The first call makes what is missing, the second nothing; partitions that follow one another have no gap."""
+    begins = [table.start(LATER)]
+    for _ in range(table.ahead):
+        begins.append(table.end(begins[-1]))
     with engine.begin() as connection:
         made = ensure(connection, LATER)
-        assert made == [name_of(week_of(LATER) + n * WEEK) for n in range(WEEKS_AHEAD)]
+        assert [each for each in made if each in map(table.partition, begins)] == [*map(table.partition, begins[:-1])]
         assert ensure(connection, LATER) == []
-        assert ensure(connection, LATER + WEEK) == [name_of(week_of(LATER) + WEEKS_AHEAD * WEEK)]
-    for n in range(WEEKS_AHEAD + 1):
-        begin = week_of(LATER) + n * WEEK
-        assert put(engine, begin, n) == put(engine, begin + WEEK - timedelta(microseconds=1), n) == name_of(begin)
+        assert table.partition(begins[-1]) in ensure(connection, begins[1])
+    for n, begin in enumerate(begins):
+        last = table.end(begin) - timedelta(microseconds=1)
+        assert put(engine, begin, n, table) == put(engine, last, n + 100, table) == table.partition(begin)
 
 
-def test_the_first_migration_has_made_those_of_now(engine: Engine) -> None:
+@every_table
+def test_the_first_migration_has_made_those_of_now(engine: Engine, table: PartitionedTable) -> None:
     """A receiver that runs before any worker did writes into a partition of its own."""
     now = datetime.now(UTC)
-    assert put(engine, now) == name_of(week_of(now))
+    assert put(engine, now, table=table) == table.partition(table.start(now))
 
 
+@every_table
 @pytest.mark.parametrize("off", [timedelta(days=-3000), timedelta(days=3000)])
-def test_a_clock_that_is_far_off_loses_nothing(engine: Engine, off: timedelta) -> None:
-    """What no week takes is kept all the same."""
-    assert put(engine, datetime.now(UTC) + off) == "payloads_default"
+def test_a_clock_that_is_far_off_loses_nothing(engine: Engine, off: timedelta, table: PartitionedTable) -> None:
+    """What no partition takes is kept all the same."""
+    assert put(engine, datetime.now(UTC) + off, table=table) == table.default
 
 
-def test_what_came_before_its_week_was_made_moves_into_it(engine: Engine) -> None:
-    """Else a partition could never be made of a week that a clock ahead of its time wrote for."""
-    begin = week_of(LATER)
-    for n, at in enumerate([begin, begin + WEEK - timedelta(microseconds=1), begin - timedelta(microseconds=1)]):
-        assert put(engine, at, n) == "payloads_default"
+@every_table
+def test_what_came_before_its_partition_was_made_moves_into_it(engine: Engine, table: PartitionedTable) -> None:
+    """Else none could ever be made of a time that a clock ahead of its time wrote for."""
+    begin = table.start(LATER)
+    name, moment = table.partition(begin), timedelta(microseconds=1)
+    for n, at in enumerate([begin, table.end(begin) - moment, begin - moment]):
+        assert put(engine, at, n, table) == table.default
     with engine.begin() as connection:
         ensure(connection, LATER)
-        rows = connection.execute(text("SELECT message_id, tableoid::regclass::text FROM payloads ORDER BY message_id"))
-        assert [tuple(row) for row in rows] == [(0, name_of(begin)), (1, name_of(begin)), (2, "payloads_default")]
+        rows = connection.execute(
+            text(f"SELECT tableoid::regclass::text FROM {table.name} WHERE {table.clock} > :at ORDER BY {table.clock}"),
+            {"at": begin - WEEK},
+        )
+        assert [row[0] for row in rows] == [table.default, name, name]
 
 
-def test_partitions_are_alike(engine: Engine) -> None:
-    """Columns, nulls and the key are those of the table."""
+def test_no_partition_of_the_audit_lets_a_row_be_changed(engine: Engine) -> None:
+    """Neither through the table nor by a partition's own name; the default one neither, after rows moved out of it."""
+    audit = TABLES["audit_events"]
+    now = datetime.now(UTC)
+    partitions = {put(engine, at, table=audit) for at in (now, LATER, LATER + 100 * WEEK)}
+    with engine.begin() as connection:
+        ensure(connection, LATER)
+    partitions |= {audit.partition(audit.start(LATER)), audit.default}
+    for name in ("audit_events", *partitions):
+        for statement in ("DELETE FROM {}", "UPDATE {} SET n = 2", "TRUNCATE {}"):
+            with pytest.raises(DBAPIError) as caught, engine.begin() as connection:
+                connection.execute(text(statement.format(name)))
+            assert sqlstate(caught.value) == "23001", (statement, name)
+
+
+@every_table
+def test_partitions_are_alike(engine: Engine, table: PartitionedTable) -> None:
+    """Columns, nulls, the key, and how early they are vacuumed."""
     with engine.begin() as connection:
         ensure(connection, LATER)
         shapes = connection.execute(
@@ -102,11 +167,13 @@ def test_partitions_are_alike(engine: Engine) -> None:
                 " WHERE attrelid = i.inhrelid AND attnum > 0), "
                 "(SELECT array_agg(pg_get_constraintdef(oid)) FROM pg_constraint "
                 " WHERE conrelid = i.inhrelid AND contype = 'p'), "
-                "(SELECT count(*) FROM pg_index WHERE indrelid = i.inhrelid) "
-                "FROM pg_inherits i WHERE inhparent = 'payloads'::regclass"
+                "(SELECT count(*) FROM pg_index WHERE indrelid = i.inhrelid), "
+                "(SELECT count(*) FROM pg_trigger WHERE tgrelid = i.inhrelid), "
+                "(SELECT reloptions FROM pg_class WHERE oid = i.inhrelid) "
+                f"FROM pg_inherits i WHERE inhparent = '{table.name}'::regclass"
             )
         ).all()
-    assert len(shapes) >= 2 * WEEKS_AHEAD + 1
+    assert len(shapes) >= 2 * table.ahead + 1
     assert len({str(tuple(shape)[1:]) for shape in shapes}) == 1
 
 
@@ -135,7 +202,7 @@ def test_the_feed_goes_on_while_partitions_are_made(door: Door, ledger: MessageL
     assert codes == ["55P03"]  # told to come again, and not waiting for ever
     assert accepted
     with door.engine.begin() as connection:
-        assert len(ensure(connection, LATER)) == WEEKS_AHEAD
+        assert len(ensure(connection, LATER)) == AHEAD
         assert verify(connection, door.keyring, payloads=True).first_bad is None
 
 
@@ -149,7 +216,7 @@ def test_two_workers_make_them_once(engine: Engine) -> None:
         first.commit()
         thread.join()
         second.commit()
-    assert (len(made), others) == (WEEKS_AHEAD, [[]])
+    assert (len(made), others) == (AHEAD, [[]])
 
 
 def test_what_follows_in_the_transaction_waits_as_long_as_it_likes(engine: Engine) -> None:
@@ -172,7 +239,7 @@ class TestTheSqlOfTheDocument:
     def typed(self) -> tuple[str, str]:
         """(what counts, what drops), for the week of now."""
         document = (Path(__file__).parents[3] / "deploy" / "PERFORMANCE.md").read_text()
-        begin = week_of(datetime.now(UTC))
+        begin = PAYLOADS.start(datetime.now(UTC))
         (block,) = re.findall(r"```sql\n(.*?)```", document, re.DOTALL)
         for then, now in (
             ("20260105", f"{begin:%Y%m%d}"),

@@ -7,11 +7,11 @@ from msgspec.structs import replace
 from receiver.keyring import Keyring
 from receiver.storage.accept.ledger import MessageLedger
 from receiver.storage.evidence.encryption import Sealer
-from receiver.storage.evidence.macs import PatientDigests
+from receiver.storage.evidence.macs import KeyedDigests
 from receiver.storage.operations.corrections.message_corrections import MessageCorrections
 from receiver.storage.operations.queries import MessageFilter
 from receiver.storage.queue.maintenance import claim_unindexed, index_patients
-from tests.storage.door import Door, body
+from tests.storage.door import SOURCE, Door, body
 
 
 def claim(door: Door) -> list[int]:
@@ -23,7 +23,7 @@ def claim(door: Door) -> list[int]:
 def index(door: Door, claimed: list[int], keyring: Keyring | None = None) -> list[int]:
     """Index what was claimed, and commit; what did not open."""
     with door.engine.begin() as connection:
-        return index_patients(connection, Sealer(keyring or door.keyring), PatientDigests(door.keyring), claimed)
+        return index_patients(connection, Sealer(keyring or door.keyring), KeyedDigests(door.keyring), claimed)
 
 
 def arrive(door: Door, ledger: MessageLedger, *contents: bytes) -> list[int]:
@@ -36,7 +36,7 @@ def indexed(door: Door, message: int, patient: str) -> bool:
         door.rows(
             "SELECT FROM patient_digests WHERE message_id = :id AND digest = :digest",
             id=message,
-            digest=PatientDigests(door.keyring).digest("MR", patient),
+            digest=KeyedDigests(door.keyring).patient(SOURCE, "MR", patient),
         )
     )
 

@@ -160,7 +160,7 @@ def _locked(connection: Connection, ids: Sequence[int]) -> Sequence[Any]:
             message.c.uuid,
             schema.destinations.c.name.label("destination"),
         )
-        .join(message, message.c.id == table.c.message_id)
+        .join(message, and_(message.c.id == table.c.message_id, message.c.received_at == table.c.received_at))
         .join(schema.destinations, schema.destinations.c.id == table.c.destination_id)
         .where(table.c.id.in_(ids))
         .order_by(table.c.id)

@@ -180,7 +180,6 @@ def _locked(connection: Connection, chosen: list[ColumnElement[bool]], after: in
             table.c.kind,
             table.c.query,
             table.c.received_at,
-            table.c.sha256,
         )
         .where(*chosen, table.c.id > after)
         .order_by(table.c.id)
@@ -212,6 +211,7 @@ def _create_deliveries(connection: Connection, decision: MessageDecision) -> lis
                     insert(table)
                     .values(
                         message_id=message_id,
+                        received_at=decision.row["received_at"],
                         destination_id=decision.row["destination_id"],
                         handler=new.handler,
                         lane=new.lane,

@@ -25,7 +25,7 @@ from receiver.storage import schema
 from receiver.storage.accept.fan_out import NewDelivery, deliveries
 from receiver.storage.accept.message_builder import UNSTORABLE
 from receiver.storage.evidence.encryption import Sealer
-from receiver.storage.evidence.macs import PatientDigests, mac_key, row_mac
+from receiver.storage.evidence.macs import KeyedDigests, mac_key, row_mac
 from receiver.storage.operations import queries
 
 REPLAYABLE: Final = (MessageState.ACCEPTED, MessageState.UNHANDLED)
@@ -64,7 +64,7 @@ class MessageDecisions:
     def __init__(self, keyring: Keyring, sealer: Sealer) -> None:
         self._keyring = keyring
         self._sealer = sealer
-        self._digests = PatientDigests(keyring)
+        self._digests = KeyedDigests(keyring)
         self._key = keyring.current("mac")
 
     def discard(self, _connection: Connection, row: Mapping[str, Any], destination: Destination) -> MessageDecision:
@@ -129,7 +129,7 @@ class MessageDecisions:
 
     def _read(self, connection: Connection, row: Mapping[str, Any]) -> ParsedMessage:
         """Return the message in the stored bytes. Raises Unreadable, IntegrityError, or Conflict (purged)."""
-        body = queries.payload(connection, self._sealer, row)
+        body = queries.payload(connection, self._sealer, self._digests, row)
         if body is None:
             raise Conflict("its payload is purged: nothing is left to deliver")
         return read(body)
@@ -142,8 +142,14 @@ class MessageDecisions:
         if message.key_expires:
             return True
         table = schema.message_keys
-        key = {"destination_id": row["destination_id"], "key": message.key, "outside": message.outside}
-        connection.execute(upsert(table).values(**key, message_id=row["id"]).on_conflict_do_nothing())
+        key = {
+            "destination_id": row["destination_id"],
+            "key": self._digests.message_key(message.key),
+            "outside": self._digests.outside(message.outside),
+        }
+        connection.execute(
+            upsert(table).values(**key, message_id=row["id"], received_at=row["received_at"]).on_conflict_do_nothing()
+        )
         return bool(connection.scalar(select(table.c.message_id).filter_by(**key)) == row["id"])
 
     def _fill(self, connection: Connection, number: int, message: ParsedMessage) -> bool:

@@ -71,7 +71,7 @@ def _delivery_query() -> Select[Any]:
             func.coalesce(_running(), false()).label("running"),
         )
         .join(_owner, _owner.c.id == table.c.destination_id)
-        .join(came, came.c.id == table.c.message_id)
+        .join(came, and_(came.c.id == table.c.message_id, came.c.received_at == table.c.received_at))
         .outerjoin(lane, lane.c.lane == table.c.lane)
     )
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from hashlib import sha256
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Connection, exists, select
+from sqlalchemy import Connection, and_, exists, select
 
 from receiver.errors import IntegrityError, NotFound
 from receiver.storage import schema
 from receiver.storage.evidence.encryption import Sealer, payload_binding
+from receiver.storage.evidence.macs import KeyedDigests
 from receiver.storage.operations.queries.filters import MessageFilter
 from receiver.storage.operations.queries.rows import LATEST, Mappings, mappings, mappings_of, shown
 
@@ -50,21 +50,21 @@ def message(connection: Connection, number: int | UUID) -> dict[str, Any]:
     return found[0]
 
 
-def payload(connection: Connection, seals: Sealer, found: Mapping[str, Any]) -> bytes | None:
-    """Return the exact bytes of a message (a row with id, uuid, received_at, sha256); None when they are purged.
+def payload(connection: Connection, seals: Sealer, digests: KeyedDigests, found: Mapping[str, Any]) -> bytes | None:
+    """Return the exact bytes of a message (a row with id, uuid, received_at); None when they are purged.
 
     Raises IntegrityError when they differ from what was received.
     """
-    table = schema.payloads
+    table, message = schema.payloads, schema.messages
     row = connection.execute(
-        select(table.c.payload_key, table.c.sealed).where(
-            table.c.message_id == found["id"], table.c.received_at == found["received_at"]
-        )
+        select(table.c.payload_key, table.c.sealed, message.c.digest)
+        .join(message, and_(message.c.id == table.c.message_id, message.c.received_at == table.c.received_at))
+        .where(table.c.message_id == found["id"], table.c.received_at == found["received_at"])
     ).one_or_none()
     if row is None:
         return None
     body = seals.open_body(row.payload_key, row.sealed, payload_binding(str(found["uuid"])))
-    if sha256(body).digest() != found["sha256"]:
+    if digests.content(body) != row.digest:
         raise IntegrityError(
             f"the payload of message {found['id']} is not what was received: run `redox-receiver audit verify`"
         )

@@ -90,7 +90,7 @@ def refused_sources(
 ) -> Mappings:
     """Return sources of refused or quarantined messages that are still not registered.
 
-    Keys: destination, source_id (null: none named, or not shaped like an id), source_sha256 (of a value not shaped like
+    Keys: destination, source_id (null: none named, or not shaped like an id), source_digest (of a value not shaped like
     an id), reason, count, first_at, last_at, several (a flood of sources, not listed one by one), and `add`: the
     arguments of `source add` that register it, or null. Sources seen more than once come first, because a made-up one
     comes once.
@@ -100,7 +100,7 @@ def refused_sources(
     refused = select(
         audit.c.destination,
         detail["source"].astext.label("source_id"),
-        detail["source_sha256"].astext.label("source_sha256"),
+        detail["source_digest"].astext.label("source_digest"),
         audit.c.reason,
         audit.c.at,
         audit.c.count,
@@ -131,12 +131,12 @@ def refused_sources(
         _owner.c.name == seen.c.destination,
         schema.sources.c.source_id.is_not_distinct_from(seen.c.source_id),
     )
-    what = (seen.c.destination, seen.c.source_id, seen.c.source_sha256, seen.c.reason, seen.c.several)
+    what = (seen.c.destination, seen.c.source_id, seen.c.source_digest, seen.c.reason, seen.c.several)
     counted, last = func.sum(seen.c.count), func.max(seen.c.at)
     found = mappings(
         connection,
         select(*what, counted.label("count"), func.min(seen.c.at).label("first_at"), last.label("last_at"))
-        .where(or_(seen.c.several, seen.c.source_sha256.is_not(None), ~known))
+        .where(or_(seen.c.several, seen.c.source_digest.is_not(None), ~known))
         .group_by(*what)
         .order_by(and_(counted > 1, ~seen.c.several).desc(), last.desc())
         .limit(limit),
@@ -148,7 +148,7 @@ def _adding(seen: Mapping[str, Any]) -> str | None:
     """Return the arguments, safe to paste: only values shaped like an id, and no id that reads as an option."""
     source_id = seen["source_id"]
     if source_id is None:
-        return None if seen["several"] or seen["source_sha256"] is not None else f"{seen['destination']} --none"
+        return None if seen["several"] or seen["source_digest"] is not None else f"{seen['destination']} --none"
     if not ID_SHAPE.fullmatch(source_id):
         return None
     return f"{seen['destination']} {'-- ' if source_id.startswith('-') else ''}{source_id}"

@@ -1,4 +1,4 @@
-"""Create the core tables: registry, messages, deliveries, evidence; Procrastinate's in their own schema.
+"""Create the schema: registry, messages, deliveries, outbox, evidence; Procrastinate's tables in their own schema.
 
 Revision: 0001.
 """
@@ -11,7 +11,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 from receiver.database.migrations import procrastinate_sql
-from receiver.storage.queue.partitions import ensure
+from receiver.storage.queue.partitions import ensure, make_default
 
 revision = "0001"
 down_revision = None
@@ -21,6 +21,30 @@ oldest_code = "0001"
 
 
 def upgrade() -> None:
+    op.create_table(
+        "api_keys",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("environment", sa.Text(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("base_url", sa.Text(), nullable=False),
+        sa.Column("source_id", sa.Text(), nullable=True),
+        sa.Column("client_id", sa.Text(), nullable=True),
+        sa.Column("kid", sa.Text(), nullable=True),
+        sa.Column("scope", sa.Text(), nullable=True),
+        sa.Column("query_path", sa.Text(), nullable=False),
+        sa.Column("secret", sa.LargeBinary(), nullable=True),
+        sa.Column("secret_key", sa.Text(), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("mac", sa.LargeBinary(), nullable=False),
+        sa.Column("mac_key", sa.Text(), nullable=False),
+        sa.CheckConstraint(
+            "environment IN ('development', 'staging', 'production')", name=op.f("ck_api_keys_environment")
+        ),
+        sa.CheckConstraint("kind IN ('oauth', 'legacy')", name=op.f("ck_api_keys_kind")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_api_keys")),
+        sa.UniqueConstraint("name", name=op.f("uq_api_keys_name")),
+    )
     op.create_table(
         "audit_events",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
@@ -41,16 +65,26 @@ def upgrade() -> None:
         sa.Column("note_key", sa.Text(), nullable=True),
         sa.Column("mac", sa.LargeBinary(), nullable=False),
         sa.Column("mac_key", sa.Text(), nullable=False),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_audit_events")),
-        sa.UniqueConstraint("writer", "n", name=op.f("uq_audit_events_writer_n")),
+        sa.Column("follows", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("id", "at", name=op.f("pk_audit_events")),
+        sa.UniqueConstraint("writer", "n", "at", name=op.f("uq_audit_events_writer_n_at")),
+        postgresql_partition_by="RANGE (at)",
     )
-    op.create_index("ix_audit_events_at", "audit_events", ["at"], unique=False)
+    op.create_index("ix_audit_events_at", "audit_events", ["at"], unique=False, postgresql_using="brin")
     op.create_index("ix_audit_events_destination_id", "audit_events", ["destination", "id"], unique=False)
     op.create_index("ix_audit_events_message_uuid", "audit_events", ["message_uuid"], unique=False)
+    op.create_index(
+        "ix_audit_events_refused",
+        "audit_events",
+        ["destination", "id"],
+        unique=False,
+        postgresql_where=sa.text("action = 'message.refuse'"),
+    )
     op.create_table(
         "deliveries",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
         sa.Column("message_id", sa.BigInteger(), nullable=False),
+        sa.Column("received_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("destination_id", sa.BigInteger(), nullable=False),
         sa.Column("handler", sa.Text(), nullable=False),
         sa.Column("generation", sa.Integer(), server_default=sa.text("1"), nullable=False),
@@ -64,15 +98,21 @@ def upgrade() -> None:
         sa.Column("error_frames", sa.ARRAY(sa.Text()), nullable=True),
         sa.Column("error_sealed", sa.LargeBinary(), nullable=True),
         sa.Column("error_key", sa.Text(), nullable=True),
+        sa.Column("error_shown", sa.Text(), nullable=True),
         sa.Column("epoch", sa.BigInteger(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint("state IN ('pending', 'succeeded', 'dead', 'skipped')", name=op.f("ck_deliveries_state")),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_deliveries")),
+        sa.PrimaryKeyConstraint("id", "received_at", name=op.f("pk_deliveries")),
         sa.UniqueConstraint(
-            "message_id", "handler", "generation", name=op.f("uq_deliveries_message_id_handler_generation")
+            "message_id",
+            "handler",
+            "generation",
+            "received_at",
+            name=op.f("uq_deliveries_message_id_handler_generation_received_at"),
         ),
+        postgresql_partition_by="RANGE (received_at)",
     )
     op.create_index(
         "ix_deliveries_dead",
@@ -80,6 +120,9 @@ def upgrade() -> None:
         ["handler", "finished_at"],
         unique=False,
         postgresql_where=sa.text("state = 'dead'"),
+    )
+    op.create_index(
+        "ix_deliveries_dead_by_id", "deliveries", ["id"], unique=False, postgresql_where=sa.text("state = 'dead'")
     )
     op.create_index(
         "ix_deliveries_pending",
@@ -99,6 +142,7 @@ def upgrade() -> None:
         "delivery_attempts",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
         sa.Column("delivery_id", sa.BigInteger(), nullable=False),
+        sa.Column("received_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("epoch", sa.BigInteger(), nullable=False),
         sa.Column("worker", sa.Text(), nullable=False),
@@ -107,7 +151,8 @@ def upgrade() -> None:
         sa.Column("outcome", sa.Text(), nullable=False),
         sa.Column("error_class", sa.Text(), nullable=True),
         sa.Column("error_frames", sa.ARRAY(sa.Text()), nullable=True),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_delivery_attempts")),
+        sa.PrimaryKeyConstraint("id", "received_at", name=op.f("pk_delivery_attempts")),
+        postgresql_partition_by="RANGE (received_at)",
     )
     op.create_index(op.f("ix_delivery_attempts_delivery_id"), "delivery_attempts", ["delivery_id"], unique=False)
     op.create_table(
@@ -121,6 +166,7 @@ def upgrade() -> None:
         sa.Column("on_unknown_source", sa.Text(), nullable=False),
         sa.Column("test_messages", sa.Text(), nullable=False),
         sa.Column("reply_with", sa.Text(), nullable=True),
+        sa.Column("expect_every", sa.Integer(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("mac", sa.LargeBinary(), nullable=False),
         sa.Column("mac_key", sa.Text(), nullable=False),
@@ -138,11 +184,51 @@ def upgrade() -> None:
         sa.UniqueConstraint("name", name=op.f("uq_destinations_name")),
     )
     op.create_table(
+        "feed_activity",
+        sa.Column("destination_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("slot", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("destination_id", "slot", name=op.f("pk_feed_activity")),
+    )
+    op.create_table(
+        "handler_problems",
+        sa.Column("process", sa.Text(), nullable=False),
+        sa.Column("handler", sa.Text(), nullable=False),
+        sa.Column("destination", sa.Text(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("host", sa.Text(), nullable=False),
+        sa.Column("error_class", sa.Text(), nullable=True),
+        sa.Column("place", sa.Text(), nullable=True),
+        sa.Column("detail", sa.Text(), nullable=True),
+        sa.Column("count", sa.BigInteger(), nullable=False),
+        sa.Column("message_uuid", sa.UUID(), nullable=True),
+        sa.Column("first_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("last_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("reported_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.PrimaryKeyConstraint("process", "handler", "destination", "kind", name=op.f("pk_handler_problems")),
+    )
+    op.create_table(
+        "key_sets",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
+        sa.Column("url", sa.Text(), nullable=False),
+        sa.Column("document", sa.LargeBinary(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("changed_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("fetched_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("tried_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("failure", sa.Text(), nullable=True),
+        sa.Column("mac", sa.LargeBinary(), nullable=False),
+        sa.Column("mac_key", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_key_sets")),
+        sa.UniqueConstraint("url", name=op.f("uq_key_sets_url")),
+    )
+    op.create_table(
         "keys",
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("purpose", sa.Text(), nullable=False),
         sa.Column("fingerprint", sa.Text(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("activated_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("retired_at", sa.DateTime(timezone=True), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_keys")),
     )
     op.create_table(
@@ -162,11 +248,26 @@ def upgrade() -> None:
         "ix_lanes_leased", "lanes", ["lease_until"], unique=False, postgresql_where=sa.text("owner IS NOT NULL")
     )
     op.create_table(
+        "listeners",
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("role", sa.Text(), nullable=False),
+        sa.Column("host", sa.Text(), nullable=False),
+        sa.Column("pid", sa.Integer(), nullable=False),
+        sa.Column("address", sa.Text(), nullable=False),
+        sa.Column("started_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("seen_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("stopped_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("keys", sa.ARRAY(sa.Text()), server_default=sa.text("'{}'::text[]"), nullable=False),
+        sa.CheckConstraint("role IN ('receiver', 'admin')", name=op.f("ck_listeners_role")),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_listeners")),
+    )
+    op.create_table(
         "message_keys",
         sa.Column("destination_id", sa.BigInteger(), nullable=False),
         sa.Column("key", sa.LargeBinary(), nullable=False),
         sa.Column("outside", sa.LargeBinary(), nullable=False),
         sa.Column("message_id", sa.BigInteger(), nullable=False),
+        sa.Column("received_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
         sa.PrimaryKeyConstraint("destination_id", "key", "outside", name=op.f("pk_message_keys")),
     )
@@ -195,7 +296,7 @@ def upgrade() -> None:
         sa.Column("event_time", sa.DateTime(timezone=True), nullable=True),
         sa.Column("received_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("peer", sa.Text(), nullable=False),
-        sa.Column("sha256", sa.LargeBinary(), nullable=False),
+        sa.Column("digest", sa.LargeBinary(), nullable=False),
         sa.Column("size", sa.Integer(), nullable=False),
         sa.Column("content_type", sa.Text(), nullable=True),
         sa.Column("state", sa.Text(), nullable=False),
@@ -207,8 +308,9 @@ def upgrade() -> None:
         sa.CheckConstraint(
             "state IN ('accepted', 'unhandled', 'quarantined', 'discarded')", name=op.f("ck_messages_state")
         ),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_messages")),
-        sa.UniqueConstraint("uuid", name=op.f("uq_messages_uuid")),
+        sa.PrimaryKeyConstraint("id", "received_at", name=op.f("pk_messages")),
+        sa.UniqueConstraint("uuid", "received_at", name=op.f("uq_messages_uuid_received_at")),
+        postgresql_partition_by="RANGE (received_at)",
     )
     op.create_index(
         "ix_messages_patients_unindexed",
@@ -226,10 +328,64 @@ def upgrade() -> None:
     )
     op.create_index("ix_messages_received_at", "messages", ["received_at"], unique=False, postgresql_using="brin")
     op.create_table(
+        "outbound_requests",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
+        sa.Column("uuid", sa.UUID(), nullable=False),
+        sa.Column("api_key", sa.Text(), nullable=False),
+        sa.Column("lane", sa.Text(), nullable=True),
+        sa.Column("call", sa.Text(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("message_uuid", sa.UUID(), nullable=True),
+        sa.Column("destination_id", sa.BigInteger(), nullable=True),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("attempts", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("unanswered", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("ready_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("status", sa.Integer(), nullable=True),
+        sa.Column("error_class", sa.Text(), nullable=True),
+        sa.Column("log_ids", sa.ARRAY(sa.Text()), server_default=sa.text("'{}'::text[]"), nullable=False),
+        sa.Column("request", sa.LargeBinary(), nullable=True),
+        sa.Column("request_key", sa.Text(), nullable=True),
+        sa.Column("answer", sa.LargeBinary(), nullable=True),
+        sa.Column("answer_key", sa.Text(), nullable=True),
+        sa.Column("epoch", sa.BigInteger(), nullable=True),
+        sa.Column("created_by", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.CheckConstraint("call IN ('send', 'query', 'fhir', 'upload')", name=op.f("ck_outbound_requests_call")),
+        sa.CheckConstraint("state IN ('pending', 'sent', 'dead', 'held')", name=op.f("ck_outbound_requests_state")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_outbound_requests")),
+        sa.UniqueConstraint("uuid", name=op.f("uq_outbound_requests_uuid")),
+    )
+    op.create_index(op.f("ix_outbound_requests_message_uuid"), "outbound_requests", ["message_uuid"], unique=False)
+    op.create_index(
+        "ix_outbound_requests_pending",
+        "outbound_requests",
+        ["lane", "id"],
+        unique=False,
+        postgresql_where=sa.text("state = 'pending'"),
+    )
+    op.create_index(
+        "ix_outbound_requests_unsent",
+        "outbound_requests",
+        ["state", "id"],
+        unique=False,
+        postgresql_where=sa.text("state IN ('dead', 'held')"),
+    )
+    op.create_table(
         "patient_digests",
         sa.Column("digest", sa.LargeBinary(), nullable=False),
         sa.Column("message_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("received_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("digest", "message_id", name=op.f("pk_patient_digests")),
+    )
+    op.create_table(
+        "patient_index_attempts",
+        sa.Column("message_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("attempts", sa.Integer(), server_default=sa.text("1"), nullable=False),
+        sa.Column("attempted_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.PrimaryKeyConstraint("message_id", name=op.f("pk_patient_index_attempts")),
     )
     op.create_table(
         "payloads",
@@ -248,6 +404,35 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("one", name=op.f("pk_registry_version")),
     )
     op.create_table(
+        "seen_once",
+        sa.Column("key", sa.LargeBinary(), nullable=False),
+        sa.Column("until", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("key", name=op.f("pk_seen_once")),
+    )
+    op.create_index(op.f("ix_seen_once_until"), "seen_once", ["until"], unique=False)
+    op.create_table(
+        "signing_keys",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
+        sa.Column("kid", sa.Text(), nullable=False),
+        sa.Column("algorithm", sa.Text(), nullable=False),
+        sa.Column("public_jwk", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("secret", sa.LargeBinary(), nullable=True),
+        sa.Column("secret_key", sa.Text(), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("activated_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("retired_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("mac", sa.LargeBinary(), nullable=False),
+        sa.Column("mac_key", sa.Text(), nullable=False),
+        sa.CheckConstraint("algorithm IN ('RS384', 'ES384')", name=op.f("ck_signing_keys_algorithm")),
+        sa.CheckConstraint("state IN ('published', 'active', 'retired')", name=op.f("ck_signing_keys_state")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_signing_keys")),
+        sa.UniqueConstraint("kid", name=op.f("uq_signing_keys_kid")),
+    )
+    op.create_index(
+        "uq_signing_keys_active", "signing_keys", ["state"], unique=True, postgresql_where=sa.text("state = 'active'")
+    )
+    op.create_table(
         "workers",
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("host", sa.Text(), nullable=False),
@@ -255,6 +440,7 @@ def upgrade() -> None:
         sa.Column("handlers", sa.ARRAY(sa.Text()), nullable=False),
         sa.Column("started_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("seen_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("keys", sa.ARRAY(sa.Text()), server_default=sa.text("'{}'::text[]"), nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_workers")),
     )
     op.create_table(
@@ -266,7 +452,9 @@ def upgrade() -> None:
         sa.Column("digest", sa.LargeBinary(), nullable=True),
         sa.Column("secret", sa.LargeBinary(), nullable=True),
         sa.Column("secret_key", sa.Text(), nullable=True),
-        sa.Column("settings", postgresql.JSONB(), server_default=sa.text("'{}'::jsonb"), nullable=False),
+        sa.Column(
+            "settings", postgresql.JSONB(astext_type=sa.Text()), server_default=sa.text("'{}'::jsonb"), nullable=False
+        ),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("revoked_at", sa.DateTime(timezone=True), nullable=True),
@@ -325,21 +513,29 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_subscriptions")),
         sa.UniqueConstraint("destination_id", "handler", name=op.f("uq_subscriptions_destination_id_handler")),
     )
+    op.execute(
+        "ALTER TABLE outbound_requests SET (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 200, "
+        "autovacuum_analyze_scale_factor = 0.02)"
+    )
 
     op.execute("INSERT INTO registry_version (one, version) VALUES (true, 1)")
 
-    # The database enforces append-only too, not only the code. `audit verify` detects what bypasses it.
+    # The database enforces append-only too, not only the code. `audit verify` detects what bypasses it. The trigger for
+    # each row is every partition's; the other one refuses a statement that finds no row.
     op.execute("""
-        CREATE FUNCTION audit_events_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
+        CREATE FUNCTION append_only() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
-            RAISE EXCEPTION 'audit_events is append-only' USING ERRCODE = 'restrict_violation';
+            RAISE EXCEPTION '% is append-only', TG_ARGV[0] USING ERRCODE = 'restrict_violation';
         END $$""")
-    op.execute("""
-        CREATE TRIGGER audit_events_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_events
-        FOR EACH STATEMENT EXECUTE FUNCTION audit_events_append_only()""")
+    for table in ("audit_events",):
+        op.execute(f"""
+            CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON {table}
+            FOR EACH ROW EXECUTE FUNCTION append_only('{table}')""")
+        op.execute(f"""
+            CREATE TRIGGER append_only_statement BEFORE UPDATE OR DELETE OR TRUNCATE ON {table}
+            FOR EACH STATEMENT EXECUTE FUNCTION append_only('{table}')""")
 
-    # Rows outside of every weekly partition (from a wrong clock) are kept too.
-    op.execute("CREATE TABLE payloads_default PARTITION OF payloads DEFAULT")
+    make_default(op.get_bind())
     ensure(op.get_bind(), datetime.now(UTC))
 
     op.execute("CREATE SCHEMA procrastinate")
@@ -353,40 +549,27 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.execute("DROP SCHEMA procrastinate CASCADE")
     op.drop_table("subscriptions")
-    op.drop_index("uq_sources_destination_id_source_id", table_name="sources")
     op.drop_table("sources")
-    op.drop_index(op.f("ix_credentials_destination_id"), table_name="credentials")
     op.drop_table("credentials")
     op.drop_table("workers")
+    op.drop_table("signing_keys")
+    op.drop_table("seen_once")
     op.drop_table("registry_version")
     op.drop_table("payloads")
+    op.drop_table("patient_index_attempts")
     op.drop_table("patient_digests")
-    op.drop_index("ix_messages_received_at", table_name="messages", postgresql_using="brin")
-    op.drop_index("ix_messages_quarantined", table_name="messages", postgresql_where=sa.text("state = 'quarantined'"))
-    op.drop_index(
-        "ix_messages_patients_unindexed", table_name="messages", postgresql_where=sa.text("patients_indexed_at IS NULL")
-    )
+    op.drop_table("outbound_requests")
     op.drop_table("messages")
-    op.drop_index(
-        "ix_message_keys_expires_at", table_name="message_keys", postgresql_where=sa.text("expires_at IS NOT NULL")
-    )
     op.drop_table("message_keys")
-    op.drop_index("ix_lanes_leased", table_name="lanes", postgresql_where=sa.text("owner IS NOT NULL"))
+    op.drop_table("listeners")
     op.drop_table("lanes")
     op.drop_table("keys")
+    op.drop_table("key_sets")
+    op.drop_table("handler_problems")
+    op.drop_table("feed_activity")
     op.drop_table("destinations")
-    op.drop_index(op.f("ix_delivery_attempts_delivery_id"), table_name="delivery_attempts")
     op.drop_table("delivery_attempts")
-    op.drop_index(
-        "ix_deliveries_unordered",
-        table_name="deliveries",
-        postgresql_where=sa.text("state = 'pending' AND lane ~ '^[^/]+/[^/]+/any:'"),
-    )
-    op.drop_index("ix_deliveries_pending", table_name="deliveries", postgresql_where=sa.text("state = 'pending'"))
-    op.drop_index("ix_deliveries_dead", table_name="deliveries", postgresql_where=sa.text("state = 'dead'"))
     op.drop_table("deliveries")
-    op.drop_index("ix_audit_events_message_uuid", table_name="audit_events")
-    op.drop_index("ix_audit_events_destination_id", table_name="audit_events")
-    op.drop_index("ix_audit_events_at", table_name="audit_events")
     op.drop_table("audit_events")
-    op.execute("DROP FUNCTION audit_events_append_only()")
+    op.drop_table("api_keys")
+    op.execute("DROP FUNCTION append_only()")
