@@ -167,8 +167,9 @@ def _holder(engine: Engine) -> str:
     with engine.connect() as connection:
         oldest = connection.execute(
             text(
-                "SELECT pid, coalesce(nullif(application_name, ''), 'unnamed') AS name, (now() - xact_start)::text AS age "
-                "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
+                "SELECT pid, coalesce(nullif(application_name, ''), 'unnamed') AS name, "
+                "(now() - xact_start)::text AS age FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid() "
                 "AND xact_start IS NOT NULL ORDER BY xact_start LIMIT 1"
             )
         ).first()

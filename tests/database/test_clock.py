@@ -1,4 +1,4 @@
-"""The database's clock, on a host whose own is wrong: the real database, and a host's clock that is set."""
+"""The database's clock decides, on a host whose own clock is wrong. The database is real; the host's clock is set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEN_MINUTES = timedelta(minutes=10)
 
 @pytest.mark.parametrize("wrong", [TEN_MINUTES, -TEN_MINUTES], ids=["ahead", "behind"])
 def test_a_host_whose_clock_is_wrong(engine: Engine, wrong: timedelta) -> None:
-    """From when it has asked on, it judges by the database's time; before it has only its own."""
+    """After the first answer of the database its time counts; before that, the host's."""
     known = Clock()
     with engine.connect() as connection, time_machine.travel(datetime.now(UTC) + wrong):
         before = known.now()
@@ -33,7 +33,10 @@ def test_a_host_whose_clock_is_wrong(engine: Engine, wrong: timedelta) -> None:
 def test_a_clock_that_is_too_far_away_is_not_believed(
     engine: Engine, capsys: pytest.CaptureFixture[str], sign: int
 ) -> None:
-    """Beyond a bound this host judges by its own clock, and logs it once: else the database's could revive credentials."""
+    """Beyond a bound this host uses its own clock, and logs that once.
+
+    Otherwise the database's clock could make expired credentials valid again.
+    """
     known = Clock()
     with (
         engine.connect() as connection,
@@ -46,7 +49,7 @@ def test_a_clock_that_is_too_far_away_is_not_believed(
 
 
 def test_a_function_of_that_name_elsewhere_is_not_asked(engine: Engine) -> None:
-    """Whoever may make functions, and set the search path of the role, does not set the time."""
+    """A role that can create functions, and has a search path, cannot replace the function that returns the time."""
     with engine.connect() as connection:
         connection.execute(
             text(
@@ -62,7 +65,7 @@ def test_a_function_of_that_name_elsewhere_is_not_asked(engine: Engine) -> None:
 
 
 def test_a_clock_that_is_set_right(engine: Engine) -> None:
-    """What was known of it is forgotten as soon as the two are together again."""
+    """The difference is forgotten as soon as both clocks agree again."""
     known = Clock()
     with engine.connect() as connection:
         with time_machine.travel(datetime.now(UTC) + TEN_MINUTES):

