@@ -47,7 +47,7 @@ COMMANDS: Final = {
 }
 
 
-class _Failed(click.ClickException):
+class _CommandFailed(click.ClickException):
     """A ReceiverError as the operator sees it: one line, and exit status 1."""
 
     def __init__(self, exc: ReceiverError) -> None:
@@ -62,7 +62,7 @@ class Commands(click.Group):
         return [name for name, (module, _) in COMMANDS.items() if find_spec(f"{__name__}.{module}") is not None]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command's module; None if the command does not exist."""
+        """Import the command's module. Returns None if the command does not exist."""
         if cmd_name not in self.list_commands(ctx):
             return None
         module = import_module(f"{__name__}.{COMMANDS[cmd_name][0]}")
@@ -89,7 +89,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except ReceiverError as exc:
-            raise _Failed(exc) from exc
+            raise _CommandFailed(exc) from exc
 
 
 def _set_environment(variable: str) -> Callable[[click.Context, click.Parameter, Path | None], None]:

@@ -30,8 +30,8 @@ COLUMNS: Final = ("about", "action", "reason", "outcome", "actor", "destination"
 @optional_reason_option("What you found")
 @json_option
 def review_(*, after: int | None, sign_off: bool, reason: str | None, as_json: bool) -> None:
-    """Show what needs a review since the last one: disclosures, refusals of authentic senders, key and registry changes,
-    and corrections.
+    """Show what needs a review since the last one: disclosures, refusals of authentic senders, changes of keys and
+    registry, and corrections.
 
     Each line sums up one actor's actions of one kind. `audit list` shows the single rows.
     """

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import click
 
-from receiver.cli import checks
+from receiver.cli.checks.result import report
+from receiver.cli.checks.run import check_everything
 from receiver.cli.options import example, json_option
 
 
@@ -21,4 +22,4 @@ def check(url: str | None, as_json: bool) -> None:
 
     Each line is OK, or names the fix. Exit status 1 if a line is BAD.
     """
-    checks.report(checks.of_everything(url), as_json=as_json)
+    report(check_everything(url), as_json=as_json)

@@ -38,7 +38,7 @@ def credential() -> None:
         "credential add lab --kind oauth --client-id redox",
         "credential add lab --kind smart --client-id redox --token-url https://HOST/oauth/lab/token --keys jwks.json",
         "credential add lab --kind jwt --issuer ISSUER --audience https://HOST/redox/lab --jwks-url https://KEYS",
-        "credential add lab --kind google --audience https://HOST/redox/lab --email NAME@PROJECT.iam.gserviceaccount.com",
+        "credential add lab --kind google --audience https://HOST/redox/lab --email ME@PROJECT.iam.gserviceaccount.com",
         "credential add lab --kind sigv4 --access-key KEY --region us-east-1 --service execute-api --secret-file -",
         "credential add lab --kind mtls --proxy nginx --fingerprint HEX",
     )

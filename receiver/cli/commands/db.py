@@ -16,7 +16,9 @@ from sqlalchemy import Engine, func, select
 
 from receiver import keyring as keyrings
 from receiver import settings as table
-from receiver.cli import checks, output, session
+from receiver.cli import output, session
+from receiver.cli.checks.result import report
+from receiver.cli.checks.run import check_database
 from receiver.cli.options import example, json_option
 from receiver.database import migrations
 from receiver.database.embedded.cluster import Cluster
@@ -71,7 +73,7 @@ def current(as_json: bool) -> None:
 @json_option
 def check(as_json: bool) -> None:
     """Check that the database can be reached and written, and does not lose committed messages."""
-    checks.report(checks.of_database(table.load_settings()), as_json=as_json)
+    report(check_database(table.load_settings()), as_json=as_json)
 
 
 @db.command(epilog=example("db backup /srv/backup/2026-01-31"))

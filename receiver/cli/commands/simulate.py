@@ -7,10 +7,7 @@ the API keys.
 from __future__ import annotations
 
 import random
-import statistics
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
@@ -23,18 +20,16 @@ from receiver import settings as table
 from receiver.cli import output, session
 from receiver.cli.options import SECRET_FILE, example, json_option, read_secret
 from receiver.cli.simulated_api import loopback, serve_api
+from receiver.cli.simulation_report import report
 from receiver.errors import ConfigurationError, ReceiverError
-from receiver.findings.formatting import count
 from receiver.protocol.patterns import matches, normalize_pattern
 from receiver.samples import sample
 from receiver.simulator.attacks import AttackTarget
 from receiver.simulator.client_auth_file import read_authenticator
 from receiver.simulator.signer import Signer
-from receiver.simulator.simulation import OUTCOMES, SimulatedResult, Simulation, SimulationPlan
+from receiver.simulator.simulation import Simulation, SimulationPlan
 from receiver.storage.operations import queries
 
-# The number of wrong results that are listed; the rest is counted.
-_MAX_LISTED: Final = 20
 # The synthetic source that --register registers.
 _SYNTHETIC_SOURCE: Final = "00000000-0000-4000-8000-000000000000"
 
@@ -212,7 +207,7 @@ def simulate(
         with output.progress("sending", simulation.total) as advance:
             results = simulation.run(lambda _: advance(1))
         sent = count_sent()
-    _report(results, simulation.refused(), seed, sent, as_json=as_json)
+    report(results, simulation.refused(), seed, sent, as_json=as_json)
     if any(result.wrong for result in results) or len(results) < simulation.total:
         click.get_current_context().exit(1)
 
@@ -231,9 +226,6 @@ def _kinds(patterns: Sequence[str], files: Sequence[Path]) -> list[str]:
             raise click.BadParameter(f"no sample matches {pattern}: use Model.Event, Model.*, FHIR.* or *")
         found.update(dict.fromkeys(some))
     return list(found)
-
-
-# --- protection of production destinations
 
 
 def _here(url: str) -> bool:
@@ -296,63 +288,3 @@ def _refuse_production(url: str, destination: str, known: Mapping[str, Any], *, 
             f"{destination} at {url} may be a production destination, which cannot be checked from "
             "here: add --production to send synthetic messages to it"
         )
-
-
-# --- report
-
-
-def _report(
-    results: Sequence[SimulatedResult],
-    refused: Mapping[str, int],
-    seed: int,
-    sent: Mapping[str, int] | None,
-    *,
-    as_json: bool,
-) -> None:
-    """Print the report. `refused`: see Simulation.refused. `sent`: what handlers sent, by kind; None without --api."""
-    summary = [_summed(outcome, seconds) for outcome, seconds in _by_outcome(results).items()]
-    wrong = [result for result in results if result.wrong is not None]
-    if as_json:
-        output.document(
-            {
-                "seed": seed,
-                "summary": summary,
-                "wrong": [asdict(result) for result in wrong],
-                "retried": sum(result.attempts > 1 for result in results),
-                "retries": dict(refused),
-                **({} if sent is None else {"came": sent}),
-            }
-        )
-        return
-    output.rows(summary, ["outcome", "count", "median_ms", "p95_ms", "max_ms"], as_json=False, nothing="nothing sent")
-    for result in wrong[:_MAX_LISTED]:
-        click.echo(f"{output.escaped(result.what)}: {output.escaped(result.wrong or '')}")
-    if len(wrong) > _MAX_LISTED:
-        click.echo(f"and {len(wrong) - _MAX_LISTED} more")
-    if refused:
-        text = ", ".join(f"{reason} {number:,}" for reason, number in refused.items())
-        click.echo(f"{count(sum(refused.values()), 'attempt was', 'attempts were')} refused and retried ({text})")
-    if sent is not None:
-        text = ", ".join(f"{output.escaped(kind)} {count}" for kind, count in sent.items())
-        click.echo(f"handlers sent to Redox: {text or 'nothing'}")
-    click.echo(
-        f"seed {seed}; " + (count(len(wrong), "wrong answer", "wrong answers") if wrong else "all answers are correct")
-    )
-
-
-def _by_outcome(results: Sequence[SimulatedResult]) -> dict[str, list[float]]:
-    found: defaultdict[str, list[float]] = defaultdict(list)
-    for result in results:
-        found[result.outcome].append(result.seconds)
-    return {outcome: found[outcome] for outcome in OUTCOMES if outcome in found}
-
-
-def _summed(outcome: str, seconds: Sequence[float]) -> dict[str, Any]:
-    cuts = statistics.quantiles(seconds, n=20, method="inclusive") if len(seconds) > 1 else [seconds[0]] * 19
-    return {
-        "outcome": outcome,
-        "count": len(seconds),
-        "median_ms": round(cuts[9] * 1000, 1),
-        "p95_ms": round(cuts[18] * 1000, 1),
-        "max_ms": round(max(seconds) * 1000, 1),
-    }

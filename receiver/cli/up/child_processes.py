@@ -35,7 +35,7 @@ _LIBC: Final = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Part:
+class ChildSpec:
     """The definition of a child: its name in the log, its command, and the file descriptors that it inherits.
 
     `timeout`: seconds from SIGTERM to SIGKILL.
@@ -50,7 +50,7 @@ class Part:
 class Child:
     """A supervised child process. For the main thread only: the kernel's death signal follows the starting thread."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: ChildSpec) -> None:
         self.part = part
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
