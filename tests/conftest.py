@@ -1,4 +1,4 @@
-"""What every test may use: a migrated database of its own, a keyring, and a scrubbed environment."""
+"""Fixtures for every test: a migrated database of its own, a keyring, and a clean environment."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import hypothesis
 import pytest
 import structlog
 from sqlalchemy import Engine
@@ -21,25 +22,29 @@ from receiver.storage.registry.key_records import record_keys
 from tests.support import measuring
 from tests.support.postgres import drop_database, new_database, session_cluster
 
-# Where modules are that no test writes.
+# A deadline for each example measures the machine, which other tests use too, and not the code.
+hypothesis.settings.register_profile("shared machine", deadline=None)
+hypothesis.settings.load_profile("shared machine")
+
+# Where the modules are that tests do not write.
 _LASTING = tuple(f"{place}{os.sep}" for place in (sys.prefix, sys.base_prefix, Path(__file__).parents[1]))
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _measured() -> None:
-    """Only those processes are measured that a test wants measured."""
+    """Measure only the processes that a test wants measured."""
     measuring.keep_to_ourselves()
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have what takes minutes begin first, whatever the order is: nothing waits for it in the end."""
+    """Run the tests that take minutes first, in any order of the others: nothing waits for them at the end."""
     items.sort(key=lambda item: item.get_closest_marker("first") is None)
 
 
 @pytest.fixture(autouse=True)
 def _scrubbed(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No setting of the machine's reaches a test, no test the settings of the machine, and none another's logging."""
+    """Remove the machine's settings, keep its data directory out of reach, and reset the logging of earlier tests."""
     structlog.reset_defaults()
     for name in os.environ:
         if name.startswith(("RECEIVER_", "PLUGIN_", "PG")) or name == "DATABASE_URL":
@@ -49,7 +54,7 @@ def _scrubbed(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(autouse=True)
 def _forgotten() -> Iterator[None]:
-    """No module that a test wrote is still imported in the next, which may write another of that name."""
+    """Forget the modules that a test wrote: the next one may write another of the same name."""
     before = set(sys.modules)
     yield
     for name in sys.modules.keys() - before:
@@ -60,7 +65,7 @@ def _forgotten() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def migrated_database() -> str:
-    """The template: one database, migrated once a test process, and never used."""
+    """The template: one database for each test process, migrated and never used."""
     session_cluster()
     url = new_database()
     engine = open_engine(url, pooled=False)
@@ -92,7 +97,7 @@ def keyring() -> Keyring:
 
 @pytest.fixture
 def keyring_path(keyring: Keyring, engine: Engine, tmp_path: Path) -> Path:
-    """The keyring as a file, its fingerprints on record in the fresh database."""
+    """The keyring as a file. Its fingerprints are in the fresh database."""
     path = tmp_path / "keyring.json"
     keyring.save(path)
     with engine.begin() as connection:
@@ -102,5 +107,5 @@ def keyring_path(keyring: Keyring, engine: Engine, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def registration(engine: Engine, keyring: Keyring) -> RegistryChanges:
-    """The verbs that change the registry, as tester@test."""
+    """The functions that change the registry, as tester@test."""
     return RegistryChanges(engine, keyring, actor="tester@test")

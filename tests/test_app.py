@@ -28,9 +28,9 @@ from receiver.keyring import Keyring
 from receiver.storage.registry.changes import RegistryChanges
 from receiver.storage.registry.key_records import record_keys
 from tests.support.postgres import drop_database, new_database, open_directory, session_cluster
+from tests.support.server import OURS, Answer, Server, post, serving
+from tests.support.site import SOURCE, Site, sent
 from tests.support.waiting import until
-from tests.web.conftest import SOURCE, Site, sent
-from tests.web.server import OURS, Answer, Server, post, serving
 
 ADMIN = (*OURS, "--workers", "1", "receiver.asgi:admin")
 

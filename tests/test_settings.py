@@ -57,9 +57,9 @@ def test_every_mistake_is_told_at_once_with_its_variable(monkeypatch: pytest.Mon
         monkeypatch.setenv(f"RECEIVER_{name}", value)
     with pytest.raises(ConfigurationError) as caught:
         load_settings()
-    told = str(caught.value).splitlines()
-    assert sorted(line.partition(":")[0] for line in told) == sorted(f"RECEIVER_{name}" for name in mistakes)
-    assert "RECEIVER_BIND: write HOST:PORT, such as 127.0.0.1:8080" in told
+    message = str(caught.value).splitlines()
+    assert sorted(line.partition(":")[0] for line in message) == sorted(f"RECEIVER_{name}" for name in mistakes)
+    assert "RECEIVER_BIND: write HOST:PORT, such as 127.0.0.1:8080" in message
 
 
 def test_a_number_that_is_out_of_bounds_is_told_with_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:

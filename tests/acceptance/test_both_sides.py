@@ -1,14 +1,14 @@
-"""`simulate --api` plays both sides of Redox, against everything that `up` starts."""
+"""`simulate --api` simulates both directions of Redox, against everything that `up` starts."""
 
 from __future__ import annotations
 
-from tests.cli.commands.test_serve import free_port
-from tests.cli.machine import SOURCE, machine
+from tests.support.machine import SOURCE, machine
+from tests.support.ports import free_port
 
 
 def test_a_handler_answers_a_message_by_sending_one() -> None:
-    """The example's handler answers orders; what it sends arrives, signed by a key that is looked up at the receiver,
-    and its request is linked with the message that it answers."""
+    """The example's handler answers an order with a result. The simulated API checks its signature with the key that
+    the receiver publishes, and the request is linked to the message that it answers."""
     api = f"127.0.0.1:{free_port()}"
     with machine() as made:
         made.environment["RECEIVER_HANDLERS"] = "receiver.testing.example"
@@ -30,7 +30,7 @@ def test_a_handler_answers_a_message_by_sending_one() -> None:
             f"http://{api}",
         )
         made.run("destination", "set", "lab", "--reply-with", "ours")
-        told = made.json(
+        message = made.json(
             "simulate",
             "--url",
             made.url,
@@ -48,7 +48,7 @@ def test_a_handler_answers_a_message_by_sending_one() -> None:
             api,
         )
 
-        assert (told["wrong"], told["came"]) == ([], {"Results.New": 3})
+        assert (message["wrong"], message["came"]) == ([], {"Results.New": 3})
         sent = made.json("outbox", "list")
         assert [each["state"] for each in sent] == ["sent"] * 3
         received = {each["uuid"] for each in made.json("messages", "list") if each["kind"] == "Order.New"}

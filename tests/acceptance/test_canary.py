@@ -1,7 +1,7 @@
-"""Nothing secret and nothing of a patient's leaves the places that are made for it, on any path.
+"""No secret and no patient's data leaves the places that are made for them, on any path.
 
-A token, a signing secret, the keys and a patient are driven through all that can go well or wrong; then everything that
-can be read is searched: tables, files (PostgreSQL's own among them), logs, processes, answers, and what commands print.
+A token, a signing secret, the keys and a patient go through everything that can succeed or fail. Then everything that
+can be read is searched: tables, files (PostgreSQL's too), logs, processes, answers, and the output of commands.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from receiver.samples import sample
 from receiver.simulator.fake_redox import FakeRedox
 from receiver.simulator.http_connection import HttpReply
 from receiver.simulator.signer import Signer
-from tests.cli.machine import SOURCE, Machine
 from tests.faults import leaky
 from tests.faults.canary import Canaries
 from tests.faults.site import ROOT
+from tests.support.machine import SOURCE, Machine
 from tests.support.postgres import open_directory
 from tests.support.waiting import until
 
@@ -39,7 +39,7 @@ SIGNING_SECRET = "a-signing-secret-that-nobody-else-has"
 STRANGER = "what-a-stranger-presents-instead-of-it"
 
 
-# To begin a process takes longer than most commands do.
+# Starting a process takes longer than most commands.
 CLERK = """
 import json, sys
 from receiver.cli import main
@@ -53,10 +53,10 @@ for arguments in json.load(sys.stdin):
 
 
 class Clerk(Machine):
-    """A machine where somebody gives one command after another."""
+    """A machine whose operator runs one command after another."""
 
     def commands(self, *several: Sequence[str]) -> list[tuple[str, str]]:
-        """Run commands one after another in one process: what each was, and all that it printed."""
+        """Run commands one after another in one process. Returns each command and all its output."""
         done = subprocess.run(
             [self.python, "-P", "-c", CLERK],
             cwd=self.root,
@@ -76,29 +76,29 @@ class Clerk(Machine):
 
 @dataclass
 class Driven:
-    """A machine on which all of it has happened."""
+    """A machine on which all of these paths were taken."""
 
     machine: Clerk
     token: str
-    said: list[tuple[str, str | bytes]] = field(default_factory=list)
+    outputs: list[tuple[str, str | bytes]] = field(default_factory=list)
     statuses: dict[str, int | None] = field(default_factory=dict)
     admin: str = ""
 
     def answered(self, what: str, answer: HttpReply, *, discloses: bool = False) -> None:
-        """Keep an answer; one that discloses was given to whoever had asked for just that."""
+        """Keep an answer, unless it discloses a body on request."""
         self.statuses[what] = answer.status
         if not discloses:
-            self.said.append((f"the answer to {what}", answer.body + repr(dict(answer.headers)).encode()))
+            self.outputs.append((f"the answer to {what}", answer.body + repr(dict(answer.headers)).encode()))
 
     def ran(self, *several: Sequence[str]) -> None:
-        """Run commands, which all succeed, and keep what they print."""
+        """Run commands, which must all succeed, and keep their output."""
         printed = self.machine.commands(*several)
-        assert all(said.endswith("exit status 0\n") for _, said in printed), printed
-        self.said += printed
+        assert all(text.endswith("exit status 0\n") for _, text in printed), printed
+        self.outputs += printed
 
     @property
     def url(self) -> str:
-        """The database, for psycopg."""
+        """The database URL for psycopg."""
         return make_url(self.machine.cluster.url).set(drivername="postgresql").render_as_string()
 
 
@@ -107,7 +107,7 @@ PATIENT = replace(sample.person(7, family=FAMILY), mrn="QW-MR-77310044", ssn="QW
 
 @pytest.fixture(scope="module")
 def driven() -> Iterator[Driven]:
-    """Everything happens once; what is found afterwards is the tests'."""
+    """Take every path once. The tests search what is left."""
     made = Clerk(open_directory(), sys.executable)
     try:
         made.environment |= {
@@ -135,7 +135,7 @@ def driven() -> Iterator[Driven]:
 
 
 def drive(at: Driven) -> None:
-    """All paths."""
+    """Take all paths."""
     with psycopg.connect(at.url, autocommit=True) as connection:
         connection.execute(leaky.TABLE)
         redox = FakeRedox(at.machine.url, "lab", at.token, source_id=SOURCE)
@@ -152,25 +152,25 @@ def drive(at: Driven) -> None:
 
 
 def rows(at: Driven, query: str) -> list[Any]:
-    """The rows of a query."""
+    """Return the rows of a query."""
     with psycopg.connect(at.url) as connection:
         return connection.execute(query).fetchall()
 
 
 def body(redox: FakeRedox, kind: str, seed: int) -> bytes:
-    """A message about the patient."""
+    """Return a message about the patient."""
     return redox.body(kind, seed=seed, patient=PATIENT)
 
 
 def wait_for_handlers(at: Driven, redox: FakeRedox) -> None:
-    """Until what comes in is handed to the handlers, and queries are answered."""
+    """Wait until handlers get new messages, and queries are answered."""
     bound = len([name for name in vars(leaky).values() if hasattr(name, "__redox_receiver__")])
     until(lambda: len(rows(at, "SELECT FROM subscriptions")) == 2 * bound)
     until(lambda: redox.send(redox.body("PatientSearch.LocationQuery")).status == 200)
 
 
 def accepted(at: Driven, redox: FakeRedox) -> None:
-    """What is let in, and what the handlers make of it: dead, most of it."""
+    """Send messages that are accepted. Most of their deliveries die."""
     arrival = body(redox, "PatientAdmin.Arrival", 1)
     at.answered("a message", redox.send(arrival))
     at.answered("the same again", redox.send(arrival))
@@ -190,7 +190,7 @@ def accepted(at: Driven, redox: FakeRedox) -> None:
 
 
 def refused(at: Driven, redox: FakeRedox) -> None:
-    """What is not let in, each time with the patient in it and a secret on it."""
+    """Send requests that are refused, each with the patient and a secret."""
     arrival = body(redox, "PatientAdmin.Arrival", 3)
     stranger = FakeRedox(at.machine.url, "lab", STRANGER, source_id=SOURCE)
     at.answered("a wrong token", stranger.send(arrival))
@@ -213,21 +213,21 @@ def refused(at: Driven, redox: FakeRedox) -> None:
 
 
 def malformed(at: Driven) -> None:
-    """What is no request, or not all of one."""
+    """Send malformed and incomplete requests."""
     name = f"{PATIENT.given}%20{FAMILY}"
     host, port = at.machine.url.removeprefix("http://").split(":")
     head = f"Host: x\r\nVerification-Token: {at.token}\r\nContent-Type: application/json\r\n"
     for what, request in {
         "a token in a query": f"POST /redox/lab?verification-token={at.token}&patient={name} HTTP/1.1\r\nHost: x\r\n"
         "Content-Length: 0\r\n\r\n",
-        "a path that is none": f"GET /{name}/{at.token} HTTP/1.1\r\nHost: x\r\n\r\n",
-        "a method that is none": f"{FAMILY} /redox/lab HTTP/1.1\r\nHost: x\r\n\r\n",
-        "a version that is none": f"GET /redox/lab?verification-token={at.token} HTTP/{FAMILY}\r\nHost: x\r\n\r\n",
-        "a header that is none": f"GET /redox/lab HTTP/1.1\r\nHost: x\r\n{FAMILY} {at.token}\r\n\r\n",
+        "an invalid path": f"GET /{name}/{at.token} HTTP/1.1\r\nHost: x\r\n\r\n",
+        "an invalid method": f"{FAMILY} /redox/lab HTTP/1.1\r\nHost: x\r\n\r\n",
+        "an invalid version": f"GET /redox/lab?verification-token={at.token} HTTP/{FAMILY}\r\nHost: x\r\n\r\n",
+        "an invalid header": f"GET /redox/lab HTTP/1.1\r\nHost: x\r\n{FAMILY} {at.token}\r\n\r\n",
         "a header with a NUL": f"GET /redox/lab HTTP/1.1\r\nHost: x\r\nVerification-Token: {at.token}\0\r\n\r\n",
         "a header that is too large": f"GET /redox/lab HTTP/1.1\r\nHost: x\r\nX: {FAMILY}{at.token * 400}\r\n\r\n",
         "two lengths": f"POST /redox/lab HTTP/1.1\r\n{head}Content-Length: 5\r\nContent-Length: {FAMILY}\r\n\r\n",
-        "a chunk that is none": f"POST /redox/lab HTTP/1.1\r\n{head}Transfer-Encoding: chunked\r\n\r\n"
+        "an invalid chunk": f"POST /redox/lab HTTP/1.1\r\n{head}Transfer-Encoding: chunked\r\n\r\n"
         f"{FAMILY}\r\n{at.token}\r\n",
         "a body that ends early": f"POST /redox/lab HTTP/1.1\r\n{head}Content-Length: 1000\r\n\r\n"
         f'{{"Patient": "{FAMILY}"',
@@ -240,11 +240,11 @@ def malformed(at: Driven) -> None:
                 answer += piece
         status = re.match(rb"HTTP/1.1 (\d+)", answer)
         at.statuses[what] = int(status[1]) if status else None
-        at.said.append((f"the answer to {what}", answer))
+        at.outputs.append((f"the answer to {what}", answer))
 
 
 def kept_apart(at: Driven, redox: FakeRedox) -> None:
-    """What is Redox's and no message."""
+    """Send authentic requests that are quarantined."""
     arrival = body(redox, "PatientAdmin.Arrival", 4)
     other = json.loads(arrival)
     other["Meta"]["DataModel"] = f"{PATIENT.given}, {FAMILY}"
@@ -252,23 +252,23 @@ def kept_apart(at: Driven, redox: FakeRedox) -> None:
         "half a message": arrival[: len(arrival) // 2],
         "text": f"no bed for {FAMILY}".encode(),
         "a name twice": arrival[:-1] + f',"Meta":"{FAMILY}"}}'.encode(),
-        "a kind that is none": json.dumps(other).encode(),
+        "an invalid kind": json.dumps(other).encode(),
         "bad UTF-8": arrival[:-1] + b',"X":"' + FAMILY.encode() + b'\xff"}',
     }.items():
         at.answered(what, redox.send(content))
 
 
 def queries(at: Driven, redox: FakeRedox) -> None:
-    """What is answered, and what should have been."""
+    """Send queries: some are answered, some fail."""
     at.answered("a query that fails", redox.send(body(redox, "PatientSearch.Query", 5)))
-    at.answered("a query whose answer is none", redox.send(body(redox, "PatientAdmin.VisitQuery", 5)))
+    at.answered("a query with an invalid answer", redox.send(body(redox, "PatientAdmin.VisitQuery", 5)))
     at.answered("a query", redox.send(body(redox, "PatientSearch.LocationQuery", 5)), discloses=True)
     at.answered("nobody's query", redox.send(body(redox, "Results.Query", 5)))
 
 
 def database_errors(at: Driven, redox: FakeRedox, connection: psycopg.Connection) -> None:
-    """A row that the database refuses with the patient in its error, and one that it does not take in time."""
-    half = len(FAMILY) // 2  # whole, it would stand in the catalogue
+    """Cause a database error that quotes the patient, and a statement that takes too long."""
+    half = len(FAMILY) // 2  # written whole, it would be in the catalog
     connection.execute(f"""
         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN RAISE EXCEPTION '%', '{FAMILY[:half]}' || '{FAMILY[half:]}' USING ERRCODE = '22023',
@@ -288,7 +288,7 @@ def database_errors(at: Driven, redox: FakeRedox, connection: psycopg.Connection
 
 
 def commands(at: Driven) -> None:
-    """All that lists and shows, for people and as JSON; and what puts right, with the patient in its reason."""
+    """Run the commands that list and show, as text and JSON, and corrections with the patient in the reason."""
     (dead,) = rows(at, "SELECT min(id) FROM deliveries WHERE state = 'dead'")[0]
     (message,) = rows(at, "SELECT min(message_id) FROM deliveries WHERE state = 'dead'")[0]
     (quarantined,) = rows(at, "SELECT min(id) FROM messages WHERE state = 'quarantined'")[0]
@@ -334,8 +334,8 @@ def commands(at: Driven) -> None:
             "1",
         ),
     )
-    # What they find amiss, and where, is not the question here.
-    at.said += at.machine.commands(
+    # Their findings do not matter here.
+    at.outputs += at.machine.commands(
         ("status",),
         ("status", "--json"),
         ("check",),
@@ -343,14 +343,14 @@ def commands(at: Driven) -> None:
         ("messages", "show", "99999999"),
         ("messages", "list", "--since", FAMILY[:5]),
     )
-    # Asked for, and audited, it is told.
-    for _, told in at.machine.commands(
+    # A disclosure shows it, and is audited.
+    for _, printed in at.machine.commands(
         ("audit", "list", "--action", "message.discard", "--notes", "--json", *reason),
         ("messages", "show", str(message), "--payload", *reason),
     ):
-        assert FAMILY in told
+        assert FAMILY in printed
     for path in ("livez", "readyz", "metrics"):
-        at.said.append((f"/{path}", _get(f"http://{at.admin}/{path}")))
+        at.outputs.append((f"/{path}", _get(f"http://{at.admin}/{path}")))
 
 
 def _get(url: str) -> bytes:
@@ -363,7 +363,7 @@ def _get(url: str) -> bytes:
 
 @pytest.fixture(scope="module")
 def canaries(driven: Driven) -> Canaries:
-    """Everything that may be nowhere but in its own file, or sealed."""
+    """Return everything that may only be in its own file, or sealed."""
     keys = keyrings.load_keyring(driven.machine.data_dir / "keyring.json").keys
     return Canaries(
         {
@@ -380,7 +380,7 @@ def canaries(driven: Driven) -> Canaries:
 
 
 def test_each_path_was_taken(driven: Driven) -> None:
-    """Else nothing is shown by what is not found."""
+    """Every path was taken: without that, finding nothing would prove nothing."""
     assert driven.statuses == {
         "a message": 200,
         "the same again": 200,
@@ -402,22 +402,22 @@ def test_each_path_was_taken(driven: Driven) -> None:
         "no source": 403,
         "a body that is too large": 413,
         "a token in a query": 401,
-        "a path that is none": 404,
-        "a method that is none": 400,
-        "a version that is none": 400,
-        "a header that is none": 400,
+        "an invalid path": 404,
+        "an invalid method": 400,
+        "an invalid version": 400,
+        "an invalid header": 400,
         "a header with a NUL": 400,
         "a header that is too large": 431,
         "two lengths": 400,
-        "a chunk that is none": 400,
+        "an invalid chunk": 400,
         "a body that ends early": 400,
         "half a message": 200,
         "text": 200,
         "a name twice": 200,
-        "a kind that is none": 200,
+        "an invalid kind": 200,
         "bad UTF-8": 200,
         "a query that fails": 500,
-        "a query whose answer is none": 500,
+        "a query with an invalid answer": 500,
         "a query": 200,
         "nobody's query": 501,
         "a row that is refused": 200,
@@ -444,24 +444,24 @@ def test_each_path_was_taken(driven: Driven) -> None:
 
 
 def test_not_in_the_tables(driven: Driven, canaries: Canaries) -> None:
-    """Error columns, audit rows, jobs: all columns of all tables. Where a plugin's error quotes, it is sealed."""
+    """No column of any table has a canary. The text of a plugin's error is sealed."""
     assert list(canaries.in_tables(driven.url)) == []
     assert rows(driven, "SELECT count(*) > 0 FROM deliveries WHERE error_sealed IS NOT NULL") == [(True,)]
 
 
 def test_not_in_the_logs(driven: Driven, canaries: Canaries) -> None:
-    """Those of every process, at level debug."""
+    """No log has a canary, at level debug, of any process."""
     assert canaries.within(driven.machine.log.read_bytes(), "the log") == []
     assert {"request.served", "handler.ended", "ledger.unstorable"} & {line["event"] for line in driven.machine.lines()}
 
 
 def test_not_in_what_is_said(driven: Driven, canaries: Canaries) -> None:
-    """What the receiver answers, what commands print, what monitoring reads."""
-    assert [found for what, text in driven.said for found in canaries.within(text, what)] == []
+    """No answer of the receiver, output of a command or page for monitoring has a canary."""
+    assert [found for what, text in driven.outputs for found in canaries.within(text, what)] == []
 
 
 def test_not_in_files(driven: Driven, canaries: Canaries) -> None:
-    """All that lies about, PostgreSQL's tables, write-ahead log and server log among it."""
+    """No file has a canary, PostgreSQL's tables, write-ahead log and server log included."""
     root, home = driven.machine.root, driven.machine.data_dir
     secrets = [home / "keyring.json", *(root / name for name in ("lab.token", "ward.token", "signing.secret"))]
     with psycopg.connect(driven.url, autocommit=True) as connection:
@@ -474,14 +474,14 @@ def test_not_in_files(driven: Driven, canaries: Canaries) -> None:
 
 
 def test_not_in_processes(driven: Driven, canaries: Canaries) -> None:
-    """Nobody who lists processes reads a secret."""
+    """No argument or environment that other users can list has a secret."""
     family = driven.machine.family()
     assert len(family) > 5
     assert list(canaries.in_processes(family)) == []
 
 
 def test_what_is_looked_for_is_found(tmp_path: Path, canaries: Canaries) -> None:
-    """In whatever form it was written."""
+    """The search finds a canary in every encoding."""
     (tmp_path / "plain").write_text(f"x{FAMILY}y")
     (tmp_path / "hex").write_text(PATIENT.mrn.encode().hex().upper())
     (tmp_path / "lower").write_text(f"{FAMILY}@example.com".lower())

@@ -1,6 +1,6 @@
-"""The operator's pages, word by word: every command that README's "Install" and OPERATING.md name is run, on a live machine.
+"""Every command in README's "Install" and in OPERATING.md runs on a live machine.
 
-A phrase that is new in them, or gone from them, fails here first.
+A command that is added there or removed fails here first.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from receiver.simulator.fake_redox import FakeRedox
-from tests.cli.machine import SOURCE, Machine, machine
+from tests.support.machine import SOURCE, Machine, machine
 from tests.support.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -27,12 +27,14 @@ def register(message, context):
     message.data["Nothing of this name"]
 """
 RETRY = "redox-receiver deliveries retry --handler register --error-class KeyError --reason 'fixed in 1.4.2'"
-# As the page has it → what is run for it. Words in capitals and numbers stand for something of this machine's.
+# Command of the page → command to run. Words in capitals and numbers are replaced by this machine's values.
 COMMANDS = {
     "redox-receiver destination add lab --environment development --token-out lab.token": None,
     "redox-receiver source add lab 7ce6f387-c33c-417d-8682-81e83628cbd9 --name 'North Clinic'": None,
-    "redox-receiver simulate --destination lab --token-file lab.token": "redox-receiver simulate --destination lab --token-file lab.token --url {url} --kind PatientAdmin.Arrival "
-    f"--source {SOURCE}",
+    "redox-receiver simulate --destination lab --token-file lab.token": (
+        "redox-receiver simulate --destination lab --token-file lab.token --url {url} --kind PatientAdmin.Arrival "
+        f"--source {SOURCE}"
+    ),
     "redox-receiver status": None,
     "redox-receiver check": None,
     "redox-receiver handlers check": None,
@@ -49,9 +51,9 @@ COMMANDS = {
     "redox-receiver audit verify": None,
     "redox-receiver db upgrade": None,
 }
-# They exit with 1 here, for they find that a handler fails.
+# They exit with status 1 here, because a handler fails.
 FINDING = {"redox-receiver status", "redox-receiver check"}
-# What cannot be run on a machine that serves, or needs what is not there: that it exists is shown by its help.
+# These cannot run on a machine that serves, or need something else: their help shows that they exist.
 NAMED = {
     "redox-receiver up --data-dir /srv/redox",
     "redox-receiver keys init",
@@ -59,7 +61,7 @@ NAMED = {
     "redox-receiver worker",
     "redox-receiver reconcile --from FILE --column 'Log ID'",
 }
-# In running text the program's name is left away.
+# The text mentions commands without the program's name.
 SHORT = {
     "messages replay": "",
     "messages release": "",
@@ -80,14 +82,14 @@ SHORT = {
 
 
 def chapters() -> str:
-    """Installing, from the README; operating, the whole page."""
+    """Return "Install" of the README, and all of OPERATING.md."""
     install = re.search(r"^## Install$.*?(?=^## )", README, re.DOTALL | re.MULTILINE)
     assert install
     return f"{install[0]}\n{OPERATING}"
 
 
 def phrases() -> tuple[list[str], list[str]]:
-    """(commands, mentions without the program's name) in the chapters, in their order, each once."""
+    """Return the commands, and the mentions without the program's name, in order and each once."""
     text = chapters()
     console = [line[2:].partition("     #")[0].strip() for line in text.splitlines() if line.startswith("$ ")]
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
@@ -103,7 +105,7 @@ def phrases() -> tuple[list[str], list[str]]:
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Machine]:
-    """A machine whose operator has a handler that fails."""
+    """A machine with a handler that fails."""
     with machine() as made:
         made.plug_in("broken", PLUGIN)
         made.up("--workers", "1")
@@ -111,7 +113,7 @@ def running() -> Iterator[Machine]:
 
 
 def killed(at: Machine) -> list[dict[str, object]]:
-    """Send a message that the handler fails on; its delivery, once that is dead."""
+    """Send a message on which the handler fails, and return its dead delivery."""
     redox = FakeRedox(
         at.url, "lab", (at.root / "lab.token").read_text().strip(), source_id="7ce6f387-c33c-417d-8682-81e83628cbd9"
     )
@@ -122,14 +124,14 @@ def killed(at: Machine) -> list[dict[str, object]]:
 
 
 def test_every_command_is_here() -> None:
-    """What the pages name and what is run below are the same."""
+    """This file runs exactly the commands of the pages."""
     commands, short = phrases()
     assert set(commands) == {*COMMANDS, *NAMED}
     assert set(short) == set(SHORT)
 
 
 def test_every_command_runs(running: Machine) -> None:
-    """From the first destination to the last proof, in the order of the pages."""
+    """Every command succeeds on a live machine, in the order of the pages."""
     dead: list[dict[str, object]] = []
     for phrase in phrases()[0]:
         if phrase in NAMED:
@@ -148,7 +150,7 @@ def test_every_command_runs(running: Machine) -> None:
 
 
 def test_every_mention_is_a_command(running: Machine) -> None:
-    """What is named in passing is there as well, options included."""
+    """Every command that the text mentions exists, with its options."""
     for phrase, run in SHORT.items():
         words = [word for word in phrase.split() if word not in ("ID", "DIR")]
         if run:

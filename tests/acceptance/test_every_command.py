@@ -1,6 +1,6 @@
-"""Every command on a machine that serves: one operator's day, in which none is left out.
+"""Every command runs on a machine that serves.
 
-What a command does exactly is shown beside its code (tests/cli); here, that it works against what really runs.
+What each command does exactly is tested in tests/cli. Here it runs against real processes.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import pytest
 from receiver.simulator.api import FakeRedoxApi
 from receiver.simulator.fake_redox import FakeRedox
 from tests.cli.conftest import Commands
-from tests.cli.machine import SOURCE, Machine, machine
 from tests.cli.test_commands import EVERY
+from tests.support.machine import SOURCE, Machine, machine
 from tests.support.waiting import until
 
 PLUGIN = """
@@ -30,14 +30,14 @@ def fails(message, context):
 def holds(message, context):
     message.data["Nothing of this name"]
 """
-# They are what runs: `up` is this machine, and the others are its parts.
+# These run already: `up` is this machine, and the others are its parts.
 RUNNING = {"up", "serve", "admin", "worker"}
 WHY = ("--reason", "an operator's day")
 
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Machine]:
-    """A machine whose operator has two handlers that fail."""
+    """A machine with two handlers that fail."""
     with machine() as made:
         made.plug_in("broken", PLUGIN)
         made.up("--workers", "1")
@@ -45,24 +45,24 @@ def running() -> Iterator[Machine]:
 
 
 class Day:
-    """Runs commands, and remembers which."""
+    """Runs commands, and records which."""
 
     def __init__(self, at: Machine) -> None:
         self.at = at
         self.done: set[str] = set(RUNNING)
 
     def __call__(self, *words: str, fails: bool = False) -> str:
-        """Run one, in this process: what it says on stdout, or on stderr where it `fails`."""
+        """Run a command in this process. Returns its stdout, or its stderr if it `fails`."""
         self.done.add(next(name for name in map(" ".join, EVERY) if f"{' '.join(words)} ".startswith(f"{name} ")))
         return Commands().fails(*words) if fails else Commands()(*words).stdout
 
     def json(self, *words: str) -> Any:
-        """Run one with --json."""
+        """Run a command with --json."""
         return json.loads(self(*words, "--json"))
 
 
 def test_a_day(running: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the first destination to the backup; at its end no command was left out."""
+    """From the first destination to the backup, every command runs."""
     monkeypatch.syspath_prepend(str(running.root))
     for name, value in running.environment.items():
         monkeypatch.setenv(name, value)
@@ -94,7 +94,7 @@ def test_a_day(running: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def registered(run: Day) -> None:
-    """Destinations, credentials and sources, by command and by file."""
+    """Register destinations, credentials and sources, by command and by file."""
     root = run.at.root
     run("destination", "add", "lab", "--token-out", str(root / "lab.token"))
     run("destination", "set", "lab", "--test-messages", "accept")
@@ -118,12 +118,12 @@ def registered(run: Day) -> None:
 
 
 def bindings(run: Day) -> list[Any]:
-    """What the worker has bound at the destination."""
+    """Return the handlers that the worker has bound to the destination."""
     return [each for each in run.json("handlers", "list") if each.get("destination") == "lab"]
 
 
 def worked(run: Day, redox: FakeRedox) -> None:
-    """Handlers and what they fail on."""
+    """Run the commands of handlers and of failed deliveries."""
     run("handlers", "check")
     for verb in ("disable", "enable"):
         run("handlers", verb, "fails", "--destination", "lab")
@@ -132,7 +132,7 @@ def worked(run: Day, redox: FakeRedox) -> None:
     seeds = itertools.count()
 
     def dead() -> list[Any]:
-        # The receiver sees within a second that a handler is enabled: what it accepts before that is not for `fails`.
+        # The receiver sees an enabled handler within a second. Messages accepted before that are not for `fails`.
         redox.send(redox.body("PatientAdmin.Arrival", seed=next(seeds)))
         return list(run.json("deliveries", "list", "--state", "dead"))
 
@@ -147,25 +147,25 @@ def worked(run: Day, redox: FakeRedox) -> None:
     run("deliveries", "retry", str(one["id"]), *WHY)
     (lane,) = held(run)
     run("lanes", "release", lane["lane"], *WHY)
-    until(lambda: held(run) != [])  # it has run once more, and failed
+    until(lambda: held(run) != [])  # it has run again, and failed
     run("deliveries", "skip", str(lane["head"]), *WHY)
     assert held(run) == []
 
 
 def compared(run: Day) -> None:
-    """What is recorded, beside a log that names it."""
+    """Run `reconcile` with a log that names the recorded messages."""
     log = run.at.root / "log.csv"
     log.write_text("Log ID\n" + "".join(f"{each['log_id']}\n" for each in run.json("messages", "list")))
     run("reconcile", "--from", str(log), "--destination", "lab")
 
 
 def held(run: Day) -> list[Any]:
-    """The lanes that wait for an operator."""
+    """Return the lanes that wait for an operator."""
     return [each for each in run.json("lanes", "list") if each["state"] == "held"]
 
 
 def quarantined(run: Day, redox: FakeRedox) -> None:
-    """One that is released and one that is given up."""
+    """Release one quarantined message, and discard another."""
     run("destination", "set", "lab", "--test-messages", "quarantine")
     seeds = iter(range(100, 200))
 
@@ -181,7 +181,7 @@ def quarantined(run: Day, redox: FakeRedox) -> None:
 
 
 def spoken(run: Day) -> None:
-    """Keys, and calls that are made at once; nothing waits to go out."""
+    """Run the commands of API keys and of calls to Redox. The outbox is empty."""
     root = run.at.root
     first = run.json("signing-key", "new")["kid"]
     run("signing-key", "rotate")
@@ -233,7 +233,7 @@ def spoken(run: Day) -> None:
 
 
 def kept(run: Day) -> None:
-    """Evidence, keys and backups."""
+    """Run the commands of the audit, the keyring and backups."""
     run("audit", "list")
     run("audit", "verify")
     run("audit", "review", "--sign-off", *WHY)

@@ -1,6 +1,6 @@
-"""Two nights of an operator's, from what `status` says to where it says that nothing needs you.
+"""Two incidents, from the first finding of `status` until it shows none.
 
-Every command is one that the commands before it have named, or that the chapter for operators has.
+Every command was named by an earlier command, or is in deploy/OPERATING.md.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from receiver.samples import sample
 from receiver.simulator.attempt_log import AttemptLog
 from receiver.simulator.fake_redox import FakeRedox
 from receiver.simulator.feed import FeedSimulator
-from tests.cli.machine import SOURCE, Machine, machine
+from tests.support.machine import SOURCE, Machine, machine
 from tests.support.waiting import until
 
 FAMILY = "Quibbleworthington"
-# What a plugin's author has written, before and after they were called.
+# The plugin before and after its author fixed the bug.
 PLUGIN = """
 import os
 from receiver.handlers import handler
@@ -47,7 +47,7 @@ FIXED = PLUGIN.replace("WARDS[name]", 'WARDS.get(name, "south")')
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Machine]:
-    """A machine with the plugin, its bug included, on which somebody has just begun."""
+    """A machine with a plugin that has a bug."""
     with machine() as made:
         made.plug_in("wards", PLUGIN)
         made.environment |= {"ADMITTED": str(made.root / "admitted"), "RECEIVER_PAUSE_AFTER_DEAD": "1000"}
@@ -56,7 +56,7 @@ def running() -> Iterator[Machine]:
 
 
 def bound(at: Machine, destination: str) -> FakeRedox:
-    """Redox, towards a destination to which the worker has bound the handler."""
+    """Return Redox for a destination to which the worker has bound the handler."""
     redox = FakeRedox(at.url, destination, at.register(destination).read_text().strip(), source_id=SOURCE)
 
     until(
@@ -73,23 +73,23 @@ def bound(at: Machine, destination: str) -> FakeRedox:
 
 
 def count(at: Machine, query: str, *values: str) -> int:
-    """How many rows a query finds: to wait by, for a command takes a second to begin."""
+    """Return how many rows a query finds. For waiting: a command takes a second to start."""
     with psycopg.connect(make_url(at.cluster.url).set(drivername="postgresql").render_as_string()) as connection:
         return connection.execute(query, values).rowcount
 
 
 def settled(at: Machine) -> bool:
-    """Whether nothing waits."""
+    """Return whether nothing is pending."""
     return count(at, "SELECT FROM deliveries WHERE state = 'pending'") == 0
 
 
-def mends(said: str) -> list[list[str]]:
-    """The commands that `status` names, as one would paste them."""
-    return [shlex.split(line)[1:] for line in said.splitlines() if line.startswith("  redox-receiver ")]
+def fixes(printed: str) -> list[list[str]]:
+    """Return the commands that `status` names, ready to paste."""
+    return [shlex.split(line)[1:] for line in printed.splitlines() if line.startswith("  redox-receiver ")]
 
 
 def test_a_bug_has_killed_400_deliveries(running: Machine) -> None:
-    """It is found from `status`, seen without a patient's name, mended in the plugin, and all of it runs again in its
+    """`status` leads to the bug without showing a patient's name. After the fix all deliveries run again, in
     order."""
     redox = bound(running, "lab")
     ledger = AttemptLog()
@@ -111,10 +111,10 @@ def test_a_bug_has_killed_400_deliveries(running: Machine) -> None:
         assert all(threads.map(send, range(1, 5)))
     until(lambda: settled(running))
 
-    said = running.status()
-    assert "deliveries of admit are dead (KeyError)" in said
-    assert FAMILY not in said
-    (command,) = [each for each in mends(said) if each[:2] == ["deliveries", "list"]]
+    printed = running.status()
+    assert "deliveries of admit are dead (KeyError)" in printed
+    assert FAMILY not in printed
+    (command,) = [each for each in fixes(printed) if each[:2] == ["deliveries", "list"]]
     dead = json.loads(running.run(*command, "--json", "--limit", "1000"))
     assert len(dead) >= 400
 
@@ -140,14 +140,14 @@ def test_a_bug_has_killed_400_deliveries(running: Machine) -> None:
     assert set(ledger.accepted()) <= set(admitted)
     assert len(admitted) == len(set(admitted)) >= len(dead)
     assert ledger.overtaken(admitted) == []
-    told = running.json("audit", "list", "--action", "delivery.retry", "--limit", "1000")
-    assert len({each["subject"] for each in told}) == len(dead)
-    assert all("@" in each["actor"] for each in told)
+    message = running.json("audit", "list", "--action", "delivery.retry", "--limit", "1000")
+    assert len({each["subject"] for each in message}) == len(dead)
+    assert all("@" in each["actor"] for each in message)
 
 
 def test_redox_has_paused_a_feed(running: Machine) -> None:
-    """A source that nobody has registered stands still; `status` says so and where to look, that says which command
-    lets it in, and with no more than that the feed goes on by itself, nothing lost and in order."""
+    """The feed of an unregistered source stops. `status` names the command that shows why, and that the command that
+    registers the source. Then the feed continues by itself, complete and in order."""
     bound(running, "ward")
     redox = FakeRedox(running.url, "ward", (running.root / "ward.token").read_text().strip(), source_id=str(uuid4()))
     ledger = AttemptLog()
@@ -159,9 +159,9 @@ def test_redox_has_paused_a_feed(running: Machine) -> None:
     ):
         sending = threads.submit(feed.run, bodies)
         until(lambda: len(ledger.attempts) >= 3)
-        said = running.status()
-        assert "ward: Redox was refused (source_unknown) and has probably paused the feed" in said
-        command, *_ = [each for each in mends(said) if "ward" in each]
+        printed = running.status()
+        assert "ward: Redox was refused (source_unknown) and has probably paused the feed" in printed
+        command, *_ = [each for each in fixes(printed) if "ward" in each]
         (add,) = [line for line in running.run(*command).splitlines() if line.startswith("redox-receiver source add")]
         assert not sending.done()
         running.run(*shlex.split(add)[1:])

@@ -6,7 +6,7 @@ from tests.faults import hoarding, soak
 
 
 def test_a_leak_is_found() -> None:
-    """With a handler that keeps a descriptor of each message, the verdict names who has too many."""
+    """A handler leaks one descriptor for each message, and the report names its process."""
     found = soak.measure(lambda _: None, minutes=0.12, rate=12, also=[hoarding.__name__])
     assert any(each.startswith("descriptors of worker's handler processes is growing") for each in found.violations), (
         found.text

@@ -1,6 +1,6 @@
-"""The whole, from outside: all that Redox sends, to two hosts that are killed at the worst moments, and nothing lost.
+"""The whole system, from outside: two hosts are killed at the worst moments, and no message is lost.
 
-Two hosts reach one PostgreSQL over TCP and share no directory; the sender's own ledger is the judge.
+Two hosts reach one PostgreSQL over TCP and share no directory. The sender's attempt log decides.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import pytest
 
 from receiver.samples import sample
 from receiver.simulator.simulation import Simulation, SimulationPlan
-from tests.cli.machine import gone
 from tests.faults.load import name_of
 from tests.faults.site import Site, receiver_workers, site
+from tests.support.processes import gone
 from tests.support.waiting import until
 
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Site]:
-    """A site at work: a receiver and a worker on one host, a worker alone on another, two destinations."""
+    """A receiver and a worker on one host, a worker alone on another, and two destinations."""
     with site() as made:
         made.first.up("--workers", "1")
         made.second.work()
@@ -33,8 +33,8 @@ def running() -> Iterator[Site]:
 
 
 def test_all_that_redox_sends(running: Site) -> None:
-    """Every kind from several feeds at once, some twice, queries, and what must be refused: each is answered as it
-    should be, and all of it is recorded, handed over in order, and proved."""
+    """Feeds send every kind, duplicates, queries, and requests that must be refused. Each is answered correctly,
+    recorded, delivered in order, and verified."""
     runs = {
         "lab": Simulation(
             running.target("lab"),
@@ -57,7 +57,7 @@ def test_all_that_redox_sends(running: Site) -> None:
         assert [result for result in results[name].result() if result.wrong] == []
         assert len(results[name].result()) == run.total
         running.note(name, run.ledger)
-    # What waits behind a poisoned head waits for a person.
+    # Deliveries behind a failing first one wait for an operator.
     until(lambda: not running.rows("SELECT FROM deliveries WHERE state = 'pending' AND handler <> 'strict' LIMIT 1"))
     assert running.violations() == []
 
@@ -68,7 +68,7 @@ def test_all_that_redox_sends(running: Site) -> None:
     assert outcomes == {"succeeded", "failed", "crashed", "retry_later", "gave_up"}
     refused = {row["reason"] for row in running.rows("SELECT reason FROM audit_events WHERE outcome = 'refused'")}
     assert {"token_wrong", "bearer_differs", "credential_missing", "destination_unknown"} < refused
-    # Nothing but one handler's failures is dead, and nothing but one's lanes are held.
+    # Only one handler's failures are dead, and only one handler's lanes are held.
     assert {row["handler"] for row in running.rows("SELECT handler FROM deliveries WHERE state = 'dead'")} == {"shaky"}
     assert {row["handler"] for row in running.rows("SELECT handler FROM deliveries WHERE state = 'pending'")} == {
         "strict"
@@ -76,8 +76,8 @@ def test_all_that_redox_sends(running: Site) -> None:
 
 
 def test_a_worker_is_killed_inside_a_handler(running: Site) -> None:
-    """What ran has not happened, and runs again elsewhere; what comes after it has waited, and other lanes have not; of
-    the killed worker no process is left."""
+    """The interrupted delivery is rolled back and runs on the other host. Later ones of its lane wait, others do not.
+    No process of the killed worker is left."""
     redox = running.target("lab").redox()
     bodies = [redox.body("PatientAdmin.Transfer", seed=2_000 + number) for number in range(4)]
     gate = running.gate("book", name_of(bodies[1]))
@@ -94,7 +94,7 @@ def test_a_worker_is_killed_inside_a_handler(running: Site) -> None:
     worker.kill()
     until(lambda: gone(process))
     gate.unlink()
-    if worker.pid in [each.pid for each in running.second.workers]:  # nobody else starts it again
+    if worker.pid in [each.pid for each in running.second.workers]:  # nothing else restarts it
         running.second.workers[-1].wait(30)
         running.second.work()
     assert running.violations() == []
@@ -107,8 +107,8 @@ def test_a_worker_is_killed_inside_a_handler(running: Site) -> None:
 
 
 def test_a_receiver_is_killed_between_commit_and_answer(running: Site) -> None:
-    """What is committed and was never answered comes again, and is known: one message, handled once, a repeat in the
-    audit; what waited behind it follows."""
+    """A message that was committed but not answered is sent again, and found to be a duplicate. It is handled once, and
+    the feed continues."""
     redox = running.target("ward").redox()
     first, second = (redox.body("PatientAdmin.Arrival", seed=seed) for seed in (3_000, 3_001))
     held = running.first.proxy.hold_answer(name_of(first).encode())
@@ -120,27 +120,27 @@ def test_a_receiver_is_killed_between_commit_and_answer(running: Site) -> None:
         assert running.sent["ward"].of(name_of(first)) == ()
         (receiver,) = receiver_workers(running.first)
         os.kill(receiver, signal.SIGKILL)
-        held.let_go()
+        held.release()
         assert sending.result(120)
     lost, repeated = running.sent["ward"].of(name_of(first))
     assert (lost.status, repeated.status) == (None, 200)
-    told = running.rows(
+    rows = running.rows(
         "SELECT outcome FROM audit_events WHERE message_uuid = :uuid AND action = 'message.receive' ORDER BY id",
         uuid=there[0]["uuid"],
     )
-    assert [row["outcome"] for row in told] == ["accepted", "duplicate"]
+    assert [row["outcome"] for row in rows] == ["accepted", "duplicate"]
     assert running.violations() == []
 
 
 def test_a_replay(running: Site) -> None:
-    """A message that is replayed is handed over once more, under another key, and the handler is told so."""
+    """A replayed message is delivered again under another idempotency key, and the handler can see that."""
     body = running.target("lab").redox().body("PatientAdmin.Discharge", seed=4_000)
     with running.feed("lab", "replayed") as feed:
         assert feed.run([body])
     assert running.violations() == []
     (message,) = running.rows("SELECT id, uuid::text FROM messages WHERE log_id = :log", log=name_of(body))
-    said = running.first.json("messages", "replay", str(message["id"]), "--handler", "outside", "--reason", "a test")
-    assert said["made"] == 1
+    printed = running.first.json("messages", "replay", str(message["id"]), "--handler", "outside", "--reason", "a test")
+    assert printed["made"] == 1
     assert running.violations() == []
     done = [
         line

@@ -1,4 +1,4 @@
-"""`up` runs everything, keeps it running, and leaves nothing behind."""
+"""`up` runs all parts, restarts them, and leaves no process behind."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 from receiver.simulator.fake_redox import FakeRedox
-from tests.cli.machine import SOURCE, Machine, gone, machine
+from tests.support.machine import SOURCE, Machine, machine
 from tests.support.postgres import drop_database, new_database
+from tests.support.processes import gone
 from tests.support.waiting import until
 
 
@@ -27,27 +28,27 @@ def made() -> Iterator[Machine]:
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Machine]:
-    """One on which `up` runs, with a worker; whoever takes it leaves it running."""
+    """A machine on which `up` runs, with a worker. Each test leaves it running."""
     with machine() as found:
         found.up("--workers", "1")
         yield found
 
 
 def send(at: Machine, token: str, seed: int) -> int | None:
-    """Send a message; the status."""
+    """Send a message, and return the status."""
     redox = FakeRedox(at.url, "lab", token, source_id=SOURCE)
     return redox.send(redox.body("PatientAdmin.Arrival", seed=seed)).status
 
 
 def live(at: Machine) -> bool:
-    """Whether the public listener answers."""
+    """Return whether the public listener answers."""
     with urlopen(f"{at.url}/livez", timeout=30) as answer:
         return bool(answer.status == 200)
 
 
 def test_first_and_last(made: Machine) -> None:
-    """The first `up` makes database and keyring, says that it is ready and nothing more on stdout; SIGTERM ends all of
-    it, with exit status 0; the second finds what the first has kept."""
+    """The first `up` creates database and keyring, and prints only its `ready` line. SIGTERM ends it with exit status
+    0. The second `up` finds the stored messages."""
     made.up("--workers", "1")
     assert (made.data_dir / "keyring.json").stat().st_mode & 0o777 == 0o600
     token = made.register("lab").read_text().strip()
@@ -67,7 +68,7 @@ def test_first_and_last(made: Machine) -> None:
     assert (made.data_dir / "keyring.json").read_bytes() == keyring
     until(lambda: send(made, token, 2) == 200)
     assert [each["kind"] for each in made.json("messages", "list")] == ["PatientAdmin.Arrival"] * 2
-    # Ctrl-C: the terminal signals the whole process group, in which nobody but `up` is.
+    # Ctrl-C: the terminal signals the whole process group, which has only `up` in it.
     os.killpg(made.process.pid, signal.SIGINT)
     assert made.ended() == (0, "")
     events = [line["event"] for line in made.lines()]
@@ -78,7 +79,7 @@ def test_first_and_last(made: Machine) -> None:
 
 @pytest.mark.parametrize("part", ["receiver", "admin", "worker-1"])
 def test_a_part_that_dies_is_started_again(running: Machine, part: str) -> None:
-    """A part that is killed comes back, while connections wait for it instead of being refused."""
+    """A killed part is restarted. Meanwhile connections wait and are not refused."""
     killed = running.part(part)
     family = psutil.Process(killed).children(recursive=True)
     os.kill(killed, signal.SIGKILL)
@@ -96,7 +97,7 @@ def test_a_part_that_dies_is_started_again(running: Machine, part: str) -> None:
 
 
 def test_the_database_is_started_again(running: Machine) -> None:
-    """When the postmaster is killed, another one takes its place, and messages are recorded again."""
+    """A killed postmaster is restarted, and messages are recorded again."""
     token = running.register("lab").read_text().strip()
     killed = running.cluster.pid()
     assert killed is not None
@@ -106,7 +107,7 @@ def test_the_database_is_started_again(running: Machine) -> None:
 
 
 def test_it_says_what_comes_next(made: Machine) -> None:
-    """The last line of its start is the command that adds a destination, where there is none."""
+    """Without a destination, the last log line of the start names the command that adds one."""
     made.up("--workers", "0")
     *_, last = until(
         lambda: [
@@ -126,7 +127,7 @@ def test_it_says_what_comes_next(made: Machine) -> None:
 
 
 def test_a_sighup_tells_what_it_did_not_take(made: Machine) -> None:
-    """Variables that nothing reads, with the one that may be meant, and settings that want a restart."""
+    """SIGHUP logs unknown variables, with the probable name, and settings that need a restart."""
     made.data_dir.mkdir(mode=0o700)
     file = made.data_dir / ".env"
     file.write_text("RECEIVER_WORKERS=0\n")
@@ -136,25 +137,25 @@ def test_a_sighup_tells_what_it_did_not_take(made: Machine) -> None:
     assert made.process is not None
     made.process.send_signal(signal.SIGHUP)
 
-    def told(event: str) -> str:
+    def message(event: str) -> str:
         lines = until(lambda: [line for line in made.lines() if line["event"] == event])
         return str(lines[-1]["error"])
 
-    assert "RECEIVER_TREADS (RECEIVER_THREADS?)" in told("settings.unread")
-    assert told("up.restart_needed").startswith("RECEIVER_WORKERS changed: restart `up`")
+    assert "RECEIVER_TREADS (RECEIVER_THREADS?)" in message("settings.unread")
+    assert message("up.restart_needed").startswith("RECEIVER_WORKERS changed: restart `up`")
     assert live(made)
 
 
 def test_a_second_up_is_refused(running: Machine) -> None:
-    """Another `up` on the same data directory is told who runs there, and the first goes on."""
+    """A second `up` on the same data directory fails and names the first's process id. The first goes on."""
     assert running.process is not None
-    told = running.run("up", "--bind", "127.0.0.1:0", "--admin-bind", "127.0.0.1:0", fails=True)
-    assert f"another `redox-receiver up` runs on this data directory (pid {running.process.pid})" in told
+    message = running.run("up", "--bind", "127.0.0.1:0", "--admin-bind", "127.0.0.1:0", fails=True)
+    assert f"another `redox-receiver up` runs on this data directory (pid {running.process.pid})" in message
     assert live(running)
 
 
 def test_killed_and_adopted(made: Machine) -> None:
-    """When `up` itself is killed its parts end; the next `up` takes over the database and the port."""
+    """If `up` is killed, its parts end. The next `up` adopts the database and gets the port."""
     made.up("--workers", "1")
     postmaster = made.cluster.pid()
     family = [process for process in made.family() if process.pid != postmaster]
@@ -168,7 +169,7 @@ def test_killed_and_adopted(made: Machine) -> None:
 
 
 def test_told_twice(made: Machine) -> None:
-    """A part that is frozen would hold up the end; told a second time `up` kills it, and still ends in order."""
+    """A frozen part delays the stop. After a second signal `up` kills it, and ends normally."""
     made.up("--workers", "1")
     family = made.family()
     psutil.Process(made.part("worker-1")).suspend()
@@ -183,7 +184,7 @@ def test_told_twice(made: Machine) -> None:
 
 
 def test_a_port_in_use(made: Machine) -> None:
-    """A port that somebody else has is named, with the option that chooses another, before anything is made."""
+    """A port in use is an error that names the option, before anything is created."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         for options in (
@@ -201,7 +202,7 @@ def test_a_port_in_use(made: Machine) -> None:
 
 
 def test_a_lost_keyring_is_not_replaced(made: Machine) -> None:
-    """A database that was made is not given another keyring; the ports are free again."""
+    """If the keyring of an existing database is missing, `up` fails without creating one, and frees its ports."""
     made.up("--workers", "0")
     assert made.process is not None
     made.process.terminate()
@@ -213,7 +214,7 @@ def test_a_lost_keyring_is_not_replaced(made: Machine) -> None:
 
 
 def test_nothing_is_made_beside_a_database_of_the_operators(made: Machine) -> None:
-    """With DATABASE_URL, `up` makes neither a keyring nor tables: it names the commands that do."""
+    """With DATABASE_URL, `up` creates neither keyring nor tables. It names the commands that do."""
     url = new_database()
     try:
         made.environment["DATABASE_URL"] = url
@@ -226,17 +227,17 @@ def test_nothing_is_made_beside_a_database_of_the_operators(made: Machine) -> No
 
 
 def test_plugins_that_cannot_be_loaded(made: Machine) -> None:
-    """No plugin keeps `up` from starting, or a SIGHUP from taking hold: a syntax error and a missing library are named
-    by `status`, and the handlers of another plugin run."""
+    """A plugin that cannot be imported prevents neither start nor reload. `status` names the error, and the handlers
+    of other plugins run."""
     (made.root / "untidy.py").write_text("def broken(:\n")
     made.plug_in("tidy", "from receiver.handlers import handler\n@handler('*', name='tidy')\ndef tidy(m, c): ...\n")
     made.environment["RECEIVER_HANDLERS"] = "untidy,tidy,no.such.plugin"
     made.up("--workers", "1")
     made.register("lab", "--environment", "development")
     until(lambda: made.findings().get("plugin_not_loaded"))
-    said = made.status()
-    assert "module no.such.plugin of RECEIVER_HANDLERS cannot be imported: ModuleNotFoundError" in said
-    assert f"({made.root / 'untidy.py'}:1)" in said
+    printed = made.status()
+    assert "module no.such.plugin of RECEIVER_HANDLERS cannot be imported: ModuleNotFoundError" in printed
+    assert f"({made.root / 'untidy.py'}:1)" in printed
 
     def working() -> set[int]:
         return {each["pid"] for each in made.known_workers() if each["alive"] and "tidy" in each["handlers"]}
@@ -248,7 +249,7 @@ def test_plugins_that_cannot_be_loaded(made: Machine) -> None:
 
 
 def test_modules_that_lie_about_are_not_imported(made: Machine) -> None:
-    """Nothing is imported from the directory that `up` was started in: anybody may have put it there."""
+    """Nothing is imported from the directory in which `up` was started: other users may write there."""
     for name in ("structlog", "gunicorn", "sitecustomize"):
         (made.root / f"{name}.py").write_text(f"from pathlib import Path\nPath({str(made.root)!r}, 'bitten').touch()\n")
     made.up("--workers", "0")
@@ -256,7 +257,7 @@ def test_modules_that_lie_about_are_not_imported(made: Machine) -> None:
 
 
 def test_a_log_line_is_json(running: Machine) -> None:
-    """All that is on stderr is JSON, a line each, whoever wrote it."""
+    """Every line on stderr is JSON, whichever process wrote it."""
     for line in running.log.read_text().splitlines():
         assert isinstance(json.loads(line), dict)
     assert psutil.pid_exists(running.part("receiver"))

@@ -1,6 +1,6 @@
-"""From one release to the next while the feed runs: the database first, then one host after another.
+"""An upgrade while the feed runs: first the database, then one host after another.
 
-The later release is a copy of this one with one revision more.
+The later release is a copy of this one with one more revision.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from receiver.simulator.attempt_log import AttemptLog
 from receiver.simulator.fake_redox import FakeRedox
 from receiver.simulator.feed import FeedSimulator
 from receiver.storage.registry.changes import RegistryChanges
-from tests.cli.commands.test_serve import free_port
 from tests.faults import steady
+from tests.support.ports import free_port
+from tests.support.site import SOURCE, Site
 from tests.support.waiting import until
 from tests.test_migrations import LATER, ROOT
-from tests.web.conftest import SOURCE, Site
 
 
 class Release:
-    """One version of the program, and what of it runs on one host."""
+    """One release of the program, and its processes on one host."""
 
     def __init__(self, tree: Path, name: str, environment: dict[str, str]) -> None:
         self.log = tree.parent / f"{name}.log"
@@ -49,7 +49,7 @@ class Release:
         self._environment = kept | environment | {"PYTHONPATH": os.pathsep.join((str(tree), str(ROOT)))}
 
     def run(self, *arguments: str, check: bool = True) -> str:
-        """Run a command, which is done unless told otherwise; what it says."""
+        """Run a command, which must succeed unless `check` is False. Returns its output."""
         return subprocess.run(
             [sys.executable, "-P", "-m", "receiver", *arguments],
             env=self._environment,
@@ -60,7 +60,7 @@ class Release:
         ).stdout
 
     def start(self, *parts: str) -> None:
-        """Start these parts: serve, admin, worker."""
+        """Start these parts: `serve`, `admin`, `worker`."""
         options = {
             "serve": ("--bind", f"127.0.0.1:{self.port}"),
             "worker": (),
@@ -78,22 +78,22 @@ class Release:
                 )
 
     def lines(self, event: str) -> list[dict[str, Any]]:
-        """What it has logged of that."""
+        """Return the log lines of that event."""
         lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
         return [line for line in lines if line["event"] == event]
 
     def ready(self) -> tuple[int | None, str]:
-        """What /readyz says: its status, and of the schema."""
+        """Return the status of /readyz, and its detail about the schema."""
         status, body = ask(self.admin_port, "/readyz")
         checks = {each["name"]: each["detail"] for each in json.loads(body)["checks"]} if body else {}
         return status, checks.get("schema", "")
 
     def redox(self, token: str) -> FakeRedox:
-        """Redox, as it sends to this host."""
+        """Return Redox as it sends to this host."""
         return FakeRedox(f"http://127.0.0.1:{self.port}", "lab", token, source_id=SOURCE)
 
     def clear(self) -> None:
-        """End what is left."""
+        """End what still runs."""
         for part in self.parts.values():
             if part.poll() is None:
                 os.killpg(part.pid, signal.SIGKILL)
@@ -101,7 +101,7 @@ class Release:
 
 
 def ask(port: int, path: str) -> tuple[int | None, bytes]:
-    """(status, body); None while nobody listens."""
+    """Return status and body. The status is None while nothing listens."""
     connection = HTTPConnection("127.0.0.1", port, timeout=30)
     try:
         connection.request("GET", path)
@@ -122,7 +122,7 @@ def site(
     keyring_path: Path,
     tmp_path: Path,
 ) -> Site:
-    """A database of today's release, with one destination."""
+    """A database of the current release, with one destination."""
     made = Site(
         engine=engine,
         registration=registration,
@@ -145,7 +145,7 @@ def site(
 
 @pytest.fixture
 def today(site: Site, tmp_path: Path) -> Iterator[Release]:
-    """The release of today."""
+    """The current release."""
     made = Release(ROOT, "today", site.environment)
     made.log = tmp_path / "today.log"
     yield made
@@ -154,7 +154,7 @@ def today(site: Site, tmp_path: Path) -> Iterator[Release]:
 
 @pytest.fixture
 def tomorrow(site: Site, tmp_path: Path) -> Iterator[Release]:
-    """The one after it, which expands the schema."""
+    """The next release, which adds to the schema."""
     tree = tmp_path / "tomorrow"
     without = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "receiver", tree / "receiver", ignore=without)
@@ -165,7 +165,9 @@ def tomorrow(site: Site, tmp_path: Path) -> Iterator[Release]:
             head=head,
             oldest=head,
             undoes="pass",
-            does="op.execute('ALTER TABLE messages ADD COLUMN later text'); op.execute('CREATE TABLE later (id bigint)')",
+            does=(
+                "op.execute('ALTER TABLE messages ADD COLUMN later text'); op.execute('CREATE TABLE later (id bigint)')"
+            ),
         )
     )
     made = Release(tree, "tomorrow", site.environment)
@@ -174,7 +176,7 @@ def tomorrow(site: Site, tmp_path: Path) -> Iterator[Release]:
 
 
 class Sending:
-    """A feed that sends one message after another, until `stop`."""
+    """A feed that sends messages one after another until `stop`."""
 
     def __init__(self, redox: FakeRedox, name: str, seeds: int) -> None:
         self.ledger = AttemptLog()
@@ -192,24 +194,24 @@ class Sending:
                 seed += 1
 
     def accepted(self) -> int:
-        """How many were answered 200."""
+        """Return how many messages were answered 200."""
         return sum(each.accepted for each in self.ledger.attempts)
 
     def more(self) -> None:
-        """Wait until ten more were."""
+        """Wait until ten more were answered 200."""
         before = self.accepted()
-        until(lambda: self.accepted() >= before + 10, 120)
+        until(lambda: self.accepted() >= before + 10)
 
     def stop(self) -> None:
-        """Send nothing more."""
+        """Stop sending."""
         self._over.set()
         self._feed.stop()
         self._thread.join(60)
 
 
 def test_the_program_before_the_database(site: Site, tomorrow: Release) -> None:
-    """A release whose schema is not there yet accepts nothing and delivers nothing, says which command is wanted, and
-    is well by itself once that has run."""
+    """Before its schema is migrated, the next release accepts and delivers nothing, and names the command. After the
+    migration it works without a restart."""
     redox = tomorrow.redox(site.tokens["lab"])
     tomorrow.start("serve", "admin", "worker")
     until(lambda: ask(tomorrow.port, "/livez")[0] == 200)
@@ -237,8 +239,8 @@ def test_the_program_before_the_database(site: Site, tomorrow: Release) -> None:
 
 
 def test_one_host_after_another(site: Site, today: Release, tomorrow: Release) -> None:
-    """Under load: the database is upgraded, both releases work side by side, and the old one is stopped. Whatever was
-    answered 200 is there, and was handled once; nothing was refused but by who had been told to end."""
+    """Under load the database is upgraded, both releases work at once, and the old one is stopped. Each message
+    that was answered 200 is recorded and handled once. Only the process that was stopping refused any."""
     token = site.tokens["lab"]
     today.start("serve", "admin", "worker")
     until(lambda: ask(today.port, "/livez")[0] == 200)
@@ -257,7 +259,7 @@ def test_one_host_after_another(site: Site, today: Release, tomorrow: Release) -
     new = Sending(tomorrow.redox(token), "new", 500_000)
     new.more()
     old.more()
-    until(lambda: len(site.rows("SELECT DISTINCT worker FROM delivery_attempts")) == 2, 120)
+    until(lambda: len(site.rows("SELECT DISTINCT worker FROM delivery_attempts")) == 2)
     assert {each.status for each in old.ledger.attempts} == {200}
 
     today.parts["serve"].terminate()
@@ -269,7 +271,7 @@ def test_one_host_after_another(site: Site, today: Release, tomorrow: Release) -
     new.stop()
     assert {each.status for each in new.ledger.attempts} == {200}
     assert {each.status for each in old.ledger.attempts} <= {200, 503, None}
-    until(lambda: not site.rows("SELECT 1 FROM deliveries WHERE state = 'pending'"), 120)
+    until(lambda: not site.rows("SELECT 1 FROM deliveries WHERE state = 'pending'"))
     recorded = [row.log_id for row in site.rows("SELECT log_id FROM messages")]
     answered = {each.message for sending in (old, new) for each in sending.ledger.attempts if each.accepted}
     assert answered <= set(recorded)
@@ -283,13 +285,13 @@ def test_one_host_after_another(site: Site, today: Release, tomorrow: Release) -
 
 
 def today_check(today: Release) -> str:
-    """What `check` says of the schema. The tests' own database is bad in another way: nothing in it is durable."""
+    """Return the result of `check` for the schema. Another result is bad: the tests' database is not durable."""
     return next(line for line in today.run("db", "check", check=False).splitlines() if "migrations" in line)
 
 
 def beyond(site: Site, today: Release) -> None:
-    """Once a schema is one that today's code does not run on, that refuses to work: it accepts nothing, and its worker
-    ends; and so it does when it is started then."""
+    """On an incompatible schema the current release accepts nothing and its worker ends, both while running and after a
+    start."""
     redox = today.redox(site.tokens["lab"])
     today.start("serve", "worker")
     until(lambda: redox.send(redox.body("PatientAdmin.Transfer", seed=7)).status == 200)

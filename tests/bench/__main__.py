@@ -1,7 +1,7 @@
-"""This receiver beside others, on this machine: see ./tests/bench/run, which makes what it needs and runs this.
+"""Compare this receiver with others on this machine. ./tests/bench/run prepares the environment and runs this.
 
-Judges nothing: goals are printed with what was reached. The exit status is 1 when a request went wrong, or when what
-was answered was not kept: then the figures are worth nothing.
+Prints goals and results, and fails for no speed. The exit status is 1 when a request went wrong, or a message that was
+answered 200 is not stored: then the figures are invalid.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from receiver.database.embedded.cluster import binaries
+from receiver.database.embedded.binaries import binaries
 from tests.bench import machine, report
 from tests.bench.bodies import SIZES
 from tests.bench.measure import Bench, Plan
@@ -107,7 +107,7 @@ def _plan(options: argparse.Namespace) -> Plan:
 
 
 def _versions() -> list[tuple[str, str]]:
-    """(name, version) of what takes part."""
+    """Return name and version of each program that takes part."""
     found = [
         (name, importlib.metadata.version(name))
         for name in ("gunicorn", "uvicorn", "httptools", "uvloop", "Flask", "SQLAlchemy", "psycopg")

@@ -1,9 +1,9 @@
-"""What accepting a message costs behind the HTTP server: CPU from the verdict to the COMMIT, by how many come at once.
+"""The cost of accepting a message behind the HTTP server: CPU from verdict to COMMIT, by number of concurrent messages.
 
-Run it as `python -m tests.bench.accept`. Messages of 4 KB are judged and recorded in one process, so many at a time,
-into a PostgreSQL that syncs every commit; 0 at a time means that they are judged only. With `--against TREE` another
-checkout of this project is measured in turn on the same PostgreSQL. It is no test: nothing is judged but that what was
-accepted is kept.
+Run it as `python -m tests.bench.accept`. One process verifies and records messages of 4 KB, so many at a time, in a
+PostgreSQL that syncs every commit. 0 at a time means that it only verifies them. `--against TREE` also measures another
+checkout of this project, in turn, on the same PostgreSQL. It checks only that accepted messages are stored, and no
+speed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Figures = tuple[float, float, float]
 
 
 class Accepting:
-    """One process that judges and records."""
+    """One process that verifies and records."""
 
     def __init__(self, receiver: Receiver) -> None:
         self._headers = {
@@ -52,13 +52,13 @@ class Accepting:
             self._registry = loader.load_registry(connection, receiver.keyring)
         self._ledger = MessageLedger(receiver.engine, receiver.keyring, quarantine_quota=QUOTA)
         self._ledger.start()
-        freeze_heap()  # as servers do: a collection would be counted where it happens to be due
+        freeze_heap()  # as servers do: a collection would be counted wherever it falls
         self._ids = iter(Ids())
         self._body = of_size("4 KB")
         self.stop = self._ledger.stop
 
     def run(self, together: int, messages: int) -> dict[str, float]:
-        """Accept them. Returns seconds of CPU of this process, and seconds, for each message."""
+        """Accept the messages. Returns the seconds of CPU of this process, and the seconds, for each message."""
         bodies = [self._body.with_id(each) for each in islice(self._ids, messages)]
         began, cpu = time.perf_counter(), time.process_time()
         if together:
@@ -91,7 +91,7 @@ class Accepting:
 
 
 class Tree:
-    """A checkout whose code accepts, in a process of its own."""
+    """A checkout whose code accepts messages, in a process of its own."""
 
     def __init__(self, path: Path, site: Site, name: str) -> None:
         command = [sys.executable, "-P", "-m", "tests.bench.accept", "--serve", str(site.root), name]
@@ -111,14 +111,14 @@ class Tree:
             raise RuntimeError(f"the process of {path} ended")
 
     def run(self, together: int, messages: int) -> Figures:
-        """(CPU of the process, CPU of PostgreSQL, seconds) of each message."""
+        """Return CPU of the process, CPU of PostgreSQL and seconds, for each message."""
         database = self._site.database_cpu()
         print(together, messages, file=self._in, flush=True)
         found = json.loads(self._out.readline())
         return found["cpu"], (self._site.database_cpu() - database) / messages, found["seconds"]
 
     def end(self) -> None:
-        """Have it stop, and wait."""
+        """Stop the process, and wait."""
         self._in.close()
         self._process.wait(60)
         self._out.close()
@@ -175,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for together in map(int, options.together.split(",")):
                 for path in paths if number % 2 else reversed(paths):
                     figures = trees[path].run(together, options.messages)
-                    if number:  # the first one only warms up
+                    if number:  # the first round only warms up
                         found[together, path].append(figures)
     print("at once  CPU µs  PostgreSQL's  µs until answered  tree")
     for (together, path), rounds in sorted(found.items(), key=lambda item: (item[0][0], paths.index(item[0][1]))):

@@ -1,4 +1,4 @@
-"""The bodies that are sent: valid messages of about 2, 4 and 50 KB, 1 MB, and what is the largest that Redox sends."""
+"""The bodies that are sent: valid messages of about 2, 4 and 50 KB, 1 MB, and Redox's largest size."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from typing import Any, Final
 from uuid import uuid4
 
 from receiver.samples import sample
-from tests.cli.machine import SOURCE
+from tests.support.machine import SOURCE
 
-# Where the id goes; as long as one.
+# The placeholder for the id, of the same length.
 HOLE: Final = "@" * 36
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Body:
-    """A message that lacks its id (`Logs[].ID`)."""
+    """A message without its id (`Logs[].ID`)."""
 
     name: str
     template: bytes = field(repr=False)
 
     def with_id(self, identifier: str) -> bytes:
-        """The message of that id."""
+        """Return the message with that id."""
         return self.template.replace(HOLE.encode(), identifier.encode(), 1)
 
 
 class Ids:
-    """Ids like Redox's, each once in this run: `prefix` and a running number."""
+    """Ids like Redox's, each used once in this run: `prefix` and a running number."""
 
     def __init__(self) -> None:
         self.prefix: Final = str(uuid4())[:24]
@@ -43,7 +43,7 @@ class Ids:
 
 
 def signatures(body: Body, secret: bytes, ids: Ids, count: int) -> Iterator[str]:
-    """The signature (HMAC-SHA-256, base64) of the body with each of the first ids."""
+    """Return the signature (HMAC-SHA-256, base64) of the body with each of the first ids."""
     before, _, after = body.template.partition(HOLE.encode())
     begun = hmac.new(secret, before, "sha256")
     for _, identifier in zip(range(count), ids, strict=False):
@@ -53,12 +53,12 @@ def signatures(body: Body, secret: bytes, ids: Ids, count: int) -> Iterator[str]
 
 
 def of_size(name: str) -> Body:
-    """The body of that name (SIZES). Raises KeyError."""
+    """Return the body with that name (SIZES). Raises KeyError."""
     return Body(name=name, template=SIZES[name]())
 
 
 def media(size: int) -> bytes:
-    """A document of so many bytes: most of it is base64 that no compression makes smaller."""
+    """Return a document of `size` bytes: mostly base64 that does not compress."""
     message = _sample("Media.New")
     message["Media"]["FileContents"] = ""
     room = size - len(sample.encode(message))
@@ -67,7 +67,7 @@ def media(size: int) -> bytes:
 
 
 def entries(size: int) -> bytes:
-    """A FHIR notification of so many bytes: most of it are entries in which nothing is."""
+    """Return a FHIR notification of `size` bytes: mostly empty entries."""
     header = {
         "resource": {
             "resourceType": "MessageHeader",
@@ -82,7 +82,7 @@ def entries(size: int) -> bytes:
 
 
 def _results(size: int) -> bytes:
-    """A laboratory's report of at least so many bytes: as many orders as it takes."""
+    """Return a laboratory report of at least `size` bytes, with as many orders as that takes."""
     message = _sample("Results.New")
     seed = 0
     while len(sample.encode(message)) < size:

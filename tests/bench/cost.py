@@ -1,9 +1,8 @@
-"""What a message costs: rows, bytes on disk, bytes of WAL, CPU; and what that makes at so many messages a second.
+"""The cost of a message: rows, bytes on disk, bytes of WAL, CPU; and the sum for several rates.
 
-Run it as `python -m tests.bench.cost`. Messages of 4 KB go through real receivers on one durable PostgreSQL to a
-handler that does nothing, run by real workers: by default two receiver processes that know nothing of each other, as
-on two hosts, and four workers. Each ran once and in its lane's order, or it ends with status 1. The figures of
-`deploy/PERFORMANCE.md` are its.
+Run it as `python -m tests.bench.cost`. Messages of 4 KB go through real receivers on one durable PostgreSQL to an idle
+handler, run by real workers: by default two independent receiver processes, as on two hosts, and four workers. The
+exit status is 1 unless each message ran once and in the order of its lane. deploy/PERFORMANCE.md has the figures.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,19 +19,20 @@ from tests.bench import machine
 from tests.bench.bodies import of_size
 from tests.bench.load import Sent
 from tests.bench.targets import Database, Receiver, Server, Site, await_answer
+from tests.support.waiting import until
 
 TABLES = ("messages", "message_keys", "payloads", "deliveries", "delivery_attempts", "audit_events", "patient_digests")
 RATES = (1, 100, 1_000, 10_000)
 DESTINATIONS = 4
 CONNECTIONS = 8  # of each destination
 DAY = 86_400
-PATIENCE = 600.0
+_TIMEOUT = 600.0  # seconds
 
 _SIZE = """
 SELECT coalesce((SELECT sum(pg_total_relation_size(relid)) FROM pg_partition_tree('{table}')),
                 pg_total_relation_size('{table}'))::bigint"""
-# Runs that are on record before one of an older delivery of their lane, or that were not the only one. By the order of
-# their records: one statement ends a delivery and begins the next, so that its times lie within it.
+# Attempts that are recorded before one of an older delivery of their lane, or are not the only one. In the order of
+# their ids, because one statement ends a delivery and starts the next: the times are equal.
 _WRONG = """
 SELECT count(*) FROM (
     SELECT a.id, max(a.id) OVER (PARTITION BY d.lane ORDER BY d.id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
@@ -43,7 +43,7 @@ WHERE id IS NULL OR id < before OR attempts <> 1 OR state <> 'succeeded'"""
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of one message: bytes on disk (indexes too) and rows by table, bytes of WAL, seconds of CPU by who takes them."""
+    """The cost of one message: bytes on disk (with indexes) and rows by table, bytes of WAL, CPU seconds by process."""
 
     disk: dict[str, float]
     rows: dict[str, float]
@@ -83,7 +83,7 @@ def _sizes(database: Database) -> tuple[dict[str, int], dict[str, int], int]:
 
 
 def measure(site: Site, *, receivers: int, workers: int, seconds: float) -> tuple[Cost, str, int]:
-    """(what a message cost, how it went in words, how many runs were wrong)."""
+    """Return the cost of a message, a description of the run, and how many deliveries ran wrong."""
     receiver = site.receiver
     destinations = [f"clinic-{number}" for number in range(DESTINATIONS)]
     for name in destinations:
@@ -95,9 +95,11 @@ def measure(site: Site, *, receivers: int, workers: int, seconds: float) -> tupl
         hands = [stack.enter_context(_worker(receiver, number)) for number in range(workers)]
         for server in servers:
             await_answer(receiver.target("receiver", server, destinations[0]))
-        _until(lambda: receiver.database.value("SELECT count(*) FROM workers") >= workers)
+        until(
+            lambda: receiver.database.value("SELECT count(*) FROM workers") >= workers, seconds=_TIMEOUT, interval=0.1
+        )
         _load(receiver, servers, destinations, 2.0)  # so that all processes have started
-        _until(lambda: not _pending(receiver))
+        until(lambda: not _pending(receiver), seconds=_TIMEOUT, interval=0.1)
         receiver.database.execute("CHECKPOINT")
         disk, rows, wal = _sizes(receiver.database)
         before = [machine.cpu_seconds(*(each.process.pid for each in group)) for group in (servers, hands)]
@@ -105,9 +107,13 @@ def measure(site: Site, *, receivers: int, workers: int, seconds: float) -> tupl
         began = time.monotonic()
         sent = _load(receiver, servers, destinations, seconds)
         accepted = time.monotonic() - began
-        _until(lambda: not _pending(receiver))
+        until(lambda: not _pending(receiver), seconds=_TIMEOUT, interval=0.1)
         handled = time.monotonic() - began
-        _until(lambda: not receiver.database.value("SELECT count(*) FROM messages WHERE patients_indexed_at IS NULL"))
+        until(
+            lambda: not receiver.database.value("SELECT count(*) FROM messages WHERE patients_indexed_at IS NULL"),
+            seconds=_TIMEOUT,
+            interval=0.1,
+        )
         after = [machine.cpu_seconds(*(each.process.pid for each in group)) for group in (servers, hands)]
         postgres = site.database_cpu() - postgres
         disk_after, rows_after, wal_after = _sizes(receiver.database)
@@ -132,16 +138,8 @@ def _pending(receiver: Receiver) -> bool:
     return bool(receiver.database.value("SELECT EXISTS (SELECT FROM deliveries WHERE state = 'pending')"))
 
 
-def _until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        if time.monotonic() > deadline:
-            raise SystemExit("in vain")
-        time.sleep(0.1)
-
-
 def table(cost: Cost) -> list[str]:
-    """The lines of what it makes."""
+    """Return the lines of the table."""
     disk, rows = sum(cost.disk.values()), sum(cost.rows.values())
     lines = [
         "a message: "
@@ -162,7 +160,7 @@ def table(cost: Cost) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print, and return 1 when something ran out of order, twice or never."""
+    """Measure and print. Returns 1 if a delivery ran out of order, twice or never."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.cost", description=__doc__)
     parser.add_argument("--receivers", type=int, default=2)
     parser.add_argument("--workers", type=int, default=4)

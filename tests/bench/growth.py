@@ -1,11 +1,10 @@
-"""Whether what is done all day grows slower as the tables fill: at empty, and with millions of rows.
+"""Whether frequent operations get slower as the tables fill: with empty tables, and with millions of rows.
 
-Run it as `python -m tests.bench.growth --rows 5000000`. Two databases on one durable PostgreSQL, as empty as one is
-after an hour, and filled with so many messages and what belongs to them. In both as much waits, is dead or in
-quarantine: what is to be done is no history. Then the same acts in both, in turn: a message accepted, its repeat, a
-lane claimed with its delivery run, and `messages list`, `deliveries list` and `status` as the command line asks for
-them. Their medians may differ by 15 %: it is told what does not hold, with the plans of its slowest statements, and the
-exit status is 1.
+Run it as `python -m tests.bench.growth --rows 5000000`. It makes two databases on one durable PostgreSQL: one as after
+an hour, and one filled with that many messages. Both have the same number of pending, dead and quarantined records. It
+times the same operations in both, in turn: accepting a message, its duplicate, running a lane with one delivery, and
+the queries of `messages list`, `deliveries list` and `status`. If two medians differ by more than 15 %, it prints
+the plans of the slowest statements, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ from receiver.storage.queue import leases, outcomes, partitions, waiting_deliver
 from tests.bench.lanes import Bench, durable
 
 ALLOWED: Final = 0.15
-# Beyond that share a difference is noise as long as it is below so much: a tenth of a round trip.
+# A larger difference is noise while it is below this many seconds: a tenth of a round trip.
 LEAST: Final = 0.000_05
 CHUNK: Final = 250_000
 _PLANS: Final = 2
-# The rows of the empty one, and those in either of which some are not done.
+# The rows of the empty database, and the unfinished rows of each.
 FIRST: Final = 2_000
 
-# Sealed bodies are as wide as those of messages of 4 KB.
+# Sealed bodies have the size of those of 4 KB messages.
 _FILL: Final = (
     """
 INSERT INTO messages (uuid, destination_id, credential_ids, source_id, kind, query, test, log_id, attempt_id,
@@ -79,7 +78,7 @@ FROM messages WHERE id BETWEEN :low AND :high ORDER BY id""",
 
 
 def fill(bench: Bench, rows: int) -> None:
-    """So many messages with all that belongs to them, as if they had come evenly through the weeks that there are."""
+    """Insert messages with their other rows, as if they had arrived evenly over all weeks."""
     with bench.engine.begin() as connection:
         partitions.ensure(connection, datetime.now(UTC))
     for first in range(1, rows + 1, CHUNK):
@@ -97,13 +96,13 @@ def fill(bench: Bench, rows: int) -> None:
 
 
 def settle(bench: Bench) -> None:
-    """As autovacuum does in time."""
+    """Vacuum and analyze, as autovacuum does in time."""
     with bench.engine.connect() as connection:
         connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql("VACUUM (ANALYZE)")
 
 
 class Acts:
-    """What is measured, in one database. Each act is timed; what prepares it is not."""
+    """The measured operations, in one database. Their preparation is not timed."""
 
     def __init__(self, bench: Bench, ledger: MessageLedger) -> None:
         self._bench = bench
@@ -111,14 +110,14 @@ class Acts:
         self._number = 0
 
     def accept(self) -> float:
-        """A message, until it is on disk."""
+        """Accept a message, until it is on disk."""
         admitted = self._bench.admitted("new")
         began = time.perf_counter()
         self._ledger.accept(admitted).result(60)
         return time.perf_counter() - began
 
     def duplicate(self) -> float:
-        """A message that came before."""
+        """Accept a duplicate."""
         admitted = self._bench.admitted("new")
         self._ledger.accept(admitted).result(60)
         began = time.perf_counter()
@@ -126,7 +125,7 @@ class Acts:
         return time.perf_counter() - began
 
     def claim(self) -> float:
-        """A lane looked for, taken, its delivery read, run, recorded, and the lane given back."""
+        """Find and claim a lane, read, run and record its delivery, and release the lane."""
         self._number += 1
         self._ledger.accept(self._bench.admitted(f"claimed{self._number}")).result(60)
         lane = f"by-source/lab/source:claimed{self._number}"
@@ -142,7 +141,7 @@ class Acts:
             return time.perf_counter() - began
 
     def sweep(self) -> float:
-        """A worker's look for lanes that nobody told it of: past those that wait, and those that requests run."""
+        """Sweep as a worker does for lanes without a hint, past lanes that wait and lanes that requests run."""
         return self._read(lambda connection: wake_ups.due(connection, ["by-source"], after="", limit=500))
 
     def _connection(self) -> Connection:
@@ -183,7 +182,7 @@ ACTS: Final = ("accept", "duplicate", "claim", "sweep", "messages", "messages_of
 
 
 def plans(bench: Bench, act: Callable[[], float]) -> list[str]:
-    """How the slowest statements of an act are run."""
+    """Return the plans of the slowest statements of an operation."""
     asked: list[tuple[float, str, object]] = []
     began = 0.0
 
@@ -209,7 +208,7 @@ def plans(bench: Bench, act: Callable[[], float]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Fill, measure, print; 1 when something has grown."""
+    """Fill, measure and print. Returns 1 if an operation got slower."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.growth", description=__doc__)
     parser.add_argument("--rows", type=int, default=5_000_000)
     parser.add_argument("--rounds", type=int, default=100)
@@ -235,14 +234,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def judge(benches: Sequence[Bench], acts: Sequence[Acts], rounds: int) -> int:
-    """Do all acts in turn; tell the medians."""
+    """Run all operations in turn, and return the medians."""
     took: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
     gc.disable()
     for number in range(rounds + 10):
         for name in ACTS:
             for which in ((0, 1), (1, 0))[number % 2]:
                 seconds = getattr(acts[which], name)()
-                if number >= 10:  # before, statements are being prepared and caches filled
+                if number >= 10:  # earlier rounds prepare statements and fill caches
                     took[name, which].append(seconds)
     missed = []
     for name in ACTS:

@@ -1,4 +1,4 @@
-"""Handlers that do nothing but note that they ran: 24 bytes in a file, so that the order is known from outside.
+"""Handlers that only note that they ran: 24 bytes in a file, so that the order is known from outside.
 
 A note is the message's number (its Logs[].ID), the process, and the system's monotonic clock in nanoseconds.
 """
@@ -36,7 +36,7 @@ def _note(message: Message, context: Context) -> None:
 
 
 def notes(path: Path) -> list[Note]:
-    """What has been noted, in the order of the clock."""
+    """Return the notes in the order of the clock."""
     written = path.read_bytes() if path.exists() else b""
     return sorted(
         (Note(*each) for each in NOTE.iter_unpack(written[: len(written) // NOTE.size * NOTE.size])),
@@ -46,17 +46,17 @@ def notes(path: Path) -> list[Note]:
 
 @handler("*", name="by-source")
 def by_source(message: Message, context: Context) -> None:
-    """In the order of each source."""
+    """Ordered by source."""
     _note(message, context)
 
 
 @handler("*", name="by-patient", ordering="patient", patient_key="MR")
 def by_patient(message: Message, context: Context) -> None:
-    """In the order of each patient."""
+    """Ordered by patient."""
     _note(message, context)
 
 
 @handler("*", name="in-none", ordering="none")
 def in_none(message: Message, context: Context) -> None:
-    """In no order."""
+    """Unordered."""
     _note(message, context)

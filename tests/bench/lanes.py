@@ -1,9 +1,9 @@
-"""How many deliveries a second a worker process hands to a handler that does nothing, and how soon: the order checked.
+"""Deliveries a second that a worker hands to an idle handler, and their latency, with the order checked.
 
-Run it as `python -m tests.bench.lanes`. PostgreSQL is the embedded wheel's and durable, the worker a real process, each
-message 4 KB. What is measured is a backlog that a resumed handler finds: from the first run to the last. That each ran
-once, and in its lane's order, is judged from what the handlers noted themselves, not from the database. It is no test:
-speed is not judged, but a run out of order ends it with status 1.
+Run it as `python -m tests.bench.lanes`. The embedded PostgreSQL is durable, the worker is a real process, and each
+message has 4 KB. It measures the backlog of a resumed handler, from the first run to the last. The handlers' own notes,
+not the database, show whether each ran once and in the order of its lane. It checks no speed, but a run out of order
+makes the exit status 1.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -44,34 +44,25 @@ from receiver.worker.hints import LaneNotifier
 from tests.bench import idle
 from tests.support.postgres import open_directory
 from tests.support.processes import end
+from tests.support.waiting import until
 
 PLUGIN = "tests.bench.idle"
 ROOT = Path(__file__).parents[2]
 SIZE = 4096
 STUCK = 100_000
-PATIENCE = 300.0
-
-
-def until(holds: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
-    """What `holds` returns as soon as that is true."""
-    deadline = time.monotonic() + patience
-    while not (found := holds()):
-        if time.monotonic() > deadline:
-            raise SystemExit(f"in vain: {what}")
-        time.sleep(0.02)
-    return found
+_TIMEOUT = 300.0  # seconds
 
 
 @dataclass
 class Bench:
-    """One database with a destination, its workers, and what its handlers noted."""
+    """One database with a destination, its workers, and the notes of its handlers."""
 
     url: str
     directory: Path
     concurrency: int
     postgres: int  # the postmaster's number
     stack: ExitStack
-    bodies: dict[int, str] = field(default_factory=dict)  # number → the lane it belongs to, by what is in it
+    bodies: dict[int, str] = field(default_factory=dict)  # message number → its lane
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -100,11 +91,11 @@ class Bench:
         return self.directory / "notes"
 
     def notes(self, since: int = 0) -> list[idle.Note]:
-        """What was noted of messages from number `since` on."""
+        """Return the notes about messages from number `since` on."""
         return [note for note in idle.notes(self.notes_path) if note.number >= since]
 
     def noted(self) -> int:
-        """How many."""
+        """Return the number of notes."""
         return self.notes_path.stat().st_size // idle.NOTE.size if self.notes_path.exists() else 0
 
     def enable(self, handler: str) -> None:
@@ -114,12 +105,12 @@ class Bench:
 
     @cached_property
     def destination(self) -> Destination:
-        """It, with what is bound."""
+        """The destination, with its bound handlers."""
         with self.engine.connect() as connection:
             return loader.load_registry(connection, self.keyring).destinations["lab"]
 
     def admitted(self, lane: str) -> Admitted:
-        """The next message, of the source and the patient `lane`."""
+        """Return the next message, of the source and the patient `lane`."""
         number = len(self.bodies) + 1
         self.bodies[number] = lane
         made: dict[str, Any] = {
@@ -152,7 +143,7 @@ class Bench:
         )
 
     def fill(self, count: int, among: int, prefix: str = "s") -> int:
-        """Record messages, in turn of each lane; the number of the first. The ledger is the real one."""
+        """Record messages with the real ledger, of each lane in turn. Returns the number of the first."""
         first = len(self.bodies) + 1
         ledger = MessageLedger(self.engine, self.keyring, quarantine_quota=1 << 30)
         ledger.start()
@@ -169,7 +160,7 @@ class Bench:
         return first
 
     def work(self, count: int = 1) -> None:
-        """Start workers, and wait until each lives."""
+        """Start workers, and wait until each is alive."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RECEIVER_")} | {
             "PYTHONPATH": str(ROOT),
             "DATABASE_URL": self.url,
@@ -192,22 +183,24 @@ class Bench:
                     )
                 )
             self.stack.callback(end, self.workers[-1], 40)
-        until(lambda: self.scalar("SELECT count(*) FROM workers") >= count, "the workers have started")
+        until(
+            lambda: self.scalar("SELECT count(*) FROM workers") >= count, "the workers have started", seconds=_TIMEOUT
+        )
 
     def warm(self, handler: str) -> None:
-        """Have the handler processes started, before anything is timed."""
+        """Start the handler processes before anything is timed."""
         first = self.fill(8 * self.concurrency * max(1, len(self.workers)), among=8 * self.concurrency, prefix="warm")
         self.until_done(handler)
         assert first
 
     def cpu(self) -> float:
-        """Seconds of CPU that the workers, their handler processes and PostgreSQL have used so far."""
+        """Return the seconds of CPU that the workers, their handler processes and PostgreSQL have used so far."""
         used = 0.0
         for root in [*(worker.pid for worker in self.workers), self.postgres]:
             for process in (psutil.Process(root), *psutil.Process(root).children(recursive=True)):
                 with suppress(psutil.NoSuchProcess):
                     times = process.cpu_times()
-                    # Children that have ended and were waited for count too.
+                    # This includes children that have ended.
                     used += sum((times.user, times.system, times.children_user, times.children_system))
         return used
 
@@ -222,15 +215,15 @@ class Bench:
             connection.execute(text(statement), values)
 
     def pause(self) -> None:
-        """Nothing of the handlers runs until `resume`."""
+        """Pause the handlers until `resume`."""
         self.execute("UPDATE subscriptions SET paused_at = now()")
 
     def resume(self) -> None:
-        """As `handlers resume` does."""
+        """Resume the handlers."""
         self.execute("UPDATE subscriptions SET paused_at = NULL")
 
     def until_done(self, handler: str) -> None:
-        """Wait until nothing of the handler's may run any more."""
+        """Wait until no delivery of the handler can run."""
         until(
             lambda: (
                 not self.scalar(
@@ -240,10 +233,11 @@ class Bench:
                 )
             ),
             f"{handler} is done",
+            seconds=_TIMEOUT,
         )
 
     def judge(self, first: int, last: int, *, ordered: bool) -> list[str]:
-        """What is wrong with the runs of messages `first` to `last`: each once, in its lane's order."""
+        """Return the errors in the runs of messages `first` to `last`: each must run once, in the order of its lane."""
         ran = [note for note in self.notes() if first <= note.number <= last]
         wrong = []
         if len(ran) != len({note.number for note in ran}):
@@ -276,14 +270,14 @@ class Server:
         self._count = 0
 
     def start(self) -> None:
-        """Start it, and migrate the template."""
+        """Start the server, and migrate the template."""
         self.cluster.start()
         engine = open_engine(self.cluster.url, pooled=False)
         migrations.upgrade(engine)
 
     @contextmanager
     def bench(self, concurrency: int) -> Iterator[Bench]:
-        """A fresh database."""
+        """Return a fresh database."""
         self._count += 1
         name = f"bench_{self._count}"
         admin = open_engine(make_url(self.cluster.url).set(database="postgres").render_as_string(), pooled=False)
@@ -307,7 +301,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Scene:
-    """A number of lanes, and a handler whose ordering makes them."""
+    """A number of lanes, and the handler whose ordering creates them."""
 
     name: str
     handler: str
@@ -316,7 +310,7 @@ class Scene:
 
     @property
     def count(self) -> int:
-        """Deliveries in all."""
+        """All deliveries."""
         return self.lanes * self.each
 
 
@@ -330,7 +324,7 @@ SCENES = [
 
 @dataclass(frozen=True)
 class Result:
-    """Deliveries a second, milliseconds of CPU (all processes) a delivery, and what was wrong."""
+    """Deliveries a second, milliseconds of CPU (all processes) for each delivery, and the errors."""
 
     rate: float
     cpu: float
@@ -341,14 +335,14 @@ class Result:
 
 
 def backlog(bench: Bench, scene: Scene, scale: float) -> Result:
-    """A backlog that has waited for the handler."""
+    """Measure a backlog that has waited for the handler."""
     bench.pause()
     count = max(scene.lanes if scale >= 1 else 1, int(scene.count * scale))
     first = bench.fill(count, among=scene.lanes)
     last = first + count - 1
     before, noted = bench.cpu(), bench.noted()
     bench.resume()
-    until(lambda: bench.noted() >= noted + count, "all have run")  # without a question to the database
+    until(lambda: bench.noted() >= noted + count, "all have run", seconds=_TIMEOUT)  # without a query
     bench.until_done(scene.handler)
     cpu = (bench.cpu() - before) / count * 1000
     ran = [note for note in bench.notes(first) if note.number <= last]
@@ -357,7 +351,7 @@ def backlog(bench: Bench, scene: Scene, scale: float) -> Result:
 
 
 def stick(bench: Bench, handler: str) -> None:
-    """100,000 pending in a lane that waits for its time."""
+    """Insert 100,000 pending deliveries into a lane that waits for its time."""
     bench.execute(
         """
         INSERT INTO deliveries (message_id, received_at, destination_id, handler, lane, inline, generation)
@@ -376,13 +370,13 @@ def stick(bench: Bench, handler: str) -> None:
 
 
 def unstick(bench: Bench) -> None:
-    """Take it away again."""
+    """Delete them."""
     bench.execute("DELETE FROM deliveries WHERE lane LIKE '%stuck'")
     bench.execute("DELETE FROM lanes WHERE lane LIKE '%stuck'")
 
 
 def stuck(bench: Bench, rounds: int, scale: float) -> tuple[Result, Result]:
-    """Medians without and with a stuck lane, measured in alternation."""
+    """Return the medians without and with a stuck lane, measured in turn."""
     free, beside = [], []
     for _ in range(rounds):
         free.append(backlog(bench, SCENES[1], scale))
@@ -393,7 +387,7 @@ def stuck(bench: Bench, rounds: int, scale: float) -> tuple[Result, Result]:
 
 
 def median(results: list[Result]) -> Result:
-    """Of each figure; of what was wrong, all."""
+    """Return the median of each figure, and all errors."""
     return Result(
         statistics.median(each.rate for each in results),
         statistics.median(each.cpu for each in results),
@@ -402,7 +396,7 @@ def median(results: list[Result]) -> Result:
 
 
 def latency(bench: Bench, count: int) -> list[float]:
-    """Milliseconds from the COMMIT to the handler's start, of messages that come to an idle worker, one after another."""
+    """Return the milliseconds from each COMMIT to the handler's start, for single messages to an idle worker."""
     hints = LaneNotifier(bench.engine)
     hints.start()
     ledger = MessageLedger(bench.engine, bench.keyring, quarantine_quota=1 << 30, on_commit=hints.hint)
@@ -413,9 +407,9 @@ def latency(bench: Bench, count: int) -> list[float]:
             before = bench.noted()
             ledger.accept(bench.admitted(f"idle{number % 5}")).result(60)
             committed = time.monotonic_ns()
-            until(lambda: bench.noted() > before, "it has run")  # noqa: B023 - within this turn
+            until(lambda: bench.noted() > before, "it has run", seconds=_TIMEOUT)  # noqa: B023 - within this turn
             took.append((bench.notes()[-1].at - committed) / 1e6)
-            time.sleep(0.05)  # the lane is given back, and all is idle again
+            time.sleep(0.05)  # the lane is released, and everything is idle again
     finally:
         ledger.stop()
         hints.stop()
@@ -424,7 +418,7 @@ def latency(bench: Bench, count: int) -> list[float]:
 
 @contextmanager
 def durable() -> Iterator[Server]:
-    """A server while the block runs; nothing of it is left."""
+    """Run a server while the block runs, and remove it."""
     directory = open_directory()
     with ExitStack() as stack:
         stack.callback(subprocess.run, ["rm", "-rf", "--", str(directory)], check=True)
@@ -435,7 +429,7 @@ def durable() -> Iterator[Server]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print a line each, and return 1 when something ran out of order, twice or never."""
+    """Measure, and print a line for each case. Returns 1 if a delivery ran out of order, twice or never."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.lanes", description=__doc__)
     parser.add_argument("--scenes", default="1,8,10000,none,stuck,latency", help="which, separated by commas")
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of deliveries")

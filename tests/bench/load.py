@@ -1,6 +1,6 @@
 """The load. In a closed loop each connection sends its next request after an answer (wrk). In an open loop requests
-leave at a rate, whatever the answers do, and each is measured from when it should have left: a server that stalls is
-not asked less.
+leave at a fixed rate, and each is measured from when it should have left: a server that stalls does not get fewer
+requests.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from receiver.simulator.signer import Signer
 from tests.bench.bodies import Body, Ids, signatures
 
 _LUA: Final = Path(__file__).with_name("wrk.lua")
-# Signatures are made beforehand: for as many requests, and as many bytes, as no receiver takes in a second.
+# Signatures are computed in advance, for more requests and bytes than any receiver takes in a second.
 _SIGNED: Final = 8_000
 _SIGNED_BYTES: Final = 250_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sent:
-    """What became of a load. `cut` requests were on their way at its end and never heard of. Latencies in seconds."""
+    """The result of a load. `cut` requests had no answer when it ended. Latencies in seconds."""
 
     answered: int
     cut: int
@@ -44,14 +44,14 @@ class Sent:
 
     @property
     def rate(self) -> float:
-        """Answers a second."""
+        """The answers a second."""
         return self.answered / self.seconds
 
 
 def closed_loop(
     url: str, body: Body, headers: Mapping[str, str], *, connections: int, seconds: float, signed: bytes | None = None
 ) -> Sent:
-    """Send for so many seconds; with `signed`, the webhook signing secret, a signature too."""
+    """Send for `seconds`. `signed`: the webhook signing secret, to add a signature."""
     ids = Ids()
     with tempfile.TemporaryDirectory() as directory:
         head, template = Path(directory, "head"), Path(directory, "body")
@@ -105,7 +105,7 @@ def closed_loop(
 
 
 def once(url: str, body: Body, headers: Mapping[str, str], *, signed: bytes | None = None) -> int | None:
-    """Send one message: the status of the answer, None when there is none."""
+    """Send one message, and return the status of the answer, None if there was no answer."""
     message = body.with_id(str(uuid4()))
     address = urlsplit(url)
     signature = {} if signed is None else Signer(secret=signed).headers(message, now=0)
@@ -122,7 +122,7 @@ def once(url: str, body: Body, headers: Mapping[str, str], *, signed: bytes | No
 def open_loop(
     url: str, body: Body, headers: Mapping[str, str], *, rate: float, seconds: float, connections: int = 64
 ) -> Sent:
-    """Send `rate` a second for so many seconds, and wait for every answer."""
+    """Send `rate` messages a second for `seconds`, and wait for every answer."""
     return asyncio.run(_open_loop(url, body, headers, round(rate * seconds), rate, connections))
 
 
@@ -154,7 +154,7 @@ async def _open_loop(
         async with asyncio.timeout(60):
             await line.finished.wait()
     except TimeoutError:
-        pass  # what is not answered by now counts as broken
+        pass  # requests without an answer by now count as broken
     ended = loop.time()
     line.close()
     answered = len(line.latencies)
@@ -170,7 +170,7 @@ async def _open_loop(
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The value below which that share of them lies; NaN of none."""
+    """Return the value below which that share of the values lies, NaN without values."""
     if len(values) < 2:
         return values[0] if values else math.nan
     return statistics.quantiles(values, n=1000, method="inclusive")[round(share * 1000) - 1]
@@ -220,7 +220,7 @@ class _Line:
             task.add_done_callback(self._opening.discard)
 
     async def _open_another(self) -> None:
-        with suppress(OSError):  # the request waits for one that is there
+        with suppress(OSError):  # the request waits for an existing connection
             await self.open()
 
     def made(self, connection: _Connection) -> None:

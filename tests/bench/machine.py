@@ -1,4 +1,4 @@
-"""What processes take of the machine, as /proc tells it: CPU, memory, the peak of it; and what machine that is."""
+"""CPU, memory and peak memory of processes, from /proc, and a description of the machine."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ _KB: Final = re.compile(r"^(\w+):\s+(\d+) kB$", re.MULTILINE)
 
 
 def tree(*roots: int) -> list[psutil.Process]:
-    """The processes and all that they have started."""
+    """Return the processes and all their descendants."""
     found = [psutil.Process(root) for root in roots]
     return [*found, *(child for root in found for child in root.children(recursive=True))]
 
 
 def cpu_seconds(*roots: int) -> float:
-    """CPU time of the trees so far: user and system, of children that have ended as well."""
+    """Return the CPU time of the process trees so far, user and system, with children that have ended."""
     total = 0.0
     for process in tree(*roots):
         try:
             total += sum(process.cpu_times()[:4])
-        except psutil.NoSuchProcess:  # ended meanwhile: it is in its parent's sum of the next look
+        except psutil.NoSuchProcess:  # it has ended: the next call finds it in its parent's sum
             continue
     return total
 
 
 def pss(pid: int) -> int:
-    """Bytes of memory that are a process's own, with its part of what it shares (proportional set size)."""
+    """Return the proportional set size of a process in bytes: its own memory, and its share of shared memory."""
     return _kilobytes(pid, "smaps_rollup")["Pss"] * 1024
 
 
 def peak(pid: int) -> int:
-    """Bytes that a process had in memory at most (VmHWM)."""
+    """Return the peak resident memory of a process in bytes (VmHWM)."""
     return _kilobytes(pid, "status")["VmHWM"] * 1024
 
 
@@ -46,7 +46,7 @@ def _kilobytes(pid: int, file: str) -> dict[str, int]:
 
 
 def describe(programs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """The machine, and the versions of what ran on it: `programs` as (name, version)."""
+    """Describe the machine and its software: `programs` as (name, version)."""
     model = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return {
         "machine": f"{os.cpu_count()} cores, {model[1] if model else platform.machine()}, "

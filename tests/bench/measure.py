@@ -1,6 +1,6 @@
-"""The parts of the benchmark: who answers how much in closed loops, in open loops, to the wrong token; what memory ours
-takes, and whether it has kept what it said it had. Everybody is measured in turn, round after round, so that whatever
-else the machine does falls on all alike.
+"""The parts of the benchmark: closed loops, open loops, wrong tokens, the receiver's memory, and whether it stored
+what it answered 200. All targets are measured in turn, round after round, so that other work of the machine affects
+all of them equally.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Case = TypeVar("Case")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """One measurement. Times in seconds; CPU of the server's processes and of PostgreSQL's for each answer.
+    """One measurement. Times in seconds. CPU of the server's processes and of PostgreSQL for each answer.
 
-    `part` is closed, open or refused; `load` are connections, in the open loop requests a second.
+    `part` is closed, open or refused. `load`: connections, or requests a second in the open loop.
     """
 
     part: str
@@ -47,15 +47,15 @@ class Sample:
 
     @property
     def cpu(self) -> float:
-        """CPU of the server's processes and of PostgreSQL's together."""
+        """CPU of the server's processes and of PostgreSQL."""
         return self.server_cpu + self.database_cpu
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What is measured of whom, and for how long.
+    """Which targets are measured, with which loads, and for how long.
 
-    `messages`: after how many memory is looked at again. `largest`: how many of the largest bodies come at once.
+    `messages`: the number after which memory is measured again. `largest`: the number of concurrent largest bodies.
     """
 
     targets: Sequence[str]
@@ -70,7 +70,7 @@ class Plan:
 
 @dataclass(kw_only=True)
 class Results:
-    """All that was found. `faults` make the run invalid, `missing` only less."""
+    """All results. `faults` make the run invalid, `missing` only incomplete."""
 
     samples: list[Sample] = field(default_factory=list)
     memory: dict[str, Any] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class Results:
     missing: list[str] = field(default_factory=list)
 
     def of(self, part: str, target: str, body: str, load: int) -> list[Sample]:
-        """The samples of one case, a round after the other."""
+        """Return the samples of one case, in the order of the rounds."""
         return [
             each
             for each in self.samples
@@ -87,7 +87,7 @@ class Results:
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """As one document; what was not measured is null."""
+        """Return one document, with null for what was not measured."""
         samples = [
             {name: None if value != value else value for name, value in asdict(each).items()} for each in self.samples
         ]
@@ -102,11 +102,11 @@ class Bench:
         self._plan = plan
         self._tell = tell
         self.results = Results()
-        # Of the messages for ours: those that were answered 200, and those whose answer nobody waited for.
+        # Messages to this receiver: those that were answered 200, and those whose answer was not awaited.
         self._answered = self._cut = 0
 
     def run(self) -> Results:
-        """All of it."""
+        """Run all parts."""
         if "memory" in self._plan.parts:  # first, while no other process shares pages with ours
             self._memory()
         self._present = self._at_work()
@@ -127,7 +127,7 @@ class Bench:
             except Missing as exc:
                 self.results.missing.append(f"{name}: {exc}")
                 continue
-            self._answered += name in OURS  # it has taken one, to show that it is there
+            self._answered += name in OURS  # one message showed that it serves
         return found
 
     # --- loops
@@ -219,7 +219,7 @@ class Bench:
             f"{sample.server_cpu * 1e6:.0f} + {sample.database_cpu * 1e6:.0f} µs"
         )
 
-    # --- what ours takes, and keeps
+    # --- memory and storage of this receiver
 
     def _memory(self) -> None:
         found = self.results.memory
@@ -240,12 +240,12 @@ class Bench:
                 self._answered += taken
                 found["pss"].append({"messages": found["pss"][-1]["messages"] + taken, "bytes": _workers_pss(server)})
                 self._tell(f"memory: {found['pss'][-1]}")
-        # What compresses worst, and what is most when it is decoded.
+        # The body that compresses worst, and the one that is largest when decoded.
         bodies = [Body(name="40 MB", template=media(LARGEST)), Body(name="40 MB of {}", template=entries(LARGEST))]
         found["largest"] = [self._largest(body, at_once) for body in bodies for at_once in self._plan.largest]
 
     def _largest(self, body: Body, at_once: int) -> dict[str, Any]:
-        """The peak of one receiver process that takes so many of a largest body at once."""
+        """Measure the peak memory of one receiver process that gets several of a largest body at once."""
         with self._site.receiver.serve("largest", receivers="1") as server:
             target = self._site.receiver.target("largest", server)
             await_answer(target)
@@ -255,7 +255,7 @@ class Bench:
             peak = max(machine.peak(each) for each in _workers(server))
         taken, refused = sum(done for done, _ in tries), sum(count for _, count in tries)
         self._answered += 1 + taken
-        self._cut += refused  # told to come again in time, but perhaps kept a moment later
+        self._cut += refused  # was answered 503, but may be stored a moment later
         if taken != at_once:
             self.results.faults.append(f"largest: of {at_once} at once {taken} were taken")
         self._tell(
@@ -271,7 +271,7 @@ class Bench:
         }
 
     def _proof(self) -> None:
-        """What was answered 200 is in the database, once, and the audit says so."""
+        """Check that each message that was answered 200 is in the database once, and in the audit."""
         receiver, kept = self._site.receiver, self.results.kept
         self._tell("proving the audit")
         kept |= {"answered": self._answered, "cut": self._cut, "kept": receiver.kept(), "repeats": receiver.repeats()}
@@ -289,7 +289,7 @@ class Bench:
 
 
 def _taken(target: Target, body: Body) -> tuple[bool, int]:
-    """Send a body until it is taken, as Redox does: whether it was, and how often it was not."""
+    """Send a body until it is accepted, as Redox does. Returns whether it was, and the number of refusals."""
     for refused in range(_TRIES):
         if load.once(target.url, body, target.headers) == 200:
             return True, refused
@@ -297,16 +297,16 @@ def _taken(target: Target, body: Body) -> tuple[bool, int]:
 
 
 def _workers(server: Server) -> list[int]:
-    """The receiver processes of a gunicorn: its children."""
+    """Return the receiver processes of a gunicorn: its children."""
     return [each.pid for each in psutil.Process(server.process.pid).children()]
 
 
 def _workers_pss(server: Server) -> int:
-    """Bytes of the largest of them."""
+    """Return the bytes of the largest of them."""
     return max(machine.pss(each) for each in _workers(server))
 
 
 def ratio(over: Sequence[Sample], under: Sequence[Sample]) -> float | None:
-    """How many times the rate of the other, round by round: the median. None where either was not measured."""
+    """Return the median ratio of the rates, round by round. None if either was not measured."""
     pairs = [one.rate / other.rate for one, other in zip(over, under, strict=False) if other.rate]
     return statistics.median(pairs) if pairs else None

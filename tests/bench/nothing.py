@@ -1,4 +1,4 @@
-"""Endpoints that read the body and do nothing: what a server and a framework cost by themselves."""
+"""Endpoints that only read the body: the cost of the server and the framework alone."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ flask_app = Flask(__name__, static_folder=None)
 
 @flask_app.post("/redox")
 def receive() -> str:
-    """Read it."""
+    """Read the body in Flask."""
     request.get_data(cache=False)
     return ""
 
 
 def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """Read it, without a framework."""
+    """Read the body in WSGI, without a framework."""
     environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "0")])
     return []
@@ -32,7 +32,7 @@ async def asgi_application(
     receive: Callable[[], Awaitable[Mapping[str, Any]]],
     send: Callable[[Mapping[str, Any]], Awaitable[None]],
 ) -> None:
-    """Read it in an event loop, without a framework and without a lifespan."""
+    """Read the body in ASGI, without a framework or a lifespan."""
     assert scope["type"] == "http"
     while (await receive()).get("more_body"):
         pass

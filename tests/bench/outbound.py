@@ -1,4 +1,4 @@
-"""How much RedoxClient.send costs: messages a second beside bare httpx2 with a fixed header, at 1 and at 16 threads.
+"""The cost of RedoxClient.send: messages a second compared with bare httpx2 and a fixed header, at 1 and 16 threads.
 
 Run it as `python -m tests.bench.outbound`; it prints the ratio. The fake API runs in a process of its own, so that it
 shares no interpreter lock with what is measured. It is no test: nothing is judged, and the machine should be idle.

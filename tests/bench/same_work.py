@@ -1,4 +1,4 @@
-"""A receiver with the guarantees of ours, as Flask and SQLAlchemy's ORM are usually written: one session a request.
+"""A receiver with our guarantees in the usual style of Flask and SQLAlchemy's ORM: one session for each request.
 
 Before its 200 it checks the token and the source, finds a duplicate by its log id, and commits in one transaction: the
 message, its compressed and sealed payload, a delivery, and a chained audit row. Each thread has an audit chain of its
@@ -35,7 +35,7 @@ class Base(DeclarativeBase):
 
 
 class Source(Base):
-    """Who may send."""
+    """A sending system."""
 
     __tablename__ = "sources"
 
@@ -65,7 +65,7 @@ class Delivery(Base):
 
 
 class Message(Base):
-    """What people search by."""
+    """The columns by which people search."""
 
     __tablename__ = "messages"
 
@@ -82,7 +82,7 @@ class Message(Base):
 
 
 class AuditEvent(Base):
-    """What happened. `mac` is an HMAC over the row and the `mac` before it."""
+    """An audit row. `mac` is an HMAC over the row and the previous `mac`."""
 
     __tablename__ = "audit_events"
 
@@ -103,7 +103,7 @@ class Chain(threading.local):
         self.compressor = zstandard.ZstdCompressor(level=1)
 
     def event(self, outcome: str, message_uuid: UUID, at: datetime) -> AuditEvent:
-        """The next row; `committed` must follow its commit."""
+        """Return the next row. Call `committed` after its commit."""
         values = [
             str(self.writer),
             self.n + 1,
@@ -124,7 +124,7 @@ class Chain(threading.local):
         )
 
     def committed(self, n: int, mac: bytes) -> None:
-        """The chain goes on behind that row."""
+        """Continue the chain after that row."""
         self.n, self.mac = n, mac
 
 
@@ -176,7 +176,7 @@ def receive() -> tuple[str, int]:
 
 
 def record_duplicate(session: Session, log_id: str, now: datetime) -> tuple[int, bytes]:
-    """The audit row of a repeat: its number and MAC."""
+    """Record the audit row of a duplicate. Returns its number and MAC."""
     first = session.query(Message).filter_by(log_id=log_id).one()
     event = chain.event("duplicate", first.uuid, now)
     session.add(event)

@@ -1,9 +1,9 @@
-"""How many messages gunicorn takes with `deploy/gunicorn.conf.py`, by processes and threads.
+"""How many messages a second gunicorn accepts with `deploy/gunicorn.conf.py`, by processes and threads.
 
-Run it as `python -m tests.bench.serving`. Valid messages of 4 KB, each with an id of its own, from 64 connections of
-wrk; PostgreSQL is the embedded wheel's and durable. All combinations are measured in turn, round after round, and of
-each the medians are told: answers a second, milliseconds until the answer, and milliseconds of CPU (gunicorn's and
-PostgreSQL's) a message. It is no test: nothing is judged but that what was answered 200 is kept.
+Run it as `python -m tests.bench.serving`. wrk sends valid messages of 4 KB, each with its own id, over 64 connections.
+The embedded PostgreSQL is durable. All combinations are measured in turn, round after round. It prints the medians of
+answers a second, milliseconds until the answer, and milliseconds of CPU (gunicorn and PostgreSQL) for each message. It
+checks only that messages answered 200 are stored, and no speed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Figures = tuple[float, float, float, float]
 
 
 def gunicorn(receiver: Receiver, processes: int, threads: int) -> Server:
-    """gunicorn as somebody would start it by hand."""
+    """Return gunicorn as an operator starts it."""
     return Server(
         lambda fd: [
             sys.executable,

@@ -7,4 +7,4 @@ from receiver.handlers import Context, Message, handler
 
 @handler("*", name="idle")
 def idle(message: Message, context: Context) -> None:
-    """Nothing: what handling costs is not the request's."""
+    """Do nothing: the cost of handling is not measured here."""

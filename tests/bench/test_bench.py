@@ -1,4 +1,4 @@
-"""The benchmark's machinery works: what it sends is taken, counted and judged. No test judges a speed."""
+"""The benchmark works: its messages are accepted, counted and checked. No test checks a speed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.bench import load, report
 from tests.bench.bodies import HOLE, SIZES, Ids, of_size, signatures
 from tests.bench.measure import WRONG, Bench, Plan, Results, Sample
 from tests.bench.targets import SAYS, Missing, Site, Target
-from tests.cli.machine import SOURCE
+from tests.support.machine import SOURCE
 from tests.support.postgres import session_cluster
 
 needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not on this machine")
@@ -55,8 +55,8 @@ def test_a_plan_is_run(site: Site) -> None:
     assert all(each.rate > 0 and each.p50 > 0 and each.server_cpu > 0 for each in results.samples)
     target = site.of("orm")
     assert target.inbox is not None
-    # The table was emptied before the open loop, which waits for every answer: a hundred, each with an id of its own.
-    # Some of the four that were cut off before may have come after that.
+    # The table was emptied before the open loop, which waits for every answer: a hundred, each with its own id.
+    # Some of the four that were cut before may have arrived later.
     assert 100 <= target.inbox.value("SELECT count(DISTINCT log_id) FROM inbox") <= 104
     assert SAYS["orm"] in report.tables(results)
     assert json.dumps(results.as_json(), allow_nan=False)
@@ -139,7 +139,7 @@ def test_goals_are_judged_by_the_median_of_the_rounds() -> None:
 
 @pytest.mark.parametrize("name", ["orm-work", "fastify-work"])
 def test_those_that_do_the_same_work_do_it(site: Site, name: str) -> None:
-    """They check token and source, know duplicates, seal the payload, make a delivery, and chain the audit."""
+    """They check token and source, find duplicates, seal the payload, create a delivery, and chain the audit."""
     try:
         target = site.of(name)
     except Missing as exc:
@@ -181,7 +181,7 @@ def test_those_that_do_the_same_work_do_it(site: Site, name: str) -> None:
 
 
 def post(target: Target, body: bytes, headers: Mapping[str, str] | None = None) -> int:
-    """Send the body: the status of the answer."""
+    """Send the body, and return the status of the answer."""
     address = urlsplit(target.url)
     with closing(HTTPConnection(address.netloc, timeout=60)) as connection:
         connection.request(

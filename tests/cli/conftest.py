@@ -1,4 +1,4 @@
-"""A command line on a database with a destination, run in this process."""
+"""Commands that run in this process, on a database with a destination."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ ACTOR = actor()
 
 
 class Commands:
-    """Runs commands and holds them to their contract: exit status, one document on stdout, no traceback."""
+    """Runs commands, and checks their contract: exit status, one document on stdout, no traceback."""
 
     def __call__(self, *arguments: str, stdin: str | None = None, status: int = 0) -> Result:
-        """What a command did, which ends with that status."""
+        """Run a command, which must end with that status."""
         done = CliRunner().invoke(main, list(arguments), input=stdin, prog_name="redox-receiver")
         assert done.exit_code == status, f"{arguments}: {done.exit_code}\n{done.output}\n{done.exception!r}"
         return done
 
     def json(self, *arguments: str, stdin: str | None = None, status: int = 0) -> Any:
-        """What it says with --json: one document, and nothing else."""
+        """Run a command with --json, and return the one document that it prints."""
         return json.loads(self(*arguments, "--json", stdin=stdin, status=status).stdout)
 
     def fails(self, *arguments: str, stdin: str | None = None, status: int = 1) -> str:
-        """What it says on stderr when it cannot be done: one line where the status is 1; nothing on stdout."""
+        """Run a command that must fail, and return its stderr: one line if the status is 1. Its stdout is empty."""
         done = self(*arguments, stdin=stdin, status=status)
         assert done.stdout == ""
         if status == 1:

@@ -38,7 +38,7 @@ def spawn(
 
 
 def leaves(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """Every command, with the words that name it."""
+    """Yield every command with its full name."""
     if isinstance(command, click.Group):
         ctx = click.Context(command)
         for name in command.list_commands(ctx):
@@ -54,7 +54,7 @@ EVERY = dict(leaves(main))
 
 class TestStart:
     def test_help_and_version_import_no_command(self) -> None:
-        """What a shell asks for at each TAB must not load the database's library."""
+        """Help, version and completion do not import SQLAlchemy: a shell runs completion at each TAB."""
         code = (
             "import sys; from receiver.cli import main; main(['--help'], standalone_mode=False); "
             "print([name for name in sys.modules if name.split('.')[0] in ('sqlalchemy', 'rich', 'alembic')])"
@@ -69,20 +69,20 @@ class TestStart:
         assert spawn("--help").stdout.startswith("Usage: redox-receiver ")
 
     def test_every_command_whose_module_is_there_is_listed(self) -> None:
-        """The list of commands is COMMANDS, and each has the one line that COMMANDS says of it."""
-        said = spawn("--help").stdout
+        """Help lists the commands of COMMANDS, each with its line."""
+        printed = spawn("--help").stdout
         for name in main.list_commands(click.Context(main)):
-            assert COMMANDS[name][1] in said
+            assert COMMANDS[name][1] in printed
 
     def test_a_command_that_is_not_there(self) -> None:
-        """Wrong usage ends with 2, and says where help is."""
+        """An unknown command ends with status 2, and the error names --help."""
         done = spawn("nonsense")
         assert done.returncode == 2
         assert "--help" in done.stderr
         assert "Traceback" not in done.stderr
 
     def test_shells_complete_it(self) -> None:
-        """Commands are completed by their names, and their own commands and options by theirs."""
+        """Shells complete commands, subcommands and options."""
 
         def completed(*words: str) -> str:
             return spawn(
@@ -101,7 +101,7 @@ class TestStart:
 class TestHelp:
     @pytest.mark.parametrize("path", EVERY, ids=" ".join)
     def test_every_command_has_an_example(self, path: tuple[str, ...]) -> None:
-        """Help says what a command does and shows how it is used, by its own name."""
+        """Each help text has a description, and an example with the command's own name."""
         command = EVERY[path]
         assert command.help
         assert command.epilog is not None
@@ -109,30 +109,30 @@ class TestHelp:
 
     @pytest.mark.parametrize("path", EVERY, ids=" ".join)
     def test_it_fits_100_columns(self, path: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-        """No line of any help is wider than a terminal."""
+        """No line of any help text is wider than 100 columns."""
         monkeypatch.setenv("COLUMNS", "200")
         assert max(map(len, Commands()(*path, "--help").stdout.splitlines())) <= 100
 
     @pytest.mark.parametrize("path", [path for path in EVERY if path[-1] in ("list", "show", "add")], ids=" ".join)
     def test_what_lists_shows_or_adds_takes_json(self, path: tuple[str, ...]) -> None:
-        """Scripts can read it."""
+        """Every command that prints records has --json."""
         assert "--json" in {option for each in EVERY[path].params for option in each.opts}
 
 
 class TestColumns:
     @pytest.mark.parametrize("path", [path for path in EVERY if path[-1] == "list"], ids=" ".join)
     def test_every_list_lets_them_be_chosen(self, path: tuple[str, ...]) -> None:
-        """The operator decides what a list shows."""
+        """Every list has --columns."""
         assert "--columns" in {option for each in EVERY[path].params for option in each.opts}
 
 
 class TestEmpty:
     @pytest.mark.parametrize("path", [path for path in EVERY if path[-1] == "list" and path[0] != "keys"], ids=" ".join)
     def test_an_empty_list_says_how_it_is_filled(self, path: tuple[str, ...], run: Commands) -> None:
-        """What would be there, and the command or setting that brings it."""
-        said = run(*path).stdout
-        assert said.startswith("no ")
-        assert "redox-receiver" in said or "RECEIVER_HANDLERS" in said
+        """An empty list names the command or setting that fills it."""
+        printed = run(*path).stdout
+        assert printed.startswith("no ")
+        assert "redox-receiver" in printed or "RECEIVER_HANDLERS" in printed
 
     @pytest.mark.parametrize(
         "given",
@@ -146,14 +146,14 @@ class TestEmpty:
         ids=" ".join,
     )
     def test_one_that_was_filtered_says_so(self, given: tuple[str, str, str], door: Door, run: Commands) -> None:
-        """That nothing matches is not that nothing is there."""
+        """A list that is empty because of its filters says so."""
         assert run(given[0], "list", *given[1:]).stdout.startswith("nothing matches")
 
 
 class TestReasons:
     @pytest.mark.parametrize("path", EVERY, ids=" ".join)
     def test_every_reason_may_come_by_stdin(self, path: tuple[str, ...]) -> None:
-        """What stands on a command line can be seen in `ps`: each --reason takes - for stdin, and its help says so."""
+        """Each --reason takes - for stdin, and its help says so: `ps` shows command lines to every user."""
         for option in EVERY[path].params:
             if "--reason" in option.opts:
                 assert isinstance(option.type, Reason)
@@ -161,7 +161,7 @@ class TestReasons:
                 assert "(-: stdin)" in (option.help or "")
 
     def test_it_is_what_stdin_says(self, door: Door, ledger: MessageLedger, run: Commands) -> None:
-        """The words are kept without the line's end; nothing, or too much, or no text is no reason."""
+        """The reason is stdin without the end of its line. An empty, too long or undecodable one is refused."""
         (number,) = arrive(door, ledger, b"no json")
         for wrong in ("", " \n", "x" * 10_001):
             run.fails("messages", "discard", str(number), "--reason", "-", stdin=wrong, status=2)
@@ -170,15 +170,17 @@ class TestReasons:
         assert row["note"] == "ticket 4711"
 
     def test_stdin_is_read_for_one_thing(self, run: Commands, tmp_path: Path) -> None:
-        """Where the message comes by stdin the reason cannot, and the other way round."""
-        said = run.fails("outbound", "send", "-", "--out", str(tmp_path / "out"), "--reason", "-", stdin="x", status=2)
-        assert "stdin" in said
+        """Only one of the message and the reason can come from stdin."""
+        printed = run.fails(
+            "outbound", "send", "-", "--out", str(tmp_path / "out"), "--reason", "-", stdin="x", status=2
+        )
+        assert "stdin" in printed
         assert not (tmp_path / "out").exists()
 
 
 class TestWhere:
     def test_options_say_where_things_are_on_either_side(self, tmp_path: Path) -> None:
-        """--data-dir and --env-file are taken before a command's name and after it."""
+        """--data-dir and --env-file work before a command's name and after it."""
         (tmp_path / "bad.env").write_text("RECEIVER_THREADS=none\n")
         for arguments in (
             ("--env-file", "bad.env", "destination", "list"),
@@ -201,7 +203,7 @@ class TestWhere:
         ids=" ".join,
     )
     def test_a_data_directory_in_which_nothing_is(self, command: tuple[str, ...], tmp_path: Path) -> None:
-        """A mistyped one is told in one line, with what would make a database there; nothing is made."""
+        """For an empty data directory one line names the command that creates a database. Nothing is created."""
         done = spawn(*command, "--data-dir", str(tmp_path / "data"), without_database=True)
         assert done.returncode == 1
         assert len(done.stderr.splitlines()) == 1
@@ -212,26 +214,26 @@ class TestWhere:
     def test_the_keyring_is_looked_for_in_the_data_directory(
         self, run: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Without a keyring a command ends with 1, in one line that says what makes one."""
+        """Without a keyring a command ends with status 1, and its one line names the command that creates one."""
         monkeypatch.delenv("RECEIVER_KEYRING")
-        said = run.fails("destination", "list", "--data-dir", str(tmp_path / "data"))
-        assert "keys init" in said
-        assert str(tmp_path / "data") in said
+        printed = run.fails("destination", "list", "--data-dir", str(tmp_path / "data"))
+        assert "keys init" in printed
+        assert str(tmp_path / "data") in printed
 
 
 class TestErrors:
     def test_all_mistakes_of_the_settings_in_one_line(self, run: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Each variable that is wrong is named at once."""
+        """One line names every invalid variable."""
         monkeypatch.setenv("RECEIVER_THREADS", "none")
         monkeypatch.setenv("RECEIVER_BIND", "nowhere")
-        said = run.fails("destination", "list")
-        assert "RECEIVER_THREADS" in said
-        assert "RECEIVER_BIND" in said
+        printed = run.fails("destination", "list")
+        assert "RECEIVER_THREADS" in printed
+        assert "RECEIVER_BIND" in printed
 
     def test_what_is_said_is_all_on_stderr(self, run: Commands) -> None:
-        """An error leaves stdout empty, with --json as well."""
+        """Errors are on stderr, and stdout is empty, also with --json."""
         run.fails("destination", "show", "nowhere", "--json")
 
     def test_one_document(self, run: Commands) -> None:
-        """A list with nothing in it is a document, too."""
+        """An empty list is a JSON document too."""
         assert json.loads(run("destination", "list", "--json").stdout) == []

@@ -14,10 +14,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from receiver.protocol.verification import KINDS
 from tests.cli.conftest import Commands
 from tests.protocol.verification.issuers import P384, RSA_FIRST, jwk, pem
-from tests.simulator.endpoint import ScriptedEndpoint, answer
 from tests.storage.door import TOKEN, Door
+from tests.support.scripted_endpoint import ScriptedEndpoint, answer
+from tests.support.server import Server, serving
 from tests.support.waiting import until
-from tests.web.server import Server, serving
 from tests.web.test_authentication import certificate, private
 
 SECRET = "a made-up secret of some length"

@@ -1,4 +1,4 @@
-"""An external PostgreSQL that cannot be reached: each situation is made for real, and told in a sentence of its own."""
+"""Each reason why an external PostgreSQL cannot be reached has a message of its own. The situations are real."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from sqlalchemy import make_url
 
 from receiver.database import connection_errors
 from tests.cli.conftest import Commands
-from tests.external_postgres import PASSWORD, ExternalPostgres, external_postgres, tls_front
+from tests.support.external_postgres import PASSWORD, ExternalPostgres, external_postgres, tls_front
+from tests.support.ports import free_port
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ExternalPostgres]:
-    """One for all of these."""
+    """One server for all tests of this file."""
     with external_postgres() as running:
         yield running
 
 
 @contextmanager
 def as_it_is(_: ExternalPostgres) -> Iterator[None]:
-    """Nothing is done to the server."""
+    """Leave the server as it is."""
     yield
 
 
 @contextmanager
 def full(server: ExternalPostgres) -> Iterator[None]:
-    """Every connection that there is for `plain` is taken."""
+    """Use every connection that `plain` may have."""
     with ExitStack() as stack:
         with suppress(psycopg.OperationalError):
             while True:
@@ -42,7 +43,7 @@ def full(server: ExternalPostgres) -> Iterator[None]:
 
 
 def altered(*statements: str, back: str) -> Callable[[ExternalPostgres], object]:
-    """The superuser has run these statements."""
+    """Run these statements as the superuser."""
 
     @contextmanager
     def alter(server: ExternalPostgres) -> Iterator[None]:
@@ -55,13 +56,7 @@ def altered(*statements: str, back: str) -> Callable[[ExternalPostgres], object]
     return alter
 
 
-def closed_port() -> int:
-    """A port at which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
-# What happens to the server, DATABASE_URL, what is wrong, and what is to be looked at.
+# The change of the server, DATABASE_URL, the problem in the message, and its fix.
 SITUATIONS: dict[str, tuple[Callable[[ExternalPostgres], object], Callable[[ExternalPostgres], str], str, str]] = {
     "wrong password": (
         as_it_is,
@@ -99,7 +94,7 @@ SITUATIONS: dict[str, tuple[Callable[[ExternalPostgres], object], Callable[[Exte
         "user plain may not connect",
         "GRANT CONNECT ON DATABASE receiver TO plain",
     ),
-    "closed port": (as_it_is, lambda at: at.url(port=closed_port()), "nothing listens at 127.0.0.1:", "the port in"),
+    "closed port": (as_it_is, lambda at: at.url(port=free_port()), "nothing listens at 127.0.0.1:", "the port in"),
     "no socket": (
         as_it_is,
         lambda _: "postgresql:///receiver?host=/nowhere",
@@ -140,18 +135,18 @@ SITUATIONS: dict[str, tuple[Callable[[ExternalPostgres], object], Callable[[Exte
 def test_each_has_its_sentence(
     server: ExternalPostgres, run: Commands, monkeypatch: pytest.MonkeyPatch, situation: str
 ) -> None:
-    """What is wrong, where, and the setting to look at; never the password, nor a command that says no more."""
+    """The message names the problem, the address and the setting, without the password or a useless command."""
     happens, url, problem, fix = SITUATIONS[situation]
     monkeypatch.setenv("DATABASE_URL", url(server))
     with happens(server):  # type: ignore[attr-defined]  # each makes a context
-        (said,) = run.fails("destination", "list").splitlines()
+        (printed,) = run.fails("destination", "list").splitlines()
         found = json.loads(run("check", "--json", status=1).stdout)
-    assert problem in said
-    assert fix in said
-    assert "redox-receiver" not in said
-    (told,) = [each for each in found if each["name"] == "database"]
-    assert said == f"Error: {told['message']}: {told['fix']}"
-    for shown in (said, json.dumps(found)):
+    assert problem in printed
+    assert fix in printed
+    assert "redox-receiver" not in printed
+    (message,) = [each for each in found if each["name"] == "database"]
+    assert printed == f"Error: {message['message']}: {message['fix']}"
+    for shown in (printed, json.dumps(found)):
         assert PASSWORD not in shown
         assert PASSWORD.replace(" ", "%20") not in shown
 
@@ -173,7 +168,7 @@ def test_a_certificate_that_is_refused(
     problem: str,
     fix: str,
 ) -> None:
-    """Of a server whose certificate DATABASE_URL has checked: no authority, another one, or another name."""
+    """With sslmode=verify-full the message says why: no certificate authority, another one, or another host name."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
@@ -186,17 +181,17 @@ def test_a_certificate_that_is_refused(
         with psycopg.connect(server.url(port=port, sslmode="verify-full", sslrootcert=files["right"])):
             pass
         monkeypatch.setenv("DATABASE_URL", server.url(host=host, port=port, sslmode="verify-full", **options))
-        said = run.fails("destination", "list")
-    assert problem in said
-    assert fix in said
+        printed = run.fails("destination", "list")
+    assert problem in printed
+    assert fix in printed
 
 
 def test_an_address_that_never_answers(run: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A port that takes the connection and says nothing is left after three seconds."""
+    """A port that accepts the connection and never answers is given up after three seconds."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("DATABASE_URL", f"postgresql://me:hush@127.0.0.1:{silent.getsockname()[1]}/db")
-        said = run.fails("destination", "list")
-    assert "does not answer: check the network and the firewall" in said
+        printed = run.fails("destination", "list")
+    assert "does not answer: check the network and the firewall" in printed
 
 
 @pytest.mark.parametrize(
@@ -214,7 +209,7 @@ def test_an_address_that_never_answers(run: Commands, monkeypatch: pytest.Monkey
     ],
 )
 def test_a_text_has_its_code(text: str, code: str) -> None:
-    """What cannot be made here in time, and what nobody foresaw: the general sentence, with the address."""
+    """Texts that cannot be provoked here have a code too. An unknown text gets the general message."""
     assert connection_errors.code_of(text) == code
     problem, fix = connection_errors.explain(code, make_url("postgresql://me:hush@db.example:5433/receiver"))
     assert "db.example:5433" in problem

@@ -21,7 +21,7 @@ from receiver.cli.options import MessageId, When, example, new_file, read_secret
     ],
 )
 def test_spans_are_from_now(text: str, ago: timedelta) -> None:
-    """A span looks back, or ahead where something is to end."""
+    """A duration means that long ago, or that far ahead for an expiry."""
     before = datetime.now(UTC)
     back, ahead = (When(ahead=each).convert(text, None, None) for each in (False, True))
     after = datetime.now(UTC)
@@ -39,7 +39,7 @@ def test_spans_are_from_now(text: str, ago: timedelta) -> None:
     ],
 )
 def test_times_are_utc(text: str, time: datetime) -> None:
-    """An ISO 8601 time is UTC unless it says otherwise, and always aware."""
+    """An ISO 8601 time without an offset is UTC. The result is always aware."""
     found = When().convert(text, None, None)
     assert found == time
     assert found.utcoffset() == timedelta(0)
@@ -47,13 +47,13 @@ def test_times_are_utc(text: str, time: datetime) -> None:
 
 @pytest.mark.parametrize("text", ["", "yesterday", "2h30m", "-2h", "999999w", "0001-01-01T00:00:00+14:00", "12:00"])
 def test_what_is_no_time(text: str) -> None:
-    """Whatever else is written is wrong usage that shows how it is written."""
+    """Anything else is wrong usage, and the error shows the format."""
     with pytest.raises(click.BadParameter, match="15m"):
         When().convert(text, None, None)
 
 
 def test_a_message_by_id_or_uuid() -> None:
-    """Both name a message; nothing else does."""
+    """An id or a UUID names a message. Anything else is wrong usage."""
     uuid = "0192f0c1-2345-7678-9abc-def012345678"
     assert MessageId().convert("81", None, None) == 81
     assert MessageId().convert(uuid, None, None) == UUID(uuid)
@@ -63,7 +63,7 @@ def test_a_message_by_id_or_uuid() -> None:
 
 
 def test_a_secret_is_what_is_in_the_file(tmp_path: Path) -> None:
-    """Of the text nothing is taken away but the end of its line."""
+    """A secret is the content of the file without the end of its line."""
     (tmp_path / "one").write_text(" s e cret \n")
     (tmp_path / "two").write_bytes(b"secret\r\n")
     assert read_secret(tmp_path / "one") == " s e cret "
@@ -75,7 +75,7 @@ def test_a_secret_is_what_is_in_the_file(tmp_path: Path) -> None:
 
 
 def test_a_new_file_is_for_its_owner_alone(tmp_path: Path) -> None:
-    """It is written before the block runs, with mode 0600, and never over another."""
+    """A new file is written before the block runs, with mode 0600, and never replaces another."""
     path = tmp_path / "token"
     with new_file(path, b"secret"):
         assert path.read_bytes() == b"secret"
@@ -86,16 +86,16 @@ def test_a_new_file_is_for_its_owner_alone(tmp_path: Path) -> None:
 
 
 def test_a_file_of_what_failed_is_taken_back(tmp_path: Path) -> None:
-    """Where the block fails, the secret in the file is of nothing, and the file goes."""
+    """If the block fails, the secret in the file is useless, and the file is removed."""
     with pytest.raises(ZeroDivisionError), new_file(tmp_path / "token", b"secret"):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
 
 
 def test_long_examples_are_folded_for_a_shell() -> None:
-    """A line that is too long goes on behind a backslash, so that it can be pasted as it stands."""
+    """A long line continues after a backslash, so that it can be pasted into a shell."""
     line = "messages replay --destination a-long-name --kind Results.New --since 1d --handler results --reason 'new'"
-    told = example(line).splitlines()[2:]
-    assert len(told) == 2
-    assert told[0].endswith(" \\")
-    assert " ".join("\n".join(told).replace("\\\n", "").split()) == f"redox-receiver {line}"
+    message = example(line).splitlines()[2:]
+    assert len(message) == 2
+    assert message[0].endswith(" \\")
+    assert " ".join("\n".join(message).replace("\\\n", "").split()) == f"redox-receiver {line}"

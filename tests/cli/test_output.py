@@ -21,7 +21,7 @@ EASTERN = timezone(timedelta(hours=-5))
 
 
 def test_json_is_one_document_of_plain_values(capsys: pytest.CaptureFixture[str]) -> None:
-    """Times are ISO 8601 in UTC, bytes hexadecimal, uuids text; all else is as it is."""
+    """Times are ISO 8601 in UTC, bytes are hexadecimal, UUIDs are text. Other values are unchanged."""
     output.rows(
         [
             {
@@ -52,7 +52,7 @@ def test_json_is_one_document_of_plain_values(capsys: pytest.CaptureFixture[str]
 
 
 def test_a_table_shows_the_columns_that_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
-    """By their names, in their order; without rows a sentence says what to do."""
+    """A table has the requested columns in that order. Without rows, a sentence says what to do."""
     output.rows([{"b": True, "a": None, "c": 3}], ["c", "b"], as_json=False, nothing="")
     head, _, line = capsys.readouterr().out.splitlines()
     assert head.split() == ["c", "b"]
@@ -62,7 +62,7 @@ def test_a_table_shows_the_columns_that_are_asked_for(capsys: pytest.CaptureFixt
 
 
 class TestWidth:
-    """On a terminal as wide as it is; elsewhere a row is a line, whatever is in it."""
+    """A table fits the terminal. Elsewhere each row is one line."""
 
     ROW: Final = {
         "id": 81234,
@@ -80,7 +80,7 @@ class TestWidth:
         )
 
     def test_in_a_pipe_nothing_is_folded(self) -> None:
-        """A row is one line, however long it is, so that `grep` finds all of it; COLUMNS changes nothing."""
+        """In a pipe each row is one line, for `grep`, whatever COLUMNS says."""
         code = self.code("output.rows([found], {order}, as_json=False, nothing='')\noutput.row(found, as_json=False)")
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, check=True, text=True, env=os.environ | {"COLUMNS": "40"}
@@ -93,11 +93,11 @@ class TestWidth:
 
     @pytest.mark.parametrize("columns", [60, 80, 100, 120, 160, 250])
     def test_on_a_terminal_no_word_is_broken(self, columns: int) -> None:
-        """Whole ids, kinds and lanes, or none of them: a column that has no room is named instead of shown."""
-        said = plain(
+        """Ids, kinds and lanes are never broken. A column without space is named instead of shown."""
+        printed = plain(
             seen_on_a_terminal(self.code("output.rows([found], {order}, as_json=False, nothing='')"), columns=columns)
         )
-        table, _, note = said.partition("the terminal is too narrow for")
+        table, _, note = printed.partition("the terminal is too narrow for")
         assert max(map(len, table.splitlines())) <= columns
         head, words = table.splitlines()[0].split(), table.split()
         for name in self.ORDER:
@@ -107,21 +107,21 @@ class TestWidth:
         assert head[0] == "id"
 
     def test_the_width_is_used(self) -> None:
-        """A terminal that is wide enough shows all, each row on a line."""
-        said = plain(
+        """A wide terminal shows everything, each row on one line."""
+        printed = plain(
             seen_on_a_terminal(self.code("output.rows([found], {order}, as_json=False, nothing='')"), columns=250)
         )
-        assert len(said.splitlines()) == 3
+        assert len(printed.splitlines()) == 3
 
     def test_one_row_is_wrapped_between_words(self) -> None:
-        """What is longer than the terminal and has no space goes on at the next line by itself, unbroken."""
-        said = plain(seen_on_a_terminal(self.code("output.row(found, as_json=False)"), columns=40))
-        assert str(self.ROW["lane"]) in said
-        assert "some words that can be wrapped at" in said
-        assert "some words that can be wrapped at their" not in said
+        """A value without a space that is wider than the terminal is on a line of its own, unbroken."""
+        printed = plain(seen_on_a_terminal(self.code("output.row(found, as_json=False)"), columns=40))
+        assert str(self.ROW["lane"]) in printed
+        assert "some words that can be wrapped at" in printed
+        assert "some words that can be wrapped at their" not in printed
 
     def test_columns_are_chosen(self, run: Commands, door: Door) -> None:
-        """--columns takes any name that JSON has, in any order, empty ones too; others are refused with all names."""
+        """--columns takes every JSON key, in any order. Another name is refused with the list of names."""
         head, _, line = run("destination", "list", "--columns", "path,name, reply_with").stdout.splitlines()
         assert head.split() == ["path", "name", "reply_with"]
         assert line.split() == ["/redox/clinic", "clinic"]
@@ -129,9 +129,9 @@ class TestWidth:
         assert "choose from" in run.fails("destination", "list", "--columns", "nmae", status=2)
 
 
-def plain(said: str) -> str:
-    """What a terminal was sent, without colour."""
-    return re.sub("\x1b\\[[0-9;]*m", "", said).replace("\r", "")
+def plain(printed: str) -> str:
+    """Return what was sent to a terminal, without colors."""
+    return re.sub("\x1b\\[[0-9;]*m", "", printed).replace("\r", "")
 
 
 HOSTILE = {
@@ -147,23 +147,23 @@ HOSTILE = {
 
 @pytest.mark.parametrize(("text", "shown"), HOSTILE.items())
 def test_nothing_stored_acts_on_a_terminal(text: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Control characters, ANSI sequences and changes of direction are shown, not sent; markup is text."""
+    """Control characters, ANSI sequences and changes of direction are shown escaped. Markup is shown as text."""
     output.rows(
         [{"id": text, "detail": {"source": text}, "list": [text]}], ["id", "detail", "list"], as_json=False, nothing=""
     )
     output.row({"id": text}, as_json=False)
-    said = capsys.readouterr().out
-    assert shown in said
-    assert f"source={shown}" in said
-    assert not any(not each.isprintable() for each in said.replace("\n", ""))
+    printed = capsys.readouterr().out
+    assert shown in printed
+    assert f"source={shown}" in printed
+    assert not any(not each.isprintable() for each in printed.replace("\n", ""))
     output.document({"id": text})
-    told = capsys.readouterr().out
-    assert json.loads(told) == {"id": text}
-    assert told.isascii()
+    message = capsys.readouterr().out
+    assert json.loads(message) == {"id": text}
+    assert message.isascii()
 
 
 def seen_on_a_terminal(code: str, columns: int = 80) -> str:
-    """What a program writes to a terminal."""
+    """Return what a program writes to a terminal."""
     leader, follower = pty.openpty()
     environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "CI")}
     child = subprocess.Popen(
@@ -174,16 +174,16 @@ def seen_on_a_terminal(code: str, columns: int = 80) -> str:
         env=environment | {"TERM": "xterm-256color", "COLUMNS": str(columns)},
     )
     os.close(follower)
-    said = b""
+    printed = b""
     try:
         while piece := os.read(leader, 65536):
-            said += piece
+            printed += piece
     except OSError:
-        pass  # the other side is closed
+        pass  # the program has closed the terminal
     finally:
         os.close(leader)
         assert child.wait(60) == 0
-    return said.decode()
+    return printed.decode()
 
 
 TABLE = "from receiver.cli import output; output.rows([{'state': 'dead'}], ['state'], as_json=False, nothing='')"
@@ -191,13 +191,13 @@ BAR = "from receiver.cli import output\nwith output.progress('deliveries skipped
 
 
 def test_colour_is_for_terminals(capsys: pytest.CaptureFixture[str]) -> None:
-    """On a terminal what is dead is red; in a pipe there are no escape sequences."""
+    """On a terminal `dead` is red. A pipe gets no escape sequences."""
     assert "\x1b[31m" in seen_on_a_terminal(TABLE)
     assert b"\x1b" not in subprocess.run([sys.executable, "-c", TABLE], capture_output=True, check=True).stdout
 
 
 def test_progress_is_for_terminals() -> None:
-    """On a terminal a bar shows how far it is; elsewhere nothing is said."""
+    """A terminal shows a progress bar. Elsewhere nothing is printed."""
     assert "deliveries skipped" in seen_on_a_terminal(BAR)
     done = subprocess.run([sys.executable, "-c", BAR], capture_output=True, check=True)
     assert (done.stdout, done.stderr) == (b"", b"")

@@ -49,7 +49,7 @@ def test_the_environment_cannot_change_the_actor(monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_unmigrated_database(run: Commands, keyring_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The schema must be the one that this code wants; what brings it there is named."""
+    """A command needs this release's schema, and the error names the command that migrates."""
     url = new_database()
     monkeypatch.setenv("DATABASE_URL", url)
     try:
@@ -60,7 +60,7 @@ def test_an_unmigrated_database(run: Commands, keyring_path: Path, monkeypatch: 
 
 
 def test_another_keyring(run: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With keys that are not the database's no command works: what it wrote nobody could prove."""
+    """No command works with another keyring than the database's: nobody could verify what it writes."""
     keyrings.create(datetime.now(UTC)).save(tmp_path / "other.json")
     monkeypatch.setenv("RECEIVER_KEYRING", str(tmp_path / "other.json"))
     with pytest.raises(ConfigurationError, match="RECEIVER_KEYRING"), session.opened():
@@ -68,7 +68,7 @@ def test_another_keyring(run: Commands, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_no_server(run: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A database that does not answer is one of our errors, and names the setting, not the password."""
+    """A database that does not answer is a ReceiverError. It names the setting, and not the password."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setenv("DATABASE_URL", f"postgresql://me:hush@127.0.0.1:{taken.getsockname()[1]}/db")
@@ -78,7 +78,7 @@ def test_no_server(run: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_database_error_tells_nothing_of_the_row(run: Commands, engine: Engine) -> None:
-    """What PostgreSQL quotes of a row does not come out: a class and a code do."""
+    """The error has a class and a SQLSTATE, and nothing that PostgreSQL quotes of a row."""
     with pytest.raises(Unavailable) as caught, session.opened() as work, work.engine.begin() as connection:
         connection.execute(text("SELECT CAST('Ada Lovelace' AS integer)"))
     assert "22P02" in str(caught.value)
@@ -88,7 +88,7 @@ def test_a_database_error_tells_nothing_of_the_row(run: Commands, engine: Engine
 
 @pytest.fixture
 def root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where a data directory is to be."""
+    """The parent of a data directory."""
     made = open_directory()
     monkeypatch.setenv("RECEIVER_DATA_DIR", str(made / "data"))
     yield made
@@ -96,7 +96,7 @@ def root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_the_embedded_database_is_started_and_stopped(root: Path) -> None:
-    """Without DATABASE_URL a command starts the embedded PostgreSQL where nobody has, and leaves none behind."""
+    """Without DATABASE_URL a command starts the embedded PostgreSQL if it does not run, and stops it afterwards."""
     given = settings.load_settings()
     with session.database(given, make=True) as engine:
         migrations.upgrade(engine)
@@ -110,7 +110,7 @@ def test_the_embedded_database_is_started_and_stopped(root: Path) -> None:
 
 
 def test_one_that_runs_is_joined(root: Path) -> None:
-    """A cluster that somebody else uses is still there when the command has ended."""
+    """A cluster that another process uses still runs after the command has ended."""
     given = settings.load_settings()
     cluster = Cluster(given.data_dir)
     with cluster.joined() as url:

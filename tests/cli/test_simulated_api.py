@@ -10,18 +10,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from receiver.cli.simulated_api import serve_api
 from tests.cli.conftest import Commands
-from tests.cli.machine import SOURCE
 from tests.outbound.conftest import PRIVATE
-
-
-def free_address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return f"127.0.0.1:{listener.getsockname()[1]}"
+from tests.support.machine import SOURCE
+from tests.support.ports import free_port
 
 
 def test_it_knows_the_keys_that_are_for_its_address(run: Commands, tmp_path: Path) -> None:
-    """A private key of its own and a legacy key are good there as they are registered; one for elsewhere is not."""
-    address = free_address()
+    """It accepts the OAuth keys and legacy keys whose base URL is its address, and no others."""
+    address = f"127.0.0.1:{free_port()}"
     host, _, port = address.rpartition(":")
     (tmp_path / "key.pem").write_bytes(PRIVATE.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     common = ("--environment", "development", "--base-url", f"http://{address}")
@@ -58,10 +54,10 @@ def test_it_knows_the_keys_that_are_for_its_address(run: Commands, tmp_path: Pat
 
 
 def test_the_port_may_be_in_use(run: Commands, tmp_path: Path) -> None:
-    """Then another is to be chosen."""
+    """A port in use is refused, and the error names --api."""
     run("destination", "add", "lab", "--token-out", str(tmp_path / "token"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        said = run.fails(
+        printed = run.fails(
             "simulate",
             "--url",
             "http://127.0.0.1:9",
@@ -74,7 +70,7 @@ def test_the_port_may_be_in_use(run: Commands, tmp_path: Path) -> None:
             "--api",
             f"127.0.0.1:{listener.getsockname()[1]}",
         )
-    assert "choose another with --api" in said
+    assert "choose another with --api" in printed
 
 
 @pytest.mark.parametrize(
@@ -87,7 +83,7 @@ def test_the_port_may_be_in_use(run: Commands, tmp_path: Path) -> None:
     ],
 )
 def test_invalid_api_address_or_keys(run: Commands, tmp_path: Path, api: str | None, status: int, says: str) -> None:
-    """It stays on this host, and wants a key that speaks to it."""
+    """Only a loopback address is accepted, and only with an API key for it."""
     run("destination", "add", "lab", "--token-out", str(tmp_path / "token"))
     assert says in run.fails(
         "simulate",
@@ -100,6 +96,6 @@ def test_invalid_api_address_or_keys(run: Commands, tmp_path: Path, api: str | N
         "--source",
         SOURCE,
         "--api",
-        api or free_address(),
+        api or f"127.0.0.1:{free_port()}",
         status=status,
     )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from sqlalchemy import make_url
 from receiver.errors import Unavailable
 from receiver.fault_injection import enable
 from receiver.storage.registry.changes import RegistryChanges
-from tests.faults.proxy import Proxy, proxy
+from tests.support.tcp_proxy import TcpProxy, connect_to, tcp_proxy
 
 _ROOT = Path(__file__).parents[2]
 _CUT = """
@@ -53,22 +53,10 @@ def _add(registration: RegistryChanges, name: str, environment: str) -> None:
 
 
 @pytest.fixture
-def before(database_url: str) -> Iterator[Proxy]:
-    """A TCP port before the database."""
-    address = make_url(database_url).query
-
-    def connect() -> socket.socket:
-        made = socket.socket(socket.AF_UNIX)
-        made.connect(f"{address['host']}/.s.PGSQL.{address['port']}")
-        return made
-
-    with proxy(connect) as made:
+def proxy(database_url: str) -> Iterator[TcpProxy]:
+    """A TCP port in front of the database."""
+    with tcp_proxy(partial(connect_to, database_url)) as made:
         yield made
-
-
-def _by_tcp(url: str, port: int) -> str:
-    address = make_url(url)
-    return address.set(host="127.0.0.1", port=port, query={}).render_as_string(hide_password=False)
 
 
 def test_a_production_destination_is_named(database_url: str, registration: RegistryChanges) -> None:
@@ -81,22 +69,22 @@ def test_a_production_destination_is_named(database_url: str, registration: Regi
     assert enable.production(database_url) == "ward"
 
 
-def test_a_database_that_does_not_answer(database_url: str, before: Proxy) -> None:
+def test_a_database_that_does_not_answer(database_url: str, proxy: TcpProxy) -> None:
     """A database that is down or does not answer in time raises Unavailable."""
-    url = _by_tcp(database_url, before.port)
+    url = proxy.url(database_url)
     assert enable.production(url) is None
-    before.freeze()
+    proxy.freeze()
     with pytest.raises(Unavailable):
         enable.production(url)
-    before.thaw()
+    proxy.thaw()
     with pytest.raises(Unavailable, match="OperationalError"):
-        enable.production(_by_tcp(database_url, 1))
+        enable.production(make_url(database_url).set(host="127.0.0.1", port=1, query={}).render_as_string())
 
 
 @pytest.mark.parametrize("tcp", [False, True])
-def test_every_connection_to_the_database_is_cut(database_url: str, before: Proxy, tcp: bool) -> None:
+def test_every_connection_to_the_database_is_cut(database_url: str, proxy: TcpProxy, tcp: bool) -> None:
     """Every connection of the process to the database is cut, and no other."""
-    url = _by_tcp(database_url, before.port) if tcp else database_url
+    url = proxy.url(database_url) if tcp else database_url
     done = subprocess.run(
         [sys.executable, "-c", _CUT, url],
         env=os.environ | {"PYTHONPATH": str(_ROOT)},

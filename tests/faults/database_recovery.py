@@ -14,11 +14,11 @@ from sqlalchemy.exc import OperationalError
 
 from receiver.database.embedded.cluster import Cluster
 from receiver.errors import ConfigurationError
-from tests.cli.machine import gone
 from tests.faults import effects, outages
 from tests.faults.recovery_times import ACCEPTING, ANSWERED, DELIVERING, LONGEST, RecoveryBench, occurs
 from tests.faults.site import Site
 from tests.support.postgres import open_directory
+from tests.support.processes import gone
 from tests.support.waiting import until
 
 # Seconds of a short outage: twice as long as a request may take.

@@ -47,7 +47,7 @@ def receiver_killed_between_commit_and_response(site: Site, dice: random.Random)
         # An earlier fault may keep the message from reaching COMMIT in time.
         if held.committed.wait(20):
             _kill_one(receiver_workers(site.first), dice)
-        held.let_go()
+        held.release()
 
 
 def receiver_cut_between_commit_and_response(site: Site, dice: random.Random) -> None:
@@ -61,7 +61,7 @@ def receiver_cut_between_commit_and_response(site: Site, dice: random.Random) ->
     ):
         held.committed.wait(20)
         site.first.proxy.cut(reset=dice.random() < 0.5)
-        held.let_go()
+        held.release()
 
 
 def master_killed(site: Site, dice: random.Random) -> None:
@@ -89,7 +89,7 @@ def receiver_reloaded_with_invalid_settings(site: Site, dice: random.Random) -> 
     try:
         receiver_reloaded(site, dice)
         with suppress(AssertionError):  # an earlier fault may have ended the receiver
-            until(lambda: site.first.log_lines("receiver.not_reloaded", after=before), 10)
+            until(lambda: site.first.log_lines("receiver.not_reloaded", after=before), seconds=10)
     finally:
         file.unlink()
 

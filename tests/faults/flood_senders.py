@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final, Self
 from uuid import uuid4
 
-from tests.cli.machine import SOURCE
+from tests.support.machine import SOURCE
 
 # Connections of each process, each from its own address.
 CONNECTIONS: Final = 8

@@ -17,8 +17,8 @@ from sqlalchemy import Engine, text
 
 from receiver.database.engine import open_engine
 from receiver.simulator.attacks import AttackTarget
-from tests.cli.machine import SOURCE, Machine
 from tests.faults.flood_senders import FORWARDED, GUESSES, KEPT, MADE_UP, PROXY, FloodTarget, flood, renewed
+from tests.support.machine import SOURCE, Machine
 from tests.support.waiting import until
 
 RECEIVERS: Final = 2

@@ -18,7 +18,6 @@ from contextlib import suppress
 from typing import Final
 
 from receiver.storage.evidence.flood_control import NAMED, ROWS_IN_ALL
-from tests.cli.machine import machine
 from tests.faults.flood_senders import CONNECTIONS, KINDS, MADE_UP, NEW, NO_ROWS
 from tests.faults.flooded_machine import (
     PROCESSES,
@@ -29,6 +28,7 @@ from tests.faults.flooded_machine import (
     destination_of,
 )
 from tests.faults.report import Progress, Section
+from tests.support.machine import machine
 from tests.support.waiting import until
 
 SECONDS: Final = 20.0
@@ -57,7 +57,7 @@ def floods(
         )
 
     with suppress(AssertionError):
-        until(counted, 120)  # counts are written within a minute
+        until(counted, seconds=120)  # counts are written within a minute
     violations = [f"{each.kind}: {violation}" for each in outcomes for violation in _violations(each)]
     if MADE_UP in kinds:
         listed = here.host.json("source", "list", destination_of(MADE_UP), "--refused", "--limit", "20")
@@ -103,8 +103,8 @@ def burst(here: FloodedMachine, count: int, progress: Progress) -> tuple[str, li
     columns = list(levels["before"])
     lines = [f"| {when} | {' | '.join(f'{level[each]:,.0f}' for each in columns)} |" for when, level in levels.items()]
     text = (
-        f"{recorded:,} messages were recorded in {seconds:.0f} s, {recorded / seconds:,.0f} a second; the senders share\n"
-        f"the cores. Then `audit verify` read {verified['rows']:,} rows without a failure.\n\n"
+        f"{recorded:,} messages were recorded in {seconds:.0f} s, {recorded / seconds:,.0f} a second; the senders "
+        f"share\nthe cores. Then `audit verify` read {verified['rows']:,} rows without a failure.\n\n"
         f"| messages | {' | '.join(columns)} |\n|---|{'--:|' * len(columns)}\n" + "\n".join(lines)
     )
     return text, violations

@@ -12,8 +12,8 @@ import psutil
 import psycopg
 from sqlalchemy import make_url
 
-from tests.cli.machine import Machine
 from tests.faults.series import Series
+from tests.support.machine import Machine
 
 MIB: Final = 1024.0 * 1024.0
 # Tables to which every message adds rows, until they are purged.

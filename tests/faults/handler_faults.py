@@ -22,7 +22,7 @@ WHERE w.pid = :pid AND p.detail LIKE :named AND 'book' = ANY (w.handlers)"""
 def plugin_broken(site: Site, dice: random.Random) -> None:
     """A worker with a plugin that cannot be imported: it reports the plugin, and runs the other handlers."""
     worker = site.second.work(RECEIVER_HANDLERS=f"{effects.__name__},{_MISSING}")
-    until(lambda: site.rows(_REPORTED, pid=worker.pid, named=f"%{_MISSING}%"), _REPORT_TIMEOUT)
+    until(lambda: site.rows(_REPORTED, pid=worker.pid, named=f"%{_MISSING}%"), seconds=_REPORT_TIMEOUT)
     site.second.end(worker)
 
 
@@ -34,7 +34,7 @@ def lane_held(site: Site, dice: random.Random) -> None:
     with FeedSimulator(redox, name="held-lane", time_scale=0.02, deadline=200, ledger=site.sent["ward"]) as feed:
         for body in (failing, after):
             feed.deliver(body)
-    until(lambda: site.rows("SELECT FROM lanes WHERE handler = 'strict' AND state = 'held'"), 120)
+    until(lambda: site.rows("SELECT FROM lanes WHERE handler = 'strict' AND state = 'held'"), seconds=120)
     begun = {line["message"] for line in site.journal() if line["handler"] == "strict"}
     assert name_of(after) not in begun, "the message after a held delivery has run"
     [head] = site.rows(

@@ -147,7 +147,7 @@ def _interrupt(
         if not finish_during:
             _unblock(blocked)
     back = bench.now()
-    until(lambda: _returned(here, blocked, back), LONGEST)
+    until(lambda: _returned(here, blocked, back), seconds=LONGEST)
     bench.recovered(f"{fault}, after its return")
     bench.results.violations += [
         f"{fault}: {row['lane']} was recorded under an expired lease, at {row['ended_at']:%X}"

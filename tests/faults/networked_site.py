@@ -8,7 +8,8 @@ from pathlib import Path
 
 import psutil
 
-from receiver.database.embedded.cluster import DATABASE, PORT, ROLE, Cluster
+from receiver.database.embedded.cluster import Cluster
+from receiver.database.embedded.server_settings import DATABASE, PORT, ROLE
 from tests.faults import effects
 from tests.faults.network import Network, network
 from tests.faults.site import Host, Site

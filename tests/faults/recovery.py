@@ -19,7 +19,6 @@ from typing import Any, Final
 import psutil
 
 from receiver.simulator.feed import FeedSimulator
-from tests.cli.machine import gone
 from tests.faults import outages
 from tests.faults.database_recovery import (
     all_killed,
@@ -34,6 +33,7 @@ from tests.faults.recovery_times import TAKEN_OVER, RecoveryBench, Results, occu
 from tests.faults.report import Progress, Section
 from tests.faults.site import Site, receiver_workers, site
 from tests.support.postgres import open_directory
+from tests.support.processes import gone
 from tests.support.waiting import until
 
 # Seconds of a long outage: the workers' engines give up several times.

@@ -216,7 +216,7 @@ class RecoveryBench:
 def occurs(holds: Callable[[], object]) -> bool:
     """Wait until `holds` returns true. Returns False after LONGEST seconds."""
     try:
-        until(holds, LONGEST)
+        until(holds, seconds=LONGEST)
     except AssertionError:
         return False
     return True

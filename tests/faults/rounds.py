@@ -170,7 +170,7 @@ def check(here: Site, load: Load) -> list[str]:
     """Return every violation: of the database and the ledgers, of access, of processes left, of secrets in output."""
     pending = "SELECT id, lane FROM deliveries WHERE state = 'pending' ORDER BY id"
     with suppress(AssertionError):
-        until(lambda: not here.rows(pending), _DELIVERING_TIMEOUT)
+        until(lambda: not here.rows(pending), seconds=_DELIVERING_TIMEOUT)
     violations = [f"deliveries {row['id']}: still pending in {row['lane']}" for row in here.rows(pending)]
     violations += here.violations(_ACCEPTING_TIMEOUT)
     recorded = here.rows("SELECT id FROM messages WHERE log_id = ANY(:names)", names=load.unauthenticated)

@@ -20,20 +20,21 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from sqlalchemy import Engine, make_url, text
+from sqlalchemy import Engine, text
 
 from receiver import keyring as keyrings
-from receiver.database.embedded.cluster import DATABASE, ROLE, Cluster
+from receiver.database.embedded.cluster import Cluster
+from receiver.database.embedded.server_settings import DATABASE, ROLE
 from receiver.database.engine import open_engine
 from receiver.errors import ConfigurationError
 from receiver.keyring import Keyring
 from receiver.simulator.attacks import AttackTarget
 from receiver.simulator.attempt_log import AttemptLog
 from receiver.simulator.feed import FeedSimulator
-from tests.cli.machine import SOURCE, Machine
 from tests.faults import checker, effects
-from tests.faults.proxy import Proxy
+from tests.support.machine import SOURCE, Machine
 from tests.support.postgres import open_directory
+from tests.support.tcp_proxy import TcpProxy, connect_to
 from tests.support.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +45,7 @@ LEASE = "5"
 class Host(Machine):
     """A host of the site. Its commands, its `up` and its workers reach the database through its own proxy."""
 
-    def __init__(self, root: Path, proxy: Proxy, environment: dict[str, str]) -> None:
+    def __init__(self, root: Path, proxy: TcpProxy, environment: dict[str, str]) -> None:
         super().__init__(root, sys.executable)
         self.proxy = proxy
         # Put before each command: `ip netns exec …` if the host has its own network.
@@ -148,7 +149,7 @@ class Site:
         """Add a host. Its processes are killed before the database is stopped."""
         directory = self.root / name
         directory.mkdir()
-        proxy = Proxy(self._connect)
+        proxy = TcpProxy(self._connect)
         self._stack.callback(proxy.close)
         host = Host(directory, proxy, {"RECEIVER_HANDLERS": self._handlers, "EFFECTS": str(self.effects)})
         self._stack.callback(host.clear)
@@ -156,14 +157,10 @@ class Site:
         return host
 
     def _connect(self) -> socket.socket:
-        made = socket.socket(socket.AF_UNIX)
         try:
-            address = make_url(self.cluster.url)
-            made.connect(str(Path(str(address.query["host"])) / f".s.PGSQL.{address.query['port']}"))
-        except (OSError, ConfigurationError) as exc:
-            made.close()
+            return connect_to(self.cluster.url)
+        except ConfigurationError as exc:
             raise ConnectionRefusedError from exc
-        return made
 
     def start(self) -> None:
         """Create the database, the tables and the keyring, and copy the keyring to each host."""
@@ -234,7 +231,7 @@ class Site:
                 return not checker.unfinished(connection)
 
             with suppress(AssertionError):  # the checker reports the rest
-                until(finished, seconds)
+                until(finished, seconds=seconds)
         with self.engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
             # Deliveries with a retry time may still run. Take the snapshot first, then read the journal: it then has a
             # line for each delivery that succeeded before the snapshot.

@@ -26,12 +26,12 @@ from receiver.simulator.api import FakeRedoxApi
 from receiver.simulator.fake_redox import FakeRedox
 from receiver.simulator.feed import with_attempt
 from receiver.simulator.http_connection import HttpConnection
-from tests.cli.machine import SOURCE, Machine, machine
 from tests.faults import steady
 from tests.faults.gauges import DESIGNED, Gauges
 from tests.faults.report import Progress, Section
 from tests.faults.series import Verdict, assess
 from tests.faults.site import ROOT
+from tests.support.machine import SOURCE, Machine, machine
 from tests.support.waiting import until
 
 RATE: Final = 10.0

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from receiver.cli import main
-from tests.web.conftest import Site, server, site
+from tests.support.site import Site, server, site
 
 __all__ = ["server", "site"]
 

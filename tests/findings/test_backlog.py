@@ -10,9 +10,9 @@ from click.testing import CliRunner
 
 from receiver.cli import main
 from tests.findings.conftest import Findings
+from tests.support.server import Server
+from tests.support.site import Site, sent
 from tests.support.waiting import until
-from tests.web.conftest import Site, sent
-from tests.web.server import Server
 from tests.worker.conftest import world
 from tests.worker.world import World
 

@@ -13,9 +13,9 @@ from click.testing import CliRunner
 
 from receiver.cli import main
 from tests.findings.conftest import Findings
+from tests.support.server import OURS, Server, serving
+from tests.support.site import Site, sent
 from tests.support.waiting import until
-from tests.web.conftest import Site, sent
-from tests.web.server import OURS, Server, serving
 
 ADMIN = (*OURS, "--workers", "1", "receiver.asgi:admin")
 

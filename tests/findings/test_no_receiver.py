@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.findings.conftest import Findings
+from tests.support.server import serving
+from tests.support.site import Site, sent
 from tests.support.waiting import until
-from tests.web.conftest import Site, sent
-from tests.web.server import serving
 
 
 def test_no_receiver(site: Site, found: Findings, tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from sqlalchemy import text
 from receiver.cli import main
 from receiver.storage.registry.credentials import new_token
 from tests.findings.conftest import Findings
+from tests.support.server import Server
+from tests.support.site import Site, message, sent
 from tests.support.waiting import until
-from tests.web.conftest import Site, message, sent
-from tests.web.server import Server
 
 
 def refuse(server: Server, requests: list[bytes], status: int) -> None:

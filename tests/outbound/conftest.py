@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -60,16 +59,6 @@ def with_keys(api: FakeRedoxApi) -> FakeRedoxApi:
     api.register_oauth(KEY.client_id, jwks_of(KEY))
     api.register_legacy(LEGACY.api_key, LEGACY.secret)
     return api
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait until the condition holds. Fails after half a minute."""
-    tick = threading.Event()
-    for _ in range(3_000):
-        if condition():
-            return
-        tick.wait(0.01)
-    raise AssertionError("the condition did not hold within half a minute")
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from receiver.outbound import Limits, OAuthKey, OutboundError, RedoxUnavailable
 from receiver.protocol.api_keys import ApiKey
 from receiver.simulator.api import FakeRedoxApi
 from receiver.simulator.api_exchange import SimulatedApiAnswer
-from tests.outbound.conftest import KEY, LEGACY, Connect, MakeAuth, jwks_of, message, token_requests, until
+from tests.outbound.conftest import KEY, LEGACY, Connect, MakeAuth, jwks_of, message, token_requests
+from tests.support.waiting import until
 
 
 class Clock:

@@ -13,7 +13,7 @@ from receiver.outbound import OutboundError, RedoxUnavailable, Untrusted, Unusab
 from receiver.outbound import jwks as module
 from receiver.outbound.jwks import MAX_BYTES, fetch
 from tests.outbound.conftest import serving
-from tests.simulator.endpoint import ScriptedEndpoint, answer
+from tests.support.scripted_endpoint import ScriptedEndpoint, answer
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,8 @@ from receiver.outbound import (
 from receiver.outbound.limits import deadline
 from receiver.outbound.wire import Wire, check_base_url
 from receiver.simulator.api import FakeRedoxApi
-from tests.outbound.conftest import KEY, QUICK, Connect, message, serving, until, with_keys
+from tests.outbound.conftest import KEY, QUICK, Connect, message, serving, with_keys
+from tests.support.waiting import until
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 """A receiver that really serves, as in tests/web."""
 
-from tests.web.conftest import server, server_mode, site
+from tests.support.site import server, server_mode, site
 
 __all__ = ["server", "server_mode", "site"]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from receiver.server import conf
-from tests.web.conftest import SOURCE, Site
-from tests.web.server import post, serving
+from tests.support.server import post, serving
+from tests.support.site import SOURCE, Site
 
 CONFIGURATION = Path(__file__).parents[2] / "deploy" / "gunicorn.conf.py"
 

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 import pytest
 
 from receiver.server.connections import ConnectionTable, Pool, network_of
+from tests.support.server import Server, Wire
+from tests.support.site import Site, sent
 from tests.support.waiting import until
-from tests.web.conftest import Site, sent
-from tests.web.server import Server, Wire
 
 FLOOD = 2_600
 MESSAGES = 200

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from receiver.server import dependencies
-from tests.web.conftest import Site
-from tests.web.server import serving
+from tests.support.server import serving
+from tests.support.site import Site
 
 
 def test_all_are_there() -> None:

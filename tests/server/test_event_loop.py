@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import pytest
 from sqlalchemy import text
 
+from tests.support.server import Server, Wire, serving
+from tests.support.site import Site, message, sent
 from tests.support.waiting import until
-from tests.web.conftest import Site, message, sent
-from tests.web.server import Server, Wire, serving
 
 # Seconds. A request that waits for the ledger gets its reply within five; all others long before.
 SOON = 3.0

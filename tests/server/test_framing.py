@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 
 import pytest
 
+from tests.support.server import Server, post
+from tests.support.site import Site, message, sent
 from tests.support.waiting import until
-from tests.web.conftest import Site, message, sent
-from tests.web.server import Server, post
 
 MIB = 1024 * 1024
 CHUNKED: dict[str, str | None] = {"content_length": None, "transfer_encoding": "chunked"}

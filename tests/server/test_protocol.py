@@ -11,9 +11,9 @@ import pytest
 
 from receiver.server.client_connection import MAX_PIPELINED
 from receiver.server.request_head import MAX_HEAD
+from tests.support.server import Server, Wire, post
+from tests.support.site import Site, message, sent
 from tests.support.waiting import until
-from tests.web.conftest import Site, message, sent
-from tests.web.server import Server, Wire, post
 
 MIB = 1024 * 1024
 CHUNKED: dict[str, str | None] = {"content_length": None, "transfer_encoding": "chunked"}

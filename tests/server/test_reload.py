@@ -15,9 +15,9 @@ from sqlalchemy import text
 
 from receiver import keyring as keyrings
 from receiver.keyring import Keyring
+from tests.support.server import Server, serving
+from tests.support.site import Site, sent
 from tests.support.waiting import until
-from tests.web.conftest import Site, sent
-from tests.web.server import Server, serving
 
 GOOD = "RECEIVER_THREADS=4\nRECEIVER_RECEIVERS=1\n"
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.server import OURS, Server, Wire, post, serving
+from tests.support.site import Site, message, sent
 from tests.support.waiting import until
-from tests.web.conftest import Site, message, sent
-from tests.web.server import OURS, Server, Wire, post, serving
 
 # Seconds. Shorter than the deadline of a silent client: a reply within it has waited for no slow client.
 SOON = 5.0

@@ -8,8 +8,8 @@ from hashlib import sha256
 
 import pytest
 
-from tests.web.conftest import Site, message, sent
-from tests.web.server import Server, post, serving
+from tests.support.server import Server, post, serving
+from tests.support.site import Site, message, sent
 
 MIB = 1024 * 1024
 CHUNKED: dict[str, str | None] = {"content_length": None, "transfer_encoding": "chunked"}

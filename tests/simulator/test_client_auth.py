@@ -25,7 +25,7 @@ from receiver.simulator.client_auth import (
     SigV4Authenticator,
 )
 from tests.protocol.verification.issuers import P384
-from tests.simulator.endpoint import ScriptedEndpoint, answer
+from tests.support.scripted_endpoint import ScriptedEndpoint, answer
 from tests.web.test_authentication import private
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

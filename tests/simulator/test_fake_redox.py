@@ -12,7 +12,7 @@ from receiver.samples.people import person
 from receiver.simulator.fake_redox import FakeRedox
 from receiver.simulator.signer import Signer
 from tests.simulator import SOURCE
-from tests.simulator.endpoint import EndpointRequest, ScriptedEndpoint, answer
+from tests.support.scripted_endpoint import EndpointRequest, ScriptedEndpoint, answer
 
 TOKEN = "a-token-of-sufficient-length"
 

@@ -14,7 +14,7 @@ from receiver.simulator.attempt_log import AttemptLog
 from receiver.simulator.fake_redox import FakeRedox
 from receiver.simulator.feed import RETRY_AFTER, FeedSimulator, with_attempt
 from tests.simulator import SOURCE
-from tests.simulator.endpoint import ScriptedEndpoint, answer, hang_up, late
+from tests.support.scripted_endpoint import ScriptedEndpoint, answer, hang_up, late
 
 
 def redox(url: str, timeout: float = 10) -> FakeRedox:

@@ -10,7 +10,7 @@ import trustme
 
 from receiver.errors import ConfigurationError
 from receiver.simulator.http_connection import HttpConnection, HttpReply
-from tests.simulator.endpoint import ScriptedEndpoint, answer, hang_up, late, then_close
+from tests.support.scripted_endpoint import ScriptedEndpoint, answer, hang_up, late, then_close
 
 
 def post(line: HttpConnection, *, lose_answer: bool = False) -> HttpReply:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +23,7 @@ from receiver.storage.accept.ledger import MessageLedger
 from receiver.storage.registry.changes import RegistryChanges
 from receiver.storage.registry.handler_changes import HandlerSpec
 from receiver.storage.registry.loader import load_registry
+from tests.support.waiting import until
 
 TOKEN = "a token that only tests know"
 SOURCE = "11111111-1111-4111-8111-111111111111"
@@ -165,11 +166,3 @@ def waiting(door: Door) -> int:
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
         )
     )
-
-
-def until(holds: Callable[[], Any], what: str, *, seconds: float = 30.0) -> None:
-    """Wait until `holds`; a deadline that passes fails the test."""
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
-        time.sleep(0.02)

@@ -1,7 +1,7 @@
-"""Which of the processes that tests start are measured by coverage.
+"""Choose which processes that tests start are measured by coverage.
 
-To be measured takes a process half as long again, and most of a test's time is processes starting. So those are whose
-code runs nowhere else: servers and workers by themselves (tests/web, tests/handlers).
+Measuring makes a process start half as long again, and most of a test's time is processes starting. So only those are
+measured whose code runs nowhere else: servers and workers of their own (tests/web, tests/worker).
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Final
 
 _CONFIGURATION: Final = "COVERAGE_PROCESS_CONFIG"
 
-# What a process to be measured finds in its environment.
+# The environment variables of a process that is to be measured.
 MEASURED: Final[dict[str, str]] = {}
 
 
 def keep_to_ourselves() -> None:
-    """From now on no process is measured that does not find MEASURED in its environment."""
+    """Measure no process from now on, except those with MEASURED in their environment."""
     configuration = os.environ.pop(_CONFIGURATION, None)
     if configuration is not None:
         MEASURED[_CONFIGURATION] = configuration

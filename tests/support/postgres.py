@@ -1,7 +1,7 @@
 """One throw-away PostgreSQL for a test process, and databases in it.
 
-Not for anything but tests: it gives up durability for speed. Whatever ends the process, SIGKILL included, the server
-ends and its directory goes: a watchdog in a session of its own waits for the end of a pipe that dies with us.
+For tests only: it gives up durability for speed. However the process ends, SIGKILL included, the server ends and its
+directory is removed: a watchdog in a session of its own waits for the end of a pipe that closes with us.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sqlalchemy import make_url
 
 from receiver.database.embedded.cluster import Cluster
 
-# A server that did not stop in ten seconds is left, but its directory goes.
+# A server that does not stop within ten seconds is left, but its directory is removed.
 WATCHDOG = """
 read -r _
 pid=$(head -n 1 "$1/postmaster.pid") && kill -QUIT "$pid"
@@ -73,7 +73,7 @@ def new_database(template: str | None = None) -> str:
 
 
 def drop_database(url: str) -> None:
-    """Drop a database that `new_database` made, with whatever connections it has."""
+    """Drop a database that `new_database` made, and end its connections."""
     name = make_url(url).database
     assert name is not None
     _execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))

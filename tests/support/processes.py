@@ -1,4 +1,4 @@
-"""Ending what tests and benchmarks have started."""
+"""End what tests and benchmarks have started, and see that it has ended."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import psutil
 
 
 def end(process: subprocess.Popen[Any], seconds: float) -> None:
-    """Ask it to end, and make it after `seconds`; what it had started and left behind is killed."""
+    """Send SIGTERM, and SIGKILL after `seconds`; kill the child processes that it leaves behind."""
     if process.poll() is not None:
         return
     children = psutil.Process(process.pid).children(recursive=True)
@@ -23,3 +23,12 @@ def end(process: subprocess.Popen[Any], seconds: float) -> None:
     for child in children:
         with suppress(psutil.NoSuchProcess):
             child.kill()
+
+
+def gone(process: psutil.Process | int) -> bool:
+    """Return whether a process, or the one with this id, has ended. A zombie has."""
+    try:
+        found = psutil.Process(process) if isinstance(process, int) else process
+        return not found.is_running() or found.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

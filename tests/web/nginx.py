@@ -20,8 +20,8 @@ import pytest
 import trustme
 
 from tests.support.processes import end
+from tests.support.server import ROOT, Answer, Wire
 from tests.support.waiting import until
-from tests.web.server import ROOT, Answer, Wire
 
 CONFIGURATION: Final = ROOT / "deploy" / "nginx.conf"
 # Where nginx connects from, so that a receiver can tell it from whoever comes past it: RECEIVER_TRUSTED_PROXIES.

@@ -11,10 +11,10 @@ import pytest
 from sqlalchemy import text
 
 from receiver.worker import discovery
+from tests.support.server import ROOT, Answer, Server
+from tests.support.site import Site, message, sent
 from tests.support.waiting import until
 from tests.web import answering
-from tests.web.conftest import Site, message, sent
-from tests.web.server import ROOT, Answer, Server
 
 
 def query(model: str, event: str = "Query") -> bytes:

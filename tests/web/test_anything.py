@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 from receiver.storage.registry.handler_changes import HandlerSpec
-from tests.web.conftest import SOURCE, Site, message, sent
-from tests.web.server import Answer, Server
+from tests.support.server import Answer, Server
+from tests.support.site import SOURCE, Site, message, sent
 
 # The same ones each time, unless more are asked for.
 EXAMPLES: Final = int(os.environ.get("HYPOTHESIS_EXAMPLES", "250"))

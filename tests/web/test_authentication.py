@@ -30,10 +30,10 @@ from receiver.simulator.http_connection import HttpConnection, HttpReply
 from receiver.simulator.signer import Signer
 from receiver.storage.registry.handler_changes import HandlerSpec
 from tests.protocol.verification.issuers import P256, P384, RSA_FIRST, Issuer, PrivateKey, jwk, pem
-from tests.simulator.endpoint import ScriptedEndpoint, answer
+from tests.support.scripted_endpoint import ScriptedEndpoint, answer
+from tests.support.server import Server, Wire, post, serving
+from tests.support.site import SOURCE, Site
 from tests.support.waiting import until
-from tests.web.conftest import SOURCE, Site
-from tests.web.server import Server, Wire, post, serving
 
 SECRET = "a made-up secret of some length"
 ISSUER = "https://issuer.example"
@@ -160,7 +160,7 @@ class Place:
     def ends(self, *presenters: Authenticator, reason: str) -> None:
         """After revoking, the same is refused within moments."""
         self.revoke()
-        until(lambda: self.send(*presenters).status == 401, 10)
+        until(lambda: self.send(*presenters).status == 401, seconds=10)
         self.refused(*presenters, reason=reason)
 
 
@@ -269,7 +269,7 @@ def test_a_secret_is_changed_without_a_refused_message(site: Site, server: Serve
     until(lambda: _granted(new))
     assert {at.send(old).status, at.send(new).status} == {200}
     at.revoke()
-    until(lambda: at.send(old).status == 401, 10)
+    until(lambda: at.send(old).status == 401, seconds=10)
     at.credential = number
     at.accepted(new)
 

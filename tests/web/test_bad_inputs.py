@@ -20,10 +20,10 @@ import psutil
 import pytest
 
 from receiver.storage.registry.credentials import new_token
+from tests.support.server import Answer, Server, Wire, serving
+from tests.support.site import Site, sent
 from tests.web.bad_inputs import Case, Exchange, Front, Stand, bodies, framing, signatures, tokens
-from tests.web.conftest import Site, sent
 from tests.web.nginx import ADDRESS, Nginx, proxying
-from tests.web.server import Answer, Server, Wire, serving
 
 CASES: Final = {case.name: case for chapter in (framing, tokens, signatures, bodies) for case in chapter.CASES}
 FRONTS: Final[Mapping[Front, Sequence[str]]] = {

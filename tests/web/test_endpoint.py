@@ -12,9 +12,9 @@ import pytest
 
 from receiver.storage.registry.credentials import new_token
 from receiver.storage.registry.handler_changes import HandlerSpec
+from tests.support.server import Server, post
+from tests.support.site import SOURCE, Site, message, sent
 from tests.support.waiting import until
-from tests.web.conftest import SOURCE, Site, message, sent
-from tests.web.server import Server, post
 
 NEVER = "4f0f6e3c-0000-4000-8000-000000000000"
 FIXED = b"unauthorized\n"

@@ -11,9 +11,9 @@ import pytest
 from receiver import logs
 from receiver.storage.evidence.flood_control import REPEATS, ROWS_EACH
 from receiver.storage.operations import queries
+from tests.support.server import Server, Wire, post
+from tests.support.site import Site, message, sent
 from tests.support.waiting import until
-from tests.web.conftest import Site, message, sent
-from tests.web.server import Server, Wire, post
 
 # Requests of each flood, quicker than a minute; two minutes may have begun in it.
 MANY = 300

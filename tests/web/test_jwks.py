@@ -10,9 +10,9 @@ import pytest
 
 from receiver.keyring import Keyring
 from receiver.storage.registry.signing_keys import SigningKeys
+from tests.support.server import Answer, Server
+from tests.support.site import Site
 from tests.support.waiting import until
-from tests.web.conftest import Site
-from tests.web.server import Answer, Server
 
 PUBLIC_MEMBERS = {"kty", "n", "e", "crv", "x", "y", "kid", "alg", "use"}
 

@@ -18,11 +18,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from receiver.server import conf
+from tests.support.server import ROOT, Server, Wire, post, serving
+from tests.support.site import Site, message, sent
 from tests.support.waiting import until
 from tests.web import nginx as proxies
-from tests.web.conftest import Site, message, sent
 from tests.web.nginx import ADDRESS, CONFIGURATION, Nginx, proxying
-from tests.web.server import ROOT, Server, Wire, post, serving
 
 MIB = 1024 * 1024
 SECRET = "what the proxy alone knows"

@@ -149,7 +149,7 @@ def test_what_cannot_be_loaded(install: Install, source: str, point: str, says: 
     ],
 )
 def test_where_an_import_failed(install: Install, source: str, place: str, told: str, hidden: str | None) -> None:
-    """A failure names its place in the plugin; its summary, for logs, quotes no text but that of Python's own errors."""
+    """A failure names its place in the plugin. Its summary, for logs, quotes only the text of Python's own errors."""
     install("bad", "bad", source, bad="bad:bad")
 
     [failure] = discovery.load_handlers({"bad"}, ()).failures

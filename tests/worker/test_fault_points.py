@@ -20,8 +20,9 @@ from receiver.simulator.fake_redox import FakeRedox
 from receiver.storage.registry.api_keys import ApiEndpoint, ApiKeys, OAuthKeySpec
 from receiver.worker import discovery
 from tests.outbound.conftest import KEY, PRIVATE, jwks_of
+from tests.support.waiting import until
 from tests.worker.plugins import speaking
-from tests.worker.world import PLUGIN, World, until
+from tests.worker.world import PLUGIN, World
 
 _PLUGINS = f"{PLUGIN},{speaking.__name__}"
 _TOKEN = "a token of twenty-four characters"

@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from sqlalchemy import make_url
 from structlog.testing import capture_logs
 
 from receiver.database.engine import open_engine
@@ -20,9 +19,11 @@ from receiver.errors import NotFound, Unavailable
 from receiver.pipeline import Admitted, Receipt
 from receiver.worker import inline
 from receiver.worker.inline import InlineHandlers, ResponderFailed
-from tests.faults.proxy import proxy
+from tests.support.processes import gone
+from tests.support.tcp_proxy import connect_to, tcp_proxy
+from tests.support.waiting import until
 from tests.worker.plugins.scripted import PATIENT
-from tests.worker.world import World, gone, until
+from tests.worker.world import World
 
 
 @pytest.fixture(scope="module")
@@ -345,20 +346,17 @@ def test_a_lane_that_could_not_be_given_back(shared: World, place: str) -> None:
     def connect() -> socket.socket:
         if away.is_set():
             raise ConnectionRefusedError
-        made = socket.socket(socket.AF_UNIX)
-        made.connect(f"{make_url(shared.url).query['host']}/.s.PGSQL.{make_url(shared.url).query['port']}")
-        return made
+        return connect_to(shared.url)
 
-    with proxy(connect) as between, ThreadPoolExecutor(1) as threads:
-        url = make_url(shared.url).set(host="127.0.0.1", port=between.port, query={})
-        engine = open_engine(url.render_as_string())
+    with tcp_proxy(connect) as proxy, ThreadPoolExecutor(1) as threads:
+        engine = open_engine(proxy.url(shared.url))
         made = InlineHandlers(shared.settings(responders=1, lease=600.0), shared.url, engine)
         made.start()
         request = threads.submit(handle, shared, made, place, sent.receipts[0])
         try:
             sent.until_begun()
             away.set()
-            between.cut()
+            proxy.cut()
             with pytest.raises(Unavailable):
                 request.result(60)
             assert sent.outcomes() == ["succeeded"]

@@ -12,7 +12,8 @@ from receiver.worker.handler_process.supervisor import HandlerSlot
 from receiver.worker.lane_run import run_lanes
 from receiver.worker.lane_scheduler import LaneScheduler
 from receiver.worker.leases import Leases
-from tests.worker.world import Sent, World, handler_processes, until
+from tests.support.waiting import until
+from tests.worker.world import Sent, World, handler_processes
 
 
 def stay(
@@ -215,7 +216,7 @@ def test_a_worker_runs_many_lanes(world: World) -> None:
         for each in waiting:
             each.result(60)
     process = world.start_worker(RECEIVER_CONCURRENCY="2")
-    until(lambda: world.states()[1:] == ["succeeded"] * 450, "all but the stuck one have run", patience=120)
+    until(lambda: world.states()[1:] == ["succeeded"] * 450, "all but the stuck one have run")
     assert stuck.states() == ["pending"]
     flag.touch()
     stuck.until_done()

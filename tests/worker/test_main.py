@@ -19,8 +19,10 @@ from receiver.database.embedded.cluster import Cluster
 from receiver.database.engine import open_engine
 from receiver.storage.registry.changes import RegistryChanges
 from receiver.worker import discovery
+from tests.support.processes import gone
+from tests.support.waiting import until
 from tests.worker.plugins.scripted import PATIENT
-from tests.worker.world import PLUGIN, ROOT, Sent, World, gone, handler_processes, until
+from tests.worker.world import PLUGIN, ROOT, Sent, World, handler_processes
 
 # A worker that is told to stop gives handlers half a minute.
 STOPPED_WITHIN = 50.0
@@ -401,7 +403,7 @@ def test_killed_inside_a_handler(world: World) -> None:
 
     second = world.start_worker()
     flag.touch()
-    sent.until_states("succeeded", "succeeded", "succeeded", patience=60)
+    sent.until_states("succeeded", "succeeded", "succeeded", seconds=60)
     assert sent.ran() == [1, 2, 2, 3]
     assert [(row["n"] - sent.first, row["attempt"]) for row in world.rows("SELECT * FROM effects ORDER BY n")] == [
         (0, 1),
@@ -551,7 +553,7 @@ def test_a_backlog_in_a_stuck_lane(world: World) -> None:
     others: list[Sent] = []
     for number in range(5):
         others.append(world.hand("nothing", "nothing", source=f"free{number}"))
-        others[-1].until_done(patience=30)
+        others[-1].until_done(seconds=30)
 
     assert {state for sent in others for state in sent.states()} == {"succeeded"}
     assert len(stuck.states()) == 200_002
@@ -576,9 +578,9 @@ def test_postgresql_is_away(world: World, tmp_path: Path) -> None:
         until(lambda: "worker.database_error" in away.log_path.read_text(), "the worker has noticed")
         cluster.start()
         away.engine.dispose()
-        held.until_states("succeeded", "succeeded", patience=60)
+        held.until_states("succeeded", "succeeded", seconds=60)
         new = away.hand("nothing", source="s2")
-        new.until_done(patience=30)
+        new.until_done(seconds=30)
         assert process.poll() is None
         assert stop(process) == 0
         away.engine.dispose()

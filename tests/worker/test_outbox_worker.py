@@ -21,8 +21,9 @@ from receiver.storage.queue.outbox import MAX_UNANSWERED
 from receiver.storage.registry.api_keys import ApiEndpoint, ApiKeys, OAuthKeySpec
 from receiver.worker import discovery
 from tests.outbound.conftest import KEY, PRIVATE, jwks_of
+from tests.support.waiting import until
 from tests.worker.plugins.speaking import note
-from tests.worker.world import World, until
+from tests.worker.world import World
 
 PLUGIN = "tests.worker.plugins.speaking"
 PEM = PRIVATE.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -34,20 +33,10 @@ from receiver.worker.handler_process.supervisor import HandlerSlot
 from receiver.worker.lane_run import run_lane
 from receiver.worker.leases import Leases
 from tests.support.measuring import MEASURED
+from tests.support.waiting import DEADLINE, until
 
 PLUGIN = "tests.worker.plugins.scripted"
 ROOT = Path(__file__).parents[2]
-# How long anything may take on a machine that does many other things.
-PATIENCE = 60.0
-
-
-def until(holds: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
-    """What `holds` returns as soon as that is true; fails after `patience` seconds."""
-    deadline = time.monotonic() + patience
-    while not (found := holds()):
-        assert time.monotonic() < deadline, f"in vain: {what}"
-        time.sleep(0.05)
-    return found
 
 
 @dataclass
@@ -258,13 +247,13 @@ class World:
         """The state of each, oldest first."""
         return [each["state"] for each in self.deliveries()]
 
-    def until_states(self, *states: str, patience: float = PATIENCE) -> None:
+    def until_states(self, *states: str, seconds: float = DEADLINE) -> None:
         """Wait until the deliveries are in these states."""
-        until(lambda: self.states() == list(states), f"{states}, have {self.states()}", patience)
+        until(lambda: self.states() == list(states), f"{states}, have {self.states()}", seconds=seconds)
 
-    def until_done(self, patience: float = PATIENCE) -> None:
+    def until_done(self, seconds: float = DEADLINE) -> None:
         """Wait until nothing is pending."""
-        until(lambda: not self.rows("SELECT FROM deliveries WHERE state = 'pending' LIMIT 1"), "done", patience)
+        until(lambda: not self.rows("SELECT FROM deliveries WHERE state = 'pending' LIMIT 1"), "done", seconds=seconds)
 
     def attempts(self) -> list[dict[str, Any]]:
         """All attempts, in the order in which they ended."""
@@ -320,13 +309,13 @@ class Sent:
         """The state of each."""
         return [each["state"] for each in self.deliveries()]
 
-    def until_states(self, *states: str, patience: float = PATIENCE) -> None:
+    def until_states(self, *states: str, seconds: float = DEADLINE) -> None:
         """Wait until they are in these states."""
-        until(lambda: self.states() == list(states), f"{states}, have {self.states()}", patience)
+        until(lambda: self.states() == list(states), f"{states}, have {self.states()}", seconds=seconds)
 
-    def until_done(self, patience: float = PATIENCE) -> None:
+    def until_done(self, seconds: float = DEADLINE) -> None:
         """Wait until none is pending."""
-        until(lambda: "pending" not in self.states(), f"done, have {self.states()}", patience)
+        until(lambda: "pending" not in self.states(), f"done, have {self.states()}", seconds=seconds)
 
     def attempts(self) -> list[dict[str, Any]]:
         """Theirs, in the order in which they ended."""
@@ -351,14 +340,6 @@ class Sent:
     def until_begun(self, which: int = 1, times: int = 1) -> dict[str, Any]:
         """Wait until the handler of the message `which` (counted from 1) has begun that often; that line."""
         return self.world.until_begun(self.first + which - 1, times)
-
-
-def gone(pid: int) -> bool:
-    """Whether the process has ended, reaped or not."""
-    try:
-        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
 
 
 def handler_processes(pid: int) -> list[psutil.Process]:

@@ -1,10 +1,9 @@
-"""`check` looks at this host and its database: what is well is OK, and what is not names what mends it."""
+"""`check` examines this host and its database. Each problem has its fix."""
 
 from __future__ import annotations
 
 import json
 import os
-import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,19 +20,21 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, insert, text
 
 from receiver import keyring as keyrings
-from receiver.cli import checks, main
+from receiver.cli import main
+from receiver.cli.checks import database, host
 from receiver.database import clock, migrations
 from receiver.settings import Settings
 from receiver.storage import schema
 from receiver.storage.registry.changes import RegistryChanges
 from receiver.storage.registry.handler_changes import HandlerSpec
+from tests.support.ports import free_port
 
 Check = Callable[..., dict[str, dict[str, Any]]]
 
 
 @pytest.fixture
 def check(database_url: str, keyring_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
-    """Runs `check --json` on a sound host; returns the findings by name."""
+    """Run `check --json` on a host without problems, and return the results by name."""
     data_dir = tmp_path / "data"
     data_dir.mkdir(mode=0o700)
     keyring_path.rename(data_dir / "keyring.json")
@@ -50,12 +51,12 @@ def check(database_url: str, keyring_path: Path, tmp_path: Path, monkeypatch: py
 
 
 def amiss(found: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """The state of all that is not OK, but for the tests' own database, which is not durable."""
+    """Return the state of each result that is not OK, except the durability of the tests' own database."""
     return {name: each["state"] for name, each in found.items() if each["state"] != "ok" and name != "durability"}
 
 
 def destination(registration: RegistryChanges, engine: Engine, **more: Any) -> None:
-    """The destination `lab`."""
+    """Register the destination `lab`."""
     registration.add_destination(
         "lab",
         datetime.now(UTC),
@@ -93,7 +94,7 @@ def destination(registration: RegistryChanges, engine: Engine, **more: Any) -> N
 
 
 def test_a_sound_host(check: Check, engine: Engine, registration: RegistryChanges) -> None:
-    """On a host with which nothing is wrong everything is OK; the names are a contract."""
+    """On a host without problems every result is OK. The names are a contract."""
     destination(registration, engine)
     found = check()
     assert amiss(found) == {}
@@ -119,7 +120,7 @@ def test_a_sound_host(check: Check, engine: Engine, registration: RegistryChange
 
 
 def test_settings_that_nothing_reads(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A misspelt variable is found, in the environment and in the .env file, with the name that was probably meant."""
+    """A misspelt variable is found in the environment and in the .env file. The fix is the probable name."""
     monkeypatch.setenv("RECEIVER_BINDD", "127.0.0.1:1")
     env_file = Path(os.environ["RECEIVER_DATA_DIR"], ".env")
     env_file.write_text("# RECEIVER_COMMENT=1\nexport RECEIVER_TREADS=8\nPATH=/bin\n")
@@ -132,7 +133,7 @@ def test_settings_that_nothing_reads(check: Check, monkeypatch: pytest.MonkeyPat
 
 
 def test_fail_points(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What would be started here would be made to fail: that is told, with where and how."""
+    """With fault injection on, `check` says where and how processes started here would fail."""
     monkeypatch.setenv("RECEIVER_FAILPOINTS", "ledger.committed=kill@0.02,lane.commanded=delay:1")
     found = check()
     assert amiss(found) == {"failpoints": "bad"}
@@ -142,7 +143,7 @@ def test_fail_points(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_settings_that_are_wrong(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every variable that does not hold is told, and there is nothing else to look at."""
+    """Every invalid variable is named, and nothing else is checked."""
     monkeypatch.setenv("RECEIVER_BIND", "here")
     monkeypatch.setenv("RECEIVER_THREADS", "many")
     found = check()
@@ -152,7 +153,7 @@ def test_settings_that_are_wrong(check: Check, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_files_that_others_can_read(check: Check) -> None:
-    """What others can read is found, with the command that closes it."""
+    """A file that other users can read is found, with the command that protects it."""
     data_dir = Path(os.environ["RECEIVER_DATA_DIR"])
     (data_dir / ".env").write_text("")
     for path, mode in ((data_dir, 0o755), (data_dir / ".env", 0o644), (data_dir / "keyring.json", 0o640)):
@@ -163,14 +164,14 @@ def test_files_that_others_can_read(check: Check) -> None:
 
 
 def test_a_data_directory_that_is_not_there(check: Check, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A host on which nothing was made yet is told what makes it."""
+    """On a new host the fix is the command that creates the data directory."""
     monkeypatch.setenv("RECEIVER_KEYRING", str(Path(os.environ["RECEIVER_DATA_DIR"], "keyring.json")))
     monkeypatch.setenv("RECEIVER_DATA_DIR", str(tmp_path / "nowhere"))
     assert amiss(check()) == {"data_directory": "warn"}
 
 
 def test_it_makes_no_database(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """In a mistyped data directory nothing is there, and that is what is said; nothing is made."""
+    """A mistyped data directory is reported as missing. Nothing is created."""
     monkeypatch.delenv("DATABASE_URL", raising=False)
     done = CliRunner().invoke(main, ["check", "--data-dir", str(tmp_path / "nowhere"), "--json"])
     assert done.exit_code == 1
@@ -180,18 +181,16 @@ def test_it_makes_no_database(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 
 def test_why_a_tls_connection_fails(check: Check) -> None:
-    """In OpenSSL's words, or the operating system's."""
+    """The reason of a failed TLS connection is OpenSSL's or the operating system's."""
     with public("/livez") as url:
         plain = check("--url", url.replace("http:", "https:"))["tls"]["message"]
     assert "TLS failed: " in plain
     assert "Error" not in plain
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    assert check("--url", f"https://127.0.0.1:{port}")["tls"]["message"].endswith(": Connection refused")
+    assert check("--url", f"https://127.0.0.1:{free_port()}")["tls"]["message"].endswith(": Connection refused")
 
 
 def test_listeners_that_the_world_reaches(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A public listener off loopback speaks no TLS by itself, and the admin's is for nobody outside."""
+    """Listeners that are not on loopback get a warning: the public one is plain HTTP, the admin one is private."""
     monkeypatch.setenv("RECEIVER_BIND", "0.0.0.0:8080")
     monkeypatch.setenv("RECEIVER_ADMIN_BIND", "[2001:db8::1]:8081")
     assert amiss(check()) == {"listener": "warn", "admin_listener": "warn"}
@@ -207,7 +206,7 @@ def test_listeners_that_the_world_reaches(check: Check, monkeypatch: pytest.Monk
 def test_proxies_that_are_anybody(
     check: Check, monkeypatch: pytest.MonkeyPatch, proxies: str, message: str | None
 ) -> None:
-    """A network as wide as the world is warned of: whoever is in it says where a request comes from."""
+    """A wide trusted network gets a warning: every host in it can claim any client address."""
     monkeypatch.setenv("RECEIVER_TRUSTED_PROXIES", proxies)
     found = check()
     assert amiss(found) == ({} if message is None else {"trusted_proxies": "warn"})
@@ -222,28 +221,28 @@ def test_proxies_that_are_anybody(
 def test_the_account_of_the_embedded_database(
     monkeypatch: pytest.MonkeyPatch, account: str | None, *, there: bool, warned: bool
 ) -> None:
-    """Started by root where there is no account `postgres` it runs as nobody, whom other programs run as too."""
+    """Started by root without an account `postgres`, it runs as nobody, as other programs do: a warning."""
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(checks, "_exists", lambda _: there)
-    found = list(checks._account(Settings(postgres_account=account)))
+    monkeypatch.setattr(host, "_exists", lambda _: there)
+    found = list(host._account(Settings(postgres_account=account)))
     assert [each.state for each in found] == (["warn"] if warned else [])
-    assert list(checks._account(Settings(database_url=SecretStr("postgresql://u@h/n"), postgres_account=account))) == []
+    assert list(host._account(Settings(database_url=SecretStr("postgresql://u@h/n"), postgres_account=account))) == []
 
 
 def test_a_full_disk(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Too little room is found before nothing can be recorded."""
-    monkeypatch.setattr(checks, "_LEAST_DISK", 1 << 60)
+    """Too little free disk space is found before the disk is full."""
+    monkeypatch.setattr(host, "_LEAST_DISK", 1 << 60)
     assert amiss(check()) == {"disk": "bad"}
 
 
 def test_a_keyring_beside_a_backup(check: Check) -> None:
-    """Keys that lie beside a backup of what they encrypt protect nothing."""
+    """A keyring in the same directory as a backup is found: together they defeat the encryption."""
     Path(os.environ["RECEIVER_DATA_DIR"], "backup.json").touch()
     assert amiss(check()) == {"keyring": "bad"}
 
 
 def test_another_keyring(check: Check) -> None:
-    """A keyring that is not the database's is found; without any, the keys are not judged."""
+    """Another keyring than the database's is found. Without a keyring, the keys are not checked."""
     path = Path(os.environ["RECEIVER_DATA_DIR"], "keyring.json")
     path.unlink()
     assert amiss(check()) == {"keyring": "bad"}
@@ -252,7 +251,7 @@ def test_another_keyring(check: Check) -> None:
 
 
 def test_no_database(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A database that does not answer is told, without the password."""
+    """A database that does not answer is reported, without the password."""
     monkeypatch.setenv("DATABASE_URL", "postgresql://somebody:canary-password@127.0.0.1:9/nothing")
     found = check()
     assert amiss(found) == {"database": "bad"}
@@ -260,7 +259,7 @@ def test_no_database(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_schema_that_is_behind(check: Check, engine: Engine) -> None:
-    """A schema behind the code is found, with the command; what would read its tables is left."""
+    """A schema that is behind is found, with the command. Checks that read its tables are skipped."""
     migrations.downgrade(engine, "base")
     found = check()
     assert amiss(found) == {"migrations": "bad"}
@@ -276,19 +275,19 @@ def test_a_database_that_takes_no_writes(check: Check, engine: Engine) -> None:
 
 
 def test_a_clock_that_is_wrong(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clocks that are apart are found."""
+    """A clock that differs from the database's is found."""
     monkeypatch.setattr(clock, "MAX_CLOCK_SKEW", timedelta(0))
     assert amiss(check()) == {"clock": "bad"}
 
 
 def test_an_old_postgresql(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     """A PostgreSQL older than what is supported is found."""
-    monkeypatch.setattr(checks, "_OLDEST_POSTGRESQL", 99)
+    monkeypatch.setattr(database, "_OLDEST_POSTGRESQL", 99)
     assert amiss(check()) == {"database": "bad"}
 
 
 def test_credentials(check: Check, engine: Engine, registration: RegistryChanges) -> None:
-    """A credential that ends soon is a warning; a required kind without a live one refuses everything."""
+    """A credential that expires soon is a warning. A required kind without a live credential is bad."""
     now = datetime.now(UTC)
     destination(registration, engine)
     registration.add_credential(
@@ -302,7 +301,7 @@ def test_credentials(check: Check, engine: Engine, registration: RegistryChanges
 
 
 def test_workers(check: Check, engine: Engine, registration: RegistryChanges) -> None:
-    """Enabled handlers want a live worker that has loaded them."""
+    """Enabled handlers need a live worker that has loaded them."""
     destination(registration, engine)
     registration.enable_handler(
         "lab",
@@ -329,7 +328,7 @@ def test_workers(check: Check, engine: Engine, registration: RegistryChanges) ->
 
 
 def test_plugins(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plugin that cannot be imported is found, and named."""
+    """A plugin that cannot be imported is named."""
     monkeypatch.setenv("RECEIVER_HANDLERS", "receiver.testing.example")
     assert check()["plugins"] == {"name": "plugins", "state": "ok", "message": "3 handlers imported", "fix": None}
     monkeypatch.setenv("RECEIVER_HANDLERS", "no.such.plugin")
@@ -343,7 +342,7 @@ def test_plugins(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def public(*paths: str, tls: ssl.SSLContext | None = None) -> Iterator[str]:
-    """A listener that answers 200 at these paths, and 404 elsewhere; its URL."""
+    """Run a listener that answers 200 at these paths and 404 elsewhere. Yields its URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -367,7 +366,7 @@ def public(*paths: str, tls: ssl.SSLContext | None = None) -> Iterator[str]:
 
 
 def certified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, not_after: datetime) -> ssl.SSLContext:
-    """A server's side of TLS, with a certificate that ends then and that this process trusts."""
+    """Return a server's TLS context with a certificate that expires then, and that this process trusts."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
@@ -378,7 +377,7 @@ def certified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, not_after: dateti
 
 @pytest.mark.parametrize(("days", "state"), [(60.5, "ok"), (5.5, "bad")])
 def test_from_outside(check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: float, state: str) -> None:
-    """With --url it is looked at as the world sees it: a certificate that lasts, and nothing of the admin's."""
+    """--url checks the certificate's expiry, and that the admin listener cannot be reached."""
     tls = certified(tmp_path, monkeypatch, datetime.now(UTC) + timedelta(days=days))
     with public("/livez", tls=tls) as url:
         found = check("--url", url)
@@ -388,13 +387,13 @@ def test_from_outside(check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_wrong_from_outside(check: Check) -> None:
-    """Plain HTTP, and a proxy that leads to the admin listener, are found."""
+    """Plain HTTP, and a proxy that forwards to the admin listener, are found."""
     with public("/readyz") as url:
         assert amiss(check("--url", url)) == {"tls": "bad", "reachable": "bad", "admin_hidden": "bad"}
 
 
 def test_a_certificate_that_nobody_trusts(check: Check, tmp_path: Path) -> None:
-    """A certificate that is not accepted is told with OpenSSL's reason."""
+    """The reason of an untrusted certificate is OpenSSL's."""
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("localhost").configure_cert(made)
     with public("/livez", tls=made) as url:

@@ -1,4 +1,4 @@
-"""`db`: the schema is moved, looked at, backed up and restored."""
+"""`db` migrates, checks, backs up and restores the database."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Run = Callable[..., Any]
 
 @pytest.fixture
 def run(database_url: str, keyring_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs a command on the fresh database; returns its JSON, or with `fails` the line that says why not."""
+    """Run a command on the fresh database. Returns its JSON, or with `fails` its error line."""
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.setenv("RECEIVER_KEYRING", str(keyring_path))
 
@@ -58,7 +58,7 @@ def empty() -> Iterator[str]:
 
 
 def test_upgrade_makes_the_tables(run: Run, empty: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`db upgrade` brings an empty database to the revision that is wanted, and a second one finds it there."""
+    """`db upgrade` migrates an empty database to the needed revision. A second one changes nothing."""
     monkeypatch.setenv("DATABASE_URL", empty)
     head = migrations.head()
     assert run("db", "current") == {"revision": None, "wanted": head}
@@ -68,7 +68,7 @@ def test_upgrade_makes_the_tables(run: Run, empty: str, monkeypatch: pytest.Monk
 
 
 def test_check(run: Run) -> None:
-    """`db check` tells of each thing whether it is well, and fails when one is not: the tests' database is not safe."""
+    """`db check` fails if one check is bad: the tests' database is not durable."""
     done = CliRunner().invoke(main, ["db", "check", "--json"])
     assert done.exit_code == 1
     assert {each["name"]: each["state"] for each in json.loads(done.stdout)} == {
@@ -87,7 +87,7 @@ def test_check(run: Run) -> None:
 
 @pytest.fixture
 def backup(run: Run, registration: RegistryChanges, tmp_path: Path) -> Path:
-    """A backup of a database that holds a destination."""
+    """A backup of a database with a destination."""
     registration.add_destination(
         "lab",
         datetime.now(UTC),
@@ -104,22 +104,22 @@ def backup(run: Run, registration: RegistryChanges, tmp_path: Path) -> Path:
 
 
 def test_there_and_back(run: Run, backup: Path, empty: str, keyring: Keyring, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was backed up is restored into an empty database, and the audit of both tells it."""
+    """A backup is restored into an empty database. The audit records both."""
     assert [each["action"] for each in run("audit", "list", "--limit", "1")] == ["database.backup"]
     monkeypatch.setenv("DATABASE_URL", empty)
-    told = run("db", "restore", str(backup))
-    assert told["pending"] == 0
+    message = run("db", "restore", str(backup))
+    assert message["pending"] == 0
     assert [each["name"] for each in run("destination", "list")] == ["lab"]
     restored, *_ = run("audit", "list")
     assert (restored["action"], restored["outcome"]) == ("database.restore", "done")
-    assert restored["detail"]["sha256"] == told["sha256"]
+    assert restored["detail"]["sha256"] == message["sha256"]
 
 
 def test_what_waits_for_redox_is_held(
     run: Run, empty: str, engine: Engine, keyring: Keyring, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A restored database does not know what was sent since: its requests wait for an operator's word, and no worker
-    takes them."""
+    """Requests in a restored database wait for an operator, because they may have been sent since. No worker claims
+    them."""
     ApiKeys(engine, keyring, actor="tester@test").add_api_key(
         "lab",
         ApiEndpoint(environment="development", base_url="http://127.0.0.1:9", source_id=None),
@@ -148,14 +148,14 @@ def test_what_waits_for_redox_is_held(
 def test_deliveries_that_may_have_run_are_on_hold(
     run: Run, door: Door, ledger: MessageLedger, empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No worker takes what was pending in the backup, nor what comes in behind it, until an operator resumes it."""
+    """No worker runs deliveries that were pending in the backup, or later ones, until an operator resumes them."""
     door.enable()
     arrive(door, ledger, body())
     run("db", "backup", str(tmp_path / "backup"))
     monkeypatch.setenv("DATABASE_URL", empty)
-    said = run("db", "restore", str(tmp_path / "backup"), as_json=False)
-    assert "1 delivery on hold" in said
-    assert "deliveries resume" in said
+    printed = run("db", "restore", str(tmp_path / "backup"), as_json=False)
+    assert "1 delivery on hold" in printed
+    assert "deliveries resume" in printed
     restored = open_engine(empty)
 
     def claimed() -> bool:
@@ -171,15 +171,15 @@ def test_deliveries_that_may_have_run_are_on_hold(
     assert run("deliveries", "resume", *why) == [{"destination": "clinic", "handler": "register", "pending": 1}]
     assert claimed()
     assert run("deliveries", "resume", *why) == []
-    told, *_ = run("audit", "list", "--action", "handler.resume", "--notes", "--reason", "a review")
-    assert told["note"] == why[1]
+    message, *_ = run("audit", "list", "--action", "handler.resume", "--notes", "--reason", "a review")
+    assert message["note"] == why[1]
     restored.dispose()
 
 
 def test_what_was_paused_by_hand_is_not_resumed_with_it(
     run: Run, door: Door, ledger: MessageLedger, empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor is a handler paused for which nothing waits."""
+    """Resuming after a restore leaves handlers paused that an operator had paused. An idle handler is not paused."""
     door.enable()
     run("db", "backup", str(tmp_path / "idle"))
     run("handlers", "pause", "register")
@@ -199,7 +199,7 @@ def test_what_was_paused_by_hand_is_not_resumed_with_it(
 
 
 def test_a_backup_is_for_its_owner_alone(backup: Path) -> None:
-    """Neither the directory nor what is in it can be read by others; nothing but dump and manifest is left."""
+    """Only the owner can read the directory and its two files, dump and manifest."""
     assert backup.stat().st_mode & 0o777 == 0o700
     assert {path.name: path.stat().st_mode & 0o777 for path in backup.iterdir()} == {
         backups.DUMP: 0o600,
@@ -208,7 +208,7 @@ def test_a_backup_is_for_its_owner_alone(backup: Path) -> None:
 
 
 def test_the_keyring_is_not_in_a_backup(backup: Path, keyring: Keyring) -> None:
-    """A backup names the keys that it needs, and holds none of them."""
+    """A backup names the keys that it needs, and contains none."""
     manifest = json.loads((backup / backups.MANIFEST).read_text())
     assert {each["id"]: each["fingerprint"] for each in manifest["keys"]} == {
         key.id: key.fingerprint for key in keyring.keys
@@ -218,22 +218,22 @@ def test_the_keyring_is_not_in_a_backup(backup: Path, keyring: Keyring) -> None:
 
 
 def test_a_directory_in_use(run: Run, tmp_path: Path) -> None:
-    """A backup never goes into a directory that holds something."""
+    """A backup is never written into a directory that is not empty."""
     (tmp_path / "letter.txt").write_text("mine")
     assert "is not empty: name a new directory" in run("db", "backup", str(tmp_path), fails=True)
 
 
 def test_only_into_an_empty_database(run: Run, backup: Path) -> None:
-    """A database that holds anything is not restored into, and stays as it is."""
-    told = run("db", "restore", str(backup), fails=True)
-    assert "the database is not empty (it holds " in told
+    """A restore into a database that is not empty is refused, and changes nothing."""
+    message = run("db", "restore", str(backup), fails=True)
+    assert "the database is not empty (it holds " in message
     assert [each["name"] for each in run("destination", "list")] == ["lab"]
 
 
 def test_without_its_keyring(
     run: Run, backup: Path, empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the keys that it was written with a backup is not restored: they are named, and nothing is changed."""
+    """Without its keys a backup is not restored. The error names the keys, and nothing is changed."""
     monkeypatch.setenv("DATABASE_URL", empty)
     monkeypatch.setenv("RECEIVER_KEYRING", str(tmp_path / "nowhere.json"))
     assert "install the keyring of this backup at" in run("db", "restore", str(backup), fails=True)
@@ -245,7 +245,7 @@ def test_without_its_keyring(
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         (lambda at: (at / backups.DUMP).write_bytes(b"PGDMP"), "is not what was backed up"),
         (lambda at: (at / backups.DUMP).unlink(), "holds no readable backup"),
@@ -259,31 +259,31 @@ def test_without_its_keyring(
     ],
 )
 def test_a_damaged_backup(
-    run: Run, backup: Path, empty: str, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], object], told: str
+    run: Run, backup: Path, empty: str, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], object], message: str
 ) -> None:
-    """A backup that is not whole, or of a version that is not known, is refused before anything is changed."""
+    """An incomplete backup, or one of an unknown version, is refused before anything is changed."""
     monkeypatch.setenv("DATABASE_URL", empty)
     damage(backup)
-    assert told in run("db", "restore", str(backup), fails=True)
+    assert message in run("db", "restore", str(backup), fails=True)
     assert run("db", "current")["revision"] is None
 
 
 def test_a_backup_that_the_keyring_did_not_sign(
     run: Run, backup: Path, empty: str, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another dump with a manifest that fits is refused before the dump is opened; a signed one of a later release is
-    not."""
+    """A dump with a forged manifest is refused before the dump is opened. A signed one of a later release is
+    accepted."""
     monkeypatch.setenv("DATABASE_URL", empty)
     monkeypatch.setattr(backups, "_program", lambda *_: pytest.fail("a dump is opened"))
     (backup / backups.DUMP).write_bytes(b"another")
     made = backups.read_manifest(backup)
-    for changes, told in (
+    for changes, message in (
         ({"sha256": sha256(b"another").hexdigest(), "size": 7}, "MAC does not hold"),
         ({"mac": ""}, "MAC does not hold"),
         ({"mac_key": "mac-0"}, "MAC does not hold"),
     ):
         _write(backup, replace(made, **changes))
-        assert told in run("db", "restore", str(backup), fails=True)
+        assert message in run("db", "restore", str(backup), fails=True)
     later = replace(made, revision="9999", sha256=sha256(b"another").hexdigest())
     _write(backup, replace(later, mac=later.signed(keyring)))
     assert "which redox-receiver" in run("db", "restore", str(backup), fails=True)
@@ -296,7 +296,7 @@ def _write(backup: Path, manifest: backups.Backup) -> None:
 def test_restored_as_no_superuser(
     run: Run, backup: Path, empty: str, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The role that fills the database can run no program on the server; it is gone afterwards, and what it made ours."""
+    """The role that restores cannot run a program on the server. Afterwards it is dropped, and its objects are ours."""
     monkeypatch.setenv("DATABASE_URL", empty)
     ran = backups._run
     seen: list[bool] = []
@@ -327,7 +327,7 @@ def test_restored_as_no_superuser(
 def test_a_dump_that_would_run_a_program(
     run: Run, backup: Path, empty: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A function in a dump that runs a program on the server while it is restored fails the restore: the role may not."""
+    """A dump with a function that runs a program on the server is not restored: the role lacks the right."""
     with engine.begin() as connection:
         connection.execute(
             text(
@@ -347,32 +347,32 @@ def test_a_dump_that_would_run_a_program(
 def test_revocations_that_are_taken_back_are_listed(
     run: Run, backup: Path, empty: str, registration: RegistryChanges, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the database that is replaced, those alone; without it, every live credential. It ends with the proof."""
+    """Given the replaced database, the report lists the credentials that were revoked since the backup."""
     [token] = run("credential", "list")
     registration.add_credential("lab", datetime.now(UTC), "token", {}, b"another-token-of-some-length")
     run("credential", "revoke", str(token["id"]))
     replaced = engine.url.render_as_string(hide_password=False)
     monkeypatch.setenv("DATABASE_URL", empty)
-    told = run("db", "restore", str(backup), "--replaces", replaced)
-    assert told["live_again"] == [{"id": token["id"], "destination": "lab", "kind": "token", "label": None}]
-    assert told["first_bad"] is None
+    message = run("db", "restore", str(backup), "--replaces", replaced)
+    assert message["live_again"] == [{"id": token["id"], "destination": "lab", "kind": "token", "label": None}]
+    assert message["first_bad"] is None
 
 
 def test_without_the_database_that_is_replaced(
     run: Run, backup: Path, empty: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody knows what was revoked since: every live credential is listed, and the text says why."""
+    """Without the replaced database the report lists every live credential, and says why."""
     monkeypatch.setenv("DATABASE_URL", empty)
-    told = run("db", "restore", str(backup), as_json=False)
-    assert "including any that were revoked after the backup" in told
-    assert "lab" in told
-    assert "audit verify: " in told
+    message = run("db", "restore", str(backup), as_json=False)
+    assert "including any that were revoked after the backup" in message
+    assert "lab" in message
+    assert "audit verify: " in message
 
 
 def test_a_restored_database_that_does_not_hold(
     run: Run, backup: Path, empty: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is restored, the first row that does not hold is named, and the exit status is 1."""
+    """A database that fails verification is restored. The report names the first bad row, and the exit status is 1."""
     with engine.begin() as connection:
         connection.execute(text("UPDATE destinations SET require = '{}'"))
     run("db", "backup", str(tmp_path / "second"))
@@ -384,21 +384,21 @@ def test_a_restored_database_that_does_not_hold(
 
 
 def test_a_failed_restore_changes_nothing(run: Run, backup: Path, empty: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A restore that fails half-way leaves the database empty; what pg_restore said is in a file, and nowhere else."""
+    """A restore that fails leaves the database empty. The output of pg_restore is only in a file."""
     monkeypatch.setenv("DATABASE_URL", empty)
     address = make_url(empty)
     with psycopg.connect(host=str(address.query["host"]), user=address.username, dbname=address.database) as connection:
-        # Not a table, so not in the way at the beginning, but of a name that the backup needs.
+        # Not a table, so the database counts as empty, but it has a name that the backup needs.
         connection.execute("CREATE TYPE destinations AS ENUM ('in the way')")
-    told = run("db", "restore", str(backup), fails=True)
-    assert f"pg_restore failed (exit status 1): see {backup / 'pg_restore.log'}" in told
-    assert "in the way" not in told
+    message = run("db", "restore", str(backup), fails=True)
+    assert f"pg_restore failed (exit status 1): see {backup / 'pg_restore.log'}" in message
+    assert "in the way" not in message
     assert (backup / "pg_restore.log").stat().st_mode & 0o777 == 0o600
     assert run("db", "current")["revision"] is None
 
 
 def test_a_password_stays_out_of_the_process_list(engine: Engine, tmp_path: Path) -> None:
-    """pg_dump gets the password by its environment: its arguments, which everybody can read, have none."""
+    """pg_dump gets the password in its environment, and not in its arguments, which every user can read."""
     spy = tmp_path / "spy"
     spy.write_text('#!/bin/sh\necho "$@" > "$0.args"\necho "$PGPASSWORD" > "$0.password"\n')
     spy.chmod(0o700)

@@ -17,7 +17,7 @@ from tests.storage.door import Door
 
 @pytest.fixture
 def place(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the keyring of a database that has none is to be."""
+    """The path for the keyring of a database that has none."""
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.setenv("RECEIVER_DATA_DIR", str(tmp_path / "data"))
     return tmp_path / "data" / "keyring.json"
@@ -25,7 +25,7 @@ def place(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 class TestInit:
     def test_a_key_of_each_purpose(self, place: Path) -> None:
-        """The file is for its owner alone, its fingerprints are on record, and the audit says who made it."""
+        """`keys init` writes a file for its owner alone, records the fingerprints, and the audit names the actor."""
         run = Commands()
         made = run.json("keys", "init")
         assert [each["purpose"] for each in made] == list(PURPOSES)
@@ -35,7 +35,7 @@ class TestInit:
         assert run.json("audit", "verify")["first_bad"] is None
 
     def test_never_a_second_one(self, place: Path) -> None:
-        """Where there is a keyring, it stays as it is."""
+        """An existing keyring is never replaced."""
         run = Commands()
         run("keys", "init")
         before = place.read_bytes()
@@ -43,7 +43,7 @@ class TestInit:
         assert place.read_bytes() == before
 
     def test_not_for_a_database_that_has_one(self, place: Path) -> None:
-        """A database that was written with other keys wants those back, not new ones."""
+        """A database that has keys gets no new keyring: it needs its own back."""
         run = Commands()
         run("keys", "init")
         place.unlink()
@@ -51,7 +51,7 @@ class TestInit:
         assert not place.exists()
 
     def test_one_of_two_at_once(self, place: Path) -> None:
-        """Of two that make a keyring at the same moment, on two hosts, one does, and the other is told."""
+        """If two hosts create a keyring at once, one succeeds and the other is refused."""
         code = "from receiver.cli import main; main(['keys', 'init'])"
         started = [
             subprocess.Popen(
@@ -85,7 +85,7 @@ class TestNew:
         assert run.json("audit", "verify")["first_bad"] is None
 
     def test_there_is_one_index_key_for_good(self, run: Commands, keyring_path: Path) -> None:
-        """Digests that are looked up could not be made again with another key."""
+        """A second index key is refused: stored digests could not be computed with it."""
         before = keyring_path.read_bytes()
         assert "index" in run.fails("keys", "new", "index")
         run.fails("keys", "new", "magic", status=2)
@@ -205,7 +205,7 @@ class TestRetire:
 
 class TestList:
     def test_keys_are_never_shown(self, run: Commands, keyring_path: Path) -> None:
-        """Ids and fingerprints name them; nothing of the file's secrets is printed."""
+        """Keys are shown by id and fingerprint. No secret is printed."""
         said = run("keys", "list").stdout + run("keys", "list", "--json").stdout
         for key in keyrings.load_keyring(keyring_path).keys:
             assert key.id in said
@@ -215,7 +215,7 @@ class TestList:
                 assert line.partition(":")[2].strip(' ",') not in said
 
     def test_what_this_host_lacks(self, run: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """With another keyring the list works all the same, and shows which keys are whose."""
+        """The list works with another keyring too, and shows where each key is."""
         keyrings.create(datetime.now(UTC)).save(tmp_path / "other.json")
         monkeypatch.setenv("RECEIVER_KEYRING", str(tmp_path / "other.json"))
         found = run.json("keys", "list")

@@ -9,7 +9,7 @@ from tests.storage.hand import LANE, Hand, arrive
 
 
 def test_list_what_waits(door: Door, ledger: MessageLedger, run: Commands) -> None:
-    """The lanes in which something waits, by state."""
+    """The list shows lanes in which deliveries wait, by state."""
     assert "no lane has work" in run("lanes", "list").stdout
     door.enable()
     arrive(door, ledger, body())
@@ -19,13 +19,13 @@ def test_list_what_waits(door: Door, ledger: MessageLedger, run: Commands) -> No
 
 
 def test_release_lets_a_held_one_go_on(door: Door, ledger: MessageLedger, run: Commands, engine: Engine) -> None:
-    """A held lane is released once, in the audit with who and why; one that is not held says what it is."""
+    """A held lane is released once, and the audit has actor and reason. For another lane the error shows its state."""
     door.enable(handler(on_failure="hold"))
     arrive(door, ledger, body())
     number = Hand(engine).take().fail("pending", lane_state="held")
     assert run.json("lanes", "release", LANE, "--reason", "fixed") == {"lane": LANE, "state": "ready"}
     assert Hand(engine).take().begin() == number
-    told, *_ = run.json("audit", "list", "--action", "lane.release", "--notes", "--reason", "a review")
-    assert (told["actor"], told["subject"], told["note"]) == (ACTOR, f"lanes:{LANE}", "fixed")
+    message, *_ = run.json("audit", "list", "--action", "lane.release", "--notes", "--reason", "a review")
+    assert (message["actor"], message["subject"], message["note"]) == (ACTOR, f"lanes:{LANE}", "fixed")
     assert "not held" in run.fails("lanes", "release", LANE)
     assert "lanes list" in run.fails("lanes", "release", "nowhere")

@@ -1,4 +1,4 @@
-"""What Redox says it has sent, beside what is recorded."""
+"""`reconcile` compares Redox's delivery log with the recorded messages."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ def arrived(door: Door, ledger: MessageLedger) -> None:
 
 @pytest.mark.usefixtures("arrived")
 def test_all_there(run: Commands, tmp_path: Path) -> None:
-    """Every message that is named is recorded, queries too."""
+    """If every message in the log is recorded, queries included, nothing is missing."""
     (tmp_path / "log.csv").write_text("Log ID,Patient\n" + "".join(f"{each},Ada\n" for each in HERE))
-    told = run.json("reconcile", "--from", str(tmp_path / "log.csv"), "--column", "Log ID", "--destination", "clinic")
-    assert told == {"named": 3, "recorded": 3, "missing": 0, "unusable": 0, "messages": []}
+    message = run.json(
+        "reconcile", "--from", str(tmp_path / "log.csv"), "--column", "Log ID", "--destination", "clinic"
+    )
+    assert message == {"named": 3, "recorded": 3, "missing": 0, "unusable": 0, "messages": []}
     assert "nothing is missing" in run("reconcile", "--from", str(tmp_path / "log.csv"), "--column", "Log ID").stdout
 
 
@@ -39,11 +41,11 @@ def test_all_there(run: Commands, tmp_path: Path) -> None:
     ],
 )
 def test_something_is_missing(run: Commands, tmp_path: Path, name: str, content: str) -> None:
-    """Each missing message once, with its line; what is no id is counted, and not printed."""
+    """Each missing message is listed once, with its line. Lines without an id are counted, and not printed."""
     (tmp_path / name).write_text(content)
     done = run("reconcile", "--from", str(tmp_path / name), "--json", status=1)
-    told = json.loads(done.stdout)
-    assert told == {
+    message = json.loads(done.stdout)
+    assert message == {
         "named": 3,
         "recorded": 2,
         "missing": 1,
@@ -57,7 +59,7 @@ def test_something_is_missing(run: Commands, tmp_path: Path, name: str, content:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("log.csv", "a,b\n1,2\n", "with one of: a, b"),
         ("log.csv", "", "with one of: none"),
@@ -68,15 +70,15 @@ def test_something_is_missing(run: Commands, tmp_path: Path, name: str, content:
         ("log.csv", "a\n\udcff\n", "not valid CSV in UTF-8"),
     ],
 )
-def test_a_file_that_tells_nothing(run: Commands, tmp_path: Path, name: str, content: str, told: str) -> None:
-    """What is wrong with it, and which option mends it."""
+def test_a_file_that_tells_nothing(run: Commands, tmp_path: Path, name: str, content: str, message: str) -> None:
+    """The error says what is wrong with the file, and which option fixes it."""
     (tmp_path / name).write_text(content, encoding="utf-8", errors="surrogateescape")
-    assert told in run.fails("reconcile", "--from", str(tmp_path / name))
+    assert message in run.fails("reconcile", "--from", str(tmp_path / name))
 
 
 @pytest.mark.usefixtures("arrived")
 def test_another_destination(run: Commands, tmp_path: Path) -> None:
-    """What went to another is not what was sent here; one that is not there is said."""
+    """Messages to another destination do not count. An unknown destination is an error."""
     (tmp_path / "log.csv").write_text("id\nlog-1\n")
     run("destination", "add", "ward")
     run("reconcile", "--from", str(tmp_path / "log.csv"), "--destination", "ward", status=1)

@@ -1,10 +1,9 @@
-"""`serve`, `admin` and `worker`: one part alone, under whatever keeps processes."""
+"""`serve`, `admin` and `worker` run one part alone, under a process manager."""
 
 from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from urllib.request import urlopen
 
 import pytest
 
+from tests.support.ports import free_port
 from tests.support.waiting import until
 
 
@@ -29,7 +29,7 @@ def _database(database_url: str, keyring_path: Path, monkeypatch: pytest.MonkeyP
 
 @contextmanager
 def running(*arguments: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
-    """The command, in a process; killed at the end if it has not ended."""
+    """Run the command in a process, and kill it afterwards if it still runs."""
     with subprocess.Popen(
         [sys.executable, "-P", "-m", "receiver", *arguments],
         cwd=cwd,
@@ -45,7 +45,7 @@ def running(*arguments: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def answers(url: str) -> bool:
-    """Whether that URL answers 200."""
+    """Return whether the URL answers 200."""
     try:
         with urlopen(url, timeout=30) as answer:
             return bool(answer.status == 200)
@@ -53,18 +53,12 @@ def answers(url: str) -> bool:
         return False
 
 
-def free_port() -> int:
-    """A port that nobody listens at now."""
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
-
-
 @pytest.mark.usefixtures("_database")
 @pytest.mark.parametrize(
     ("command", "option", "path"), [("serve", "--bind", "/livez"), ("admin", "--admin-bind", "/readyz")]
 )
 def test_a_listener_alone(tmp_path: Path, command: str, option: str, path: str) -> None:
-    """Each listener runs alone, at the address that it is given, and ends when it is told to."""
+    """Each listener runs alone at the given address, and ends at SIGTERM."""
     port = free_port()
     with running(command, option, f"127.0.0.1:{port}", cwd=tmp_path) as process:
         until(lambda: answers(f"http://127.0.0.1:{port}{path}"))
@@ -75,7 +69,7 @@ def test_a_listener_alone(tmp_path: Path, command: str, option: str, path: str) 
 
 @pytest.mark.usefixtures("_database")
 def test_relative_paths_are_the_callers(tmp_path: Path, keyring_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A keyring named by a relative path is found from where the command was given: gunicorn stands elsewhere."""
+    """A relative path is relative to the caller's directory, although gunicorn changes its own."""
     monkeypatch.setenv("RECEIVER_KEYRING", os.path.relpath(keyring_path, tmp_path))
     port = free_port()
     with running("serve", "--bind", f"127.0.0.1:{port}", cwd=tmp_path):
@@ -84,14 +78,14 @@ def test_relative_paths_are_the_callers(tmp_path: Path, keyring_path: Path, monk
 
 @pytest.mark.usefixtures("_database")
 def test_a_worker_alone(tmp_path: Path) -> None:
-    """A worker runs alone, says that it lives, and ends when it is told to."""
+    """A worker runs alone, sends heartbeats, and ends at SIGTERM."""
     with running("worker", "--concurrency", "1", cwd=tmp_path) as process:
 
         def alive() -> bool:
-            told = subprocess.run(
+            message = subprocess.run(
                 [sys.executable, "-m", "receiver", "check"], capture_output=True, text=True, check=False
             )
-            return "workers         1 alive" in told.stdout
+            return "workers         1 alive" in message.stdout
 
         until(alive)
         process.terminate()
@@ -101,20 +95,20 @@ def test_a_worker_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["serve", "admin", "worker"])
 def test_without_a_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
-    """Without DATABASE_URL, and without an `up` whose database could be joined, one line says so; nothing is made."""
+    """Without DATABASE_URL and without a running `up`, the command fails with one line. Nothing is created."""
     monkeypatch.setenv("RECEIVER_DATA_DIR", str(tmp_path / "data"))
     with running(command, cwd=tmp_path) as process:
-        _, told = process.communicate(timeout=60)
+        _, message = process.communicate(timeout=60)
     assert process.returncode == 1
-    (line,) = told.splitlines()
+    (line,) = message.splitlines()
     assert "does not run: start `redox-receiver up`, or set DATABASE_URL" in line
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("command", "option"), [("serve", "--bind"), ("admin", "--admin-bind")])
 def test_a_wrong_address(tmp_path: Path, command: str, option: str) -> None:
-    """An address that is none is told with its variable, as any wrong setting is."""
+    """An invalid address is an error that names its variable."""
     with running(command, option, "here", cwd=tmp_path) as process:
-        _, told = process.communicate(timeout=60)
+        _, message = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "write HOST:PORT" in told
+    assert "write HOST:PORT" in message

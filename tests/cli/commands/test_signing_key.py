@@ -1,4 +1,4 @@
-"""What `signing-key` does, on a fresh database."""
+"""`signing-key` creates, rotates and retires the keys that sign requests to Redox."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.cli.conftest import ACTOR, Commands
 
 
 def test_new_rotate_retire(run: Commands) -> None:
-    """Keys are made, rotated and retired; what is published is printed as a JWKS, of public halves alone."""
+    """Keys are created, rotated and retired. The published JWKS has only public keys."""
     first = run.json("signing-key", "new", "--algorithm", "ES384")
     second = run.json("signing-key", "new", "--algorithm", "ES384")
     assert (first["state"], second["state"]) == ("active", "published")
@@ -27,21 +27,21 @@ def test_new_rotate_retire(run: Commands) -> None:
     }
     assert [key["kid"] for key in run.json("signing-key", "jwks")["keys"]] == [second["kid"]]
     assert "rotate" in run.fails("signing-key", "retire", second["kid"])
-    told = run.json("audit", "list", "--action", "signing_key")
-    assert {each["actor"] for each in told} == {ACTOR}
+    message = run.json("audit", "list", "--action", "signing_key")
+    assert {each["actor"] for each in message} == {ACTOR}
 
 
 def test_a_kid_may_begin_with_a_hyphen(run: Commands, engine: Engine) -> None:
-    """It is base64url: that is a name all the same, and no option."""
+    """A key id is base64url. One that begins with a hyphen is taken as a name, not as an option."""
     assert "there is no signing key -abc" in run.fails("signing-key", "retire", "-abc")
 
 
 def test_the_list_shows_no_secret(run: Commands, engine: Engine) -> None:
-    """Of a key that is RSA by default neither table nor document shows what is sealed."""
+    """Neither table nor JSON shows the private key. The default type is RSA."""
     made = run.json("signing-key", "new")
     assert made["algorithm"] == "RS384"
     with engine.connect() as connection:
         sealed: bytes = connection.execute(text("SELECT secret FROM signing_keys")).scalar_one()
-    for said in (run("signing-key", "list").stdout, json.dumps(run.json("signing-key", "list")), json.dumps(made)):
-        assert sealed.hex() not in said
-        assert "secret" not in said
+    for printed in (run("signing-key", "list").stdout, json.dumps(run.json("signing-key", "list")), json.dumps(made)):
+        assert sealed.hex() not in printed
+        assert "secret" not in printed

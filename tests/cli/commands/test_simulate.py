@@ -1,4 +1,4 @@
-"""`simulate` plays Redox from the command line, judges, and keeps made-up messages out of production."""
+"""`simulate` simulates Redox, checks the answers, and keeps synthetic messages out of production."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Simulate = Callable[..., Result]
 
 @pytest.fixture
 def target() -> Iterator[AttackTarget]:
-    """A receiver that answers as the table says, without a database that could be asked about it."""
+    """A model of a receiver, without a database that `simulate` could read."""
     with model_receiver() as made:
         yield made
 
 
 @pytest.fixture
 def simulate(target: AttackTarget, tmp_path: Path) -> Simulate:
-    """Runs `simulate` against it, with its token in a file."""
+    """Run `simulate` against the model, with its token in a file."""
     (tmp_path / "token").write_text(f"{target.token}\n")
 
     def run(*arguments: str, url: str = target.base_url) -> Result:
@@ -46,7 +46,7 @@ def simulate(target: AttackTarget, tmp_path: Path) -> Simulate:
 
 
 def test_a_summary_by_outcome(simulate: Simulate) -> None:
-    """At the end stands a table by outcome with latencies, and the seed; all was well, so the exit status is 0."""
+    """The report is a table of outcomes with latencies, and the seed. All answers are correct: exit status 0."""
     done = simulate("--source", SOURCE, "--kind", "PatientAdmin.*", "--seed", "7")
     assert done.exit_code == 0, done.output
     head, _, *lines, last = done.stdout.splitlines()
@@ -58,17 +58,17 @@ def test_a_summary_by_outcome(simulate: Simulate) -> None:
 
 
 def test_as_json(simulate: Simulate) -> None:
-    """With --json the summary is one document, and its columns are the table's."""
+    """With --json the report is one document with the columns of the table."""
     done = simulate("--source", SOURCE, "--kind", "Device.New", "--json")
-    told = json.loads(done.stdout)
-    assert [(each["outcome"], each["count"]) for each in told["summary"]] == [("handshake", 2), ("accepted", 1)]
-    assert set(told["summary"][0]) == {"outcome", "count", "median_ms", "p95_ms", "max_ms"}
-    assert (told["wrong"], told["retried"]) == ([], 0)
-    assert isinstance(told["seed"], int)
+    message = json.loads(done.stdout)
+    assert [(each["outcome"], each["count"]) for each in message["summary"]] == [("handshake", 2), ("accepted", 1)]
+    assert set(message["summary"][0]) == {"outcome", "count", "median_ms", "p95_ms", "max_ms"}
+    assert (message["wrong"], message["retried"]) == ([], 0)
+    assert isinstance(message["seed"], int)
 
 
 def test_not_as_it_should_be(tmp_path: Path) -> None:
-    """What is wrong is told line by line, and the exit status is 1."""
+    """Each wrong answer has a line, and the exit status is 1."""
     (tmp_path / "token").write_text(TOKENS["first"])
     with model_receiver(lambda body, _count, right: (500, TEXT, b"") if b'"Query"' in body else right) as target:
         done = CliRunner().invoke(
@@ -95,7 +95,7 @@ def test_not_as_it_should_be(tmp_path: Path) -> None:
 
 
 def test_the_wrong_token(simulate: Simulate, target: AttackTarget) -> None:
-    """A token that is not the destination's fails at the handshake, and nothing else is sent."""
+    """With a wrong token the handshake fails, and nothing else is sent."""
     done = CliRunner().invoke(
         main,
         [
@@ -117,29 +117,29 @@ def test_the_wrong_token(simulate: Simulate, target: AttackTarget) -> None:
 
 
 def test_everything_is_sent_by_default(simulate: Simulate) -> None:
-    """Without --kind there is one of each of the 111 event types and of the FHIR notifications."""
-    told = json.loads(simulate("--source", SOURCE, "--json").stdout)
-    counts = {each["outcome"]: each["count"] for each in told["summary"]}
+    """Without --kind it sends one message of each of the 111 event types and of the FHIR notifications."""
+    message = json.loads(simulate("--source", SOURCE, "--json").stdout)
+    counts = {each["outcome"]: each["count"] for each in message["summary"]}
     assert counts["accepted"] + counts["no responder"] == len(kinds())
 
 
 def test_misbehave(simulate: Simulate) -> None:
-    """--misbehave sends what must be refused, and this receiver refuses it."""
+    """--misbehave sends requests that must be refused, and this receiver refuses them."""
     done = simulate("--source", SOURCE, "--kind", "Device.New", "--misbehave")
     assert done.exit_code == 0, done.output
     assert "misbehaviour met" in done.stdout
 
 
 def test_a_file(simulate: Simulate, tmp_path: Path) -> None:
-    """--file sends a body as it is, and alone when no kind is named."""
+    """--file sends a body unchanged. Without --kind only files are sent."""
     body = {"Meta": {"DataModel": "Device", "EventType": "New", "Source": {"ID": SOURCE}}}
     (tmp_path / "body.json").write_text(json.dumps(body))
-    told = json.loads(simulate("--source", SOURCE, "--file", str(tmp_path / "body.json"), "--json").stdout)
-    assert [(each["outcome"], each["count"]) for each in told["summary"]] == [("handshake", 2), ("accepted", 1)]
+    message = json.loads(simulate("--source", SOURCE, "--file", str(tmp_path / "body.json"), "--json").stdout)
+    assert [(each["outcome"], each["count"]) for each in message["summary"]] == [("handshake", 2), ("accepted", 1)]
 
 
 def test_signed(tmp_path: Path) -> None:
-    """--signing-secret-file signs every message, for a destination that wants that; without it none passes."""
+    """--signing-secret-file signs every message, and a destination that requires signatures accepts them."""
     (tmp_path / "token").write_text(TOKENS["first"])
     (tmp_path / "secret").write_text(SECRETS["first"])
     with model_receiver(credentials=(token(), signing(id=2)), require=("hmac+token",)) as target:
@@ -164,22 +164,22 @@ def test_signed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--source", SOURCE, "--kind", "Nothing.Such"], "no sample matches Nothing.Such"),
         (["--source", SOURCE, "--kind", "no pattern"], "'no pattern' is not a valid pattern"),
         ([], "give a registered source with --source"),
     ],
 )
-def test_wrong_usage(simulate: Simulate, arguments: list[str], told: str) -> None:
-    """What cannot be simulated is wrong usage, and says what is missing."""
+def test_wrong_usage(simulate: Simulate, arguments: list[str], message: str) -> None:
+    """Wrong usage is refused, and the error says what is missing."""
     done = simulate(*arguments)
     assert done.exit_code == 2
-    assert told in done.stderr
+    assert message in done.stderr
 
 
 def registered(registration: RegistryChanges, environment: Environment) -> None:
-    """The destination in the database, with its source."""
+    """Register the destination in the database, with its source."""
     now = datetime.now(UTC)
     registration.add_destination(
         "main",
@@ -197,14 +197,14 @@ def registered(registration: RegistryChanges, environment: Environment) -> None:
 
 @pytest.fixture
 def _asked(database_url: str, keyring_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A database that can be asked."""
+    """A local database that `simulate` can read."""
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.setenv("RECEIVER_KEYRING", str(keyring_path))
 
 
 @pytest.mark.usefixtures("_asked")
 def test_a_production_destination(simulate: Simulate, registration: RegistryChanges) -> None:
-    """A destination that the database knows as production is sent nothing, unless one says that it is meant."""
+    """Nothing is sent to a production destination of the local database without --production."""
     registered(registration, "production")
     done = simulate("--kind", "Device.New")
     assert done.exit_code == 1
@@ -215,13 +215,13 @@ def test_a_production_destination(simulate: Simulate, registration: RegistryChan
 
 @pytest.mark.usefixtures("_asked")
 def test_a_registered_source_is_found(simulate: Simulate, registration: RegistryChanges) -> None:
-    """Where the database can be asked, --source need not be given."""
+    """With the local database --source is not needed."""
     registered(registration, "development")
     assert simulate("--kind", "Device.New").exit_code == 0
 
 
 def test_another_host(simulate: Simulate) -> None:
-    """At another host nobody here knows what a destination is: it takes --production."""
+    """The environment of a destination at another host is not known here: --production is needed."""
     done = simulate("--source", SOURCE, "--kind", "Device.New", url="https://redox.hospital.example")
     assert done.exit_code == 1
     assert "main at https://redox.hospital.example" in done.stderr
@@ -229,7 +229,7 @@ def test_another_host(simulate: Simulate) -> None:
 
 @pytest.mark.usefixtures("_asked")
 def test_a_destination_without_a_source(simulate: Simulate, registration: RegistryChanges, engine: Engine) -> None:
-    """It says that --register registers one, and with that it does; a second time there is one."""
+    """Without a source the error names --register, which registers one. The second time it exists."""
     registered(registration, "development")
     registration.disable_source("main", SOURCE, datetime.now(UTC))
     done = simulate("--kind", "Device.New")
@@ -244,7 +244,7 @@ def test_a_destination_without_a_source(simulate: Simulate, registration: Regist
 
 @pytest.mark.usefixtures("_asked")
 def test_production_gets_no_made_up_source(simulate: Simulate, registration: RegistryChanges, engine: Engine) -> None:
-    """--register is no way around --production."""
+    """--register does not replace --production."""
     registered(registration, "production")
     registration.disable_source("main", SOURCE, datetime.now(UTC))
     assert simulate("--kind", "Device.New", "--register").exit_code == 1
@@ -253,7 +253,7 @@ def test_production_gets_no_made_up_source(simulate: Simulate, registration: Reg
 
 
 def test_retries_are_counted(tmp_path: Path) -> None:
-    """Attempts that were answered 503 and made again are told, by status; the end is as it should be."""
+    """Attempts that were answered 503 and retried are counted by status. The result is correct."""
     (tmp_path / "token").write_text(TOKENS["first"])
     arguments = [
         "--destination",
@@ -278,6 +278,8 @@ def test_retries_are_counted(tmp_path: Path) -> None:
     assert found
     assert found[1] == found[2]
     with model_receiver(refusing) as target:
-        told = json.loads(CliRunner().invoke(main, ["simulate", "--url", target.base_url, *arguments, "--json"]).stdout)
-    assert told["retried"] == 1
-    assert told["retries"] == {"503": int(found[1])}
+        message = json.loads(
+            CliRunner().invoke(main, ["simulate", "--url", target.base_url, *arguments, "--json"]).stdout
+        )
+    assert message["retried"] == 1
+    assert message["retries"] == {"503": int(found[1])}

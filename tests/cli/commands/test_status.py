@@ -1,4 +1,4 @@
-"""`status` shows whether the feeds flow, and for what does not, the command that fixes it."""
+"""`status` shows whether the feeds flow. Each finding has the command that fixes it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def lab(
     registration: RegistryChanges,
     monkeypatch: pytest.MonkeyPatch,
 ) -> int:
-    """A destination `lab` that lacks nothing, and a receiver; its id. Commands find its database."""
+    """The id of a complete destination `lab`, with a receiver. Commands find its database."""
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.setenv("RECEIVER_KEYRING", str(keyring_path))
     number = registration.add_destination(
@@ -73,7 +73,7 @@ def lab(
 
 @pytest.fixture
 def status() -> Status:
-    """What `status --json` says."""
+    """Return the document of `status --json`."""
 
     def run() -> dict[str, Any]:
         done = CliRunner().invoke(main, ["status", "--json"])
@@ -86,7 +86,7 @@ def status() -> Status:
 
 @pytest.fixture
 def happened(engine: Engine, keyring: Keyring) -> Callable[..., None]:
-    """Writes an audit row of a request to `lab`."""
+    """Write an audit row of a request to `lab`."""
 
     def tell(action: str, outcome: str, **more: Any) -> None:
         event = AuditEvent(
@@ -99,19 +99,19 @@ def happened(engine: Engine, keyring: Keyring) -> Callable[..., None]:
 
 
 def fixes(found: dict[str, Any]) -> dict[str, str]:
-    """The command of each finding about the destination."""
+    """Return the command of each finding about the destination."""
     return {each["code"]: each["fix"] for each in found["findings"] if each["destination"] == "lab"}
 
 
 def line() -> list[str]:
-    """The first words of the destination's line in the table."""
-    told = CliRunner().invoke(main, ["status"]).stdout
-    (only,) = (each.split()[:2] for each in told.splitlines() if each.startswith("lab "))
+    """Return the first words of the destination's line in the table."""
+    message = CliRunner().invoke(main, ["status"]).stdout
+    (only,) = (each.split()[:2] for each in message.splitlines() if each.startswith("lab "))
     return only
 
 
 def delivery(engine: Engine, lab: int, **more: Any) -> None:
-    """A delivery of the handler `register`."""
+    """Insert a delivery of the handler `register`."""
     row = {
         "message_id": 1,
         "destination_id": lab,
@@ -126,7 +126,7 @@ def delivery(engine: Engine, lab: int, **more: Any) -> None:
 
 @pytest.mark.usefixtures("lab")
 def test_nothing_needs_anybody() -> None:
-    """A feed that flows has a line, and no finding."""
+    """A feed that flows has a line and no finding."""
     assert line() == ["lab", "silent"]
     done = CliRunner().invoke(main, ["status"])
     assert done.exit_code == 0
@@ -146,7 +146,7 @@ def test_a_feed_that_redox_has_paused(status: Status, happened: Callable[..., No
 
 @pytest.mark.usefixtures("lab")
 def test_a_refused_query_pauses_nothing(status: Status, happened: Callable[..., None]) -> None:
-    """Its asker does not come again."""
+    """A refused query does not pause the feed: Redox does not send it again."""
     happened("message.receive", "accepted")
     happened(
         "message.refuse", "refused", reason="source_unknown", detail={"status": 403, "source": SOURCE, "query": True}
@@ -156,13 +156,13 @@ def test_a_refused_query_pauses_nothing(status: Status, happened: Callable[..., 
 
 @pytest.mark.usefixtures("lab")
 def test_a_pause_for_another_reason(status: Status, happened: Callable[..., None]) -> None:
-    """The command fits the reason: here Redox presents an expired token."""
+    """The command depends on the reason, here an expired token."""
     happened("message.refuse", "refused", reason="token_expired", detail={"status": 401})
     assert fixes(status()) == {"probably_paused": "redox-receiver credential add lab --kind token"}
 
 
 def test_work_that_stands(status: Status, engine: Engine, lab: int, registration: RegistryChanges) -> None:
-    """Held lanes, paused handlers, handlers that nobody has loaded and dead deliveries each have their command."""
+    """Held lanes, paused handlers, handlers that no worker has loaded, and dead deliveries each have a command."""
     registration.enable_handler(
         "lab",
         HandlerSpec(
@@ -195,14 +195,14 @@ def test_work_that_stands(status: Status, engine: Engine, lab: int, registration
         "handler_not_loaded": "redox-receiver handlers list",
         "dead": "redox-receiver deliveries list --state dead --handler register --error-class 'billing.Bug; rm -rf'",
     }
-    told = CliRunner().invoke(main, ["status"]).stdout
-    assert "lab: register is paused (many_dead).\n  redox-receiver handlers resume register" in told
-    assert max(map(len, told.splitlines()[:3])) <= 100
+    message = CliRunner().invoke(main, ["status"]).stdout
+    assert "lab: register is paused (many_dead).\n  redox-receiver handlers resume register" in message
+    assert max(map(len, message.splitlines()[:3])) <= 100
 
 
 @pytest.mark.usefixtures("lab")
 def test_a_clock_that_is_wrong(status: Status) -> None:
-    """What is judged by time is judged by the database's clock: a host's that differs is told."""
+    """A host's clock that differs from the database's is a finding: the database's decides time limits."""
     with time_machine.travel(datetime.now(UTC) - timedelta(minutes=10)):
         (found,) = status()["findings"]
     assert found["code"] == "clock"
@@ -213,7 +213,7 @@ def test_a_clock_that_is_wrong(status: Status) -> None:
 
 @pytest.mark.usefixtures("lab")
 def test_requests_to_redox_wait_without_a_worker(status: Status, engine: Engine) -> None:
-    """What the outbox holds is sent by workers, so that it is told when none is alive, handlers or not."""
+    """Workers send the outbox, so requests in it without a live worker are a finding, even without handlers."""
     with engine.begin() as connection:
         connection.execute(
             text(
@@ -234,7 +234,7 @@ def test_a_disabled_destination(engine: Engine, lab: int) -> None:
 def test_what_a_new_destination_lacks(
     status: Status, database_url: str, keyring_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next command is named until nothing is lacking: a source, a credential, a handler."""
+    """The finding names the next missing step: a source, a credential, a handler."""
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.setenv("RECEIVER_KEYRING", str(keyring_path))
     monkeypatch.setenv("RECEIVER_HANDLERS", "receiver.testing.example")
@@ -263,7 +263,7 @@ def test_what_a_new_destination_lacks(
 
 
 @pytest.mark.parametrize(
-    ("ago", "told"),
+    ("ago", "message"),
     [
         (timedelta(seconds=-3), "0 s ago"),
         (timedelta(seconds=59), "59 s ago"),
@@ -272,7 +272,7 @@ def test_what_a_new_destination_lacks(
         (timedelta(days=40), "40 d ago"),
     ],
 )
-def test_ages(ago: timedelta, told: str) -> None:
-    """Ages are told in their largest unit; a clock that is a little behind does no harm."""
+def test_ages(ago: timedelta, message: str) -> None:
+    """Ages are shown in their largest unit, and never below zero."""
     now = datetime.now(UTC)
-    assert _ago(now - ago, now) == told
+    assert _ago(now - ago, now) == message

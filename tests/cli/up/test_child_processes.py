@@ -1,12 +1,11 @@
-"""Children are kept running, stopped in order, and leave nothing behind."""
+"""Child processes are restarted, stopped in order, and leave no process behind."""
 
 from __future__ import annotations
 
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,21 +14,23 @@ import pytest
 from structlog.testing import capture_logs
 
 from receiver.cli.up import child_processes
-from receiver.cli.up.child_processes import Child, Part, stop
+from receiver.cli.up.child_processes import Child, ChildSpec, stop
+from tests.support.processes import gone
+from tests.support.waiting import until
 
-# Starts a FAMILY as `up` does, says its pid, and waits.
+# Starts a FAMILY as `up` does, prints its pid, and waits.
 PARENT = """
 import sys, time
 from receiver import logs
-from receiver.cli.up.child_processes import Child, Part
+from receiver.cli.up.child_processes import Child, ChildSpec
 logs.configure("error")
-child = Child(Part(name="part", command=[sys.executable, "-c", *sys.argv[1:]], timeout=1.0))
+child = Child(ChildSpec(name="part", command=[sys.executable, "-c", *sys.argv[1:]], timeout=1.0))
 child.start()
 print(child.pid, flush=True)
 time.sleep(600)
 """
 
-# A child that leaves a grandchild in its group, says both pids, and does to SIGTERM what its argument says.
+# A child that starts a grandchild in its group, writes its pid, and reacts to SIGTERM as its argument says.
 FAMILY = """
 import signal, subprocess, sys, time
 from pathlib import Path
@@ -43,18 +44,10 @@ time.sleep(600)
 """
 
 
-def until(holds: Callable[[], object]) -> None:
-    """Wait for a condition; half a minute of waiting is a failure."""
-    end = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < end, "did not come about within 30 s"
-        time.sleep(0.02)
-
-
 @contextmanager
 def made(*command: str | Path, timeout: float = 30.0) -> Iterator[Child]:
-    """A child with that command; whatever becomes of it, it is gone at the end."""
-    child = Child(Part(name="part", command=[sys.executable, "-c", *map(str, command)], timeout=timeout))
+    """Yield a child with that command, and kill it afterwards."""
+    child = Child(ChildSpec(name="part", command=[sys.executable, "-c", *map(str, command)], timeout=timeout))
     try:
         yield child
     finally:
@@ -62,23 +55,18 @@ def made(*command: str | Path, timeout: float = 30.0) -> Iterator[Child]:
 
 
 def family(what: str, note: Path) -> Sequence[str]:
-    """The arguments that make a FAMILY."""
+    """Return the arguments that start a FAMILY."""
     return (FAMILY, what, str(note))
 
 
 def grandchild(note: Path) -> psutil.Process:
-    """The grandchild that wrote itself down."""
+    """Return the grandchild, whose id is in the file."""
     until(lambda: note.exists() and note.read_text().endswith("\n"))
     return psutil.Process(int(note.read_text()))
 
 
-def gone(process: psutil.Process) -> bool:
-    """Whether it has ended; one that only waits to be reaped has."""
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-
-
 def test_its_own_session_and_our_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
-    """A Ctrl-C at our terminal does not reach a child, and what it prints does not come on our stdout."""
+    """A child has its own session, so that Ctrl-C does not reach it, and its stdout is our stderr."""
     with capture_logs(), made("import os; print('sid', os.getsid(0) == os.getpid())") as child:
         child.start()
         until(lambda: child.ended() is not None)
@@ -88,7 +76,7 @@ def test_its_own_session_and_our_standard_error(capfd: pytest.CaptureFixture[str
 
 
 def test_what_ends_is_started_again_later_and_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A child that ends is started again after a pause, which doubles up to the longest; each end is logged."""
+    """A child that ends is logged and restarted after a pause, which doubles up to a maximum."""
     monkeypatch.setattr(child_processes, "FIRST_PAUSE", 0.02)
     monkeypatch.setattr(child_processes, "LONGEST_PAUSE", 0.05)
     with capture_logs() as logged, made("raise SystemExit(7)") as child:
@@ -101,7 +89,7 @@ def test_what_ends_is_started_again_later_and_later(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_pause_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that lived long enough before it ended is started again soon."""
+    """A child that ran long enough is restarted after the shortest pause."""
     monkeypatch.setattr(child_processes, "FIRST_PAUSE", 0.02)
     monkeypatch.setattr(child_processes, "STEADY", 0.0)
     with capture_logs() as logged, made("raise SystemExit(7)") as child:
@@ -112,7 +100,7 @@ def test_the_pause_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_a_child_leaves_goes(tmp_path: Path) -> None:
-    """When a child ends by itself, what it has started goes with it."""
+    """When a child ends, its own child processes are killed."""
     with made(*family("ends", tmp_path / "note")) as child:
         child.start()
         left = grandchild(tmp_path / "note")
@@ -121,7 +109,7 @@ def test_what_a_child_leaves_goes(tmp_path: Path) -> None:
 
 
 def test_stopped_in_order(tmp_path: Path) -> None:
-    """A child that is told to end does, and its own children go too."""
+    """A child that is stopped ends, and its own child processes too."""
     with made(*family("mortal", tmp_path / "note")) as child:
         child.start()
         left = grandchild(tmp_path / "note")
@@ -132,7 +120,7 @@ def test_stopped_in_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("timeout", "hurried"), [(0.0, False), (600.0, True)])
 def test_deaf_to_being_told(tmp_path: Path, timeout: float, hurried: bool) -> None:
-    """A child that does not end is killed when its timeout ends, or at once when it was said twice."""
+    """A child that ignores SIGTERM is killed after its timeout, or at once after a second request."""
     with capture_logs() as logged, made(*family("deaf", tmp_path / "note"), timeout=timeout) as child:
         child.start()
         left = grandchild(tmp_path / "note")
@@ -143,7 +131,7 @@ def test_deaf_to_being_told(tmp_path: Path, timeout: float, hurried: bool) -> No
 
 
 def test_ends_with_its_parent(tmp_path: Path) -> None:
-    """A child whose parent is killed is told to end by the kernel."""
+    """If the parent is killed, the kernel sends the child SIGTERM."""
     note = tmp_path / "note"
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, *family("mortal", note)], stdout=subprocess.PIPE, text=True
@@ -154,4 +142,4 @@ def test_ends_with_its_parent(tmp_path: Path) -> None:
     parent.kill()
     parent.communicate(timeout=30)
     until(lambda: gone(child))
-    left.send_signal(signal.SIGKILL)  # nobody was left to do it: the real parts look after their own
+    left.send_signal(signal.SIGKILL)  # no parent is left to do it: the real parts end their own child processes

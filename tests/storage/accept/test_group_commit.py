@@ -26,7 +26,8 @@ from receiver.storage.evidence.audit_log import AuditEvent
 from receiver.storage.evidence.encryption import Sealer
 from receiver.storage.evidence.macs import KeyedDigests
 from receiver.storage.evidence.verify import verify
-from tests.storage.door import Door, body, stalled, until, waiting
+from tests.storage.door import Door, body, stalled, waiting
+from tests.support.waiting import until
 
 
 def outcomes(futures: list[Future[Receipt]]) -> list[str]:

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,10 @@ from receiver.storage.evidence.audit_log import AuditEvent
 from receiver.storage.evidence.verify import verify
 from receiver.storage.queue.partitions import PAYLOADS
 from tests.storage.accept.test_group_commit import trigger
-from tests.storage.door import Door, body, handler, stalled, until, waiting
-from tests.storage.wire import Wire, wire
+from tests.storage.door import Door, body, handler, stalled, waiting
 from tests.support.postgres import QUICK, open_directory
+from tests.support.tcp_proxy import TcpProxy, connect_to, tcp_proxy
+from tests.support.waiting import until
 
 CONNECTIONS = 20
 
@@ -349,47 +351,47 @@ def test_a_server_without_a_free_connection_is_told_and_comes_back(
 
 
 @pytest.fixture
-def through(cluster: Cluster) -> Iterator[Wire]:
-    """A wire to the server."""
-    with tempfile.TemporaryDirectory(prefix="wire-") as directory, wire(cluster.url, Path(directory)) as made:
+def proxy(cluster: Cluster) -> Iterator[TcpProxy]:
+    """A proxy in front of the server."""
+    with tcp_proxy(partial(connect_to, cluster.url)) as made:
         yield made
 
 
 @pytest.fixture
-def wired(through: Wire, door: Door) -> Iterator[MessageLedger]:
-    """A ledger that reaches the server through the wire."""
-    ledger = MessageLedger(open_engine(through.url, pooled=False), door.keyring, quarantine_quota=1 << 20)
+def proxied(proxy: TcpProxy, cluster: Cluster, door: Door) -> Iterator[MessageLedger]:
+    """A ledger that reaches the server through the proxy."""
+    ledger = MessageLedger(open_engine(proxy.url(cluster.url), pooled=False), door.keyring, quarantine_quota=1 << 20)
     ledger.start()
     yield ledger
     ledger.stop()
 
 
 def test_an_answer_that_is_lost_after_the_commit_makes_the_repeat_a_duplicate(
-    through: Wire, door: Door, wired: MessageLedger
+    proxy: TcpProxy, door: Door, proxied: MessageLedger
 ) -> None:
     """503, though it is there: Redox sends it again, and it is not written twice. The chains still hold.
 
     Guards the new chain after a lost connection: nobody knows how far the old one was written.
     """
     door.enable(handler())
-    wired.accept(door.admit(body("before"))).result(10)
-    through.swallow = True
-    lost = wired.accept(door.admit(body("lost")))
+    proxied.accept(door.admit(body("before"))).result(10)
+    proxy.drop_answers = True
+    lost = proxied.accept(door.admit(body("lost")))
     until(lambda: door.value("SELECT count(*) FROM messages WHERE log_id = 'lost'"), "the commit")
-    through.cut()
+    proxy.cut()
     assert fails(lost) == "database_away"
-    through.swallow = False
+    proxy.drop_answers = False
     repeat: list[Receipt] = []
 
     def again() -> bool:
-        future = wired.accept(door.admit(body("lost")))
+        future = proxied.accept(door.admit(body("lost")))
         repeat.extend([future.result()] if future.exception(10) is None else [])
         return bool(repeat)
 
     until(again, "well again")
     assert repeat[0].outcome == "duplicate"
     assert door.value("SELECT count(*) FROM deliveries") == 2
-    assert wired.accept(door.admit(body("after"))).result(10).outcome == "accepted"
+    assert proxied.accept(door.admit(body("after"))).result(10).outcome == "accepted"
     assert door.value("SELECT count(DISTINCT writer) FROM audit_events WHERE action = 'message.receive'") == 2
     proved(door)
 
@@ -408,15 +410,17 @@ def test_a_session_that_is_ended_by_an_operator_is_replaced(door: Door, ledger: 
     proved(door)
 
 
-def test_a_network_that_swallows_everything_after_the_greeting(through: Wire, door: Door, wired: MessageLedger) -> None:
+def test_a_network_that_drops_everything_after_the_greeting(
+    proxy: TcpProxy, door: Door, proxied: MessageLedger
+) -> None:
     """The first questions on a new connection are the driver's, not ours; waiting for them is ended as well.
 
     Guards that `BatchWriter._keep_socket` is the first of the listeners: else nobody has the socket that has to be cut.
     """
-    through.swallow_after_greeting = True
-    assert fails(wired.accept(door.admit(body("1")))) in ("timed_out", "database_away")
-    through.swallow_after_greeting = False
-    well_again(door, wired)
+    proxy.drop_after_greeting = True
+    assert fails(proxied.accept(door.admit(body("1")))) in ("timed_out", "database_away")
+    proxy.drop_after_greeting = False
+    well_again(door, proxied)
     proved(door)
 
 

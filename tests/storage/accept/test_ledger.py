@@ -19,7 +19,8 @@ from receiver.storage.evidence.audit_log import AuditEvent
 from receiver.storage.evidence.encryption import Sealer, payload_binding
 from receiver.storage.evidence.macs import KeyedDigests
 from receiver.storage.evidence.verify import verify
-from tests.storage.door import DESTINATION, SOURCE, Door, body, handler, stalled, until
+from tests.storage.door import DESTINATION, SOURCE, Door, body, handler, stalled
+from tests.support.waiting import until
 
 
 def proved(door: Door) -> None:

@@ -22,8 +22,9 @@ def add_requests(
         connection.execute(
             text(
                 "INSERT INTO outbound_requests (uuid, api_key, lane, call, kind, created_by, state, error_class, "
-                "attempts, unanswered, ready_at, request, request_key) SELECT gen_random_uuid(), :key, :lane, 'send', 'Notes.New', "
-                "'t', :state, :error, 7, 3, now(), :request, 'payload-x' FROM generate_series(1, :count)"
+                "attempts, unanswered, ready_at, request, request_key) "
+                "SELECT gen_random_uuid(), :key, :lane, 'send', 'Notes.New', 't', :state, :error, 7, 3, "
+                "now(), :request, 'payload-x' FROM generate_series(1, :count)"
             ),
             {"count": count, "state": state, "lane": lane, "error": error, "request": request, "key": key},
         )

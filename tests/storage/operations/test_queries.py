@@ -18,8 +18,9 @@ from receiver.storage.operations import queries
 from receiver.storage.operations.queries import AuditFilter, DeliveryFilter, MessageFilter
 from receiver.storage.registry.changes import RegistryChanges
 from receiver.storage.registry.loader import load_registry
-from tests.storage.door import DESTINATION, SOURCE, TOKEN, Door, body, handler, until
+from tests.storage.door import DESTINATION, SOURCE, TOKEN, Door, body, handler
 from tests.storage.hand import FRAMES, LANE, Hand, arrive
+from tests.support.waiting import until
 
 STRANGER = "22222222-2222-4222-8222-222222222222"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Engine, text
 
 from receiver.storage.queue.connections import PluginConnection
-from tests.storage.door import until
+from tests.support.waiting import until
 
 
 def _lives(engine: Engine, pid: int) -> bool:

@@ -17,8 +17,9 @@ from receiver.protocol.registry import Destination, live
 from receiver.storage.registry.changes import RegistryChanges
 from receiver.storage.registry.follower import POLL_INTERVAL, RegistryFollower
 from receiver.storage.registry.key_records import record_keys
-from tests.storage.door import DESTINATION, SOURCE, Door, until
+from tests.storage.door import DESTINATION, SOURCE, Door
 from tests.support.postgres import drop_database, new_database
+from tests.support.waiting import until
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from receiver.storage.registry.follower import RegistryFollower
 from receiver.storage.registry.jwks_refresher import JwksRefresher, failing_keys
 from receiver.storage.registry.loader import load_registry, stale_credentials
 from tests.protocol.verification.issuers import RSA_FIRST, RSA_SECOND, PrivateKey, jwk
-from tests.simulator.endpoint import ScriptedEndpoint, answer
 from tests.storage.door import DESTINATION, Door
+from tests.support.scripted_endpoint import ScriptedEndpoint, answer
 
 
 def document(**keys: PrivateKey) -> bytes:

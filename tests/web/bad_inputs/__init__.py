@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from tests.web.conftest import Site, message, sent
+from tests.support.site import Site, message, sent
 
 MIB: Final = 1024 * 1024
 Front = Literal["alone", "asgi", "nginx"]

@@ -7,8 +7,8 @@ import json
 from collections.abc import Callable
 from typing import Any, Final
 
+from tests.support.site import SOURCE, message
 from tests.web.bad_inputs import ACCEPTED, MIB, Case, Stand, body, case, quarantined
-from tests.web.conftest import SOURCE, message
 
 _NOT_JSON: Final = quarantined("not_json")
 _NOT_UTF8: Final = quarantined("not_utf8")

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Final
 
+from tests.support.server import post
+from tests.support.site import message
 from tests.web.bad_inputs import (
     ACCEPTED,
     CHUNKED,
@@ -20,8 +22,6 @@ from tests.web.bad_inputs import (
     changed,
     refused,
 )
-from tests.web.conftest import message
-from tests.web.server import post
 
 # nginx reads the body before the receiver sees anything.
 _BROKEN: Final = refused(400, "body_malformed")

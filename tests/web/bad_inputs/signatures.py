@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from receiver.simulator.signer import Signer
 from tests.protocol.verification.issuers import RSA_FIRST, RSA_SECOND, Issuer, b64, jwk, pem
+from tests.support.site import message
 from tests.web.bad_inputs import ACCEPTED, MIB, Case, Exchange, Expected, Stand, by_server, case, refused
-from tests.web.conftest import message
 
 SECRET: Final = "a made-up secret of some length"
 TIME: Final = "x-time"

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Final
 from urllib.parse import quote
 
+from tests.support.server import post
+from tests.support.site import message
 from tests.web.bad_inputs import (
     ACCEPTED,
     CHALLENGED,
@@ -21,8 +23,6 @@ from tests.web.bad_inputs import (
     quarantined,
     refused,
 )
-from tests.web.conftest import message
-from tests.web.server import post
 
 _WRONG: Final = "wrong" * 8
 _CANARY: Final = "CANARY-challenge"

@@ -20,7 +20,9 @@ from receiver.storage.queue import leases
 from receiver.worker.handler_process.bootstrap import init_message
 from receiver.worker.handler_process.ipc import Ended, Failed, LaneDone, LeaseUntil, LeaveLane, Ready, RunLanes, Started
 from receiver.worker.handler_process.supervisor import HandlerProcess
-from tests.worker.world import PLUGIN, Sent, World, gone, until
+from tests.support.processes import gone
+from tests.support.waiting import until
+from tests.worker.world import PLUGIN, Sent, World
 
 
 @pytest.fixture

@@ -16,7 +16,9 @@ from receiver.worker.handler_process import supervisor
 from receiver.worker.handler_process.bootstrap import init_message
 from receiver.worker.handler_process.ipc import LaneDone
 from receiver.worker.handler_process.supervisor import HandlerProcess, HandlerProcessGone, HandlerSlot
-from tests.worker.world import World, gone, until
+from tests.support.processes import gone
+from tests.support.waiting import until
+from tests.worker.world import World
 
 MEMORY = 256 * 1024 * 1024
 

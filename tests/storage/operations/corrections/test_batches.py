@@ -21,7 +21,7 @@ from receiver.storage.operations.corrections.delivery_corrections import Deliver
 from receiver.storage.operations.corrections.lane_corrections import LaneCorrections
 from receiver.storage.operations.corrections.message_corrections import MessageCorrections
 from receiver.storage.operations.queries import AuditFilter, DeliveryFilter, MessageFilter
-from tests.storage.door import Door, body, handler, until
+from tests.storage.door import Door, body, handler
 from tests.storage.hand import LANE, Hand, arrive
 from tests.storage.operations.corrections.helpers import (
     REASON,
@@ -32,6 +32,7 @@ from tests.storage.operations.corrections.helpers import (
     only_batch,
     whys,
 )
+from tests.support.waiting import until
 
 
 def dry_runs(

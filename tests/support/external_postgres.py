@@ -1,6 +1,6 @@
 """A real PostgreSQL that listens on TCP and asks for passwords, as an external one does.
 
-Not for speed: a test that needs any database takes `tests.support.postgres`.
+Slow to start: a test that needs any database uses `tests.support.postgres`.
 """
 
 from __future__ import annotations
@@ -11,19 +11,22 @@ import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
 
 import psycopg
 
-from receiver.database.embedded.cluster import ENVIRONMENT, ROLE, Cluster, binaries
+from receiver.database.embedded.binaries import binaries
+from receiver.database.embedded.cluster import Cluster
+from receiver.database.embedded.server_settings import ENVIRONMENT, ROLE
+from tests.support.ports import free_port
 from tests.support.postgres import QUICK, open_directory
+from tests.support.tcp_proxy import tcp_proxy
 from tests.support.waiting import until
 
 PASSWORD = "a made-up password"
-# The account `plain` may connect as it likes, `secret` by TLS alone.
+# The account `plain` may connect with or without TLS, `secret` only with it.
 _HBA = """\
 local   all all                        trust
 host    all plain  127.0.0.1/32        scram-sha-256
@@ -55,7 +58,7 @@ class ExternalPostgres:
         return f"postgresql://{user}:{written}@{host}:{port or self.port}/{database}{'?' if query else ''}{query}"
 
     def execute(self, *statements: str) -> None:
-        """As the superuser."""
+        """Run statements as the superuser."""
         with psycopg.connect(
             host=str(self.socket), port=self.port, user=ROLE, dbname="postgres", autocommit=True
         ) as connection:
@@ -65,50 +68,23 @@ class ExternalPostgres:
 
 @contextmanager
 def tls_front(server: ExternalPostgres, context: ssl.SSLContext) -> Iterator[int]:
-    """A port of 127.0.0.1 where the server is reached by TLS: its own build speaks none.
+    """Listen on a port of 127.0.0.1 where the server is reached by TLS, which its own build does not support.
 
-    To the request for TLS it says yes (PostgreSQL: Message Flow, SSL Session Encryption); what follows is handed on.
+    Accepts the request for TLS (PostgreSQL: Message Flow, SSL Session Encryption) and forwards what follows.
     """
-    listener = socket.create_server(("127.0.0.1", 0))
 
-    def hand_on(begin: socket.socket, end: socket.socket) -> None:
-        with suppress(OSError):
-            while data := begin.recv(65_536):
-                end.sendall(data)
-        with suppress(OSError):
-            end.shutdown(socket.SHUT_WR)
+    def greet(client: socket.socket) -> socket.socket:
+        client.recv(8)
+        client.sendall(b"S")
+        return context.wrap_socket(client, server_side=True)
 
-    def serve(plain: socket.socket) -> None:
-        with plain, suppress(OSError):
-            plain.recv(8)
-            plain.sendall(b"S")
-            with (
-                context.wrap_socket(plain, server_side=True) as client,
-                socket.create_connection(("127.0.0.1", server.port)) as behind,
-            ):
-                back = Thread(target=hand_on, args=(behind, client), daemon=True)
-                back.start()
-                hand_on(client, behind)
-                back.join(10)
-
-    def accept() -> None:
-        with suppress(OSError):
-            while True:
-                Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
-
-    thread = Thread(target=accept)
-    thread.start()
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        thread.join(30)
+    with tcp_proxy(lambda: socket.create_connection(("127.0.0.1", server.port)), greet=greet) as proxy:
+        yield proxy.port
 
 
 @contextmanager
 def external_postgres() -> Iterator[ExternalPostgres]:
-    """One while the block runs; it speaks no TLS, which its build does not have."""
+    """Run one while the block runs, without TLS: its build has none."""
     home = open_directory()
     cluster = Cluster(home / "data", options=QUICK)
     try:
@@ -119,8 +95,7 @@ def external_postgres() -> Iterator[ExternalPostgres]:
         sockets = home / "socket"
         sockets.mkdir()
         os.chown(sockets, owner.st_uid, owner.st_gid)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         settings = {
             **QUICK,
             "listen_addresses": "127.0.0.1",

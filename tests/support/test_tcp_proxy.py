@@ -1,41 +1,33 @@
-"""The TCP proxy in front of PostgreSQL, and each of its faults."""
+"""The TCP proxy in front of PostgreSQL fails in the way that it is asked to, and in no other."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from functools import partial
 
 import psycopg
 import pytest
 from sqlalchemy import make_url
 
-from tests.faults.proxy import Proxy, proxy
+from tests.support.tcp_proxy import TcpProxy, connect_to, tcp_proxy
 
 
 @pytest.fixture
-def before(database_url: str) -> Iterator[Proxy]:
+def proxy(database_url: str) -> Iterator[TcpProxy]:
     """A proxy in front of the tests' PostgreSQL."""
-    address = make_url(database_url)
-    path = Path(str(address.query["host"])) / f".s.PGSQL.{address.query['port']}"
-
-    def connect() -> socket.socket:
-        made = socket.socket(socket.AF_UNIX)
-        made.connect(str(path))
-        return made
-
-    with proxy(connect) as made:
+    with tcp_proxy(partial(connect_to, database_url)) as made:
         yield made
 
 
 @pytest.fixture
-def through(before: Proxy, database_url: str) -> Iterator[psycopg.Connection]:
-    """A connection through the proxy, in autocommit mode."""
+def through(proxy: TcpProxy, database_url: str) -> Iterator[psycopg.Connection]:
+    """A connection through it, each statement a transaction of its own."""
     address = make_url(database_url)
     with psycopg.connect(
         host="127.0.0.1",
-        port=before.port,
+        port=proxy.port,
         user=address.username,
         dbname=address.database,
         autocommit=True,
@@ -52,18 +44,18 @@ def direct(database_url: str) -> Iterator[psycopg.Connection]:
         yield connection
 
 
-def test_forwards(through: psycopg.Connection) -> None:
-    """The proxy forwards more than one piece in both directions."""
+def test_forwards_both_ways(through: psycopg.Connection) -> None:
+    """Large requests and large answers arrive unchanged."""
     assert through.execute("SELECT repeat('x', 300000) || %s", ["y" * 300000]).fetchone() == (
         "x" * 300000 + "y" * 300000,
     )
 
 
 @pytest.mark.parametrize("reset", [False, True])
-def test_cuts(before: Proxy, through: psycopg.Connection, reset: bool) -> None:
-    """A cut ends the connection for both sides, with a FIN or a reset."""
+def test_cuts(proxy: TcpProxy, through: psycopg.Connection, reset: bool) -> None:
+    """Both sides see a cut connection as closed; with `reset` the client receives RST."""
     client = socket.socket(fileno=socket.dup(through.fileno()))
-    assert before.cut(reset=reset) == 1
+    assert proxy.cut(reset=reset) == 1
     client.settimeout(10)
     if reset:
         with client, pytest.raises(ConnectionResetError):
@@ -75,24 +67,24 @@ def test_cuts(before: Proxy, through: psycopg.Connection, reset: bool) -> None:
         through.execute("SELECT 1")
 
 
-def test_freezes(before: Proxy, through: psycopg.Connection, direct: psycopg.Connection) -> None:
-    """While the proxy is frozen nothing arrives. What was under way arrives after it thaws."""
+def test_freezes(proxy: TcpProxy, through: psycopg.Connection, direct: psycopg.Connection) -> None:
+    """While the proxy is frozen nothing arrives. What was sent meanwhile arrives after it thaws."""
     direct.execute("CREATE TABLE arrived (n int)")
-    before.freeze()
+    proxy.freeze()
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(through.execute, "INSERT INTO arrived VALUES (1)")
         with pytest.raises(TimeoutError):
             waiting.result(0.3)
         assert direct.execute("SELECT count(*) FROM arrived").fetchone() == (0,)
-        before.thaw()
+        proxy.thaw()
         waiting.result(30)
     assert direct.execute("SELECT count(*) FROM arrived").fetchone() == (1,)
 
 
-def test_holds_an_answer(before: Proxy, through: psycopg.Connection, direct: psycopg.Connection) -> None:
-    """A statement whose reply is held is committed. After a cut, its client gets no reply."""
+def test_holds_an_answer(proxy: TcpProxy, through: psycopg.Connection, direct: psycopg.Connection) -> None:
+    """A statement whose answer is held is committed, but its client waits. If the connection is cut, it never knows."""
     direct.execute("CREATE TABLE kept (what text)")
-    held = before.hold_answer(b"the one")
+    held = proxy.hold_answer(b"the one")
     through.execute("INSERT INTO kept VALUES (%s)", ["another"])
     assert not held.committed.is_set()
     with ThreadPoolExecutor(1) as threads:
@@ -100,16 +92,16 @@ def test_holds_an_answer(before: Proxy, through: psycopg.Connection, direct: psy
         assert held.committed.wait(30)
         assert direct.execute("SELECT what FROM kept ORDER BY what").fetchall() == [("another",), ("this is the one",)]
         assert not waiting.done()
-        before.cut()
+        proxy.cut()
         with pytest.raises(psycopg.OperationalError):
             waiting.result(30)
 
 
-def test_lets_an_answer_go(before: Proxy, through: psycopg.Connection) -> None:
-    """A held reply arrives complete once it is let go."""
-    held = before.hold_answer(b"let me go")
+def test_releases_an_answer(proxy: TcpProxy, through: psycopg.Connection) -> None:
+    """A held answer arrives complete after its release."""
+    held = proxy.hold_answer(b"let me go")
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(through.execute, "SELECT %s || repeat('x', 300000)", ["let me go"])
         assert held.committed.wait(30)
-        held.let_go()
+        held.release()
         assert waiting.result(30).fetchone() == ("let me go" + "x" * 300000,)

@@ -39,18 +39,18 @@ class Machine:
         return Cluster(self.data_dir)
 
     def plug_in(self, module: str, code: str) -> None:
-        """Have the handlers of a module, which is in the root, loaded by whatever is started later."""
+        """Write a module of handlers into the root, and have all processes started from now on load it."""
         (self.root / f"{module}.py").write_text(code)
         self.environment |= {"RECEIVER_HANDLERS": module, "PYTHONPATH": str(self.root)}
 
     def up(self, *options: str, bind: str = "127.0.0.1:0", no_terminal: bool = False) -> None:
-        """Start `up` and wait until it says that it is ready."""
+        """Start `up` and wait for its `ready` line."""
         self.start("--bind", bind, "--admin-bind", "127.0.0.1:0", "--receivers", "1", *options, no_terminal=no_terminal)
         assert self.process is not None
         assert self.process.stdout is not None
-        said = self.process.stdout.readline()
-        assert said.startswith("ready http://127.0.0.1:"), f"{said!r} {self.log.read_text()}"
-        self.url = said.split()[1]
+        printed = self.process.stdout.readline()
+        assert printed.startswith("ready http://127.0.0.1:"), f"{printed!r} {self.log.read_text()}"
+        self.url = printed.split()[1]
 
     def start(self, *options: str, no_terminal: bool = False) -> None:
         """Start `up`, in a process group of its own as a shell does, without waiting for anything.
@@ -70,17 +70,17 @@ class Machine:
             )
 
     def ended(self) -> tuple[int, str]:
-        """Wait until `up` has ended: its exit status, and what it said on stdout and has not been read."""
+        """Wait until `up` has ended. Returns its exit status, and the rest of its stdout."""
         assert self.process is not None
-        said, _ = self.process.communicate(timeout=120)
-        return self.process.returncode, said
+        printed, _ = self.process.communicate(timeout=120)
+        return self.process.returncode, printed
 
     def status(self) -> str:
-        """What `status` prints when it has an error to show (exit status 1)."""
+        """Return what `status` prints when it shows an error (exit status 1)."""
         return self._run("status", status=1).stdout
 
     def run(self, *arguments: str, stdin: str | None = None, fails: bool = False) -> str:
-        """Run a command: what it says on stdout, or on stderr where it `fails` (exit status 1)."""
+        """Run a command. Returns its stdout, or its stderr if it `fails` (exit status 1)."""
         done = self._run(*arguments, stdin=stdin, status=1 if fails else 0)
         return done.stderr if fails else done.stdout
 
@@ -103,11 +103,11 @@ class Machine:
         return json.loads(self.run(*arguments, "--json", stdin=stdin))
 
     def findings(self) -> dict[str, dict[str, Any]]:
-        """The findings of `status`, by code; of several with one code, the last."""
+        """Return the findings of `status` by code. Of several with one code, the last."""
         return {each["code"]: each for each in self._status()["findings"]}
 
     def known_workers(self) -> list[dict[str, Any]]:
-        """The workers, as `status` knows them."""
+        """Return the workers that `status` shows."""
         found: list[dict[str, Any]] = self._status()["workers"]
         return found
 
@@ -127,14 +127,14 @@ class Machine:
         return found
 
     def register(self, destination: str, *options: str) -> Path:
-        """A destination with a source; returns the file that its token is in."""
+        """Register a destination with a source. Returns the file with its token."""
         token = self.root / f"{destination}.token"
         self.run("destination", "add", destination, "--token-out", str(token), *options)
         self.run("source", "add", destination, SOURCE)
         return token
 
     def family(self) -> list[psutil.Process]:
-        """Everything that `up` has started, and the database."""
+        """Return all processes that `up` has started, and the database's."""
         assert self.process is not None
         postmaster = self.cluster.pid()
         return [
@@ -143,16 +143,16 @@ class Machine:
         ]
 
     def part(self, name: str) -> int:
-        """The process id of that child (`receiver`, `admin`, `worker-1`), as the log last told it."""
-        told = [line for line in self.lines() if line.get("event") == "up.child_started" and line["part"] == name]
-        return int(told[-1]["child"])
+        """Return the process id of a child (`receiver`, `admin`, `worker-1`), from its last line in the log."""
+        started = [line for line in self.lines() if line.get("event") == "up.child_started" and line["part"] == name]
+        return int(started[-1]["child"])
 
     def parts(self) -> set[int]:
-        """The process ids of all children, as the log last told them."""
+        """Return the process ids of all children, from their last lines in the log."""
         return {self.part(line["part"]) for line in self.lines() if line.get("event") == "up.child_started"}
 
     def lines(self) -> list[dict[str, Any]]:
-        """The log so far."""
+        """Return the lines of the log so far."""
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
 
     def _environment(self) -> dict[str, str]:
@@ -164,7 +164,7 @@ class Machine:
         return kept | self.environment
 
     def clear(self) -> None:
-        """End whatever is left, and remove the directory."""
+        """Kill what still runs, and remove the directory."""
         if self.process is not None and self.process.poll() is None:
             left = psutil.Process(self.process.pid).children(recursive=True)
             for each in (self.process, *left):
@@ -179,17 +179,9 @@ class Machine:
 
 @contextmanager
 def machine(python: str = sys.executable) -> Iterator[Machine]:
-    """A machine on which that interpreter runs; nothing of it is left at the end."""
+    """Yield a machine that uses this interpreter, and remove everything of it afterwards."""
     made = Machine(open_directory(), python)
     try:
         yield made
     finally:
         made.clear()
-
-
-def gone(process: psutil.Process) -> bool:
-    """Whether it has ended; one that only waits to be reaped has."""
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True

@@ -1,4 +1,4 @@
-"""Real gunicorn processes for tests, and a wire to speak raw HTTP to them."""
+"""Real gunicorn processes for tests, and connections that send raw bytes to them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Answer:
 class Wire:
     """One connection, on which bytes are sent as they are and answers read one after another.
 
-    `tls` None: plain TCP. `source`: the address of this machine's that it comes from.
+    `tls` None: plain TCP. `source`: the local address to connect from.
     """
 
     def __init__(
@@ -49,14 +49,14 @@ class Wire:
     ) -> None:
         made = socket.create_connection(("127.0.0.1", port), timeout=timeout, source_address=(source, 0))
         if made.getsockname() == made.getpeername():
-            # Nobody listens, and chance gave us the port that we call: that reaches ourselves.
+            # Nothing listens, and by chance our own port is the one that we call: we would reach ourselves.
             made.close()
             raise ConnectionRefusedError
         self.socket = made if tls is None else tls.wrap_socket(made, server_hostname="127.0.0.1")
         self._rest = b""
 
     def send(self, data: bytes) -> Self:
-        """Send bytes. That the other side has hung up is seen when its answer is read."""
+        """Send bytes. If the server has closed the connection, reading its answer shows that."""
         with suppress(BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
             self.socket.sendall(data)
         return self
@@ -67,8 +67,8 @@ class Wire:
         return self
 
     def answer(self, *, to_head: bool = False) -> Answer:
-        """The next answer; `to_head`: it has no body, whatever it says. Raises EOFError when the connection ends
-        before it.
+        """Return the next answer. `to_head`: it has no body, whatever its head says. Raises EOFError if the connection
+        ends first.
         """
         while b"\r\n\r\n" not in self._rest:
             self._more()
@@ -82,7 +82,7 @@ class Wire:
         return Answer(status=int(status.split()[1]), headers=headers, body=body, raw=head + b"\r\n\r\n" + body)
 
     def ended(self) -> bool:
-        """Whether the other side closes, with nothing more to say."""
+        """Return whether the server closes the connection and sends nothing more."""
         try:
             return not self._rest and self.socket.recv(1) == b""
         except ConnectionResetError:
@@ -114,7 +114,7 @@ class Server:
         return Wire(self.port, timeout=timeout)
 
     def ask(self, data: bytes) -> Answer:
-        """The answer to these bytes, on a connection of their own."""
+        """Send these bytes on a new connection, and return the answer."""
         with self.wire() as wire:
             return wire.send(data).answer()
 
@@ -127,12 +127,12 @@ class Server:
         return self.output.read_text()
 
     def lines(self, event: str | None = None) -> list[dict[str, Any]]:
-        """Its log lines, of one event or all. Fails when it has printed anything that is no line of ours."""
+        """Return its log lines, of one event or all. Fails if it has printed anything else."""
         lines = [json.loads(line) for line in self.text().splitlines()]
         return [line for line in lines if event in (None, line["event"])]
 
     def stop(self, order: signal.Signals = signal.SIGTERM) -> int:
-        """Tell it to end, and wait; its exit status."""
+        """Send the signal, wait, and return the exit status."""
         self.process.send_signal(order)
         return self.process.wait(60)
 
@@ -150,9 +150,9 @@ def serving(
     program: Callable[[Sequence[str], int], Sequence[str]] = _gunicorn,
     wait: bool = True,
 ) -> Iterator[Server]:
-    """A server on a random port while the block runs, with `environment` and no other setting of ours.
+    """Run a server on a random port while the block runs, with `environment` and no other RECEIVER_* variable.
 
-    `program`: Python's arguments, for those of the server and the descriptor of the socket that it listens on.
+    `program`: returns Python's arguments, given those of the server and the descriptor of its listening socket.
     """
     output = directory / f"gunicorn-{time.monotonic_ns()}.log"
     foreign = ("RECEIVER_", "DATABASE_URL", "PG", "GUNICORN_")
@@ -186,7 +186,7 @@ def _alive(server: Server) -> bool:
 
 
 def post(path: str, body: bytes = b"", **headers: str | None) -> bytes:
-    """A request's bytes; `headers` by name, with _ for -. None takes a header away that would be there."""
+    """Return the bytes of a POST. `headers` by name, with _ for -. None removes a header that is there by default."""
     given = {"host": "receiver.test", "content-type": "application/json", "content-length": str(len(body))}
     named = given | {re.sub("_", "-", name): value for name, value in headers.items()}
     lines = "".join(f"{name}: {value}\r\n" for name, value in named.items() if value is not None)
