@@ -1,7 +1,7 @@
 """Retry policy: the outcome of a failed run, and the decision when the delivery runs again.
 
-Must not store the decision (receiver.storage.queue.outcomes does). Must not keep the exception, only the parts that may be
-stored.
+Must not store the decision (receiver.storage.queue.outcomes does). Must not keep the exception, only the parts that may
+be stored.
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ class AuditEvent(Value, frozen=True, kw_only=True):
     """One event. `action` is subject.verb; `reason` a fixed word; `detail` fixed keys with ids in them.
 
     `actor`: "redox", "worker:NAME", "handler:NAME", or of a command
-    "USER@HOST uid=N", with more words where another user logged in or called sudo. `subject`: another row, as "table:id".
-    `note`: an operator's words, sealed.
+    "USER@HOST uid=N", with more words where another user logged in or called sudo. `subject`: another row, as
+    "table:id". `note`: an operator's words, sealed.
     """
 
     hidden = frozenset({"note"})

@@ -131,7 +131,7 @@ def row_mac(key: bytes, table: str, row: Mapping[str, Any], *, previous: bytes =
 
 
 class SigningKey:
-    """The current MAC key of a keyring, derived once for each key: a newly activated key is used from the next row on."""
+    """The current MAC key of a keyring, derived once for each key. A newly activated key signs the next row."""
 
     def __init__(self, keyring: Keyring) -> None:
         self._keyring = keyring

@@ -1,4 +1,4 @@
-"""Disclosure of sealed content to an operator (messages, errors, requests to Redox, audit reasons), after its audit row.
+"""Disclosure of sealed content to an operator (messages, errors, requests, audit reasons), after its audit row.
 
 Must not print or keep the content.
 """

@@ -85,8 +85,8 @@ def activate(connection: Connection, key_id: str) -> None:
     if missing:
         named = ", ".join(missing)
         raise Conflict(
-            f"not every running process holds key {key_id} yet: {named}. Copy the keyring file to every host; processes "
-            "read it within five seconds. A process that has stopped is forgotten after a minute"
+            f"not every running process holds key {key_id} yet: {named}. Copy the keyring file to every host; "
+            "processes read it within five seconds. A process that has stopped is forgotten after a minute"
         )
     table = schema.keys
     connection.execute(update(table).where(table.c.id == key_id).values(activated_at=func.now()))
@@ -130,7 +130,7 @@ def retire(connection: Connection, key_id: str) -> None:
 
 
 def counts(connection: Connection, key_id: str) -> Iterator[tuple[str, int]]:
-    """Yield (table.column, number of rows written under the key) for each column that names keys. Reads whole tables."""
+    """Yield (table.column, number of rows under the key) for each column that names keys. Reads whole tables."""
     for table in schema.metadata.sorted_tables:
         for column in table.columns:
             if column.name in KEY_COLUMNS:
