@@ -1,6 +1,6 @@
 """The public application for any WSGI server, such as `gunicorn -k gthread wsgi:application`.
 
-Must not be preloaded before a fork: its threads and sockets would not survive it. Put nginx before it: such a server
+Must not be preloaded before a fork: threads and sockets do not survive it. Run such a server behind nginx, because it
 has no defense against slow clients. `redox-receiver serve` runs the same application in an event loop, under gunicorn.
 """
 

@@ -1,8 +1,7 @@
-"""The composition root: puts storage, handlers and the web layer together, as each process needs them.
+"""The composition root: builds the public application and the admin application from storage, handlers and web.
 
-Everything is made after fork, for threads and sockets do not survive one: by receiver.asgi when its lifespan begins, or
-by wsgi.py in a WSGI server's process.
-Must not hold a rule: those stand where they belong.
+Threads and sockets do not survive a fork, so everything is made after it: by receiver.asgi when its lifespan begins, or
+by wsgi.py in a WSGI server's process. Must not hold a rule.
 """
 
 from __future__ import annotations
@@ -47,9 +46,9 @@ from receiver.worker.handler_process.bootstrap import process_name
 from receiver.worker.hints import LaneNotifier
 from receiver.worker.inline import InlineHandlers
 
-# Seconds that a statement other than the ledger's may take.
+# Seconds. The limit for a statement other than the ledger's.
 _STATEMENT_TIMEOUT: Final = 4.0
-# Why a query was not answered, in the audit.
+# Status → the reason in the audit why a query was not answered.
 _UNANSWERED: Final = {500: "responder_failed", 501: "responder_missing", 503: "responders_busy", 504: "responder_late"}
 
 
@@ -64,17 +63,17 @@ def database_url(settings: Settings) -> str:
 
 
 def public_app() -> Flask:
-    """The public application in Flask for a WSGI server, at work until the process ends. Raises what `compose` does."""
+    """The public Flask application for a WSGI server, started until the process ends. Raises what `compose` raises."""
     listener = compose()
     listener.start()
-    # Last of all, when the request threads have ended: what they have handed over is written.
+    # At the very end, after the request threads: what they have handed over is still written.
     atexit.register(listener.stop)
     return listener.flask()
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublicListener:
-    """What the public listener is made of, whichever server serves it. `start` only after fork.
+    """The parts of the public listener, for any server. Call `start` only after fork.
 
     `now`: the clock by which everything is judged.
     """
@@ -87,13 +86,13 @@ class PublicListener:
     now: Callable[[], datetime]
 
     def flask(self) -> Flask:
-        """The application in Flask."""
+        """The Flask application."""
         return wsgi.public_app(
             self.endpoint, trusted_proxies=self.settings.trusted_proxies, tokens=self.tokens, now=self.now
         )
 
     def service(self) -> PublicService:
-        """Start, for the event loop that runs now."""
+        """Start the service in the running event loop."""
         directly = self.settings.server_mode == "asgi"
         service = PublicService(
             flask=self.flask(),
@@ -110,7 +109,7 @@ class PublicListener:
 
 
 def compose() -> PublicListener:
-    """The public listener, not yet at work.
+    """The public listener, not started yet.
 
     A database that is away does not stop the start: until it is there, everything is answered 503. Raises
     ConfigurationError: a setting, no keyring, or one that is not the database's.
@@ -121,8 +120,8 @@ def compose() -> PublicListener:
     url = database_url(settings)
     enable.enable_faults(url)
     concurrency = settings.threads // 2
-    # One for each who waits for a handler; the others follow the registry, keep leases, tell lanes, watch the schema,
-    # fetch the keys of others, and remember what may be used once.
+    # A connection for each thread that waits for a handler. The others: follow the registry, keep leases, notify lanes,
+    # check the schema, fetch public keys, remember nonces.
     engine = open_engine(url, pool_size=concurrency + 7, statement_timeout=_STATEMENT_TIMEOUT)
     hints = LaneNotifier(engine)
     responders = InlineHandlers(settings, url, engine)
@@ -173,7 +172,7 @@ def _fetch(url: str) -> bytes:
 
 
 def admin_service() -> BlockingService:
-    """The admin listener, for the event loop that runs now. Raises ConfigurationError as `compose` does, but for keys:
+    """The admin listener, for the running event loop. Raises ConfigurationError as `compose` does, except for keys:
     `/readyz` tells of those.
     """
     settings = table.load_settings()
@@ -195,7 +194,7 @@ def admin_service() -> BlockingService:
 
 
 class PublicLedger(MessageLedger):
-    """The ledger, with the rows that tell of a query's answer and of tokens, and with what may be used once."""
+    """The ledger of the public listener: adds audit rows of query answers and of tokens, and the replay guard."""
 
     def __init__(
         self,
@@ -211,11 +210,11 @@ class PublicLedger(MessageLedger):
         self._no_responder = no_responder
 
     def first(self, once: Sequence[Nonce]) -> bool:
-        """Whether none of it was ever seen; from now on all of it was. Raises Unavailable."""
+        """Mark the nonces as seen; return whether none of them was seen before. Raises Unavailable."""
         return self._seen.first(once)
 
     def issued(self, issue: TokenIssue) -> Future[None]:
-        """Write it in the audit; the future is done after the COMMIT, or raises Unavailable."""
+        """Write an audit row. The future is done after the COMMIT, or raises Unavailable."""
         granted = issue.granted
         return self.record(
             AuditEvent(
@@ -231,7 +230,7 @@ class PublicLedger(MessageLedger):
         )
 
     def not_issued(self, refusal: TokenRefusal) -> None:
-        """Note it in the audit; does not wait."""
+        """Write an audit row later; does not wait."""
         denied, known = refusal.denied, refusal.denied.credential
         self.note(
             AuditEvent(
@@ -248,7 +247,7 @@ class PublicLedger(MessageLedger):
         )
 
     def answered(self, answered: Answered) -> Future[None]:
-        """Write it in the audit; the future is done after the COMMIT, or raises Unavailable.
+        """Write an audit row. The future is done after the COMMIT, or raises Unavailable.
 
         What discloses nothing is noted, and nobody waits.
         """

@@ -13,14 +13,14 @@ from inspect import cleandoc
 
 
 class ReceiverError(Exception):
-    """Something went wrong in redox-receiver."""
+    """An error in redox-receiver."""
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or cleandoc(type(self).__doc__ or ""))
 
 
 class ConfigurationError(ReceiverError):
-    """The configuration does not hold; the message names the setting or the command that fixes it."""
+    """The configuration is not valid; the message names the setting or the command that fixes it."""
 
 
 class NotFound(ReceiverError):
@@ -28,7 +28,7 @@ class NotFound(ReceiverError):
 
 
 class Conflict(ReceiverError):
-    """That cannot be done in the present state of the thing it was asked of."""
+    """The present state of the object does not allow this."""
 
 
 class Unavailable(ReceiverError):
@@ -44,15 +44,15 @@ class DatabaseUnavailable(Unavailable):
 
 
 class IntegrityError(ReceiverError):
-    """Something stored does not prove to be what was stored: a MAC or a seal does not hold."""
+    """A stored value fails verification: its MAC or its seal is wrong."""
 
 
 class UnknownKey(IntegrityError):
-    """Something stored names a key that this host's keyring does not hold, so it can be neither proved nor opened."""
+    """A stored value names a key that this host's keyring lacks, so it can be neither verified nor opened."""
 
 
 class ProofInvalid(ReceiverError):
-    """A proof, a checkpoint or a public key is malformed, or does not hold."""
+    """A proof, a checkpoint or a public key is malformed, or fails verification."""
 
 
 class Refusal(ReceiverError):
@@ -77,13 +77,13 @@ class Unverified(Refusal):
 
 
 class UnknownSource(Refusal):
-    """Proved to be Redox's, from a source that nobody has registered for this destination."""
+    """Proved to be Redox's, from a source that is not registered for this destination."""
 
     status_hint = 403
 
 
 class BadTransfer(Refusal):
-    """The body did not arrive whole, or is larger than the destination takes."""
+    """The body did not arrive whole, or exceeds the limit."""
 
 
 class Unreadable(Refusal):

@@ -1,11 +1,11 @@
-"""Log redaction: what of a log record may be printed, and its rendering as one line of JSON.
+"""Log redaction: which parts of a log record may be printed, and its rendering as one line of JSON.
 
-Event names are fixed words; fields come from an allow-list, and a field that is not on it is counted, not printed. A
-plugin's fields are judged by their value instead (`printable`). An exception is its class and our own frames, never its
-text: PostgreSQL quotes the row, and a parser the patient. A library's line is where it was written and, for the few
-that speak of processes alone, its text.
+Event names are fixed words. Fields come from an allow-list; other fields are counted, not printed. A plugin's fields
+are judged by their value instead (`printable`). Of an exception only its class and our own frames are printed, never
+its text: PostgreSQL quotes the row, and a parser the patient. Of a library's line its place is printed, and its text
+only if the logger writes about processes alone.
 
-Must not write: receiver.logs does.
+Must not write lines: receiver.logs does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from uuid import UUID
 from structlog.stdlib import ProcessorFormatter
 from structlog.typing import EventDict
 
-# What a line may hold in addition to time, level, logger and event: words and ids of ours, numbers, and our own frames.
+# The fields of a line in addition to time, level, logger and event: fixed words, ids, numbers, and our own frames.
 FIELDS: Final = frozenset(
     {
         "action",
@@ -69,52 +69,52 @@ FIELDS: Final = frozenset(
     }
 )
 
-# subject.what_happened, as in the code: whatever else is given as an event was put together from data.
+# subject.what_happened, a constant in the code. Any other event was built from data.
 EVENT: Final = re.compile(r"[a-z_]+(?:\.[a-z_]+)+")
 UNNAMED: Final = "log.unnamed"
-# The logger of plugins' lines. A name of theirs, and a text that may be printed as a value of theirs: a word.
+# The logger of plugins' lines, the form of their field names, and the form of a printable text: a word.
 PLUGIN: Final = "receiver.plugin"
 FIELD_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _BITS: Final = 64
 _WORD: Final = re.compile(r"[a-z][a-z0-9_.-]{0,39}")
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-# A lane in which the order is a patient's ends with a code derived from their identifier.
+# A lane with ordering by patient ends with a code derived from the patient's identifier.
 _PATIENT_LANE: Final = re.compile(r"([a-z0-9_-]+/[a-z0-9-]+/patient:)(.+)")
-# With it such a code becomes one that means nothing in any other process.
+# The key that turns such a code into one that is meaningless in other processes.
 _LANE_KEY: Final = os.urandom(16)
 
-# An error of ours names settings and commands in a sentence or two; longer is somebody's data.
+# Our own errors are a sentence or two; a longer text holds data.
 _LONGEST: Final = 500
 _LIST: Final = 50
 
-# Loggers and modules of libraries whose lines tell of processes and revisions alone, from level info up. Anything else
-# may quote a request line, a job's arguments or a row: of that only the place is printed.
+# Loggers and modules of libraries whose lines, from level info up, are about processes and revisions alone. Lines of
+# others may quote a request line, a job's arguments or a row, so only their place is printed.
 _SPEAK_OF_PROCESSES: Final = frozenset({("gunicorn.error", "arbiter"), ("alembic.runtime.migration", "migration")})
 
-# What the handler process adds to a plugin's line.
+# The fields that the handler process adds to a plugin's line.
 _OF_RUNS: Final = frozenset(
     {"handler", "destination", "uuid", "delivery", "attempt", "error_class", "frames", "dropped", "dropped_fields"}
 )
-# Of an event dictionary, what the processors need and no line shows.
+# Keys of an event dictionary that the processors need and no line shows.
 _KEPT: Final = ("_record", "_from_structlog", "exc_info")
 
 
 def line_formatter() -> ProcessorFormatter:
-    """The formatter of every record, be it ours (through structlog) or a library's: one line of ASCII.
+    """The formatter of every record, our own (through structlog) and a library's: one line of ASCII.
 
     Nothing but ASCII: control characters, line separators and direction marks cannot reach a terminal.
     """
     return ProcessorFormatter(
         foreign_pre_chain=[_redact_library],
         processors=[_redact, _add_origin, _add_exception, ProcessorFormatter.remove_processors_meta, _render],
-        # The text of a library's line is put together only where it may be printed.
+        # The text of a library's line is formatted only if it may be printed.
         use_get_message=False,
         pass_foreign_args=True,
     )
 
 
 def _redact_library(_logger: Any, _method: str, given: EventDict) -> EventDict:
-    """Of a library's line: where it was written, and what it says where it can only tell of processes."""
+    """Reduce a library's line to its place, and its text if the logger writes about processes alone."""
     record: logging.LogRecord = given["_record"]
     event = _kept(given) | {"event": "library.line", "place": f"{record.module}:{record.lineno}:{record.funcName}"}
     if record.levelno >= logging.INFO and (record.name, record.module) in _SPEAK_OF_PROCESSES:
@@ -124,14 +124,14 @@ def _redact_library(_logger: Any, _method: str, given: EventDict) -> EventDict:
 
 
 def _redact(_logger: Any, _method: str, given: EventDict) -> EventDict:
-    """Of a line of ours or of a plugin's: the event's name, and the fields that may be printed."""
+    """Reduce our own or a plugin's line to the event's name and the fields that may be printed."""
     if not given["_from_structlog"]:
         return given
     name = given["event"]
     event = _kept(given) | {"event": name if isinstance(name, str) and EVENT.fullmatch(name) else UNNAMED}
     fields = {field: value for field, value in given.items() if field not in event}
     if given["_record"].name == PLUGIN:
-        # Judged in the handler process (receiver.worker.handler_process.plugin_log), and again: it is another process.
+        # receiver.worker.handler_process.plugin_log has judged it, but in the handler process.
         shown = {
             field: _value(fields[field]) for field in fields if field in _OF_RUNS or printable(field, fields[field])
         }
@@ -158,7 +158,7 @@ def _add_origin(_logger: Any, _method: str, event: EventDict) -> EventDict:
 
 
 def _add_exception(_logger: Any, _method: str, event: EventDict) -> EventDict:
-    """Class, causes and our frames; what the line says already of the error stays."""
+    """Add class, causes and our own frames of the exception. A field `error` of the line stays."""
     raised = event.pop("exc_info", None)
     if raised is True:
         raised = sys.exc_info()
@@ -201,7 +201,7 @@ def _field(name: str, value: object) -> Any:
 
 
 def _short(code: str) -> str:
-    """A short form of a code, the same throughout this process and of no use outside of it."""
+    """A short form of a code, the same within this process and meaningless outside of it."""
     return "~" + blake2s(code.encode(), key=_LANE_KEY, digest_size=4).hexdigest()
 
 
@@ -217,7 +217,7 @@ def _frames(traceback: TracebackType | None) -> list[str]:
 
 
 def _value(value: object) -> Any:
-    """A value as it may be printed: plain, short, or the name of its type."""
+    """The printable form of a value: itself if plain, shortened if long, else the name of its type."""
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, str):

@@ -1,9 +1,9 @@
-"""Log lines of every library as JSON, one object a line: ours, gunicorn's, SQLAlchemy's, Alembic's, Procrastinate's.
+"""Logging: one JSON object a line, for our lines and for those of gunicorn, SQLAlchemy, Alembic and Procrastinate.
 
-receiver.log_redaction says what a line may hold. Must not print anything else.
+receiver.log_redaction decides what a line may hold. Must not print anything else.
 
-What requests cause, anybody can cause as fast as they like: of lines that are alike the first of a minute are written,
-and then one that says how many `more` there were.
+Anyone can cause lines about requests at any rate. Of lines that are alike, only the first of a minute are written, and
+then one with the number of the others in `more`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import structlog
 from receiver.log_redaction import line_formatter
 from receiver.window_counter import MINUTE, WindowCounter
 
-# Lines of one event and reason within a minute, of loggers that tell of requests, and of deliveries by their handler.
-# Plugins' own are not among them.
+# Lines of one event and reason that are written within a minute. It applies to loggers of requests, and of deliveries
+# by handler, but not to plugins' own lines.
 LINES: Final = 60
 _OF_REQUESTS: Final = (
     "receiver.web.",
@@ -36,14 +36,13 @@ _OF_REQUESTS: Final = (
 
 
 def configure(level: str) -> None:
-    """Write every line of level `level` and above to standard error, from now on, in this process.
+    """Configure this process to write every line of this level and above to standard error.
 
-    Takes over the handlers that libraries have made for themselves, and what Python prints of exceptions that nobody
-    catches.
+    Replaces the handlers of libraries, and Python's hooks for uncaught exceptions.
     """
     handler = _Handler(sys.stderr)
     handler.setFormatter(line_formatter())
-    logging.raiseExceptions = False  # else a line that cannot be made is printed with all that was to go into it
+    logging.raiseExceptions = False  # else logging prints the arguments of a line that fails
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
@@ -74,7 +73,7 @@ def _uncaught(kind: type[BaseException], exc: BaseException | None, traceback: T
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Writes lines, and counts what comes too often. `logging` calls `emit` under the handler's lock."""
+    """Writes lines, and counts those beyond the limit. `logging` calls `emit` under the handler's lock."""
 
     _timer: threading.Timer | None = None
 
@@ -84,7 +83,7 @@ class _Handler(logging.StreamHandler[TextIO]):
         self._last: dict[tuple[str, str, str], logging.LogRecord] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write it, or count it."""
+        """Write the line, or count it."""
         if record.levelno > logging.DEBUG and record.name.startswith(_OF_REQUESTS):
             if self._counter.ended(time.monotonic()):
                 self.tell()
@@ -96,7 +95,7 @@ class _Handler(logging.StreamHandler[TextIO]):
         super().emit(record)
 
     def tell(self) -> None:
-        """Write how many more there were of each; begin another minute."""
+        """Write the counts of this minute, and begin another."""
         self.acquire()
         try:
             for alike, record in self._last.items():
@@ -108,26 +107,26 @@ class _Handler(logging.StreamHandler[TextIO]):
             self.release()
 
     def close(self) -> None:
-        """At the end of the process, tell what was counted."""
+        """Write the counts at the end of the process."""
         self.tell()
         super().close()
 
     def _tell_in_time(self) -> None:
-        if self._timer is None or not self._timer.is_alive():  # it has run, or a fork has left it behind
+        if self._timer is None or not self._timer.is_alive():  # it has run, or belongs to the parent of a fork
             self._timer = threading.Timer(self._counter.seconds, self.tell)
             self._timer.daemon = True
             self._timer.start()
 
 
 def _what(record: logging.LogRecord) -> tuple[str, str]:
-    """What makes lines alike: event and reason, which are fixed words, or the place in a library."""
+    """The key of lines that are alike: event and reason, which are fixed words, or the place in a library."""
     if isinstance(record.msg, dict):
         return str(record.msg.get("event")), f"{record.msg.get('reason')} {record.msg.get('handler')}"
     return f"{record.module}:{record.lineno}", ""
 
 
 def _bare(record: logging.LogRecord) -> logging.LogRecord:
-    """The record without its exception, which holds on to frames and what is in them."""
+    """The record without its exception, which would keep frames and their values in memory."""
     record = copy.copy(record)
     record.exc_info = None
     if isinstance(record.msg, dict):

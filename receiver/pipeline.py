@@ -1,4 +1,4 @@
-"""The sentence: verify → parse → check the source → record → reply.
+"""The pipeline: verify → parse → check the source → record → reply.
 
 Two calls, both pure: `check_head` says whether a request's body may be read, and how much of it; `judge` gives the
 verdict. The endpoint (receiver.web.endpoint) reads the request, carries the verdict out, and awaits `Ledger.accept`.

@@ -1,4 +1,4 @@
-"""Readiness: whether this host can do its work, for the admin listener. Part of the composition root (receiver.app)."""
+"""Readiness of this host, for the admin listener. Part of the composition root (receiver.app)."""
 
 from __future__ import annotations
 

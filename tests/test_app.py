@@ -1,4 +1,4 @@
-"""The processes as a whole: how they start, and what they do when the database is not as it should be."""
+"""Whole processes: how they start, and what they do when the database is missing, behind or locked."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ADMIN = (*OURS, "--workers", "1", "receiver.asgi:admin")
 
 @pytest.fixture
 def site(engine: Engine, database_url: str, registration: RegistryChanges, keyring_path: Path, tmp_path: Path) -> Site:
-    """A database of this test's own, with one destination, `lab`."""
+    """A new database with one destination, `lab`."""
     site = Site(
         engine=engine,
         registration=registration,
@@ -49,7 +49,7 @@ def site(engine: Engine, database_url: str, registration: RegistryChanges, keyri
 
 
 def administer(statement: str, *names: str) -> None:
-    """Run a statement on the server itself; {} are names."""
+    """Run a statement as administrator of the server; {} are names."""
     address = make_url(session_cluster().url)
     with psycopg.connect(
         host=str(address.query["host"]),
@@ -63,7 +63,7 @@ def administer(statement: str, *names: str) -> None:
 
 @contextmanager
 def away(site: Site) -> Iterator[Callable[[], None]]:
-    """The site's database is not there while the block runs, or until what it yields is called."""
+    """The site's database is away while the block runs, or until the yielded function is called."""
     name = str(make_url(site.environment["DATABASE_URL"]).database)
     gone = True
 
@@ -90,15 +90,15 @@ def disconnect(name: str) -> None:
 
 
 def ready(server: Server) -> tuple[int, dict[str, Any]]:
-    """What /readyz says: its status, and the checks by name."""
+    """The reply of /readyz: its status, and the checks by name."""
     answer = server.ask(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
-    said = json.loads(answer.body)
-    assert said["ready"] is (answer.status == 200)
-    return answer.status, {check["name"]: check for check in said["checks"]}
+    found = json.loads(answer.body)
+    assert found["ready"] is (answer.status == 200)
+    return answer.status, {check["name"]: check for check in found["checks"]}
 
 
 def unavailable(answer: Answer) -> bool:
-    """Whether it is a 503 that says when to come again."""
+    """Whether the reply is the 503 with Retry-After."""
     return answer.status == 503 and answer.headers["retry-after"] == "5" and answer.body == b"try again later\n"
 
 
@@ -106,13 +106,13 @@ def unavailable(answer: Answer) -> bool:
 
 
 def test_database_url(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DATABASE_URL goes first."""
+    """DATABASE_URL takes precedence."""
     monkeypatch.setenv("DATABASE_URL", "postgres://u:p@h/n")
     assert app.database_url(settings.load_settings()) == "postgres://u:p@h/n"
 
 
 def test_database_url_of_the_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without it, it is the embedded PostgreSQL that runs; when none does, the error says what starts it."""
+    """Without it the embedded PostgreSQL is used; if none runs, the error names the command that starts it."""
     monkeypatch.setenv("RECEIVER_DATA_DIR", str(open_directory()))
     with pytest.raises(ConfigurationError, match="redox-receiver up"):
         app.database_url(settings.load_settings())
@@ -122,30 +122,30 @@ def test_database_url_of_the_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refuses_to_start(site: Site, **environment: str) -> str:
-    """What is printed by a receiver that does not start."""
+    """The output of a receiver that does not start."""
     with serving(site.directory, site.environment | environment, wait=False) as server:
         assert server.process.wait(60) != 0
         return server.text()
 
 
 def test_other_keys(site: Site, tmp_path: Path) -> None:
-    """A host whose keyring is not the database's does not start, and says which setting names it."""
+    """A host with another keyring than the database's does not start; the error names the setting."""
     keyring.create(datetime.now(UTC)).save(tmp_path / "other.json")
     assert "RECEIVER_KEYRING" in refuses_to_start(site, RECEIVER_KEYRING=str(tmp_path / "other.json"))
 
 
 def test_no_keyring(site: Site, tmp_path: Path) -> None:
-    """A host without a keyring does not start, and says what makes one."""
+    """A host without a keyring does not start; the error names the command that makes one."""
     assert "redox-receiver keys init" in refuses_to_start(site, RECEIVER_KEYRING=str(tmp_path / "none.json"))
 
 
 def test_wrong_setting(site: Site) -> None:
-    """A wrong setting is named."""
+    """The error names an invalid setting."""
     assert "RECEIVER_THREADS" in refuses_to_start(site, RECEIVER_THREADS="none")
 
 
 def test_started_before_the_database(site: Site) -> None:
-    """A receiver starts without its database and answers 503, lives, and is well by itself when the database comes."""
+    """A receiver starts without its database and answers 503, and serves by itself once the database is there."""
     with away(site) as back, serving(site.directory, site.environment) as server:
         assert unavailable(server.ask(sent(site)))
         assert server.lines("request.unavailable")[0]["reason"] == "registry_never_loaded"
@@ -154,7 +154,7 @@ def test_started_before_the_database(site: Site) -> None:
 
 
 def test_other_keys_found_late(site: Site, tmp_path: Path) -> None:
-    """A host that could not compare its keys at first answers 503, never 401, once it finds that they are others."""
+    """A host that finds after its start that its keys are not the database's answers 503, not 401."""
     keyring.create(datetime.now(UTC)).save(tmp_path / "other.json")
     environment = site.environment | {"RECEIVER_KEYRING": str(tmp_path / "other.json")}
     with away(site) as back, serving(site.directory, environment) as server:
@@ -164,7 +164,7 @@ def test_other_keys_found_late(site: Site, tmp_path: Path) -> None:
 
 
 def test_started_before_the_migrations(keyring: Keyring, tmp_path: Path) -> None:
-    """A receiver on an empty database answers 503, and is well by itself when that is migrated and has its keys."""
+    """A receiver on an empty database answers 503, and serves by itself once the schema and the keys are there."""
     url = new_database()
     keyring.save(tmp_path / "keyring.json")
     engine = open_engine(url)
@@ -191,7 +191,7 @@ def test_started_before_the_migrations(keyring: Keyring, tmp_path: Path) -> None
 
 
 def test_a_new_key_is_read_by_running_receivers(site: Site, tmp_path: Path) -> None:
-    """`keys new mac`, then a change of the destination: a row under the new key is proved, and the feed goes on."""
+    """A row signed with a new key is verified by running receivers, and the feed continues."""
     with serving(site.directory, site.environment) as server:
         assert server.ask(sent(site)).status == 200
         changed(site, tmp_path / "keyring.json", tmp_path / "keyring.json")
@@ -238,7 +238,7 @@ def test_a_key_is_rotated_under_load(site: Site, purpose: str) -> None:
 
 
 def test_a_new_key_that_was_not_copied_here(site: Site, tmp_path: Path) -> None:
-    """A host that lacks the key of a row answers 503, never 401, says which key it is, and is well with its file."""
+    """A host that lacks the key of a row answers 503, not 401, names the key, and serves once it has the file."""
     (tmp_path / "keyring.json").rename(tmp_path / "elsewhere.json")
     keyring.load_keyring(tmp_path / "elsewhere.json").save(tmp_path / "keyring.json")
     with serving(site.directory, site.environment) as server:
@@ -264,7 +264,7 @@ def changed(site: Site, old: Path, place: Path) -> str:
 
 
 def test_locked(site: Site) -> None:
-    """A database that does not get on is a 503 in time; what was not recorded is taken when it comes again."""
+    """A locked table is a 503 in time; the repeat is accepted after the lock."""
     with serving(site.directory, site.environment) as server:
         raw = sent(site)
         with site.engine.begin() as connection:
@@ -276,7 +276,7 @@ def test_locked(site: Site) -> None:
 
 
 def test_away_and_back(site: Site) -> None:
-    """A database that goes away is a 503, with no 200 that is not on disk; when it is back, so are we."""
+    """Without its database the receiver answers 503, and no message answered 200 is lost; with it, it serves again."""
     with serving(site.directory, site.environment) as server:
         assert server.ask(sent(site)).status == 200
         with away(site):
@@ -292,7 +292,7 @@ def test_away_and_back(site: Site) -> None:
 
 
 def test_admin(site: Site) -> None:
-    """It says what is well and what is not, as JSON, and serves nothing else."""
+    """`/readyz` has each check as JSON; all other paths are 404."""
     with serving(site.directory, site.environment, arguments=ADMIN) as server:
         status, checks = ready(server)
         assert status == 200
@@ -352,7 +352,7 @@ def test_metrics(site: Site) -> None:
 
 
 def test_not_ready(site: Site, keyring: Keyring) -> None:
-    """Read-only, behind, other keys, away: each is a 503 that says what mends it. Ahead of us is none."""
+    """Read-only, behind, other keys, away: each is a 503 that says how to fix it. A newer schema is not."""
     name = str(make_url(site.environment["DATABASE_URL"]).database)
     with serving(site.directory, site.environment, arguments=ADMIN) as server:
         with site.engine.begin() as connection:
@@ -386,7 +386,7 @@ def test_not_ready(site: Site, keyring: Keyring) -> None:
 
 
 def test_ready_in_time(site: Site) -> None:
-    """A database that does not answer is a 503 soon, for whoever asks and however many do."""
+    """A database that does not respond is a 503 within seconds, for any number of probes."""
     with serving(site.directory, site.environment, arguments=ADMIN) as server:
         with site.engine.begin() as connection:
             connection.execute(text("LOCK TABLE alembic_version IN ACCESS EXCLUSIVE MODE"))

@@ -1,4 +1,4 @@
-"""Facts about deploy/gunicorn.conf.py: gunicorn, started by hand with it, serves as `serve` does."""
+"""deploy/gunicorn.conf.py: gunicorn with this file serves as `serve` does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONFIGURATION = Path(__file__).parents[2] / "deploy" / "gunicorn.conf.py"
 
 @pytest.mark.parametrize("server_mode", ["flask", "asgi"])
 def test_it_serves(site: Site, tmp_path: Path, server_mode: str) -> None:
-    """gunicorn with that file takes a message and keeps it, and ends in order."""
+    """gunicorn with that file accepts and stores a message, and stops in order."""
     body = json.dumps(
         {
             "Meta": {
@@ -33,12 +33,12 @@ def test_it_serves(site: Site, tmp_path: Path, server_mode: str) -> None:
     with serving(tmp_path, environment, arguments=("-c", str(CONFIGURATION))) as server:
         assert server.ask(post("/redox/lab", body, verification_token=site.tokens["lab"])).status == 200
         assert server.stop(signal.SIGTERM) == 0
-        assert server.lines()  # JSON, every one
+        assert server.lines()  # every line is JSON
     assert site.rows("SELECT count(*) FROM messages WHERE log_id = :id", id=f"by-hand-{server_mode}")[0][0] == 1
 
 
 def test_it_is_ours(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every setting of ours is in it, unchanged: what it says of them is true of `serve` too."""
+    """It has every setting of receiver.server.conf, unchanged: its comments hold for `serve` too."""
     for name, value in site.environment.items():
         monkeypatch.setenv(name, value)
     theirs = runpy.run_path(str(CONFIGURATION))

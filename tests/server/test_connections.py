@@ -1,4 +1,4 @@
-"""Which connections a receiver keeps when there are more than it can have: a flood that asks for nothing, and feeds."""
+"""The connection table: which connections are closed when there are too many, by unit and under a real flood."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HALF_HEADS = (b"", b"POST /redox/lab HTTP/1.1\r\nhost: receiver.test\r\nx-a: ")
 
 
 class Loop:
-    """An event loop whose timers are never called."""
+    """An event loop that calls no timer."""
 
     def call_later(self, *_: object) -> None:
         """Not called."""
@@ -37,15 +37,15 @@ class Client:
         self.network, self.pool, self.dropped, self.aborted = network, Pool.WAITING, False, False
 
     def look(self, now: float) -> None:
-        """Nothing is late."""
+        """Never late."""
 
     def abort(self) -> None:
-        """Closed by the table."""
+        """The table has closed it."""
         self.aborted = True
 
 
 def table(limit: int, *clients: Client) -> ConnectionTable:
-    """A table with these."""
+    """A table with these connections."""
     made = ConnectionTable(limit)
     for each in clients:
         assert made.add(each, Loop())  # type: ignore[arg-type]
@@ -53,7 +53,9 @@ def table(limit: int, *clients: Client) -> ConnectionTable:
 
 
 def test_a_quarter_for_a_network() -> None:
-    """Without a whole head a network has a quarter of all, and loses its oldest; with one it does not count."""
+    """A network may have a quarter of all connections without a complete head, then it loses its oldest. Others do not
+    count.
+    """
     clients = [Client("a") for _ in range(6)]
     kept = table(16, *clients[:4])
     assert not any(each.aborted for each in clients)
@@ -62,12 +64,12 @@ def test_a_quarter_for_a_network() -> None:
     assert not any(each.aborted for each in clients)
     kept.add(clients[5], Loop())  # type: ignore[arg-type]
     assert [each.aborted for each in clients] == [True, False, False, False, False, False]
-    kept.remove(clients[0])  # the loop says so later
+    kept.remove(clients[0])  # as the loop reports later
     assert len(kept) == 5
 
 
 def test_the_network_with_most_makes_place() -> None:
-    """When all are taken, the pool that is spared best loses one: the oldest of the network with most."""
+    """When all are taken, the first pool that is not empty loses the oldest of the network with the most."""
     crowd, single = [Client("a") for _ in range(2)], Client("b")
     idle, working, late = Client("c"), [Client(f"d{n}") for n in range(4)], [Client(f"e{n}") for n in range(5)]
     kept = table(8, single, *crowd, idle, *working)
@@ -96,13 +98,13 @@ def test_the_network_with_most_makes_place() -> None:
     ],
 )
 def test_networks(address: str, network: str) -> None:
-    """An IPv4 address, or an IPv6 /64."""
+    """A network is an IPv4 address, or an IPv6 /64."""
     assert network_of(address) == network
 
 
 @contextmanager
 def flooded(server: Server) -> Iterator[Callable[[], int]]:
-    """FLOOD connections of 127.0.0.1 that ask for nothing, and 500 more a second; how many were made."""
+    """FLOOD connections of 127.0.0.1 without a request, and 500 more a second; yields how many were made."""
     over = threading.Event()
     made = 0
 
@@ -153,7 +155,7 @@ def test_a_flood_that_asks_for_nothing(site: Site, server: Server, source: str) 
 
 
 def p99(site: Site, server: Server, source: str) -> float:
-    """Seconds until a true message is answered, each on a connection of its own."""
+    """Seconds until each valid message is answered, on a new connection each."""
     waited = []
     for _ in range(MESSAGES):
         data = sent(site)

@@ -112,7 +112,7 @@ def test_an_escape_in_a_header_is_data(site: Site, server: Server) -> None:
 
 
 def test_announced_beyond_the_cap(site: Site, server: Server) -> None:
-    """A body announced beyond the limit gets 413 before it is sent; the connection closes, and the audit has the reason."""
+    """A body announced beyond the limit gets 413 before it is sent; the connection closes. The audit says why."""
     before = site.now()
     with server.wire() as wire:
         answer = wire.send(sent(site, b"", content_length=str(40 * MIB + 1))).answer()

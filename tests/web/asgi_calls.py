@@ -33,7 +33,7 @@ KNOWN = made_up.registry(made_up.destination(made_up.token()))
 
 
 class Prompt(Nobody):
-    """A ledger that records at once, and remembers in which thread it was asked."""
+    """A ledger that records at once, and remembers the thread of each call."""
 
     def __init__(self) -> None:
         self.threads: list[str] = []
@@ -50,7 +50,7 @@ class Prompt(Nobody):
 
 
 class Silent(Prompt):
-    """A ledger that never says what became of anything."""
+    """A ledger whose futures never complete."""
 
     def accept(self, admitted: Admitted, *, batch: bool = False) -> Future[Receipt]:
         super().accept(admitted, batch=batch)
@@ -58,7 +58,7 @@ class Silent(Prompt):
 
 
 class Listening(Endpoint):
-    """An endpoint that remembers what it is asked."""
+    """An endpoint that remembers the heads of its requests."""
 
     def __init__(self) -> None:
         super().__init__(registry=lambda: None, ledger=Nobody(), responders=Nobody(), max_body=100, concurrency=1)
@@ -77,7 +77,7 @@ def endpoint(ledger: Nobody | None = None, registry: Callable[[], Registry | Non
 
 @dataclass
 class Listener:
-    """An application, and what of its listener happened."""
+    """An application, and the events of its listener."""
 
     application: Application
     events: list[str] = field(default_factory=list)
@@ -106,7 +106,7 @@ def listener(served: Endpoint, proxies: Sequence[str] = (), mode: str = "asgi") 
 
 @asynccontextmanager
 async def alive(application: Application) -> AsyncIterator[list[Any]]:
-    """The application between its lifespan's startup and shutdown; what it said in it."""
+    """The application between its lifespan's startup and shutdown; yields the messages that it sent."""
     to_app: asyncio.Queue[Any] = asyncio.Queue()
     said: list[Any] = []
     ready = asyncio.Event()
@@ -124,7 +124,7 @@ async def alive(application: Application) -> AsyncIterator[list[Any]]:
 
 
 async def ask(application: Application, scope: Scope, *messages: Any) -> Answer:
-    """The answer to a request whose body is in `messages`."""
+    """The reply to a request whose body is in `messages`."""
     waiting, said = list(messages), []
 
     async def receive() -> Any:
@@ -172,7 +172,7 @@ GONE = {"type": "http.disconnect"}
 
 
 async def never() -> Any:
-    """A server from which nothing comes."""
+    """A server that sends nothing."""
     await asyncio.Event().wait()
 
 
@@ -196,7 +196,7 @@ def served_by(
 
 
 def head_of(asked: Scope, proxies: Sequence[str] = ()) -> Head:
-    """The head that the endpoint is given, which is the same in both modes."""
+    """The head that the endpoint receives, which is the same in both modes."""
     listening = Listening()
     for mode in MODES:
         served_by(listening, asked, proxies=proxies, mode=mode)

@@ -1,4 +1,4 @@
-"""A real nginx before a receiver, configured by deploy/nginx.conf but for ports, paths and certificates."""
+"""A real nginx in front of a receiver, with deploy/nginx.conf except for ports, paths and certificates."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from tests.support.server import ROOT, Answer, Wire
 from tests.support.waiting import until
 
 CONFIGURATION: Final = ROOT / "deploy" / "nginx.conf"
-# Where nginx connects from, so that a receiver can tell it from whoever comes past it: RECEIVER_TRUSTED_PROXIES.
+# The address that nginx connects from, for RECEIVER_TRUSTED_PROXIES. Clients that bypass nginx have another.
 ADDRESS: Final = "127.0.0.2"
 MISSING: Final = "!! nginx IS NOT HERE (on Debian: apt-get install nginx-light). Nothing behind a proxy is shown."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Nginx:
-    """An nginx that serves."""
+    """A running nginx."""
 
     port: int
     process: subprocess.Popen[bytes]
@@ -43,7 +43,7 @@ class Nginx:
         return Wire(self.port, timeout=timeout, tls=self.tls, source=source)
 
     def ask(self, data: bytes) -> Answer:
-        """The answer to these bytes, on a connection of their own."""
+        """The reply to these bytes, on a new connection."""
         with self.wire() as wire:
             return wire.send(data).answer()
 
@@ -52,7 +52,7 @@ class Nginx:
         return list(psutil.Process(self.process.pid).children())
 
     def text(self) -> str:
-        """All that it has written, in its logs and elsewhere."""
+        """All its output, in its logs and elsewhere."""
         return "".join(path.read_text() for path in sorted(self.directory.glob("*.log")))
 
     def lines(self) -> list[dict[str, Any]]:
@@ -61,12 +61,12 @@ class Nginx:
 
 
 def found() -> str | None:
-    """nginx's path, where there is one."""
+    """The path of nginx; None if it is not installed."""
     return shutil.which("nginx", path=os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin")))
 
 
 def program() -> str:
-    """nginx's path. Skips the test where there is none."""
+    """The path of nginx. Skips the test if it is not installed."""
     path = found()
     if path is None:
         pytest.skip(MISSING)
@@ -90,7 +90,7 @@ def configured(directory: Path, *, port: int, upstream: int, changes: Mapping[st
     `changes` are made after that.
     """
     text = CONFIGURATION.read_text()
-    # Directories that nginx makes at its start, used or not, where Debian's build has them.
+    # Directories that Debian's build of nginx makes at its start, used or not.
     unused = "".join(f"{name}_temp_path {directory}/{name}; " for name in ("fastcgi", "uwsgi", "scgi"))
     own = {
         "user www-data;": f"user {psutil.Process().username()};",
@@ -116,7 +116,7 @@ def configured(directory: Path, *, port: int, upstream: int, changes: Mapping[st
 
 
 def with_mutual_tls(directory: Path, secret: str) -> dict[str, str]:
-    """The changes that deploy/nginx.conf asks for where Redox has a client certificate: its commented directives."""
+    """The changes for a client certificate of Redox: the commented directives of deploy/nginx.conf."""
     commented = re.findall(r"(?m)^ +(#ssl_[a-z_]+ [^\n]*;)$", CONFIGURATION.read_text())
     assert len(commented) == 3
     return {
@@ -126,7 +126,7 @@ def with_mutual_tls(directory: Path, secret: str) -> dict[str, str]:
 
 
 def judged(directory: Path, changes: Mapping[str, str]) -> str:
-    """What `nginx -t` says of the configuration with these changes."""
+    """The output of `nginx -t` for the configuration with these changes."""
     path = program()
     certificates(directory)
     with _listener() as listener:
@@ -147,7 +147,7 @@ def judged(directory: Path, changes: Mapping[str, str]) -> str:
 def proxying(
     directory: Path, upstream: int, *, changes: Mapping[str, str] | None = None, authority: trustme.CA | None = None
 ) -> Iterator[Nginx]:
-    """An nginx on a random port before the receiver at port `upstream`, while the block runs.
+    """An nginx on a random port in front of the receiver at port `upstream`, while the block runs.
 
     Its files are in `directory`. `authority`: who has signed the certificate that is there (see `certificates`).
     """
@@ -179,12 +179,12 @@ def _listener() -> socket.socket:
 
 
 def _handed_over(listener: socket.socket) -> dict[str, Any]:
-    """As systemd's sockets are handed to nginx: the port is the test's before it starts, and nobody else's."""
+    """The variable by which nginx inherits a listening socket: the port is reserved before nginx starts."""
     return {"pass_fds": [listener.fileno()], "env": {"NGINX": f"{listener.fileno()};", "PATH": os.defpath}}
 
 
 def _alive(nginx: Nginx) -> bool:
-    """Whether it answers; whether the receiver does is another question."""
+    """Whether nginx answers, with or without the receiver."""
     try:
         return nginx.ask(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").status in (200, 502)
     except (OSError, EOFError):

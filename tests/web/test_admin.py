@@ -1,4 +1,4 @@
-"""The admin listener, whatever the checks behind it do."""
+"""The admin listener, with checks that block or fail."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from receiver.web.admin import Check, admin_app
 
 
 def test_a_check_that_does_not_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks is told in time that there is no answer, and the checks that hang are asked once."""
+    """Each probe gets its reply in time, and checks that block run once at a time."""
     monkeypatch.setattr(admin, "PROBE_TIMEOUT", 0.1)
     thawed, asked = threading.Event(), []
 
@@ -34,7 +34,7 @@ def test_a_check_that_does_not_come_back(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_check_that_fails() -> None:
-    """A fault of ours is a 500 that quotes nothing."""
+    """An error in the checks is a 500 that quotes nothing."""
 
     def checks() -> Sequence[Check]:
         raise ValueError("CANARY")

@@ -1,4 +1,4 @@
-"""Queries and after_handling: handlers that run within a request, in processes that really run."""
+"""Queries and after_handling: handlers that run within a request, in real handler processes."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def enabled(site: Site) -> None:
 
 
 def answered(site: Site, before: datetime) -> tuple[str, dict[str, Any]]:
-    # Of the last query: what was not answered is noted without anybody's waiting for it, and may come later.
+    # Of the last query. The row of a query without an answer is written later: no request waits for it.
     [(uuid,)] = site.rows("SELECT uuid FROM messages ORDER BY id DESC LIMIT 1")
     row = site.audit(before, action="query.answer", message_uuid=uuid)
     return row.outcome, json.loads(row.detail)
 
 
 def test_answered(site: Site, server: Server) -> None:
-    """A query is answered by its responder, and its answer is in the audit when it leaves."""
+    """A query gets its responder's answer, after the audit row of the answer is committed."""
     before = site.now()
     answer = server.ask(sent(site, query("PatientSearch")))
     rows = site.rows("SELECT * FROM audit_events WHERE at > :before AND action = 'query.answer'", before=before)
@@ -56,7 +56,7 @@ def test_answered(site: Site, server: Server) -> None:
 
 
 def test_an_answer_that_cannot_be_recorded(site: Site, server: Server) -> None:
-    """What an answer discloses is on record, or it does not leave."""
+    """An answer that cannot be recorded is not sent."""
     with site.engine.begin() as connection:
         connection.execute(
             text("""
@@ -84,7 +84,7 @@ def test_an_answer_that_cannot_be_recorded(site: Site, server: Server) -> None:
     [("Results", 500, "raises"), ("Media", 500, "ends"), ("Order", 504, "endless"), ("Referral", 501, None)],
 )
 def test_not_answered(site: Site, server: Server, model: str, status: int, responder: str | None) -> None:
-    """Each way not to answer has its status, says so as Redox does, quotes nothing, and is in the audit."""
+    """Each failure to answer has its status and Redox's form, quotes nothing, and is in the audit."""
     before = site.now()
     answer = server.ask(sent(site, query(model)))
     assert answer.status == status
@@ -96,13 +96,13 @@ def test_not_answered(site: Site, server: Server, model: str, status: int, respo
     assert server.ask(sent(site, query("PatientSearch"))).status == 200
 
 
-def test_places_are_bounded(site: Site, server: Server) -> None:
-    """Slow responders take half of the request threads at most, and half of those for one destination: feeds go on."""
+def test_concurrent_responders_are_limited(site: Site, server: Server) -> None:
+    """Slow responders take at most half of the request threads, and one destination half of those: feeds continue."""
     answers: list[Answer] = []
     askers = [threading.Thread(target=lambda: answers.append(server.ask(sent(site, query("Notes"))))) for _ in range(8)]
     for asker in askers:
         asker.start()
-    until(lambda: len(answers) >= 6)  # no place for them: told so at once, while two wait
+    until(lambda: len(answers) >= 6)  # these are refused at once, while two wait
     assert [answer.status for answer in answers] == 6 * [503]
     assert answers[0].headers["retry-after"] == "5"
     assert json.loads(answers[0].body)["Meta"]["Errors"]
@@ -114,14 +114,14 @@ def test_places_are_bounded(site: Site, server: Server) -> None:
 
 
 def test_handled_within_the_request(site: Site, server: Server) -> None:
-    """after_handling: 200 when the handler has succeeded, which then is on record."""
+    """after_handling: 200 once the handler has succeeded, and the success is recorded."""
     assert server.ask(sent(site, to="inline")).status == 200
     [(state, attempts)] = site.rows("SELECT state, attempts FROM deliveries ORDER BY id DESC LIMIT 1")
     assert (state, attempts) == ("succeeded", 1)
 
 
 def test_handled_at_last(site: Site, server: Server) -> None:
-    """after_handling: a failure is 503, and the same message sent again runs it again, until it succeeds."""
+    """after_handling: a failure is 503; the same message sent again runs the handler again, until it succeeds."""
     body = message(FacilityCode="fails once")
     assert server.ask(sent(site, body, to="inline")).status == 503
     until(lambda: server.ask(sent(site, body, to="inline")).status == 200)

@@ -25,13 +25,13 @@ from tests.support.site import SOURCE, Site, message, sent
 # The same ones each time, unless more are asked for.
 EXAMPLES: Final = int(os.environ.get("HYPOTHESIS_EXAMPLES", "250"))
 AGAIN: Final = "HYPOTHESIS_EXAMPLES" not in os.environ
-# Stands in every body and in every wrong token: it may be found nowhere afterwards but sealed.
+# This is in every body and in every wrong token. Afterwards it may be found only in sealed form.
 CANARY: Final = "Quibbleworthington"
 STRANGER: Final = f"{CANARY}-is-what-a-stranger-presents"
 CHALLENGE: Final = "9a7e1c1e-7b0e-4d0c-8a42-0f6a3a2a7f11"
 NEVER: Final = "4f0f6e3c-0000-4000-8000-000000000000"
 
-# What a refused request may be told: nothing else, and nothing of what it said.
+# The only replies to a refused request; they quote nothing of it.
 FIXED: Final = {
     400: b"bad request\n",
     401: b"unauthorized\n",
@@ -40,13 +40,13 @@ FIXED: Final = {
     405: b"method not allowed\n",
     413: b"too large\n",
 }
-# The server's own, for what is no HTTP.
+# The server's own replies to malformed HTTP.
 FRAMING: Final = {400, 408, 411, 414, 417, 431, 501, 505}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def destinations(site: Site) -> None:
-    """What stands beside `lab`, before the receiver starts: one that wants signatures, and a handler that waits."""
+    """Made before the receiver starts: a destination that requires signatures, and a handler with after_handling."""
     site.add("signed", require=["hmac"])
     site.registration.enable_handler(
         "lab",
@@ -76,7 +76,7 @@ class Asked:
     token: str
 
     def values(self, name: str) -> list[str]:
-        """What a header says; blanks around it are not its value's (RFC 9110 section 5.5)."""
+        """The values of a header field, without surrounding whitespace (RFC 9110 section 5.5)."""
         return [value.strip(" \t") for each, value in self.headers if each.lower() == name]
 
     @property
@@ -88,7 +88,7 @@ class Asked:
 
     @property
     def told(self) -> bool:
-        """Whether the right token stands in it anywhere: without, nothing may come of it."""
+        """Whether the request holds the right token anywhere. Without it nothing may be stored."""
         return self.token.encode() in self.data
 
     @property
@@ -97,7 +97,7 @@ class Asked:
         return f"{self.method} {self.target} HTTP/1.1\r\n{lines}\r\n".encode("latin-1") + self.body
 
 
-# --- what may be sent
+# --- requests
 
 _texts: Final = st.text(st.characters(min_codepoint=0, max_codepoint=0x2FFF), max_size=12)
 _values: Final = st.text(st.characters(min_codepoint=0x20, max_codepoint=0xFF, exclude_characters="\x7f"), max_size=40)
@@ -174,7 +174,7 @@ def _sixteen(body: bytes) -> bytes:
 
 @st.composite
 def _tokens(draw: st.DrawFn, token: str) -> list[tuple[str, str]]:
-    """Headers that hold the right token, something like it, or both."""
+    """Header fields with the right token, a similar one, or both."""
     near = [token, token, token, STRANGER, token[:-1], token + "x", token.swapcase(), f" {token}\t", f'"{token}"', ""]
     value = draw(st.sampled_from(near) | _values)
     name = draw(st.sampled_from(["verification-token", "Verification-Token", "verification_token", "x-token"]))
@@ -252,11 +252,11 @@ def _requests(draw: st.DrawFn, tokens: dict[str, str]) -> Asked:
     return Asked(method=method, target=path, headers=tuple(headers), body=body, token=token)
 
 
-# --- what may come of it
+# --- outcomes
 
 
 def _answer(server: Server, asked: Asked) -> Answer | None:
-    """The first answer that is no `100 Continue`; None where the connection was closed without one."""
+    """The first reply that is not `100 Continue`; None if the connection was closed without one."""
     with server.wire(timeout=60.0) as wire:
         wire.send(asked.data).finish()
         try:
@@ -316,8 +316,8 @@ def _judge(site: Site, asked: Asked, answer: Answer | None, new: list[Any]) -> N
 
 
 def test_whatever_comes(site: Site, server: Server) -> None:
-    """Nothing comes of what does not hold the token; whatever is kept is what was sent, once, and was answered 200;
-    nothing makes the receiver fail; and nothing of what was refused is found anywhere."""
+    """Without the token nothing is stored. What is stored is what was sent, once, and was answered 200. No request
+    makes the receiver fail, and nothing of a refused request is found anywhere."""
     probe = _probe(site, server, max((row.id for row in _kept(site)), default=0))
 
     @settings(
@@ -341,7 +341,7 @@ def test_whatever_comes(site: Site, server: Server) -> None:
         "WHERE m.state <> 'accepted' OR m.query"
     )
     assert undispatched[0][0] == 0
-    server.process.terminate()  # what is summed up, minute by minute, is written at the end
+    server.process.terminate()  # the counts of a minute are written at the end
     assert server.process.wait(60) == 0
     audit = repr(site.rows("SELECT * FROM audit_events"))
     assert CANARY not in audit

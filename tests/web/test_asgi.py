@@ -1,4 +1,4 @@
-"""The adapter to ASGI by itself: what it answers, and in which thread it does what."""
+"""The ASGI adapter without a server: its replies, its threads and its lifespan."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tests.web.asgi_calls import (
 
 @pytest.mark.parametrize("mode", MODES)
 def test_answers(mode: str) -> None:
-    """A message is accepted, a broken one refused and audited, everything else is Flask's; each answer is ours."""
+    """A message is accepted, an incomplete one is refused and audited, and Flask serves all other paths."""
     ledger = Prompt()
     whole = scope(body=made_up.BODY, headers=[TOKEN])
     status, headers, body = served_by(endpoint(ledger), whole, request(made_up.BODY), mode=mode)
@@ -61,7 +61,7 @@ def test_answers(mode: str) -> None:
 
 
 def test_faults_are_not_the_messages() -> None:
-    """Whatever goes wrong in the endpoint or before it is a 503 that closes; so is asking without a lifespan."""
+    """An error in the endpoint or before it is a 503 that closes; so is a request without a lifespan."""
 
     def fails() -> Registry | None:
         raise ValueError("CANARY")
@@ -74,25 +74,25 @@ def test_faults_are_not_the_messages() -> None:
 
 
 def test_a_silent_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Should the ledger ever not answer, the sender is answered all the same: 503, never 200."""
+    """If the ledger never completes, the sender gets 503, not 200."""
     monkeypatch.setattr(runtime_module, "LEDGER_TIMEOUT", 0.05)
     asked = scope(body=made_up.BODY, headers=[TOKEN])
     assert served_by(endpoint(Silent()), asked, request(made_up.BODY))[0] == 503
 
 
-def test_a_large_body_holds_up_nobody() -> None:
-    """What takes long with a large body is done in a thread beside the loop; a small one is not worth one."""
+def test_a_large_body_delays_no_other_request() -> None:
+    """A large body is judged in a thread, a small one in the event loop."""
     ledger = Prompt()
     large = made_up.BODY[:-1] + b" " * LARGE + b"}"
     for body in (made_up.BODY, large):
         assert served_by(endpoint(ledger), scope(body=body, headers=[TOKEN]), request(body))[0] == 200
-    loop, beside = ledger.threads
+    loop, pool = ledger.threads
     assert loop == threading.main_thread().name
-    assert beside.startswith("request")
+    assert pool.startswith("request")
 
 
 def test_given_up_by_the_server() -> None:
-    """A request that the server gives up leaves nothing behind: its share of the memory is given back."""
+    """A request that the server cancels returns its part of the memory budget."""
     body = made_up.BODY[:-1] + b" " * SMALL + b"}"
 
     async def work() -> None:
@@ -102,7 +102,7 @@ def test_given_up_by_the_server() -> None:
         async with alive(application):
             left = served._memory._left
             asked = asyncio.create_task(ask(application, scope(body=body, headers=[TOKEN]), request(body)))
-            for _ in range(10):  # as far as it goes without an answer
+            for _ in range(10):  # until it waits for the ledger
                 await asyncio.sleep(0)
             assert ledger.threads
             assert served._memory._left == left - (len(body) - SMALL)
@@ -112,11 +112,11 @@ def test_given_up_by_the_server() -> None:
             assert served._memory._left == left
 
     run(work)
-    gc.collect()  # and no future is left with an error that nobody saw
+    gc.collect()  # and no future is left with an error that was never retrieved
 
 
 def test_a_batch_wakes_the_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Futures that end together are told in one call; who gave up waiting is not told, and errors arrive."""
+    """Futures that complete together wake the loop once. A cancelled waiter is skipped, and errors arrive."""
 
     async def work() -> None:
         loop = asyncio.get_running_loop()
@@ -147,7 +147,7 @@ def test_a_batch_wakes_the_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
         thread = threading.Thread(target=end)
         thread.start()
-        thread.join()  # the loop stands still, as it does while it is busy
+        thread.join()  # the loop does not run, as while it is busy
         outcomes = await asyncio.gather(*waiting, return_exceptions=True)
         assert len(calls) == len(flushed) == 1
         assert outcomes[1:-1] == list(range(1, 99))
@@ -157,7 +157,7 @@ def test_a_batch_wakes_the_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_lifespan() -> None:
-    """The parts work from startup to shutdown, and are stopped too when the server ends at once."""
+    """The service runs from startup to shutdown, and is stopped too when the server cancels the lifespan."""
     served = listener(endpoint())
 
     async def orderly() -> list[Any]:
@@ -191,14 +191,14 @@ def test_lifespan() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (ConfigurationError("RECEIVER_KEYRING: write another"), "RECEIVER_KEYRING: write another"),
         (ValueError("CANARY"), "ValueError"),
     ],
 )
-def test_startup_that_fails(error: Exception, told: str) -> None:
-    """A mistake of the operator's is told to the server, which says so and does not start; so is a fault of ours."""
+def test_startup_that_fails(error: Exception, message: str) -> None:
+    """A failed start is reported to the server: a configuration error with its text, any other with its class."""
 
     def start() -> PublicService:
         raise error
@@ -208,11 +208,11 @@ def test_startup_that_fails(error: Exception, told: str) -> None:
             pass
         return said
 
-    assert run(work) == [{"type": "lifespan.startup.failed", "message": told}]
+    assert run(work) == [{"type": "lifespan.startup.failed", "message": message}]
 
 
 def test_no_websockets() -> None:
-    """A WebSocket is closed before it is one."""
+    """A WebSocket handshake is refused."""
     said: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -223,24 +223,24 @@ def test_no_websockets() -> None:
 
 
 def test_no_scopes_of_other_kinds() -> None:
-    """What is no kind of request that is known here is served by nobody."""
+    """A scope of an unknown type raises ValueError."""
     with pytest.raises(ValueError, match="unheard-of"):
         run(lambda: listener(endpoint()).application({"type": "unheard-of"}, never, never))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_what_the_connection_is_told(mode: str) -> None:
-    """The server's connection is told when the head authenticates a request, and when its reply was handed over."""
-    told: list[Any] = []
+def test_events_of_the_connection(mode: str) -> None:
+    """The server's connection is notified when the head authenticates a request, and when its reply was sent."""
+    events: list[Any] = []
 
     class Connection:
         def mark_authenticated(self) -> None:
-            told.append("authenticated")
+            events.append("authenticated")
 
         def replied(self, *, refused: bool) -> None:
-            told.append(refused)
+            events.append(refused)
 
     for token, status in ((TOKEN, 200), ((b"verification-token", b"wrong"), 401)):
         asked = scope(body=made_up.BODY, headers=[token], state={CONNECTION: Connection()})
         assert served_by(endpoint(), asked, request(made_up.BODY), mode=mode)[0] == status
-    assert told == ["authenticated", False, True]
+    assert events == ["authenticated", False, True]

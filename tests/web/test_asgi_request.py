@@ -1,4 +1,4 @@
-"""A request in ASGI: the head, the body and the WSGI environment that are made of it."""
+"""An ASGI request: its head, its body and its WSGI environment."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ from tests.web.asgi_calls import GONE, MODES, TOKEN, endpoint, head_of, never, r
     ],
 )
 def test_target(raw: bytes | None, path: str, query: bytes, target: str) -> None:
-    """Path and query are what was on the wire, whatever else the server made of it."""
+    """Path and query are those on the wire, even if the server has decoded the path."""
     found = head_of(scope(path, raw_path=raw, query_string=query))
     assert (found.destination, found.target, found.query) == ("lab", target, query.decode())
 
 
 def test_head() -> None:
-    """Header values are those of the wire, one that is sent twice with a comma; who sent it is judged as in Flask."""
+    """Header values are those on the wire; a field sent twice has both values, with a comma. The peer is the same in
+    both modes.
+    """
     headers = [(b"x-a", b"\xe9"), (b"x-b", b"1"), (b"x-b", b"2"), (b"x-forwarded-for", b"192.0.2.1")]
     found = head_of(scope("/redox/lab", headers=headers, client=("10.0.0.1", 1)), proxies=["10.0.0.0/8"])
     assert found.header("x-a") == b"\xe9"
@@ -44,7 +46,7 @@ def test_head() -> None:
     ("headers", "length"), [([], 0), ([(b"content-length", b"4")], 4), ([(b"transfer-encoding", b"chunked")], None)]
 )
 def test_length(headers: list[tuple[bytes, bytes]], length: int | None) -> None:
-    """A body has a length, or chunks."""
+    """A body has a length, or is chunked."""
     assert AsgiRequest(scope(headers=headers), never).length == length
 
 
@@ -61,7 +63,7 @@ def test_length(headers: list[tuple[bytes, bytes]], length: int | None) -> None:
 )
 @pytest.mark.parametrize("mode", MODES)
 def test_bad_length(headers: list[tuple[bytes, bytes]], mode: str) -> None:
-    """Of what is neither a length nor chunks nothing is read, should a server let it through."""
+    """With any other framing, if a server lets it through, no body is read."""
     with pytest.raises(BadTransfer):
         _ = AsgiRequest(scope(headers=headers), never).length
     coded = headers[0][0] == b"transfer-encoding"
@@ -71,7 +73,7 @@ def test_bad_length(headers: list[tuple[bytes, bytes]], mode: str) -> None:
 
 @pytest.mark.parametrize(("headers", "length"), [([], None), ([(b"content-length", b"4")], 4)])
 def test_length_in_http_2(headers: list[tuple[bytes, bytes]], length: int | None) -> None:
-    """There a body need not be announced: should a server speak it, none is overlooked."""
+    """In HTTP/2 a body need not be announced: if a server supports it, no body is missed."""
     transfer = AsgiRequest(scope(headers=headers, http_version="2"), never)
     assert transfer.length == length
 
@@ -94,7 +96,7 @@ def read(headers: list[tuple[bytes, bytes]], *messages: Any, size: int = 3) -> l
 
 
 def test_pieces() -> None:
-    """However the server cuts a body, no more is given than is asked for, and nothing is lost."""
+    """However the server cuts a body, a read returns at most the requested size, and nothing is lost."""
     chunked = [(b"transfer-encoding", b"chunked")]
     assert read(
         chunked,
@@ -112,13 +114,13 @@ def test_pieces() -> None:
     ],
 )
 def test_malformed(headers: list[tuple[bytes, bytes]], message: Any) -> None:
-    """Chunks that end without their end are malformed; so is what the server says in words of its own."""
+    """A chunked body without its last chunk is malformed; so is an event that ASGI does not define."""
     with pytest.raises(BadTransfer, match="body_malformed"):
         read(headers, message)
 
 
 def test_gone() -> None:
-    """A sender who goes leaves what he has sent."""
+    """When a sender disconnects, the data that it has sent can still be read."""
     assert read([(b"content-length", b"9")], {"type": "http.request", "body": b"ab", "more_body": True}, GONE) == [
         b"ab",
         b"",
@@ -126,13 +128,13 @@ def test_gone() -> None:
 
 
 def test_too_slow() -> None:
-    """What does not come within the seconds that it may take is not waited for."""
+    """A read without data raises BadTransfer after its seconds."""
     with pytest.raises(BadTransfer, match="body_too_slow"):
         run(lambda: AsgiRequest(scope(headers=[(b"content-length", b"9")]), never).read(9, 0.01))
 
 
 def test_underscores() -> None:
-    """In a WSGI environment a header with an underscore could not be told from one with a hyphen: it is dropped."""
+    """A header field with an underscore is dropped: in a WSGI environment it would look like one with a hyphen."""
     asked = scope(body=made_up.BODY, headers=[(b"verification_token", TOKEN[1])])
     for mode in MODES:
         assert served_by(endpoint(), asked, request(made_up.BODY), mode=mode)[0] == 401

@@ -1,4 +1,4 @@
-"""Every way in which Redox authenticates itself, against a receiver that really serves."""
+"""Every credential kind, against a running receiver."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ from tests.support.waiting import until
 SECRET = "a made-up secret of some length"
 ISSUER = "https://issuer.example"
 ACCOUNT = "redox@project.iam.example"
-_SEEDS = count(100)  # the same message again would be a duplicate
+_SEEDS = count(100)  # the same seed would make a duplicate
 
 
 @pytest.fixture(scope="module")
 def server_mode() -> str:
-    """One: the verdict does not depend on it. What each mode makes of a head, their own tests tell."""
+    """One mode: the verdict does not depend on it. tests/web/test_asgi_request.py compares the heads."""
     return "flask"
 
 
@@ -61,7 +61,7 @@ def private(key: PrivateKey) -> str:
 
 
 def certificate(name: str) -> x509.Certificate:
-    """A client certificate that its own key has signed: who checks it is the proxy."""
+    """A self-signed client certificate: the proxy checks it, not the receiver."""
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     now = datetime.now(UTC)
     return (
@@ -78,7 +78,7 @@ def certificate(name: str) -> x509.Certificate:
 
 
 class Place:
-    """A destination that requires one kind, and Redox with what proves that kind."""
+    """A destination that requires one kind, and a fake Redox with credentials of that kind."""
 
     def __init__(self, site: Site, server: Server, kind: str, *, secret: str | None = None, **settings: Any) -> None:
         self.site, self.kind = site, kind
@@ -88,7 +88,7 @@ class Place:
         self.credential = self.add(secret, **settings)
 
     def add(self, secret: str | None = None, *, fetched: bytes | None = None, **settings: Any) -> int:
-        """Another credential of the kind; its id."""
+        """Add another credential of the kind; return its id."""
         return self.site.registration.add_credential(
             self.name,
             datetime.now(UTC),
@@ -105,7 +105,7 @@ class Place:
         self.site.registration.revoke_credential(self.credential, datetime.now(UTC))
 
     def redox(self, *presenters: Authenticator) -> FakeRedox:
-        """Redox with these."""
+        """A fake Redox with these authenticators."""
         return FakeRedox(self.url, self.name, self.token, source_id=SOURCE, authenticators=presenters)
 
     def send(
@@ -121,8 +121,8 @@ class Place:
         return f"{self.url}/oauth/{self.name}/token"
 
     def accepted(self, *presenters: Authenticator) -> None:
-        """A message of these is let in, as soon as the receiver has read the registry, and it is told by what. In a
-        trailer, a field after the body, the same counts for nothing.
+        """A message with these is accepted once the receiver has loaded the registry, and its row names the credential.
+        In a trailer, after the body, the same header fields prove nothing.
         """
         until(lambda: self.send(*presenters, seed=next(_SEEDS)).status == 200)
         self.refused_in_a_trailer(*presenters)
@@ -134,7 +134,7 @@ class Place:
         assert self.credential in rows[0][0]
 
     def refused_in_a_trailer(self, *presenters: Authenticator) -> None:
-        """All that proves the request comes after its body: nothing is proved."""
+        """The same proof after the body is refused as if it were absent."""
         redox = self.redox(*presenters)
         body = redox.body("PatientAdmin.Arrival", seed=next(_SEEDS))
         proof = {
@@ -152,13 +152,13 @@ class Place:
         assert self.site.audit(after, destination=self.name, action="message.refuse").reason == "credential_missing"
 
     def refused(self, *presenters: Authenticator, reason: str, **more: Any) -> None:
-        """One of these is refused, and the audit says why."""
+        """A message with these is refused, with this reason in the audit."""
         after = self.site.now()
         assert self.send(*presenters, seed=5, **more).status == 401
         assert self.site.audit(after, destination=self.name, action="message.refuse").reason == reason
 
     def ends(self, *presenters: Authenticator, reason: str) -> None:
-        """After revoking, the same is refused within moments."""
+        """After revocation the same is refused within seconds."""
         self.revoke()
         until(lambda: self.send(*presenters).status == 401, seconds=10)
         self.refused(*presenters, reason=reason)
@@ -169,7 +169,7 @@ def _rsa_keys() -> str:
 
 
 def test_jwt(site: Site, server: Server) -> None:
-    """A signed token with each request; nothing less, and not after the credential ends."""
+    """A signed token in each request is accepted, until the credential ends; nothing less is."""
     at = Place(site, server, "jwt", issuers=[ISSUER], audiences=["us"], keys=_rsa_keys())
     right = SignedTokenAuthenticator(key=private(RSA_FIRST), algorithm="RS256", kid="a", issuer=ISSUER, audience="us")
     at.accepted(right)
@@ -187,7 +187,7 @@ def test_jwt(site: Site, server: Server) -> None:
 
 
 def test_keys_that_are_stale(site: Site, server: Server) -> None:
-    """Where the keys of a URL could not be fetched for 72 hours, 503 and not 401: Redox keeps its messages."""
+    """If the keys of a URL could not be fetched for 72 hours, the reply is 503, not 401: Redox keeps its messages."""
     at = Place(
         site,
         server,
@@ -208,7 +208,7 @@ def test_keys_that_are_stale(site: Site, server: Server) -> None:
 
 
 def test_google(site: Site, server: Server) -> None:
-    """A token that Google signed for one account."""
+    """A token that Google has signed for one account is accepted."""
     at = Place(site, server, "google", audiences=["us"], email=ACCOUNT, keys=pem(RSA_FIRST).decode())
     right = SignedTokenAuthenticator(
         key=private(RSA_FIRST), algorithm="RS256", issuer="https://accounts.google.com", audience="us", email=ACCOUNT
@@ -229,7 +229,7 @@ def test_google(site: Site, server: Server) -> None:
 
 @pytest.mark.parametrize("send", ["basic", "form", "json"])
 def test_oauth(site: Site, server: Server, send: Any) -> None:
-    """A client with a secret gets a token, which opens until the credential ends; the audit tells of each token."""
+    """A client with a secret gets a token, which is accepted until the credential ends; the audit has each token."""
     at = Place(site, server, "oauth", client_id="redox", secret=SECRET, scopes=["write"])
     after = site.now()
     right = AccessTokenAuthenticator(at.token_url, "redox", secret=SECRET, send=send)
@@ -249,7 +249,7 @@ def _granted(presenter: AccessTokenAuthenticator) -> bool:
 
 
 def test_oauth_under_other_names(site: Site, server: Server) -> None:
-    """The parameters come under the names that the dashboard's fields say."""
+    """The parameters may have the names that are entered in Redox's dashboard."""
     names = {"grant_type": "grantType", "client_id": "clientId", "client_secret": "clientSecret"}
     at = Place(site, server, "oauth", client_id="redox", secret=SECRET, names=names, audience="us")
     right = AccessTokenAuthenticator(at.token_url, "redox", secret=SECRET, send="json", names=names, audience="us")
@@ -259,7 +259,7 @@ def test_oauth_under_other_names(site: Site, server: Server) -> None:
 
 
 def test_a_secret_is_changed_without_a_refused_message(site: Site, server: Server) -> None:
-    """The new secret is live before the old one ends, and each token is good for its own."""
+    """The new secret works before the old one ends, and tokens of both are accepted."""
     at = Place(site, server, "oauth", client_id="redox", secret=SECRET)
     old = AccessTokenAuthenticator(at.token_url, "redox", secret=SECRET)
     until(lambda: _granted(old))
@@ -275,7 +275,7 @@ def test_a_secret_is_changed_without_a_refused_message(site: Site, server: Serve
 
 
 def test_smart(site: Site, server: Server) -> None:
-    """A client that signs gets a token; its assertion is good once, on this host and on every other."""
+    """A client with a key gets a token; its assertion works once on all hosts together."""
     name = f"smart-{site.count('destinations')}"
     url = f"http://127.0.0.1:{server.port}/oauth/{name}/token"
     at = Place(site, server, "smart", client_id="engine", audiences=[url], keys=_rsa_keys())
@@ -318,7 +318,7 @@ def _ask(
 
 
 def test_the_endpoint_speaks_rfc_6749(site: Site, server: Server) -> None:
-    """Answers and errors as in sections 5.1 and 5.2: JSON, never kept by anybody."""
+    """Replies follow RFC 6749 sections 5.1 and 5.2: JSON that forbids caching."""
     at = Place(site, server, "oauth", client_id="redox", secret=SECRET)
     until(lambda: _granted(AccessTokenAuthenticator(at.token_url, "redox", secret=SECRET)))
     good = b"grant_type=client_credentials&client_id=redox&client_secret=" + SECRET.replace(" ", "+").encode()
@@ -345,8 +345,8 @@ def test_the_endpoint_speaks_rfc_6749(site: Site, server: Server) -> None:
     assert _ask(at, b"", method="PUT").status == 405
 
 
-def test_guesses_are_told_to_wait_and_the_right_secret_is_not(site: Site, server: Server) -> None:
-    """Many wrong secrets from one address are answered 429; from the same address the right one still passes."""
+def test_wrong_secrets_are_slowed_and_the_right_one_is_not(site: Site, server: Server) -> None:
+    """Many wrong secrets from one address get 429; the right one from the same address gets its token."""
     at = Place(site, server, "oauth", client_id="redox", secret=SECRET)
     right = AccessTokenAuthenticator(at.token_url, "redox", secret=SECRET)
     until(lambda: _granted(right))
@@ -363,8 +363,8 @@ def test_guesses_are_told_to_wait_and_the_right_secret_is_not(site: Site, server
     assert _ask(at, b"", peer="203.0.113.9").status == 401
 
 
-def test_no_endpoint_of_an_unknown_destination(site: Site, server: Server) -> None:
-    """A name that nobody registered is told nothing that a wrong secret is not."""
+def test_an_unknown_destination_has_no_token_endpoint(site: Site, server: Server) -> None:
+    """An unknown destination has the same reply as a wrong secret."""
     at = Place(site, server, "oauth", client_id="redox", secret=SECRET)
     name, at.name = at.name, "nobody"
     unknown = _ask(at, b"grant_type=client_credentials", peer="192.0.2.2")
@@ -375,7 +375,7 @@ def test_no_endpoint_of_an_unknown_destination(site: Site, server: Server) -> No
 
 
 def test_sigv4(site: Site, server: Server) -> None:
-    """A signature over the request as it arrived."""
+    """A signature over the request is accepted."""
     at = Place(site, server, "sigv4", secret=SECRET, access_key="AKID", region="us-east-1", service="execute-api")
     right = SigV4Authenticator(access_key="AKID", secret=SECRET, region="us-east-1", service="execute-api")
     at.accepted(right)
@@ -395,7 +395,7 @@ def test_sigv4(site: Site, server: Server) -> None:
 
 @pytest.mark.parametrize("proxy", ["nginx", "envoy", "aws-alb"])
 def test_mtls(site: Site, server: Server, proxy: Any) -> None:
-    """A certificate that a trusted proxy reports, with its secret."""
+    """A certificate that a trusted proxy reports with its secret is accepted."""
     known = certificate("client.redox.example")
     at = Place(
         site,
@@ -423,7 +423,7 @@ def test_mtls(site: Site, server: Server, proxy: Any) -> None:
 
 
 class Recorded:
-    """Presents again and again what was presented first: what somebody has who listened."""
+    """Sends the header fields of its first request with every request, as an eavesdropper can."""
 
     def __init__(self, presenter: Authenticator) -> None:
         self._presenter = presenter
@@ -450,7 +450,7 @@ def _replayable(kind: str) -> tuple[dict[str, Any], Authenticator]:
 
 @pytest.mark.parametrize("kind", ["sigv4", "hmac"])
 def test_a_signed_query_is_answered_once(site: Site, server: Server, kind: str) -> None:
-    """The same signature of a query a second time is refused, on every host; of a notification it is a duplicate."""
+    """A repeated signature of a query is refused on every host; of a notification it is a duplicate."""
     settings, presenter = _replayable(kind)
     at = Place(site, server, kind, secret=SECRET, **settings)
     at.accepted(presenter)
@@ -485,10 +485,10 @@ def test_a_signed_query_is_answered_once(site: Site, server: Server, kind: str) 
     assert [at.send(notified, seed=9).status for _ in range(2)] == [200, 200]
 
 
-def test_no_request_makes_anything_be_fetched(site: Site, server: Server) -> None:
-    """A key that is unknown, and a token that says where its key is to be had: refused, and nobody is asked."""
-    with ScriptedEndpoint(answer(200, _rsa_keys().encode())) as door:
-        url = f"{door.url}/keys"
+def test_no_request_causes_a_fetch(site: Site, server: Server) -> None:
+    """A token with an unknown key, or with a URL of its key, is refused without a fetch."""
+    with ScriptedEndpoint(answer(200, _rsa_keys().encode())) as keys:
+        url = f"{keys.url}/keys"
         at = Place(site, server, "jwt", issuers=[ISSUER], audiences=["us"], keys=_rsa_keys())
         site.registration.add_credential(
             at.name,
@@ -513,4 +513,4 @@ def test_no_request_makes_anything_be_fetched(site: Site, server: Server) -> Non
                 {"iss": ISSUER, "aud": "us", "iat": 0, "exp": 1}, header
             )
             at.refused(reason="jwt_header_refused", headers={"authorization": f"Bearer {pointed}"})
-        assert door.received == []
+        assert keys.received == []

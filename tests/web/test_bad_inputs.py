@@ -1,7 +1,7 @@
-"""Every bad input, against gunicorn alone and behind nginx over TLS: what is answered, written down and kept.
+"""Every bad input, to gunicorn alone and behind nginx over TLS: the reply, the audit rows, and what is stored.
 
-All of them are sent once to one receiver, and looked at one by one afterwards. Those that the ASGI door could take in
-another way are sent to a receiver that has it too.
+All of them are sent once to one receiver, and checked one by one afterwards. Those that `asgi` mode could treat in
+another way are also sent to a receiver in that mode.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ FRONTS: Final[Mapping[Front, Sequence[str]]] = {
 }
 _Key = tuple[Front, str]
 KEYS: Final[Sequence[_Key]] = [(front, name) for front, names in FRONTS.items() for name in names]
-# Those at once that gunicorn has threads for; the rest waits its turn.
+# Cases that are sent at once.
 _AT_ONCE: Final = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Told:
-    """What became of a case: the answers, whether the connection ended, the audit's rows, the messages' rows."""
+    """The outcome of a case: the replies, whether the connection closed, the audit rows, the message rows."""
 
     exchange: Exchange
     answers: Sequence[Answer]
@@ -50,7 +50,7 @@ class Told:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Aftermath:
-    """What became of them all. `survivors`: the processes that served, before and after."""
+    """The outcome of all cases. `survivors`: the serving processes, before and after."""
 
     told: Mapping[_Key, Told]
     survivors: tuple[Sequence[psutil.Process], Sequence[psutil.Process]]
@@ -99,7 +99,7 @@ def _carried_out(connect: Callable[[bool], Wire], exchange: Exchange, *, closes:
                 wire.finish()
             answers.extend(wire.answer() for _ in range(exchange.answers))
         except TimeoutError:
-            raise  # silence is no answer
+            raise  # a timeout is not a reply
         except (EOFError, OSError):
             return answers, True
         return answers, closes and wire.ended()
@@ -107,7 +107,7 @@ def _carried_out(connect: Callable[[bool], Wire], exchange: Exchange, *, closes:
 
 @pytest.fixture(scope="module")
 def aftermath(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aftermath]:
-    """Send them all."""
+    """Send all cases."""
     for front in FRONTS:
         _destinations(site, front)
     environment = site.environment | {"RECEIVER_TRUSTED_PROXIES": ADDRESS}
@@ -142,7 +142,7 @@ def aftermath(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             "nginx": nginx.ask(sent(site)),
             "asgi": asgi.ask(sent(site)),
         }
-        # The audit's rows are written in the order in which they came about: behind these is nothing of a case.
+        # Audit rows are written in the order of their events: after this one there is none of a case.
         for each in (server, asgi):
             before_it = site.now()
             each.ask(sent(site, verification_token="wrong" * 8))
@@ -187,7 +187,7 @@ def _told(
 
 @pytest.mark.parametrize(("front", "name"), KEYS)
 def test_bad_input(site: Site, aftermath: Aftermath, name: str, front: Front) -> None:
-    """It is answered, written down and kept as it should be, and in no other way."""
+    """Each case has the expected reply, audit rows and stored bytes, and no others."""
     case, told = CASES[name], aftermath.told[front, name]
     expected = case.expected_from(front)
     statuses = tuple(answer.status for answer in told.answers)
@@ -206,13 +206,13 @@ def test_bad_input(site: Site, aftermath: Aftermath, name: str, front: Front) ->
 
 
 @pytest.mark.parametrize("front", FRONTS)
-def test_true_messages_are_served_afterwards(aftermath: Aftermath, front: Front) -> None:
-    """Whatever came before."""
+def test_valid_messages_are_served_afterwards(aftermath: Aftermath, front: Front) -> None:
+    """After all cases, valid messages are accepted."""
     assert aftermath.afterwards[front].status == 200
 
 
-def test_nobody_died(aftermath: Aftermath) -> None:
-    """The processes that served the first of them served the last, in bounded memory."""
+def test_no_process_died(aftermath: Aftermath) -> None:
+    """The same processes served the first case and the last, in bounded memory."""
     before, after = aftermath.survivors
     assert before == after
     peaks = [
@@ -224,13 +224,13 @@ def test_nobody_died(aftermath: Aftermath) -> None:
     assert max(peaks) < 1024 * 1024
 
 
-def test_nobody_was_asked(aftermath: Aftermath) -> None:
-    """No address in a token or a payload was so much as connected to."""
+def test_no_url_was_fetched(aftermath: Aftermath) -> None:
+    """The receiver connected to no address from a token or a payload."""
     assert not aftermath.fetched
 
 
-def test_no_fault_of_ours(site: Site, aftermath: Aftermath) -> None:
-    """No traceback, no line above a warning; and in no log a word of a body, a header, a query or a token."""
+def test_no_error_in_the_logs(site: Site, aftermath: Aftermath) -> None:
+    """No traceback, no line above a warning, and no log quotes a body, a header, a query or a token."""
     for server in aftermath.servers:
         assert [line for line in server.lines() if line["level"] in ("error", "critical")] == []
     for text in (*(server.text() for server in aftermath.servers), aftermath.nginx.text()):
@@ -241,8 +241,8 @@ def test_no_fault_of_ours(site: Site, aftermath: Aftermath) -> None:
     assert not re.search(r"\[(error|crit|alert|emerg)\]", aftermath.nginx.text())
 
 
-def test_no_answer_is_anybody_else_s(aftermath: Aftermath) -> None:
-    """Statuses of the contract alone: no 500. Nobody keeps an answer of the receiver's, or guesses what it is."""
+def test_replies_are_ours(aftermath: Aftermath) -> None:
+    """Only statuses of the contract: no 500. Replies forbid caching and type sniffing."""
     for told in aftermath.told.values():
         for answer in told.answers:
             assert answer.status not in (500, 503)
@@ -252,7 +252,7 @@ def test_no_answer_is_anybody_else_s(aftermath: Aftermath) -> None:
 
 
 def test_nothing_else_is_kept(site: Site, aftermath: Aftermath) -> None:
-    """The payload tables hold what was accepted or quarantined, and nothing of what was refused."""
+    """The payload tables hold what was accepted or quarantined, and nothing of a refused request."""
     accepted: set[bytes] = set()
     for (front, name), told in aftermath.told.items():
         if any(outcome in ("unhandled", "quarantined") for outcome, _ in CASES[name].expected_from(front).records):

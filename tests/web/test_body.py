@@ -1,4 +1,4 @@
-"""Bodies as they arrive, cut into any pieces."""
+"""Receiving bodies: limits for size, memory, time and pace."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from receiver.web.runtime import drive
 
 
 class Pieces:
-    """A transfer that brings these pieces, and after them nothing. `asked`: how many bytes were asked for at most."""
+    """A transfer of these pieces. `asked`: the most bytes that were requested."""
 
     def __init__(self, length: int | None, pieces: Iterator[bytes] | list[bytes]) -> None:
         self.length = length
@@ -28,7 +28,7 @@ class Pieces:
         return piece
 
     def mark_authenticated(self) -> None:
-        """No server is told."""
+        """There is no server."""
 
 
 def taken(transfer: Pieces, limit: int, budget: int = 1000) -> bytes | None:
@@ -42,14 +42,14 @@ def received(transfer: Pieces, limit: int, reservation: Reservation) -> bytes | 
 
 @given(body=st.binary(max_size=50), limit=st.integers(0, 60), chunked=st.booleans())
 def test_whole_or_nothing(body: bytes, limit: int, chunked: bool) -> None:
-    """A body within the limit comes whole, a larger one not at all, however it is framed."""
+    """A body within the limit is received whole, a larger one not at all, with a length or chunked."""
     found = taken(Pieces(None if chunked else len(body), [body]), limit)
     assert found == (body if len(body) <= limit else None)
 
 
 @given(body=st.binary(min_size=1, max_size=50), announced=st.integers(1, 60))
 def test_announced_length(body: bytes, announced: int) -> None:
-    """With an announced length exactly so much is read, and less is a broken transfer."""
+    """Exactly the announced length is read; a shorter body raises BadTransfer."""
     transfer = Pieces(announced, [body])
     if announced > len(body):
         with pytest.raises(BadTransfer, match="body_incomplete"):
@@ -60,19 +60,19 @@ def test_announced_length(body: bytes, announced: int) -> None:
 
 
 def test_announced_beyond_the_limit() -> None:
-    """What is announced to be too large is not read at all."""
+    """A body whose announced length is too large is not read."""
     transfer = Pieces(101, [101 * b"x"])
     assert taken(transfer, 100) is None
     assert transfer.asked == 0
 
 
 def fill(reservation: Reservation, size: int) -> None:
-    """Take a body of that size in."""
+    """Receive a body of that size."""
     assert received(Pieces(size, [size * b"x"]), size, reservation) == size * b"x"
 
 
 def test_budget() -> None:
-    """Bodies that are in memory at once share one budget, and give it back."""
+    """Bodies in memory share one budget, and return what they took."""
     budget = BodyMemoryBudget(100)
     with budget.reservation(authenticated=True) as first, budget.reservation(authenticated=True) as second:
         fill(first, SMALL + 60)
@@ -82,8 +82,8 @@ def test_budget() -> None:
         fill(reservation, SMALL + 100)
 
 
-def test_what_nothing_vouches_for_takes_half_of_the_budget() -> None:
-    """However many strangers send, the other half is the feeds'. Nor do strangers have what feeds have taken."""
+def test_unauthenticated_bodies_take_half_of_the_budget() -> None:
+    """Strangers get at most half of the budget, and nothing of what feeds hold."""
     budget = BodyMemoryBudget(100)
     with (
         budget.reservation(authenticated=False) as first,
@@ -103,8 +103,8 @@ def test_what_nothing_vouches_for_takes_half_of_the_budget() -> None:
         fill(stranger, SMALL + 50)
 
 
-def test_a_body_that_was_proved_leaves_the_half() -> None:
-    """It still takes its place in the whole, once, and gives it back."""
+def test_an_authenticated_body_leaves_the_unauthenticated_half() -> None:
+    """It still counts in the whole budget, once, and returns its part."""
     budget = BodyMemoryBudget(100)
     with budget.reservation(authenticated=False) as feed, budget.reservation(authenticated=False) as stranger:
         fill(feed, SMALL + 50)
@@ -120,7 +120,7 @@ def test_a_body_that_was_proved_leaves_the_half() -> None:
 
 
 def test_small_bodies_are_not_counted() -> None:
-    """Whatever fills it, and whoever sends them; a token request is one."""
+    """Small bodies, such as token requests, are received though the budget is used up."""
     assert MAX_REQUEST <= SMALL
     budget = BodyMemoryBudget(100)
     with (
@@ -134,7 +134,7 @@ def test_small_bodies_are_not_counted() -> None:
 
 
 class Slow(Pieces):
-    """A sender that brings a byte at a time, and takes as many seconds for each, by a clock of its own."""
+    """A sender of one byte at a time, each after this many seconds of a simulated clock."""
 
     def __init__(self, length: int | None, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__(length, [1_000_000 * b"x"])
@@ -149,7 +149,7 @@ class Slow(Pieces):
 
 @pytest.mark.parametrize("length", [1000, None])
 def test_a_slow_body(length: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A body that comes a byte a second ends with the time that all of it may take; no read may take longer."""
+    """A body of a byte a second fails at the total deadline, and no read may take longer than what is left of it."""
     slow = Slow(length, 1.0, monkeypatch)
     with pytest.raises(BadTransfer, match="body_too_slow"):
         taken(slow, 1000)
@@ -159,7 +159,7 @@ def test_a_slow_body(length: int | None, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_body_at_its_pace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that keeps the minimum pace may take as long as it is large."""
+    """A body at the minimum pace may take as long as its size requires."""
     slow = Slow(400_000, 1 / 70_000, monkeypatch)
     assert taken(slow, 400_000, 1_000_000) == 400_000 * b"x"
     assert slow.now > 5
@@ -170,7 +170,7 @@ def test_a_body_at_its_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     [("", "", 0), ("4", "", 4), ("0", "", 0), ("", "chunked", None), ("", " Chunked ", None), ("4", "chunked", 4)],
 )
 def test_framing(announced: str, coding: str, length: int | None) -> None:
-    """A length, or chunks."""
+    """A body has a length, or is chunked."""
     assert framing(announced, coding) == length
     assert discarded(length) is (length is not None)
 
@@ -189,7 +189,7 @@ def test_framing(announced: str, coding: str, length: int | None) -> None:
     ],
 )
 def test_bad_framing(announced: str, coding: str, status: int) -> None:
-    """What is neither a length nor chunks is malformed; a coding that nobody here knows is 501."""
+    """Any other framing is malformed; an unknown transfer coding is 501."""
     with pytest.raises(BadTransfer) as raised:
         framing(announced, coding)
     assert raised.value.status_hint == status

@@ -1,4 +1,4 @@
-"""Who is at the other end, with and without proxies."""
+"""The client's address, with and without proxies."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ TRUSTED = ("10.0.0.0/8", "192.0.2.1", "2001:db8::/32")
     ("remote", "forwarded", "name"),
     [
         ("203.0.113.7", None, "203.0.113.7"),
-        ("203.0.113.7", "198.51.100.1", "203.0.113.7"),  # no proxy of ours: anybody's word
+        ("203.0.113.7", "198.51.100.1", "203.0.113.7"),  # not a trusted proxy
         ("10.0.0.1", None, "10.0.0.1"),
         ("10.0.0.1", "198.51.100.1", "198.51.100.1"),
-        ("10.0.0.1", "1.1.1.1, 198.51.100.1", "198.51.100.1"),  # what stands further left the client has written
+        ("10.0.0.1", "1.1.1.1, 198.51.100.1", "198.51.100.1"),  # the client has written what is further left
         ("10.0.0.1", "1.1.1.1,198.51.100.1,192.0.2.1,10.1.1.1", "198.51.100.1"),
         ("10.0.0.1", "10.0.0.2, 10.0.0.3", "10.0.0.2"),
         ("10.0.0.1", "1.1.1.1, nonsense", "10.0.0.1"),
@@ -35,7 +35,7 @@ TRUSTED = ("10.0.0.0/8", "192.0.2.1", "2001:db8::/32")
     ],
 )
 def test_name(remote: str, forwarded: str | None, name: str) -> None:
-    """What trusted proxies have appended is believed, from the right, as far as they reach."""
+    """X-Forwarded-For is read from the right, as long as each hop is a trusted proxy."""
     assert ClientAddresses(TRUSTED).name(remote, forwarded) == name
 
 
@@ -44,12 +44,12 @@ def test_name(remote: str, forwarded: str | None, name: str) -> None:
     [("10.1.2.3", True), ("192.0.2.2", False), ("", True), ("nonsense", False), ("::ffff:192.0.2.1", True)],
 )
 def test_trusted(remote: str, trusted: bool) -> None:
-    """A proxy of the list is trusted, and a Unix socket, which no other host can reach."""
+    """A proxy in the list is trusted, and so is a Unix socket, which no other host can reach."""
     assert ClientAddresses(TRUSTED).trusted(remote) is trusted
 
 
-def test_nobody_is_trusted_unasked() -> None:
-    """Without a list nobody's word is taken, this host's neither."""
+def test_no_proxy_is_trusted_by_default() -> None:
+    """Without a list no proxy is trusted, not even this host."""
     assert ClientAddresses(()).name("127.0.0.1", "198.51.100.1") == "127.0.0.1"
     with pytest.raises(ValueError, match="does not appear to be an IPv4 or IPv6 network"):
         ClientAddresses(["proxy.example"])

@@ -1,4 +1,4 @@
-"""The table of what a request gets, row by row, from the socket to PostgreSQL; tokens and media types with it."""
+"""The endpoint's table of events and replies, row by row, from the socket to PostgreSQL; tokens and media types."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def get(query: str, **headers: str) -> bytes:
 
 @pytest.fixture(scope="module", autouse=True)
 def destinations(site: Site) -> None:
-    """One destination a policy; made before the receiver starts, so that it knows them."""
+    """A destination for each policy, made before the receiver starts."""
     now = datetime.now(UTC)
     site.add("closed")
     site.registration.set_destination("closed", now, {"enabled": False})
@@ -94,7 +94,7 @@ def destinations(site: Site) -> None:
 
 
 def test_handshake(site: Site, server: Server) -> None:
-    """The right token gets the challenge back, alone and as plain text, and an audit row; nothing else is kept."""
+    """With the right token the reply is the challenge as plain text. An audit row is written, and nothing else."""
     before, messages = site.now(), site.count("messages")
     answer = server.ask(post("/redox/lab", handshake(site.tokens["lab"], "a-challenge")))
     assert (answer.status, answer.body) == (200, b"a-challenge")
@@ -105,7 +105,7 @@ def test_handshake(site: Site, server: Server) -> None:
 
 
 def test_handshake_by_get(site: Site, server: Server) -> None:
-    """The token may stand in the query or in the header."""
+    """The token may be in the query or in the header."""
     token = site.tokens["lab"]
     assert server.ask(get(f"challenge=abc&verification-token={token}")).body == b"abc"
     assert server.ask(get("challenge=abc", verification_token=token)).body == b"abc"
@@ -130,7 +130,7 @@ def test_handshake_with_a_wrong_token(site: Site, server: Server, request_: byte
 
 @pytest.mark.parametrize("challenge", ["<script>", "a\r\nSet-Cookie: x=y", 1000 * "x", ["a"], {}, 7, "", None])
 def test_handshake_with_a_strange_challenge(site: Site, server: Server, challenge: object) -> None:
-    """A challenge that would be unsafe to echo is not, right token or not."""
+    """A challenge that is unsafe to echo is not echoed, even with the right token."""
     answer = server.ask(post("/redox/lab", handshake(site.tokens["lab"], challenge)))
     assert answer.status in (400, 401)
     assert answer.body in (b"bad request\n", FIXED)
@@ -157,7 +157,7 @@ def test_handshake_with_a_strange_challenge(site: Site, server: Server, challeng
     ],
 )
 def test_unauthorized(site: Site, server: Server, to: str, headers: dict[str, str | None]) -> None:
-    """Whatever is wrong with the credential or the destination, the answer is the same, and nothing is kept."""
+    """Every fault of the credential or the destination has the same reply, and nothing is stored."""
     messages = site.count("messages")
     given: dict[str, str | None] = {"verification_token": site.tokens.get(to, site.tokens["lab"])}
     answer = server.ask(post(f"/redox/{to}", message(), **given | headers))
@@ -167,7 +167,7 @@ def test_unauthorized(site: Site, server: Server, to: str, headers: dict[str, st
 
 
 def test_a_refusal_in_the_audit(site: Site, server: Server) -> None:
-    """The audit tells a refusal's reason and peer, and of a body that was read length and digest; not a byte of it."""
+    """The audit has a refusal's reason and peer, and the length and digest of a body that was read; not its bytes."""
     before = site.now()
     server.ask(sent(site, b'{"patient": "CANARY"}', to="keeping", verification_token=None))
     row = site.audit(before, destination="keeping")
@@ -198,13 +198,13 @@ def twisted(token: str) -> dict[str, dict[str, str | None]]:
 
 @pytest.mark.parametrize("name", twisted("x"))
 def test_twisted_tokens(site: Site, server: Server, name: str) -> None:
-    """A token is the token, in its place, or it is none."""
+    """A similar or misplaced token is refused."""
     answer = server.ask(sent(site, None, twisted(site.tokens["lab"])[name]))
     assert (answer.status, answer.body) == (401, FIXED)
 
 
 def test_token_twice(site: Site, server: Server) -> None:
-    """Two tokens are none, in whatever order the right one comes."""
+    """Two tokens are refused, in either order."""
     right = f"verification-token: {site.tokens['lab']}\r\n".encode()
     wrong = f"verification-token: {'wrong' * 8}\r\n".encode()
     for both in (right + wrong, wrong + right, right + right):
@@ -212,13 +212,13 @@ def test_token_twice(site: Site, server: Server) -> None:
 
 
 def test_token_with_an_underscore(site: Site, server: Server) -> None:
-    """A header that only looks like the token's in a WSGI environment is not taken for it."""
+    """A header with an underscore, which looks the same in a WSGI environment, does not count as the token."""
     raw = sent(site).replace(b"verification-token", b"verification_token")
     assert server.ask(raw).status in (400, 401)
 
 
 def test_token_in_the_query_of_a_post(site: Site, server: Server) -> None:
-    """A token in a POST's query proves nothing, and is written nowhere."""
+    """A token in the query of a POST proves nothing, and is not logged."""
     raw = sent(site, verification_token=None).replace(
         b"/redox/lab", f"/redox/lab?verification-token={site.tokens['lab']}".encode(), 1
     )
@@ -227,19 +227,21 @@ def test_token_in_the_query_of_a_post(site: Site, server: Server) -> None:
 
 
 def test_padded_token(site: Site, server: Server) -> None:
-    """Blanks around a header's value are no part of it (RFC 9110 section 5.5)."""
+    """Whitespace around a header value is not part of it (RFC 9110 section 5.5)."""
     assert server.ask(sent(site, verification_token=f"  {site.tokens['lab']}\t ")).status == 200
 
 
 def test_bearer(site: Site, server: Server) -> None:
-    """The token as a Bearer value, beside its header or alone, opens the door."""
+    """The token is accepted as a Bearer value, alone or in addition to its header."""
     bearer = f"Bearer {site.tokens['lab']}"
     assert server.ask(sent(site, authorization=bearer)).status == 200
     assert server.ask(sent(site, authorization=bearer, verification_token=None)).status == 200
 
 
 def test_rotation(site: Site, server: Server) -> None:
-    """While a token is replaced both open the door and the audit names which did; expired and revoked ones do not."""
+    """While a token is replaced both are accepted, and the audit names the used one; expired and revoked ones are
+    not.
+    """
     used = []
     for name in ("rotating", "next"):
         before = site.now()
@@ -254,7 +256,7 @@ def test_rotation(site: Site, server: Server) -> None:
 
 
 def test_forged_peer(site: Site, server: Server) -> None:
-    """X-Forwarded-For of a peer that is no trusted proxy is ignored."""
+    """X-Forwarded-For of a peer that is not a trusted proxy is ignored."""
     before = site.now()
     server.ask(
         sent(
@@ -270,7 +272,7 @@ def test_forged_peer(site: Site, server: Server) -> None:
 
 
 def test_forged_environment(site: Site, server: Server) -> None:
-    """Headers that gunicorn takes from a trusted proxy are taken from nobody."""
+    """Header fields by which proxies set gunicorn's environment are ignored from every peer."""
     raw = sent(site, verification_token=None).replace(
         b"host: ", b"SCRIPT_NAME: /redox\r\nPATH_INFO: /livez\r\nx-forwarded-proto: https\r\nhost: "
     )
@@ -290,7 +292,7 @@ def test_forged_environment(site: Site, server: Server) -> None:
     ],
 )
 def test_unknown_source(site: Site, server: Server, source: object, reason: str) -> None:
-    """A message from a source that nobody registered, or from none, is 403; nothing of it is kept."""
+    """A message from an unregistered source, or without one, gets 403; nothing of it is stored."""
     before, messages = site.now(), site.count("messages")
     answer = server.ask(sent(site, message(Source=source)))
     assert (answer.status, answer.body) == (403, b"forbidden\n")
@@ -299,7 +301,7 @@ def test_unknown_source(site: Site, server: Server, source: object, reason: str)
 
 
 def test_unknown_source_in_the_audit(site: Site, server: Server) -> None:
-    """What is claimed as a source is in the audit when it is shaped like an id, else its digest alone."""
+    """The audit has the claimed source if it has the form of an id, else its digest."""
     before = site.now()
     server.ask(sent(site, message(Source={"ID": NEVER}), to="strict"))
     assert json.loads(site.audit(before, reason="source_unknown").detail)["source"] == NEVER
@@ -311,7 +313,7 @@ def test_unknown_source_in_the_audit(site: Site, server: Server) -> None:
 
 
 def test_unknown_source_kept(site: Site, server: Server) -> None:
-    """With policy `quarantine` it is 200, kept and not dispatched."""
+    """With the policy `quarantine` it gets 200, and is stored and not dispatched."""
     before = site.now()
     assert server.ask(sent(site, message(Source={"ID": NEVER}), to="keeping")).status == 200
     row = site.audit(before, action="message.receive")
@@ -322,7 +324,7 @@ def test_unknown_source_kept(site: Site, server: Server) -> None:
     ("to", "status", "outcome"), [("lab", 200, "unhandled"), ("real", 200, "quarantined"), ("strict", 403, "refused")]
 )
 def test_test_messages(site: Site, server: Server, to: str, status: int, outcome: str) -> None:
-    """A message marked as a test is dispatched, kept back or refused, as the destination has it."""
+    """A test message is dispatched, quarantined or refused, by the policy of the destination."""
     before = site.now()
     assert server.ask(sent(site, message(Test=True), to=to)).status == status
     assert site.audit(before, destination=to).outcome == outcome
@@ -332,7 +334,7 @@ def test_test_messages(site: Site, server: Server, to: str, status: int, outcome
 
 
 def test_accepted(site: Site, server: Server) -> None:
-    """A message is answered 200 with nothing when message, payload, delivery and audit row are committed."""
+    """A message gets an empty 200 after its message, payload, delivery and audit rows are committed."""
     before, payloads, deliveries = site.now(), site.count("payloads"), site.count("deliveries")
     answer = server.ask(sent(site, to="subscribed"))
     assert (answer.status, answer.body) == (200, b"")
@@ -343,7 +345,7 @@ def test_accepted(site: Site, server: Server) -> None:
 
 
 def test_seen_before(site: Site, server: Server) -> None:
-    """What comes again is 200 and the same message, whatever its attempt; each arrival is in the audit."""
+    """A repeat gets 200 and is the same message, whatever its attempt; each arrival is in the audit."""
     logs = [{"ID": str(uuid4()), "AttemptID": "1"}]
     assert server.ask(sent(site, message(Logs=logs), to="subscribed")).status == 200
     before, messages, deliveries = site.now(), site.count("messages"), site.count("deliveries")
@@ -355,7 +357,7 @@ def test_seen_before(site: Site, server: Server) -> None:
 
 
 def test_same_key_other_content(site: Site, server: Server) -> None:
-    """The same key with other content outside Meta is a message of its own, and flagged."""
+    """The same key with other content outside Meta is another message, and is flagged."""
     body = message()
     assert server.ask(sent(site, body, to="subscribed")).status == 200
     other = body.replace(b'"Identifiers": []', b'"Identifiers": [1]')
@@ -382,15 +384,15 @@ def test_same_key_other_content(site: Site, server: Server) -> None:
     ],
 )
 def test_unreadable(site: Site, server: Server, body: bytes, reason: str) -> None:
-    """What is proved to be Redox's and cannot be read is 200, and kept in quarantine with its reason."""
+    """An authentic body that cannot be parsed gets 200, and is quarantined with its reason."""
     before = site.now()
     assert server.ask(sent(site, body)).status == 200
     row = site.audit(before, action="message.receive")
     assert (row.outcome, row.reason) in (("quarantined", reason), ("duplicate", reason))
 
 
-def test_nobody_subscribes(site: Site, server: Server) -> None:
-    """What no handler asks for is 200 and `unhandled`."""
+def test_no_subscription(site: Site, server: Server) -> None:
+    """A message that matches no subscription gets 200 and is `unhandled`."""
     assert server.ask(sent(site, message(DataModel="Brand New", EventType="Thing"))).status == 200
     assert site.rows("SELECT kind, state FROM messages ORDER BY id DESC LIMIT 1") == [("BrandNew.Thing", "unhandled")]
 
@@ -412,14 +414,14 @@ def test_nobody_subscribes(site: Site, server: Server) -> None:
     ],
 )
 def test_media_types(site: Site, server: Server, media: str | None) -> None:
-    """A message is a message, whatever its type is said to be."""
+    """A message is accepted with any media type."""
     assert server.ask(sent(site, content_type=media)).status == 200
     [(kind, state)] = site.rows("SELECT kind, state FROM messages ORDER BY id DESC LIMIT 1")
     assert (kind, state) == ("PatientAdmin.Arrival", "unhandled")
 
 
 def test_compressed(site: Site, server: Server) -> None:
-    """A compressed body is never inflated: it is kept in quarantine as it came."""
+    """A compressed body is not decompressed: it is quarantined as it arrived."""
     bomb = gzip.compress(uuid4().bytes + bytes(100 * 1024 * 1024), mtime=0)
     for body in (gzip.compress(message(), mtime=0), bomb):
         assert server.ask(sent(site, body, content_encoding="gzip")).status == 200
@@ -429,7 +431,7 @@ def test_compressed(site: Site, server: Server) -> None:
 
 @pytest.mark.parametrize("media", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
 def test_forms(site: Site, server: Server, server_mode: str, media: str) -> None:
-    """A form of a million keys is bytes that are no message."""
+    """A form of a million keys is not parsed as a form."""
     form = b"&".join(b"a%d=b" % n for n in range(1_000_000))
     assert server.ask(sent(site, form + f"{media} {server_mode}".encode(), content_type=media)).status == 200
     assert site.rows("SELECT state FROM messages ORDER BY id DESC LIMIT 1") == [("quarantined",)]
@@ -439,7 +441,7 @@ def test_forms(site: Site, server: Server, server_mode: str, media: str) -> None
 
 
 def test_query_without_a_responder(site: Site, server: Server) -> None:
-    """A query that nobody answers is recorded and told 501 in Redox's shape; the audit says so, with what was sent."""
+    """A query without a responder is recorded and gets 501 in Redox's form; the audit has its outcome."""
     before = site.now()
     answer = server.ask(sent(site, query()))
     assert (answer.status, answer.headers["content-type"]) == (501, "application/json")
@@ -451,21 +453,21 @@ def test_query_without_a_responder(site: Site, server: Server) -> None:
 
 
 def test_query_is_never_a_duplicate(site: Site, server: Server) -> None:
-    """The same query twice is two messages: each wants its answer."""
+    """The same query twice is two messages: each gets an answer."""
     body, before = query(), site.count("messages")
     assert [server.ask(sent(site, body)).status for _ in range(2)] == [501, 501]
     assert site.count("messages") == before + 2
 
 
 def test_query_from_an_unknown_source(site: Site, server: Server) -> None:
-    """A query that may not be asked is told 403 in Redox's shape."""
+    """A query from an unknown source gets 403 in Redox's form."""
     answer = server.ask(sent(site, query(Source={"ID": NEVER})))
     assert answer.status == 403
     assert json.loads(answer.body)["Meta"]["Errors"]
 
 
 def test_unreadable_query(site: Site, server: Server) -> None:
-    """A query that cannot be read is kept in quarantine, and told 400 in Redox's shape."""
+    """A query that cannot be parsed is quarantined, and gets 400 in Redox's form."""
     before = site.now()
     answer = server.ask(sent(site, query().replace(b'"Meta": {', b'"Meta": {}, "Meta": {')))
     assert answer.status == 400
@@ -477,7 +479,7 @@ def test_unreadable_query(site: Site, server: Server) -> None:
 
 
 def test_not_handled_in_the_request(site: Site, server: Server) -> None:
-    """after_handling: what is not handled is 503, so that Redox keeps it; it is recorded once, however often."""
+    """after_handling: until it is handled a message gets 503, so that Redox keeps it; repeats are recorded once."""
     body, messages = message(), site.count("messages")
     for _ in range(2):
         answer = server.ask(sent(site, body, to="inline"))
@@ -490,7 +492,7 @@ def test_not_handled_in_the_request(site: Site, server: Server) -> None:
 
 
 def test_changes_are_followed(site: Site, server: Server, server_mode: str) -> None:
-    """What is changed in the registry holds within a second or two, in a receiver that runs."""
+    """A running receiver follows a change of the registry within seconds."""
     name = f"later-{server_mode}"
     token = site.add(name)
     until(lambda: server.ask(sent(site, to=name)).status == 200)

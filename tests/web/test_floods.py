@@ -1,4 +1,4 @@
-"""Floods against a receiver that serves: every request is in the audit, and the audit stays small."""
+"""Floods against a running receiver: every request is counted in the audit, and the audit stays small."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from tests.support.server import Server, Wire, post
 from tests.support.site import Site, message, sent
 from tests.support.waiting import until
 
-# Requests of each flood, quicker than a minute; two minutes may have begun in it.
+# Requests of each flood. It takes less than a minute, so it touches two windows at most.
 MANY = 300
 MINUTES = 2
 
 
 @pytest.fixture(scope="module")
 def server_mode() -> str:
-    """One: what bounds a flood is the ledger's."""
+    """One mode: the ledger limits floods in both."""
     return "flask"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _destinations(site: Site) -> None:
-    """One for each flood, before a receiver looks: until it knew them it would call them unknown."""
+    """A destination for each flood, made before the receiver starts, which would call later ones unknown."""
     for name in ("wrong", "handshake", "repeats", "made-up", "queries", "guesses"):
         site.add(name)
 
 
 def flood(server: Server, requests: Iterator[bytes]) -> set[int]:
-    """Send them on one connection as long as it lasts; the statuses that were answered."""
+    """Send the requests on one connection while it lasts; return the statuses."""
     statuses = set()
     wire: Wire | None = None
     for request in requests:
@@ -69,7 +69,7 @@ def guess(_: Site) -> bytes:
 
 
 FLOODS: dict[str, tuple[Callable[[Site], bytes], set[int], str]] = {
-    # name → a request, the statuses that are right for it, and which rows of the audit are its own
+    # Name → a request, its valid statuses, and the condition for its audit rows.
     "wrong": (lambda site: sent(site, b"{}", to="wrong", verification_token="wrong"), {401}, "reason = 'token_wrong'"),
     "handshake": (handshake, {200}, "action = 'destination.handshake'"),
     "unknown": (lambda _: post("/redox/nobody", b"{}"), {401}, "reason = 'destination_unknown'"),
@@ -80,9 +80,9 @@ FLOODS: dict[str, tuple[Callable[[Site], bytes], set[int], str]] = {
 
 
 def test_floods_are_counted(site: Site, server: Server) -> None:
-    """Of each a few rows a minute tell how often it was; another method leaves none; meanwhile the feed is served."""
+    """A few audit rows a minute count each flood; a wrong method leaves none; meanwhile the feed is served."""
     same = message()
-    until(lambda: server.ask(sent(site)).status == 200)  # from now on it knows all of them
+    until(lambda: server.ask(sent(site)).status == 200)  # it has loaded all of them
     assert server.ask(sent(site, same, to="repeats")).status == 200
     for name, (request, statuses, _) in FLOODS.items():
         assert flood(server, (request(site) for _ in range(MANY))) == statuses, name
@@ -90,12 +90,12 @@ def test_floods_are_counted(site: Site, server: Server) -> None:
     assert flood(server, (sent(site, same, to="repeats") for _ in range(MANY))) == {200}
     before = site.now()
     assert flood(server, (sent(site).replace(b"POST", b"PUT", 1) for _ in range(MANY))) == {405}
-    # A source that is there comes again among those that are made up.
+    # One source returns among many that occur once.
     there = {"ID": "3d2a6f04-0000-4000-8000-00000000abcd"}
     for _ in range(3):
         assert server.ask(sent(site, message(Source=there), to="made-up")).status == 403
     assert not site.rows("SELECT FROM audit_events WHERE at > :at AND action LIKE 'method%'", at=before)
-    server.process.terminate()  # what is summed up is written at the end
+    server.process.terminate()  # the counts are written at the end
     assert server.process.wait(60) == 0
     for name, (_, _, rows) in FLOODS.items():
         found = site.rows(f"SELECT count FROM audit_events WHERE {rows}")
@@ -106,7 +106,7 @@ def test_floods_are_counted(site: Site, server: Server) -> None:
     assert len(repeats) <= MINUTES * (REPEATS + ROWS_EACH + 1)
     with site.engine.connect() as connection:
         told = queries.refused_sources(connection, destination="made-up", limit=3)
-    assert (told[0]["source_id"], told[0]["count"]) == (there["ID"], 2)  # the first of the three was like any other
+    assert (told[0]["source_id"], told[0]["count"]) == (there["ID"], 2)  # the first of the three was not known yet
     assert server.lines("request.failed") == []
     lines = server.lines("query.not_answered")
     assert len(lines) <= MINUTES * (logs.LINES + 1)

@@ -1,4 +1,4 @@
-"""Facts about the keys that the public listener serves, asked of a receiver that really runs."""
+"""The public keys of a running receiver."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PUBLIC_MEMBERS = {"kty", "n", "e", "crv", "x", "y", "kid", "alg", "use"}
 
 @pytest.fixture(scope="module")
 def server_mode() -> str:
-    """One: whichever serves, the keys are Flask's to serve."""
+    """One mode: Flask serves the keys in both."""
     return "flask"
 
 
@@ -43,7 +43,7 @@ def keys(answer: Answer) -> list[dict[str, Any]]:
 
 
 def test_a_key_is_served_as_long_as_it_is_not_retired(server: Server, signing_keys: SigningKeys) -> None:
-    """A new key is there without a restart; after a rotation both are, the one that signs first; a retired one not."""
+    """A new key is served without a restart. After a rotation both are, the signing one first; a retired one is not."""
     old = signing_keys.rotate(datetime.now(UTC), "ES384")["kid"]
     until(lambda: kids(server)[:1] == [old])
     new = signing_keys.rotate(datetime.now(UTC), "RS384")["kid"]
@@ -54,7 +54,7 @@ def test_a_key_is_served_as_long_as_it_is_not_retired(server: Server, signing_ke
 
 
 def test_only_public_parts_are_served(server: Server, signing_keys: SigningKeys) -> None:
-    """No member of a private key is in the answer, of either kind of key."""
+    """The reply has no private member of either kind of key."""
     rsa = signing_keys.rotate(datetime.now(UTC), "RS384")["kid"]
     curve = signing_keys.rotate(datetime.now(UTC), "ES384")["kid"]
     until(lambda: {rsa, curve} <= set(kids(server)))
@@ -64,8 +64,8 @@ def test_only_public_parts_are_served(server: Server, signing_keys: SigningKeys)
     assert set().union(*served) == PUBLIC_MEMBERS
 
 
-def test_it_may_be_kept_for_a_while(server: Server, signing_keys: SigningKeys) -> None:
-    """It says how long it may be kept, and answers 304 to who has it, whatever spelling the path has."""
+def test_it_may_be_cached(server: Server, signing_keys: SigningKeys) -> None:
+    """It has a maximum age, and gets 304 with its ETag, for every spelling of the path."""
     kid = signing_keys.rotate(datetime.now(UTC), "ES384")["kid"]
     until(lambda: kid in kids(server))
     whole = ask(server)
@@ -79,5 +79,5 @@ def test_it_may_be_kept_for_a_while(server: Server, signing_keys: SigningKeys) -
 
 
 def test_it_is_read_only(server: Server) -> None:
-    """Nothing can be posted there."""
+    """POST gets 405."""
     assert server.ask(b"POST /.well-known/jwks.json HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").status == 405

@@ -1,4 +1,4 @@
-"""The receiver behind nginx as deploy/nginx.conf configures it: what the proxy does, and what it must not."""
+"""The receiver behind nginx with deploy/nginx.conf: what the proxy does, and what it must not do."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from tests.web.nginx import ADDRESS, CONFIGURATION, Nginx, proxying
 
 MIB = 1024 * 1024
 SECRET = "what the proxy alone knows"
-# Less than the receiver gives a silent client, and less than nginx does.
+# Seconds. Shorter than the deadlines of a silent client at the receiver and at nginx.
 SOON = 5.0
 
 
 @pytest.fixture(scope="module")
 def server(site: Site) -> Iterator[Server]:
-    """A receiver with few threads that trusts nginx, and nobody else on this machine."""
+    """A receiver with few threads that trusts nginx, and no other address of this machine."""
     site.add("bank")
     with serving(
         site.directory, site.environment | {"RECEIVER_TRUSTED_PROXIES": ADDRESS, "RECEIVER_THREADS": "4"}
@@ -42,35 +42,35 @@ def server(site: Site) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def nginx(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
-    """nginx before it, which takes it for two: what is alone is never taken for dead anyway."""
+    """nginx in front of it, with the receiver as two servers: nginx never marks a single server as failed."""
     upstream = f"server 127.0.0.1:{server.port} max_fails=0;"
     with proxying(tmp_path_factory.mktemp("nginx"), server.port, changes={upstream: f"{upstream} {upstream}"}) as nginx:
         yield nginx
 
 
 @pytest.mark.parametrize("mutual", [False, True])
-def test_the_configuration_is_one(tmp_path: Path, mutual: bool) -> None:
-    """`nginx -t` has nothing to say of it, with and without mutual TLS."""
+def test_the_configuration_is_valid(tmp_path: Path, mutual: bool) -> None:
+    """`nginx -t` reports no warning, with and without mutual TLS."""
     said = proxies.judged(tmp_path, proxies.with_mutual_tls(tmp_path, SECRET) if mutual else {})
     assert "test is successful" in said
     assert not re.search(r"\[(warn|error|crit|alert|emerg)\]", said)
 
 
 def test_the_receiver_keeps_connections_longer() -> None:
-    """nginx gives up an idle connection before the receiver does: no message is sent into one that closes."""
+    """nginx closes an idle connection before the receiver does: no message is sent into one that closes."""
     keepalive = re.search(r"keepalive 32;\s+keepalive_timeout (\d+)s;", CONFIGURATION.read_text())
     assert keepalive is not None
     assert int(keepalive[1]) < conf.keepalive
 
 
 def test_the_readme_points_to_it() -> None:
-    """Who sets up a receiver finds it."""
+    """The documents name the file."""
     for name in ("README.md", "deploy/authentication.md"):
         assert "deploy/nginx.conf" in (ROOT / name).read_text()
 
 
 def test_a_feed(site: Site, nginx: Nginx) -> None:
-    """Message after message on a connection, with a length or in chunks; the peer is the client, say what it may."""
+    """Many messages on one connection, with a length or chunked. The peer is the client, whatever it claims."""
     before = site.now()
     body = message()
     chunked = sent(site, b"", {"content_length": None, "transfer_encoding": "chunked"}, to="bank")
@@ -83,7 +83,7 @@ def test_a_feed(site: Site, nginx: Nginx) -> None:
 
 
 def test_continue(site: Site, nginx: Nginx) -> None:
-    """A client that asks first is told to go on, by nginx."""
+    """A client with "Expect: 100-continue" gets 100 from nginx."""
     body = message()
     head, _, _ = sent(site, body, expect="100-continue").partition(b"{")
     with nginx.wire() as wire:
@@ -93,7 +93,7 @@ def test_continue(site: Site, nginx: Nginx) -> None:
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_tls(nginx: Nginx, version: ssl.TLSVersion) -> None:
-    """TLS 1.2 and 1.3, with forward secrecy, HTTP/1.1 alone."""
+    """TLS 1.2 and 1.3 with forward secrecy, and only HTTP/1.1."""
     tls = ssl.create_default_context()
     tls.load_verify_locations(nginx.directory / "authority.pem")
     tls.minimum_version = tls.maximum_version = version
@@ -109,7 +109,7 @@ def test_tls(nginx: Nginx, version: ssl.TLSVersion) -> None:
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated")
 def test_old_tls(nginx: Nginx) -> None:
-    """Nothing older."""
+    """Older versions of TLS are refused."""
     tls = ssl.create_default_context()
     tls.load_verify_locations(nginx.directory / "authority.pem")
     tls.minimum_version = tls.maximum_version = ssl.TLSVersion.TLSv1_1
@@ -122,14 +122,14 @@ def test_old_tls(nginx: Nginx) -> None:
     "target", ["/", "/readyz", "/metrics", "/redox", "/oauth", "/x/redox/lab", "/redox/../readyz", "/livez/x"]
 )
 def test_nothing_else(site: Site, nginx: Nginx, target: str) -> None:
-    """What is none of the receiver's paths does not reach it, right token or not."""
+    """All other paths do not reach the receiver, even with the right token."""
     answer = nginx.ask(sent(site).replace(b"/redox/lab", target.encode(), 1))
     assert answer.status == 404
-    assert answer.headers["server"] == "nginx"  # its own word, and no version
+    assert answer.headers["server"] == "nginx"  # nginx's own reply, without a version
 
 
 def test_the_other_public_paths(site: Site, nginx: Nginx) -> None:
-    """The token endpoint, the public keys and the liveness path are the receiver's."""
+    """The token endpoint, the public keys and the liveness path reach the receiver."""
     for raw, status in (
         (post("/oauth/lab/token", b"{}"), 401),
         (b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n", 200),
@@ -139,8 +139,8 @@ def test_the_other_public_paths(site: Site, nginx: Nginx) -> None:
         assert (answer.status, answer.headers["server"]) == (status, "redox-receiver")
 
 
-def test_no_query_is_written_down(site: Site, server: Server, nginx: Nginx, tmp_path: Path) -> None:
-    """The token of a handshake by GET stands in no log, the receiver being there or not; nor does a strange path."""
+def test_no_query_is_logged(site: Site, server: Server, nginx: Nginx, tmp_path: Path) -> None:
+    """No log has the token of a handshake by GET, with or without the receiver, nor a client's other path."""
     token = site.tokens["lab"]
     handshake = f"GET /redox/lab?challenge=CANARY&verification-token={token} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
     assert nginx.ask(handshake).body == b"CANARY"
@@ -159,7 +159,7 @@ def test_no_query_is_written_down(site: Site, server: Server, nginx: Nginx, tmp_
 
 
 def test_large_bodies_with_a_wrong_token(site: Site, server: Server, nginx: Nginx) -> None:
-    """While bodies of 30 MB with a wrong token come in, four at a time, every true message is answered 200."""
+    """While bodies of 30 MB with a wrong token arrive, four at a time, every valid message is answered 200."""
     [worker] = server.workers()
     resident = worker.memory_info().rss
     body = 30 * MIB * b"x"
@@ -173,7 +173,7 @@ def test_large_bodies_with_a_wrong_token(site: Site, server: Server, nginx: Ngin
         thread.start()
     true = []
     while any(thread.is_alive() for thread in threads):
-        with nginx.wire() as wire:  # for a while: nginx ends a connection after a thousand requests
+        with nginx.wire() as wire:  # nginx closes a connection after a thousand requests
             true += [wire.send(sent(site)).answer().status for _ in range(10)]
     for thread in threads:
         thread.join()
@@ -182,12 +182,12 @@ def test_large_bodies_with_a_wrong_token(site: Site, server: Server, nginx: Ngin
     assert len(refused) == 8
     assert set(refused) <= {401, 502}
     assert worker.memory_info().rss - resident < 30 * MIB
-    # Nor afterwards: nginx has not taken the receiver for dead.
+    # And afterwards: nginx has not marked the receiver as failed.
     assert [nginx.ask(sent(site)).status for _ in range(5)] == 5 * [200]
 
 
 def test_slow_clients(site: Site, server: Server, nginx: Nginx) -> None:
-    """While 200 clients are slow in every way there is, others are answered, and the receiver sees none of the slow."""
+    """While 200 clients are slow in every way, others are answered, and the slow requests do not reach the receiver."""
     whole = sent(site)
     head, _, _ = whole.partition(b"\r\n\r\n")
     slow = [
@@ -198,7 +198,7 @@ def test_slow_clients(site: Site, server: Server, nginx: Nginx) -> None:
         head + b"\r\n\r\n{",
         post("/redox/lab", b"{", content_length="8000"),
         sent(site, b"", {"content_length": None, "transfer_encoding": "chunked"}) + b"5\r\n{",
-        sent(site, verification_token="wrong" * 8),  # answered, and does not take the answer
+        sent(site, verification_token="wrong" * 8),  # answered, and does not read the reply
     ]
     [worker] = server.workers()
     wires = [nginx.wire(timeout=60).send(start) for start, _ in zip(itertools.cycle(slow), range(200), strict=False)]
@@ -206,7 +206,7 @@ def test_slow_clients(site: Site, server: Server, nginx: Nginx) -> None:
     for _ in range(20):
         with nginx.wire(timeout=SOON) as wire:
             assert wire.send(sent(site)).answer().status == 200
-    # Kept ones and no more: nginx has told it of nobody who was not ready.
+    # Only idle connections that nginx keeps: it has forwarded no unfinished request.
     assert len(worker.net_connections()) < 100
     for wire in wires:
         wire.socket.close()
@@ -214,7 +214,7 @@ def test_slow_clients(site: Site, server: Server, nginx: Nginx) -> None:
 
 
 def test_mutual_tls(site: Site, server: Server, tmp_path: Path) -> None:
-    """With its commented lines taken in, a certificate of the authority opens the door, and a word of one does not."""
+    """With the commented directives, a certificate of the authority is accepted; a header that claims one is not."""
     authority = proxies.certificates(tmp_path)
     issued = authority.issue_cert("client.redox.example")
     certificate = x509.load_pem_x509_certificate(issued.cert_chain_pems[0].bytes())
@@ -260,7 +260,7 @@ def test_mutual_tls(site: Site, server: Server, tmp_path: Path) -> None:
 
 @contextmanager
 def beside(server: Server, directory: Path, other: int) -> Iterator[Nginx]:
-    """nginx before two hosts: one at port `other`, and a receiver that lives."""
+    """nginx in front of two hosts: one at port `other`, and a running receiver."""
     upstream = f"server 127.0.0.1:{server.port} max_fails=0;"
     with proxying(
         directory, server.port, changes={upstream: f"server 127.0.0.1:{other} max_fails=0; {upstream}"}
@@ -268,8 +268,8 @@ def beside(server: Server, directory: Path, other: int) -> Iterator[Nginx]:
         yield nginx
 
 
-def test_a_host_that_has_gone(site: Site, server: Server, tmp_path: Path) -> None:
-    """Of two hosts one does not run: every message is answered 200 by the other."""
+def test_a_host_that_does_not_run(site: Site, server: Server, tmp_path: Path) -> None:
+    """If one of two hosts does not run, the other answers every message 200."""
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         port = nobody.getsockname()[1]
     with beside(server, tmp_path, port) as nginx:
@@ -278,7 +278,7 @@ def test_a_host_that_has_gone(site: Site, server: Server, tmp_path: Path) -> Non
 
 @contextmanager
 def dying(after: int, *, reset: bool) -> Iterator[tuple[int, list[int]]]:
-    """A host that takes so many bytes of each request, and dies: its port, and how much it took of each."""
+    """A host that reads this many bytes of each request and dies; yields its port and the bytes that it read."""
     took: list[int] = []
     with socket.create_server(("127.0.0.1", 0), backlog=100) as listener:
 
@@ -290,7 +290,7 @@ def dying(after: int, *, reset: bool) -> Iterator[tuple[int, list[int]]]:
                     return
                 with client:
                     size = len(start := client.recv(3)) if after else 0
-                    if size and start != b"POS":  # a look whether nginx is there
+                    if size and start != b"POS":  # a liveness probe of nginx
                         continue
                     while size < after and (data := client.recv(min(65536, after - size))):
                         size += len(data)
@@ -309,10 +309,10 @@ def dying(after: int, *, reset: bool) -> Iterator[tuple[int, list[int]]]:
 
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize("after", [0, 100, MIB])
-def test_a_host_that_dies_while_it_takes_a_message(
+def test_a_host_that_dies_while_it_reads_a_message(
     site: Site, server: Server, tmp_path: Path, after: int, reset: bool
 ) -> None:
-    """It has taken nothing, a part of the head, or a part of the body: the other answers 200, and records it once."""
+    """It has read nothing, a part of the head, or a part of the body: the other answers 200 and records it once."""
     body = message(Extra=(2 * MIB if after == MIB else 10) * "x")
     with dying(after, reset=reset) as (port, took), beside(server, tmp_path, port) as nginx:
         while not took or sum(took) < after:
@@ -322,7 +322,7 @@ def test_a_host_that_dies_while_it_takes_a_message(
 
 
 def test_a_host_that_dies_after_it_has_recorded_a_message(site: Site, server: Server, tmp_path: Path) -> None:
-    """It dies between COMMIT and answer: the other host answers 200, for the message is there, and it is there once."""
+    """It dies between COMMIT and reply: the other host answers 200 for a duplicate, and the message is stored once."""
     failing = {"RECEIVER_FAILPOINTS": "ledger.committed=kill", "RECEIVER_TRUSTED_PROXIES": ADDRESS}
     with serving(site.directory, site.environment | failing) as other, beside(server, tmp_path, other.port) as nginx:
         bodies = [message() for _ in range(8)]
@@ -339,7 +339,7 @@ def test_a_host_that_dies_after_it_has_recorded_a_message(site: Site, server: Se
 
 
 def test_one_address_has_a_quarter_of_the_connections(site: Site, server: Server, tmp_path: Path) -> None:
-    """Beyond its limit an address whose bodies do not come is answered 503; another address is served."""
+    """An address with too many unfinished bodies gets 503 from nginx; another address is served."""
     slow = sent(site, b"", content_length="5000")
     with proxying(tmp_path, server.port, changes={"limit_conn clients 1024;": "limit_conn clients 8;"}) as nginx:
 

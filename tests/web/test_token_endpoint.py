@@ -1,4 +1,4 @@
-"""The token endpoint: what it counts, and what it answers when nothing can be recorded."""
+"""The token endpoint: its limit for wrong secrets, and its replies when it cannot record."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from tests.protocol.test_tokens import _RIGHT, _assertion, _oauth, _smart
 
 
 class Records:
-    """A storage that writes nothing, or says that it can't."""
+    """A storage that writes nothing. `away`: which of its calls fails."""
 
     def __init__(self, *, away: str = "") -> None:
         self.away = away
         self.refusals: list[TokenRefusal] = []
 
     def first(self, once: Sequence[Nonce]) -> bool:
-        """Everything is new."""
+        """Every nonce is new."""
         if self.away == "once":
             raise Unavailable("database_away")
         return bool(once)
 
     def issued(self, issue: TokenIssue) -> Future[None]:
-        """Written, or not."""
+        """Written, unless it is away."""
         future: Future[None] = Future()
         if self.away == "audit":
             future.set_exception(Unavailable("database_away"))
@@ -44,30 +44,30 @@ class Records:
         return future
 
     def not_issued(self, refusal: TokenRefusal) -> None:
-        """Kept for the test."""
+        """Keep it for the test."""
         self.refusals.append(refusal)
 
 
 class Body:
-    """A body of which all is there, or half."""
+    """A body that has arrived, whole or in part."""
 
     def __init__(self, content: bytes, *, length: int | None = None) -> None:
         self.length = len(content) if length is None else length
         self._rest = BytesIO(content)
 
     async def read(self, size: int, seconds: float) -> bytes:
-        """What is left."""
+        """The rest."""
         return self._rest.read(size)
 
     def mark_authenticated(self) -> None:
-        """No server is told."""
+        """There is no server."""
 
 
 class Broken(Body):
-    """A body whose chunks are none."""
+    """A body with malformed chunks."""
 
     async def read(self, size: int, seconds: float) -> bytes:
-        """Fails."""
+        """Raise BadTransfer."""
         raise BadTransfer("body_malformed")
 
 
@@ -110,8 +110,8 @@ def test_guesses_are_counted_by_network() -> None:
 @pytest.mark.parametrize(
     ("away", "form"), [("audit", _GOOD), ("silent", _GOOD), ("once", urlencode(_assertion()).encode())]
 )
-def test_no_token_that_is_not_recorded(away: str, form: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What cannot be written down, or remembered as used, is not given: Redox is to come again."""
+def test_a_token_that_cannot_be_recorded(away: str, form: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token that cannot be recorded, or whose assertion cannot, is not issued: 503."""
     monkeypatch.setattr("receiver.web.runtime.LEDGER_TIMEOUT", 0.05)
     reply = _served(Records(away=away), _KNOWN, Body(form))
     assert (reply.status, reply.close) == (503, True)
@@ -119,7 +119,7 @@ def test_no_token_that_is_not_recorded(away: str, form: bytes, monkeypatch: pyte
 
 
 def test_without_a_registry() -> None:
-    """As long as nobody knows who may come in, nobody is told that he may not."""
+    """Without a registry the reply is 503, not a refusal."""
     assert _served(Records(), None, Body(_GOOD)).status == 503
 
 
@@ -131,8 +131,8 @@ def test_without_a_registry() -> None:
         (Body(b"", length=10**9), "token_request_too_large"),
     ],
 )
-def test_what_did_not_arrive(body: Body, reason: str) -> None:
-    """A request that broke off, or is too large to be one: 400, and the connection ends with it."""
+def test_a_body_that_does_not_arrive(body: Body, reason: str) -> None:
+    """A request that is incomplete, malformed or too large gets 400, and the connection closes."""
     records = Records()
     reply = _served(records, _KNOWN, body)
     assert (reply.status, reply.close) == (400, True)
@@ -147,8 +147,8 @@ def test_what_did_not_arrive(body: Body, reason: str) -> None:
         (registry(destination(_oauth(), require=("oauth",), enabled=False)), "destination_disabled"),
     ],
 )
-def test_nobody_s_destination(known: Registry, reason: str) -> None:
-    """Unknown or disabled: invalid_client, the body unread."""
+def test_no_such_destination(known: Registry, reason: str) -> None:
+    """An unknown or disabled destination gets invalid_client, and the body is not read."""
     records = Records()
     body = Body(_GOOD)
     reply = _served(records, known, body)

@@ -1,4 +1,4 @@
-"""The Flask application: what it makes of a WSGI environment, and of faults."""
+"""The Flask application: the head and body from a WSGI environment, and errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.protocol import made_up
 
 
 class Nobody:
-    """A ledger and responders that are never reached."""
+    """A ledger and responders that must not be called."""
 
     def accept(self, admitted: Admitted, *, batch: bool = False) -> Future[Receipt]:
         raise AssertionError
@@ -39,7 +39,7 @@ class Nobody:
         raise AssertionError
 
     def unavailable(self, reason: str, head: Head, destination: Destination | None, *, proved: bool) -> None:
-        """Nothing is kept of it."""
+        """Keep nothing of it."""
 
     def challenged(self, challenged: Challenged) -> None:
         raise AssertionError
@@ -60,14 +60,14 @@ class Nobody:
 
 
 class Silent(Nobody):
-    """A ledger that never says what became of anything."""
+    """A ledger whose futures never complete."""
 
     def accept(self, admitted: Admitted, *, batch: bool = False) -> Future[Receipt]:
         return Future()
 
 
 class Listening(Endpoint):
-    """An endpoint that remembers what it is asked."""
+    """An endpoint that remembers the heads of its requests."""
 
     def __init__(self) -> None:
         super().__init__(registry=lambda: None, ledger=Nobody(), responders=Nobody(), max_body=100, concurrency=1)
@@ -98,7 +98,7 @@ def head_of(**environ: Any) -> Head:
     ],
 )
 def test_target(raw: str, target: str, query: str) -> None:
-    """Path and query are what was on the wire, whatever else the server made of it."""
+    """Path and query are those on the wire, even if the server has decoded the path."""
     head = head_of(RAW_URI=raw)
     assert (head.target, head.query) == (target, query)
 
@@ -110,7 +110,7 @@ def test_target_of_a_server_that_does_not_give_it() -> None:
 
 
 def test_a_wsgi_server_decides_about_the_connection() -> None:
-    """No reply tells a WSGI server to close, which PEP 3333 forbids: not of the endpoint, nor of Flask."""
+    """No reply to a WSGI server has a Connection field, which PEP 3333 forbids: neither the endpoint's nor Flask's."""
     endpoint = Endpoint(registry=lambda: None, ledger=Nobody(), responders=Nobody(), max_body=100, concurrency=1)
     app = validator(wsgi.public_app(endpoint, trusted_proxies=[]))
     started: list[Any] = []
@@ -137,7 +137,7 @@ def test_a_wsgi_server_decides_about_the_connection() -> None:
 
 
 def test_head() -> None:
-    """Headers have lower-case names and the values of the wire; the time is aware."""
+    """Header names are lower case, values are those on the wire, and the time is aware."""
     head = head_of(HTTP_X_A="\xe9", CONTENT_TYPE="text/x", REMOTE_ADDR="10.0.0.1", HTTP_X_FORWARDED_FOR="192.0.2.1")
     assert head.header("x-a") == b"\xe9"
     assert head.header("content-type") == b"text/x"
@@ -162,7 +162,7 @@ def test_head() -> None:
     ],
 )
 def test_transfer(environ: dict[str, Any], length: int | None, read: bytes | None) -> None:
-    """A body has a length, or chunks whose end the server marks; of anything else not a byte is read."""
+    """A body has a length, or chunks whose end the server marks; any other is not read."""
     transfer = WsgiTransfer({"wsgi.input": io.BytesIO(b"body"), **environ})
     if read is None:
         with pytest.raises(BadTransfer, match="body_malformed"):
@@ -172,8 +172,8 @@ def test_transfer(environ: dict[str, Any], length: int | None, read: bytes | Non
         assert drive(transfer.read(10, 1.0)) == read
 
 
-def test_a_coroutine_that_wants_an_event_loop() -> None:
-    """A thread that drives a coroutine says so, and does not wait for ever."""
+def test_a_coroutine_that_needs_an_event_loop() -> None:
+    """`drive` raises RuntimeError for a coroutine that awaits an event loop."""
 
     async def waits() -> None:
         await asyncio.sleep(0)
@@ -184,7 +184,7 @@ def test_a_coroutine_that_wants_an_event_loop() -> None:
 
 
 def test_faults_are_not_the_messages() -> None:
-    """Whatever goes wrong in the endpoint or before it is a 503, so that the message comes again; it quotes nothing."""
+    """An error in the endpoint or before it is a 503, which asks for the message again and quotes nothing."""
 
     def fails() -> Registry | None:
         raise ValueError("CANARY")
@@ -205,7 +205,7 @@ def test_faults_are_not_the_messages() -> None:
 
 
 def test_a_silent_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Should the ledger ever not answer, the sender is answered all the same: 503, never 200."""
+    """If the ledger never completes, the sender gets 503, not 200."""
     monkeypatch.setattr(runtime, "LEDGER_TIMEOUT", 0.05)
     registry = made_up.registry(made_up.destination(made_up.token()))
     endpoint = Endpoint(registry=lambda: registry, ledger=Silent(), responders=Nobody(), max_body=1000, concurrency=1)

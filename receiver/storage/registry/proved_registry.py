@@ -1,4 +1,4 @@
-"""The registry that requests are judged by: none while its rows, its keys or the schema cannot be relied on."""
+"""The proved registry: the registry for requests, available while schema, keys and rows are verified."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ class ProvedRegistry:
         return self._follower.current
 
     def start(self) -> None:
-        """Go on looking. Only after fork."""
+        """Start to check periodically. Call it only after fork."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Look no more; what is being asked right now is waited for a little."""
+        """Stop checking; wait for a check that runs."""
         self._stopping.set()
         self._thread.join(compatibility.SCHEMA_POLL_INTERVAL)
 
     def _look(self) -> None:
         found = self._schema.check()
-        if found is not None:  # else it is away, and everything stays as it was last known
+        if found is not None:  # None: the database is away, so the last result stays
             self._fits = found.compatible
         if found is not None and found.compatible and not self._proved:
             self._proved = self._prove()
@@ -76,9 +76,9 @@ class ProvedRegistry:
             try:
                 self._look()
             except ConfigurationError as exc:
-                # Too late to refuse to start: everything is answered 503, until the database is the right one.
+                # Too late to refuse to start: every request gets 503 until the database is the right one.
                 if str(exc) != reported:
                     reported = str(exc)
                     log.error("keys.not_proved", error=reported)
-            except Exception as exc:  # noqa: BLE001 - a thread that ends would keep what it knew last for ever
+            except Exception as exc:  # noqa: BLE001 - without the thread the last result would stay forever
                 log.error("schema.not_watched", error=type(exc).__name__)
