@@ -1,13 +1,13 @@
 """The pipeline: verify → parse → check the source → record → reply.
 
-Two calls, both pure: `check_head` says whether a request's body may be read, and how much of it; `judge` gives the
-verdict. The endpoint (receiver.web.endpoint) reads the request, carries the verdict out, and awaits `Ledger.accept`.
+Two calls, both pure: `check_head` decides whether and how much of a request's body may be read; `judge` returns the
+verdict. The endpoint (receiver.web.endpoint) reads the request, carries out the verdict, and awaits `Ledger.accept`.
 
-May see receiver.protocol, receiver.errors and what it defines here: no framework, no database.
+Must not import anything of ours but receiver.protocol and receiver.errors: no framework, no database.
 
-What Redox does with an answer (Redox: delivery rules): 200 → the next message follows; 400 or more, or none → the
-whole feed pauses and the same message comes again. So a 4xx is only for what is not proved to be Redox's or not allowed
-in, and 503 only for what cannot be recorded now.
+What Redox does with a reply (Redox: delivery rules): after 200 the next message follows; after 400 and above, or
+without a reply, the whole feed pauses and Redox sends the same message again. So a 4xx is only for requests that are
+not proved to be Redox's or not allowed, and 503 only for what cannot be recorded now.
 
 | verdict     | what the endpoint does                                                 | status              |
 |-------------|------------------------------------------------------------------------|---------------------|
@@ -34,12 +34,12 @@ from receiver.protocol.verification.token import bearer, match_token
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Refused:
-    """A request that goes no further.
+    """A request that is refused.
 
-    `verified`, `claimed_source` and `query` only where it is proved to be Redox's. `claimed_source` is what the message
-    names, whatever its shape: who keeps it keeps a digest of what is not shaped like an id (`sources.ID_SHAPE`).
-    `query` is the kind of a query, whose asker is told in Redox's shape that there is no answer. `body`, where one was
-    read, is there for its length and digest; it may not be kept.
+    `verified`, `claimed_source` and `query` are set only if it is proved to be Redox's. `claimed_source` is the text in
+    the message: store only a digest of one that does not have the form of an id (`sources.ID_SHAPE`). `query` is the
+    kind of a query, whose reply has Redox's form of an error. `body`, if one was read, is for its length and digest; it
+    must not be stored.
     """
 
     reason: str
@@ -54,7 +54,7 @@ class Refused:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Challenged:
-    """A handshake with the right token: `challenge` is to be echoed, and is safe to."""
+    """A handshake with the right token. `challenge` is safe to echo."""
 
     challenge: str = field(repr=False)
     head: Head
@@ -63,10 +63,10 @@ class Challenged:
 
 
 class Admitted(Value, frozen=True, kw_only=True):
-    """Proved and to be recorded.
+    """An authentic message that is to be recorded.
 
-    `message` is None when the body could not be read; then `quarantine` says why. `quarantine` is also set where policy
-    keeps a message back. `query` is the kind of a query: somebody waits for the answer.
+    `message` is None if the body could not be parsed; then `quarantine` is the reason. `quarantine` is also set if a
+    policy holds the message back. `query` is the kind of a query, whose sender waits for the answer.
     """
 
     inbound: Inbound
@@ -81,45 +81,45 @@ Verdict = Refused | Challenged | Admitted
 
 
 class Receipt(Value, frozen=True, kw_only=True):
-    """What recording made of an admitted message, after its COMMIT. `message_id` is the row's id."""
+    """The result of recording an admitted message, after its COMMIT. `message_id` is the row's id."""
 
     message_id: int
     uuid: str
     outcome: Literal["accepted", "duplicate", "quarantined", "unhandled"]
-    inline: tuple[int, ...] = ()  # deliveries that must succeed before the answer (acknowledge="after_handling")
+    inline: tuple[int, ...] = ()  # deliveries that must succeed before the reply (acknowledge="after_handling")
 
 
 class Ledger(Protocol):
     """What the endpoint needs of the storage."""
 
     def accept(self, admitted: Admitted, *, batch: bool = False) -> Future[Receipt]:
-        """Record in one commit. The future raises receiver.errors.Unavailable when that cannot be done now.
+        """Record in one commit. The future raises receiver.errors.Unavailable if that is not possible now.
 
-        `batch`: it may wait for others to share the commit with, until `flush`.
+        `batch`: it may wait for others to share the commit, until `flush`.
         """
 
     def flush(self) -> None:
         """Write the batch now: its requests wait."""
 
     def refuse(self, refused: Refused) -> None:
-        """Note a refusal in the audit; does not wait."""
+        """Write an audit row of a refusal later; does not wait."""
 
     def unavailable(self, reason: str, head: Head, destination: Destination | None, *, proved: bool) -> None:
-        """Note in the audit that a request was answered 503; does not wait. `proved`: it is known to be Redox's."""
+        """Write an audit row of a 503 later; does not wait. `proved`: the request is known to be Redox's."""
 
     def challenged(self, challenged: Challenged) -> None:
-        """Note an answered handshake in the audit; does not wait."""
+        """Write an audit row of a handshake later; does not wait."""
 
 
-# What is read of a body that nothing in its head vouches for: enough for a handshake.
+# Bytes that are read of a body without a credential in its head: enough for a handshake.
 UNPROVED_BODY: Final = challenge.MAX_HANDSHAKE
 
 
 class HeadAccepted(Value, frozen=True):
-    """A head that `check_head` let pass.
+    """A head that `check_head` has accepted.
 
-    `whole`: the body may be read whole; otherwise at most UNPROVED_BODY bytes of it, for it can only be a handshake.
-    `authenticated`: the head proves whose the body is, whatever it is: a token does, a signature over the body not.
+    `whole`: the body may be read whole; otherwise at most UNPROVED_BODY bytes, because it can only be a handshake.
+    `authenticated`: the head authenticates any body: a token does, a signature over the body does not.
     """
 
     head: Head
@@ -135,16 +135,16 @@ class HeadAccepted(Value, frozen=True):
         return self.proof is not None and self.proof.authenticated
 
     def missing(self) -> Refused:
-        """The verdict on a body larger than UNPROVED_BODY, where nothing in the head could suffice."""
+        """The verdict on a body larger than UNPROVED_BODY whose head has no sufficient credential."""
         return _refused(Unverified("credential_missing"), self.head, self.destination)
 
     def not_received(self, exc: BadTransfer) -> Refused:
-        """The verdict on a body that did not arrive as it should."""
+        """The verdict on a body that failed to arrive."""
         return _refused(exc, self.head, self.destination)
 
 
 def check_head(head: Head, registry: Registry, now: datetime) -> HeadAccepted | Refused:
-    """Judge by the head alone, before the body is read."""
+    """Judge the head, before the body is read."""
     destination = registry.destinations.get(head.destination)
     if destination is None or not destination.enabled:
         return Refused(
@@ -162,7 +162,7 @@ def check_head(head: Head, registry: Registry, now: datetime) -> HeadAccepted | 
 
 
 def judge(accepted: HeadAccepted, body: bytes, now: datetime) -> Verdict:
-    """The verdict on a whole request, whose head was accepted at the same moment. A GET's body counts for nothing."""
+    """The verdict on a whole request, whose head was accepted with the same `now`. A GET's body is ignored."""
     head, destination, proof = accepted.head, accepted.destination, accepted.proof
     inbound = Inbound(head=head, body=body)
     verified = None
@@ -174,7 +174,7 @@ def judge(accepted: HeadAccepted, body: bytes, now: datetime) -> Verdict:
             if handshake is not None:
                 return _handshake(handshake, head, destination, now)
         except Refusal:
-            # With a head that could suffice it may be a message of unforeseen shape: if it verifies, it is kept.
+            # If the head could suffice, it may be a message of an unknown form: if it verifies, it is stored.
             if not proof.sufficient:
                 raise
         verified = proof.complete(inbound, destination, now)
@@ -184,7 +184,7 @@ def judge(accepted: HeadAccepted, body: bytes, now: datetime) -> Verdict:
 
 
 def replayed(admitted: Admitted) -> Refused:
-    """The verdict on a query whose signature was seen before: its first sender has the answer."""
+    """The verdict on a query with a repeated signature: its first sender has the answer."""
     return Refused(
         reason="signature_replayed",
         status=Unverified.status_hint,
@@ -195,10 +195,10 @@ def replayed(admitted: Admitted) -> Refused:
 
 
 def _handshake(handshake: challenge.Handshake, head: Head, destination: Destination, now: datetime) -> Challenged:
-    """Judged by the token alone, whatever `require` says: the dashboard sends nothing else.
+    """Judge a handshake by its token alone, whatever `require` is: Redox's dashboard sends nothing else.
 
-    It may stand in either place, or else be the Bearer value. Where it stands in both, both must be right: with a
-    wrong one nothing is echoed.
+    The token may be in the header, in the handshake, or else the Bearer value. If it is in the first two, both must be
+    right.
     """
     presented = [token for token in (head.header("verification-token"), handshake.token) if token is not None]
     if not presented and (token := bearer(head)) is not None:

@@ -1,7 +1,7 @@
-"""One typed table of the RECEIVER_* variables (and DATABASE_URL): parsing, help and `.env.example` come from it.
+"""The settings: one typed table of the RECEIVER_* variables and DATABASE_URL, with parsing and help.
 
-Every mistake is reported at once. The environment is the one truth: the command line writes its options there, so that
-every process that it starts reads the same. Must not open anything but the named .env file.
+All mistakes are reported at once. The command line writes its options into the environment, so that every process that
+it starts has the same settings. Must not open a file but the .env file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from receiver.errors import ConfigurationError
 from receiver.fault_injection import faults
 
 PREFIX: Final = "RECEIVER_"
-# Read before the table, for it says where more of it is.
+# Read before the table, because it names a file with more settings.
 ENV_FILE: Final = f"{PREFIX}ENV_FILE"
 
 # A line of a .env file that sets a variable: its name, and how its value begins.
@@ -66,7 +66,7 @@ def _default_data_dir() -> Path:
 
 
 class Settings(BaseSettings):
-    """The settings of every process. Each field's description stands in `.env.example` and in `--help`."""
+    """The settings of every process. The descriptions are shown in `.env.example` and `--help`."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -188,14 +188,14 @@ class Settings(BaseSettings):
 
     @property
     def keyring_path(self) -> Path:
-        """Where the keyring is."""
+        """The path of the keyring."""
         return self.keyring or self.data_dir / "keyring.json"
 
 
 def env_file(environment: Mapping[str, str]) -> Path:
-    """The .env file: RECEIVER_ENV_FILE, or `.env` in the data directory; never one where one happens to stand.
+    """The path of the .env file: RECEIVER_ENV_FILE, or `.env` in the data directory; never the current directory's.
 
-    Raises ConfigurationError when the named one is not there.
+    Raises ConfigurationError if the named file does not exist.
     """
     named = environment.get(ENV_FILE)
     if named:
@@ -208,9 +208,9 @@ def env_file(environment: Mapping[str, str]) -> Path:
 
 
 def load_settings() -> Settings:
-    """The settings from the environment, and below it from the .env file (`env_file`).
+    """Load the settings from the environment, which takes precedence, and from the .env file (`env_file`).
 
-    Raises ConfigurationError with every mistake, each on a line with its variable.
+    Raises ConfigurationError with all mistakes, each on a line with its variable.
     """
     file = env_file(os.environ)
     _check_readers(file)
@@ -223,20 +223,20 @@ def load_settings() -> Settings:
     except OSError as exc:
         raise ConfigurationError(f"{file} cannot be read ({exc.strerror})") from None
     if settings.failpoints and not os.environ.get(faults.VARIABLE):
-        # In a file it would be forgotten, and each process that is started here would have it.
+        # In a file it would be forgotten and apply to every process.
         raise ConfigurationError(f"{faults.VARIABLE} stands in {file}: it is read from the environment alone")
     return settings
 
 
 def _check_readers(file: Path) -> None:
-    """Raise ConfigurationError for a file with secrets that others can open, as for the keyring's.
+    """Raise ConfigurationError if the file has secrets and other accounts can read it.
 
-    Secrets are DATABASE_URL, which has a password, and whatever is not ours: the settings of plugins.
+    Secrets are DATABASE_URL, which has a password, and every variable without our prefix: the settings of plugins.
     """
     try:
         mode, text = stat.S_IMODE(file.stat().st_mode), file.read_text()
     except (OSError, UnicodeDecodeError):
-        return  # there is none; or what reads it says what is wrong
+        return  # it does not exist, or loading it reports the error
     if mode & 0o077 and any(value and not name.upper().startswith(PREFIX) for name, value in ASSIGNED.findall(text)):
         raise ConfigurationError(f"{file} holds secrets and can be read by others: run `chmod 600 {file}`")
 

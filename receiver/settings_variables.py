@@ -1,4 +1,4 @@
-"""The variables of the settings: those that nothing reads, and the text of `.env.example`."""
+"""The variables of the settings: misspelled names, and the text of `.env.example`."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ log: Final = structlog.get_logger(__name__)
 
 
 def unread(names: Iterable[str]) -> list[str]:
-    """Which of the variables are named like ours and read by nobody: misspelt, most likely."""
+    """The names with our prefix that are not settings: probably misspelled."""
     read = {name for field in Settings.model_fields for name in names_of(field)} | {ENV_FILE}
     return sorted(name for name in names if name.upper().startswith(PREFIX) and name.upper() not in read)
 
 
 def misspelt() -> str | None:
-    """The variables of the environment and of the .env file that nothing reads, each with the one that may be meant.
+    """The variables of the environment and the .env file that nothing reads, each with the one that may be meant.
 
-    None where there are none. Raises ConfigurationError when the named .env file is not there.
+    None if there are none. Raises ConfigurationError if the named .env file does not exist.
     """
     known = [variable(field) for field in Settings.model_fields]
     file = env_file(os.environ)
@@ -42,7 +42,7 @@ def warn_of_unread() -> None:
 
 
 def render_example() -> str:
-    """The text of `.env.example`: every variable that is read, with what it says and its default."""
+    """The text of `.env.example`: every variable with its description and default."""
     head = (
         "Every variable that redox-receiver reads, with its default. Copy this to .env in the data directory "
         f"(chmod 600), or anywhere and name it in {ENV_FILE}. What stands in the environment goes before it."

@@ -1,4 +1,4 @@
-"""Log lines: one JSON object each, with nothing in it that was not meant to be."""
+"""Log redaction: each line is one JSON object, with allowed fields and values only."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.support.log_lines import PREAMBLE, printed
 
 
 def test_a_line() -> None:
-    """A line has time, level, logger, event and its fields; below the level there is none."""
+    """A line has time, level, logger, event and its fields. Lines below the level are not written."""
     [line] = printed("log.info('message.accepted', uuid='u', status=200); log.debug('message.accepted')")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", line.pop("at"))
     assert line == {"level": "info", "logger": "receiver.test", "event": "message.accepted", "uuid": "u", "status": 200}
 
 
 def test_unknown_fields_are_counted() -> None:
-    """A field that is not on the list is not printed, and that there was one is."""
+    """A field that is not on the list is counted, not printed."""
     [line] = printed("log.bind(token='CANARY').info('message.accepted', body=b'CANARY', uuid='u')")
     assert (line["dropped"], line["uuid"]) == (2, "u")
     assert "CANARY" not in json.dumps(line)
@@ -32,14 +32,14 @@ def test_unknown_fields_are_counted() -> None:
 
 @pytest.mark.parametrize("event", ["'accepted CANARY'", "'accepted'", "7", "'a.b\\n'", "'A.b'", "'m.CANARY'"])
 def test_events_are_fixed_words(event: str) -> None:
-    """What is no event's name was put together from data, and is not printed."""
+    """An event that does not have the form of a name is not printed: it was built from data."""
     [line] = printed(f"log.info({event})")
     assert line["event"] == "log.unnamed"
     assert "CANARY" not in json.dumps(line)
 
 
 def test_values_are_plain() -> None:
-    """Values are numbers, short texts and lists of them; of anything else the type is told."""
+    """Values are numbers, short texts and lists of them; of other values the type is printed."""
     [line] = printed(
         "log.info('a.b', uuid='x' * 1000, status=1.5, error=object(), part={'a': 1}, count=None, "
         "lanes=['a', b'c', ('d',)], row=True)"
@@ -49,14 +49,14 @@ def test_values_are_plain() -> None:
 
 
 def test_nothing_for_a_terminal() -> None:
-    """Control characters, line separators and direction marks come out as escapes."""
+    """Control characters, line separators and direction marks are escaped."""
     hostile = "\x1b[31m\r\n\x00\x7f\u2028\u2029\u202e\u2066\x85é\ud800"
     [line] = printed(f"log.info('a.b', uuid={hostile!a})")
     assert line["uuid"] == hostile
 
 
 def test_exceptions() -> None:
-    """An exception is its class, those it came from, and our own frames; its text is nowhere."""
+    """Of an exception its class, the classes of its causes, and our own frames are printed; never its text."""
     [line] = printed("""
 from receiver.keyring import load_keyring
 from pathlib import Path
@@ -95,7 +95,7 @@ except Exception as exc:
     ],
 )
 def test_libraries(name: str) -> None:
-    """Of a library's line the place is told, and the class of its exception; not its text, which may quote anything."""
+    """Of a library's line the place and the class of its exception are printed; not its text, which may quote data."""
     [first, second] = printed(f"""
 other = logging.getLogger({name!r})
 other.warning("CANARY %s", "CANARY")
@@ -109,8 +109,8 @@ except ValueError:
     assert "CANARY" not in json.dumps([first, second])
 
 
-def test_libraries_that_speak_of_processes() -> None:
-    """Lines that can tell of nothing but processes and revisions keep their text."""
+def test_libraries_that_write_about_processes() -> None:
+    """Lines that are about processes and revisions alone keep their text."""
     line = printed("""
 import alembic.runtime.migration as place
 place.log.info("Running %s %s -> %s", "upgrade", "", "0001", stacklevel=1)
@@ -121,7 +121,7 @@ place.log.handle(record)
 
 
 def test_a_line_that_cannot_be_made() -> None:
-    """A library's mistake in its own line prints none of what was to go into it."""
+    """A library's line with wrong arguments prints none of them."""
     done = subprocess.run(
         [
             sys.executable,
@@ -138,7 +138,7 @@ def test_a_line_that_cannot_be_made() -> None:
 
 
 def _calls() -> list[tuple[str, ast.Call]]:
-    """Every call of a structlog logger in the package, with where it stands."""
+    """Every call of a structlog logger in the package, with its place."""
     package = Path(receiver.__file__).parent
     return [
         (f"{path.relative_to(package)}:{node.lineno}", node)
@@ -154,7 +154,7 @@ def _calls() -> list[tuple[str, ast.Call]]:
 
 
 def test_our_own_lines() -> None:
-    """Every line that the package writes has a fixed event, and fields that are on the list and not more."""
+    """Every line of the package has a fixed event and fields from the list."""
     calls = _calls()
     assert len(calls) > 20
     used: set[str] = set()
@@ -191,14 +191,14 @@ def test_our_own_lines() -> None:
     ],
 )
 def test_what_a_plugin_may_print(value: object, shown: bool) -> None:
-    """A plugin's fields are judged by their value: numbers, booleans, None, UUIDs and words, whatever their key."""
+    """A plugin's fields are judged by their value: numbers, booleans, None, UUIDs and words are printed."""
     assert printable("anything", value) is shown
     assert not printable("Zoltana Q", value)
 
 
 def test_a_patients_lane() -> None:
-    """Of a lane that is a patient's, the code derived from their identifier is replaced by a short one, the same for
-    the whole process and another in the next; other lanes are printed as they are."""
+    """In a patient's lane the code derived from the identifier is replaced by a short one, the same within a process
+    and different in the next. Other lanes are printed as they are."""
     code = "0123456789abcdef" * 2
     source = (
         f"[log.info('a.b', lane='register/lab/patient:{code}') for _ in 'ab']; log.info('a.b', lane='x/lab/source:s')"

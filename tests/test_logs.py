@@ -1,4 +1,4 @@
-"""Writing log lines: exceptions that nobody catches, and what requests cause as fast as they like."""
+"""Logging: uncaught exceptions, and the limit for lines that requests cause."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.support.log_lines import printed
 
 
 def test_uncaught() -> None:
-    """What nobody catches, in any thread, is a line too: no traceback with the text of an exception."""
+    """An uncaught exception, in any thread, is a JSON line too, without its text."""
     lines = printed(
         """
 def fail():
@@ -46,7 +46,7 @@ def flood(n, log=web, **fields):
 
 
 def test_lines_that_requests_cause_are_bounded() -> None:
-    """The first of a minute, and at the end of the process how many more there were; of each reason."""
+    """Of each reason the first lines of a minute are written, and at the end of the process the count of the others."""
     lines = printed(FLOOD + "flood(1_000, reason='queue_full'); flood(3, reason='database_away')")
     full = [line for line in lines if line["reason"] == "queue_full"]
     assert [line.get("more") for line in full] == [None] * logs.LINES + [1_000 - logs.LINES]
@@ -54,8 +54,8 @@ def test_lines_that_requests_cause_are_bounded() -> None:
     assert len(lines) == logs.LINES + 1 + 3
 
 
-def test_the_number_is_told_when_the_minute_is_over() -> None:
-    """By the next line, or, should none come, by a timer; then the first are written again."""
+def test_the_count_is_written_at_the_end_of_the_minute() -> None:
+    """The next line triggers it, or else a timer; then lines are written again."""
     lines = printed(
         FLOOD
         + """
@@ -74,8 +74,8 @@ flood(1)
     assert len(lines) == 2 * (logs.LINES + 1) + 2
 
 
-def test_what_a_handler_says_is_never_cut() -> None:
-    """A plugin's author reads every line of theirs; and at level debug every request is told."""
+def test_plugin_and_debug_lines_are_not_limited() -> None:
+    """All lines of a plugin are written, and at level debug all lines of requests."""
     assert len(printed(FLOOD + "flood(200, log)")) == 200
     assert (
         len(
@@ -88,8 +88,8 @@ def test_what_a_handler_says_is_never_cut() -> None:
     )
 
 
-def test_a_library_s_lines_are_bounded_by_their_place() -> None:
-    """And nothing of an exception is kept until they are told."""
+def test_lines_of_libraries_are_limited_by_place() -> None:
+    """And no exception is kept in memory until the count is written."""
     lines = printed(
         FLOOD
         + """
@@ -110,8 +110,8 @@ assert all(each.exc_info is None and "exc_info" not in str(each.msg) for each in
     assert len(lines) == 2 * (logs.LINES + 1)
 
 
-def test_a_process_that_was_forked_tells_its_own() -> None:
-    """The timer of its parent is not there, and is made anew."""
+def test_a_forked_process_writes_its_own_count() -> None:
+    """The child makes a new timer, because its parent's does not run there."""
     lines = printed(
         FLOOD
         + """

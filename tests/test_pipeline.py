@@ -573,11 +573,13 @@ class TestBody:
                     ),
                     (
                         b'{"resourceType":"Bundle","type":"message","entry":['
-                        b'{"resource":{"resourceType":"MessageHeader","eventUri":"a/B","source":{"endpoint":"SOURCE"}}},~]}'
+                        b'{"resource":{"resourceType":"MessageHeader","eventUri":"a/B",'
+                        b'"source":{"endpoint":"SOURCE"}}},~]}'
                     ),
                     (
                         b'{"resourceType":"Bundle","type":"message","entry":['
-                        b'{"x":[~],"resource":{"eventUri":"a/B","x":[~],"resourceType":"MessageHeader","source":{"x":[~],"endpoint":"SOURCE"},"eventCoding":[~]}}]}'
+                        b'{"x":[~],"resource":{"eventUri":"a/B","x":[~],"resourceType":"MessageHeader",'
+                        b'"source":{"x":[~],"endpoint":"SOURCE"},"eventCoding":[~]}}]}'
                     ),
                 )
             ),

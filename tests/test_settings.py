@@ -43,7 +43,7 @@ def test_a_tilde_is_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 
 def test_every_mistake_is_told_at_once_with_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody has to start seven times to find seven mistakes."""
+    """One start reports all mistakes."""
     mistakes = {
         "BIND": "8080",
         "ADMIN_BIND": "localhost:99999",
@@ -88,7 +88,7 @@ def test_responders_take_at_most_half_of_the_threads(
 
 
 def test_the_environment_goes_before_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What stands in .env counts where the environment says nothing; the default where neither does."""
+    """The environment takes precedence over .env, and .env over the default."""
     (tmp_path / ".env").write_text("RECEIVER_THREADS=8\nRECEIVER_WORKERS=3\nDATABASE_URL=postgresql://a/b\n")
     (tmp_path / ".env").chmod(0o600)
     monkeypatch.setenv("RECEIVER_DATA_DIR", str(tmp_path))
@@ -151,7 +151,7 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_databases_password_is_in_no_repr_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings are printed when somebody looks for a fault."""
+    """Printed settings do not show the password of the database."""
     monkeypatch.setenv("DATABASE_URL", "postgresql://user:canary@host/name")
     assert "canary" not in repr(load_settings()) + str(load_settings())
     monkeypatch.setenv("RECEIVER_THREADS", "canary")
@@ -167,7 +167,7 @@ def test_settings_do_not_change() -> None:
 
 
 def test_a_misspelt_variable_is_found() -> None:
-    """Named like ours and read by nobody; what is somebody else's is none of our business."""
+    """A variable with our prefix that is not a setting is found; variables of other programs are not."""
     assert unread(
         [
             "RECEIVER_THREDS",
@@ -188,7 +188,7 @@ def test_every_variable_is_one_that_is_read() -> None:
 
 
 def test_the_env_file_is_named_or_the_data_directorys(tmp_path: Path) -> None:
-    """Whoever looks at the file finds the one that `load` reads."""
+    """`env_file` returns the path that `load_settings` reads."""
     named = tmp_path / "named"
     named.touch()
     assert env_file({"RECEIVER_ENV_FILE": str(named), "RECEIVER_DATA_DIR": "/data"}) == named

@@ -33,7 +33,7 @@ def test_deliveries_that_wait(world: World) -> None:
     world.send(f"wait_for:{flag}", "nothing")
     until(lambda: "backlog" in late(world))
     assert "no_worker" in late(world)
-    assert "deliveries_never_tried" not in late(world)  # that no worker runs says why
+    assert "deliveries_never_tried" not in late(world)  # no_worker is the cause
     assert late(world)["backlog"]["text"].startswith("lab: 2 deliveries of patient-one wait, the oldest for ")
     world.start_worker()
     until(

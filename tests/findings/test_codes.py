@@ -303,7 +303,7 @@ def test_an_unusual_silence(world: World, silent: str, unusual: bool) -> None:
 
 
 def test_little_is_known_of_a_new_feed(world: World) -> None:
-    """What came within a day says nothing of the nights."""
+    """A history of less than a day does not show the nights: no finding."""
     world.sql(
         f"INSERT INTO feed_activity SELECT {world.lab}, now() - n * interval '10 minutes' "
         "FROM generate_series(60, 100) n"

@@ -27,7 +27,7 @@ def listeners(site: Site) -> dict[str, dict[str, Any]]:
 
 
 def checked(site: Site) -> dict[str, list[str]]:
-    """What `check` says of listeners."""
+    """The check of listeners in `check`."""
     done = CliRunner().invoke(main, ["check", "--json"], env=site.environment)
     found: dict[str, list[str]] = {}
     for each in json.loads(done.stdout):
@@ -50,7 +50,7 @@ def test_where_a_receiver_listens(site: Site, server: Server) -> None:
 
 
 def test_a_receiver_that_is_stopped(site: Site, server: Server, found: Findings, tmp_path: Path) -> None:
-    """Stopped in order while another serves, it is a warning that says since when; one that is killed is an error."""
+    """A receiver stopped in order while another serves is a warning with the time; a killed one is an error."""
     until(lambda: "no_receiver" not in found(None))
     with serving(tmp_path, site.environment) as second:
         address = f"127.0.0.1:{second.port}"
@@ -91,7 +91,7 @@ def test_an_admin_listener_that_is_stopped(site: Site, found: Findings, tmp_path
 
 
 def test_a_feed_that_is_silent(site: Site, server: Server, found: Findings) -> None:
-    """It is silent for longer than `destination set --expect-every` says, until a message comes."""
+    """A feed silent for longer than `destination set --expect-every` is a finding, until a message arrives."""
     site.add("quiet")
     until(lambda: server.ask(sent(site, to="quiet")).status == 200)
     run = CliRunner()

@@ -1,4 +1,4 @@
-"""What is wrong with handlers is told alike by `status`, `check` and `handlers list`: from one query."""
+"""Problems of handlers: the same findings in `status`, `check` and `handlers list`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def world(
 
 
 def said(*command: str) -> Any:
-    """What a command says with --json."""
+    """The output of a command with --json."""
     return json.loads(CliRunner().invoke(main, [*command, "--json"]).stdout)
 
 
@@ -49,8 +49,8 @@ def said(*command: str) -> Any:
         (
             {"kind": "plugin_not_loaded", "detail": "module x cannot be imported: ImportError (x:3)"},
             (
-                "register could not be loaded on host: module x cannot be imported: ImportError (x:3). It is treated as "
-                "not installed."
+                "register could not be loaded on host: module x cannot be imported: ImportError (x:3). It is treated "
+                "as not installed."
             ),
         ),
         (
@@ -113,7 +113,7 @@ def test_from_the_second_failure_on(world: World) -> None:
 
 
 def test_put_off_for_long(world: World) -> None:
-    """A handler that has said RetryLater for more than five minutes is a finding, though nothing has failed."""
+    """A handler that has raised RetryLater for more than five minutes is a finding, though no attempt has failed."""
     world.delivery(attempts=0, error_class="RetryLater", deferred_since="2026-01-01T00:00:00Z")
     assert world.found()["handler_failing"].text == (
         "lab: register asks to be retried later on 1 pending delivery (RetryLater)."
@@ -121,7 +121,7 @@ def test_put_off_for_long(world: World) -> None:
 
 
 def test_what_is_over(world: World) -> None:
-    """A process's report replaces its last one, and one that has fallen silent is no longer believed."""
+    """A process's report replaces its last one, and the report of a silent process no longer counts."""
     world.problem("plugin_not_loaded", detail="x")
     world.problem("handler_not_started", detail="y")
     assert "plugin_not_loaded" not in world.found()

@@ -22,7 +22,7 @@ def refuse(server: Server, requests: list[bytes], status: int) -> None:
 
 
 def test_a_wrong_token(site: Site, server: Server, found: Findings) -> None:
-    """Three messages are accepted, then 21 come with a wrong token: `status` says so until two are accepted again."""
+    """After three accepted messages 21 have a wrong token: `status` shows it until two are accepted again."""
     for _ in range(3):
         assert server.ask(sent(site)).status == 200
     until(lambda: site.rows("SELECT FROM audit_events WHERE action = 'message.receive'"))
