@@ -1,7 +1,7 @@
 # Sourced by tests/run and tests/acceptance/run, in bash, from the root of the tree.
 
 # Tests that start no process: what they find cannot depend on what runs at the same time.
-pure_tests=(tests/protocol tests/transparency tests/handlers tests/test_pipeline.py tests/test_imports.py
+pure_tests=(tests/protocol tests/transparency tests/handlers tests/test_pipeline*.py tests/test_imports.py
     tests/test_words.py tests/test_settings.py tests/test_errors.py tests/test_retry_policy.py)
 
 # The tests that failed among others and passed alone, one a line with the date. .ci/run prints it.
