@@ -14,13 +14,13 @@ from tests.support.verdicts import FIRST, MAIN, SECOND, TOKEN, UUID, Headers, ac
 
 
 class TestDestination:
-    """Which destination, and whether it is open."""
+    """Unknown and disabled destinations, and whose credentials count."""
 
     @pytest.mark.parametrize(
         ("method", "headers", "body"), [("POST", TOKEN, BODY), ("POST", {}, handshake()), ("GET", TOKEN, b"")]
     )
     def test_unknown_or_disabled(self, method: Any, headers: Headers, body: bytes) -> None:
-        """A destination that is not there, or closed, is refused like a wrong token, by its head."""
+        """An unknown or disabled destination is refused like a wrong token, before the body is read."""
         closed = registry(destination(token(), enabled=False))
         for known, name, reason in ((closed, "main", "destination_disabled"), (closed, "other", "destination_unknown")):
             request = inbound(body, headers, method=method, name=name)
@@ -29,7 +29,7 @@ class TestDestination:
             assert (refused.reason, refused.status, refused.body) == (reason, 401, None)
 
     def test_credentials_are_its_own(self) -> None:
-        """One destination's token is another's wrong one."""
+        """The token of one destination is wrong at another."""
         known = registry(MAIN, destination(token("second", id=2), name="other"))
         assert isinstance(check_head(head(TOKEN), known, NOW), HeadAccepted)
         refused = check_head(head(TOKEN, name="other"), known, NOW)
@@ -38,10 +38,10 @@ class TestDestination:
 
 
 class TestTransfer:
-    """What is refused for how it arrives."""
+    """Refusals of bodies that do not arrive."""
 
-    def test_a_body_that_nothing_vouches_for(self) -> None:
-        """More than a handshake's bytes, with nothing in the head that could suffice: 401, with no look inside."""
+    def test_a_body_without_a_credential(self) -> None:
+        """A body larger than a handshake, without a sufficient credential in the head, is a 401 and is not parsed."""
         for at, headers in ((MAIN, {}), (destination(token(), signing(), require=("hmac+token",)), TOKEN)):
             refused = receive(inbound(handshake() + b" " * UNPROVED_BODY, headers), at)
             assert described(refused) == "refused 401 credential_missing"
@@ -50,7 +50,7 @@ class TestTransfer:
             assert refused.body is None
 
     def test_a_bad_transfer(self) -> None:
-        """What did not arrive whole keeps its own reason and status."""
+        """A body that did not arrive whole keeps its reason and status."""
         refused = accepted({}, MAIN).not_received(BadTransfer("body_too_large", status_hint=413))
         assert (described(refused), refused.destination) == ("refused 413 body_too_large", MAIN)
         assert accepted(TOKEN, MAIN).not_received(BadTransfer("body_incomplete")).status == 400
@@ -80,17 +80,17 @@ class TestToken:
     @pytest.mark.parametrize(("headers", "reason"), BAD_TOKENS.values(), ids=BAD_TOKENS)
     @pytest.mark.parametrize("body", [BODY, b"", b"{}", BODY + b" " * UNPROVED_BODY])
     def test_bad(self, headers: Headers, reason: str, body: bytes) -> None:
-        """Every cause is a 401 with its reason for the audit, whatever the body."""
+        """Every wrong token is a 401 with its reason, whatever the body."""
         assert described(receive(inbound(body, headers))) == f"refused 401 {reason}"
 
     def test_in_the_query_of_a_post(self) -> None:
-        """A token in the query string counts for a GET handshake alone."""
+        """A token in the query string counts only for a handshake by GET."""
         for body in (BODY, handshake(given_token=None)):
             request = inbound(body, query=f"verification-token={FIRST}&challenge={UUID}")
             assert described(receive(request)) == "refused 401 credential_missing"
 
     def test_while_one_rotates(self) -> None:
-        """The previous token is accepted until it ends, and the verdict names which one it was."""
+        """The previous token is accepted until it ends, and the verdict names the one used."""
         at = destination(token("first", id=1, expires_at=NOW + timedelta(hours=1)), token("second", id=2))
         for given_token, credential in ((FIRST, 1), (SECOND, 2)):
             admitted = receive(inbound(headers={"verification-token": given_token}), at)
@@ -101,7 +101,7 @@ class TestToken:
         ("credential", "reason"), [(token(revoked=True), "token_revoked"), (token(expires_at=NOW), "token_expired")]
     )
     def test_revoked_or_expired(self, credential: Any, reason: str) -> None:
-        """A token that has ended opens neither for a message nor for a handshake in either form."""
+        """An expired token is accepted neither for a message nor for a handshake."""
         at = destination(credential, token("second", id=2))
         for request in (
             inbound(headers=TOKEN),
@@ -112,15 +112,15 @@ class TestToken:
             assert described(receive(request, at)) == f"refused 401 {reason}"
 
     def test_beside_a_jwt(self) -> None:
-        """A linked auth credential takes `Authorization`; the token in its own header suffices beside it."""
+        """A token in its own header suffices though `Authorization` holds something else."""
         assert described(receive(inbound(headers={**TOKEN, "authorization": "Bearer a.b.c"}))) == "admitted"
         assert (
             described(receive(inbound(headers={"authorization": "Bearer a.b.c"}))) == "refused 401 credential_missing"
         )
 
 
-def test_what_vouches_for_a_body_before_it_is_read() -> None:
-    """A token does; nothing does in a handshake by GET, which has no body."""
+def test_what_authenticates_a_body_before_it_is_read() -> None:
+    """A token authenticates the body. A handshake by GET has none."""
     assert accepted(TOKEN, MAIN).authenticated is True
     asked = check_head(head(TOKEN, method="GET"), registry(MAIN), NOW)
     assert isinstance(asked, HeadAccepted)
@@ -128,7 +128,7 @@ def test_what_vouches_for_a_body_before_it_is_read() -> None:
 
 
 class TestSource:
-    """After verification: whether the source may in."""
+    """After verification: whether the source is allowed."""
 
     @pytest.mark.parametrize(
         ("claimed", "normal", "reason"),
@@ -143,7 +143,7 @@ class TestSource:
         ],
     )
     def test_refused(self, claimed: bytes, normal: str | None, reason: str) -> None:
-        """403 with the proof and the id that was claimed, raw: whoever keeps it looks at its shape first."""
+        """A 403 has the proof and the claimed id as it was sent."""
         body = BODY.replace(b'{"ID":"%b"}' % SOURCE.encode(), claimed)
         refused = receive(inbound(body, TOKEN))
         assert isinstance(refused, Refused)
@@ -163,7 +163,7 @@ class TestSource:
         ],
     )
     def test_policies(self, policies: dict[str, Any], expected: str) -> None:
-        """What the destination says about sources is what happens; what is kept back has been read all the same."""
+        """The destination's policy for sources applies. A quarantined message is parsed all the same."""
         verdict = receive(inbound(headers=TOKEN), destination(token(), **policies))
         assert described(verdict) == expected
         assert isinstance(verdict, Refused | Admitted)
@@ -174,42 +174,42 @@ class TestSource:
         [("accept", "admitted"), ("quarantine", "quarantined test_message"), ("reject", "refused 403 test_rejected")],
     )
     def test_tests(self, policy: str, expected: str) -> None:
-        """Messages that are tests go as the destination says."""
+        """The destination's policy for test messages applies."""
         body = BODY.replace(b'"Source"', b'"Test":true,"Source"')
         assert described(receive(inbound(body, TOKEN), destination(token(), test_messages=policy))) == expected
 
 
 class TestQuery:
-    """Somebody waits for the answer."""
+    """Queries: the sender waits for the answer."""
 
     body = BODY.replace(b"PatientAdmin", b"PatientSearch").replace(b"Arrival", b"Query")
 
     def test_a_replay(self) -> None:
-        """A signed query that was seen before is refused; its body is only told by its digest."""
+        """A repeated signed query is refused; its body is only for its digest."""
         admitted = receive(inbound(self.body, TOKEN))
         assert isinstance(admitted, Admitted)
         refused = replayed(admitted)
         assert (refused.reason, refused.status, refused.body) == ("signature_replayed", 401, self.body)
 
     def test_admitted(self) -> None:
-        """An admitted query says so, and nothing else does."""
+        """An admitted query has its kind as `query`; other messages do not."""
         verdicts = [receive(inbound(body, TOKEN)) for body in (self.body, BODY)]
         assert [verdict.query for verdict in verdicts if isinstance(verdict, Admitted)] == ["PatientSearch.Query", None]
 
     def test_refused(self) -> None:
-        """A query of an unknown source is refused whatever the policy, and its asker can be told."""
+        """A query from an unknown source is refused with any policy, and keeps its kind for the reply."""
         refused = receive(inbound(self.body, TOKEN), destination(token(), sources={}, on_unknown_source="quarantine"))
         assert isinstance(refused, Refused)
         assert (refused.status, refused.query) == (403, "PatientSearch.Query")
 
     def test_unreadable(self) -> None:
-        """A query that cannot be read for its duplicate keys is kept, and its asker can be told."""
+        """A query with duplicate keys is quarantined, and keeps its kind for the reply."""
         verdict = receive(inbound(self.body[:-1] + b',"x":1,"x":2}', TOKEN))
         assert isinstance(verdict, Admitted)
         assert (verdict.quarantine, verdict.query) == ("top_duplicate_key", "PatientSearch.Query")
 
     def test_unproved(self) -> None:
-        """Who is not proved to be Redox is told nothing in Redox's shape."""
+        """A query that is not authentic does not get a reply in Redox's form."""
         refused = receive(inbound(self.body))
         assert isinstance(refused, Refused)
         assert refused.query is None

@@ -86,12 +86,12 @@ _DESTINATIONS = st.sampled_from(
 
 
 class TestAnything:
-    """Whatever comes there is one verdict, and no exception."""
+    """Every request gets one verdict, and no exception."""
 
     @given(_BODIES)
     @settings(max_examples=400)
     def test_any_body_with_the_right_token(self, body: bytes) -> None:
-        """With the right token any bytes are admitted, or are a handshake, where every source may in."""
+        """With the right token and any source allowed, any bytes are admitted, or are a handshake."""
         verdict = receive(inbound(body, TOKEN), destination(token(), sources_policy="any"))
         assert isinstance(verdict, Admitted | Challenged)
         if isinstance(verdict, Admitted):
@@ -123,7 +123,7 @@ class TestAnything:
 
 
 class TestNothingLeaks:
-    """Bodies, tokens and header values stand where they must, and nowhere else."""
+    """Bodies, tokens and header values are in no repr and no error text."""
 
     canary = "CANARY-of-a-patient"
     everywhere = BODY.replace("é".encode(), canary.encode()).replace(b'"Source"', b'"FacilityCode":null,"Source"')
@@ -167,7 +167,7 @@ class TestNothingLeaks:
         ],
     )
     def test_a_refusal_carries_the_body_in_one_place(self, body: bytes, headers: Headers) -> None:
-        """Of a refused body nothing is anywhere but in `body`, whose length and digest are all that is to be kept."""
+        """A refused body is only in the field `body`, for its length and digest."""
         refused = receive(inbound(body, headers))
         assert isinstance(refused, Refused)
         assert refused.body is (None if "verification-token" in headers and headers != TOKEN else body)
@@ -175,7 +175,7 @@ class TestNothingLeaks:
 
     @pytest.mark.parametrize("body", [everywhere[:-1], b"\xff" + everywhere, everywhere.replace(b"{", b'{"a":NaN,', 1)])
     def test_no_error_quotes_them(self, body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The refusals and what they were raised from say where and what, not which text."""
+        """Refusals and their causes do not quote the body."""
         raised: list[BaseException] = []
         plain = Refusal.__init__
 

@@ -16,12 +16,12 @@ from tests.support.verdicts import META, TOKEN, described, receive
 
 
 def message(members: bytes) -> bytes:
-    """A message with these members beside its Meta."""
+    """A message with these members in addition to Meta."""
     return b"{%b,%b}" % (META, members)
 
 
 def nested(levels: int, opening: bytes = b"[", closing: bytes = b"]") -> bytes:
-    """A message of that depth."""
+    """A message of this depth."""
     return message(b'"x":' + opening * levels + b"0" + closing * levels)
 
 
@@ -94,7 +94,7 @@ class TestBody:
 
     @pytest.mark.parametrize(("body", "reason"), UNREADABLE.values(), ids=UNREADABLE)
     def test_unreadable(self, body: bytes, reason: str) -> None:
-        """Authentic but unreadable: admitted to quarantine with its reason and its exact bytes."""
+        """An authentic body that cannot be parsed is quarantined with its reason and its exact bytes."""
         request = inbound(body, TOKEN)
         verdict = receive(request)
         assert isinstance(verdict, Admitted)
@@ -103,7 +103,7 @@ class TestBody:
 
     @pytest.mark.parametrize("body", READABLE.values(), ids=READABLE)
     def test_readable(self, body: bytes) -> None:
-        """Odd, but a message like any other: admitted with its exact bytes."""
+        """An unusual message is admitted with its exact bytes."""
         verdict = receive(inbound(body, TOKEN))
         assert isinstance(verdict, Admitted)
         assert verdict.quarantine is None
@@ -111,7 +111,7 @@ class TestBody:
         assert verdict.message.raw is body
 
     def test_ten_thousand_kinds(self) -> None:
-        """10,000 event types are 10,000 kinds, each a short name that a label could hold."""
+        """10,000 event types are 10,000 kinds, each a short name."""
         kinds = set()
         for n in range(10_000):
             verdict = receive(inbound(BODY.replace(b"Arrival", b"Arrival%d" % n), TOKEN))
@@ -186,12 +186,12 @@ class TestBody:
         assert peak < bound * len(body)
 
     def test_a_million_keys_at_the_top(self) -> None:
-        """So are a million keys of the outermost object, each of which is looked at."""
+        """A million keys of the outermost object are admitted too, though each is checked."""
         body = message(b",".join(b'"k%d":%d' % (n, n) for n in range(1_000_000)))
         assert described(receive(inbound(body, TOKEN))) == "admitted"
 
     def test_in_a_thread_of_a_small_stack(self) -> None:
-        """Depth needs no stack: in a thread of 256 KB every body gets the verdict that it gets in the main thread."""
+        """Depth takes no stack: in a thread with 256 KB each body gets the same verdict as in the main thread."""
         verdicts: list[str] = []
         bodies = [
             nested(100_000),

@@ -26,7 +26,7 @@ BAD_CHALLENGES: dict[str, object] = {
 
 
 class TestHandshake:
-    """Bad inputs: the handshake. Good ones too."""
+    """Handshakes, valid and not."""
 
     @pytest.mark.parametrize(
         "request_",
@@ -44,13 +44,13 @@ class TestHandshake:
     )
     @pytest.mark.parametrize("require", [("token",), ("hmac",), ("hmac+token",), ("hmac", "token"), ()])
     def test_right(self, request_: Inbound, require: tuple[str, ...]) -> None:
-        """With the right token the challenge is echoed, wherever both stand, and whatever else messages require."""
+        """With the right token the challenge is echoed, wherever both are, and whatever messages require."""
         at = destination(token(id=5), signing(), require=require)
         challenged = receive(request_, at)
         assert challenged == Challenged(challenge=UUID, head=request_.head, destination=at, credential=5)
 
     def test_replayed(self) -> None:
-        """The same handshake again gets the same answer: it changes nothing that a second one could double."""
+        """The same handshake again gets the same reply."""
         assert receive(inbound(handshake())) == receive(inbound(handshake()))
 
     @pytest.mark.parametrize(
@@ -96,11 +96,11 @@ class TestHandshake:
         ],
     )
     def test_wrong(self, request_: Inbound, reason: str) -> None:
-        """Without the right token, or beside a wrong one, nothing is echoed: 401."""
+        """Without the right token, or with a wrong one in addition, nothing is echoed: 401."""
         assert described(receive(request_)) == f"refused 401 {reason}"
 
     def test_without_a_token_of_the_destination(self) -> None:
-        """Where no token is registered no handshake succeeds, also by another kind's credential."""
+        """Without a registered token no handshake succeeds, not even with another credential."""
         at = destination(signing(), require=("hmac",))
         assert described(receive(inbound(handshake()), at)) == "refused 401 token_wrong"
         # openssl dgst -sha256 -hmac "$SECRET" -binary handshake | base64, the first secret.
@@ -109,7 +109,7 @@ class TestHandshake:
 
     @pytest.mark.parametrize("challenge", BAD_CHALLENGES.values(), ids=BAD_CHALLENGES)
     def test_bad_challenges(self, challenge: object) -> None:
-        """Nothing but a harmless text is echoed: 400, or 401 where there is no token."""
+        """A challenge that is unsafe to echo is a 400, or a 401 without a token."""
         assert described(receive(inbound(handshake(challenge)))) == HARMLESS
         assert described(receive(inbound(handshake(challenge, None)))) == "refused 401 credential_missing"
 
@@ -126,11 +126,11 @@ class TestHandshake:
         ],
     )
     def test_bad_challenges_by_get(self, query: str) -> None:
-        """The same in a query string, with the right token in the header."""
+        """The same for a query string, with the right token in the header."""
         assert described(receive(inbound(b"", TOKEN, method="GET", query=query))) == HARMLESS
 
     def test_a_megabyte(self) -> None:
-        """A challenge of 1 MB without a token in the head is not read; with one it is no handshake, and kept."""
+        """A challenge of 1 MB without a token in the head is not read; with one it is quarantined as a message."""
         body = handshake("a" * 1_000_000)
         assert described(receive(inbound(body))) == "refused 401 credential_missing"
         assert described(receive(inbound(body, TOKEN))) == "quarantined no_meta"
@@ -144,18 +144,18 @@ class TestHandshake:
         for given_token in (None, FIRST, SECOND):
             assert described(receive(inbound(handshake(challenge, given_token), TOKEN))) == "quarantined no_meta"
 
-    def test_beside_a_wrong_token_nothing_is_echoed(self) -> None:
-        """Right in the head, wrong in the body: authentic, so kept, but the challenge is not answered."""
+    def test_with_a_wrong_token_in_the_body_nothing_is_echoed(self) -> None:
+        """Right in the head, wrong in the body: authentic, so quarantined, but the challenge is not echoed."""
         assert described(receive(inbound(handshake(given_token=SECOND), TOKEN))) == "quarantined no_meta"
 
     def test_what_does_not_suffice_is_not_kept(self) -> None:
-        """Where messages require more than a token, a bad handshake with the right one is refused, not kept."""
+        """If messages require more than a token, a bad handshake with the right token is refused."""
         at = destination(token(), signing(), require=("hmac+token",))
         assert described(receive(inbound(handshake("a b"), TOKEN), at)) == HARMLESS
         assert described(receive(inbound(handshake("a b", SECOND), TOKEN), at)) == "refused 401 token_wrong"
 
     def test_a_message_with_a_challenge_is_a_message(self) -> None:
-        """A member of that name makes no handshake of a message."""
+        """A message with a member `challenge` is a message."""
         for body in (b'{"challenge":"%b",%b}' % (UUID.encode(), META), b'{"x":{"challenge":"a"},%b}' % META):
             assert described(receive(inbound(body, TOKEN))) == "admitted"
 

@@ -33,7 +33,7 @@ class TestSignature:
 
     @pytest.mark.parametrize(("headers", "reason"), BAD_SIGNATURES.values(), ids=BAD_SIGNATURES)
     def test_bad(self, headers: Headers, reason: str) -> None:
-        """401 with its reason, never an exception."""
+        """A wrong signature is a 401 with its reason, never an exception."""
         assert described(receive(inbound(headers=headers), self.at)) == f"refused 401 {reason}"
 
     @pytest.mark.parametrize(
@@ -48,12 +48,12 @@ class TestSignature:
         ],
     )
     def test_another_body(self, body: bytes) -> None:
-        """One byte changed, the keys reordered, no body at all: 401."""
+        """A changed byte, reordered keys or a missing body are a 401."""
         assert described(receive(inbound(body, SIGNED), self.at)) == "refused 401 signature_wrong"
 
     @pytest.mark.parametrize("stamp", ["1767225000", "1767226000", "NaN", "-1", "1" * 30, ""])
     def test_time_stamps(self, stamp: str) -> None:
-        """Stale, in the future, no number, far too long: 401."""
+        """A time stamp that is stale, in the future, not a number or too long is a 401."""
         at = destination(
             HmacCredential(id=1, secret=SECRETS["first"].encode(), timestamp_header="x-time"), require=("hmac",)
         )
@@ -62,19 +62,19 @@ class TestSignature:
         assert described(receive(inbound(headers={**headers, "x-time": stamp}), at)) == "refused 401 signature_stale"
 
     def test_three_signatures(self) -> None:
-        """Three signatures, the last one right: admitted."""
+        """With three signatures, of which the last is right, the message is admitted."""
         headers = {"redox-signature": f"{_WRONG},{_WRONG},{SIGNATURES['first']}"}
         assert described(receive(inbound(headers=headers), self.at)) == "admitted"
 
     def test_an_exact_replay(self) -> None:
-        """The very same request again is the same message: one key, so that it is recorded once."""
+        """The same request again is the same message: it has the same key."""
         once, again = (receive(inbound(headers=SIGNED), self.at) for _ in range(2))
         assert isinstance(once, Admitted)
         assert once == again
         assert once.message is not None
 
     def test_both(self) -> None:
-        """Where both are required and both are right, the verdict names both credentials."""
+        """If both are required and right, the verdict names both credentials."""
         at = destination(signing(), token(id=2), require=("hmac+token",))
         assert accepted(TOKEN, at).whole is False
         assert accepted({**TOKEN, **SIGNED}, at).whole is True

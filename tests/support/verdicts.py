@@ -21,7 +21,7 @@ META = b'"Meta":{"DataModel":"PatientAdmin","EventType":"Arrival","Source":{"ID"
 
 
 def receive(request: Inbound, at: Destination = MAIN) -> Verdict:
-    """The verdict as an endpoint gets it: check the head, refuse a body that is too large without a credential, judge."""
+    """The verdict as an endpoint gets it: check the head, limit a body without a credential, judge."""
     accepted = check_head(request.head, registry(at), NOW)
     if isinstance(accepted, Refused):
         return accepted
