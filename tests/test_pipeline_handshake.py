@@ -137,7 +137,7 @@ class TestHandshake:
 
     @pytest.mark.parametrize("challenge", BAD_CHALLENGES.values(), ids=BAD_CHALLENGES)
     def test_a_message_that_looks_like_one(self, challenge: object) -> None:
-        """What its head proves and is no good handshake may be a message of unforeseen shape: kept, not refused.
+        """A body like a bad handshake whose head is authentic is quarantined: it may be a message of an unknown form.
 
         A refusal would pause the whole feed.
         """
