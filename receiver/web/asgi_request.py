@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import io
 import sys
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from datetime import datetime
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, Final, Protocol
 
 from receiver.errors import BadTransfer
@@ -43,20 +43,16 @@ class AsgiRequest:
         self._scope, self._receive = scope, receive
         self.method: Final[str] = scope["method"]
         self.path: Final = without_authority(scope["path"])
+        self._headers: dict[str, str] | None = None
         self._rest = b""
         self._more = True
 
-    @cached_property
+    @property
     def headers(self) -> dict[str, str]:
-        """The header fields, as `Head` describes them."""
-        given = self._scope["headers"]
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in given}
-        if len(headers) < len(given):
-            headers = {}
-            for raw, value in given:
-                name, text = raw.decode("latin-1"), value.decode("latin-1")
-                headers[name] = f"{headers[name]},{text}" if name in headers else text
-        return headers
+        """The header fields, as `Head` describes them. A cached_property would take a lock for each request."""
+        if self._headers is None:
+            self._headers = _decoded(self._scope["headers"])
+        return self._headers
 
     def head(self, destination: str, addresses: ClientAddresses, now: datetime) -> Head:
         """The head, with the values of the wire."""
@@ -107,7 +103,7 @@ class AsgiRequest:
                 environ[key] = text
         return environ
 
-    @cached_property
+    @property
     def length(self) -> int | None:
         """See `Transfer`."""
         announced = self.headers.get("content-length", "")
@@ -141,6 +137,16 @@ class AsgiRequest:
         connection = connection_of(self._scope)
         if connection is not None:
             connection.mark_authenticated()
+
+
+def _decoded(given: Collection[tuple[bytes, bytes]]) -> dict[str, str]:
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in given}
+    if len(headers) < len(given):  # a field was sent twice
+        headers = {}
+        for raw, value in given:
+            name, text = raw.decode("latin-1"), value.decode("latin-1")
+            headers[name] = f"{headers[name]},{text}" if name in headers else text
+    return headers
 
 
 def connection_of(scope: Scope) -> ServerConnection | None:
