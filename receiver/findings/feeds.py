@@ -9,6 +9,7 @@ from typing import Any, Final
 from receiver.findings.finding import Finding, command
 from receiver.findings.formatting import at, count, span
 from receiver.findings.view import View
+from receiver.protocol.tokens import DENIAL_REASONS
 from receiver.protocol.verification import reason_meanings
 from receiver.storage.operations import queries
 from receiver.storage.queue import maintenance
@@ -26,20 +27,9 @@ _NEW_TOKEN: Final = ("credential", "add", "{0}", "--kind", "token")
 _REFUSED: Final = ("audit", "list", "--action", "message.refuse", "--destination", "{0}", "--reason-code", "{1}")
 _CHECK: Final = ("check",)
 
-# The refusal reason → what it means, and the command to run. {0} is the destination's name, {1} the reason.
+# A reason that does not concern a credential → its meaning, and the command that fixes it. {0} is the
+# destination's name, {1} the reason.
 _REASONS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
-    "token_wrong": ("the verification token is not one of this destination's: enter a new one in Redox", _NEW_TOKEN),
-    "token_expired": ("the verification token has expired: enter a new one in Redox", _NEW_TOKEN),
-    "token_revoked": ("the verification token was revoked: enter a new one in Redox", _NEW_TOKEN),
-    "credential_missing": (
-        "no credential was presented: compare what Redox is set to send with what is required",
-        ("destination", "show", "{0}"),
-    ),
-    "credential_insufficient": (
-        "the credentials are not sufficient: compare them with what the destination requires",
-        ("destination", "show", "{0}"),
-    ),
-    "bearer_differs": ("the request has two different tokens", ("destination", "show", "{0}")),
     "source_unknown": ("the source is not registered", _REFUSED_SOURCES),
     "source_missing": ("the message names no source", _REFUSED_SOURCES),
     "source_disabled": ("the source is disabled", _REFUSED_SOURCES),
@@ -59,26 +49,32 @@ _REASONS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
         ("deliveries", "list", "--state", "pending", "--destination", "{0}"),
     ),
 }
-_EXPIRED: Final = ("the credential has expired: add another and set it in Redox", ("credential", "list", "{0}"))
-_CREDENTIAL: Final = ("the presented credential does not verify", ("credential", "list", "{0}"))
-_UNAVAILABLE: Final = ("the receiver could not process it", _CHECK)
-_OTHER: Final = ("the audit log lists each of them", _REFUSED)
+_LIST_CREDENTIALS: Final = ("credential", "list", "{0}")
+_SHOW_DESTINATION: Final = ("destination", "show", "{0}")
+# A reason of a refused credential → the command that fixes it; any other: _LIST_CREDENTIALS.
+_CREDENTIAL_FIXES: Final[Mapping[str, tuple[str, ...]]] = {
+    "token_wrong": _NEW_TOKEN,
+    "token_expired": _NEW_TOKEN,
+    "token_revoked": _NEW_TOKEN,
+    "credential_missing": _SHOW_DESTINATION,
+    "credential_insufficient": _SHOW_DESTINATION,
+    "bearer_differs": _SHOW_DESTINATION,
+}
 
 
 def _explain(reason: str, status: int | None, destination: str) -> tuple[str, str]:
     """Return what a reason means, and the command that fixes it."""
-    found = _REASONS.get(reason)
-    if found is None and status != 503 and not reason.endswith("_credential_expired") and reason in reason_meanings():
-        found = reason_meanings()[reason], _CREDENTIAL[1]
-    meaning, words = found or (
-        _UNAVAILABLE
-        if status == 503
-        else _EXPIRED
-        if reason.endswith("_credential_expired")
-        else _CREDENTIAL
-        if status == 401
-        else _OTHER
-    )
+    credentials = reason_meanings() | DENIAL_REASONS
+    if reason in _REASONS:
+        meaning, words = _REASONS[reason]
+    elif status == 503:
+        meaning, words = "the receiver could not process it", _CHECK
+    elif reason in credentials:
+        meaning, words = credentials[reason], _CREDENTIAL_FIXES.get(reason, _LIST_CREDENTIALS)
+    elif status == 401:
+        meaning, words = "the presented credential does not verify", _LIST_CREDENTIALS
+    else:
+        meaning, words = "the audit log lists each of them", _REFUSED
     return meaning, command(*(word.format(destination, reason) for word in words))
 
 

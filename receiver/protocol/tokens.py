@@ -35,6 +35,28 @@ MAX_REQUEST: Final = 16 * 1024
 ASSERTION_TYPE: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _MAX_PARAMETERS: Final = 50
 
+# Every reason with which the token endpoint denies a token, and its meaning for an operator. An assertion may also be
+# denied with a reason of `public_keys.TOKEN_REASONS`.
+DENIAL_REASONS: Final[Mapping[str, str]] = {
+    "token_secret_wrong": "the client id or the client secret is wrong",
+    "token_credential_expired": "the client's credential has expired or was revoked: add another and set it in Redox",
+    "token_client_unproved": "the request has neither a client secret nor a client assertion of a registered client",
+    "token_client_unknown": "the destination has no client of kind smart",
+    "token_client_differs": "the assertion's subject, or the client id, is not the credential's client id",
+    "token_assertion_type_wrong": "client_assertion_type is not jwt-bearer",
+    "token_jti_missing": "the assertion has no jti",
+    "token_assertion_replayed": "the assertion was used before",
+    "token_basic_malformed": "the Basic authorization is malformed",
+    "token_two_methods": "the request has more than one authentication method",
+    "token_grant_type_wrong": "the grant_type is not the credential's (--grant-type)",
+    "token_audience_wrong": "the requested audience is not the credential's (--audience)",
+    "token_scope_wrong": "a requested scope is not one of the credential's (--scope)",
+    "token_media_type_wrong": "the request is neither a form nor JSON",
+    "token_parameter_twice": "a parameter comes twice",
+    "token_request_malformed": "the form or JSON is malformed",
+    "token_request_too_large": "the request is too large",
+}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Granted:

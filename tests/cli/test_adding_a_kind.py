@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from receiver.findings import feeds
+from receiver.protocol.tokens import DENIAL_REASONS
 from receiver.protocol.verification import KINDS, reason_meanings
 from receiver.protocol.verification.kind import SecretStorage
 from receiver.simulator.client_auth_file import FILES
@@ -150,14 +151,15 @@ def test_each_kind_is_documented_and_simulated() -> None:
         assert (kind.secret is SecretStorage.DIGESTED) == bool(kind.digest_label), name
     assert {"token", *FILES} == set(KINDS)
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", AUTHENTICATION, re.MULTILINE))
-    assert rows == reason_meanings()
+    assert rows == reason_meanings() | DENIAL_REASONS
 
 
 def test_a_finding_explains_a_reason() -> None:
-    """`status` explains a refusal with the text of the kind."""
-    meaning, fix = feeds._explain("sigv4_host_wrong", 401, "clinic")
-    assert meaning == reason_meanings()["sigv4_host_wrong"]
-    assert "credential list clinic" in fix
+    """`status` explains a refusal with the text of the kind, or of the token endpoint."""
+    for reason, text in (reason_meanings() | DENIAL_REASONS).items():
+        meaning, fix = feeds._explain(reason, 401, "clinic")
+        assert meaning == text
+        assert "clinic" in fix
 
 
 def test_digests_of_two_kinds_differ() -> None:

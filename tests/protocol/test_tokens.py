@@ -18,8 +18,9 @@ from receiver.errors import ConfigurationError, Unavailable
 from receiver.protocol.jose import Rules, VerifyingKey, read_keys
 from receiver.protocol.message import Head, Inbound
 from receiver.protocol.registry import Destination
-from receiver.protocol.tokens import ASSERTION_TYPE, MAX_REQUEST, Denied, Granted, decide
+from receiver.protocol.tokens import ASSERTION_TYPE, DENIAL_REASONS, MAX_REQUEST, Denied, Granted, decide
 from receiver.protocol.verification.oauth import Client, OAuthCredential
+from receiver.protocol.verification.public_keys import TOKEN_REASONS
 from receiver.protocol.verification.smart import ASSERTION_ALGORITHMS, SmartCredential
 from tests.protocol.made_up import NOW, destination, signing
 from tests.protocol.verification.cases import verify
@@ -120,6 +121,7 @@ def _denied(*arguments: Any, **values: Any) -> tuple[str, str]:
     assert isinstance(answer, Denied)
     assert answer.status == (401 if answer.error == "invalid_client" else 400)
     assert answer.guess == (answer.error == "invalid_client")
+    assert answer.reason in {*DENIAL_REASONS, *TOKEN_REASONS}
     return answer.error, answer.reason
 
 

@@ -41,8 +41,8 @@ KINDS: Final[dict[str, CredentialKind[Any, Any]]] = {
 
 # The reasons of refusals that do not belong to one kind.
 _REASONS: Final[Mapping[str, str]] = {
-    "credential_missing": "no credential was presented",
-    "credential_insufficient": "the presented credentials are right, but the destination requires more",
+    "credential_missing": "no credential was presented: compare what Redox is set to send with what is required",
+    "credential_insufficient": "the credentials are not sufficient: compare them with what the destination requires",
 }
 
 

@@ -114,7 +114,7 @@ class HmacKind(BodyKind[HmacSettings, HmacCredential]):
         "signature_wrong": "the webhook signature does not verify: compare the secret and the signed bytes",
         "signature_malformed": "the webhook signature does not have the credential's hash, encoding or prefix",
         "signature_stale": "the timestamp of the webhook signature is missing or too old: compare the clocks",
-        "signature_credential_expired": "the webhook signing secret has expired or was revoked",
+        "signature_credential_expired": "the webhook signing secret has expired or was revoked: add the current one",
     }
 
     def normalize(self, settings: HmacSettings) -> HmacSettings:

@@ -96,7 +96,7 @@ class IssuedTokenKind(HeadKind[_Settings, _Issued]):
 
     reasons: ClassVar[Mapping[str, str]] = TOKEN_REASONS | {
         "jwt_credential_missing": "the destination has no credential of the token's kind",
-        "jwt_credential_expired": "the credential of the token's kind has expired or was revoked",
+        "jwt_credential_expired": "the credential of the token's kind has expired or was revoked: add another",
         "jwt_subject_wrong": "the token's subject is not the credential's",
     }
 

@@ -138,7 +138,7 @@ class MtlsKind(HeadKind[MtlsSettings, MtlsCredential]):
         "mtls_malformed": "the proxy's report is not one certificate",
         "mtls_certificate_expired": "the certificate has expired, or is not valid yet",
         "mtls_pin_differs": "the certificate does not match the credential's pins",
-        "mtls_credential_expired": "the credential has expired or was revoked",
+        "mtls_credential_expired": "the credential has expired or was revoked: add another",
     }
 
     def normalize(self, settings: MtlsSettings) -> MtlsSettings:

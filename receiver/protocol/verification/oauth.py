@@ -163,7 +163,7 @@ class AccessTokenKind(HeadKind[_ClientSettings, _AccessToken]):
     reasons: ClassVar[Mapping[str, str]] = TOKEN_REASONS | {
         "jwt_type_wrong": "the token names this receiver as its issuer, but is not an access token",
         "jwt_credential_missing": "the destination has no such client",
-        "jwt_credential_expired": "the client's credential has expired or was revoked",
+        "jwt_credential_expired": "the client's credential has expired or was revoked: add another",
     }
 
     def normalize(self, settings: _ClientSettings) -> _ClientSettings:

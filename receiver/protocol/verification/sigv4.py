@@ -99,7 +99,7 @@ class SigV4Kind(BodyKind[SigV4Settings, SigV4Credential]):
         "sigv4_host_unsigned": "Host is not among the signed headers",
         "sigv4_host_wrong": "the request was signed for a host that the credential does not accept (--host)",
         "sigv4_credential_missing": "no credential has that access key",
-        "sigv4_credential_expired": "the credential of that access key has expired or was revoked",
+        "sigv4_credential_expired": "the credential of that access key has expired or was revoked: add another",
         "sigv4_scope_wrong": "the signature is for another day, region or service",
         "sigv4_session_token_wrong": "the session token is not the credential's",
         "sigv4_payload_unsigned": "the body is not signed, which the credential requires (--unsigned-payload)",

@@ -55,9 +55,9 @@ class TokenKind(HeadKind[TokenSettings, TokenCredential]):
     digest_label = "verification token"
     generated_secret = "verification_token"  # noqa: S105 - a field's name
     reasons: ClassVar = {
-        "token_wrong": "the verification token is not one of this destination's",
-        "token_expired": "the verification token has expired",
-        "token_revoked": "the verification token was revoked",
+        "token_wrong": "the verification token is not one of this destination's: enter a new one in Redox",
+        "token_expired": "the verification token has expired: enter a new one in Redox",
+        "token_revoked": "the verification token was revoked: enter a new one in Redox",
         "bearer_differs": "the request has two different tokens",
     }
 
