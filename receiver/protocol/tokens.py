@@ -37,7 +37,7 @@ _MAX_PARAMETERS: Final = 50
 
 # Every reason with which the token endpoint denies a token, and its meaning for an operator. An assertion may also be
 # denied with a reason of `public_keys.TOKEN_REASONS`.
-DENIAL_REASONS: Final[Mapping[str, str]] = {
+DENIAL_REASONS: Final[dict[str, str]] = {
     "token_secret_wrong": "the client id or the client secret is wrong",
     "token_credential_expired": "the client's credential has expired or was revoked: add another and set it in Redox",
     "token_client_unproved": "the request has neither a client secret nor a client assertion of a registered client",
