@@ -297,7 +297,7 @@ def test_a_step_that_gets_no_lock_gives_up(
 
 
 def test_an_index_can_be_built_beside_the_feed(engine: Engine, later: Callable[..., None]) -> None:
-    """In no transaction, and still by one at a time; of a partitioned table part by part, again after an interruption."""
+    """Outside a transaction, one at a time. Of a partitioned table part by part, again after an interruption."""
     later("""from receiver.storage.queue.partitions import TABLES, build_index
     with op.get_context().autocommit_block():
         op.create_index("ix_later", "lanes", ["epoch"], postgresql_concurrently=True, if_not_exists=True)
@@ -314,7 +314,8 @@ def test_an_index_can_be_built_beside_the_feed(engine: Engine, later: Callable[.
             assert connection.scalar(text(f"SELECT indisvalid FROM pg_index WHERE indexrelid = '{index}'::regclass"))
         assert "ix_messages_later_default" in connection.scalar(
             text(
-                "SELECT string_agg(inhrelid::regclass::text, ' ') FROM pg_inherits WHERE inhparent = 'ix_messages_later'::regclass"
+                "SELECT string_agg(inhrelid::regclass::text, ' ') FROM pg_inherits "
+                "WHERE inhparent = 'ix_messages_later'::regclass"
             )
         )
         assert migrations.current(connection) == "later"

@@ -115,7 +115,7 @@ def token_requests(
 
 
 def build_assertion(key: OAuthKey, token_url: str, *, now: datetime, jti: str) -> str:
-    """Return the signed client assertion (Redox: OAuth API keys; RFC 7523 3): iss = sub = client id, aud = token URL."""
+    """Return the signed client assertion (Redox: OAuth API keys; RFC 7523). iss, sub: client id; aud: token URL."""
     issued = math.floor(now.timestamp())
     claims = {
         "iss": key.client_id,

@@ -59,7 +59,7 @@ class Inbound(Value, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Nonce:
-    """A value that may be used once. The caller stores `key`, 32 bytes, until that time, and refuses it if it is known."""
+    """A value that may be used once. The caller stores `key`, 32 bytes, until that time, and refuses a known one."""
 
     key: bytes = field(repr=False)
     until: datetime

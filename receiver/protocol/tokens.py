@@ -60,7 +60,7 @@ DENIAL_REASONS: Final[dict[str, str]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Granted:
-    """An access token and the other values of the answer. `once`: the nonce of an assertion, which must not be reused."""
+    """An access token and the other values of the answer. `once`: an assertion's nonce, which must not be reused."""
 
     credential: int
     kind: str
@@ -120,8 +120,8 @@ class _TokenRefused(Exception):
 def decide(inbound: Inbound, destination: Destination, now: datetime, *, jti: str) -> Granted | Denied:
     """Return the answer to a request for a token of `destination`. `jti`: a unique name for the token.
 
-    The reasons are `token_*`, and with an assertion also those of `jose.verify`. Raises Unavailable if the client's keys
-    are stale.
+    The reasons are `token_*`, and with an assertion also those of `jose.verify`. Raises Unavailable if the client's
+    keys are stale.
     """
     credential: OAuthCredential | SmartCredential | None = None
     try:

@@ -23,7 +23,7 @@ from receiver.simulator.signer import Signer
 
 
 class AuthenticatorFile(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The content of an authenticator's file. Values whose names end in _file are paths relative to the file's folder."""
+    """The content of an authenticator's file. Values whose names end in _file are paths relative to its folder."""
 
     def authenticator(self, values: dict[str, Any], files: Mapping[str, str], token_url: str) -> Authenticator:
         """Return the authenticator. `values`: everything but paths. `files`: NAME of NAME_file → the file's text."""

@@ -1,4 +1,4 @@
-"""The alert rules and the dashboard: every metric they name exists, every alert fires, every runbook section is there."""
+"""The alert rules and the dashboard: every metric and runbook section that they name exists, and every alert fires."""
 
 from __future__ import annotations
 

@@ -234,7 +234,7 @@ class TestReadKeys:
         ]
 
     def test_useless_keys_are_left_out(self) -> None:
-        """Encryption keys, shared secrets, private halves, unknown types, weak keys and invalid members are left out."""
+        """Encryption keys, shared secrets, private keys, unknown types, weak keys and invalid members are left out."""
         weak = rsa.generate_private_key(65537, 1024)
         others: list[Any] = [
             jwk(RSA_FIRST, use="enc"),

@@ -266,7 +266,7 @@ class TestKeys:
         assert read(_body({"Logs": [{"ID": "8"}]})).key not in keys
 
     def test_the_key_of_a_message_id(self) -> None:
-        """Without a log id, the legacy Message.ID is the key within its source, in any spelling, and does not expire."""
+        """Without a log id, the legacy Message.ID is the key within its source, in any spelling. It does not expire."""
         one, same, other, none = (
             read(_body({"Message": {"ID": 7}, **source}))
             for source in (
@@ -344,7 +344,7 @@ class TestFhir:
         assert message.test is False
 
     def test_the_key_of_the_ids(self) -> None:
-        """The ids of Bundle and MessageHeader are the key, which does not expire; `outside` differs with other bytes."""
+        """The ids of Bundle and MessageHeader are the key, and do not expire. `outside` differs with other bytes."""
 
         def message(bundle: str, header: str, more: str = "") -> ParsedMessage:
             return read(

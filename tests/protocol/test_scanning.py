@@ -145,7 +145,7 @@ class TestMembers:
         assert members(b' { "a" : [ 1 ] , "b" : {"a":2}\n}', where="top", wanted={"b", "c"}) == {"b": (23, 30)}
 
     def test_memory_does_not_grow_with_the_values(self) -> None:
-        """A million members below the outermost object, or a string or name of 15 MB, take a few times the body's size."""
+        """A million members below the outermost object, or a string of 15 MB, take a few times the body's size."""
         for body in (
             b'{"x":[' + b",".join(b'{"k%d":%d}' % (n, n % 10) for n in range(1_000_000)) + b"]}",
             b'{"x":"' + b"A" * 20_000_000 + b'"}',

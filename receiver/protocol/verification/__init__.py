@@ -111,7 +111,7 @@ def _claiming(head: Head, destination: Destination, now: datetime) -> list[Crede
 
 @lru_cache(256)
 def _considered(required: frozenset[str], held: frozenset[type[Credential]]) -> tuple[CredentialKind[Any, Any], ...]:
-    """Return the kinds that may claim something. A kind that is not required drops out with its last live credential."""
+    """Return the kinds that may claim something. A kind that is not required needs a live credential."""
     return tuple(kind for kind in KINDS.values() if kind.name in required or kind.credential in held)
 
 

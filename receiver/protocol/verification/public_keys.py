@@ -82,8 +82,8 @@ KEY_OPTIONS: Final = (
             name="max_stale",
             duration=True,
             metavar="TIME",
-            help="trust fetched keys for TIME (such as 72h or 7d) after the last successful fetch; after that, requests "
-            "get 503.  [default: 72h]",
+            help="trust fetched keys for TIME (such as 72h or 7d) after the last successful fetch; after that, "
+            "requests get 503.  [default: 72h]",
         )
     ),
     OptionUse(

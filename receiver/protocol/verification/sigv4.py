@@ -104,7 +104,9 @@ class SigV4Kind(BodyKind[SigV4Settings, SigV4Credential]):
         "sigv4_session_token_wrong": "the session token is not the credential's",
         "sigv4_payload_unsigned": "the body is not signed, which the credential requires (--unsigned-payload)",
         "sigv4_payload_differs": "the body is not the one that was signed",
-        "sigv4_signature_wrong": "the signature does not verify: compare the secret, and check whether a proxy changes requests",
+        "sigv4_signature_wrong": (
+            "the signature does not verify: compare the secret, and check whether a proxy changes requests"
+        ),
     }
 
     def normalize(self, settings: SigV4Settings) -> SigV4Settings:

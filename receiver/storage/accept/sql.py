@@ -227,10 +227,12 @@ UPDATE deliveries SET state = 'pending', attempts = 0, ready_at = NULL, deferred
 WHERE message_id = %(message_id)s AND received_at = %(received_at)s AND state = 'dead' RETURNING lane"""
 TAKE_UP: Final = """
 UPDATE messages SET state = %(state)s, quarantine_reason = NULL
-WHERE id = %(message_id)s AND received_at = %(received_at)s AND state IN ('unhandled', 'quarantined') AND kind IS NOT NULL"""
+WHERE id = %(message_id)s AND received_at = %(received_at)s AND state IN ('unhandled', 'quarantined')
+  AND kind IS NOT NULL"""
 ADD_DELIVERIES: Final = f"""
 INSERT INTO deliveries (message_id, received_at, destination_id, handler, lane, inline)
-SELECT %(message_id)s, %(received_at)s, d_destination_id, d_handler, d_lane, d_inline FROM {_rows("%(deliveries)s", _DELIVERY)}
+SELECT %(message_id)s, %(received_at)s, d_destination_id, d_handler, d_lane, d_inline
+FROM {_rows("%(deliveries)s", _DELIVERY)}
 ORDER BY place ON CONFLICT (message_id, handler, generation, received_at) DO NOTHING RETURNING lane"""
 INLINE_PENDING: Final = """
 SELECT id FROM deliveries

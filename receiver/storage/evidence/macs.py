@@ -184,7 +184,9 @@ def _plain(value: Any) -> Any:
 class KeyedDigests:
     """HMAC-SHA256 digests of content under the index key, to find and compare what is stored without its text.
 
-    A bare digest of a small message gives a patient's number away: a reader of the table can try all numbers. Thread-safe.
+    A bare digest of a small message gives a patient's number away: a reader of the table can try all numbers.
+
+    Thread-safe.
     """
 
     def __init__(self, keyring: Keyring) -> None:

@@ -64,7 +64,8 @@ _ENDED: Final = "DELETE FROM patient_index_attempts WHERE message_id = ANY(%(ids
 _DIGESTS: Final = """
 INSERT INTO patient_digests (digest, message_id, received_at)
 SELECT digest, message_id, received_at
-FROM unnest(%(digests)s::bytea[], %(messages)s::bigint[], %(times)s::timestamptz[]) AS u(digest, message_id, received_at)
+FROM unnest(%(digests)s::bytea[], %(messages)s::bigint[], %(times)s::timestamptz[])
+     AS u(digest, message_id, received_at)
 ORDER BY digest, message_id ON CONFLICT DO NOTHING"""
 _INDEXED: Final = """
 UPDATE messages SET patients_indexed_at = now() WHERE id = ANY(%(ids)s::bigint[]) AND patients_indexed_at IS NULL"""

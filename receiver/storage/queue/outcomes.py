@@ -81,7 +81,8 @@ done AS (
     WHERE id = %(id)s AND state = '{_PENDING}' AND attempts = %(attempt)s AND EXISTS (SELECT FROM held) RETURNING id),
 attempt AS (
     INSERT INTO delivery_attempts (delivery_id, received_at, attempt, epoch, worker, started_at, ended_at, outcome)
-    SELECT id, received_at, %(attempt)s, %(epoch)s, %(owner)s, coalesce(started_at, now()), clock_timestamp(), '{_SUCCEEDED}'
+    SELECT id, received_at, %(attempt)s, %(epoch)s, %(owner)s, coalesce(started_at, now()), clock_timestamp(),
+           '{_SUCCEEDED}'
     FROM done, begun),
 next AS (
     UPDATE deliveries SET attempts = attempts + 1, started_at = clock_timestamp(), epoch = %(next_epoch)s
@@ -110,8 +111,8 @@ done AS (
 attempt AS (
     INSERT INTO delivery_attempts
            (delivery_id, received_at, attempt, epoch, worker, started_at, ended_at, outcome, error_class, error_frames)
-    SELECT id, received_at, %(attempt)s, %(epoch)s, %(owner)s, coalesce(started_at, now()), clock_timestamp(), %(outcome)s::text,
-           %(error_class)s::text, %(error_frames)s::text[]
+    SELECT id, received_at, %(attempt)s, %(epoch)s, %(owner)s, coalesce(started_at, now()), clock_timestamp(),
+           %(outcome)s::text, %(error_class)s::text, %(error_frames)s::text[]
     FROM done, begun),
 lane AS (
     UPDATE lanes SET state = coalesce(%(lane_state)s::text, state),

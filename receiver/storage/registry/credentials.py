@@ -132,7 +132,7 @@ class CredentialFactory:
         return {"secret": sealed, "secret_key": key_id}
 
     def _digest_key(self, kind: str) -> bytes:
-        """Return the key of a kind's digests. The index key is never retired: digests could not be compared any more."""
+        """Return the key of a kind's digests. The index key is never retired: digests must stay comparable."""
         return self._keyring.current("index").derive(KINDS[kind].digest_label)
 
     def _value(self, kind: str, settings: Mapping[str, Any], sets: KeySets, **stored: Any) -> Credential:

@@ -1,7 +1,7 @@
 """Filter for plugin log lines: decides what may be printed. The docstring of receiver.handlers.Context has the rule.
 
-Fields are judged by their value (receiver.log_redaction.printable), because the meaning of a plugin's keys is unknown. The ids
-of the run belong to the receiver: a plugin's field with such a name is dropped. Must not print anything itself.
+A field is printed or not by its value (receiver.log_redaction.printable), because a plugin's keys may mean anything.
+The ids of the run belong to the receiver: a plugin's field with such a name is dropped. Must not print anything itself.
 """
 
 from __future__ import annotations

@@ -28,9 +28,9 @@ AHEAD = sum(each.ahead for each in TABLES.values())
 ROWS = {
     "payloads": "INSERT INTO payloads (message_id, received_at, payload_key, sealed) VALUES (:n, :at, 'k', 'x')",
     "messages": (
-        "INSERT INTO messages (uuid, destination_id, credential_ids, query, test, received_at, peer, digest, size, state, "
-        "id_conflict, mac, mac_key) VALUES (gen_random_uuid(), :n, '{}', false, false, :at, 'p', '', 1, 'accepted', "
-        "false, '', '')"
+        "INSERT INTO messages (uuid, destination_id, credential_ids, query, test, received_at, peer, digest, size, "
+        "state, id_conflict, mac, mac_key) "
+        "VALUES (gen_random_uuid(), :n, '{}', false, false, :at, 'p', '', 1, 'accepted', false, '', '')"
     ),
     "deliveries": (
         "INSERT INTO deliveries (message_id, received_at, destination_id, handler, lane, inline) "

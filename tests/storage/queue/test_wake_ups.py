@@ -109,8 +109,8 @@ def test_the_scan_skips_a_backlog(rows: Rows) -> None:
     for lane in (LANE, "h/lab/any:1"):
         rows.do(
             "INSERT INTO deliveries (message_id, received_at, destination_id, handler, lane, inline, ready_at, "
-            "generation) SELECT 1, now(), 1, 'h', :lane, false, now() + interval '1 hour', g + hashtext(:lane) % 1000 * 200000 "
-            "FROM generate_series(1, 100000) g",
+            "generation) SELECT 1, now(), 1, 'h', :lane, false, now() + interval '1 hour', "
+            "g + hashtext(:lane) % 1000 * 200000 FROM generate_series(1, 100000) g",
             lane=lane,
         )
     leases.release(rows.connection, rows.claim())

@@ -1,4 +1,4 @@
-"""Registry changes: each is one transaction with an audit row and a MAC, and never signs a row that was tampered with."""
+"""Registry changes: each is one transaction with an audit row and a MAC, and never signs a changed row."""
 
 from __future__ import annotations
 
