@@ -26,7 +26,7 @@ from receiver.storage.operations import queries
 from receiver.storage.registry import loader
 from receiver.storage.registry.changes import RegistryChanges
 from receiver.storage.registry.credentials import CredentialFactory
-from receiver.worker import discovery
+from receiver.worker import discovery_process
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,7 +188,7 @@ class RegistryPlan:
 
     def _handlers(self, destination: str, wanted: Sequence[str], prune: bool) -> Iterator[RegistryChange]:
         for name in wanted:
-            spec = discovery.load_handler(name, self._modules).spec
+            spec = discovery_process.declared_handler(name, self._modules).spec
             row = self._bound.get((destination, name))
             if row is None or not row["enabled"] or not _declared(row, spec.columns()):
                 yield RegistryChange(

@@ -2,5 +2,5 @@
 
 Called by `redox-receiver worker`; `inline` also by the receiver, for queries and `acknowledge="after_handling"`.
 
-Must not import a handler into the worker process, except to read its declaration. Must not import a web framework.
+Must not import a handler into the worker process. Must not import a web framework.
 """

@@ -6,17 +6,18 @@ it is reported as a LoadFailure and the others load. Must not read the registry 
 
 from __future__ import annotations
 
+import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from receiver.errors import ConfigurationError
 from receiver.handlers.declaration import Declaration, declared
-from receiver.retry_policy import class_name
 
 if TYPE_CHECKING:
     from receiver.storage.registry.handler_changes import HandlerSpec
@@ -29,7 +30,7 @@ _TEXT_IS_CODE: Final = (ImportError, SyntaxError, NameError, AttributeError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Found:
+class InstalledHandler:
     """An installed entry point, not imported. `origin`: the package and object it refers to, for display."""
 
     name: str
@@ -37,11 +38,10 @@ class Found:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Loaded:
-    """An imported handler or responder. `development`: it comes from a module of RECEIVER_HANDLERS."""
+class DeclaredHandler:
+    """A handler or responder whose plugin can be imported. `development`: from a module of RECEIVER_HANDLERS."""
 
     declaration: Declaration
-    function: Callable[..., Any]
     origin: str
     development: bool
 
@@ -66,11 +66,18 @@ class Loaded:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedHandler(DeclaredHandler):
+    """An imported handler or responder."""
+
+    function: Callable[..., Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LoadFailure:
     """A plugin that could not be loaded. `handler` is None for a module of RECEIVER_HANDLERS.
 
     `place`: module:line or file:line in the plugin's code, if known. `message`: the full error text, for a terminal.
-    `summary`: the part that logs and the database may hold.
+    `summary`: the part that logs and the database may hold. `ended`: its import ended the process, or took too long.
     """
 
     handler: str | None
@@ -79,6 +86,7 @@ class LoadFailure:
     summary: str
     message: str = field(repr=False)
     place: str | None = None
+    ended: bool = False
 
 
 class PluginError(ConfigurationError):
@@ -89,36 +97,58 @@ class PluginError(ConfigurationError):
         self.failure = failure
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plugins:
-    """The result of loading: the loaded handlers by name, and the failures."""
+_Handler_co = TypeVar("_Handler_co", bound=DeclaredHandler, covariant=True)
 
-    loaded: Mapping[str, Loaded]
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plugins(Generic[_Handler_co]):
+    """The result of loading: the handlers by name, and the failures."""
+
+    loaded: Mapping[str, _Handler_co]
     failures: tuple[LoadFailure, ...]
 
 
-def found() -> list[Found]:
+def found() -> list[InstalledHandler]:
     """Return all installed entry points, sorted by name."""
     return sorted(
-        (Found(name=point.name, origin=_origin(point)) for point in entry_points(group=GROUP)),
+        (InstalledHandler(name=point.name, origin=_origin(point)) for point in entry_points(group=GROUP)),
         key=lambda each: (each.name, each.origin),
     )
 
 
-def load_handlers(names: Iterable[str], modules: Sequence[str]) -> Plugins:
+def search_path() -> tuple[str, ...]:
+    """Return Python's module search path, for a process in another directory."""
+    return tuple(str(Path(entry).resolve()) for entry in sys.path)
+
+
+def load_handlers(
+    names: Iterable[str],
+    modules: Sequence[str],
+    *,
+    skip: Collection[str] = (),
+    before: Callable[[str | None, str], object] = lambda _name, _origin: None,
+) -> Plugins[LoadedHandler]:
     """Load the handlers of `modules` and the installed handlers in `names`. Names that are not installed are skipped.
 
     These are failures: an import that raises; an entry point whose handler has a different name; two handlers with the
-    same name (neither is loaded).
+    same name (neither is loaded). `skip`: origins of plugins that are not imported. `before` is called before each
+    import, with the handler's name (None for a module) and its origin.
     """
-    loaded: dict[str, Loaded] = {}
+    loaded: dict[str, LoadedHandler] = {}
     failures: list[LoadFailure] = []
     ambiguous: set[str] = set()
-    loaders: list[Callable[[], list[Loaded]]] = [partial(_of_module, module) for module in modules]
-    loaders += [
-        partial(_of_entry_point, point) for name in sorted(set(names)) for point in entry_points(group=GROUP, name=name)
+    plugins: list[tuple[str | None, str, Callable[[], list[LoadedHandler]]]] = [
+        (None, module_origin(module), partial(_of_module, module)) for module in modules
     ]
-    for load in loaders:
+    plugins += [
+        (name, _origin(point), partial(_of_entry_point, point))
+        for name in sorted(set(names))
+        for point in entry_points(group=GROUP, name=name)
+    ]
+    for name, origin, load in plugins:
+        if origin in skip:
+            continue
+        before(name, origin)
         try:
             members = load()
         except PluginError as exc:
@@ -129,7 +159,7 @@ def load_handlers(names: Iterable[str], modules: Sequence[str]) -> Plugins:
             if other.function is not each.function:
                 ambiguous.add(each.declaration.name)
                 failures.append(
-                    _failure(
+                    failure_of(
                         each.declaration.name,
                         each.origin,
                         "DuplicateName",
@@ -141,9 +171,13 @@ def load_handlers(names: Iterable[str], modules: Sequence[str]) -> Plugins:
     )
 
 
-def load_handler(name: str, modules: Sequence[str]) -> Loaded:
+def load_handler(name: str, modules: Sequence[str]) -> LoadedHandler:
     """Load one handler. Raises PluginError if it cannot be loaded, ConfigurationError if it is not installed."""
-    plugins = load_handlers([name], modules)
+    return require(name, load_handlers([name], modules))
+
+
+def require(name: str, plugins: Plugins[_Handler_co]) -> _Handler_co:
+    """Return the handler. Raises PluginError if it could not be loaded, ConfigurationError if it is not installed."""
     if (found := plugins.loaded.get(name)) is not None:
         return found
     failed = [each for each in plugins.failures if each.handler == name]
@@ -178,8 +212,8 @@ def responder_conflicts(specs: Mapping[str, Iterable[HandlerSpec]]) -> list[tupl
     return conflicts
 
 
-def _of_module(module: str) -> list[Loaded]:
-    origin = f"module {module} of RECEIVER_HANDLERS"
+def _of_module(module: str) -> list[LoadedHandler]:
+    origin = module_origin(module)
     members = vars(_imported(lambda: import_module(module), None, origin)).values()
     # A function can have two names in a module, and can be imported from another module.
     functions = {
@@ -187,36 +221,36 @@ def _of_module(module: str) -> list[Loaded]:
     }
     if not functions:
         raise PluginError(
-            _failure(
+            failure_of(
                 None, origin, "NoHandler", f"{origin}: the module contains no function with @handler or @responder"
             )
         )
     return [
-        Loaded(declaration=declaration, function=function, origin=origin, development=True)
+        LoadedHandler(declaration=declaration, function=function, origin=origin, development=True)
         for function, declaration in functions.values()
     ]
 
 
-def _of_entry_point(point: EntryPoint) -> list[Loaded]:
+def _of_entry_point(point: EntryPoint) -> list[LoadedHandler]:
     origin = _origin(point)
     function = _imported(point.load, point.name, origin)
     declaration = declared(function)
     if declaration is None:
         raise PluginError(
-            _failure(
+            failure_of(
                 point.name, origin, "NoHandler", f"{origin}: the object is not a function with @handler or @responder"
             )
         )
     if declaration.name != point.name:
         raise PluginError(
-            _failure(
+            failure_of(
                 point.name,
                 origin,
                 "Renamed",
                 (f"{origin}: the function is declared with name={declaration.name!r}: use the same name"),
             )
         )
-    return [Loaded(declaration=declaration, function=function, origin=origin, development=False)]
+    return [LoadedHandler(declaration=declaration, function=function, origin=origin, development=False)]
 
 
 def _imported(load: Callable[[], Any], name: str | None, origin: str) -> Any:
@@ -229,9 +263,12 @@ def _imported(load: Callable[[], Any], name: str | None, origin: str) -> Any:
 
 
 def _import_failure(exc: BaseException, name: str | None, origin: str) -> LoadFailure:
+    # Imported here because it needs the database's packages, which no process needs only to discover handlers.
+    from receiver.retry_policy import class_name
+
     kind, place = class_name(exc), _place(exc)
     if isinstance(exc, ConfigurationError):
-        return _failure(name, origin, kind, f"{origin}: {exc}", place=place)
+        return failure_of(name, origin, kind, f"{origin}: {exc}", place=place)
     # The text of a SyntaxError repeats the place.
     text = exc.msg if isinstance(exc, SyntaxError) else str(exc)
     begin = f"{origin} cannot be imported: {kind}"
@@ -246,9 +283,13 @@ def _import_failure(exc: BaseException, name: str | None, origin: str) -> LoadFa
     )
 
 
-def _failure(name: str | None, origin: str, kind: str, message: str, *, place: str | None = None) -> LoadFailure:
+def failure_of(
+    name: str | None, origin: str, kind: str, message: str, *, place: str | None = None, ended: bool = False
+) -> LoadFailure:
     """Make a LoadFailure whose message is written by the receiver, so that logs may show it."""
-    return LoadFailure(handler=name, origin=origin, error_class=kind, place=place, message=message, summary=message)
+    return LoadFailure(
+        handler=name, origin=origin, error_class=kind, place=place, message=message, summary=message, ended=ended
+    )
 
 
 def _place(exc: BaseException) -> str | None:
@@ -260,6 +301,11 @@ def _place(exc: BaseException) -> str | None:
         if not module.startswith(("importlib", "receiver.handlers")):
             return f"{module}:{line}"
     return None
+
+
+def module_origin(module: str) -> str:
+    """Return the origin of the handlers of a module, for display."""
+    return f"module {module} of RECEIVER_HANDLERS"
 
 
 def _origin(point: EntryPoint) -> str:

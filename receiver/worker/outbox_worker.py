@@ -15,7 +15,7 @@ from typing import Final
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from receiver.database.engine import describe, open_engine, sqlstate
+from receiver.database.engine import describe, open_engine
 from receiver.keyring import Keyring
 from receiver.outbound.limits import Limits, SlidingWindow
 from receiver.outbound.outbox import Clients, OutboundRecorder
@@ -33,7 +33,6 @@ SLICE: Final = 3.0
 # Seconds. The limit for a statement.
 _STATEMENT_TIMEOUT: Final = 10.0
 _POLL_INTERVAL: Final = 0.1
-_DUPLICATE: Final = "23505"
 
 
 class OutboxWorker:
@@ -121,9 +120,5 @@ class OutboxWorker:
             self._leases.give_back(held)
 
     def _defer(self, lane: str) -> None:
-        try:
-            with self._leases.connection() as connection:
-                wake_ups.defer(connection, lane)
-        except SQLAlchemyError as exc:
-            if sqlstate(exc) != _DUPLICATE:
-                raise
+        with self._leases.connection() as connection:
+            wake_ups.defer(connection, lane)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 from sqlalchemy import Engine
@@ -16,6 +18,7 @@ from receiver.storage.registry.key_records import record_keys
 from receiver.worker.handler_process.bootstrap import init_message
 from receiver.worker.handler_process.supervisor import HandlerSlot
 from tests.support.postgres import drop_database, new_database
+from tests.worker.plugin_installation import Install
 from tests.worker.world import World
 
 _numbers = count(1)
@@ -97,3 +100,21 @@ def place(shared: World) -> str:
     name = f"d{next(_numbers)}"
     shared.add_destination(name)
     return name
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Return a function that installs a distribution with one module and its entry points, as pip does."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def put(distribution: str, module: str, source: str, **points: str) -> None:
+        (tmp_path / f"{module}.py").write_text(dedent(source))
+        info = tmp_path / f"{distribution}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(
+            "\n".join(["[redox_receiver.handlers]", *(f"{name} = {value}" for name, value in points.items())])
+        )
+        importlib.invalidate_caches()
+
+    return put

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from textwrap import dedent
 
 import pytest
 
@@ -15,37 +11,8 @@ from receiver.errors import ConfigurationError
 from receiver.storage.registry.handler_changes import HandlerSpec
 from receiver.worker import discovery
 from receiver.worker.discovery import PluginError
+from tests.worker.plugin_installation import BEDS, Install
 from tests.worker.world import PLUGIN
-
-Install = Callable[..., None]
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Installs a distribution with one module and its entry points, as pip would."""
-    monkeypatch.syspath_prepend(tmp_path)
-
-    def put(distribution: str, module: str, source: str, **points: str) -> None:
-        (tmp_path / f"{module}.py").write_text(dedent(source))
-        info = tmp_path / f"{distribution}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(
-            "\n".join(["[redox_receiver.handlers]", *(f"{name} = {value}" for name, value in points.items())])
-        )
-        importlib.invalidate_caches()
-
-    return put
-
-
-BEDS = """
-    from receiver.handlers import handler, responder
-    @handler("PatientAdmin.*", name="beds", ordering="none")
-    def beds(message, context): ...
-    @responder("PatientSearch.Query", name="search")
-    def search(message, context): ...
-    other_name = beds
-"""
 
 
 def test_found_is_not_imported(install: Install) -> None:

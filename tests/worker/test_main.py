@@ -160,27 +160,31 @@ def problems(world: World) -> list[dict[str, Any]]:
     )
 
 
-def test_a_plugin_that_cannot_be_imported(world: World) -> None:
-    """A plugin that cannot be imported keeps a worker from nothing: the others run, and what failed is reported with
-    its error and place, in the log and in the database, until it can be imported."""
-    (world.directory / "fresh.py").write_text("import no_such_library\n")
+@pytest.mark.parametrize(
+    ("source", "detail", "error_class", "place"),
+    [
+        ("import no_such_library\n", "ModuleNotFoundError", "ModuleNotFoundError", "fresh:1"),
+        ("import os; os._exit(3)\n", "its import ended the process with exit status 3", "Exit3", None),
+    ],
+)
+def test_a_plugin_that_cannot_be_imported(
+    world: World, source: str, detail: str, error_class: str, place: str | None
+) -> None:
+    """The other handlers run. The failure is reported, in the log and in the database, until the import succeeds."""
+    (world.directory / "fresh.py").write_text(source)
     world.enable("scripted")
     sent = world.hand("nothing")
     process = world.start_worker(RECEIVER_HANDLERS=f"fresh,{PLUGIN}", PYTHONPATH=f"{world.directory}:{ROOT}")
     sent.until_states("succeeded")
 
     [problem] = until(lambda: problems(world), "it is reported")
-    assert problem["detail"].startswith("module fresh of RECEIVER_HANDLERS cannot be imported: ModuleNotFoundError")
-    assert (problem["kind"], problem["error_class"], problem["place"]) == (
-        "plugin_not_loaded",
-        "ModuleNotFoundError",
-        "fresh:1",
-    )
+    assert problem["detail"].startswith(f"module fresh of RECEIVER_HANDLERS cannot be imported: {detail}")
+    assert (problem["kind"], problem["error_class"], problem["place"]) == ("plugin_not_loaded", error_class, place)
     assert '"event": "handler.not_loaded"' in world.log_path.read_text()
     (world.directory / "fresh.py").write_text(
         "from receiver.handlers import handler\n@handler('*', name='fresh')\ndef fresh(m, c): ...\n"
     )
-    world.enable("fragile")  # what changes the registry has them looked for again
+    world.enable("fragile")  # a change of the registry makes the worker try again
     until(lambda: not problems(world), "it is over")
     assert stop(process) == 0
 
@@ -435,7 +439,7 @@ def test_killed_between_the_end_and_the_record(world: World, deed: str) -> None:
         flag.touch()
         [backend] = until(
             lambda: world.rows(
-                "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%fence%' "
+                "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%held AS%' "
                 "AND datname = current_database()"
             ),
             "the end is about to be recorded",

@@ -17,7 +17,7 @@ from receiver.keyring import Keyring
 from receiver.settings import Settings
 from receiver.storage.operations import queries
 from receiver.storage.registry.handler_changes import HandlerSpec
-from receiver.worker import discovery
+from receiver.worker import discovery, discovery_process
 
 # Findings of `status` that `check` replaces by closer checks of its own.
 _OWN: Final = frozenset({"clock", "no_worker", "no_credential", "credential_expires"})
@@ -64,7 +64,7 @@ def _plugins(connection: Connection, _: Keyring | None) -> CheckResult:
     """Import the enabled handlers on this host as a worker does."""
     bound = [each for each in queries.subscriptions(connection) if each["enabled"]]
     specs: dict[str, list[HandlerSpec]] = {}
-    plugins = discovery.load_handlers({each["handler"] for each in bound}, table.load_settings().handlers)
+    plugins = discovery_process.declared_handlers({each["handler"] for each in bound}, table.load_settings().handlers)
     for each in bound:
         if each["handler"] in plugins.loaded:
             specs.setdefault(each["destination"], []).append(plugins.loaded[each["handler"]].spec)

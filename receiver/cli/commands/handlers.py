@@ -20,7 +20,7 @@ from receiver.cli.session import Session, opened
 from receiver.protocol.patterns import matches
 from receiver.samples.kinds import FHIR_CODED_EVENTS, FHIR_EVENTS, WIRE_NAMES
 from receiver.storage.operations import queries
-from receiver.worker import discovery
+from receiver.worker import discovery, discovery_process
 
 COLUMNS: Final = ("handler", "destination", "role", "patterns", "enabled", "paused_at", "found", "loaded", "problems")
 
@@ -45,7 +45,7 @@ def list_(*, as_json: bool) -> None:
     """
     with opened() as session, session.engine.connect() as connection:
         bound = queries.subscriptions(connection)
-        plugins = discovery.load_handlers((), session.settings.handlers)
+        plugins = discovery_process.declared_handlers((), session.settings.handlers)
         problems = list(findings.plugins.read(connection))
     origins = {each.name: each.origin for each in discovery.found()} | {
         name: each.origin for name, each in plugins.loaded.items()
@@ -102,7 +102,7 @@ def check(*, no_database: bool, as_json: bool) -> None:
             for each in rows
         }
         missing = rows
-    plugins = discovery.load_handlers(names, settings.handlers)
+    plugins = discovery_process.declared_handlers(names, settings.handlers)
     specs = {
         destination: [plugins.loaded[name].spec for name in of if name in plugins.loaded]
         for destination, of in bound.items()
@@ -155,7 +155,7 @@ def _similar(pattern: str) -> str:
 def enable(name: str, *, destination: str, as_json: bool) -> None:
     """Deliver new messages of a destination to handler NAME, or update it to its current declaration."""
     with opened() as session:
-        spec = discovery.load_handler(name, session.settings.handlers).spec
+        spec = discovery_process.declared_handler(name, session.settings.handlers).spec
         session.registration.enable_handler(destination, spec, datetime.now(UTC))
         _show(session, name, destination, as_json=as_json)
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-import sys
 from pathlib import Path
 
 from receiver.settings import PREFIX, Settings
+from receiver.worker import discovery
 from receiver.worker.handler_process.ipc import Init
 
 
@@ -20,15 +20,20 @@ def process_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
 
-def init_message(settings: Settings, url: str, handlers: tuple[str, ...] = ()) -> Init:
-    """Make the first message to a handler process. The process imports `handlers` before it reports Ready."""
+def init_message(
+    settings: Settings, url: str, *, handlers: tuple[str, ...] = (), modules: tuple[str, ...] | None = None
+) -> Init:
+    """Make the first message to a handler process. The process imports `handlers` before it reports Ready.
+
+    `modules`: those of RECEIVER_HANDLERS that can be imported. Default: all.
+    """
     env_file = Path(os.environ.get(f"{PREFIX}ENV_FILE") or settings.data_dir / ".env")
     return Init(
         database_url=url,
         keyring=str(settings.keyring_path.resolve()),
-        modules=settings.handlers,
+        modules=settings.handlers if modules is None else modules,
         handlers=handlers,
-        path=tuple(str(Path(entry).resolve()) for entry in sys.path),
+        path=discovery.search_path(),
         memory=settings.handler_memory,
         env_file=str(env_file.resolve()) if env_file.is_file() else None,
     )

@@ -34,7 +34,7 @@ from receiver.storage.queue.leases import Lease
 from receiver.storage.queue.outcomes import delivery_binding
 from receiver.storage.queue.waiting_deliveries import WaitingDelivery
 from receiver.worker import discovery
-from receiver.worker.discovery import Loaded
+from receiver.worker.discovery import LoadedHandler
 from receiver.worker.failure_record import failure_record
 from receiver.worker.handler_process.ipc import (
     Ended,
@@ -79,7 +79,7 @@ class ExecutorState:
     send: Callable[[FromChild], None]
     seals: Sealer = field(init=False, repr=False)
     macs: RowMacs = field(init=False, repr=False)
-    handlers: dict[str, Loaded] = field(default_factory=dict)
+    handlers: dict[str, LoadedHandler] = field(default_factory=dict)
     leave: bool = False
     must_recycle: bool = False
     runs: int = 0
@@ -90,13 +90,15 @@ class ExecutorState:
         self.seals = Sealer(self.keyring)
         self.macs = RowMacs(self.keyring)
 
-    def handler(self, name: str) -> Loaded:
+    def handler(self, name: str) -> LoadedHandler:
         """Return the handler, imported at first use. Raises ConfigurationError."""
         if name not in self.handlers:
             self.handlers[name] = discovery.load_handler(name, self.modules)
         return self.handlers[name]
 
-    def call(self, loaded: Loaded, message: Callable[[], Message], context: Context) -> tuple[Any, Outcome | None]:
+    def call(
+        self, loaded: LoadedHandler, message: Callable[[], Message], context: Context
+    ) -> tuple[Any, Outcome | None]:
         """Call the handler. Returns its result, and the Outcome if it did not succeed."""
         here = os.getpid()
         self.runs += 1
@@ -118,7 +120,7 @@ class ExecutorState:
 
     def context(
         self,
-        loaded: Loaded,
+        loaded: LoadedHandler,
         destination: str,
         *,
         uuid: str,
@@ -193,7 +195,7 @@ class LaneRun:
             self._state.work.drop()
             return LaneDone(why="lost", error_class=describe(exc))
 
-    def _run(self, loaded: Loaded) -> LaneDone:
+    def _run(self, loaded: LoadedHandler) -> LaneDone:
         if self._many:
             read = waiting_deliveries.heads(self._state.records.connection, self._leases)
             self._later_lanes.extend(
@@ -212,7 +214,7 @@ class LaneRun:
                 return LaneDone(why="empty")
             then = self._run_delivery(loaded, delivery, attempt)
 
-    def _run_delivery(self, loaded: Loaded, delivery: WaitingDelivery, attempt: int | None) -> LaneDone | _Next:
+    def _run_delivery(self, loaded: LoadedHandler, delivery: WaitingDelivery, attempt: int | None) -> LaneDone | _Next:
         if attempt is None:
             if delivery.lost and (left := self._fail_lost(delivery)) is not None:
                 return left
@@ -270,7 +272,7 @@ class LaneRun:
 
     # --- One delivery
 
-    def _call(self, loaded: Loaded, delivery: WaitingDelivery, attempt: int) -> Outcome | None:
+    def _call(self, loaded: LoadedHandler, delivery: WaitingDelivery, attempt: int) -> Outcome | None:
         self._state.send(
             Started(lane=self._lease.lane, delivery=delivery.id, attempt=attempt, deferred_for=delivery.deferred_for)
         )
@@ -425,7 +427,9 @@ def answer(state: ExecutorState, command: RunResponder) -> ResponderAnswer | Res
             state.work.commit()
 
     _, outcome = state.call(
-        Loaded(declaration=loaded.declaration, function=respond, origin=loaded.origin, development=loaded.development),
+        LoadedHandler(
+            declaration=loaded.declaration, function=respond, origin=loaded.origin, development=loaded.development
+        ),
         lambda: message,
         context,
     )

@@ -183,7 +183,7 @@ def test_what_is_printed_goes_nowhere(shared: World, process: HandlerProcess, pl
 
 def test_it_says_what_it_cannot_load(shared: World, place: str) -> None:
     """A handler that cannot be imported is told of by name when it is to be run, not before: others still run."""
-    given = init_message(shared.settings(handlers=(PLUGIN,)), shared.url, ("scripted", "nobody's"))
+    given = init_message(shared.settings(handlers=(PLUGIN,)), shared.url, handlers=("scripted", "nobody's"))
     process = HandlerProcess(given)
     try:
         process.start()
