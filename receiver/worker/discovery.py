@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from receiver.errors import ConfigurationError
 from receiver.handlers.declaration import Declaration, declared
+from receiver.retry_policy import class_name
 
 if TYPE_CHECKING:
     from receiver.storage.registry.handler_changes import HandlerSpec
@@ -263,9 +264,6 @@ def _imported(load: Callable[[], Any], name: str | None, origin: str) -> Any:
 
 
 def _import_failure(exc: BaseException, name: str | None, origin: str) -> LoadFailure:
-    # Imported here because it needs the database's packages, which no process needs only to discover handlers.
-    from receiver.retry_policy import class_name
-
     kind, place = class_name(exc), _place(exc)
     if isinstance(exc, ConfigurationError):
         return failure_of(name, origin, kind, f"{origin}: {exc}", place=place)

@@ -1,7 +1,7 @@
 """Handler loader: keeps a worker's handlers as the registry says, and writes their declarations to the registry.
 
-Must not import a plugin into the worker process, nor run a handler. A plugin that cannot be loaded does not stop the worker: it is reported, and treated as not
-installed, so that its deliveries wait.
+Must not import a plugin into the worker process, nor run a handler. A plugin that cannot be loaded does not stop the
+worker: it is reported, and treated as not installed, so that its deliveries wait.
 """
 
 from __future__ import annotations

@@ -30,8 +30,9 @@ from receiver.storage.queue import inline_deliveries
 from receiver.storage.queue.handler_problems import HandlerProblem, Kind
 from receiver.worker.discovery import PluginError
 from receiver.worker.handler_process.bootstrap import init_message, process_name
+from receiver.worker.handler_process.child import HandlerProcessGone
 from receiver.worker.handler_process.ipc import ResponderAnswer, ResponderError, RunResponder
-from receiver.worker.handler_process.supervisor import HandlerProcessGone, HandlerSlot, Killed
+from receiver.worker.handler_process.supervisor import HandlerSlot, Killed
 from receiver.worker.lane_run import run_lane
 from receiver.worker.leases import Leases
 from receiver.worker.problem_reporter import ProblemReporter, problem_of_failure, summary

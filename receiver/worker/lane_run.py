@@ -21,8 +21,10 @@ from receiver.retry_policy import Outcome, RetryDecision, RetryPolicy
 from receiver.storage.accept.fan_out import unordered
 from receiver.storage.queue import outcomes
 from receiver.worker.failure_record import failure_record
+from receiver.worker.handler_process.attempt_log import log_attempt
 from receiver.worker.handler_process.ipc import LaneDone, RunLanes, Unsuccessful
-from receiver.worker.handler_process.supervisor import HandlerSlot, Killed, LaneReservation, log_attempt
+from receiver.worker.handler_process.reservation import LaneReservation
+from receiver.worker.handler_process.supervisor import HandlerSlot, Killed
 from receiver.worker.leases import Leases
 
 log: Final = structlog.get_logger(__name__)

@@ -27,8 +27,9 @@ from receiver.worker.discovery import PluginError
 from receiver.worker.handler_loader import HandlerLoader
 from receiver.worker.handler_pool import HandlerPool
 from receiver.worker.handler_process.bootstrap import init_message
+from receiver.worker.handler_process.child import HandlerProcessGone
 from receiver.worker.handler_process.ipc import LaneDone
-from receiver.worker.handler_process.supervisor import HandlerProcessGone, HandlerSlot
+from receiver.worker.handler_process.supervisor import HandlerSlot
 from receiver.worker.job_queue import JobQueue
 from receiver.worker.lane_run import run_lane, run_lanes
 from receiver.worker.lane_scheduler import LaneScheduler

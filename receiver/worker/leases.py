@@ -19,7 +19,7 @@ from receiver.database.engine import describe
 from receiver.fault_injection.faults import point
 from receiver.storage.queue import leases as lease_rows
 from receiver.storage.queue.leases import Lease
-from receiver.worker.handler_process.supervisor import LaneReservation
+from receiver.worker.handler_process.reservation import LaneReservation
 
 log: Final = structlog.get_logger(__name__)
 

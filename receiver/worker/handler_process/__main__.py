@@ -28,12 +28,12 @@ from receiver.errors import ReceiverError
 from receiver.fault_injection import enable
 from receiver.storage.queue.connections import OutcomeConnection, PluginConnection
 from receiver.worker.discovery import PluginError
-from receiver.worker.handler_process import executor, hang, plugin_log
-from receiver.worker.handler_process.executor import ExecutorState, LaneRun
+from receiver.worker.handler_process import hang, plugin_log, responder
+from receiver.worker.handler_process.executor import ExecutorState
 from receiver.worker.handler_process.ipc import (
     Channel,
     Command,
-    Failed,
+    CommandFailed,
     FromChild,
     Init,
     LeaseUntil,
@@ -44,6 +44,7 @@ from receiver.worker.handler_process.ipc import (
     RunResponder,
     ToChild,
 )
+from receiver.worker.handler_process.lane_executor import LaneExecutor
 
 _LARGEST: Final = (1 << 32) - 1
 # Seconds after the deadline until faulthandler ends the process. It applies when the listener thread cannot run because
@@ -163,15 +164,15 @@ def _serve(channel: Channel, init: Init) -> None:
 
 def _execute(state: ExecutorState, command: Command) -> FromChild:
     try:
-        return LaneRun(state, command).run() if isinstance(command, RunLanes) else executor.answer(state, command)
+        return LaneExecutor(state, command).run() if isinstance(command, RunLanes) else responder.answer(state, command)
     except ReceiverError as exc:
         return _failed(exc)
 
 
-def _failed(exc: ReceiverError) -> Failed:
+def _failed(exc: ReceiverError) -> CommandFailed:
     if isinstance(exc, PluginError):
-        return Failed(error=exc.failure.summary, error_class=exc.failure.error_class, place=exc.failure.place)
-    return Failed(error=str(exc))
+        return CommandFailed(error=exc.failure.summary, error_class=exc.failure.error_class, place=exc.failure.place)
+    return CommandFailed(error=str(exc))
 
 
 def _forward_logs(channel: Channel, state: ExecutorState) -> None:

@@ -27,8 +27,8 @@ _MOST_FRAMES: Final = 50
 _LINE: Final = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d+) in (?P<name>.*)')
 _THREAD: Final = re.compile(r"^(?:Current thread|Thread) ", re.MULTILINE)
 _NOT_NAME: Final = re.compile(r"[^\w.<>:/-]", re.ASCII)
-# The file that calls the handler. Its frames, and the frames outside of it, belong to the receiver.
-_CALLER: Final = "receiver/worker/handler_process/executor.py"
+# The files that call the handler. Their frames, and the frames outside of them, belong to the receiver.
+_CALLERS: Final = ("receiver/worker/handler_process/executor.py", "receiver/worker/handler_process/responder.py")
 
 
 def new_file() -> int:
@@ -73,7 +73,7 @@ def parse(dump: str, path: Sequence[str]) -> tuple[str, ...]:
     """Extract the handler's frames from faulthandler's output, outermost first."""
     for thread in _THREAD.split(dump):
         found = [each for each in map(_LINE.fullmatch, thread.splitlines()) if each is not None]
-        ours = next((n for n, each in enumerate(found) if each["file"].endswith(_CALLER)), None)
+        ours = next((n for n, each in enumerate(found) if each["file"].endswith(_CALLERS)), None)
         if ours is not None:
             named = [_frame(each["file"], each["line"], each["name"], path) for each in found[:ours]]
             return tuple(reversed(named[:_MOST_FRAMES]))

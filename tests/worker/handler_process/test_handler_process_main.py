@@ -18,8 +18,17 @@ from receiver.errors import ConfigurationError
 from receiver.retry_policy import RetryPolicy
 from receiver.storage.queue import leases
 from receiver.worker.handler_process.bootstrap import init_message
-from receiver.worker.handler_process.ipc import Ended, Failed, LaneDone, LeaseUntil, LeaveLane, Ready, RunLanes, Started
-from receiver.worker.handler_process.supervisor import HandlerProcess
+from receiver.worker.handler_process.child import HandlerProcess
+from receiver.worker.handler_process.ipc import (
+    CommandFailed,
+    Ended,
+    LaneDone,
+    LeaseUntil,
+    LeaveLane,
+    Ready,
+    RunLanes,
+    Started,
+)
 from tests.support.processes import gone
 from tests.support.waiting import until
 from tests.worker.world import PLUGIN, Sent, World
@@ -203,7 +212,7 @@ def test_it_says_what_it_cannot_load(shared: World, place: str) -> None:
             )
         )
         said = hear(process)
-        assert isinstance(said, Failed)
+        assert isinstance(said, CommandFailed)
         assert "handler nobodys is not installed on this host" in said.error
         run(shared, process, sent)
         assert [type(hear(process)) for _ in range(3)] == [Started, Ended, LaneDone]

@@ -12,10 +12,11 @@ import psutil
 import pytest
 
 from receiver.errors import ConfigurationError
-from receiver.worker.handler_process import supervisor
+from receiver.worker.handler_process import child
 from receiver.worker.handler_process.bootstrap import init_message
+from receiver.worker.handler_process.child import HandlerProcess, HandlerProcessGone
 from receiver.worker.handler_process.ipc import LaneDone
-from receiver.worker.handler_process.supervisor import HandlerProcess, HandlerProcessGone, HandlerSlot
+from receiver.worker.handler_process.supervisor import HandlerSlot
 from tests.support.processes import gone
 from tests.support.waiting import until
 from tests.worker.world import World
@@ -163,7 +164,7 @@ def test_a_process_that_does_not_start(shared: World, monkeypatch: pytest.Monkey
     with pytest.raises(ConfigurationError, match="there is no keyring"):
         slot.warm()
 
-    monkeypatch.setattr(supervisor, "START_TIMEOUT", 0.0)
+    monkeypatch.setattr(child, "START_TIMEOUT", 0.0)
     process = HandlerProcess(init_message(shared.settings(), shared.url))
     try:
         with pytest.raises(HandlerProcessGone, match="did not start"):
