@@ -21,7 +21,7 @@ from receiver.storage.evidence.audit_log import AuditChain, AuditEvent, write
 from receiver.storage.evidence.encryption import Sealer
 from receiver.storage.queue.handler_problems import HandlerProblem, Kind, report
 from receiver.storage.registry.changes import RegistryChanges
-from receiver.storage.registry.handler_changes import HandlerSpec
+from receiver.storage.registry.handler_changes import RESTORED, HandlerSpec
 from tests.protocol.verification.issuers import RSA_FIRST, jwk
 
 LANE = "register/lab/source:none"
@@ -204,7 +204,7 @@ def _paused(world: World) -> None:
 def _held_since_a_restore(world: World) -> None:
     world.enable()
     world.delivery()
-    assert world.registration.hold_restored(datetime.now(UTC)) == 1
+    world.registration.pause_handler("register", datetime.now(UTC), destination=None, reason=RESTORED)
 
 
 # What causes each finding that is about what the database holds.

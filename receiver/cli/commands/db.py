@@ -26,14 +26,16 @@ from receiver.errors import ConfigurationError, IntegrityError
 from receiver.findings.formatting import count
 from receiver.keyring import Keyring
 from receiver.settings import Settings
+from receiver.states import DeliveryState
 from receiver.storage import schema
 from receiver.storage.evidence import verify
 from receiver.storage.evidence.audit_log import AuditChain, AuditEvent, write
 from receiver.storage.evidence.encryption import Sealer
 from receiver.storage.operations import backups, queries
 from receiver.storage.operations.backups import Backup
-from receiver.storage.queue import outbox
+from receiver.storage.operations.restore import restore as restore_backup
 from receiver.storage.registry.changes import RegistryChanges
+from receiver.storage.registry.handler_changes import RESTORED
 from receiver.storage.registry.key_records import check_keys
 
 _DIRECTORY = click.Path(file_okay=False, resolve_path=True, path_type=Path)
@@ -124,20 +126,23 @@ def restore(directory: Path, replaces: str | None, as_json: bool) -> None:
     now = datetime.now(UTC)
     revoked = None if replaces is None else _revoked(settings, replaces)
     with _exclusive(settings) as engine:
-        backups.restore(engine, directory, found)
+        held = restore_backup(engine, directory, found)
         migrations.upgrade(engine)
-        with engine.begin() as connection:
+        with engine.connect() as connection:
             check_keys(connection, keyring)
-            held = outbox.hold(connection)
             pending = connection.scalar(
-                select(func.count()).select_from(schema.deliveries).where(schema.deliveries.c.state == "pending")
+                select(func.count())
+                .select_from(schema.deliveries)
+                .where(schema.deliveries.c.state == DeliveryState.PENDING)
             )
             live = [
                 {name: each[name] for name in ("id", "destination", "kind", "label")}
                 for each in queries.credentials(connection)
                 if each["live"] and (revoked is None or each["id"] in revoked)
             ]
-        RegistryChanges(engine, keyring, actor=session.actor()).hold_restored(now)
+        changes = RegistryChanges(engine, keyring, actor=session.actor())
+        for handler, destination in held.handlers:  # for the audit log: they are on hold already
+            changes.pause_handler(handler, now, destination=destination, reason=RESTORED)
         _record(engine, keyring, "database.restore", found, now)
         with engine.connect() as connection:
             proved = verify.verify(connection, keyring)
@@ -146,14 +151,14 @@ def restore(directory: Path, replaces: str | None, as_json: bool) -> None:
             {
                 "directory": str(directory),
                 "pending": pending,
-                "held": held,
+                "held": held.requests,
                 "live_again": live,
                 "first_bad": proved.first_bad,
                 **_shown(found),
             }
         )
     else:
-        _print_restored(found, pending, held, live, known=revoked is not None)
+        _print_restored(found, pending, held.requests, live, known=revoked is not None)
         click.echo(f"audit verify: {proved.rows:,} rows" + (" verified" if proved.first_bad is None else ""))
     if proved.first_bad is not None:
         raise IntegrityError(f"restored, but {proved.first_bad}: use another backup")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, exists, select, update
+from sqlalchemy import Connection, Row, select, update
 
 from receiver.errors import Conflict, NotFound
 from receiver.storage import schema
@@ -98,29 +98,6 @@ class HandlerChanges(RegistryTransactions):
     def pause_handler(self, handler: str, now: datetime, *, destination: str | None, reason: str) -> int:
         """Pause the handler until it is resumed. Returns the number of its bindings. `reason` is a fixed word."""
         return self._set_pause(handler, destination, now, "handler.pause", {"paused_at": now, "pause_reason": reason})
-
-    def hold_restored(self, now: datetime) -> int:
-        """Pause each handler that has pending deliveries. Returns the number of bindings.
-
-        A restored database does not know which of them have run since the backup. New messages wait behind them, in
-        order. `resume_handler` lets them run.
-        """
-        table, waits = schema.subscriptions, schema.deliveries
-        with self._engine.connect() as connection:
-            rows = connection.execute(
-                select(table.c.handler, schema.destinations.c.name)
-                .join(schema.destinations, schema.destinations.c.id == table.c.destination_id)
-                .where(
-                    table.c.paused_at.is_(None),
-                    exists().where(
-                        waits.c.state == "pending",
-                        ~waits.c.inline,
-                        waits.c.handler == table.c.handler,
-                        waits.c.destination_id == table.c.destination_id,
-                    ),
-                )
-            ).all()
-        return sum(self.pause_handler(row.handler, now, destination=row.name, reason=RESTORED) for row in rows)
 
     def resume_handler(self, handler: str, now: datetime, *, destination: str | None, reason: str | None = None) -> int:
         """Resume a paused handler. Returns the number of its bindings. `reason`: an operator's words, for the audit

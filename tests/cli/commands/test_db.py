@@ -18,12 +18,13 @@ from sqlalchemy import Engine, make_url, text
 from receiver import keyring as keyrings
 from receiver.cli import main
 from receiver.database import migrations
+from receiver.database.compatibility import schema_compatibility
 from receiver.database.engine import open_engine
 from receiver.keyring import Keyring
 from receiver.outbound.outbox import Caller, Outbox
 from receiver.protocol.api_keys import LegacyKey
 from receiver.storage.accept.ledger import MessageLedger
-from receiver.storage.operations import backups
+from receiver.storage.operations import backups, postgres_programs, restore
 from receiver.storage.queue import leases, outbox
 from receiver.storage.queue.leases import Lease
 from receiver.storage.registry.api_keys import ApiEndpoint, ApiKeys
@@ -176,6 +177,39 @@ def test_deliveries_that_may_have_run_are_on_hold(
     restored.dispose()
 
 
+def test_no_worker_starts_before_the_hold(
+    run: Run, door: Door, ledger: MessageLedger, empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that waits for the database finds no compatible schema before the pending deliveries are on hold, and
+    cannot claim them afterwards, even before the schema is upgraded.
+    """
+    door.enable()
+    arrive(door, ledger, body())
+    run("db", "backup", str(tmp_path / "backup"))
+    monkeypatch.setenv("DATABASE_URL", empty)
+    restored = open_engine(empty)
+    hold, upgrade = restore._hold, migrations.upgrade
+    seen: list[object] = []
+
+    def before_the_hold(engine: Engine, revision: str) -> restore.RestoredWork:
+        with restored.connect() as connection:
+            seen.append(connection.scalar(text("SELECT count(*) FROM deliveries WHERE state = 'pending'")))
+            seen.append(schema_compatibility(connection).compatible)
+        return hold(engine, revision)
+
+    def after_the_hold(engine: Engine) -> None:
+        with restored.begin() as connection:
+            seen.append(schema_compatibility(connection).compatible)
+            seen.append(leases.claim(connection, LANE, "worker-1", 30))
+        upgrade(engine)
+
+    monkeypatch.setattr(restore, "_hold", before_the_hold)
+    monkeypatch.setattr(migrations, "upgrade", after_the_hold)
+    run("db", "restore", str(tmp_path / "backup"))
+    assert seen == [1, False, True, None]
+    restored.dispose()
+
+
 def test_what_was_paused_by_hand_is_not_resumed_with_it(
     run: Run, door: Door, ledger: MessageLedger, empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,7 +308,7 @@ def test_a_backup_that_the_keyring_did_not_sign(
     """A dump with a forged manifest is refused before the dump is opened. A signed one of a later release is
     accepted."""
     monkeypatch.setenv("DATABASE_URL", empty)
-    monkeypatch.setattr(backups, "_program", lambda *_: pytest.fail("a dump is opened"))
+    monkeypatch.setattr(restore, "find_program", lambda *_: pytest.fail("a dump is opened"))
     (backup / backups.DUMP).write_bytes(b"another")
     made = backups.read_manifest(backup)
     for changes, message in (
@@ -298,7 +332,7 @@ def test_restored_as_no_superuser(
 ) -> None:
     """The role that restores cannot run a program on the server. Afterwards it is dropped, and its objects are ours."""
     monkeypatch.setenv("DATABASE_URL", empty)
-    ran = backups._run
+    ran = postgres_programs.run_program
     seen: list[bool] = []
 
     def look(*arguments: Any, role: tuple[str, str]) -> None:
@@ -312,7 +346,7 @@ def test_restored_as_no_superuser(
         engine.dispose()
         ran(*arguments, role=role)
 
-    monkeypatch.setattr(backups, "_run", look)
+    monkeypatch.setattr(restore, "run_program", look)
     run("db", "restore", str(backup))
     assert seen == [False]
     restored = open_engine(empty)
@@ -403,6 +437,6 @@ def test_a_password_stays_out_of_the_process_list(engine: Engine, tmp_path: Path
     spy.write_text('#!/bin/sh\necho "$@" > "$0.args"\necho "$PGPASSWORD" > "$0.password"\n')
     spy.chmod(0o700)
     with_password = Engine(engine.pool, engine.dialect, engine.url.set(password="canary-password"))
-    backups._run([spy], with_password, tmp_path / "log")
+    postgres_programs.run_program([spy], with_password, tmp_path / "log")
     assert "canary-password" not in (tmp_path / "spy.args").read_text()
     assert (tmp_path / "spy.password").read_text() == "canary-password\n"
