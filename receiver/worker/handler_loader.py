@@ -84,7 +84,7 @@ class HandlerLoader:
         self.names = tuple(sorted(name for name, each in loaded.items() if each.declaration.role == "handler"))
 
     def _discover(self, enabled: AbstractSet[str]) -> Plugins[DeclaredHandler]:
-        """Return the plugins. They are imported again only if one was missing, not after every change of the registry."""
+        """Return the plugins. They are imported again if one was missing, not after every change of the registry."""
         found = self._plugins
         if found is None or found.failures or not enabled <= found.loaded.keys():
             found = self._plugins = declared_handlers(enabled, self._all_modules)

@@ -31,9 +31,9 @@ from receiver.worker.discovery import PluginError
 from receiver.worker.handler_process import hang, plugin_log, responder
 from receiver.worker.handler_process.executor import ExecutorState
 from receiver.worker.handler_process.ipc import (
+    CannotExecute,
     Channel,
     Command,
-    CommandFailed,
     FromChild,
     Init,
     LeaseUntil,
@@ -169,10 +169,10 @@ def _execute(state: ExecutorState, command: Command) -> FromChild:
         return _failed(exc)
 
 
-def _failed(exc: ReceiverError) -> CommandFailed:
+def _failed(exc: ReceiverError) -> CannotExecute:
     if isinstance(exc, PluginError):
-        return CommandFailed(error=exc.failure.summary, error_class=exc.failure.error_class, place=exc.failure.place)
-    return CommandFailed(error=str(exc))
+        return CannotExecute(error=exc.failure.summary, error_class=exc.failure.error_class, place=exc.failure.place)
+    return CannotExecute(error=str(exc))
 
 
 def _forward_logs(channel: Channel, state: ExecutorState) -> None:

@@ -21,8 +21,8 @@ from receiver.worker.discovery import LoadFailure, PluginError
 from receiver.worker.handler_process import hang
 from receiver.worker.handler_process.attempt_log import log_attempt
 from receiver.worker.handler_process.ipc import (
+    CannotExecute,
     Channel,
-    CommandFailed,
     FromChild,
     Init,
     Log,
@@ -81,7 +81,7 @@ class HandlerProcess:
         """
         self._send(self._init)
         message = self.receive(time.monotonic() + START_TIMEOUT)
-        if isinstance(message, CommandFailed):
+        if isinstance(message, CannotExecute):
             raise load_error(message)
         if not isinstance(message, Ready):
             raise HandlerProcessGone("the handler process did not start")
@@ -142,7 +142,7 @@ class HandlerProcess:
         return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def load_error(message: CommandFailed) -> ConfigurationError:
+def load_error(message: CannotExecute) -> ConfigurationError:
     """Return the error for a handler that the process cannot load."""
     if not message.error_class:
         return ConfigurationError(message.error)

@@ -103,7 +103,7 @@ class Ready(_Frame, frozen=True, kw_only=True):
     """The process has started."""
 
 
-class CommandFailed(_Frame, frozen=True, kw_only=True):
+class CannotExecute(_Frame, frozen=True, kw_only=True):
     """The command cannot be executed; the reason is for the operator. `error_class` and `place`: of a failed plugin
     import.
     """
@@ -195,7 +195,7 @@ class Log(_Frame, frozen=True, kw_only=True):
 
 Command = RunLanes | RunResponder
 ToChild = Init | Command | LeaseUntil | LeaveLane
-FromChild = Ready | CommandFailed | Started | Ended | Unsuccessful | LaneDone | ResponderAnswer | ResponderError | Log
+FromChild = Ready | CannotExecute | Started | Ended | Unsuccessful | LaneDone | ResponderAnswer | ResponderError | Log
 
 
 class Channel:

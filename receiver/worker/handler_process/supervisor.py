@@ -15,7 +15,7 @@ from receiver.errors import ReceiverError
 from receiver.fault_injection.faults import point
 from receiver.worker.handler_process.child import START_TIMEOUT, HandlerProcess, HandlerProcessGone, load_error
 from receiver.worker.handler_process.ipc import (
-    CommandFailed,
+    CannotExecute,
     Ended,
     Init,
     LaneDone,
@@ -109,7 +109,7 @@ class HandlerSlot:
                 elif isinstance(message, LaneDone):
                     self._replace(message.must_recycle)
                     return message
-                elif isinstance(message, CommandFailed):
+                elif isinstance(message, CannotExecute):
                     raise load_error(message)
                 elif message is not None:
                     raise HandlerProcessGone
@@ -133,7 +133,7 @@ class HandlerSlot:
             while (message := process.receive(deadline)) is not None:
                 if isinstance(message, Started):
                     deadline = min(deadline, time.monotonic() + question.timeout)
-                elif isinstance(message, CommandFailed):
+                elif isinstance(message, CannotExecute):
                     raise load_error(message)
                 elif isinstance(message, ResponderAnswer | ResponderError):
                     self._replace(message.must_recycle)

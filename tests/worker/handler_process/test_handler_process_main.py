@@ -20,7 +20,7 @@ from receiver.storage.queue import leases
 from receiver.worker.handler_process.bootstrap import init_message
 from receiver.worker.handler_process.child import HandlerProcess
 from receiver.worker.handler_process.ipc import (
-    CommandFailed,
+    CannotExecute,
     Ended,
     LaneDone,
     LeaseUntil,
@@ -212,7 +212,7 @@ def test_it_says_what_it_cannot_load(shared: World, place: str) -> None:
             )
         )
         said = hear(process)
-        assert isinstance(said, CommandFailed)
+        assert isinstance(said, CannotExecute)
         assert "handler nobodys is not installed on this host" in said.error
         run(shared, process, sent)
         assert [type(hear(process)) for _ in range(3)] == [Started, Ended, LaneDone]
