@@ -11,9 +11,6 @@ import receiver
 
 _PACKAGE: Final = Path(receiver.__file__).parent
 
-# Names that still stand for several things. This list only shrinks.
-_SHARED: Final = frozenset({"BadRow", "TokenSettings"})
-
 
 def _classes() -> dict[str, list[str]]:
     """Return where each class is defined, by its name without leading underscores."""
@@ -27,7 +24,7 @@ def _classes() -> dict[str, list[str]]:
 
 def test_each_class_has_its_own_name() -> None:
     """Two classes, exceptions included, never share a name, whatever file they are in."""
-    assert {name: places for name, places in _classes().items() if len(places) > 1 and name not in _SHARED} == {}
+    assert {name: places for name, places in _classes().items() if len(places) > 1} == {}
 
 
 def test_unavailable_is_one_exception() -> None:

@@ -68,6 +68,7 @@ class Commands(click.Group):
         module = import_module(f"{__name__}.{COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         _add_location_options(command)
+        _show_whole_sentences(command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -134,6 +135,15 @@ def _add_location_options(command: click.Command) -> None:
     else:
         names = {parameter.name for parameter in command.params}
         command.params += [option for option in _location_options() if option.name not in names]
+
+
+def _show_whole_sentences(command: click.Command) -> None:
+    """List each subcommand of a group with its whole first sentence. By default click cuts it to one line."""
+    if isinstance(command, click.Group):
+        for each in command.commands.values():
+            first_paragraph = " ".join((each.help or "").split("\n\n")[0].split())
+            each.short_help = first_paragraph.partition(". ")[0].removesuffix(".") + "."
+            _show_whole_sentences(each)
 
 
 @click.group(

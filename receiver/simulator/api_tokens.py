@@ -25,7 +25,7 @@ _SKEW: Final = 10  # Redox: 10 s of skew allowed
 JWKS = Mapping[str, Any]
 
 
-class TokenSettings(Protocol):
+class ApiTokenSettings(Protocol):
     """What the API tells its tokens. Read for each request, because tests change it."""
 
     base_url: str
@@ -45,7 +45,7 @@ class TokenGrant:
 class ApiTokens:
     """The registered API keys, and the tokens issued for them. Thread-safe."""
 
-    def __init__(self, settings: TokenSettings) -> None:
+    def __init__(self, settings: ApiTokenSettings) -> None:
         self._settings = settings
         self._lock = threading.RLock()
         self._oauth: dict[str, Callable[[], JWKS]] = {}

@@ -113,6 +113,11 @@ class TestHelp:
         monkeypatch.setenv("COLUMNS", "200")
         assert max(map(len, Commands()(*path, "--help").stdout.splitlines())) <= 100
 
+    @pytest.mark.parametrize("group", sorted({path[0] for path in EVERY if len(path) > 1}))
+    def test_a_group_lists_whole_sentences(self, group: str) -> None:
+        """The list of a group's commands cuts no description."""
+        assert "..." not in Commands()(group, "--help").stdout.partition("Commands:")[2]
+
     @pytest.mark.parametrize("path", [path for path in EVERY if path[-1] in ("list", "show", "add")], ids=" ".join)
     def test_what_lists_shows_or_adds_takes_json(self, path: tuple[str, ...]) -> None:
         """Every command that prints records has --json."""

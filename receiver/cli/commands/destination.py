@@ -94,7 +94,7 @@ _policies = options(
 def add(name: str, *, token_file: Path | None, token_out: Path | None, as_json: bool, **given: Any) -> None:
     """Add destination NAME and generate its verification token, which is shown only now.
 
-    Enter the token, and the URL that ends with `path`, in the Redox dashboard.
+    Enter the token in the Redox dashboard, with your public URL followed by the `path` that is printed.
     """
     if token_file is not None and token_out is not None:
         raise click.UsageError("--token-file reads an existing token, --token-out writes a new one: use one of them")

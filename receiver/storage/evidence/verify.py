@@ -41,7 +41,7 @@ class VerificationResult:
     first_bad: str | None
 
 
-class _BadRow(Exception):
+class _FailedRow(Exception):
     """A row that fails verification."""
 
 
@@ -58,7 +58,7 @@ def verify(connection: Connection, keyring: Keyring, *, payloads: bool = False) 
             examination.signed(table)
         if payloads:
             examination.bodies()
-    except _BadRow as exc:
+    except _FailedRow as exc:
         return VerificationResult(rows=examination.rows, writers=examination.writers, first_bad=str(exc))
     return VerificationResult(rows=examination.rows, writers=examination.writers, first_bad=None)
 
@@ -83,13 +83,13 @@ class _Examination:
                 self.writers += 1
             expected = 1 if before is None else before["n"] + 1
             if row["n"] > expected:
-                raise _BadRow(f"{_audit(row, expected)}: deleted; the next one is n {row['n']}, id {row['id']}")
+                raise _FailedRow(f"{_audit(row, expected)}: deleted; the next one is n {row['n']}, id {row['id']}")
             if row["n"] < expected:
-                raise _BadRow(f"{_audit(row, row['n'])}, id {row['id']}: inserted; that number exists already")
+                raise _FailedRow(f"{_audit(row, row['n'])}, id {row['id']}: inserted; that number exists already")
             failure = self._failure("audit_events", row, self._followed(row) if before is None else before["mac"])
             if failure is not None:
                 why = "reordered" if self._reordered(row) else failure
-                raise _BadRow(f"{_audit(row, row['n'])}, id {row['id']}: {why}")
+                raise _FailedRow(f"{_audit(row, row['n'])}, id {row['id']}: {why}")
             before = row
 
     def _followed(self, row: RowMapping) -> bytes:
@@ -99,7 +99,9 @@ class _Examination:
         table = schema.audit_events
         followed: bytes | None = self._connection.scalar(select(table.c.mac).where(table.c.id == row["follows"]))
         if followed is None:
-            raise _BadRow(f"audit_events id {row['follows']}: deleted; the chain of writer {row['writer']} follows it")
+            raise _FailedRow(
+                f"audit_events id {row['follows']}: deleted; the chain of writer {row['writer']} follows it"
+            )
         return followed
 
     def _reordered(self, row: RowMapping) -> bool:
@@ -124,7 +126,7 @@ class _Examination:
             .limit(1)
         ).one_or_none()
         if gone is not None:
-            raise _BadRow(
+            raise _FailedRow(
                 f"messages uuid {gone.message_uuid}: deleted; its recording is audited by writer {gone.writer}, "
                 f"n {gone.n}"
             )
@@ -143,14 +145,14 @@ class _Examination:
             .limit(1)
         )
         if number is not None:
-            raise _BadRow(f"messages id {number}: no audit row says that it was recorded; that row was deleted")
+            raise _FailedRow(f"messages id {number}: no audit row says that it was recorded; that row was deleted")
 
     def signed(self, table: Table) -> None:
         """Check each row's MAC."""
         for row in self._stream(select(table).order_by(table.c.id)):
             failure = self._failure(table.name, row)
             if failure is not None:
-                raise _BadRow(f"{table.name} id {row['id']}: {failure}")
+                raise _FailedRow(f"{table.name} id {row['id']}: {failure}")
 
     def bodies(self) -> None:
         """Check that each payload opens, and has its message's digest and size."""
@@ -165,13 +167,13 @@ class _Examination:
             at_once=_BODIES_AT_ONCE,
         ):
             if row["uuid"] is None:
-                raise _BadRow(f"payloads message_id {row['message_id']}: there is no such message")
+                raise _FailedRow(f"payloads message_id {row['message_id']}: there is no such message")
             try:
                 body = seals.open_body(row["payload_key"], row["sealed"], payload_binding(str(row["uuid"])))
             except IntegrityError as exc:
-                raise _BadRow(f"payloads message_id {row['message_id']}: {exc}") from exc
+                raise _FailedRow(f"payloads message_id {row['message_id']}: {exc}") from exc
             if digests.content(body) != row["digest"] or len(body) != row["size"]:
-                raise _BadRow(f"payloads message_id {row['message_id']}: does not match the message's digest")
+                raise _FailedRow(f"payloads message_id {row['message_id']}: does not match the message's digest")
 
     def _stream(self, query: Select[Any], *, at_once: int = _AT_ONCE) -> Iterator[RowMapping]:
         """Yield the rows through a server-side cursor: only a few are in memory."""
