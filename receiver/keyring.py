@@ -30,8 +30,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from receiver.errors import ConfigurationError, UnknownKey
 
 # What a key is for. `index` keys digests that are looked up (patients' identifiers, verification tokens): never
-# retired, for the digests could not be made again.
-PURPOSES: Final = ("payload", "secret", "mac", "index", "token", "session")
+# retired, for the digests could not be made again. `seal` signs the audit's checkpoints (Ed25519).
+PURPOSES: Final = ("payload", "secret", "mac", "index", "token", "session", "seal")
 _LENGTH: Final = 32  # bytes of a key
 _VERSION: Final = 1  # of the file
 # Tells one content of the file from another: inode, time of change in ns, size.

@@ -33,6 +33,7 @@ FIELDS: Final = frozenset(
         "attempt",
         "bind",
         "bound",
+        "checkpoint",
         "child",
         "count",
         "credential",

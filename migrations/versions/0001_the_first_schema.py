@@ -81,6 +81,34 @@ def upgrade() -> None:
         postgresql_where=sa.text("action = 'message.refuse'"),
     )
     op.create_table(
+        "audit_seal_writers",
+        sa.Column("writer", sa.UUID(), nullable=False),
+        sa.Column("last_n", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("first_n", sa.BigInteger(), nullable=False),
+        sa.Column("first_leaf", sa.BigInteger(), nullable=False),
+        sa.Column("seal", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("writer", "last_n", name=op.f("pk_audit_seal_writers")),
+    )
+    op.create_index(op.f("ix_audit_seal_writers_seal"), "audit_seal_writers", ["seal"], unique=False)
+    op.create_table(
+        "audit_seals",
+        sa.Column("n", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("size", sa.BigInteger(), nullable=False),
+        sa.Column("root", sa.LargeBinary(), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.Column("checkpoint", sa.Text(), nullable=False),
+        sa.Column("seal_key", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("n", name=op.f("pk_audit_seals")),
+    )
+    op.create_table(
+        "audit_tiles",
+        sa.Column("level", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("number", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("hashes", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("level", "number", name=op.f("pk_audit_tiles")),
+    )
+    op.create_table(
         "deliveries",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
         sa.Column("message_id", sa.BigInteger(), nullable=False),
@@ -527,7 +555,7 @@ def upgrade() -> None:
         BEGIN
             RAISE EXCEPTION '% is append-only', TG_ARGV[0] USING ERRCODE = 'restrict_violation';
         END $$""")
-    for table in ("audit_events",):
+    for table in ("audit_events", "audit_seals", "audit_seal_writers"):
         op.execute(f"""
             CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON {table}
             FOR EACH ROW EXECUTE FUNCTION append_only('{table}')""")
@@ -570,6 +598,9 @@ def downgrade() -> None:
     op.drop_table("destinations")
     op.drop_table("delivery_attempts")
     op.drop_table("deliveries")
+    op.drop_table("audit_tiles")
+    op.drop_table("audit_seals")
+    op.drop_table("audit_seal_writers")
     op.drop_table("audit_events")
     op.drop_table("api_keys")
     op.execute("DROP FUNCTION append_only()")

@@ -495,11 +495,11 @@ outbound_requests = Table(
     Index("ix_outbound_requests_unsent", "state", "id", postgresql_where=text("state IN ('dead', 'held')")),
 )
 
-# --- evidence
+# --- evidence. The audit and its seals are append-only: triggers refuse UPDATE, DELETE and TRUNCATE.
 
 audit_events = Table(
     "audit_events",
-    metadata,  # append-only: a trigger refuses UPDATE, DELETE and TRUNCATE
+    metadata,
     _id(),
     Column("writer", UUID, nullable=False),  # one process; it numbers and chains its rows
     Column("n", BigInteger, nullable=False),
@@ -525,4 +525,34 @@ audit_events = Table(
     Index("ix_audit_events_destination_id", "destination", "id"),
     Index("ix_audit_events_refused", "destination", "id", postgresql_where=text("action = 'message.refuse'")),
     postgresql_partition_by="RANGE (at)",
+)
+
+audit_seals = Table(
+    "audit_seals",
+    metadata,  # see receiver.storage.evidence.seals
+    Column("n", BigInteger, primary_key=True, autoincrement=False),
+    _time("at", nullable=False),
+    Column("size", BigInteger, nullable=False),  # leaves of the Merkle tree
+    Column("root", LargeBinary, nullable=False),
+    _text("body"),  # JSON: what the checkpoint holds the digest of
+    _text("checkpoint"),  # signed note (c2sp.org/tlog-checkpoint)
+    _text("seal_key"),
+)
+
+audit_seal_writers = Table(
+    "audit_seal_writers",
+    metadata,  # the rows that a seal added, of each writer without a gap: where a row is in the tree
+    Column("writer", UUID, primary_key=True),
+    Column("last_n", BigInteger, primary_key=True, autoincrement=False),
+    Column("first_n", BigInteger, nullable=False),
+    Column("first_leaf", BigInteger, nullable=False),
+    Column("seal", BigInteger, nullable=False, index=True),
+)
+
+audit_tiles = Table(
+    "audit_tiles",
+    metadata,  # the tree's hashes (c2sp.org/tlog-tiles); the last tile of a level grows
+    Column("level", Integer, primary_key=True, autoincrement=False),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("hashes", LargeBinary, nullable=False),
 )

@@ -1,4 +1,5 @@
-"""Background tasks of a worker: heartbeats, the sweep for due lanes, the patient index, expired rows, partitions.
+"""Background tasks of a worker: heartbeats, the sweep for due lanes, the patient index, seals, expired rows,
+partitions.
 
 Must not run deliveries. Each task runs in a thread of its own, so that none delays another.
 """
@@ -20,6 +21,8 @@ from receiver.keyring import Keyring
 from receiver.storage.accept import replay_guard
 from receiver.storage.evidence.encryption import Sealer
 from receiver.storage.evidence.macs import KeyedDigests
+from receiver.storage.evidence.seals import MOST as MOST_SEALED
+from receiver.storage.evidence.seals import AuditSealer
 from receiver.storage.queue import maintenance, partitions, wake_ups
 from receiver.worker.handler_loader import HandlerLoader
 from receiver.worker.leases import Leases
@@ -34,6 +37,8 @@ _HEARTBEAT_INTERVAL: Final = 5.0
 _INDEX_INTERVAL: Final = 1.0
 _FORGET_INTERVAL: Final = 60.0
 _PARTITION_INTERVAL: Final = 3600.0
+# Seconds between two seals of the audit log: a row is sealed at the latest after this and the commit of a seal.
+_SEAL_INTERVAL: Final = 2.0
 # Seconds to wait after an error of the database: at least, and at most.
 _PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 10.0
@@ -70,6 +75,7 @@ class BackgroundTasks:
         self._keyring = keyring
         self._seals = Sealer(keyring)
         self._digests = KeyedDigests(keyring)
+        self._sealer = AuditSealer(engine, keyring)
         self._others = 0  # live workers that have loaded some of the same handlers
         self._swept = ""  # the cursor of the sweep
         self._closed: set[int] = set()  # messages whose payload cannot be decrypted here
@@ -81,6 +87,7 @@ class BackgroundTasks:
         repeat(_INDEX_INTERVAL, self._index, stopping)
         repeat(_FORGET_INTERVAL, self._forget, stopping)
         repeat(_PARTITION_INTERVAL, self._make_partitions, stopping)
+        repeat(_SEAL_INTERVAL, self._seal, stopping)
 
     def _heartbeat(self) -> None:
         self._keyring.refresh()
@@ -110,6 +117,11 @@ class BackgroundTasks:
         with self._leases.connection() as connection:
             forgotten = maintenance.forget_keys(connection) + replay_guard.forget(connection)
         return 0.0 if forgotten else None
+
+    def _seal(self) -> float | None:
+        """Seal the audit rows that have committed, unless another host does it now."""
+        made = self._sealer.seal()
+        return 0.0 if made is not None and made.added >= MOST_SEALED else None
 
     def _make_partitions(self) -> None:
         with self._engine.begin() as connection:

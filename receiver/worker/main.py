@@ -77,7 +77,7 @@ class DeliveryWorker:
         keyring = keyrings.load_keyring(settings.keyring_path)
         # One connection for each lane that is claimed or released, and one for each background thread.
         engine = open_engine(
-            self._url, pool_size=settings.concurrency + SENDERS + 10, statement_timeout=_STATEMENT_TIMEOUT
+            self._url, pool_size=settings.concurrency + SENDERS + 11, statement_timeout=_STATEMENT_TIMEOUT
         )
         self._schema = SchemaMonitor(engine)
         self._registry = RegistryFollower(engine, keyring)

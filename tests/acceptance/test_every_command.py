@@ -237,6 +237,12 @@ def kept(run: Day) -> None:
     run("audit", "list")
     run("audit", "verify")
     run("audit", "review", "--sign-off", *WHY)
+    proof, public, checkpoint = (str(run.at.root / name) for name in ("row.proof", "seal.pub", "audit.checkpoint"))
+    run("audit", "checkpoint", "--output", checkpoint)
+    run("audit", "verify", "--checkpoint", checkpoint)
+    run("audit", "prove", "1", "--output", proof)
+    (run.at.root / "seal.pub").write_text(run("keys", "public"))
+    run("audit", "check-proof", proof, "--public-key", public)
     run("keys", "list")
     old, new = run.json("keys", "list")[-1]["id"], run.json("keys", "new", "session")["id"]
     run("keys", "activate", new)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import sha256
 
 import pytest
 
@@ -31,7 +30,7 @@ def waitress(site: Site) -> Iterator[Server]:
 
 
 def _recorded(site: Site, body: bytes) -> bool:
-    return bool(site.rows("SELECT FROM messages WHERE sha256 = :digest", digest=sha256(body).digest()))
+    return bool(site.rows("SELECT FROM messages WHERE digest = :digest", digest=site.digest(body)))
 
 
 def test_messages(site: Site, waitress: Server) -> None:

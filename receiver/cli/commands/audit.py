@@ -1,4 +1,4 @@
-"""The command group `audit`: lists and verifies the audit log.
+"""The command group `audit`: lists and verifies the audit log, and gives proofs that others can check.
 
 Must not change a row. `verify` finds rows that were changed outside of this program.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import click
 
@@ -26,18 +26,25 @@ from receiver.cli.options import (
     until_option,
 )
 from receiver.cli.session import opened
-from receiver.errors import IntegrityError
+from receiver.errors import IntegrityError, ProofInvalid
+from receiver.storage.evidence import proofs
 from receiver.storage.evidence import verify as proof
+from receiver.storage.evidence.seals import AuditSealer
 from receiver.storage.operations import queries
 from receiver.storage.operations.disclosure import disclose_notes
 from receiver.storage.operations.queries import AuditFilter
+from receiver.transparency.checkpoint import VerifierKey
+from receiver.transparency.proof_file import CONSISTENCY, ConsistencyProof, InclusionProof
 
 COLUMNS: Final = ("id", "at", "action", "outcome", "reason", "actor", "destination", "subject", "count")
 
 
 @click.group()
 def audit() -> None:
-    """List or verify the audit log. It records messages, refusals, changes and corrections, and is append-only."""
+    """List, verify or prove the audit log. It records messages, refusals, changes and corrections.
+
+    It is append-only. A worker signs its size and the root of its Merkle tree every few seconds.
+    """
 
 
 @audit.command(
@@ -109,23 +116,129 @@ def list_(
     page_note(found, limit)
 
 
-@audit.command(epilog=example("audit verify", "audit verify --payloads"))
+@audit.command(epilog=example("audit verify", "audit verify --payloads", "audit verify --checkpoint audit.checkpoint"))
 @click.option("--payloads", is_flag=True, help="Also decrypt every payload and compare its digest. Reads all payloads.")
+@click.option(
+    "--checkpoint",
+    type=click.File(),
+    metavar="FILE",
+    help="A checkpoint that you kept elsewhere: the log must still have all that it had then.",
+)
 @json_option
-def verify(*, payloads: bool, as_json: bool) -> None:
+def verify(*, payloads: bool, checkpoint: TextIO | None, as_json: bool) -> None:
     """Find rows that were changed, added or deleted without the keyring.
 
-    Reads the audit log, the messages and the registry. Finds each changed or added row, each gap in the audit log, and
-    each message without its audit row. Cannot detect that the newest audit rows were deleted together with their
-    messages, or that a registry row was deleted or reset to an earlier state.
+    Reads the seals, the audit log, the messages and the registry. Finds each changed or added row, each gap in the
+    audit log, each sealed row that is missing, each message without its audit row, and a registry that changed
+    without a recorded change. Without --checkpoint it cannot detect that the newest seals were deleted together with
+    all that they seal: keep checkpoints where this database's administrators cannot write.
 
     Exit status 1 if the verification fails; the error names the first row that fails.
     """
+    kept = None if checkpoint is None else checkpoint.read()
     with opened() as session, session.engine.connect() as connection:
-        found = proof.verify(connection, session.keyring, payloads=payloads)
-    output.row({"rows": found.rows, "writers": found.writers, "first_bad": found.first_bad}, as_json=as_json)
+        found = proof.verify(connection, session.keyring, payloads=payloads, checkpoint=kept)
+    output.row(
+        {
+            "rows": found.rows,
+            "writers": found.writers,
+            "seals": found.seals,
+            "sealed": found.sealed,
+            "first_bad": found.first_bad,
+        },
+        as_json=as_json,
+    )
     if found.first_bad is not None:
         raise IntegrityError(f"{found.first_bad}: do not change this database, and compare it with a backup")
+
+
+_to_option: Final = click.option(
+    "--output", "to", type=click.File("w"), default="-", metavar="FILE", help="Write to FILE. Default: standard output."
+)
+
+
+@audit.command(
+    epilog=example("audit checkpoint --output audit.checkpoint", "audit checkpoint --since audit.checkpoint")
+)
+@click.option(
+    "--since",
+    type=click.File(),
+    metavar="FILE",
+    help="Write a proof that the log extends this earlier checkpoint, instead of the checkpoint alone.",
+)
+@_to_option
+def checkpoint(*, since: TextIO | None, to: TextIO) -> None:
+    """Seal the audit log, and write its checkpoint: a signed note with its size and root (c2sp.org/tlog-checkpoint).
+
+    A checkpoint shows nothing of any row. Keep it where this database's administrators cannot write: `audit verify
+    --checkpoint` then finds that rows were deleted, or that an older copy of the database was restored.
+    """
+    with opened() as session:
+        AuditSealer(session.engine, session.keyring).seal(wait=True)
+        with session.engine.connect() as connection:
+            if since is None:
+                written = proofs.newest_checkpoint(connection)
+            else:
+                written = proofs.prove_growth(connection, session.keyring, since.read()).text()
+    to.write(written)
+
+
+@audit.command(epilog=example("audit prove 4711 --output row-4711.proof"))
+@click.argument("row", type=int)
+@_to_option
+def prove(row: int, *, to: TextIO) -> None:
+    """Write a proof that audit row ROW is in the signed log (c2sp.org/tlog-proof).
+
+    It holds the row's MAC, which shows nothing of the row, and can be checked without database and keyring.
+    """
+    with opened() as session:
+        AuditSealer(session.engine, session.keyring).seal(wait=True)
+        with session.engine.connect() as connection:
+            written = proofs.prove_row(connection, row).text()
+    to.write(written)
+
+
+@audit.command(epilog=example("audit check-proof row-4711.proof --public-key seal.pub"))
+@click.argument("file", type=click.File())
+@click.option(
+    "--public-key",
+    type=click.File(),
+    required=True,
+    metavar="FILE",
+    help="The public key that signs the log, as `keys public` shows it.",
+)
+@json_option
+def check_proof(file: TextIO, *, public_key: TextIO, as_json: bool) -> None:
+    """Check a proof of `audit prove` or `audit checkpoint --since` with the public key alone.
+
+    Needs no database and no keyring. Exit status 1 if the proof does not hold.
+    """
+    text, keys = file.read(), [VerifierKey.parse(line) for line in public_key.read().splitlines() if line.strip()]
+    failure = ProofInvalid("the file of the public key is empty")
+    for key in keys:
+        try:
+            found = _checked(text, key)
+        except ProofInvalid as exc:
+            failure = exc
+        else:
+            output.row(found, as_json=as_json)
+            return
+    raise failure
+
+
+def _checked(text: str, key: VerifierKey) -> dict[str, Any]:
+    if text.startswith(CONSISTENCY):
+        earlier, later = ConsistencyProof.parse(text).verify(key)
+        return {"log": later.origin, "size": later.size, "root": later.root.hex(), "extends": earlier.size}
+    found = InclusionProof.parse(text)
+    size = found.verify(key)
+    return {
+        "log": size.origin,
+        "size": size.size,
+        "root": size.root.hex(),
+        "leaf": found.index,
+        "mac": found.entry.hex(),
+    }
 
 
 audit.add_command(review_)

@@ -21,8 +21,10 @@ from receiver.cli import output, session
 from receiver.cli.options import example, json_option
 from receiver.errors import Conflict, NotFound
 from receiver.keyring import PURPOSES, Key, Keyring
+from receiver.storage.evidence import proofs
 from receiver.storage.evidence.audit_log import AuditChain, AuditEvent, write
 from receiver.storage.evidence.encryption import Sealer
+from receiver.storage.evidence.seals import AuditSealer
 from receiver.storage.operations import queries
 from receiver.storage.registry import key_records
 from receiver.storage.registry.key_records import check_keys, record_keys
@@ -93,6 +95,24 @@ def list_(*, as_json: bool) -> None:
         if each["id"] not in held
     ]
     output.rows(found, COLUMNS, as_json=as_json, nothing="no key")
+
+
+@keys.command(epilog=example("keys public > seal.pub"))
+@json_option
+def public(*, as_json: bool) -> None:
+    """Show the public keys that check the audit log's checkpoints, one in each line (c2sp.org/signed-note).
+
+    The newest is last. Publish them, or give them to those who check proofs: they are not secret.
+    """
+    with session.opened() as work:
+        AuditSealer(work.engine, work.keyring).seal(wait=True)
+        with work.engine.connect() as connection:
+            found = proofs.public_keys(connection, work.keyring)
+    if as_json:
+        output.document([{"id": name, "public_key": str(key)} for name, key in found.items()])
+    else:
+        for key in found.values():
+            click.echo(str(key))
 
 
 @keys.command(epilog=example("keys new payload"))

@@ -72,6 +72,11 @@ class AuditChain:
         self._seals = seals
         self.restart()
 
+    @property
+    def head(self) -> tuple[UUID, int]:
+        """Return the writer and number of the last row that was written."""
+        return self._writer, self._n
+
     def restart(self) -> None:
         """Begin another chain: after a lost answer, the end of this one is unknown."""
         self._writer, self._n, self._previous = uuid7(), 0, b""

@@ -1,11 +1,11 @@
-"""Verification of stored rows: the audit chains, the MACs of the registry and of messages, and the payloads.
+"""Verification of stored rows: the seals, the audit chains, the MACs of the registry and of messages, the payloads.
 
-Only reads, a row at a time, in the caller's transaction. It detects rows that were edited, inserted, reordered, or
-deleted before the end of a chain, and a missing chain that a later one follows.
+Only reads, a row at a time, in the caller's transaction. It detects rows that were edited, inserted, reordered or
+deleted, in a chain or after they were sealed, a registry that changed without a recorded change, and a log that does
+not extend a checkpoint that was kept elsewhere.
 
-Must not claim more: the last rows of a chain that no later chain follows can be deleted without a trace, with their
-messages, unless something outside of the database has collected the heads. A registry row can be set back to an earlier
-state, or deleted.
+Must not claim more: without such a checkpoint, the newest seals can be deleted without a trace together with all that
+they seal; rows that are not sealed yet, together with their messages.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from receiver.keyring import Keyring
 from receiver.storage import schema
 from receiver.storage.evidence.encryption import Sealer, payload_binding
 from receiver.storage.evidence.macs import COLUMNS, KeyedDigests, RowMacs
+from receiver.storage.evidence.verify_seals import BadSeal, SealedRowReader, SealedTree
 
 _AT_ONCE: Final = 1_000
 _BODIES_AT_ONCE: Final = 8  # of up to 40 MB each
@@ -33,34 +34,47 @@ _SIGNED: Final = [schema.metadata.tables[name] for name in COLUMNS if name != "a
 class VerificationResult:
     """The result: the number of `rows` read, of `writers` of audit rows, and the first row that fails, if any.
 
-    `first_bad` names the row and the reason, but nothing of its content.
+    `seals`: how many seals there are, and `sealed` the number of audit rows that they cover. `first_bad` names the row
+    and the reason, but nothing of its content.
     """
 
     rows: int
     writers: int
     first_bad: str | None
+    seals: int = 0
+    sealed: int = 0
 
 
 class _FailedRow(Exception):
     """A row that fails verification."""
 
 
-def verify(connection: Connection, keyring: Keyring, *, payloads: bool = False) -> VerificationResult:
+def verify(
+    connection: Connection, keyring: Keyring, *, payloads: bool = False, checkpoint: str | None = None
+) -> VerificationResult:
     """Verify everything, up to the first failure. With `payloads`, also open each body, which reads all of them.
 
-    A missing payload is not a failure: payloads are purged. Other processes may write meanwhile.
+    `checkpoint`: one that was kept elsewhere, which the log must extend. A missing payload is not a failure: payloads
+    are purged. Other processes may write meanwhile. Raises ProofInvalid when the checkpoint is not one of this log's.
     """
-    examination = _Examination(connection, keyring)
+    examination, tree = _Examination(connection, keyring), SealedTree(connection, keyring)
+    first_bad = None
     try:
-        examination.chains()
+        tree.prove()
+        if checkpoint is not None:
+            tree.extends(checkpoint)
+        examination.chains(tree.expectation())
         examination.recorded()
         for table in _SIGNED:
             examination.signed(table)
+        tree.registry()
         if payloads:
             examination.bodies()
-    except _FailedRow as exc:
-        return VerificationResult(rows=examination.rows, writers=examination.writers, first_bad=str(exc))
-    return VerificationResult(rows=examination.rows, writers=examination.writers, first_bad=None)
+    except (_FailedRow, BadSeal) as exc:
+        first_bad = str(exc)
+    return VerificationResult(
+        rows=examination.rows, writers=examination.writers, first_bad=first_bad, seals=tree.seals, sealed=tree.size
+    )
 
 
 class _Examination:
@@ -73,8 +87,8 @@ class _Examination:
         self.rows = 0
         self.writers = 0
 
-    def chains(self) -> None:
-        """Check each writer's rows: numbered from 1, each signed over the previous one."""
+    def chains(self, sealed: SealedRowReader) -> None:
+        """Check each writer's rows: numbered from 1, each signed over the previous one, and as they were sealed."""
         table = schema.audit_events
         before: RowMapping | None = None
         for row in self._stream(select(table).order_by(table.c.writer, table.c.n, table.c.id)):
@@ -90,7 +104,9 @@ class _Examination:
             if failure is not None:
                 why = "reordered" if self._reordered(row) else failure
                 raise _FailedRow(f"{_audit(row, row['n'])}, id {row['id']}: {why}")
+            sealed.row(row["writer"], row["n"], bytes(row["mac"]))
             before = row
+        sealed.end()
 
     def _followed(self, row: RowMapping) -> bytes:
         """Return the MAC of the row that a writer's first row follows: often another writer's last."""

@@ -1,5 +1,7 @@
 """Disclosure of sealed content to an operator (messages, errors, requests, audit reasons), after its audit row.
 
+Nothing is returned before its audit row is in a signed seal: a copy of the seal in the logs shows that it happened.
+
 Must not print or keep the content.
 """
 
@@ -18,16 +20,18 @@ from receiver.storage import schema
 from receiver.storage.evidence.audit_log import BREAK_GLASS, AuditChain, AuditEvent, write
 from receiver.storage.evidence.encryption import Sealer
 from receiver.storage.evidence.macs import KeyedDigests
+from receiver.storage.evidence.seals import AuditSealer
 from receiver.storage.operations import queries
 from receiver.storage.queue.outbox import answer_binding, request_binding
 
 
 def disclose(engine: Engine, keyring: Keyring, number: int | UUID, now: datetime, *, actor: str, reason: str) -> bytes:
-    """Return the payload of message `number` (id or uuid), after committing its audit row (`message.disclose`).
+    """Return the payload of message `number` (id or uuid), after its audit row (`message.disclose`) is sealed.
 
     Raises NotFound, IntegrityError, and Conflict when it is purged.
     """
     seals = Sealer(keyring)
+    chain = AuditChain(keyring, seals)
     with engine.begin() as connection:
         message = queries.message(connection, number)
         body = queries.payload(connection, seals, KeyedDigests(keyring), message)
@@ -35,7 +39,7 @@ def disclose(engine: Engine, keyring: Keyring, number: int | UUID, now: datetime
             raise Conflict(f"the payload of message {message['id']} is purged; its row and its audit are what is left")
         write(
             connection,
-            AuditChain(keyring, seals),
+            chain,
             [
                 AuditEvent(
                     action="message.disclose",
@@ -50,24 +54,26 @@ def disclose(engine: Engine, keyring: Keyring, number: int | UUID, now: datetime
                 )
             ],
         )
+    AuditSealer(engine, keyring).seal_row(*chain.head)
     return body
 
 
 def disclose_error(
     engine: Engine, keyring: Keyring, number: int, now: datetime, *, actor: str, reason: str
 ) -> str | None:
-    """Return the text of the last error of delivery `number`, after committing its audit row (`delivery.disclose`).
+    """Return the text of the last error of delivery `number`, after its audit row (`delivery.disclose`) is sealed.
 
     Returns None, without an audit row, when no text is stored. Raises NotFound, IntegrityError.
     """
     seals = Sealer(keyring)
+    chain = AuditChain(keyring, seals)
     with engine.begin() as connection:
         delivery = queries.delivery(connection, number)
         text = queries.error_text(connection, seals, number)
         if text is not None:
             write(
                 connection,
-                AuditChain(keyring, seals),
+                chain,
                 [
                     AuditEvent(
                         action="delivery.disclose",
@@ -82,17 +88,20 @@ def disclose_error(
                     )
                 ],
             )
+    if text is not None:
+        AuditSealer(engine, keyring).seal_row(*chain.head)
     return text
 
 
 def disclose_request(
     engine: Engine, keyring: Keyring, number: int, now: datetime, *, actor: str, reason: str
 ) -> tuple[bytes, bytes | None]:
-    """Return (the stored request `number`, the answer of Redox), after committing its audit row (`outbound.disclose`).
+    """Return (the stored request `number`, the answer of Redox), after its audit row (`outbound.disclose`) is sealed.
 
     Raises NotFound, IntegrityError, and Conflict when they are purged.
     """
     seals = Sealer(keyring)
+    chain = AuditChain(keyring, seals)
     table, owner = schema.outbound_requests, schema.destinations
     with engine.begin() as connection:
         row = connection.execute(
@@ -108,7 +117,7 @@ def disclose_request(
         answer = None if row.answer is None else seals.open_body(row.answer_key, row.answer, answer_binding(row.uuid))
         write(
             connection,
-            AuditChain(keyring, seals),
+            chain,
             [
                 AuditEvent(
                     action="outbound.disclose",
@@ -123,6 +132,7 @@ def disclose_request(
                 )
             ],
         )
+    AuditSealer(engine, keyring).seal_row(*chain.head)
     return request, answer
 
 
@@ -138,15 +148,17 @@ def disclose_notes(
     """Return audit rows (from `queries.audit`), each with its opened reason as `note`; None where none was given.
 
     Commits the connection's transaction, with an audit row (`audit.disclose`) that gives the number of opened reasons
-    and their range of ids. If no row has a reason, nothing is opened and nothing is written. Raises IntegrityError.
+    and their range of ids, and returns when that row is sealed. If no row has a reason, nothing is opened and nothing
+    is written. Raises IntegrityError.
     """
     seals = Sealer(keyring)
+    chain = AuditChain(keyring, seals)
     noted = [each["id"] for each in rows if each["noted"]]
     opened = {number: queries.note(connection, seals, number) for number in noted}
     if opened:
         write(
             connection,
-            AuditChain(keyring, seals),
+            chain,
             [
                 AuditEvent(
                     action="audit.disclose",
@@ -160,4 +172,5 @@ def disclose_notes(
             ],
         )
         connection.commit()
+        AuditSealer(connection.engine, keyring).seal_row(*chain.head)
     return [dict(each) | {"note": opened.get(each["id"])} for each in rows]

@@ -21,7 +21,7 @@ from receiver.storage import schema
 _SILENT: Final = "interval '60 seconds'"
 # The columns that hold the id of a key that a row was signed, sealed or digested under.
 KEY_COLUMNS: Final = frozenset(
-    {"mac_key", "secret_key", "payload_key", "error_key", "request_key", "answer_key", "note_key"}
+    {"mac_key", "secret_key", "payload_key", "error_key", "request_key", "answer_key", "note_key", "seal_key"}
 )
 _PROCESSES: Final = f"""
 SELECT role, host, pid, started_at, keys FROM listeners

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import base64
 import json
+from pathlib import Path
 
 import pytest
 
@@ -99,3 +101,67 @@ class TestVerify:
         found = run.json("audit", "verify", status=1)
         assert "messages" in found["first_bad"]
         assert found["first_bad"] in run("audit", "verify", status=1).stderr
+
+
+class TestProofs:
+    @pytest.fixture
+    def public(self, door: Door, run: Commands, tmp_path: Path) -> Path:
+        """The file with the public key, as somebody else has it."""
+        path = tmp_path / "seal.pub"
+        path.write_text(run("keys", "public").stdout)
+        return path
+
+    def elsewhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """From now on there is neither database nor keyring."""
+        monkeypatch.setenv("DATABASE_URL", "postgresql://nobody@127.0.0.1:1/nothing")
+        monkeypatch.setenv("RECEIVER_KEYRING", "/nowhere")
+
+    def test_a_row_is_proved_without_database_and_keyring(
+        self, door: Door, run: Commands, public: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The file and the public key are enough; of another key, or changed, it does not hold."""
+        (row,) = run.json("audit", "list", "--action", "destination.add")
+        mac = bytes(door.value("SELECT mac FROM audit_events WHERE id = :id", id=row["id"])).hex()
+        proof = tmp_path / "row.proof"
+        run("audit", "prove", str(row["id"]), "--output", str(proof))
+        self.elsewhere(monkeypatch)
+        found = run.json("audit", "check-proof", str(proof), "--public-key", str(public))
+        assert found["mac"] == mac
+        assert found["log"].startswith("redox-receiver/")
+        assert found["leaf"] < found["size"]
+        proof.write_text(proof.read_text().replace("\nindex ", "\nindex 1"))
+        run.fails("audit", "check-proof", str(proof), "--public-key", str(public))
+        public.write_text("\n")
+        assert "public key is empty" in run.fails("audit", "check-proof", str(proof), "--public-key", str(public))
+
+    def test_a_checkpoint_is_proved_against_a_later_one(
+        self, door: Door, run: Commands, public: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """`audit verify` takes the earlier one too, and finds a database in which its rows are no more."""
+        kept, proof = tmp_path / "audit.checkpoint", tmp_path / "growth.proof"
+        run("audit", "checkpoint", "--output", str(kept))
+        assert kept.read_text() == run("audit", "checkpoint").stdout  # nothing came since
+        door.enable()
+        run("audit", "checkpoint", "--since", str(kept), "--output", str(proof))
+        assert run.json("audit", "verify", "--checkpoint", str(kept))["first_bad"] is None
+        run("audit", "checkpoint", "--output", str(kept))
+        for table in ("audit_seals", "audit_seal_writers"):
+            door.rows(f"ALTER TABLE {table} DISABLE TRIGGER USER")
+            door.rows(f"DELETE FROM {table}")
+        door.rows("DELETE FROM audit_tiles")
+        assert run.json("audit", "verify")["first_bad"] is None
+        assert "all were deleted" in run.json("audit", "verify", "--checkpoint", str(kept), status=1)["first_bad"]
+        self.elsewhere(monkeypatch)
+        found = run.json("audit", "check-proof", str(proof), "--public-key", str(public))
+        assert found["extends"] < found["size"]
+
+    def test_the_public_key_has_a_name_and_is_not_secret(self, door: Door, run: Commands) -> None:
+        """A verifier key of c2sp.org/signed-note, of each key for `seal`."""
+        run("keys", "new", "seal")
+        found = run.json("keys", "public")
+        assert len(found) == 2
+        assert [each["public_key"] for each in found] == run("keys", "public").stdout.split()
+        for each in found:
+            name, _, key = each["public_key"].split("+", 2)
+            assert name.startswith("redox-receiver/")
+            assert len(base64.b64decode(key)) == 33

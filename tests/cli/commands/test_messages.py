@@ -49,7 +49,6 @@ class TestList:
             "event_time",
             "received_at",
             "peer",
-            "sha256",
             "size",
             "content_type",
             "state",
@@ -57,7 +56,6 @@ class TestList:
             "id_conflict",
         }
         assert found["received_at"].endswith("Z")
-        assert len(found["sha256"]) == 64
 
     def test_a_table(self, door: Door, ledger: MessageLedger, run: Commands) -> None:
         """What an id holds cannot act on a terminal, and is shown whole."""
