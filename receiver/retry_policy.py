@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from receiver.errors import GiveUp, ReceiverError, RetryLater, WorkAborted
+from receiver.states import DeliveryState
 
 Kind = Literal["failed", "timed_out", "crashed", "retry_later", "gave_up"]
 
@@ -72,7 +73,7 @@ class RetryDecision:
     `counted`: it counts as an attempt. `hold`: the lane is blocked until an operator releases it.
     """
 
-    state: Literal["pending", "dead"]
+    state: Literal[DeliveryState.PENDING, DeliveryState.DEAD]
     pause: float | None = None
     counted: bool = True
     deferred: bool = False
@@ -169,13 +170,17 @@ def decide(outcome: Outcome, policy: RetryPolicy, *, attempt: int, deferred_for:
     """
     if outcome.kind == "retry_later" and deferred_for < LONGEST_DEFERRAL:
         return RetryDecision(
-            state="pending", counted=False, deferred=True, pause=None if policy.inline else outcome.after
+            state=DeliveryState.PENDING, counted=False, deferred=True, pause=None if policy.inline else outcome.after
         )
     if policy.inline:
-        return RetryDecision(state="pending")
+        return RetryDecision(state=DeliveryState.PENDING)
     if outcome.kind == "gave_up" or attempt >= policy.max_attempts:
-        return RetryDecision(state="pending", hold=True) if policy.on_failure == "hold" else RetryDecision(state="dead")
-    return RetryDecision(state="pending", pause=pause(attempt))
+        return (
+            RetryDecision(state=DeliveryState.PENDING, hold=True)
+            if policy.on_failure == "hold"
+            else RetryDecision(state=DeliveryState.DEAD)
+        )
+    return RetryDecision(state=DeliveryState.PENDING, pause=pause(attempt))
 
 
 def pause(attempt: int) -> float:

@@ -94,7 +94,7 @@ RULES = (
         Rule(
             who=f"receiver.{module}",
             never=("receiver",),
-            only=("receiver.errors", *(f"receiver.{each}" for each in allowed)),
+            only=("receiver.errors", "receiver.states", *(f"receiver.{each}" for each in allowed)),
             why="rooms import the modules at the top, not the other way",
         )
         for module, allowed in {

@@ -10,6 +10,7 @@ import pytest
 from receiver.errors import GiveUp, RetryLater
 from receiver.outbound.errors import RateLimited, RedoxUnavailable, Rejected
 from receiver.retry_policy import LONGEST_DEFERRAL, Outcome, RetryDecision, RetryPolicy, decide, outcome_of, pause
+from receiver.states import DeliveryState
 
 POLICY = RetryPolicy(max_attempts=3, on_failure="dead")
 HOLDING = RetryPolicy(max_attempts=3, on_failure="hold")
@@ -110,19 +111,21 @@ def test_failed_attempts() -> None:
             assert (verdict.state, verdict.counted, verdict.hold) == ("pending", True, False)
             assert verdict.pause is not None
     for attempt in (3, 4):
-        assert decide(FAILED, POLICY, attempt=attempt, deferred_for=0) == RetryDecision(state="dead")
-        assert decide(FAILED, HOLDING, attempt=attempt, deferred_for=0) == RetryDecision(state="pending", hold=True)
+        assert decide(FAILED, POLICY, attempt=attempt, deferred_for=0) == RetryDecision(state=DeliveryState.DEAD)
+        assert decide(FAILED, HOLDING, attempt=attempt, deferred_for=0) == RetryDecision(
+            state=DeliveryState.PENDING, hold=True
+        )
 
 
 def test_retry_later_and_give_up() -> None:
     """RetryLater counts nothing, for up to 72 hours; GiveUp needs no further attempt."""
     assert decide(LATER, POLICY, attempt=3, deferred_for=0) == RetryDecision(
-        state="pending", counted=False, deferred=True, pause=7.0
+        state=DeliveryState.PENDING, counted=False, deferred=True, pause=7.0
     )
     assert decide(LATER, POLICY, attempt=1, deferred_for=LONGEST_DEFERRAL).counted
-    assert decide(LATER, POLICY, attempt=3, deferred_for=LONGEST_DEFERRAL).state == "dead"
-    assert decide(GAVE_UP, POLICY, attempt=1, deferred_for=0) == RetryDecision(state="dead")
-    assert decide(GAVE_UP, HOLDING, attempt=1, deferred_for=0) == RetryDecision(state="pending", hold=True)
+    assert decide(LATER, POLICY, attempt=3, deferred_for=LONGEST_DEFERRAL).state == DeliveryState.DEAD
+    assert decide(GAVE_UP, POLICY, attempt=1, deferred_for=0) == RetryDecision(state=DeliveryState.DEAD)
+    assert decide(GAVE_UP, HOLDING, attempt=1, deferred_for=0) == RetryDecision(state=DeliveryState.PENDING, hold=True)
 
 
 @pytest.mark.parametrize("outcome", [FAILED, LATER, GAVE_UP, Outcome(kind="timed_out", error_class="TimedOut")])

@@ -9,6 +9,7 @@ from receiver.database import clock
 from receiver.findings.finding import Finding, command
 from receiver.findings.formatting import count
 from receiver.findings.view import View
+from receiver.states import OutboxState
 from receiver.storage.operations import outbound_requests, queries
 
 # State → code, and what the requests in it do, for one and for several.
@@ -56,7 +57,7 @@ def outbox(view: View) -> Iterator[Finding]:
     """Find outbound requests that are not sent, for each API key, state and error."""
     for each in outbound_requests.problems(view.connection):
         code, one, several = _OUTBOX[each["state"]]
-        error = "" if each["state"] == "held" else f" ({each['error_class']})"
+        error = "" if each["state"] == OutboxState.HELD else f" ({each['error_class']})"
         yield Finding(
             code=code,
             text=f"To Redox with {each['api_key']}: {count(each['count'], one, several)}{error}.",

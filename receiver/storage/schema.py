@@ -290,7 +290,12 @@ messages = Table(
     *_mac(),
     UniqueConstraint("uuid", "received_at"),
     _one_of("state", *MessageState),
-    Index("ix_messages_quarantined", "destination_id", "id", postgresql_where=text("state = 'quarantined'")),
+    Index(
+        "ix_messages_quarantined",
+        "destination_id",
+        "id",
+        postgresql_where=text(f"state = '{MessageState.QUARANTINED}'"),
+    ),
     Index("ix_messages_patients_unindexed", "id", postgresql_where=text("patients_indexed_at IS NULL")),
     Index("ix_messages_received_at", "received_at", postgresql_using="brin"),
     postgresql_partition_by="RANGE (received_at)",
@@ -347,7 +352,7 @@ deliveries = Table(
     Column("generation", Integer, nullable=False, server_default=text("1")),
     _text("lane"),
     Column("inline", Boolean, nullable=False),  # acknowledge="after_handling": run in the request, not by a worker
-    _text("state", server_default=text("'pending'")),
+    _text("state", server_default=text(f"'{DeliveryState.PENDING}'")),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     _time("ready_at"),  # not before; null: at once
     _time("deferred_since"),  # since when the handler raises RetryLater
@@ -362,17 +367,17 @@ deliveries = Table(
     _time("finished_at"),
     UniqueConstraint("message_id", "handler", "generation", "received_at"),
     _one_of("state", *DeliveryState),
-    Index("ix_deliveries_pending", "lane", "id", postgresql_where=text("state = 'pending'")),
+    Index("ix_deliveries_pending", "lane", "id", postgresql_where=text(f"state = '{DeliveryState.PENDING}'")),
     # Unordered lanes: finds what may run now without reading what may not.
     Index(
         "ix_deliveries_unordered",
         "lane",
         "ready_at",
         "id",
-        postgresql_where=text("state = 'pending' AND lane ~ '^[^/]+/[^/]+/any:'"),
+        postgresql_where=text(f"state = '{DeliveryState.PENDING}' AND lane ~ '^[^/]+/[^/]+/any:'"),
     ),
-    Index("ix_deliveries_dead", "handler", "finished_at", postgresql_where=text("state = 'dead'")),
-    Index("ix_deliveries_dead_by_id", "id", postgresql_where=text("state = 'dead'")),
+    Index("ix_deliveries_dead", "handler", "finished_at", postgresql_where=text(f"state = '{DeliveryState.DEAD}'")),
+    Index("ix_deliveries_dead_by_id", "id", postgresql_where=text(f"state = '{DeliveryState.DEAD}'")),
     postgresql_partition_by="RANGE (received_at)",
 )
 
@@ -399,7 +404,7 @@ lanes = Table(
     Column("lane", Text, primary_key=True),
     _text("handler"),
     _recorded_at(),
-    _text("state", server_default=text("'ready'")),
+    _text("state", server_default=text(f"'{LaneState.READY}'")),
     _time("ready_at"),  # waiting: not before
     _text("owner", nullable=True),
     Column("epoch", BigInteger, nullable=False, server_default=text("0")),
@@ -491,8 +496,13 @@ outbound_requests = Table(
     _time("finished_at"),
     _one_of("call", "send", "query", "fhir", "upload"),
     _one_of("state", *OutboxState),
-    Index("ix_outbound_requests_pending", "lane", "id", postgresql_where=text("state = 'pending'")),
-    Index("ix_outbound_requests_unsent", "state", "id", postgresql_where=text("state IN ('dead', 'held')")),
+    Index("ix_outbound_requests_pending", "lane", "id", postgresql_where=text(f"state = '{OutboxState.PENDING}'")),
+    Index(
+        "ix_outbound_requests_unsent",
+        "state",
+        "id",
+        postgresql_where=text(f"state IN ('{OutboxState.DEAD}', '{OutboxState.HELD}')"),
+    ),
 )
 
 # --- evidence. The audit and its seals are append-only: triggers refuse UPDATE, DELETE and TRUNCATE.

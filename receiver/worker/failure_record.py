@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from receiver.retry_policy import Outcome, RetryDecision, RetryPolicy
+from receiver.states import LaneState
 from receiver.storage.queue.outcomes import DeliveryFailure
 
 
@@ -16,7 +17,7 @@ def failure_record(
     release: bool = False,
 ) -> DeliveryFailure:
     """Return the record to store. `sealed`: the outcome's text, sealed under `key`. `release`: release the lease."""
-    waiting = "waiting" if verdict.pause is not None and not policy.unordered else None
+    waiting = LaneState.WAITING if verdict.pause is not None and not policy.unordered else None
     return DeliveryFailure(
         outcome=outcome.kind,
         state=verdict.state,
@@ -28,6 +29,6 @@ def failure_record(
         pause=verdict.pause,
         counted=verdict.counted,
         deferred=verdict.deferred,
-        lane_state="held" if verdict.hold else waiting,
+        lane_state=LaneState.HELD if verdict.hold else waiting,
         release=release,
     )

@@ -18,6 +18,7 @@ from receiver.database.engine import describe
 from receiver.fault_injection.faults import point
 from receiver.protocol.registry import Subscription
 from receiver.retry_policy import Outcome, RetryDecision, RetryPolicy
+from receiver.states import DeliveryState
 from receiver.storage.accept.fan_out import unordered
 from receiver.storage.queue import outcomes
 from receiver.worker.failure_record import failure_record
@@ -32,7 +33,7 @@ log: Final = structlog.get_logger(__name__)
 _left, _cut = point("lane.run_ended"), point("lane.killed")
 
 # Seconds until a delivery runs again after the process was stopped during its run.
-_STOPPED: Final = RetryDecision(state="pending", counted=False)
+_STOPPED: Final = RetryDecision(state=DeliveryState.PENDING, counted=False)
 
 
 def run_lane(
@@ -208,6 +209,6 @@ def _record(
             handler,
             lease.lane.split("/", 2)[1],
         )
-    if verdict.state == "dead":
+    if verdict.state == DeliveryState.DEAD:
         return LaneDone(why="dead", error_class=outcome.error_class), True
     return LaneDone(why="waiting" if verdict.pause is None or not policy.unordered else "time"), True

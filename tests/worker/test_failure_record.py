@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from receiver.retry_policy import RetryDecision, RetryPolicy
+from receiver.states import DeliveryState
 from receiver.worker.failure_record import failure_record
 from tests.test_retry_policy import FAILED, HOLDING, POLICY
 
@@ -22,7 +23,7 @@ def test_what_is_written_down() -> None:
         return failure.state, failure.pause, failure.lane_state
 
     unordered = RetryPolicy(max_attempts=3, on_failure="dead", unordered=True)
-    assert written(RetryDecision(state="pending", pause=2.0), POLICY) == ("pending", 2.0, "waiting")
-    assert written(RetryDecision(state="pending", pause=2.0), unordered) == ("pending", 2.0, None)
-    assert written(RetryDecision(state="pending", hold=True), HOLDING) == ("pending", None, "held")
-    assert written(RetryDecision(state="dead"), POLICY) == ("dead", None, None)
+    assert written(RetryDecision(state=DeliveryState.PENDING, pause=2.0), POLICY) == ("pending", 2.0, "waiting")
+    assert written(RetryDecision(state=DeliveryState.PENDING, pause=2.0), unordered) == ("pending", 2.0, None)
+    assert written(RetryDecision(state=DeliveryState.PENDING, hold=True), HOLDING) == ("pending", None, "held")
+    assert written(RetryDecision(state=DeliveryState.DEAD), POLICY) == ("dead", None, None)

@@ -27,6 +27,7 @@ from receiver.outbound.client import RedoxClient
 from receiver.outbound.errors import OutboundError
 from receiver.outbound.outbox.bodies import Bodies
 from receiver.outbound.outbox.clients import Clients
+from receiver.states import OutboxState
 from receiver.storage.evidence.audit_log import AuditChain, AuditEvent, write
 from receiver.storage.evidence.encryption import Sealer
 from receiver.storage.evidence.macs import KeyedDigests
@@ -115,16 +116,18 @@ def _event(call: str, outcome: str, subject: str, caller: Caller, detail: dict[s
 def sent(answer: Answer, uuid: UUID, bodies: Bodies) -> RequestOutcome:
     """Return the RequestOutcome of an attempt with a response."""
     key_id, sealed = bodies.seal_answer(answer.body, uuid)
-    return RequestOutcome(state="sent", status=answer.status, log_ids=answer.log_ids, answer_key=key_id, answer=sealed)
+    return RequestOutcome(
+        state=OutboxState.SENT, status=answer.status, log_ids=answer.log_ids, answer_key=key_id, answer=sealed
+    )
 
 
 def refused(exc: BaseException, uuid: UUID, bodies: Bodies) -> RequestOutcome:
     """Return the RequestOutcome of a failed attempt. The state is "dead"; the outbox may change it."""
     if not isinstance(exc, OutboundError):
-        return RequestOutcome(state="dead", error_class=type(exc).__name__)
+        return RequestOutcome(state=OutboxState.DEAD, error_class=type(exc).__name__)
     key_id, sealed = bodies.seal_errors(exc.details, uuid)
     return RequestOutcome(
-        state="dead",
+        state=OutboxState.DEAD,
         status=exc.status,
         error_class=type(exc).__name__,
         log_ids=exc.log_ids,
@@ -181,7 +184,7 @@ class RecordedClient(RedoxApi):
         try:
             with self._recorder.transaction() as (connection, events):
                 outbox.end_direct(connection, number, end)
-                outcome = "sent" if end.state == "sent" else "failed"
+                outcome = "sent" if end.state == OutboxState.SENT else "failed"
                 events.append(ended(call.name, outcome, _subject(number), self._caller, end, 1))
         except (SQLAlchemyError, ReceiverError) as exc:
             # Redox has processed the call, and an error here must not make the caller repeat it. The row shows that the

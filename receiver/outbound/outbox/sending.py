@@ -22,6 +22,7 @@ from receiver.outbound.errors import AuthenticationFailed, OutboundError, Reject
 from receiver.outbound.outbox.clients import Clients
 from receiver.outbound.outbox.recording import Caller, OutboundRecorder, begun, ended, refused, sent
 from receiver.retry_policy import pause
+from receiver.states import OutboxState
 from receiver.storage.queue import outbox
 from receiver.storage.queue.leases import Lease
 from receiver.storage.queue.outbox import MAX_UNANSWERED, QueuedRequest, RequestOutcome
@@ -59,7 +60,9 @@ class LaneSender:
     def _send_request(self, lease: Lease, queued: QueuedRequest) -> bool:
         """Send one request. Returns True if the lane may continue."""
         if queued.lost and queued.unanswered + 1 >= MAX_UNANSWERED:
-            return self._end(lease, queued, queued.attempts, RequestOutcome(state="dead", error_class="WorkerLost"))
+            return self._end(
+                lease, queued, queued.attempts, RequestOutcome(state=OutboxState.DEAD, error_class="WorkerLost")
+            )
         try:
             call = self._recorder.bodies.open_call(queued.request_key, queued.request, queued.uuid, queued.api_key)
         except IntegrityError as exc:
@@ -93,13 +96,13 @@ class LaneSender:
         return sent(answer, queued.uuid, self._recorder.bodies)
 
     def _end(self, lease: Lease, queued: QueuedRequest, attempt: int, end: RequestOutcome) -> bool:
-        outcome = "failed" if end.state == "pending" else end.state
+        outcome = "failed" if end.state == OutboxState.PENDING else end.state
         with self._recorder.transaction() as (connection, events):
             if not outbox.end(connection, lease, queued.id, attempt, end):
                 return False
             events.append(ended(queued.call, outcome, _subject(queued), self._caller(queued), end, attempt))
         _ended()
-        write_log = log.info if end.state == "sent" else log.error if end.state == "dead" else log.warning
+        write_log = {OutboxState.SENT: log.info, OutboxState.DEAD: log.error}.get(OutboxState(end.state), log.warning)
         write_log(
             f"outbox.{outcome}",
             uuid=str(queued.uuid),
@@ -109,7 +112,7 @@ class LaneSender:
             error=end.error_class,
             pause=end.pause,
         )
-        return end.state != "pending"
+        return end.state != OutboxState.PENDING
 
     def _caller(self, queued: QueuedRequest) -> Caller:
         return Caller(name=f"worker:{self._name}", destination=queued.destination, message_uuid=queued.message_uuid)
@@ -130,7 +133,7 @@ def next_action(exc: Exception, end: RequestOutcome, *, attempt: int, unanswered
     if acted_on and unanswered + 1 >= MAX_UNANSWERED:
         return replace(end, unanswered=True)
     asked = exc.retry_after if isinstance(exc, OutboundError) else None
-    return replace(end, state="pending", unanswered=acted_on, pause=max(pause(attempt), asked or 0.0))
+    return replace(end, state=OutboxState.PENDING, unanswered=acted_on, pause=max(pause(attempt), asked or 0.0))
 
 
 def _subject(queued: QueuedRequest) -> str:

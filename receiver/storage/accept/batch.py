@@ -27,6 +27,7 @@ from receiver.errors import Unavailable
 from receiver.fault_injection.faults import point
 from receiver.keyring import Keyring
 from receiver.pipeline import Receipt
+from receiver.states import MessageState
 from receiver.storage.accept import sql
 from receiver.storage.accept.message_builder import PendingMessage
 from receiver.storage.accept.prepared import PreparedStatements
@@ -325,7 +326,7 @@ def _resume_message(connection: Connection, entry: PendingMessage, message: _Kno
 
 
 def _dispatchable(entry: PendingMessage) -> bool:
-    return bool(entry.row["state"] != "quarantined")
+    return bool(entry.row["state"] != MessageState.QUARANTINED)
 
 
 def _inline(connection: Connection, message: _Known) -> tuple[int, ...]:

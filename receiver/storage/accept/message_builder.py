@@ -20,6 +20,7 @@ from receiver.keyring import Keyring
 from receiver.pipeline import Admitted, Receipt
 from receiver.protocol.digests import sha256
 from receiver.protocol.message import ParsedMessage
+from receiver.states import MessageState
 from receiver.storage.accept.fan_out import NewDelivery, deliveries
 from receiver.storage.evidence.audit_log import AuditEvent
 from receiver.storage.evidence.encryption import Sealer, payload_binding
@@ -216,7 +217,11 @@ class MessageBuilder:
 
     def without_metadata(self, entry: PendingMessage) -> None:
         """Clear every column about the content. The same bytes remain, in quarantine."""
-        entry.row |= _metadata(None) | {"content_type": None, "state": "quarantined", "quarantine_reason": UNSTORABLE}
+        entry.row |= _metadata(None) | {
+            "content_type": None,
+            "state": MessageState.QUARANTINED.value,
+            "quarantine_reason": UNSTORABLE,
+        }
         self._sign(entry.row)
         entry.deliveries = []
 
@@ -241,8 +246,8 @@ def _metadata(message: ParsedMessage | None) -> dict[str, Any]:
 def _state(admitted: Admitted, new: list[NewDelivery]) -> str:
     """Return the first state of the message. A query belongs to its responder, so it never waits for a handler."""
     if admitted.quarantine is not None:
-        return "quarantined"
-    return "accepted" if new or admitted.query else "unhandled"
+        return MessageState.QUARANTINED.value
+    return (MessageState.ACCEPTED if new or admitted.query else MessageState.UNHANDLED).value
 
 
 def _clean(text: str | None) -> str | None:

@@ -9,6 +9,7 @@ from typing import Final
 import structlog
 
 from receiver.errors import Unavailable
+from receiver.states import MessageState
 from receiver.storage.accept.batch import BatchWriter
 from receiver.storage.accept.message_builder import PendingMessage
 from receiver.storage.accept.sql import MIN_QUARANTINED_SIZE
@@ -31,7 +32,7 @@ class QuarantineQuota:
         """Return the entries within the quota. The others fail."""
         kept = []
         for entry in entries:
-            refusal = self._refusal(entry) if entry.row["state"] == "quarantined" else None
+            refusal = self._refusal(entry) if entry.row["state"] == MessageState.QUARANTINED else None
             if refusal is None:
                 kept.append(entry)
             else:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
+from receiver.states import DeliveryState, MessageState
 from receiver.storage.accept.prepared import Parameters, Statement, array, encoder
 
 # Column → type. `id` is null where the row has no identity yet.
@@ -222,27 +223,31 @@ JOIN messages m ON m.id = k.message_id AND m.received_at = k.received_at"""
 
 # What a repeat takes up again. This excludes messages without metadata (unreadable, or refused by the database), which
 # `messages release` fills in, and what an operator has discarded.
-REVIVE_DEAD: Final = """
-UPDATE deliveries SET state = 'pending', attempts = 0, ready_at = NULL, deferred_since = NULL, finished_at = NULL
-WHERE message_id = %(message_id)s AND received_at = %(received_at)s AND state = 'dead' RETURNING lane"""
-TAKE_UP: Final = """
+REVIVE_DEAD: Final = f"""
+UPDATE deliveries
+SET state = '{DeliveryState.PENDING}', attempts = 0, ready_at = NULL, deferred_since = NULL, finished_at = NULL
+WHERE message_id = %(message_id)s AND received_at = %(received_at)s AND state = '{DeliveryState.DEAD}'
+RETURNING lane"""
+TAKE_UP: Final = f"""
 UPDATE messages SET state = %(state)s, quarantine_reason = NULL
-WHERE id = %(message_id)s AND received_at = %(received_at)s AND state IN ('unhandled', 'quarantined')
+WHERE id = %(message_id)s AND received_at = %(received_at)s
+  AND state IN ('{MessageState.UNHANDLED}', '{MessageState.QUARANTINED}')
   AND kind IS NOT NULL"""
 ADD_DELIVERIES: Final = f"""
 INSERT INTO deliveries (message_id, received_at, destination_id, handler, lane, inline)
 SELECT %(message_id)s, %(received_at)s, d_destination_id, d_handler, d_lane, d_inline
 FROM {_rows("%(deliveries)s", _DELIVERY)}
 ORDER BY place ON CONFLICT (message_id, handler, generation, received_at) DO NOTHING RETURNING lane"""
-INLINE_PENDING: Final = """
+INLINE_PENDING: Final = f"""
 SELECT id FROM deliveries
-WHERE message_id = %(message_id)s AND received_at = %(received_at)s AND inline AND state = 'pending' ORDER BY id"""
+WHERE message_id = %(message_id)s AND received_at = %(received_at)s AND inline
+  AND state = '{DeliveryState.PENDING}' ORDER BY id"""
 
 # The least size that counts for a body in quarantine: its rows take that much.
 MIN_QUARANTINED_SIZE: Final = 2048
 QUARANTINED_BYTES: Final = f"""
 SELECT coalesce(sum(greatest(size, {MIN_QUARANTINED_SIZE})), 0)::bigint FROM messages
-WHERE destination_id = %(destination_id)s AND state = 'quarantined'"""
+WHERE destination_id = %(destination_id)s AND state = '{MessageState.QUARANTINED}'"""
 LAST_USED: Final = """
 WITH u AS (SELECT * FROM unnest(%(id)s::bigint[], %(at)s::timestamptz[]) AS u(id, at)),
 activity AS (

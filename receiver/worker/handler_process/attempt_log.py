@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import structlog
 
+from receiver.states import DeliveryState
 from receiver.worker.handler_process.ipc import Unsuccessful
 
 delivery_log: Final = structlog.get_logger("receiver.delivery")
@@ -26,7 +27,7 @@ def log_attempt(message: Unsuccessful, handler: str, destination: str) -> None:
         "frames": list(message.frames),
         **line,
     }
-    if message.state == "dead":
+    if message.state == DeliveryState.DEAD:
         delivery_log.error("delivery.dead", **fields)
     elif message.outcome == "retry_later":
         delivery_log.info("delivery.deferred", **fields)

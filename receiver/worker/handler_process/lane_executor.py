@@ -17,6 +17,7 @@ from receiver.errors import GiveUp
 from receiver.fault_injection.faults import point
 from receiver.handlers.message import Message
 from receiver.retry_policy import Outcome, RetryDecision
+from receiver.states import DeliveryState
 from receiver.storage.evidence.encryption import payload_binding
 from receiver.storage.queue import outcomes, waiting_deliveries
 from receiver.storage.queue.connections import lost
@@ -262,7 +263,7 @@ class LaneExecutor:
                 pause=verdict.pause,
             )
         )
-        if verdict.state == "dead":
+        if verdict.state == DeliveryState.DEAD:
             return LaneDone(why="dead", error_class=outcome.error_class, must_recycle=self._state.must_recycle)
         return LaneDone(why="waiting", must_recycle=self._state.must_recycle) if verdict.hold else None
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, Select, and_, case, exists, false, func, or_, select
 
 from receiver.errors import NotFound
+from receiver.states import DeliveryState, LaneState
 from receiver.storage import schema
 from receiver.storage.evidence.encryption import Sealer
 from receiver.storage.operations.queries.filters import DeliveryFilter
@@ -32,7 +33,7 @@ def pending(connection: Connection) -> dict[tuple[str, str], int]:
     rows = connection.execute(
         select(_owner.c.name, table.c.handler, func.count())
         .join(_owner, _owner.c.id == table.c.destination_id)
-        .where(table.c.state == "pending")
+        .where(table.c.state == DeliveryState.PENDING)
         .group_by(_owner.c.name, table.c.handler)
     )
     return {(name, handler): number for name, handler, number in rows}
@@ -85,7 +86,10 @@ def _running() -> ColumnElement[bool]:
     """Return the condition that a worker runs the delivery (a row of `deliveries` joined with its lane's)."""
     table = schema.deliveries
     return and_(
-        table.c.state == "pending", table.c.started_at.is_not(None), leased(), table.c.epoch == schema.lanes.c.epoch
+        table.c.state == DeliveryState.PENDING,
+        table.c.started_at.is_not(None),
+        leased(),
+        table.c.epoch == schema.lanes.c.epoch,
     )
 
 
@@ -112,7 +116,7 @@ def lanes(
             func.min(waits.c.id).label("head"),
             func.min(waits.c.created_at).label("oldest_pending_at"),
         )
-        .where(waits.c.state == "pending", ~waits.c.inline)
+        .where(waits.c.state == DeliveryState.PENDING, ~waits.c.inline)
         .group_by(waits.c.lane, waits.c.handler, waits.c.destination_id)
         .subquery()
     )
@@ -120,9 +124,9 @@ def lanes(
     paused = exists().where(bound.c.handler == name, bound.c.destination_id == owner, bound.c.paused_at.is_not(None))
     shown_state = case(
         (leased(), "running"),
-        (table.c.state == "held", "held"),
-        (or_(paused, table.c.state == "paused"), "paused"),
-        else_=func.coalesce(table.c.state, "ready"),
+        (table.c.state == LaneState.HELD, LaneState.HELD.value),
+        (or_(paused, table.c.state == LaneState.PAUSED), LaneState.PAUSED.value),
+        else_=func.coalesce(table.c.state, LaneState.READY.value),
     )
     query = (
         select(
@@ -140,7 +144,7 @@ def lanes(
         )
         .select_from(pending.join(table, table.c.lane == pending.c.lane, full=True))
         .join(_owner, _owner.c.id == owner)
-        .where(or_(pending.c.pending.is_not(None), table.c.state == "held", leased()))
+        .where(or_(pending.c.pending.is_not(None), table.c.state == LaneState.HELD, leased()))
         .order_by(pending.c.oldest_pending_at.asc().nulls_last(), func.coalesce(pending.c.lane, table.c.lane))
         .limit(limit)
     )

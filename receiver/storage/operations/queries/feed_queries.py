@@ -9,6 +9,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, Select, Table, and_, cast, false, func, or_, select
 from sqlalchemy.dialects.postgresql import JSONB
 
+from receiver.states import DeliveryState, LaneState, MessageState
 from receiver.storage import schema
 from receiver.storage.evidence.audit_log import AUTHENTIC_REASONS
 from receiver.storage.operations.queries.registry_queries import destinations
@@ -151,7 +152,7 @@ def _backlog(connection: Connection) -> defaultdict[int, Mappings]:
             func.count().filter(_untried(table)).label("never_tried"),
             func.min(table.c.created_at).filter(_untried(table)).label("oldest_never_tried"),
         )
-        .where(table.c.state == "pending")
+        .where(table.c.state == DeliveryState.PENDING)
         .group_by(table.c.destination_id, table.c.handler)
         .order_by(table.c.handler),
     )
@@ -168,7 +169,7 @@ def _dead(connection: Connection) -> defaultdict[int, Mappings]:
             func.count().label("count"),
             func.max(table.c.finished_at).label("last_at"),
         )
-        .where(table.c.state == "dead")
+        .where(table.c.state == DeliveryState.DEAD)
         .group_by(table.c.destination_id, table.c.handler, table.c.error_class)
         .order_by(func.count().desc()),
     )
@@ -177,7 +178,8 @@ def _dead(connection: Connection) -> defaultdict[int, Mappings]:
 def _held(connection: Connection) -> defaultdict[int, Mappings]:
     table = schema.lanes
     return _grouped(
-        connection, select(table.c.destination_id, table.c.lane).where(table.c.state == "held").order_by(table.c.lane)
+        connection,
+        select(table.c.destination_id, table.c.lane).where(table.c.state == LaneState.HELD).order_by(table.c.lane),
     )
 
 
@@ -201,7 +203,7 @@ def _quarantine(connection: Connection) -> defaultdict[int, Mappings]:
             func.count().label("count"),
             func.sum(table.c.size).label("bytes"),
         )
-        .where(table.c.state == "quarantined")
+        .where(table.c.state == MessageState.QUARANTINED)
         .group_by(table.c.destination_id, table.c.quarantine_reason)
         .order_by(func.count().desc()),
     )

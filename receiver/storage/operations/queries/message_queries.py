@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy import Connection, and_, exists, select
 
 from receiver.errors import IntegrityError, NotFound
+from receiver.states import MessageState
 from receiver.storage import schema
 from receiver.storage.evidence.encryption import Sealer, payload_binding
 from receiver.storage.evidence.macs import KeyedDigests
@@ -79,9 +80,10 @@ def recent_unhandled(connection: Connection) -> Mappings:
     return mappings_of(connection, _UNHANDLED, {"rows": LATEST})
 
 
-_UNHANDLED: Final = """
+_UNHANDLED: Final = f"""
 SELECT d.name AS destination, m.kind, count(*) AS count, max(m.received_at) AS last_at
 FROM (SELECT destination_id, kind, state, received_at FROM messages ORDER BY id DESC LIMIT %(rows)s) m
 JOIN destinations d ON d.id = m.destination_id
-WHERE m.state = 'unhandled' AND d.environment = 'production' AND d.enabled AND m.received_at > now() - interval '1 day'
+WHERE m.state = '{MessageState.UNHANDLED}' AND d.environment = 'production' AND d.enabled
+  AND m.received_at > now() - interval '1 day'
 GROUP BY d.name, m.kind ORDER BY d.name, count(*) DESC"""

@@ -27,6 +27,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from receiver.errors import NotFound
 from receiver.protocol.sources import ID_SHAPE
+from receiver.states import MessageState
 from receiver.storage import schema
 from receiver.storage.operations.queries.rows import Mappings, loaded, mappings, shown
 
@@ -117,7 +118,7 @@ def refused_sources(
             false(),
         )
         .join(_owner, _owner.c.id == table.c.destination_id)
-        .where(table.c.state == "quarantined", table.c.quarantine_reason.in_(_SOURCE_REASONS))
+        .where(table.c.state == MessageState.QUARANTINED, table.c.quarantine_reason.in_(_SOURCE_REASONS))
     )
     if destination is not None:
         owner = destination_named(connection, destination)
