@@ -1,6 +1,6 @@
-"""Who may know whom: the import rules of the package, read from its source.
+"""The import rules of the package, read from its source.
 
-Every import counts, wherever it stands: at the top, in a function, for type checkers only, or by `import_module`.
+Every import counts: at the top, in a function, for type checkers only, or by `import_module`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _WORLD = (
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """`who` (a module or everything below it, but not `but`) may not import `never`, unless it is `only`."""
+    """The module `who` and everything below it, except `but`, must not import `never`, except `only`."""
 
     who: str
     never: tuple[str, ...]
@@ -224,7 +224,7 @@ RULES = (
     ),
 )
 
-# What reads a clock or does I/O without an import.
+# Calls that read a clock or do I/O without an import.
 _DEEDS = {"open", "print", "input", "now", "utcnow", "today", "getenv"}
 
 
@@ -237,9 +237,9 @@ def _modules() -> Iterator[tuple[str, ast.Module]]:
 
 
 def imported(module: str, tree: ast.AST, *, package: bool) -> set[str]:
-    """Every name that a module's source imports, in full: `from a import b` is a.b, be it a module or something in one.
+    """Return every name that a module's source imports, in full: `from a import b` is a.b, a module or a name in one.
 
-    `package`: whether it is a package's own file.
+    `package`: whether this is the `__init__.py` of a package.
     """
     names: set[str] = set()
     for node in ast.walk(tree):
@@ -271,7 +271,7 @@ def _broken(rule: Rule, module: str, names: set[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def imports() -> dict[str, set[str]]:
-    """What every module of the package imports."""
+    """Return what every module of the package imports."""
     return {
         module: imported(module, tree, package=(_PACKAGE.parent / module.replace(".", "/")).is_dir())
         for module, tree in _modules()
@@ -280,12 +280,12 @@ def imports() -> dict[str, set[str]]:
 
 @pytest.mark.parametrize("rule", RULES, ids=[f"{rule.who}: {rule.why}" for rule in RULES])
 def test_rules(rule: Rule, imports: dict[str, set[str]]) -> None:
-    """Nobody knows whom it must not know."""
+    """No module imports what it must not import."""
     assert {module: broken for module, names in imports.items() if (broken := _broken(rule, module, names))} == {}
 
 
 def test_the_protocol_does_nothing() -> None:
-    """No module of the protocol, nor the pipeline, reads a clock, opens a file or prints."""
+    """No module of the protocol or the pipeline reads a clock, opens a file or prints."""
     deeds = [
         f"{module}:{node.lineno} {name}"
         for module, tree in _modules()
@@ -323,7 +323,7 @@ def test_the_protocol_does_nothing() -> None:
     ],
 )
 def test_imports_are_found(source: str, module: str, package: bool, expected: set[str]) -> None:
-    """The reader finds an import wherever it stands, and resolves a relative one as Python does."""
+    """An import is found anywhere in a module, and a relative one is resolved as Python does."""
     assert imported(module, ast.parse(source), package=package) == expected
 
 
@@ -352,8 +352,8 @@ def test_imports_are_found(source: str, module: str, package: bool, expected: se
         ("receiver.fault_injection.api_faults", "receiver.simulator.api"),
     ],
 )
-def test_rules_bite(module: str, name: str) -> None:
-    """An import that is forbidden breaks a rule."""
+def test_forbidden_imports_are_found(module: str, name: str) -> None:
+    """A forbidden import breaks a rule."""
     assert any(_broken(rule, module, {name}) for rule in RULES)
 
 
@@ -375,6 +375,6 @@ def test_rules_bite(module: str, name: str) -> None:
         ("receiver.simulator.api", "receiver.fault_injection.api_faults.ApiFault"),
     ],
 )
-def test_rules_do_not_bite_others(module: str, name: str) -> None:
-    """An import that is meant breaks none."""
+def test_allowed_imports_pass(module: str, name: str) -> None:
+    """An allowed import breaks no rule."""
     assert [rule for rule in RULES if _broken(rule, module, {name})] == []

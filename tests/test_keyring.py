@@ -51,7 +51,7 @@ def test_the_file_is_its_owners_alone(path: Path) -> None:
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o660, 0o601])
 def test_a_file_that_others_can_open_is_refused(path: Path, mode: int) -> None:
-    """The error says which command mends it."""
+    """The error names the command that fixes it."""
     path.chmod(mode)
     with pytest.raises(ConfigurationError, match=f"chmod 600 {path}"):
         load_keyring(path)
@@ -120,7 +120,7 @@ def test_saving_leaves_the_old_file_when_it_fails(path: Path) -> None:
 
 
 def test_the_file_is_replaced_not_rewritten(path: Path) -> None:
-    """Whoever has it open reads the old one to its end."""
+    """A process that has the file open reads the old content to its end."""
     with path.open("rb") as old:
         load_keyring(path).with_new("mac", NOW).save(path)
         assert len(json.load(old)["keys"]) == len(PURPOSES)

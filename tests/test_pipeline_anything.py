@@ -49,7 +49,7 @@ _HEADER = st.dictionaries(
     st.sampled_from(["resourceType", "eventUri", "eventCoding", "source", "code"]), _JSON | st.just("MessageHeader")
 )
 _SHAPED = st.one_of(
-    st.builds(lambda meta, beside: {"Meta": meta, **beside}, _META, st.dictionaries(st.text(), _JSON)),
+    st.builds(lambda meta, others: {"Meta": meta, **others}, _META, st.dictionaries(st.text(), _JSON)),
     _HEADER.map(lambda header: {"resourceType": "Bundle", "type": "message", "entry": [{"resource": header}]}),
 )
 

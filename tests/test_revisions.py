@@ -60,7 +60,7 @@ _SLOW: Final = (
     (r"ADD (CONSTRAINT \w+ )?(UNIQUE|PRIMARY KEY)(?! USING INDEX)", "builds an index under a lock: USING INDEX"),
     (r"SET (TABLESPACE|LOGGED|UNLOGGED|ACCESS METHOD)", "rewrites the table"),
     (r"^(CLUSTER|VACUUM FULL|REINDEX|LOCK|TRUNCATE) ?", "locks everybody out"),
-    (r"^(UPDATE|DELETE|INSERT) ", "moves rows within the step: in small batches, beside it"),
+    (r"^(UPDATE|DELETE|INSERT) ", "moves rows within the step: do it in small batches outside of it"),
 )
 # Wherever: what older code may need, or trips over.
 _TAKES_AWAY: Final = (

@@ -19,7 +19,7 @@ from receiver.database.embedded.binaries import binaries
 from tests.bench import machine, report
 from tests.bench.bodies import SIZES
 from tests.bench.measure import Bench, Plan
-from tests.bench.targets import NAMES, NODE, Site
+from tests.bench.targets import NAMES, NODE, Testbed
 
 PARTS = ("closed", "refused", "open", "memory")
 CONNECTIONS = (1, 16, 64)
@@ -35,8 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
     plan = _plan(options)
     versions = machine.describe(_versions())
     began = datetime.now(UTC)
-    with Site() as site:
-        results = Bench(site, plan, lambda line: print(f"{datetime.now(UTC):%H:%M:%S} {line}", file=sys.stderr)).run()
+    with Testbed() as testbed:
+        results = Bench(
+            testbed, plan, lambda line: print(f"{datetime.now(UTC):%H:%M:%S} {line}", file=sys.stderr)
+        ).run()
     if options.json is not None:
         document = {
             "began": began.isoformat(),
@@ -112,15 +114,15 @@ def _versions() -> list[tuple[str, str]]:
         (name, importlib.metadata.version(name))
         for name in ("gunicorn", "uvicorn", "httptools", "uvloop", "Flask", "SQLAlchemy", "psycopg")
     ]
-    found.append(("PostgreSQL", _said(str(binaries() / "postgres"), "--version").split()[2]))
+    found.append(("PostgreSQL", _output_of(str(binaries() / "postgres"), "--version").split()[2]))
     locked = json.loads((NODE / "package-lock.json").read_text())["packages"]
     if shutil.which("node"):
-        found.append(("Node", _said("node", "--version").removeprefix("v")))
+        found.append(("Node", _output_of("node", "--version").removeprefix("v")))
         found += [(name, locked[f"node_modules/{name}"]["version"]) for name in ("express", "fastify", "pg")]
     return found
 
 
-def _said(*command: str) -> str:
+def _output_of(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 

@@ -377,13 +377,13 @@ def unstick(bench: Bench) -> None:
 
 def stuck(bench: Bench, rounds: int, scale: float) -> tuple[Result, Result]:
     """Return the medians without and with a stuck lane, measured in turn."""
-    free, beside = [], []
+    free, with_stuck = [], []
     for _ in range(rounds):
         free.append(backlog(bench, SCENES[1], scale))
         stick(bench, SCENES[1].handler)
-        beside.append(backlog(bench, SCENES[1], scale))
+        with_stuck.append(backlog(bench, SCENES[1], scale))
         unstick(bench)
-    return median(free), median(beside)
+    return median(free), median(with_stuck)
 
 
 def median(results: list[Result]) -> Result:
@@ -453,12 +453,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 bench.enable("by-source")
                 bench.work(options.workers)
                 bench.warm("by-source")
-                free, beside = stuck(bench, 3, options.scale / 2)
-                wrong += free.wrong + beside.wrong
+                free, with_stuck = stuck(bench, 3, options.scale / 2)
+                wrong += free.wrong + with_stuck.wrong
                 print(
-                    f"     8 lanes: {free}\n     beside {STUCK:,} pending in a stuck one: {beside}\n"
-                    f"     slower by {(1 - beside.rate / free.rate) * 100:.0f} %, by CPU "
-                    f"{(beside.cpu / free.cpu - 1) * 100:.0f} %",
+                    f"     8 lanes: {free}\n     with {STUCK:,} pending in a stuck one: {with_stuck}\n"
+                    f"     slower by {(1 - with_stuck.rate / free.rate) * 100:.0f} %, by CPU "
+                    f"{(with_stuck.cpu / free.cpu - 1) * 100:.0f} %",
                     flush=True,
                 )
         if "latency" in wanted:

@@ -88,19 +88,19 @@ def closed_loop(
             timeout=seconds + 120,
         )
     try:
-        said = json.loads(done.stdout.splitlines()[-1])
+        output = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, json.JSONDecodeError):
         raise RuntimeError(f"wrk: {done.stdout} {done.stderr}") from None
-    if said["unsigned"]:
+    if output["unsigned"]:
         raise RuntimeError("more requests than signatures")
     return Sent(
-        answered=said["answered"],
-        cut=max(0, said["issued"] - said["answered"]),
-        wrong=said["refused"],
-        broken=said["broken"],
-        seconds=said["seconds"],
-        p50=said["p50"] / 1e6,
-        p99=said["p99"] / 1e6,
+        answered=output["answered"],
+        cut=max(0, output["issued"] - output["answered"]),
+        wrong=output["refused"],
+        broken=output["broken"],
+        seconds=output["seconds"],
+        p50=output["p50"] / 1e6,
+        p99=output["p99"] / 1e6,
     )
 
 

@@ -1,7 +1,7 @@
 """The cost of RedoxClient.send: messages a second compared with bare httpx2 and a fixed header, at 1 and 16 threads.
 
 Run it as `python -m tests.bench.outbound`; it prints the ratio. The fake API runs in a process of its own, so that it
-shares no interpreter lock with what is measured. It is no test: nothing is judged, and the machine should be idle.
+shares no interpreter lock with what is measured. It checks no speed. The machine should be idle.
 """
 
 from __future__ import annotations

@@ -135,12 +135,12 @@ class NodeServer(Server):
     def __enter__(self) -> Self:
         self.process = self._started(self._command(-1))
         deadline = time.monotonic() + 60
-        while not (said := self.log.read_text()).startswith("ready "):
+        while not (output := self.log.read_text()).startswith("ready "):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 end(self.process, 40)
-                raise RuntimeError(f"node does not serve: {said}")
+                raise RuntimeError(f"node does not serve: {output}")
             time.sleep(0.02)
-        self.url = f"http://127.0.0.1:{said.split()[1]}"
+        self.url = f"http://127.0.0.1:{output.split()[1]}"
         return self
 
 
@@ -356,10 +356,10 @@ class Receiver:
 Measured = Target | PgBench
 
 
-class Site:
-    """The cluster and who stands on it. `of` starts a target when it is first asked for; all end with the block.
+class Testbed:
+    """The cluster and the targets that use it. `of` starts a target at its first use; all end with the block.
 
-    `cluster`: one that runs, for tests; else one is made as the embedded one is: synchronous_commit and fsync are on.
+    `cluster`: a running one, for tests. By default a new one, with synchronous_commit and fsync on.
     """
 
     def __init__(self, cluster: Cluster | None = None) -> None:
@@ -448,33 +448,35 @@ def await_answer(target: Target) -> None:
 _STOCK: Final = ("--worker-class", "gthread", "--workers", "2", "--threads", "16", "--keep-alive", "75")
 
 
-def _nothing(site: Site, name: str, *arguments: str) -> Target:
-    return Target(name=name, server=site.gunicorn(name, *arguments))
+def _nothing(testbed: Testbed, name: str, *arguments: str) -> Target:
+    return Target(name=name, server=testbed.gunicorn(name, *arguments))
 
 
-def _orm(site: Site) -> Target:
-    database, token = site.inbox("orm"), secrets.token_hex(32)
-    server = site.gunicorn("orm", *_STOCK, "tests.bench.plain_orm:app", BENCH_TOKEN=token, BENCH_DATABASE=database.url)
+def _orm(testbed: Testbed) -> Target:
+    database, token = testbed.inbox("orm"), secrets.token_hex(32)
+    server = testbed.gunicorn(
+        "orm", *_STOCK, "tests.bench.plain_orm:app", BENCH_TOKEN=token, BENCH_DATABASE=database.url
+    )
     return Target(name="orm", server=server, headers={"verification-token": token}, inbox=database)
 
 
-def _orm_work(site: Site) -> Target:
-    database, token = site.same_work("orm_work"), secrets.token_hex(32)
-    server = site.gunicorn(
+def _orm_work(testbed: Testbed) -> Target:
+    database, token = testbed.same_work("orm_work"), secrets.token_hex(32)
+    server = testbed.gunicorn(
         "orm-work", *_STOCK, "tests.bench.same_work:app", BENCH_TOKEN=token, BENCH_DATABASE=database.url, **_keys()
     )
     return Target(name="orm-work", server=server, headers={"verification-token": token}, inbox=database, tables=_FILLED)
 
 
-def _node(site: Site, framework: str) -> Target:
-    return _on_node(site, framework, framework, site.inbox)
+def _node(testbed: Testbed, framework: str) -> Target:
+    return _on_node(testbed, framework, framework, testbed.inbox)
 
 
-def _fastify_work(site: Site) -> Target:
-    return replace(_on_node(site, "fastify-work", "work", site.same_work, **_keys()), tables=_FILLED)
+def _fastify_work(testbed: Testbed) -> Target:
+    return replace(_on_node(testbed, "fastify-work", "work", testbed.same_work, **_keys()), tables=_FILLED)
 
 
-def _on_node(site: Site, name: str, program: str, made: Callable[[str], Database], **environment: str) -> Target:
+def _on_node(testbed: Testbed, name: str, program: str, made: Callable[[str], Database], **environment: str) -> Target:
     if not (NODE / "node_modules").is_dir():
         raise Missing("node, npm, or their packages (npm ci in tests/bench/node)")
     database, token = made(name.replace("-", "_")), secrets.token_hex(32)
@@ -486,8 +488,8 @@ def _on_node(site: Site, name: str, program: str, made: Callable[[str], Database
         "BENCH_PGDATABASE": database.name,
         "NODE_ENV": "production",
     }
-    server = site.enter(
-        NodeServer(lambda _: ["node", str(NODE / "server.js"), program], environment, site.root / f"{name}.log")
+    server = testbed.enter(
+        NodeServer(lambda _: ["node", str(NODE / "server.js"), program], environment, testbed.root / f"{name}.log")
     )
     return Target(name=name, server=server, headers={"verification-token": token}, inbox=database)
 
@@ -497,14 +499,14 @@ def _keys() -> dict[str, str]:
     return {"BENCH_PAYLOAD_KEY": secrets.token_hex(32), "BENCH_MAC_KEY": secrets.token_hex(32)}
 
 
-def _asgi_mode(site: Site) -> Target:
-    return site.receiver.target("asgi-mode", site.enter(site.receiver.serve("asgi-mode", server_mode="asgi")))
+def _asgi_mode(testbed: Testbed) -> Target:
+    return testbed.receiver.target("asgi-mode", testbed.enter(testbed.receiver.serve("asgi-mode", server_mode="asgi")))
 
 
-_MAKERS: Final[Mapping[str, Callable[[Site], Measured]]] = {
-    "wsgi": lambda site: _nothing(site, "wsgi", *_STOCK, "tests.bench.nothing:application"),
-    "asgi": lambda site: _nothing(
-        site,
+_MAKERS: Final[Mapping[str, Callable[[Testbed], Measured]]] = {
+    "wsgi": lambda testbed: _nothing(testbed, "wsgi", *_STOCK, "tests.bench.nothing:application"),
+    "asgi": lambda testbed: _nothing(
+        testbed,
         "asgi",
         "--worker-class",
         "uvicorn_worker.UvicornWorker",
@@ -512,15 +514,15 @@ _MAKERS: Final[Mapping[str, Callable[[Site], Measured]]] = {
         "2",
         "tests.bench.nothing:asgi_application",
     ),
-    "flask": lambda site: _nothing(site, "flask", *_STOCK, "tests.bench.nothing:flask_app"),
-    "pgbench": lambda site: PgBench(site.inbox("pgbench"), site.root),
+    "flask": lambda testbed: _nothing(testbed, "flask", *_STOCK, "tests.bench.nothing:flask_app"),
+    "pgbench": lambda testbed: PgBench(testbed.inbox("pgbench"), testbed.root),
     "orm": _orm,
     "orm-work": _orm_work,
-    "express": lambda site: _node(site, "express"),
-    "fastify": lambda site: _node(site, "fastify"),
+    "express": lambda testbed: _node(testbed, "express"),
+    "fastify": lambda testbed: _node(testbed, "fastify"),
     "fastify-work": _fastify_work,
-    "flask-mode": lambda site: site.receiver.target("flask-mode", site.flask_mode),
-    "hmac": lambda site: site.receiver.target("hmac", site.flask_mode, "hmac"),
+    "flask-mode": lambda testbed: testbed.receiver.target("flask-mode", testbed.flask_mode),
+    "hmac": lambda testbed: testbed.receiver.target("hmac", testbed.flask_mode, "hmac"),
     "asgi-mode": _asgi_mode,
 }
 # Their descriptions, in the order in which they are measured.

@@ -1,8 +1,8 @@
-"""What verifying a request costs, by kind, beside the bare cryptographic operation, at 4 KB and at 1 MB.
+"""The cost of verifying a request by kind, compared with the bare cryptographic operation, at 4 KB and 1 MB.
 
-Run it as `python -m tests.bench.verification`. A request is screened by its head and then verified whole, as each is;
-tokens come both ways, a new one with every request and the same one again. Each pair is measured in turns, and the best
-of many rounds counts, so that whatever else the machine does falls out. It is no test: nothing is judged.
+Run it as `python -m tests.bench.verification`. Each request is checked by its head and then verified whole, as in the
+receiver. Tokens are measured both ways: a new one for every request, and the same one again. Each pair is measured in
+turn, and the best of many rounds counts, which excludes other work of the machine. It checks no speed.
 """
 
 from __future__ import annotations

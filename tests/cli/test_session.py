@@ -72,9 +72,9 @@ def test_no_server(run: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setenv("DATABASE_URL", f"postgresql://me:hush@127.0.0.1:{taken.getsockname()[1]}/db")
-        said = run.fails("destination", "list")
-    assert "DATABASE_URL" in said
-    assert "hush" not in said
+        printed = run.fails("destination", "list")
+    assert "DATABASE_URL" in printed
+    assert "hush" not in printed
 
 
 def test_a_database_error_tells_nothing_of_the_row(run: Commands, engine: Engine) -> None:

@@ -49,14 +49,14 @@ def busy(door: Door, keyring: Keyring, run: Commands) -> None:
 def test_what_is_shown(busy: None, run: Commands) -> None:
     """Sums by actor, disclosures first. Strangers' refusals, answers and handshakes are not for a review."""
     found = run.json("audit", "review")
-    told = [(each["about"], each["action"], each["reason"], each["actor"], each["count"]) for each in found]
-    assert told[:3] == [
+    rows = [(each["about"], each["action"], each["reason"], each["actor"], each["count"]) for each in found]
+    assert rows[:3] == [
         ("disclosure", "message.disclose", "break_glass", "alice@ops", 2),
         ("refusal", "message.refuse", "source_unknown", "redox", 2),
         ("refusal", "message.refuse", "token_expired", "stranger", 7),
     ]
-    assert ("key", "key.new", None, ACTOR, 1) in told
-    assert ("registry", "source.add", None, ACTOR, 1) in told
+    assert ("key", "key.new", None, ACTOR, 1) in rows
+    assert ("registry", "source.add", None, ACTOR, 1) in rows
     assert {each["action"] for each in found}.isdisjoint({"query.answer", "destination.handshake"})
     assert "token_wrong" not in {each["reason"] for each in found}
 

@@ -206,13 +206,13 @@ class TestRetire:
 class TestList:
     def test_keys_are_never_shown(self, run: Commands, keyring_path: Path) -> None:
         """Keys are shown by id and fingerprint. No secret is printed."""
-        said = run("keys", "list").stdout + run("keys", "list", "--json").stdout
+        printed = run("keys", "list").stdout + run("keys", "list", "--json").stdout
         for key in keyrings.load_keyring(keyring_path).keys:
-            assert key.id in said
-            assert key.secret.hex() not in said
+            assert key.id in printed
+            assert key.secret.hex() not in printed
         for line in keyring_path.read_text().splitlines():
             if '"key"' in line:
-                assert line.partition(":")[2].strip(' ",') not in said
+                assert line.partition(":")[2].strip(' ",') not in printed
 
     def test_what_this_host_lacks(self, run: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The list works with another keyring too, and shows where each key is."""

@@ -118,6 +118,7 @@ def delivery(engine: Engine, lab: int, **more: Any) -> None:
         "handler": "register",
         "inline": False,
         "lane": "register/lab/source:none",
+        "received_at": datetime.now(UTC),
         **more,
     }
     with engine.begin() as connection:
