@@ -50,7 +50,7 @@ _DATA_ERRORS: Final = ("22", "23", "54")
 _Written = Sequence[tuple[int, tuple[int, ...]]]
 
 
-class BadRow(Exception):
+class UnwritableRow(Exception):
     """The database refuses every batch that contains this row."""
 
 
@@ -98,7 +98,7 @@ class BatchWriter:
     def record(self, entries: Sequence[PendingMessage], events: Sequence[AuditEvent]) -> Recorded:
         """Write the whole batch in one commit, or nothing.
 
-        Raises Unavailable, with a fixed word, when it cannot be written now; BadRow when a value in it is the cause.
+        Raises Unavailable, with a fixed word, when it cannot be written now; UnwritableRow when a value in it is the cause.
         """
         for attempt in range(_ATTEMPTS):
             try:
@@ -110,7 +110,7 @@ class BatchWriter:
                 # A value that cannot even be sent, such as text that is not UTF-8, is a bad row too.
                 log.error("ledger.unsendable", error=type(exc).__name__)
                 self.close()
-                raise BadRow from exc
+                raise UnwritableRow from exc
         raise Unavailable("conflicts")
 
     def quarantined(self, destination_id: int) -> int:
@@ -254,7 +254,7 @@ class BatchWriter:
         if code in _RETRIABLE or (code == _DUPLICATE and attempt < _ATTEMPTS - 1):
             return
         log.error("ledger.bad_row", error=describe(exc))
-        raise BadRow from exc
+        raise UnwritableRow from exc
 
     def _rolled_back(self) -> bool:
         """Return whether the connection is alive, with nothing of the batch in it."""

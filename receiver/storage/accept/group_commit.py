@@ -19,7 +19,7 @@ import structlog
 from receiver.errors import Unavailable
 from receiver.fault_injection.faults import point
 from receiver.metrics.counters import observe_batch
-from receiver.storage.accept.batch import BadRow, BatchWriter
+from receiver.storage.accept.batch import BatchWriter, UnwritableRow
 from receiver.storage.accept.message_builder import (
     UNSTORABLE,
     MessageBuilder,
@@ -211,7 +211,7 @@ class GroupCommitWriter:
         except Unavailable as exc:
             _fail(str(exc), entries, urgent)
             self._put_back(events)
-        except BadRow:
+        except UnwritableRow:
             self._write_apart(entries, urgent, events)
         else:
             if entries:
