@@ -1,8 +1,8 @@
-"""Bad inputs as a table: each case is a name, the bytes, and what becomes of it before gunicorn alone and behind nginx.
-What becomes of it before gunicorn alone is so whichever door serves.
+"""Bad inputs as a table: each case has a name, its bytes, and its expected outcome at gunicorn alone and behind nginx.
+At gunicorn alone it is the same in both server modes.
 
-A case is told apart afterwards by the address that it came from: each has one of its own in 127.0.0.0/8, which the
-audit names. A folder's file holds a chapter. May not judge: tests/web/test_bad_inputs.py does.
+Each case has its own client address in 127.0.0.0/8, by which its audit rows are found. Each file of this folder is a
+chapter. Must not judge: tests/web/test_bad_inputs.py does.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ CHUNKED: Final[Mapping[str, str | None]] = MappingProxyType({"content_length": N
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Expected:
-    """What becomes of a case.
+    """The expected outcome of a case.
 
-    `statuses` of the answers, one after another; None: refused by any status of 400 or more, or by hanging up.
-    `records`: outcome and reason of what the audit tells, of a message that is kept or a request that is refused.
-    `closes`: the connection ends after the last answer.
+    `statuses` of the replies, in order; None: refused with any status of 400 or more, or by closing. `records`: outcome
+    and reason of the audit rows. `closes`: the connection closes after the last reply.
     """
 
     statuses: tuple[int, ...] | None
@@ -39,34 +38,34 @@ CHALLENGED: Final = Expected(statuses=(200,), records=(("answered", None),))
 
 
 def quarantined(reason: str) -> Expected:
-    """200, the exact bytes kept."""
+    """200, with the exact bytes stored."""
     return Expected(statuses=(200,), records=(("quarantined", reason),))
 
 
 def refused(status: int, reason: str) -> Expected:
-    """Refused by the receiver, which writes down why and nothing of the body."""
+    """Refused by the receiver, which audits the reason and stores nothing of the body."""
     return Expected(statuses=(status,), records=(("refused", reason),))
 
 
 def by_server(status: int) -> Expected:
-    """Refused by gunicorn, before the receiver."""
+    """Refused by the server, before the application."""
     return Expected(statuses=(status,), closes=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stand:
-    """Where a case is made: behind which front, and for what it may hold. `trap`: a URL that nobody may fetch."""
+    """The place of a case: its front and its site. `trap`: a URL that must not be fetched."""
 
     site: Site
     front: Front
     trap: str
 
     def name(self, to: str = "lab") -> str:
-        """The destination's name: each front has its own, for the same body again is a duplicate."""
+        """The destination's name. Each front has its own, because the same body again would be a duplicate."""
         return f"{to}-{self.front}"
 
     def token(self, to: str = "lab") -> str:
-        """That destination's token, or another that is known under that name."""
+        """The destination's token, or another token of that name."""
         return self.site.tokens[self.name(to)]
 
     def sent(
@@ -77,13 +76,13 @@ class Stand:
         to: str = "lab",
         **named: str | None,
     ) -> bytes:
-        """A request as Redox sends it, but for `headers` and `named`."""
+        """A request as Redox sends it, changed by `headers` and `named`."""
         return sent(self.site, body, headers, to=self.name(to), **named)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exchange:
-    """What is sent on one connection, and how many answers are waited for.
+    """The bytes that are sent on one connection, and the number of replies to wait for.
 
     `kept`: the bodies that may be found afterwards, if the case is one of those that are kept. `finish`: FIN after it.
     `plain`: without TLS, whatever the front speaks. `never`: what may be in no answer.
@@ -99,7 +98,7 @@ class Exchange:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """A bad input. `behind`: what becomes of it behind nginx, where that is something else.
+    """A bad input. `behind`: the expected outcome behind nginx, if it differs.
 
     `columns`: of the row of the message that is kept.
     """
@@ -111,20 +110,20 @@ class Case:
     columns: Mapping[str, Any] = field(default_factory=dict)
 
     def expected_from(self, front: Front) -> Expected:
-        """What becomes of it there."""
+        """The expected outcome there."""
         return self.behind if front == "nginx" else self.expected
 
 
 def case(
     name: str, expected: Expected, make: Callable[[Stand], Exchange], *, behind: Expected | None = None, **columns: Any
 ) -> Case:
-    """A case. What gunicorn refuses before the receiver, nginx may refuse in its own way."""
+    """Make a case. What the server refuses before the application, nginx may refuse in its own way."""
     other = REFUSED if expected.closes and not expected.records else expected
     return Case(name=name, expected=expected, behind=behind or other, make=make, columns=columns)
 
 
 def body(content: bytes | Callable[[Stand], bytes], **headers: str | None) -> Callable[[Stand], Exchange]:
-    """That body with the right token."""
+    """This body with the right token."""
 
     def make(stand: Stand) -> Exchange:
         made = content if isinstance(content, bytes) else content(stand)
@@ -134,7 +133,7 @@ def body(content: bytes | Callable[[Stand], bytes], **headers: str | None) -> Ca
 
 
 def headers(given: Callable[[Stand], Mapping[str, str | None]], *, to: str = "lab") -> Callable[[Stand], Exchange]:
-    """A message with those headers instead of its own."""
+    """A message with these header fields instead of its own."""
 
     def make(stand: Stand) -> Exchange:
         made = message()
@@ -144,7 +143,7 @@ def headers(given: Callable[[Stand], Mapping[str, str | None]], *, to: str = "la
 
 
 def changed(change: Callable[[bytes], bytes]) -> Callable[[Stand], Exchange]:
-    """A message whose request's bytes are changed."""
+    """A message with changed bytes of its request."""
 
     def make(stand: Stand) -> Exchange:
         made = message()

@@ -1,4 +1,4 @@
-"""Bodies that are authentic and are no message, or a strange one; and what their media type says of them."""
+"""Authentic bodies that are not messages, or unusual ones, and their media types."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _TOO_DEEP: Final = quarantined("too_deep")
 
 
 def _with(members: bytes) -> Callable[[Stand], bytes]:
-    """A message of a patient's arrival with these members beside its own."""
+    """A message of a patient's arrival with these additional members."""
     return lambda _: message()[:-1] + b", " + members + b"}"
 
 
 def _meta(text: bytes) -> bytes:
-    """A message with these members of Meta beside those that are needed."""
+    """A message with these additional members of Meta."""
     return b'{"Meta": {"DataModel": "PatientAdmin", "EventType": "Arrival", "Source": {"ID": "%s"}, %s}}' % (
         SOURCE.encode(),
         text,
@@ -33,7 +33,7 @@ def _told(**meta: Any) -> Callable[[Stand], bytes]:
 
 
 def _metadata(stand: Stand) -> bytes:
-    """Addresses that somebody might be made to fetch: of a cloud's metadata, and of the trap."""
+    """URLs that a server might be made to fetch: a cloud's metadata service, and the trap."""
     urls = ["http://169.254.169.254/latest/meta-data/", stand.trap, stand.trap.replace("http:", "https:")]
     return message()[:-1] + b', "Media": ' + json.dumps({"FileContents": urls[1], "URI": urls}).encode() + b"}"
 
@@ -48,7 +48,7 @@ def _gzipped(_: Stand) -> bytes:
 
 
 def _twice(key: str) -> Callable[[Stand], bytes]:
-    """A message in which that key of the top or of Meta stands twice."""
+    """A message in which this key of the top or of Meta occurs twice."""
 
     def make(_: Stand) -> bytes:
         whole = message()
@@ -73,7 +73,7 @@ _INJECTIONS: Final = (
     'CANARY\r\n{"event": "x"}',
     "\x1b]0;CANARY\x07\x1b[2J",
 )
-# Times that are none, or none that a column holds.
+# Texts that are not times, or times that a column cannot hold.
 _TIMES: Final[tuple[object, ...]] = (
     "0000-00-00T00:00:00.000Z",
     "99999-01-01T00:00:00Z",

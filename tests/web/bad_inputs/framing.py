@@ -1,4 +1,4 @@
-"""HTTP that is none, or is two things at once."""
+"""Malformed and ambiguous HTTP."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tests.web.bad_inputs import (
     refused,
 )
 
-# nginx reads the body before the receiver sees anything.
+# nginx reads the whole body before it forwards the request.
 _BROKEN: Final = refused(400, "body_malformed")
 _SHORT: Final = refused(400, "body_incomplete")
 _MISSING: Final = refused(401, "credential_missing")
-# As refused(413), or 502: of a large body that is refused unread nginx may see nothing but a connection that ends.
+# As refused(413), or 502: if a large body is refused unread, nginx may see only that the connection closes.
 _TOO_LARGE: Final = refused(413, "body_too_large")
 _PERHAPS_TOO_LARGE: Final = Expected(statuses=None, records=_TOO_LARGE.records)
 
@@ -45,7 +45,7 @@ def _chunks(rest: bytes, *, finish: bool = False) -> Callable[[Stand], Exchange]
 
 
 def _over_the_cap(stand: Stand) -> Exchange:
-    """Announced: before gunicorn alone that is enough; nginx waits for it."""
+    """An announced body: gunicorn refuses it at once; nginx waits for it."""
     size = 40 * MIB + 1
     return Exchange(data=stand.sent(b"", content_length=str(size)) + (size * b"x" if stand.front == "nginx" else b""))
 
@@ -73,12 +73,12 @@ def _two(stand: Stand) -> Exchange:
 
 
 def _hidden(stand: Stand) -> Exchange:
-    """A request in the body of one that is refused."""
+    """A request in the body of a refused one."""
     return Exchange(data=stand.sent(stand.sent(), verification_token="wrong" * 8))
 
 
 def _smuggled(stand: Stand) -> Exchange:
-    """Two ways to read where the first ends; by one of them a true message follows."""
+    """Two readings of where the first request ends; in one of them a valid message follows."""
     raw = stand.sent(b"0\r\n\r\n" + stand.sent())
     return Exchange(data=raw.replace(b"content-length", b"transfer-encoding: chunked\r\ncontent-length", 1))
 
@@ -88,7 +88,7 @@ def _other(hello: bytes) -> Callable[[Stand], Exchange]:
 
 
 def _tls_or_not(stand: Stand) -> Exchange:
-    """A TLS hello where HTTP is spoken, and a true message without TLS where it is not."""
+    """A TLS hello on the plain port, and a valid message without TLS on the TLS port."""
     if stand.front == "nginx":
         return Exchange(data=stand.sent(), plain=True)
     return Exchange(data=b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + 500 * b"\x00", plain=True)
@@ -153,7 +153,7 @@ CASES: Final[tuple[Case, ...]] = (
     case("a folded header", by_server(400), changed(_before_host(b"x-a: b\r\n CANARY"))),
     case("a header without a name", by_server(400), changed(_before_host(b": CANARY"))),
     case("a space before the colon", by_server(400), changed(_before_host(b"CANARY : x"))),
-    # RFC 9112 2.2 lets a recipient take it; nginx sends it on as CRLF.
+    # RFC 9112 section 2.2 allows a recipient to accept it; nginx forwards it as CRLF.
     case(
         "a bare LF",
         by_server(400),

@@ -52,7 +52,7 @@ def _signature(change: Callable[[str], str | None]) -> Callable[[Stand], Exchang
 
 
 def _stamp(stamp: str) -> Callable[[Stand], Exchange]:
-    """Signed with that time stamp, whatever it is."""
+    """A message signed with this time stamp."""
 
     def make(stand: Stand) -> Exchange:
         made = message()
@@ -65,7 +65,7 @@ def _stamp(stamp: str) -> Callable[[Stand], Exchange]:
 
 
 def _several(count: int) -> Callable[[Stand], Exchange]:
-    """So many signatures in one header, the last of them right."""
+    """This many signatures in one header field, of which the last is right."""
 
     def make(stand: Stand) -> Exchange:
         made = message()
@@ -206,7 +206,7 @@ CASES: Final[tuple[Case, ...]] = (
     case("nbf ahead", refused(401, "jwt_not_yet_valid"), _jwt(nbf=lambda: int(time.time()) + 200)),
     case("a wrong aud", refused(401, "jwt_audience_wrong"), _jwt(aud="them")),
     case("a wrong iss", refused(401, "jwt_issuer_wrong"), _jwt(iss="https://other.example")),
-    # What has not the shape of a token is an opaque Bearer, which must be the verification token, and is not.
+    # A Bearer value that does not have the form of a JWT counts as a verification token, and is a wrong one.
     case("extra segments", refused(401, "bearer_differs"), _bearing(lambda stand: f"{_right(stand)}.x.y")),
     case(
         "a token and another",

@@ -1,4 +1,4 @@
-"""Verification tokens that are none, and handshakes."""
+"""Wrong verification tokens, and handshakes."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _nobody_s(name: str) -> Callable[[Stand], Exchange]:
 def _handshake(
     challenge: object, *, token: str | None = "right", header: str | None = None, never: bytes | None = None
 ) -> Callable[[Stand], Exchange]:
-    """By POST. `token` in the body, `header` in the head: "right", another text, or None: absent."""
+    """A handshake by POST. `token` in the body, `header` in the head: "right", another text, or None if absent."""
 
     def make(stand: Stand) -> Exchange:
         members = {"verification-token": stand.token() if token == "right" else token, "challenge": challenge}
@@ -115,7 +115,7 @@ CASES: Final[tuple[Case, ...]] = (
     case("a token and more", _TOKEN_WRONG, _token(lambda token: f"{token}x")),
     case("a token padded as base64", _TOKEN_WRONG, _token(lambda token: f"{token}=")),
     case("a token in quotation marks", _TOKEN_WRONG, _token(lambda token: f'"{token}"')),
-    # RFC 9110 5.5: blanks around a header's value are no part of it.
+    # RFC 9110 section 5.5: whitespace around a header value is not part of it.
     case("a token between blanks", ACCEPTED, _token(lambda token: f"  {token}\t ")),
     case("a token of 1 MB", by_server(431), _token(lambda _: MIB * "x")),
     *(
@@ -163,7 +163,7 @@ CASES: Final[tuple[Case, ...]] = (
         refused(401, "token_revoked"),
         headers(lambda stand: {"verification_token": stand.token("revoked")}, to="rotating"),
     ),
-    # That the audit names the case's own address is what tells it apart, here as everywhere.
+    # The audit row is found by the address of the case, here as everywhere.
     case(
         "a forged peer",
         _TOKEN_WRONG,
@@ -204,7 +204,7 @@ CASES: Final[tuple[Case, ...]] = (
             "not ASCII": "CANARY\u202e",
         }.items()
     ),
-    # Larger than any handshake: nothing in its head vouches for it, so it is not read.
+    # Larger than any handshake and without a credential in its head: it is not read.
     case("a challenge of 1 MB", _MISSING, _handshake("CANARY" + MIB * "x", never=b"CANARY")),
     case(
         "a challenge of 1 MB under the right header",
