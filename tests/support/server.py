@@ -155,7 +155,7 @@ def serving(
     `program`: returns Python's arguments, given those of the server and the descriptor of its listening socket.
     """
     output = directory / f"gunicorn-{time.monotonic_ns()}.log"
-    foreign = ("RECEIVER_", "DATABASE_URL", "PG", "GUNICORN_")
+    foreign = ("RECEIVER_", "DATABASE_URL", "PG", "GUNICORN_", "PROMETHEUS_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener, output.open("wb") as file:
         process = subprocess.Popen(
