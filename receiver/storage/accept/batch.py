@@ -98,7 +98,8 @@ class BatchWriter:
     def record(self, entries: Sequence[PendingMessage], events: Sequence[AuditEvent]) -> Recorded:
         """Write the whole batch in one commit, or nothing.
 
-        Raises Unavailable, with a fixed word, when it cannot be written now; UnwritableRow when a value in it is the cause.
+        Raises Unavailable, with a fixed word, when it cannot be written now; UnwritableRow when a value in it is the
+        cause.
         """
         for attempt in range(_ATTEMPTS):
             try:
