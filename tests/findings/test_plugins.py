@@ -38,7 +38,7 @@ def world(
     return made
 
 
-def said(*command: str) -> Any:
+def output_of(*command: str) -> Any:
     """The output of a command with --json."""
     return json.loads(CliRunner().invoke(main, [*command, "--json"]).stdout)
 
@@ -92,8 +92,8 @@ def test_told_alike(world: World, problem: dict[str, Any], text: str) -> None:
     world.message(kind="PatientSearch.Query")
     world.problem(**problem)
     code = problem["kind"]
-    assert [each["text"] for each in said("status")["findings"] if each["code"] == code] == [text]
-    assert [each["message"] for each in said("check") if each["name"] == code] == [text]
+    assert [each["text"] for each in output_of("status")["findings"] if each["code"] == code] == [text]
+    assert [each["message"] for each in output_of("check") if each["name"] == code] == [text]
     listed = CliRunner().invoke(main, ["handlers", "list"])
     assert text in listed.stderr
     if problem.get("handler") != "":

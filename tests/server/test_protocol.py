@@ -36,13 +36,13 @@ def sent_until_closed(server: Server, pieces: Iterator[bytes], most: int) -> tup
                 break
             size += len(piece)
             assert size < most
-        said = b""
+        reply = b""
         try:
             while data := wire.socket.recv(65536):
-                said += data
+                reply += data
         except OSError:
             pass
-    return said, size
+    return reply, size
 
 
 @pytest.mark.parametrize(
@@ -58,8 +58,8 @@ def test_a_head_without_end(server: Server, start: bytes, piece: bytes, status: 
     """A head without end is refused at its limit, and is not kept in memory."""
     [worker] = server.workers()
     before = worker.memory_info().rss
-    said, _ = sent_until_closed(server, endless(start, piece), 16 * MIB)
-    assert said.startswith(b"HTTP/1.1 " + status) or not said
+    reply, _ = sent_until_closed(server, endless(start, piece), 16 * MIB)
+    assert reply.startswith(b"HTTP/1.1 " + status) or not reply
     assert worker.memory_info().rss - before < 8 * MIB
 
 
@@ -69,8 +69,8 @@ def test_chunks_without_end(site: Site, server: Server, rest: bytes) -> None:
     [worker] = server.workers()
     before, messages = worker.memory_info().rss, site.count("messages")
     start = sent(site, b"", CHUNKED) + b"2\r\n{}\r\n" + rest
-    said, size = sent_until_closed(server, endless(start, 4096 * b"y"), 64 * MIB)
-    assert said.startswith(b"HTTP/1.1 400") or not said
+    reply, size = sent_until_closed(server, endless(start, 4096 * b"y"), 64 * MIB)
+    assert reply.startswith(b"HTTP/1.1 400") or not reply
     assert size > MAX_HEAD
     assert worker.memory_info().rss - before < 8 * MIB
     assert site.count("messages") == messages

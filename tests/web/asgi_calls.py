@@ -108,34 +108,34 @@ def listener(served: Endpoint, proxies: Sequence[str] = (), mode: str = "asgi") 
 async def alive(application: Application) -> AsyncIterator[list[Any]]:
     """The application between its lifespan's startup and shutdown; yields the messages that it sent."""
     to_app: asyncio.Queue[Any] = asyncio.Queue()
-    said: list[Any] = []
+    sent: list[Any] = []
     ready = asyncio.Event()
 
     async def send(message: Any) -> None:
-        said.append(message)
+        sent.append(message)
         ready.set()
 
     task = asyncio.create_task(application({"type": "lifespan"}, to_app.get, send))
     await to_app.put({"type": "lifespan.startup"})
     await ready.wait()
-    yield said
+    yield sent
     await to_app.put({"type": "lifespan.shutdown"})
     await task
 
 
 async def ask(application: Application, scope: Scope, *messages: Any) -> Answer:
     """The reply to a request whose body is in `messages`."""
-    waiting, said = list(messages), []
+    waiting, sent = list(messages), []
 
     async def receive() -> Any:
         return waiting.pop(0)
 
     async def send(message: Any) -> None:
-        said.append(message)
+        sent.append(message)
 
     await application(scope, receive, send)
-    headers = {name.decode().lower(): value.decode() for name, value in said[0]["headers"]}
-    return said[0]["status"], headers, b"".join(each.get("body", b"") for each in said[1:])
+    headers = {name.decode().lower(): value.decode() for name, value in sent[0]["headers"]}
+    return sent[0]["status"], headers, b"".join(each.get("body", b"") for each in sent[1:])
 
 
 def scope(

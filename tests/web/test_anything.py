@@ -1,7 +1,7 @@
-"""Any bytes at the public listener, on a real socket, down to what PostgreSQL holds afterwards.
+"""Any bytes at the public listener, on a real socket, and the rows in PostgreSQL afterwards.
 
-Hypothesis makes requests that are nearly right: one thing about them is something else. What may come of them is told
-by what was sent alone, not by the receiver's own rules. HYPOTHESIS_EXAMPLES=20000 tries more of it.
+Hypothesis makes requests that are nearly right: one thing about each is different. The valid outcomes follow from the
+bytes that were sent, not from the receiver's own rules. HYPOTHESIS_EXAMPLES=20000 tries more of them.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Asked:
         )  # RFC 9110 11.4: a blank, or more
 
     @property
-    def told(self) -> bool:
+    def holds_token(self) -> bool:
         """Whether the request holds the right token anywhere. Without it nothing may be stored."""
         return self.token.encode() in self.data
 
@@ -126,13 +126,13 @@ def _meta(draw: st.DrawFn) -> Any:
 
 @st.composite
 def _handshakes(draw: st.DrawFn, token: str) -> bytes:
-    said = {
+    values = {
         "verification-token": draw(st.sampled_from([token, STRANGER, None]) | _json),
         "challenge": draw(st.sampled_from([CHALLENGE, CHALLENGE, "<b>", "a\r\nb"]) | _json),
     }
-    for name in draw(st.sets(st.sampled_from(sorted(said)), max_size=1)):
-        del said[name]
-    return json.dumps(said).encode()
+    for name in draw(st.sets(st.sampled_from(sorted(values)), max_size=1)):
+        del values[name]
+    return json.dumps(values).encode()
 
 
 @st.composite
@@ -285,7 +285,7 @@ def _probe(site: Site, server: Server, before: int) -> Callable[[Asked], None]:
 
 
 def _judge(site: Site, asked: Asked, answer: Answer | None, new: list[Any]) -> None:
-    if not asked.told:
+    if not asked.holds_token:
         assert new == []
     if answer is None:
         assert new == [] or asked.method == "HEAD"
@@ -298,7 +298,7 @@ def _judge(site: Site, asked: Asked, answer: Answer | None, new: list[Any]) -> N
         assert answer.status == 200 or new[0].query
     if answer.status == 200 and asked.target.strip("/").split("?")[0] not in ("livez", ".well-known/jwks.json"):
         handshake = answer.body != b""
-        assert asked.told
+        assert asked.holds_token
         assert handshake or new or asked.proved
         if handshake and asked.method != "HEAD":
             assert answer.headers["content-type"] == "text/plain; charset=utf-8"

@@ -161,9 +161,9 @@ def test_lifespan() -> None:
     served = listener(endpoint())
 
     async def orderly() -> list[Any]:
-        async with alive(served.application) as said:
+        async with alive(served.application) as sent:
             assert served.events == ["started"]
-        return said
+        return sent
 
     assert [each["type"] for each in run(orderly)] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
     assert served.events == ["started", "stopped"]
@@ -204,22 +204,22 @@ def test_startup_that_fails(error: Exception, message: str) -> None:
         raise error
 
     async def work() -> list[Any]:
-        async with alive(Application(start)) as said:
+        async with alive(Application(start)) as sent:
             pass
-        return said
+        return sent
 
     assert run(work) == [{"type": "lifespan.startup.failed", "message": message}]
 
 
 def test_no_websockets() -> None:
     """A WebSocket handshake is refused."""
-    said: list[Any] = []
+    sent: list[Any] = []
 
     async def send(message: Any) -> None:
-        said.append(message)
+        sent.append(message)
 
     run(lambda: listener(endpoint()).application({"type": "websocket"}, never, send))
-    assert [each["type"] for each in said] == ["websocket.close"]
+    assert [each["type"] for each in sent] == ["websocket.close"]
 
 
 def test_no_scopes_of_other_kinds() -> None:

@@ -38,7 +38,7 @@ _AT_ONCE: Final = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Told:
+class Outcome:
     """The outcome of a case: the replies, whether the connection closed, the audit rows, the message rows."""
 
     exchange: Exchange
@@ -52,7 +52,7 @@ class Told:
 class Aftermath:
     """The outcome of all cases. `survivors`: the serving processes, before and after."""
 
-    told: Mapping[_Key, Told]
+    outcomes: Mapping[_Key, Outcome]
     survivors: tuple[Sequence[psutil.Process], Sequence[psutil.Process]]
     afterwards: Mapping[Front, Answer]
     fetched: bool
@@ -149,7 +149,7 @@ def aftermath(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             site.audit(before_it, destination="lab", action="message.refuse")
         trap.setblocking(False)
         yield Aftermath(
-            told=_told(site, addresses, {key: future.result() for key, future in done.items()}),
+            outcomes=_outcomes(site, addresses, {key: future.result() for key, future in done.items()}),
             survivors=(before, [*server.workers(), *asgi.workers(), *nginx.workers()]),
             afterwards=afterwards,
             fetched=_called(trap),
@@ -166,15 +166,15 @@ def _called(trap: socket.socket) -> bool:
     return True
 
 
-def _told(
+def _outcomes(
     site: Site, addresses: Mapping[_Key, str], done: Mapping[_Key, tuple[Exchange, tuple[list[Answer], bool]]]
-) -> dict[_Key, Told]:
+) -> dict[_Key, Outcome]:
     records = defaultdict(list)
     for row in site.rows("SELECT * FROM audit_events WHERE peer IS NOT NULL ORDER BY id"):
         records[row.peer].append(row)
     messages = {row.uuid: row for row in site.rows("SELECT * FROM messages")}
     return {
-        key: Told(
+        key: Outcome(
             exchange=exchange,
             answers=answers,
             ended=ended,
@@ -188,21 +188,21 @@ def _told(
 @pytest.mark.parametrize(("front", "name"), KEYS)
 def test_bad_input(site: Site, aftermath: Aftermath, name: str, front: Front) -> None:
     """Each case has the expected reply, audit rows and stored bytes, and no others."""
-    case, told = CASES[name], aftermath.told[front, name]
+    case, outcome = CASES[name], aftermath.outcomes[front, name]
     expected = case.expected_from(front)
-    statuses = tuple(answer.status for answer in told.answers)
+    statuses = tuple(answer.status for answer in outcome.answers)
     if expected.statuses is None:
         assert all(status >= 400 for status in statuses)
     else:
         assert statuses == expected.statuses
-    assert [(row.outcome, row.reason) for row in told.records] == list(expected.records)
-    assert told.ended or not expected.closes
-    kept = {site.digest(body) for body in told.exchange.kept}
-    assert {bytes(row.digest) for row in told.messages} <= kept
+    assert [(row.outcome, row.reason) for row in outcome.records] == list(expected.records)
+    assert outcome.ended or not expected.closes
+    kept = {site.digest(body) for body in outcome.exchange.kept}
+    assert {bytes(row.digest) for row in outcome.messages} <= kept
     for column, value in case.columns.items():
-        assert [getattr(row, column) for row in told.messages] == [value]
-    if told.exchange.never is not None:
-        assert not any(told.exchange.never in answer.raw for answer in told.answers)
+        assert [getattr(row, column) for row in outcome.messages] == [value]
+    if outcome.exchange.never is not None:
+        assert not any(outcome.exchange.never in answer.raw for answer in outcome.answers)
 
 
 @pytest.mark.parametrize("front", FRONTS)
@@ -243,8 +243,8 @@ def test_no_error_in_the_logs(site: Site, aftermath: Aftermath) -> None:
 
 def test_replies_are_ours(aftermath: Aftermath) -> None:
     """Only statuses of the contract: no 500. Replies forbid caching and type sniffing."""
-    for told in aftermath.told.values():
-        for answer in told.answers:
+    for outcome in aftermath.outcomes.values():
+        for answer in outcome.answers:
             assert answer.status not in (500, 503)
             if answer.headers.get("server") == "redox-receiver":
                 assert answer.headers["x-content-type-options"] == "nosniff"
@@ -254,9 +254,9 @@ def test_replies_are_ours(aftermath: Aftermath) -> None:
 def test_nothing_else_is_kept(site: Site, aftermath: Aftermath) -> None:
     """The payload tables hold what was accepted or quarantined, and nothing of a refused request."""
     accepted: set[bytes] = set()
-    for (front, name), told in aftermath.told.items():
+    for (front, name), outcome in aftermath.outcomes.items():
         if any(outcome in ("unhandled", "quarantined") for outcome, _ in CASES[name].expected_from(front).records):
-            accepted |= {site.digest(body) for body in told.exchange.kept}
+            accepted |= {site.digest(body) for body in outcome.exchange.kept}
     rows = site.rows(
         "SELECT m.digest FROM messages m JOIN destinations d ON d.id = m.destination_id WHERE d.name <> 'lab'"
     )

@@ -105,8 +105,9 @@ def test_floods_are_counted(site: Site, server: Server) -> None:
     assert sum(each.count for each in repeats) == MANY
     assert len(repeats) <= MINUTES * (REPEATS + ROWS_EACH + 1)
     with site.engine.connect() as connection:
-        told = queries.refused_sources(connection, destination="made-up", limit=3)
-    assert (told[0]["source_id"], told[0]["count"]) == (there["ID"], 2)  # the first of the three was not known yet
+        sources = queries.refused_sources(connection, destination="made-up", limit=3)
+    # Of its three requests the first was not known yet.
+    assert (sources[0]["source_id"], sources[0]["count"]) == (there["ID"], 2)
     assert server.lines("request.failed") == []
     lines = server.lines("query.not_answered")
     assert len(lines) <= MINUTES * (logs.LINES + 1)
