@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     server_mode: Literal["flask", "asgi"] = Field(
         default="flask",
         validation_alias=AliasChoices(f"{PREFIX}SERVER_MODE", f"{PREFIX}DOOR"),
-        description="How destinations and the token endpoint are served in the event loop: by Flask (flask), or "
+        description="How the event loop serves destinations and the token endpoint: through Flask (flask), or "
         "without it (asgi).",
     )
     receivers: int = Field(default=2, ge=1, le=64, description="Receiver processes (gunicorn workers).")
@@ -122,13 +122,13 @@ class Settings(BaseSettings):
         default=40 * MIB,
         ge=1024,
         le=512 * MIB,
-        description="Bytes of the largest body taken (Redox sends up to 40 MB).",
+        description="Bytes of the largest accepted body (Redox sends up to 40 MB).",
     )
     quarantine_quota: int = Field(
         default=1024 * MIB, ge=MIB, description="Bytes of quarantined bodies a destination may hold; beyond it, 503."
     )
     trusted_proxies: Networks = Field(
-        default=(), description="Addresses of proxies whose X-Forwarded-For is believed, separated by commas."
+        default=(), description="Addresses of proxies whose X-Forwarded-For is trusted, separated by commas."
     )
     key_set_refresh: int = Field(
         default=300,
@@ -150,7 +150,7 @@ class Settings(BaseSettings):
         default=30.0,
         ge=5,
         le=600,
-        description="Seconds after which the lanes of a worker that fell silent are taken over.",
+        description="Seconds after which other workers take over the lanes of a worker that has fallen silent.",
     )
     pause_after_dead: int = Field(
         default=25, ge=1, description="Dead deliveries of one error class within ten minutes that pause a handler."
@@ -158,16 +158,15 @@ class Settings(BaseSettings):
     postgres_account: str | None = Field(
         default=None,
         description="Account that runs the embedded PostgreSQL when started as root. "
-        "Unset: postgres if there is one, else nobody, which other programs use as well.",
+        "Unset: postgres if it exists, else nobody, which other programs also use.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe log line: debug, info, warning or error."
     )
     failpoints: str | None = Field(
         default=None,
-        description="For tests of this program alone: where its processes die, fail, dawdle or lose the "
-        "database (receiver/fault_injection/faults.py). Read from the environment alone, and refused "
-        "where a production destination is.",
+        description="Fault injection, for tests of this program only (receiver/fault_injection/faults.py). Read only "
+        "from the environment, and refused where a production destination is registered.",
     )
 
     @field_validator("responders")

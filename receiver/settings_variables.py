@@ -22,7 +22,7 @@ def unread(names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if name.upper().startswith(PREFIX) and name.upper() not in read)
 
 
-def misspelt() -> str | None:
+def misspelled() -> str | None:
     """The variables of the environment and the .env file that nothing reads, each with the one that may be meant.
 
     None if there are none. Raises ConfigurationError if the named .env file does not exist.
@@ -37,7 +37,7 @@ def misspelt() -> str | None:
 
 def warn_of_unread() -> None:
     """Log the variables that nothing reads."""
-    if found := misspelt():
+    if found := misspelled():
         log.warning("settings.unread", error=f"nothing reads {found}: correct the name; .env.example lists them all")
 
 

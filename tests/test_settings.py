@@ -166,7 +166,7 @@ def test_settings_do_not_change() -> None:
         load_settings().threads = 3  # type: ignore[misc]  # the fact under test
 
 
-def test_a_misspelt_variable_is_found() -> None:
+def test_a_misspelled_variable_is_found() -> None:
     """A variable with our prefix that is not a setting is found; variables of other programs are not."""
     assert unread(
         [

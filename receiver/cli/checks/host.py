@@ -41,7 +41,7 @@ def check_host(settings: Settings) -> list[CheckResult]:
 
 def _settings() -> CheckResult:
     """An unknown RECEIVER_* variable is misspelled."""
-    if (found := settings_variables.misspelt()) is None:
+    if (found := settings_variables.misspelled()) is None:
         return CheckResult(name="settings", state="ok", message="every RECEIVER_* variable is known")
     return CheckResult(
         name="settings",

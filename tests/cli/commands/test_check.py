@@ -120,7 +120,7 @@ def test_a_sound_host(check: Check, engine: Engine, registration: RegistryChange
 
 
 def test_settings_that_nothing_reads(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A misspelt variable is found in the environment and in the .env file. The fix is the probable name."""
+    """A misspelled variable is found in the environment and in the .env file. The fix is the probable name."""
     monkeypatch.setenv("RECEIVER_BINDD", "127.0.0.1:1")
     env_file = Path(os.environ["RECEIVER_DATA_DIR"], ".env")
     env_file.write_text("# RECEIVER_COMMENT=1\nexport RECEIVER_TREADS=8\nPATH=/bin\n")

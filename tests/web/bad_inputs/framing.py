@@ -55,7 +55,7 @@ def _chunks_over_the_cap(stand: Stand) -> Exchange:
     return Exchange(data=stand.sent(b"", CHUNKED) + whole)
 
 
-def _spelt(target: str, *, token: bool) -> Callable[[Stand], Exchange]:
+def _spelled(target: str, *, token: bool) -> Callable[[Stand], Exchange]:
     def make(stand: Stand) -> Exchange:
         made = message()
         whole = stand.sent(made) if token else stand.sent(made, verification_token=None)
@@ -184,7 +184,7 @@ CASES: Final[tuple[Case, ...]] = (
     case("pipelined", Expected(statuses=(200, 401), records=(("unhandled", None), ("refused", "token_wrong"))), _two),
     case("a request in a refused body", refused(401, "token_wrong"), _hidden),
     *(
-        case(f"{target} {word} the token", expected, _spelt(target, token=token))
+        case(f"{target} {word} the token", expected, _spelled(target, token=token))
         for target in (
             "/redox/NAME/",
             "//redox/NAME",
@@ -199,7 +199,7 @@ CASES: Final[tuple[Case, ...]] = (
         case(
             f"the path {target}",
             Expected(statuses=(404,)),
-            _spelt(target, token=True),
+            _spelled(target, token=True),
             behind=REFUSED if ".." in target or "%2e" in target else None,
         )
         for target in (
