@@ -8,7 +8,7 @@ from typing import Final
 from receiver.findings.finding import Finding, command
 from receiver.findings.view import View
 from receiver.storage.registry import jwks_refresher, loader
-from receiver.storage.registry.loader import UnprovedRow
+from receiver.storage.registry.loader import UnverifiedRow
 
 # How many rows one finding names.
 _MAX_NAMED: Final = 3
@@ -18,7 +18,7 @@ def registry_rows(view: View) -> Iterator[Finding]:
     """Find rows under a key that this host lacks, and rows that were changed by something else."""
     if view.keyring is None:
         return
-    rows = loader.unproved_rows(view.connection, view.keyring)
+    rows = loader.unverified_rows(view.connection, view.keyring)
     for key in sorted({each.key for each in rows if each.key is not None}):
         signed = [each for each in rows if each.key == key]
         yield Finding(
@@ -72,7 +72,7 @@ def public_keys(view: View) -> Iterator[Finding]:
             )
 
 
-def _named(rows: Sequence[UnprovedRow]) -> str:
+def _named(rows: Sequence[UnverifiedRow]) -> str:
     named = [f"{each.table} id {each.id}" + (f" of {each.destination}" if each.destination else "") for each in rows]
     more = f" and {len(named) - _MAX_NAMED:,} more" if len(named) > _MAX_NAMED else ""
     return f"{', '.join(named[:_MAX_NAMED])}{more} {'is' if len(named) == 1 else 'are'}"

@@ -19,7 +19,7 @@ from receiver.protocol.message import DESTINATION_NAME
 from receiver.storage import schema
 from receiver.storage.evidence.encryption import Sealer
 from receiver.storage.registry import signing_keys
-from receiver.storage.registry.loader import verified_rows
+from receiver.storage.registry.loader import mac_verifies
 from receiver.storage.registry.transactions import RegistryTransactions
 
 _table: Final = schema.api_keys
@@ -146,7 +146,7 @@ def rows(connection: Connection) -> list[dict[str, Any]]:
 
 def load_api_keys(connection: Connection, keyring: Keyring, name: str) -> StoredKey:
     """Return the key of that name. Raises NotFound, IntegrityError."""
-    row = _proved(connection, keyring, name)
+    row = _verified(connection, keyring, name)
     alike = connection.scalar(
         select(func.count())
         .select_from(_table)
@@ -166,7 +166,7 @@ def load_api_keys(connection: Connection, keyring: Keyring, name: str) -> Stored
 
 def open_key(connection: Connection, keyring: Keyring, name: str) -> ApiKey:
     """Return the key of that name, opened. Raises NotFound, IntegrityError, ConfigurationError (no signing key)."""
-    row = _proved(connection, keyring, name)
+    row = _verified(connection, keyring, name)
     if row.kind == "oauth" and row.secret is None:
         kid, pem = signing_keys.active(connection, keyring)
         return load_oauth_key(pem, client_id=row.client_id, kid=kid, scope=row.scope)
@@ -181,7 +181,7 @@ def of_destination(connection: Connection, keyring: Keyring, destination: str) -
     """Return the name of the key that a destination replies with. Raises ConfigurationError when it has none."""
     table = schema.destinations
     row = connection.execute(select(table).where(table.c.name == destination)).one_or_none()
-    if row is None or not verified_rows(table, row._asdict(), keyring):
+    if row is None or not mac_verifies(table, row._asdict(), keyring):
         raise NotFound(f"there is no destination {destination} whose row is valid: see `destination list`")
     if row.reply_with is None:
         raise ConfigurationError(
@@ -201,11 +201,11 @@ def only_one(connection: Connection) -> str:
     return str(names[0])
 
 
-def _proved(connection: Connection, keyring: Keyring, name: str) -> Row[Any]:
+def _verified(connection: Connection, keyring: Keyring, name: str) -> Row[Any]:
     row = connection.execute(select(_table).where(_table.c.name == name)).one_or_none()
     if row is None:
         raise NotFound(f"there is no API key {name}: see `redox-receiver outbound key list`")
-    if not verified_rows(_table, row._asdict(), keyring):
+    if not mac_verifies(_table, row._asdict(), keyring):
         raise IntegrityError(
             f"API key {name} was changed by something else: run `redox-receiver audit verify`, and "
             "restore the row from a backup"

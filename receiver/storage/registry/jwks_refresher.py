@@ -24,7 +24,7 @@ from receiver.errors import ReceiverError, UnknownKey
 from receiver.keyring import Keyring
 from receiver.protocol.verification.public_keys import MAX_STALE
 from receiver.storage.registry.key_sets import KeySetChanges
-from receiver.storage.registry.loader import credential_rows, verified_rows
+from receiver.storage.registry.loader import credential_rows, mac_verifies
 from receiver.storage.schema import key_sets
 
 log: Final = structlog.get_logger(__name__)
@@ -122,7 +122,7 @@ class JwksRefresher:
             number, url = taken.id, taken.url
             # Only a signed row may name a URL: a forged row must not make this host connect anywhere.
             try:
-                ours = verified_rows(key_sets, taken._asdict(), self._keyring) and any(
+                ours = mac_verifies(key_sets, taken._asdict(), self._keyring) and any(
                     row["settings"].get("jwks_url") == url for row in credential_rows(connection, self._keyring)
                 )
             except UnknownKey as exc:

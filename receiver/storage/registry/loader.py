@@ -43,7 +43,7 @@ def load_registry(connection: Connection, keyring: Keyring) -> Registry:
     """Return the current registry. Raises UnknownKey if a row is signed or sealed with a key that this host lacks."""
     version, now = connection.execute(select(schema.registry_version.c.version, func.now())).one()
     destinations = _rows(connection, schema.destinations, keyring)
-    of = {
+    owned = {
         table.name: _by_destination(_rows(connection, table, keyring))
         for table in (schema.credentials, schema.sources, schema.subscriptions)
     }
@@ -51,7 +51,7 @@ def load_registry(connection: Connection, keyring: Keyring) -> Registry:
     found = {}
     for row in destinations:
         number = row["id"]
-        if row["proved"]:
+        if row["verified"]:
             with _left_out_when_unreadable("destinations", number):
                 found[row["name"]] = Destination(
                     id=number,
@@ -62,19 +62,25 @@ def load_registry(connection: Connection, keyring: Keyring) -> Registry:
                     sources_policy=row["sources_policy"],
                     on_unknown_source=row["on_unknown_source"],
                     test_messages=row["test_messages"],
-                    credentials=tuple(_credentials(of["credentials"][number], factory, sets, now)),
+                    credentials=tuple(_credentials(owned["credentials"][number], factory, sets, now)),
                     # A source whose MAC fails is disabled, not unknown: where any source is accepted, unknown would be
                     # open.
-                    sources={each["source_id"]: each["enabled"] and each["proved"] for each in of["sources"][number]},
+                    sources={
+                        each["source_id"]: each["enabled"] and each["verified"] for each in owned["sources"][number]
+                    },
                     subscriptions=tuple(
                         _subscription(each)
-                        for each in of["subscriptions"][number]
-                        if each["enabled"] and each["proved"]
+                        for each in owned["subscriptions"][number]
+                        if each["enabled"] and each["verified"]
                     ),
                 )
     # The active key first, then the newest.
     public = sorted(
-        (row for row in _rows(connection, schema.signing_keys, keyring) if row["proved"] and row["state"] != "retired"),
+        (
+            row
+            for row in _rows(connection, schema.signing_keys, keyring)
+            if row["verified"] and row["state"] != "retired"
+        ),
         key=lambda row: (row["state"] != "active", -row["id"]),
     )
     return Registry(
@@ -93,19 +99,19 @@ def stale_credentials(registry: Registry) -> frozenset[int]:
 
 
 def _rows(connection: Connection, table: Table, keyring: Keyring) -> list[dict[str, Any]]:
-    """Return the rows, each with `proved`: its MAC verifies."""
+    """Return the rows, each with `verified`: whether its MAC verifies."""
     rows = [dict(row) for row in connection.execute(select(table).order_by(table.c.id)).mappings()]
     for row in rows:
-        row["proved"] = verified_rows(table, row, keyring)
+        row["verified"] = mac_verifies(table, row, keyring)
     return rows
 
 
 def credential_rows(connection: Connection, keyring: Keyring) -> list[dict[str, Any]]:
     """Return the rows of credentials whose MAC verifies, with their stored secrets."""
-    return [row for row in _rows(connection, schema.credentials, keyring) if row["proved"]]
+    return [row for row in _rows(connection, schema.credentials, keyring) if row["verified"]]
 
 
-def verified_rows(table: Table, row: Mapping[str, Any], keyring: Keyring) -> bool:
+def mac_verifies(table: Table, row: Mapping[str, Any], keyring: Keyring) -> bool:
     """Return whether the MAC of a registry row verifies. Raises UnknownKey when this host lacks the row's key."""
     holds = bool(row_mac(mac_key(keyring[row["mac_key"]]), table.name, row) == row["mac"])
     if not holds:
@@ -114,7 +120,7 @@ def verified_rows(table: Table, row: Mapping[str, Any], keyring: Keyring) -> boo
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class UnprovedRow:
+class UnverifiedRow:
     """A row of the registry that is not in force. `key`: the key that this host lacks; None: the row was changed."""
 
     table: str
@@ -123,7 +129,7 @@ class UnprovedRow:
     key: str | None
 
 
-def unproved_rows(connection: Connection, keyring: Keyring) -> list[UnprovedRow]:
+def unverified_rows(connection: Connection, keyring: Keyring) -> list[UnverifiedRow]:
     """Return the rows that this host cannot verify. One under a key that it lacks makes its receivers answer 503."""
     columns = schema.destinations.c
     names: dict[int | None, str] = {row.id: row.name for row in connection.execute(select(columns.id, columns.name))}
@@ -132,10 +138,10 @@ def unproved_rows(connection: Connection, keyring: Keyring) -> list[UnprovedRow]
         for row in connection.execute(select(table).order_by(table.c.id)).mappings():
             destination = names.get(row["id"] if table is schema.destinations else row.get("destination_id"))
             try:
-                if not verified_rows(table, {**row}, keyring):
-                    found.append(UnprovedRow(table=table.name, id=row["id"], destination=destination, key=None))
+                if not mac_verifies(table, {**row}, keyring):
+                    found.append(UnverifiedRow(table=table.name, id=row["id"], destination=destination, key=None))
             except UnknownKey:
-                found.append(UnprovedRow(table=table.name, id=row["id"], destination=destination, key=row["mac_key"]))
+                found.append(UnverifiedRow(table=table.name, id=row["id"], destination=destination, key=row["mac_key"]))
     return found
 
 
@@ -164,7 +170,7 @@ def _key_sets(connection: Connection, keyring: Keyring) -> KeySets:
     ages = {row.id: float(row.age) for row in connection.execute(select(table.c.id, age.label("age")))}
     sets = {}
     for row in _rows(connection, schema.key_sets, keyring):
-        if row["proved"]:
+        if row["verified"]:
             with _left_out_when_unreadable("key_sets", row["id"]):
                 sets[row["url"]] = KeySet(keys=read_keys(row["document"]), age=ages[row["id"]])
     return sets
@@ -174,7 +180,7 @@ def _credentials(
     rows: Sequence[Mapping[str, Any]], factory: CredentialFactory, sets: KeySets, now: datetime
 ) -> Iterator[Credential]:
     for row in rows:
-        if row["proved"]:
+        if row["verified"]:
             with _left_out_when_unreadable("credentials", row["id"]):
                 yield factory.credential(row, sets, now)
 

@@ -19,7 +19,7 @@ from receiver.protocol.api_keys import PrivateKey
 from receiver.protocol.jwk import public_jwk
 from receiver.storage import schema
 from receiver.storage.evidence.encryption import Sealer
-from receiver.storage.registry.loader import verified_rows
+from receiver.storage.registry.loader import mac_verifies
 from receiver.storage.registry.transactions import RegistryTransactions
 
 Algorithm = Literal["RS384", "ES384"]
@@ -147,7 +147,7 @@ def active(connection: Connection, keyring: Keyring) -> tuple[str, bytes]:
     row = connection.execute(select(_table).where(_table.c.state == "active")).one_or_none()
     if row is None:
         raise ConfigurationError("no signing key is there to sign with: run `redox-receiver signing-key new`")
-    if not verified_rows(_table, row._asdict(), keyring):
+    if not mac_verifies(_table, row._asdict(), keyring):
         raise IntegrityError(
             f"signing key {row.kid} was changed by something else: run `redox-receiver audit verify`, "
             "and restore the row from a backup"

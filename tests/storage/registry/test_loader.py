@@ -15,7 +15,7 @@ from receiver.protocol.verification.hmac import HmacCredential
 from receiver.protocol.verification.token import TokenCredential
 from receiver.storage import schema
 from receiver.storage.evidence.macs import mac_key, row_mac
-from receiver.storage.registry.loader import load_registry, unproved_rows
+from receiver.storage.registry.loader import load_registry, unverified_rows
 from tests.storage.door import DESTINATION, SOURCE, TOKEN, Door, body, handler
 
 
@@ -253,7 +253,7 @@ def test_a_row_under_a_key_that_this_host_lacks_is_not_left_out(door: Door, tabl
     with door.engine.connect() as connection, pytest.raises(UnknownKey):
         load_registry(connection, create(door.now))
     with door.engine.connect() as connection:
-        assert {(each.table, each.destination, each.key) for each in unproved_rows(connection, door.keyring)} == {
+        assert {(each.table, each.destination, each.key) for each in unverified_rows(connection, door.keyring)} == {
             (table, DESTINATION, "mac-0")
         }
 
