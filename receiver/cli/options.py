@@ -17,6 +17,8 @@ from uuid import UUID
 
 import click
 
+from receiver.cli import output
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _FOLD: Final = 92
@@ -161,6 +163,7 @@ before_option = click.option(
     "--before", type=click.IntRange(1), metavar="ID", help="Only ids below ID, to get the next page."
 )
 destination_option = click.option("--destination", metavar="NAME", help="Filter by destination.")
+list_options = options(before_option, limit_option, output.columns_option, json_option)
 dry_run_option = click.option("--dry-run", is_flag=True, help="Print what would change, and change nothing.")
 
 
@@ -217,6 +220,21 @@ def page_note(found: Sequence[Mapping[str, Any]], limit: int) -> None:
 
 
 @contextmanager
+def open_new_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a new file, mode 0600, and delete it if the block fails. Raises click.BadParameter."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as exc:
+        raise click.BadParameter(f"{path} cannot be created: {exc.strerror}") from None
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
 def new_file(path: Path | None, content: bytes) -> Iterator[None]:
     """Write a new file, mode 0600, before the block runs, and delete it if the block fails. None writes nothing.
 
@@ -225,14 +243,7 @@ def new_file(path: Path | None, content: bytes) -> Iterator[None]:
     if path is None:
         yield
         return
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except OSError as exc:
-        raise click.BadParameter(f"{path} cannot be created: {exc.strerror}") from None
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
+    with open_new_file(path) as file:
+        file.write(content)
+        file.flush()
         yield
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise

@@ -20,7 +20,8 @@ import msgspec
 
 from receiver.errors import ConfigurationError
 from receiver.worker import discovery
-from receiver.worker.discovery import DeclaredHandler, LoadFailure, Plugins
+from receiver.worker.discovery import DeclaredHandler, Plugins
+from receiver.worker.load_failure import LoadFailure, failure_of
 
 # Seconds for one plugin to be imported: as many as a handler process has to start.
 IMPORT_TIMEOUT: Final = 60.0
@@ -136,7 +137,7 @@ def _ended_failure(importing: _Importing, status: int | None, timeout: float) ->
         how = f"its import ended the process with {kind}"
     else:
         kind, how = f"Exit{status}", f"its import ended the process with exit status {status}"
-    return discovery.failure_of(
+    return failure_of(
         importing.handler, importing.origin, kind, f"{importing.origin} cannot be imported: {how}", ended=True
     )
 

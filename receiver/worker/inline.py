@@ -28,13 +28,13 @@ from receiver.protocol.registry import Destination, Subscription
 from receiver.settings import Settings
 from receiver.storage.queue import inline_deliveries
 from receiver.storage.queue.handler_problems import HandlerProblem, Kind
-from receiver.worker.discovery import PluginError
 from receiver.worker.handler_process.bootstrap import init_message, process_name
 from receiver.worker.handler_process.child import HandlerProcessGone
 from receiver.worker.handler_process.ipc import ResponderAnswer, ResponderError, RunResponder
 from receiver.worker.handler_process.supervisor import HandlerSlot, Killed
 from receiver.worker.lane_run import run_lane
 from receiver.worker.leases import Leases
+from receiver.worker.load_failure import PluginError
 from receiver.worker.problem_reporter import ProblemReporter, problem_of_failure, summary
 
 log: Final = structlog.get_logger(__name__)

@@ -23,7 +23,6 @@ from receiver.storage.queue import outcomes, wake_ups
 from receiver.storage.queue.handler_problems import HandlerProblem
 from receiver.storage.registry.changes import RegistryChanges
 from receiver.worker import lane_scheduler
-from receiver.worker.discovery import PluginError
 from receiver.worker.handler_loader import HandlerLoader
 from receiver.worker.handler_pool import HandlerPool
 from receiver.worker.handler_process.bootstrap import init_message
@@ -34,6 +33,7 @@ from receiver.worker.job_queue import JobQueue
 from receiver.worker.lane_run import run_lane, run_lanes
 from receiver.worker.lane_scheduler import LaneScheduler
 from receiver.worker.leases import Leases
+from receiver.worker.load_failure import PluginError
 from receiver.worker.problem_reporter import ProblemReporter, problem_of_failure, summary
 
 log: Final = structlog.get_logger(__name__)

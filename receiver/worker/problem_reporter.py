@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 
 from receiver.storage.queue import handler_problems
 from receiver.storage.queue.handler_problems import HandlerProblem, Kind
-from receiver.worker.discovery import LoadFailure, PluginError
+from receiver.worker.load_failure import LoadFailure, PluginError
 
 # Seconds until an unchanged problem is reported again. An older report is from a process that is gone.
 _REPEAT_INTERVAL: Final = 15.0

@@ -10,7 +10,7 @@ import pytest
 from receiver.errors import ConfigurationError
 from receiver.storage.registry.handler_changes import HandlerSpec
 from receiver.worker import discovery
-from receiver.worker.discovery import PluginError
+from receiver.worker.load_failure import PluginError
 from tests.worker.plugin_installation import BEDS, Install
 from tests.worker.world import PLUGIN
 

@@ -8,8 +8,8 @@ import pytest
 
 from receiver.errors import ConfigurationError
 from receiver.worker import discovery
-from receiver.worker.discovery import PluginError
 from receiver.worker.discovery_process import declared_handler, declared_handlers
+from receiver.worker.load_failure import PluginError
 from tests.worker.plugin_installation import BEDS, Install
 
 

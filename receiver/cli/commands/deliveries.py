@@ -13,12 +13,11 @@ import click
 from receiver.cli import output
 from receiver.cli.correction_output import carry_out, corrections, require_selection
 from receiver.cli.options import (
-    before_option,
     correction_options,
     destination_option,
     example,
     json_option,
-    limit_option,
+    list_options,
     nothing,
     optional_reason_option,
     options,
@@ -75,10 +74,7 @@ _correction = correction_options(int, _filters)
 )
 @_filters
 @click.option("--message-id", type=int, metavar="ID", help="Filter by message.")
-@before_option
-@limit_option
-@output.columns_option
-@json_option
+@list_options
 def list_(*, before: int | None, limit: int, as_json: bool, **filters: Any) -> None:
     """List deliveries, newest first."""
     with opened() as session, session.engine.connect() as connection:

@@ -17,12 +17,11 @@ from receiver.cli import output
 from receiver.cli.correction_output import carry_out, corrections, require_selection
 from receiver.cli.options import (
     MessageId,
-    before_option,
     correction_options,
     destination_option,
     example,
     json_option,
-    limit_option,
+    list_options,
     new_file,
     nothing,
     optional_reason_option,
@@ -74,10 +73,7 @@ _correction = correction_options(MessageId(), _filters)
 )
 @_state
 @_filters
-@before_option
-@limit_option
-@output.columns_option
-@json_option
+@list_options
 def list_(*, before: int | None, limit: int, as_json: bool, **filters: Any) -> None:
     """List messages, newest first."""
     with opened() as session, session.engine.connect() as connection:

@@ -7,18 +7,26 @@ Must not print an answer of Redox, which may contain patient data: it goes into 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO, Final, cast
+from typing import Any, Final, cast
 
 import click
 import msgspec
 
 from receiver.cli import output
-from receiver.cli.options import SECRET_FILE, example, json_option, options, read_secret, reason_option, take_stdin
+from receiver.cli.options import (
+    SECRET_FILE,
+    example,
+    json_option,
+    open_new_file,
+    options,
+    read_secret,
+    reason_option,
+    take_stdin,
+)
 from receiver.cli.session import Session, opened
 from receiver.outbound.answers import Answer
 from receiver.outbound.api import ApiProfile, RedoxApi
@@ -251,7 +259,7 @@ def _fhir(
 
 def _call(make: Callable[[RedoxApi, str], Answer], *, name: str | None, out: Path, reason: str, as_json: bool) -> None:
     """Make the call with a client and the environment of the key, and write the answer to `out`."""
-    with _clients(name) as (session, clients, chosen), _new_file(out) as file:
+    with _clients(name) as (session, clients, chosen), open_new_file(out) as file:
         recorder = OutboundRecorder(session.engine, session.keyring)
         redox = RecordedClient(clients, recorder, chosen, Caller(name=session.actor, reason=reason))
         with session.engine.connect() as connection:
@@ -281,21 +289,6 @@ def _clients(name: str | None) -> Iterator[tuple[Session, Clients, str]]:
             with session.engine.connect() as connection:
                 name = api_keys.only_one(connection)
         yield session, clients, name
-
-
-@contextmanager
-def _new_file(path: Path) -> Iterator[BinaryIO]:
-    """A new file, mode 0600, created before the call and deleted if the block fails. Raises BadParameter."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except OSError as exc:
-        raise click.BadParameter(f"{path} cannot be created: {exc.strerror}") from None
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
 
 
 def _read(file: Path) -> bytes:

@@ -15,11 +15,10 @@ import click
 from receiver.cli import output
 from receiver.cli.correction_output import corrections, list_unchanged, require_selection
 from receiver.cli.options import (
-    before_option,
     correction_options,
     example,
     json_option,
-    limit_option,
+    list_options,
     new_file,
     nothing,
     optional_reason_option,
@@ -58,10 +57,7 @@ def outbox() -> None:
 
 @outbox.command("list", epilog=example("outbox list --state dead --since 1d", "outbox list --key staging --json"))
 @_filters
-@before_option
-@limit_option
-@output.columns_option
-@json_option
+@list_options
 def list_(*, before: int | None, limit: int, as_json: bool, **filters: Any) -> None:
     """List requests, newest first."""
     with opened() as session, session.engine.connect() as connection:

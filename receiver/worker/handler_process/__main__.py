@@ -27,7 +27,6 @@ from receiver import keyring as keyrings
 from receiver.errors import ReceiverError
 from receiver.fault_injection import enable
 from receiver.storage.queue.connections import OutcomeConnection, PluginConnection
-from receiver.worker.discovery import PluginError
 from receiver.worker.handler_process import hang, plugin_log, responder
 from receiver.worker.handler_process.executor import ExecutorState
 from receiver.worker.handler_process.ipc import (
@@ -45,6 +44,7 @@ from receiver.worker.handler_process.ipc import (
     ToChild,
 )
 from receiver.worker.handler_process.lane_executor import LaneExecutor
+from receiver.worker.load_failure import PluginError
 
 _LARGEST: Final = (1 << 32) - 1
 # Seconds after the deadline until faulthandler ends the process. It applies when the listener thread cannot run because

@@ -17,7 +17,6 @@ from typing import Any, Final
 import structlog
 
 from receiver.errors import ConfigurationError, ReceiverError
-from receiver.worker.discovery import LoadFailure, PluginError
 from receiver.worker.handler_process import hang
 from receiver.worker.handler_process.attempt_log import log_attempt
 from receiver.worker.handler_process.ipc import (
@@ -33,6 +32,7 @@ from receiver.worker.handler_process.ipc import (
     ToChild,
     Unsuccessful,
 )
+from receiver.worker.load_failure import LoadFailure, PluginError
 
 plugin_log: Final = structlog.get_logger("receiver.plugin")
 
