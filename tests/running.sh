@@ -2,7 +2,8 @@
 
 # Tests that start no process: what they find cannot depend on what runs at the same time.
 pure_tests=(tests/protocol tests/transparency tests/handlers tests/test_pipeline*.py tests/test_imports.py
-    tests/test_words.py tests/test_settings.py tests/test_errors.py tests/test_retry_policy.py)
+    tests/test_names.py tests/test_document_paths.py tests/test_words.py tests/test_settings.py tests/test_errors.py
+    tests/test_retry_policy.py)
 
 # The tests that failed among others and passed alone, one a line with the date. .ci/run prints it.
 flaky_tests=.flaky-tests

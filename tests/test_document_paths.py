@@ -70,3 +70,16 @@ def test_named_paths_exist(document: Path) -> None:
 def test_a_missing_path_is_found(text: str, gone: list[str]) -> None:
     """The reader of documents finds what does not exist, and nothing else."""
     assert [*missing(text, ROOT)] == gone
+
+
+def test_architecture_names_every_room() -> None:
+    """ARCHITECTURE.md has a row for each directory and each module at the top of the package."""
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    rooms = {
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in (ROOT / "receiver").iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    storage = {f"storage/{path.parent.name}/" for path in (ROOT / "receiver" / "storage").glob("*/__init__.py")}
+    wanted = (rooms | storage) - {"storage/", "__init__.py", "__main__.py"}
+    assert {room for room in wanted if f"`{room}`" not in text} == set()
