@@ -155,6 +155,24 @@ class Settings(BaseSettings):
     pause_after_dead: int = Field(
         default=25, ge=1, description="Dead deliveries of one error class within ten minutes that pause a handler."
     )
+    notify_url: SecretStr | None = Field(
+        default=None,
+        description="Where the admin listener posts a notice of each finding that lasts, signed as Standard Webhooks "
+        "says. Needs the secret below.",
+    )
+    notify_secret: SecretStr | None = Field(
+        default=None,
+        validate_default=True,
+        description="The secret of that signature: whsec_ and base64 of 24 to 64 random bytes.",
+    )
+    notify_command: str | None = Field(
+        default=None,
+        description="A command, run without a shell, that reads each notice on stdin as a mail, such as "
+        "`sendmail ops@example.org`.",
+    )
+    notify_repeat: int = Field(
+        default=14_400, ge=300, description="Seconds after which a finding that lasts is notified again."
+    )
     postgres_account: str | None = Field(
         default=None,
         description="Account that runs the embedded PostgreSQL when started as root. "
@@ -174,6 +192,13 @@ class Settings(BaseSettings):
     def _leave_threads(cls, value: int, info: ValidationInfo) -> int:
         if value > info.data.get("threads", 2 * value) // 2:
             raise ValueError(f"at most half of {PREFIX}THREADS")
+        return value
+
+    @field_validator("notify_secret")
+    @classmethod
+    def _need_secret(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if value is None and info.data.get("notify_url") is not None:
+            raise ValueError(f"needed where {PREFIX}NOTIFY_URL is set")
         return value
 
     @field_validator("failpoints")

@@ -1,0 +1,86 @@
+"""Posts a body with the signature of Standard Webhooks 1.0.
+
+Source: github.com/standard-webhooks/standard-webhooks, spec/standard-webhooks.md. The signature is HMAC-SHA256, under the
+secret's bytes, over "ID.TIMESTAMP.BODY". Must not retry, and must not follow a redirect.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ssl
+from hmac import digest
+from typing import Final
+
+import httpx2
+
+from receiver.errors import ConfigurationError
+from receiver.outbound.errors import UnusableAnswer
+from receiver.outbound.limits import Limits, deadline
+from receiver.outbound.wire import Wire, check_base_url
+
+# Seconds for the whole exchange.
+POST_TIMEOUT: Final = 20.0
+_MAX_ANSWER: Final = 64 * 1024
+_PREFIX: Final = "whsec_"
+# The specification asks for 24 to 64 bytes.
+_LENGTHS: Final = range(24, 65)
+
+
+def secret_key(secret: str) -> bytes:
+    """Return the key of a secret: whsec_ and base64 of 24 to 64 bytes. Raises ConfigurationError, which quotes nothing."""
+    try:
+        key = base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    if len(key) not in _LENGTHS:
+        raise ConfigurationError(
+            "the webhook secret is not valid: use whsec_ followed by base64 of 24 to 64 random bytes, for example of "
+            "`openssl rand -base64 32`"
+        )
+    return key
+
+
+def signature(key: bytes, message_id: str, timestamp: int, body: bytes) -> str:
+    """Return the header webhook-signature: version and base64 of the MAC."""
+    mac = digest(key, f"{message_id}.{timestamp}.".encode() + body, "sha256")
+    return f"v1,{base64.b64encode(mac).decode()}"
+
+
+def post(
+    url: str, secret: str, message_id: str, timestamp: int, body: bytes, *, ssl_context: ssl.SSLContext | None = None
+) -> None:
+    """Post a JSON body. `timestamp`: seconds since 1970.
+
+    Raises ConfigurationError if the URL is not https (http for loopback only), and OutboundError unless the status is
+    2xx.
+    """
+    key = secret_key(secret)
+    try:
+        parsed = httpx2.URL(url)
+        check_base_url(str(parsed.copy_with(query=None)))
+    except (httpx2.InvalidURL, ConfigurationError):
+        raise ConfigurationError(
+            "the URL of a webhook must begin with https:// (http:// is allowed for loopback only)"
+        ) from None
+    wire = Wire(limits=Limits(connect=POST_TIMEOUT, read=POST_TIMEOUT), ssl_context=ssl_context)
+    request = httpx2.Request(
+        "POST",
+        parsed,
+        headers={
+            "content-type": "application/json",
+            "accept-encoding": "identity",
+            "user-agent": "redox-receiver",
+            "webhook-id": message_id,
+            "webhook-timestamp": str(timestamp),
+            "webhook-signature": signature(key, message_id, timestamp, body),
+        },
+        content=body,
+    )
+    try:
+        with deadline(POST_TIMEOUT):
+            answer = wire.exchange(request, most=_MAX_ANSWER)
+    finally:
+        wire.close()
+    if not answer.is_success:
+        raise UnusableAnswer(f"{parsed.host} responded with HTTP {answer.status_code}", status=answer.status_code)
