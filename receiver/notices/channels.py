@@ -32,7 +32,7 @@ class NoticeNotSent(ReceiverError):
 
 
 def document(notice: Notice, host: str, at: datetime) -> bytes:
-    """Return the JSON body of a webhook: type, timestamp, and data with code, destination, text, fix, host, left_out."""
+    """Return the JSON body of a webhook: type, timestamp, data (code, destination, text, fix, host, left_out)."""
     condition = notice.condition
     return msgspec.json.encode(
         {

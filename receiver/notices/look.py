@@ -23,8 +23,7 @@ DATABASE_UNAVAILABLE: Final = "database_unavailable"
 class FindingsLook:
     """Returns the errors among the findings. For one thread.
 
-    The host that holds an advisory lock of PostgreSQL looks, as long as its connection lasts; another takes over when it
-    ends.
+    The host that holds an advisory lock of PostgreSQL looks, as long as its connection lasts; then another takes over.
     """
 
     def __init__(self, engine: Engine, keyring: Keyring, host: str) -> None:

@@ -1,7 +1,7 @@
 """Posts a body with the signature of Standard Webhooks 1.0.
 
-Source: github.com/standard-webhooks/standard-webhooks, spec/standard-webhooks.md. The signature is HMAC-SHA256, under the
-secret's bytes, over "ID.TIMESTAMP.BODY". Must not retry, and must not follow a redirect.
+Source: github.com/standard-webhooks/standard-webhooks, spec/standard-webhooks.md. The signature is HMAC-SHA256, under
+the secret's bytes, over "ID.TIMESTAMP.BODY". Must not retry, and must not follow a redirect.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LENGTHS: Final = range(24, 65)
 
 
 def secret_key(secret: str) -> bytes:
-    """Return the key of a secret: whsec_ and base64 of 24 to 64 bytes. Raises ConfigurationError, which quotes nothing."""
+    """Return the key of a secret: whsec_ and base64 of 24 to 64 bytes. Raises ConfigurationError, without a quote."""
     try:
         key = base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
     except (binascii.Error, ValueError):

@@ -78,7 +78,7 @@ SHORT = {
     "db restore": "",
     "db restore --replaces DATABASE": "",
     "keys activate ID": "",
-    "keys count": "run",
+    "keys count": "",
     "keys retire ID": "",
     "credential revoke ID --grace 1h": "",
     "credential revoke ID --undo": "",
