@@ -16,11 +16,11 @@ from receiver.notices.look import DATABASE_UNAVAILABLE, FindingsLook
 from receiver.notices.notifier import Notifier
 from receiver.notices.plan import Condition, Notice
 from receiver.outbound.standard_webhooks import secret_key, signature
-from tests.simulator.endpoint import ScriptedEndpoint, answer
 from tests.storage.conftest import door
 from tests.storage.door import Door
+from tests.support.scripted_endpoint import ScriptedEndpoint, answer
+from tests.support.server import OURS, serving
 from tests.support.waiting import until
-from tests.web.server import OURS, serving
 
 __all__ = ["door"]
 
@@ -96,7 +96,7 @@ def test_the_admin_listener_tells(door: Door, database_url: str, keyring_path: P
             "RECEIVER_NOTIFY_SECRET": SECRET,
         }
         with serving(tmp_path, environment, arguments=(*OURS, "--workers", "1", "receiver.asgi:admin")) as server:
-            until(lambda: endpoint.received, 240)
+            until(lambda: endpoint.received, "the first notice", seconds=240)
             until(lambda: server.lines("notice.sent"))
         request = endpoint.received[0]
     data = json.loads(request.body)["data"]

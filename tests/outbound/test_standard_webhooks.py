@@ -9,7 +9,7 @@ import pytest
 from receiver.errors import ConfigurationError
 from receiver.outbound import UnusableAnswer
 from receiver.outbound.standard_webhooks import post, secret_key, signature
-from tests.simulator.endpoint import ScriptedEndpoint, answer
+from tests.support.scripted_endpoint import ScriptedEndpoint, answer
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
