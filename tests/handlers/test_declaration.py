@@ -1,4 +1,4 @@
-"""Facts about @handler and @responder: what is declared, and what is refused as soon as it is."""
+"""@handler and @responder: what they declare, and what they refuse at once."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ WRONG: Any = handler
 
 
 def run(message: Message, context: Context) -> Any:
-    """What is decorated in these tests."""
+    """A function to decorate."""
 
 
 def test_defaults() -> None:
-    """A handler that says no more than it must keeps a source's order and has ten attempts of a minute."""
+    """By default a handler keeps the order of a source and has ten attempts of a minute."""
 
     def plain(message: Message, context: Context) -> None:
         pass
@@ -41,7 +41,7 @@ def test_defaults() -> None:
 
 
 def test_options() -> None:
-    """Every option stands in the declaration; a responder has one attempt."""
+    """Every option is in the declaration; a responder has one attempt."""
 
     def ask(message: Message, context: Context) -> dict[str, Any]:
         return {}
@@ -109,13 +109,13 @@ def test_options() -> None:
     ],
 )
 def test_what_is_refused(declare: Callable[[], Any], says: str) -> None:
-    """A declaration that cannot hold says which and what is wrong when the plugin is imported."""
+    """An invalid declaration raises when the plugin is imported, and names the option and what is wrong."""
     with pytest.raises(ConfigurationError, match=says):
         declare()
 
 
 def test_an_unknown_option() -> None:
-    """An option that does not exist is no option."""
+    """An unknown option is an error."""
     with pytest.raises(TypeError, match="ordring"):
         WRONG("*", name="n", ordring="none")
 

@@ -1,4 +1,4 @@
-"""Facts about the message that a plugin gets: exact numbers, and typed classes for the kinds that have one."""
+"""The message that a plugin gets: exact numbers, and typed classes for the kinds that have one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from receiver.samples.sample import sample
 
 
 def message(raw: bytes, kind: str = "PatientAdmin.Arrival") -> Message:
-    """A message of that kind."""
+    """Return a message of this kind."""
     return Message(
         uuid="u",
         kind=kind,
@@ -34,7 +34,7 @@ def message(raw: bytes, kind: str = "PatientAdmin.Arrival") -> Message:
 
 
 def test_data_is_parsed_once() -> None:
-    """`data` is the parsed body, and the same object whenever it is asked for."""
+    """`data` is the parsed body, and always the same object."""
     one = message(b'{"Meta": {"Test": true}, "N": [1, 2.5, null, "\\u00e9"]}')
 
     assert one.data == {"Meta": {"Test": True}, "N": [1, 2.5, None, "é"]}
@@ -53,8 +53,9 @@ def test_data_is_parsed_once() -> None:
     ],
 )
 def test_numbers_are_exact(number: str, expected: Any) -> None:
-    """An integer of any length is exact, and a number that no float holds is a Decimal; what stands beside it is as
-    always."""
+    """An integer of any length is exact, and a number that no float can hold is a Decimal; other values are
+    unchanged.
+    """
     data = message(b'{"N": %s, "M": 12, "F": 1.5}' % number.encode()).data
 
     assert data == {"N": expected, "M": 12, "F": 1.5}
@@ -62,13 +63,13 @@ def test_numbers_are_exact(number: str, expected: Any) -> None:
 
 
 def test_nothing_of_the_body_in_a_repr() -> None:
-    """A message that is printed by accident tells nothing of the patient."""
+    """The repr of a message contains nothing of its body."""
     assert "Quibblewitz" not in repr(message(b'{"Name": "Quibblewitz"}'))
 
 
 @pytest.mark.parametrize("kind", ["PatientAdmin.Arrival", "SSO.Sign-on", "ClinicalSummary.PatientPush"])
 def test_model(kind: str) -> None:
-    """`model()` is an instance of the `redox` package's class for the kind; what that does not know is left out."""
+    """`model()` returns an instance of the `redox` package's class for the kind, without unknown fields."""
     body = sample(kind, source_id="7ce6f387-c33c-417d-8682-81e83628cbd9") | {"SomethingNew": {"A": 1}}
     made = message(json.dumps(body).encode(), kind).model()
 
@@ -94,19 +95,19 @@ def test_model(kind: str) -> None:
     ],
 )
 def test_no_class_for_it(kind: str) -> None:
-    """For a kind without a class, also one made up to have something else imported, `model()` says so clearly."""
+    """For a kind without a class, also one made up to have another module imported, `model()` raises a clear error."""
     with pytest.raises(NotFound, match=f"{kind}: the `redox` package has no class for it: use message.data"):
         message(b"{}", kind).model()
 
 
 def test_no_class_for_fhir() -> None:
-    """For FHIR it names the library that has classes."""
+    """For FHIR the error names the library that has classes."""
     with pytest.raises(NotFound, match=r"FHIR\.X: the `redox` package has no class for FHIR: .* fhir\.resources"):
         message(b"{}", "FHIR.X").model()
 
 
 def test_a_body_that_does_not_obey() -> None:
-    """A body that is not as the published schema says is pydantic's error; the data is there all the same."""
+    """A body that does not match the published schema is pydantic's error; `data` is available."""
     one = message(b'{"Meta": {"DataModel": "PatientAdmin", "EventType": "Arrival"}, "Patient": 7}')
     with pytest.raises(ValidationError):
         one.model()

@@ -1,4 +1,4 @@
-"""Facts about a plugin's own settings."""
+"""A plugin's own settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from receiver.handlers.plugin_settings import load_plugin_settings
 
 
 class Beds(BaseModel):
-    """A model of a plugin that knows nothing of environments."""
+    """A plugin's model without settings of its own."""
 
     url: str
     limit: int = 3
@@ -21,14 +21,16 @@ class Beds(BaseModel):
 
 
 class Wards(BaseSettings):
-    """One that does."""
+    """A plugin's model with settings of its own."""
 
     url: str
 
 
 def test_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PLUGIN_<NAME>_* fill the model, the handler's name in capitals with _ for -; what it has defaults for may be
-    left out."""
+    """PLUGIN_<NAME>_* fill the model: the handler's name in capitals, with _ for -.
+
+    Fields with defaults are optional.
+    """
     monkeypatch.setenv("PLUGIN_BED_BOARD_URL", "http://beds")
     monkeypatch.setenv("PLUGIN_BED_BOARD_KEY", "k")
     monkeypatch.setenv("URL", "of somebody else")
@@ -40,7 +42,7 @@ def test_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_below_it_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What the environment does not say the .env file may."""
+    """A variable that is not in the environment is read from the .env file."""
     (tmp_path / ".env").write_text("PLUGIN_BEDS_URL=http://file\nPLUGIN_BEDS_LIMIT=5\nRECEIVER_BIND=x:1\n")
     monkeypatch.setenv("PLUGIN_BEDS_URL", "http://environment")
 
@@ -54,13 +56,13 @@ def test_below_it_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 
 class Board(BaseModel):
-    """Nested."""
+    """A nested model."""
 
     size: int
 
 
 class Clinic(BaseModel):
-    """With what has another name in the environment, what is written as JSON, and a check of its own."""
+    """With an alias, a nested model, and a validator of its own."""
 
     url: str = Field(validation_alias="CLINIC_URL")
     board: Board
@@ -70,15 +72,16 @@ class Clinic(BaseModel):
     @field_validator("key")
     @classmethod
     def careless(cls, value: str) -> str:
-        """Quotes the value."""
+        """Raise an error that quotes the value."""
         if len(value) > 3:
             raise ValueError(f"{value} is too long")
         return value
 
 
 def test_mistakes_name_the_variable_that_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With an alias it has no prefix; of a nested model the variable is named that holds it as JSON; and what a
-    plugin's own check says of a value is not told."""
+    """An alias has no prefix; a nested model is named by the variable that holds it as JSON; a validator's text about a
+    value is not shown.
+    """
     monkeypatch.setenv("PLUGIN_CLINIC_BOARD", '{"size": "hunter2"}')
     monkeypatch.setenv("PLUGIN_CLINIC_KEY", "hunter2")
     with pytest.raises(ConfigurationError) as caught:
@@ -95,7 +98,7 @@ def test_mistakes_name_the_variable_that_is_read(monkeypatch: pytest.MonkeyPatch
 
 
 def test_mistakes_name_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every variable that is missing or wrong is named, and no value is told."""
+    """Every missing or invalid variable is named, without its value."""
     monkeypatch.setenv("PLUGIN_BEDS_LIMIT", "hunter2")
     with pytest.raises(ConfigurationError) as caught:
         load_plugin_settings(Beds, "beds", None)

@@ -1,7 +1,4 @@
-"""Does a worker's part in a lane by hand, so that deliveries die, run and succeed when a test wants it.
-
-Not for the rules of running: those have tests of their own.
-"""
+"""Runs deliveries of a lane step by step, as a worker does."""
 
 from __future__ import annotations
 
@@ -42,19 +39,19 @@ class Hand:
         return self
 
     def next(self) -> WaitingDelivery | None:
-        """The delivery that is next, not started."""
+        """Return the next delivery, without starting it."""
         found = self._do(waiting_deliveries.batch, self.lease)
         return found[0] if found else None
 
     def begin(self) -> int:
-        """Start the next delivery; its id."""
+        """Start the next delivery. Returns its id."""
         delivery = self.next()
         assert delivery is not None, "nothing is next"
         self._attempt = self._do(outcomes.start, self.lease, delivery.id)
         return delivery.id
 
     def succeed(self, count: int = 1) -> None:
-        """Run so many deliveries well."""
+        """Run this many deliveries successfully."""
         for _ in range(count):
             assert self._do(outcomes.succeed, self.lease, self.begin(), self._attempt, following=None)[0]
 
@@ -66,7 +63,7 @@ class Hand:
         lane_state: str | None = None,
         pause: float | None = None,
     ) -> int:
-        """Run the next delivery badly; its id. The lane is given back with it."""
+        """Run the next delivery so that it fails, and release the lane. Returns its id."""
         delivery = self.begin()
         failure = DeliveryFailure(
             outcome="failed",
@@ -81,12 +78,12 @@ class Hand:
         return delivery
 
     def leave(self) -> None:
-        """Give the lane back."""
+        """Release the lane."""
         self._do(leases.release, self.lease)
 
 
 def arrive(door: Door, ledger: Any, *contents: bytes) -> list[int]:
-    """Let bodies in, one after another, and wait for their COMMIT; their messages' ids."""
+    """Accept bodies one after another, and wait for their COMMIT. Returns the messages' ids."""
     waiting: list[Future[Receipt]] = [ledger.accept(_admitted(door, content)) for content in contents]
     return [each.result(30).message_id for each in waiting]
 

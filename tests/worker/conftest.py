@@ -1,4 +1,4 @@
-"""Worlds to try handlers in: one for each test, or one for a module, in which each test has its own destination."""
+"""Worlds for the tests of handlers: one for each test, or one for a module, with a destination for each test."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def world(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[World]:
-    """One database with destination `lab` in it; whatever is started in it ends with the test."""
+    """One database with the destination `lab`. Everything started in it ends with the test."""
     made = World(
         url=database_url,
         engine=engine,
@@ -53,7 +53,7 @@ def world(
 
 @pytest.fixture
 def slot(world: World) -> Iterator[HandlerSlot]:
-    """A place for one handler process in the test's own world."""
+    """A slot for one handler process in the test's own world."""
     slot = HandlerSlot(lambda: init_message(world.settings(), world.url))
     yield slot
     slot.close()
@@ -88,7 +88,7 @@ def shared(migrated_database: str, keyring: Keyring, tmp_path_factory: pytest.Te
 
 @pytest.fixture(scope="module")
 def warm(shared: World) -> Iterator[HandlerSlot]:
-    """A place for one handler process in the module's world, kept from test to test."""
+    """A slot for one handler process in the module's world, kept from test to test."""
     slot = HandlerSlot(lambda: init_message(shared.settings(), shared.url))
     yield slot
     slot.close()
@@ -96,7 +96,7 @@ def warm(shared: World) -> Iterator[HandlerSlot]:
 
 @pytest.fixture
 def place(shared: World) -> str:
-    """The name of a destination in the module's world that is the test's alone, and so are its lanes."""
+    """The name of a destination in the module's world that only this test uses, with its lanes."""
     name = f"d{next(_numbers)}"
     shared.add_destination(name)
     return name

@@ -1,4 +1,4 @@
-"""Facts about finding handlers: installed plugins, modules, and what keeps a process from starting."""
+"""Discovery of handlers: installed plugins, modules, and what cannot be loaded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.worker.world import PLUGIN
 
 
 def test_found_is_not_imported(install: Install) -> None:
-    """What is installed is listed with where it comes from, and imported only when it is asked for."""
+    """Installed handlers are listed with their origin, and imported only on request."""
     install("acme-beds", "acme_beds", BEDS, beds="acme_beds:beds", search="acme_beds:search")
     install("broken", "broken", "raise RuntimeError('do not import me')", broken="broken:nothing")
 
@@ -31,7 +31,7 @@ def test_found_is_not_imported(install: Install) -> None:
 
 
 def test_its_spec(install: Install) -> None:
-    """A loaded handler's spec is what stands in the registry."""
+    """The spec of a loaded handler is what the registry stores."""
     install("acme-beds", "acme_beds", BEDS, beds="acme_beds:beds")
     loaded = discovery.load_handler("beds", ())
 
@@ -50,7 +50,7 @@ def test_its_spec(install: Install) -> None:
 
 
 def test_modules(install: Install) -> None:
-    """All that a module of RECEIVER_HANDLERS holds is loaded, each function once."""
+    """All handlers of a module of RECEIVER_HANDLERS are loaded, each function once."""
     install("acme-beds", "acme_beds", BEDS, beds="acme_beds:beds")
     loaded = discovery.load_handlers({"beds"}, ["acme_beds"]).loaded
 
@@ -94,7 +94,7 @@ def test_the_test_plugin() -> None:
     ],
 )
 def test_what_cannot_be_loaded(install: Install, source: str, point: str, says: str) -> None:
-    """A plugin that cannot be loaded is named with the reason, and the others are loaded."""
+    """A plugin that cannot be loaded is reported with the reason, and the others are loaded."""
     install("bad", "bad", source, bad=point)
     install("acme-beds", "acme_beds", BEDS, beds="acme_beds:beds")
 
@@ -126,7 +126,7 @@ def test_where_an_import_failed(install: Install, source: str, place: str, told:
 
 
 def test_a_module_without_handlers(install: Install) -> None:
-    """A module of RECEIVER_HANDLERS that holds no handler, or does not exist, is a mistake."""
+    """A module of RECEIVER_HANDLERS that contains no handler, or does not exist, is a failure."""
     install("empty", "empty", "")
     empty, missing = discovery.load_handlers((), ["empty", "no_such"]).failures
     assert (
@@ -137,17 +137,16 @@ def test_a_module_without_handlers(install: Install) -> None:
     assert empty.handler is missing.handler is None
 
 
-def test_a_broken_module_beside_others(install: Install) -> None:
-    """A module that cannot be imported keeps no other handler from being loaded, in a handler process either; a handler
-    that may be in it is named with its failure."""
+def test_a_broken_module_does_not_affect_others(install: Install) -> None:
+    """Other handlers are loaded although a module cannot be imported. A handler that may be in it gets its failure."""
     install("acme-beds", "acme_beds", BEDS, beds="acme_beds:beds")
     assert discovery.load_handler("beds", ["no_such"]).declaration.name == "beds"
     with pytest.raises(PluginError, match="module no_such of RECEIVER_HANDLERS cannot be imported"):
         discovery.load_handler("elsewhere", ["no_such"])
 
 
-def test_two_of_one_name(install: Install) -> None:
-    """Two handlers of one name are told apart by nobody: both are named."""
+def test_duplicate_names(install: Install) -> None:
+    """If two handlers have the same name, neither is loaded, and both are named."""
     install("acme-beds", "acme_beds", BEDS, beds="acme_beds:beds")
     install("other-beds", "other_beds", BEDS, beds="other_beds:beds")
 
@@ -160,14 +159,14 @@ def test_two_of_one_name(install: Install) -> None:
         assert [re.match(says, each.message) is not None for each in plugins.failures] == [True]
 
 
-def test_one_that_is_nowhere() -> None:
-    """A handler that is not on this host is named."""
+def test_a_handler_that_is_not_installed() -> None:
+    """The error names a handler that is not installed on this host."""
     with pytest.raises(ConfigurationError, match="handler nowhere is not installed on this host: install its plugin"):
         discovery.load_handler("nowhere", ())
 
 
 def spec(name: str, role: str, *patterns: str) -> HandlerSpec:
-    """A spec of which only these matter."""
+    """Return a spec of which only these fields matter."""
     return HandlerSpec(
         handler=name,
         role=role,
@@ -182,8 +181,10 @@ def spec(name: str, role: str, *patterns: str) -> HandlerSpec:
 
 
 def test_one_responder_for_a_query() -> None:
-    """Two responders for one query at one destination are both named, with the command that fixes it. At two
-    destinations, or beside handlers, they are welcome."""
+    """Two responders for one query at one destination are a conflict; the message gives the command that resolves it.
+
+    At two destinations, or together with a handler, they are not.
+    """
     one, two = spec("one", "responder", "Order.Query", "Notes.Query"), spec("two", "responder", "Notes.Query")
     assert discovery.responder_conflicts({"lab": [one, spec("all", "handler", "*")], "ward": [two]}) == []
 

@@ -14,7 +14,7 @@ from tests.worker.plugin_installation import BEDS, Install
 
 
 def test_declarations_without_the_import(install: Install) -> None:
-    """The process returns what an import here would, and the plugin is not imported here."""
+    """The process returns what an import would, and the plugin is not imported into this process."""
     install("acme-beds", "acme_beds", BEDS, beds="acme_beds:beds")
     install("bad", "bad", "raise RuntimeError('no license')", bad="bad:bad")
     found = declared_handlers({"beds", "bad", "not-installed"}, ())
@@ -38,7 +38,9 @@ def test_declarations_without_the_import(install: Install) -> None:
     ],
 )
 def test_an_import_that_ends_the_process(install: Install, source: str, error_class: str, how: str) -> None:
-    """It is a failure of that plugin, installed or a module of RECEIVER_HANDLERS, and the other plugins are found."""
+    """An import that ends or hangs the process is a failure of that plugin or module, and the other plugins are
+    found.
+    """
     install("bad", "bad", source, bad="bad:bad")
     install("acme-beds", "acme_beds", BEDS, beds="acme_beds:beds")
     for modules, handler, origin in (
@@ -54,7 +56,7 @@ def test_an_import_that_ends_the_process(install: Install, source: str, error_cl
 
 
 def test_one_handler(install: Install) -> None:
-    """One handler is returned, or why it cannot be."""
+    """One handler is returned, or the reason why it cannot be loaded is raised."""
     install("bad", "bad", "import os; os._exit(3)", bad="bad:bad")
     install("acme-beds", "acme_beds", BEDS, beds="acme_beds:beds")
     assert declared_handler("beds", ()).declaration.name == "beds"

@@ -1,4 +1,4 @@
-"""Fail-points in the processes that have them: each is passed by a receiver and its workers, and none in production."""
+"""Fault points: receivers and workers pass each of them, and production has none."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TOKEN = "a token of twenty-four characters"
 
 @contextmanager
 def _serving(world: World, **more: str) -> Iterator[FakeRedox]:
-    """A receiver of the world, and Redox before it."""
+    """Run a receiver of the world, with Redox in front of it."""
     with socket.create_server(("127.0.0.1", 0)) as listener, world.log_path.open("ab") as log:
         world.processes.append(
             subprocess.Popen(
@@ -57,8 +57,9 @@ def _struck(world: World) -> set[str]:
 
 
 def test_every_point_is_passed(world: World) -> None:
-    """A message and its repeat, one whose handler fails, one whose handler exits, a query and a call to Redox: that is
-    the way past all of them."""
+    """A message and its repeat, a failing handler, a handler that exits, a query and a call to Redox pass all
+    points.
+    """
     pem = PRIVATE.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     everything = {VARIABLE: ",".join(f"{name}=delay:0" for name in POINTS), "RECEIVER_HANDLERS": _PLUGINS}
     with FakeRedoxApi() as api, _serving(world, **everything) as redox:
@@ -86,7 +87,9 @@ def test_every_point_is_passed(world: World) -> None:
 
 @pytest.mark.parametrize("command", ["worker", "serve", "up"])
 def test_none_starts_where_production_is(world: World, command: str) -> None:
-    """Whatever has fail-points refuses to start, and names the variable and the destination."""
+    """A process with fault points refuses to start if a production destination exists, and names the variable and the
+    destination.
+    """
     world.add_destination("ward", "production")
     done = subprocess.run(
         [sys.executable, "-m", "receiver", command],
@@ -104,8 +107,9 @@ def test_none_starts_where_production_is(world: World, command: str) -> None:
 
 
 def test_production_that_appears_ends_them(world: World) -> None:
-    """As soon as a running worker sees one there are no fail-points any more, neither in it nor in its handler
-    processes, those that it has and those that it starts; and it works on."""
+    """When a running worker sees a production destination, its fault points end, in it and in its handler processes,
+    and it continues to work.
+    """
     world.enable("scripted")
     world.start_worker(**{VARIABLE: "lane.claimed=delay:0,handler.ended=delay:0"})
     world.hand("nothing").until_states("succeeded")

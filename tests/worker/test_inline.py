@@ -1,4 +1,4 @@
-"""Facts about handlers within a request: queries and after_handling, in the receiver's own handler processes."""
+"""Inline handlers: queries and after_handling, in the receiver's own handler processes."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def responders(shared: World) -> Iterator[InlineHandlers]:
 
 
 def record(world: World, do: str, place: str, **more: Any) -> tuple[Admitted, Receipt]:
-    """A message that is recorded, as the door has it in hand."""
+    """Record a message, as the endpoint does."""
     with world.ledger() as ledger:
         admitted = world.admitted(do, destination=place, **more)
         return admitted, ledger.accept(admitted).result(30)
 
 
 def ask(world: World, responders: InlineHandlers, place: str, do: str = "nothing", **more: Any) -> Any:
-    """The answer to a query."""
+    """Return the answer to a query."""
     timeout = more.pop("timeout", None)
     admitted, receipt = record(world, do, place, kind="PatientSearch.Query", **more)
     assert admitted.message is not None
@@ -54,7 +54,7 @@ def ask(world: World, responders: InlineHandlers, place: str, do: str = "nothing
 
 
 def handle(world: World, responders: InlineHandlers, place: str, receipt: Receipt) -> bool:
-    """Run what must have succeeded before the answer, as a request does."""
+    """Run the deliveries that must succeed before the reply, as a request does."""
     return responders.run_inline(world.destination(place), receipt)
 
 
@@ -62,7 +62,7 @@ def handle(world: World, responders: InlineHandlers, place: str, receipt: Receip
 
 
 def test_an_answer(shared: World, responders: InlineHandlers, place: str) -> None:
-    """What the responder returns is the answer, as JSON."""
+    """The responder's result is the answer, as JSON."""
     shared.enable("search", place)
 
     assert ask(shared, responders, place) == {
@@ -86,7 +86,7 @@ def test_an_answer(shared: World, responders: InlineHandlers, place: str) -> Non
     ],
 )
 def test_no_answer(shared: World, responders: InlineHandlers, place: str, more: dict[str, Any]) -> None:
-    """A responder that raises, crashes, returns no dict or too much has failed; the next query is answered."""
+    """A responder that raises, crashes, or returns too much or not a dict has failed; the next query is answered."""
     shared.enable("search", place)
     with pytest.raises(ResponderFailed) as caught:
         ask(shared, responders, place, **more)
@@ -106,11 +106,12 @@ def test_no_answer(shared: World, responders: InlineHandlers, place: str, more: 
         ({"Size": inline.LARGEST_ANSWER}, f"at most {inline.LARGEST_ANSWER} can be sent"),
     ],
 )
-def test_an_answer_that_is_none(
+def test_an_invalid_answer(
     shared: World, responders: InlineHandlers, place: str, more: dict[str, Any], sentence: str
 ) -> None:
-    """What is not an answer ends with a sentence that says so, in the log and among the problems of handlers, until the
-    responder answers again."""
+    """An invalid answer is explained in the log and among the problems of handlers, until the responder answers
+    again.
+    """
     shared.enable("search", place)
     with capture_logs() as lines, pytest.raises(ResponderFailed):
         ask(shared, responders, place, **more)
@@ -129,7 +130,7 @@ def test_an_answer_that_is_none(
 
 
 def test_out_of_time(shared: World, responders: InlineHandlers, place: str) -> None:
-    """A responder that overruns its time-out is killed, and the query is out of time."""
+    """A responder that exceeds its timeout is killed, and the query times out."""
     shared.enable("search", place)
     ask(shared, responders, place)
     with capture_logs() as lines, pytest.raises(TimeoutError):
@@ -143,8 +144,8 @@ def test_out_of_time(shared: World, responders: InlineHandlers, place: str) -> N
     assert ask(shared, responders, place)["Echo"] == shared.count
 
 
-def test_nobody_here(shared: World, place: str) -> None:
-    """A responder that is not on this host, or is paused, is nobody's."""
+def test_no_responder(shared: World, place: str) -> None:
+    """A responder that is paused, or not installed on this host, is not found."""
     shared.enable("search", place)
     elsewhere = InlineHandlers(shared.settings(handlers=()), shared.url, shared.engine)
     with pytest.raises(NotFound):
@@ -156,7 +157,7 @@ def test_nobody_here(shared: World, place: str) -> None:
 
 
 def test_its_work_is_committed(shared: World, responders: InlineHandlers, place: str) -> None:
-    """A responder's work on context.connection is there when it has answered, and is not when it failed."""
+    """A responder's work on context.connection is committed with its answer, and rolled back when it fails."""
     shared.execute("CREATE TABLE IF NOT EXISTS effects (n integer, attempt integer)")
     shared.enable("search", place)
     answered = ask(shared, responders, place, do="insert")["Echo"]
@@ -169,8 +170,9 @@ def test_its_work_is_committed(shared: World, responders: InlineHandlers, place:
 def test_one_destination_does_not_take_all(
     shared: World, responders: InlineHandlers, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While a destination's slow responder has a process, and more queries for it wait, another destination is
-    answered by the other one; who waits for too long is told that no process is free."""
+    """While the slow responder of one destination has a process and more of its queries wait, another destination uses
+    the other process. A query that waits too long is told that no process is free.
+    """
     shared.enable("search", place)
     shared.add_destination(f"{place}x")
     shared.enable("search", f"{place}x")
@@ -193,8 +195,9 @@ def test_one_destination_does_not_take_all(
 
 
 def test_handled(shared: World, responders: InlineHandlers, place: str) -> None:
-    """With acknowledge="after_handling" the delivery has run when the request is answered, its attempt recorded, and
-    no worker is told of it."""
+    """With acknowledge="after_handling" the delivery has run before the reply, its attempt is recorded, and no worker
+    is notified.
+    """
     shared.enable("within", place)
     sent = shared.hand("nothing", destination=place)
     [receipt] = sent.receipts
@@ -218,8 +221,9 @@ def test_handled(shared: World, responders: InlineHandlers, place: str) -> None:
     ],
 )
 def test_not_handled_yet(shared: World, responders: InlineHandlers, place: str, deed: str, outcome: str) -> None:
-    """A delivery that failed is never dead and never waits: each repetition by Redox runs it again, until it
-    succeeds."""
+    """A failed inline delivery is never dead and never waits: each repetition by Redox runs it again until it
+    succeeds.
+    """
     shared.enable("within", place)
     sent = shared.hand(deed, destination=place)
     for _ in range(3 if outcome != "timed_out" else 1):
@@ -232,7 +236,7 @@ def test_not_handled_yet(shared: World, responders: InlineHandlers, place: str, 
 
 
 def test_what_came_before_runs_first(shared: World, responders: InlineHandlers, place: str) -> None:
-    """What is pending before it in its lane runs first; as long as that fails, it does not run."""
+    """Earlier pending deliveries of the lane run first; while one of them fails, the new one does not run."""
     shared.enable("within", place)
     flag = shared.flag(f"up-{place}")
     sent = shared.hand(f"retry_later:0:{flag}", "nothing", "nothing", destination=place)
@@ -246,7 +250,7 @@ def test_what_came_before_runs_first(shared: World, responders: InlineHandlers, 
 
 
 def test_two_requests_for_one_lane(shared: World, responders: InlineHandlers, place: str) -> None:
-    """Of two requests for one message one runs it, and both are answered when it has run."""
+    """Of two requests for one message, one runs it, and both are answered afterwards."""
     shared.enable("within", place)
     sent = shared.hand("sleep:0.5", destination=place)
     with ThreadPoolExecutor(2) as requests:
@@ -256,7 +260,7 @@ def test_two_requests_for_one_lane(shared: World, responders: InlineHandlers, pl
 
 
 def test_no_worker_takes_it(shared: World, responders: InlineHandlers, place: str) -> None:
-    """A worker that looks at the lane leaves what is to be run within a request, and a sweep does not find it."""
+    """Neither a worker nor a sweep takes a lane with only inline deliveries."""
     from receiver.storage.queue import wake_ups
     from receiver.worker.handler_process.bootstrap import init_message
     from receiver.worker.handler_process.supervisor import HandlerSlot
@@ -274,8 +278,9 @@ def test_no_worker_takes_it(shared: World, responders: InlineHandlers, place: st
 
 
 def test_no_longer_within_the_request(shared: World, responders: InlineHandlers, place: str) -> None:
-    """Where the handler no longer asks to be run within the request, or is bound no more, workers take what is
-    pending, and Redox is told that it is safe."""
+    """If the handler is no longer after_handling, or no longer enabled, workers run what is pending, and Redox gets a
+    success.
+    """
     shared.enable("within", place)
     sent = shared.hand("raise", "nothing", destination=place)
     assert not handle(shared, responders, place, sent.receipts[0])
@@ -287,7 +292,7 @@ def test_no_longer_within_the_request(shared: World, responders: InlineHandlers,
 
 
 def test_workers_first(shared: World, responders: InlineHandlers, place: str) -> None:
-    """What workers still have to run of the lane comes before: until then Redox keeps what comes after."""
+    """The deliveries of the lane that workers have to run come first; until then Redox gets an error."""
     shared.enable("within", place)
     sent = shared.hand("nothing", "nothing", destination=place)
     first = sent.deliveries()[0]["id"]
@@ -299,7 +304,7 @@ def test_workers_first(shared: World, responders: InlineHandlers, place: str) ->
 
 
 def test_paused(shared: World, responders: InlineHandlers, place: str) -> None:
-    """A paused handler runs nothing within requests either: Redox keeps the messages."""
+    """A paused handler runs nothing within requests either; Redox gets an error."""
     shared.enable("within", place)
     sent = shared.hand("nothing", destination=place)
     shared.registration.pause_handler("within", datetime.now(UTC), destination=place, reason="operator")
@@ -307,10 +312,8 @@ def test_paused(shared: World, responders: InlineHandlers, place: str) -> None:
     assert sent.ran() == []
 
 
-def test_a_lane_that_is_not_to_be_had(
-    shared: World, responders: InlineHandlers, place: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A lane that another holds for longer is not waited for."""
+def test_a_busy_lane(shared: World, responders: InlineHandlers, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request does not wait long for a lane that another process holds."""
     monkeypatch.setattr(inline, "_BUSY_LANE_TIMEOUT", 0.5)
     shared.enable("within", place)
     sent = shared.hand("nothing", destination=place)
@@ -338,7 +341,9 @@ def test_a_lease_that_is_kept(shared: World, place: str) -> None:
 
 
 def test_a_lane_that_could_not_be_given_back(shared: World, place: str) -> None:
-    """When the database was away at the end of a run, the lane is given back soon after, and not at a lease's pace."""
+    """If the database was unavailable at the end of a run, the lane is released soon after it is back, before the lease
+    ends.
+    """
     shared.enable("within", place)
     sent = shared.hand("sleep:1", destination=place)
     away = threading.Event()
@@ -371,7 +376,7 @@ def test_a_lane_that_could_not_be_given_back(shared: World, place: str) -> None:
 
 
 def test_without_a_database(shared: World, responders: InlineHandlers, place: str) -> None:
-    """When the database does not answer, the request is told to come again."""
+    """If the database does not answer, the request is unavailable."""
     shared.enable("within", place)
     sent = shared.hand("nothing", destination=place)
     away = InlineHandlers(shared.settings(), shared.url, open_engine("postgresql://nobody@127.0.0.1:1/nothing"))
@@ -380,8 +385,9 @@ def test_without_a_database(shared: World, responders: InlineHandlers, place: st
 
 
 def test_stopped(shared: World, place: str) -> None:
-    """When the receiver ends, what runs within requests is ended with its processes; it runs again when Redox sends it
-    again, and nobody new is served."""
+    """When the receiver stops, inline runs end with its processes and run again when Redox repeats the message; no new
+    request is served.
+    """
     shared.enable("within", place)
     sent = shared.hand("sleep", destination=place)
     made = InlineHandlers(shared.settings(responders=1), shared.url, shared.engine)
@@ -404,7 +410,7 @@ def test_stopped(shared: World, place: str) -> None:
 def test_a_late_process_is_not_the_responder_s_fault(
     shared: World, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A query whose time is over when a process has started at last is out of time, and the process is kept."""
+    """A query that times out before its process has started has timed out, and the process is kept."""
     shared.enable("search", place)
     made = InlineHandlers(shared.settings(responders=1), shared.url, shared.engine)
     try:

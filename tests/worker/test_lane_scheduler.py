@@ -1,4 +1,4 @@
-"""Facts about many small lanes: some are run in one stay, each in its own order; what goes wrong in one stays there."""
+"""Many small lanes: several are run together, each in its own order; a failure stays in its lane."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.worker.world import Sent, World, handler_processes
 def stay(
     world: World, slot: HandlerSlot, names: Sequence[str], *, leave_after: float = 30.0, called: list[str] | None = None
 ) -> LaneDone | None:
-    """Run some lanes as a worker does; `called`: whether others were."""
+    """Run some lanes as a worker does. `called`: whether other slots were notified."""
     handler, destination, _ = names[0].split("/", 2)
     subscription = next(each for each in world.destination(destination).subscriptions if each.handler == handler)
     return run_lanes(
@@ -34,12 +34,12 @@ def stay(
 
 
 def hand(world: World, place: str, *deeds: Sequence[str]) -> list[Sent]:
-    """A lane for each of the sequences of deeds."""
+    """Create a lane for each of the sequences of actions."""
     return [world.hand(*each, destination=place, source=f"s{number}") for number, each in enumerate(deeds)]
 
 
 def left(world: World, sent: Sequence[Sent]) -> int:
-    """How many of the lanes somebody still holds."""
+    """Return how many of the lanes have an owner."""
     return len(
         world.rows(
             "SELECT FROM lanes WHERE owner IS NOT NULL AND lane = ANY(:lanes)", lanes=[each.lane for each in sent]
@@ -48,8 +48,10 @@ def left(world: World, sent: Sequence[Sent]) -> int:
 
 
 def test_one_stay_in_many(shared: World, warm: HandlerSlot, place: str) -> None:
-    """Many lanes are run in one stay, each in its own order and each delivery once; of a long one only the first few,
-    and all are given back."""
+    """Several lanes are run together, each in its own order and each delivery once.
+
+    Only the first few of a long lane run, and all lanes are released.
+    """
     shared.enable("scripted", place)
     sent = hand(shared, place, *[["nothing"] * 2] * 6, ["nothing"] * (waiting_deliveries.HEADS + 3))
 
@@ -65,7 +67,7 @@ def test_one_stay_in_many(shared: World, warm: HandlerSlot, place: str) -> None:
 
 
 def test_a_failure_in_one_of_many(shared: World, warm: HandlerSlot, place: str) -> None:
-    """What waits in one lane holds up no other; the work of each commits with its own success."""
+    """A lane that waits blocks no other; the work of each delivery commits with its own success."""
     shared.execute("CREATE TABLE IF NOT EXISTS effects (n integer, attempt integer)")
     shared.enable("scripted", place)
     sent = hand(
@@ -92,7 +94,7 @@ def test_a_failure_in_one_of_many(shared: World, warm: HandlerSlot, place: str) 
 
 
 def test_the_dead_in_many(shared: World, warm: HandlerSlot, place: str) -> None:
-    """When one is dead the stay ends, so that the handler can be paused; the other lanes are given back untouched."""
+    """After a dead delivery the run ends, so that the handler can be paused; the other lanes are released."""
     shared.enable("fragile", place)
     sent = hand(shared, place, ["nothing"], ["raise", "nothing"], ["nothing"])
 
@@ -103,7 +105,7 @@ def test_the_dead_in_many(shared: World, warm: HandlerSlot, place: str) -> None:
 
 
 def test_a_crash_in_many(shared: World, warm: HandlerSlot, place: str) -> None:
-    """A crash counts against the delivery that was running, and no other; what had succeeded before it stands."""
+    """A crash counts only against the delivery that was running; earlier successes stand."""
     shared.enable("fragile", place)
     sent = hand(shared, place, ["nothing"], ["exit", "nothing"], ["nothing"])
 
@@ -116,7 +118,7 @@ def test_a_crash_in_many(shared: World, warm: HandlerSlot, place: str) -> None:
 
 
 def test_a_lost_attempt_in_many(shared: World, warm: HandlerSlot, place: str) -> None:
-    """An attempt that began and never ended counts where it was; the others know nothing of it."""
+    """An attempt without an end counts in its lane only."""
     shared.enable("scripted", place)
     sent = hand(shared, place, ["nothing"], ["nothing"], ["nothing"])
     shared.execute("UPDATE deliveries SET attempts = 1, started_at = now() WHERE lane = :lane", lane=sent[1].lane)
@@ -127,8 +129,10 @@ def test_a_lost_attempt_in_many(shared: World, warm: HandlerSlot, place: str) ->
 
 
 def test_slow_ones_keep_nobody_waiting(shared: World, warm: HandlerSlot, place: str) -> None:
-    """While a handler is slow the lanes that come after it are others' to run; whoever had them before runs nothing of
-    them, and what ran goes on and is recorded."""
+    """While a handler is slow, the later lanes are released for other slots.
+
+    The run does not start them any more, and its current delivery is recorded.
+    """
     shared.enable("patient-one", place)
     flag = shared.flag(f"go-{place}")
     sent = hand(shared, place, ["nothing"], [f"wait_for:{flag}", "nothing"], ["nothing"], ["nothing"])
@@ -152,7 +156,7 @@ def test_slow_ones_keep_nobody_waiting(shared: World, warm: HandlerSlot, place: 
 
 
 def test_time_in_many(shared: World, warm: HandlerSlot, place: str) -> None:
-    """When the time is over the stay ends after what runs; of the rest nothing is counted."""
+    """When the time is over, the run ends after the current delivery; no attempt of the others is counted."""
     shared.enable("scripted", place)
     sent = hand(shared, place, ["nothing"], ["nothing"])
     assert stay(shared, warm, [each.lane for each in sent], leave_after=0.0) == LaneDone(why="time")
@@ -161,7 +165,7 @@ def test_time_in_many(shared: World, warm: HandlerSlot, place: str) -> None:
 
 
 def test_a_lane_that_was_lost(shared: World, warm: HandlerSlot, place: str) -> None:
-    """A lane that was taken over while another ran is left alone, and the others are run."""
+    """A lane that another owner took over during the run is skipped, and the others are run."""
     shared.enable("scripted", place)
     sent = hand(shared, place, ["insert"], ["nothing"], ["nothing"])
     shared.execute("CREATE TABLE IF NOT EXISTS effects (n integer, attempt integer)")
@@ -178,8 +182,9 @@ def test_a_lane_that_was_lost(shared: World, warm: HandlerSlot, place: str) -> N
 
 
 def test_what_comes_next(shared: World, place: str) -> None:
-    """The walk goes on where it stopped, comes to every lane that is due, of one destination at a time, more of them
-    where the handler is quick and fewer where it is slow; and ends when none is."""
+    """The scheduler continues after the last lane, visits every due lane, one destination at a time, takes more lanes
+    if the handler is quick and fewer if it is slow, and ends when none is due.
+    """
     other = f"{place}z"
     shared.add_destination(other)
     for each in (place, other):
@@ -205,8 +210,10 @@ def test_what_comes_next(shared: World, place: str) -> None:
 
 
 def test_a_worker_runs_many_lanes(world: World) -> None:
-    """A worker runs hundreds of lanes, each in its order and each delivery once, and a lane whose handler hangs holds
-    up no other; when all is done no job is left."""
+    """A worker runs hundreds of lanes, each in order and each delivery once.
+
+    A lane whose handler hangs blocks no other. In the end no job is left.
+    """
     world.enable("patient-one")
     flag = world.flag("go")
     world.add_destination("other")

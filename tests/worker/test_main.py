@@ -1,4 +1,4 @@
-"""Facts about delivery workers: real processes, killed, frozen, stopped and started at every moment that matters."""
+"""Delivery workers: real processes that are killed, frozen, stopped and started."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ STOPPED_WITHIN = 50.0
 
 @pytest.fixture(scope="module")
 def working(shared: World) -> Iterator[World]:
-    """The module's world, with one worker in it that pauses a handler after three deaths."""
+    """The module's world, with one worker that pauses a handler after three dead deliveries."""
     process = shared.start_worker(RECEIVER_CONCURRENCY="2", RECEIVER_PAUSE_AFTER_DEAD="3")
     yield shared
     stop(process)
 
 
 def stop(process: subprocess.Popen[bytes]) -> int:
-    """Stop a worker in order; its exit status."""
+    """Stop a worker in order. Returns its exit status."""
     process.send_signal(signal.SIGTERM)
     return process.wait(STOPPED_WITHIN)
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """End a worker as a power cut does."""
+    """Kill a worker, as a power failure does."""
     process.kill()
     process.wait(30)
 
@@ -56,7 +56,7 @@ def until_gone(pids: list[int]) -> None:
 
 
 def test_strict_order(working: World, place: str) -> None:
-    """Every lane runs in its order, whatever fails in between, and lanes do not wait for one another."""
+    """Each lane runs in order, whatever fails, and lanes do not wait for one another."""
     working.enable("scripted", place)
     one = working.hand("nothing", "raise:2", "nothing", "exit", "give_up", "nothing", destination=place, source="1")
     two = working.hand(*["nothing"] * 100, destination=place, source="2")
@@ -68,8 +68,8 @@ def test_strict_order(working: World, place: str) -> None:
     assert two.ran() == list(range(1, 101))
 
 
-def test_a_hung_handler_stops_nobody_else(working: World, place: str) -> None:
-    """While a handler hangs, another lane runs; the hung one is ended in time, and its lane goes on."""
+def test_a_hung_handler_blocks_only_its_lane(working: World, place: str) -> None:
+    """While a handler hangs, another lane runs. The handler is killed at its timeout, and its lane continues."""
     working.enable("fragile", place)
     hung = working.hand("loop", "nothing", destination=place, source="1")
     begun = hung.until_begun()
@@ -82,8 +82,10 @@ def test_a_hung_handler_stops_nobody_else(working: World, place: str) -> None:
 
 
 def test_many_dead_pause_the_handler(working: World, place: str) -> None:
-    """After so many deaths of one error class the handler is paused at that destination, audited, and what is left
-    stays pending; resumed, it goes on."""
+    """After many dead deliveries of one error class, the handler is paused at that destination, with an audit row.
+
+    The remaining deliveries stay pending until it is resumed.
+    """
     working.enable("fragile", place)
     sent = working.hand("raise", "give_up", "raise", "raise", "raise", "nothing", destination=place)
 
@@ -108,7 +110,7 @@ def test_many_dead_pause_the_handler(working: World, place: str) -> None:
 
 
 def test_enabled_while_it_runs(working: World, place: str) -> None:
-    """A handler that is enabled runs without a restart; disabled, what is pending stays."""
+    """A newly enabled handler runs without a restart. After it is disabled, pending deliveries stay."""
     working.enable("by-patient", place)
     sent = working.hand("nothing", destination=place)
     sent.until_states("succeeded")
@@ -123,7 +125,9 @@ def test_enabled_while_it_runs(working: World, place: str) -> None:
 
 
 def test_patients_are_indexed(working: World, place: str) -> None:
-    """The identifiers of every message's patients are digested, handled or not; an unreadable one is done too."""
+    """The patient identifiers of every message are digested, handled or not; an unreadable message counts as
+    indexed.
+    """
     sent = working.hand("nothing", destination=place, patient="4711")
     [message] = [each.message_id for each in sent.receipts]
     until(lambda: working.rows("SELECT FROM patient_digests WHERE message_id = :id", id=message), "it is indexed")
@@ -131,16 +135,16 @@ def test_patients_are_indexed(working: World, place: str) -> None:
     until(lambda: not working.rows("SELECT FROM messages WHERE patients_indexed_at IS NULL"), "all are indexed")
 
 
-def test_it_says_that_it_lives(working: World) -> None:
-    """A worker says where it is, what it has loaded, and that it lives."""
+def test_heartbeat(working: World) -> None:
+    """A worker records its host, its handlers, and that it is alive."""
     [row] = until(lambda: working.rows("SELECT * FROM workers"), "it has said so")
     assert row["pid"] == working.processes[0].pid
     assert {"scripted", "within", "by-patient"} <= set(row["handlers"])
     assert "search" not in row["handlers"]  # responders run in the receiver
 
 
-def test_nothing_of_a_patient_s_in_the_log(working: World, place: str) -> None:
-    """Neither what handlers print, log or raise with a patient's name in it is in any line of the worker."""
+def test_no_patient_data_in_the_log(working: World, place: str) -> None:
+    """A patient's name that a handler prints, logs or raises is in no line of the worker's log."""
     working.enable("fragile", place)
     sent = working.hand("print", "log", "raise", "nothing", destination=place)
     sent.until_done()
@@ -154,7 +158,7 @@ def test_nothing_of_a_patient_s_in_the_log(working: World, place: str) -> None:
 
 
 def problems(world: World) -> list[dict[str, Any]]:
-    """What processes report of handlers, by handler."""
+    """Return the reported problems of handlers."""
     return world.rows(
         "SELECT handler, destination, kind, error_class, place, detail FROM handler_problems ORDER BY handler, kind"
     )
@@ -190,7 +194,7 @@ def test_a_plugin_that_cannot_be_imported(
 
 
 def test_two_responders_for_one_query(world: World) -> None:
-    """Two responders for one query at one destination are both named, and the worker works on."""
+    """Two responders for one query at one destination are reported, and the worker continues."""
     world.enable("search")
     world.enable("scripted")
     world.execute("""
@@ -213,7 +217,9 @@ def test_two_responders_for_one_query(world: World) -> None:
 
 
 def test_two_responders_in_development(world: World) -> None:
-    """So is a module of RECEIVER_HANDLERS whose responder would be the second one of a development destination."""
+    """A module of RECEIVER_HANDLERS whose responder would be the second one of a development destination is
+    reported.
+    """
     world.add_destination("dev", environment="development")
     world.enable("search", "dev")
     process = world.start_worker(RECEIVER_HANDLERS="tests.worker.plugins.rival")
@@ -231,7 +237,7 @@ def test_two_responders_in_development(world: World) -> None:
 
 
 def test_a_plugin_broken_under_a_live_worker(world: World) -> None:
-    """A handler that a worker has loaded and whose processes cannot load it is reported, and no more once they can."""
+    """A loaded handler that the handler processes cannot import is reported until they can."""
     code = "from receiver.handlers import handler\n@handler('*', name='fresh')\ndef fresh(m, c): ...\n"
     (world.directory / "fresh.py").write_text(code)
     world.registration.enable_handler(
@@ -257,8 +263,9 @@ def test_a_plugin_broken_under_a_live_worker(world: World) -> None:
 
 
 def test_a_failing_handler_in_the_log(working: World, place: str) -> None:
-    """Each failed attempt and each death is a line with class, frames and SQLSTATE, without the text of the error; a
-    time-out has the frames where the handler hung; our own configuration error has its text."""
+    """Each failed attempt and each dead delivery is a log line with class, frames and SQLSTATE, without the error's
+    text. A timeout has the frames where the handler hung. An error that the receiver wrote has its text.
+    """
     working.enable("scripted", place)
     sent = working.hand("raise", "sql_error", "no_key", destination=place)
 
@@ -278,9 +285,10 @@ def test_a_failing_handler_in_the_log(working: World, place: str) -> None:
     assert PATIENT not in working.log_path.read_text()
 
 
-def test_where_a_hung_handler_hung(working: World, place: str) -> None:
-    """The frames of a time-out are those of the handler as it was killed, in Python code or in a library's call, which
-    the question does not interrupt."""
+def test_frames_of_a_timeout(working: World, place: str) -> None:
+    """The frames of a timeout are the handler's, in Python code or in a library's call; reading them interrupts
+    neither.
+    """
     working.enable("brief", place)
     sent = working.hand("loop", "hold_interpreter", destination=place)
     sent.until_states("dead", "dead")
@@ -294,7 +302,7 @@ def test_where_a_hung_handler_hung(working: World, place: str) -> None:
 
 
 def _sign(world: World) -> None:
-    """Give the subscriptions that SQL made the MAC that a registration would."""
+    """Sign the subscriptions that SQL inserted."""
     registration = RegistryChanges(world.engine, world.keyring, actor="tester@test")
     from receiver.storage import schema
 
@@ -303,9 +311,10 @@ def _sign(world: World) -> None:
             registration._sign(connection, schema.subscriptions, row.id)
 
 
-def test_development_binds_by_itself(world: World) -> None:
-    """What a module of RECEIVER_HANDLERS holds is bound to development destinations, and to no other; what somebody
-    has disabled there stays so."""
+def test_development_bindings(world: World) -> None:
+    """The handlers of RECEIVER_HANDLERS are bound to development destinations only, and not again after they were
+    disabled.
+    """
     world.add_destination("dev", environment="development")
     world.enable("fragile", "dev")
     world.registration.disable_handler("dev", "fragile", datetime.now(UTC))
@@ -327,8 +336,8 @@ def test_development_binds_by_itself(world: World) -> None:
     assert stop(process) == 0
 
 
-def test_what_it_declares_now(world: World) -> None:
-    """A worker writes down what a handler declares now, where the registry says what it declared once."""
+def test_declarations_are_refreshed(world: World) -> None:
+    """A worker updates the declaration in the registry to the handler's current one."""
     world.enable("scripted")
     world.execute("UPDATE subscriptions SET max_attempts = 99, timeout = 1")
     _sign(world)
@@ -339,7 +348,7 @@ def test_what_it_declares_now(world: World) -> None:
 
 
 def test_a_handler_that_is_not_loaded(world: World) -> None:
-    """A delivery whose handler is loaded nowhere stays pending; as soon as a worker has it, it runs."""
+    """A delivery whose handler no worker has loaded stays pending until a worker has."""
     world.enable("scripted")
     sent = world.hand("nothing", "nothing")
     process = world.start_worker(RECEIVER_HANDLERS="tests.worker.plugins.plain")
@@ -354,7 +363,7 @@ def test_a_handler_that_is_not_loaded(world: World) -> None:
 
 
 def test_stopped_in_order(world: World) -> None:
-    """A worker that is told to stop lets its handler end, starts no other, gives its lanes back and leaves nothing."""
+    """A worker that is asked to stop lets the current handler end, starts no other, and releases its lanes."""
     world.enable("patient-one")
     flag = world.flag("go")
     sent = world.hand(f"wait_for:{flag}", "nothing")
@@ -372,7 +381,10 @@ def test_stopped_in_order(world: World) -> None:
 
 
 def test_stopped_at_once(world: World) -> None:
-    """Told twice, a worker kills its handler; the attempt is not used up, and the next worker runs it at once."""
+    """At the second signal a worker kills its handler.
+
+    The attempt does not count, and the next worker runs it at once.
+    """
     world.enable("patient-one")
     sent = world.hand("sleep", "nothing")
     process = world.start_worker()
@@ -392,8 +404,10 @@ def test_stopped_at_once(world: World) -> None:
 
 
 def test_killed_inside_a_handler(world: World) -> None:
-    """After kill -9 of a worker inside a handler the lane runs again within a minute, in its order; the attempt that
-    was lost counts, and its work in our database is there once."""
+    """After a worker is killed inside a handler, the lane continues in order within a minute.
+
+    The lost attempt counts, and its work in our database is there once.
+    """
     world.execute("CREATE TABLE effects (n integer, attempt integer)")
     world.enable("patient-one")
     flag = world.flag("go")
@@ -426,8 +440,9 @@ def test_killed_inside_a_handler(world: World) -> None:
 
 @pytest.mark.parametrize("deed", ["insert_wait", "wait_for"])
 def test_killed_between_the_end_and_the_record(world: World, deed: str) -> None:
-    """A handler that had ended runs again when the worker is killed before that is on record; its work in our database
-    is there once all the same, and a system elsewhere sees the same idempotency key."""
+    """If the worker is killed after a handler's end and before its record, the handler runs again: its work in our
+    database is there once, and other systems see the same idempotency key.
+    """
     world.execute("CREATE TABLE effects (n integer, attempt integer)")
     world.enable("patient-one")
     flag = world.flag("go")
@@ -458,8 +473,10 @@ def test_killed_between_the_end_and_the_record(world: World, deed: str) -> None:
 
 
 def test_frozen_and_back(world: World) -> None:
-    """A worker that is frozen loses its lanes to another; its handler process ends with the lease; when it comes back
-    it writes nothing, and works on."""
+    """A frozen worker loses its lanes to another, and its handler process ends with the lease.
+
+    When it resumes, it records nothing and works on.
+    """
     world.enable("patient-one")
     flag = world.flag("go")
     sent = world.hand(f"wait_for:{flag}", "nothing")
@@ -488,8 +505,9 @@ def test_frozen_and_back(world: World) -> None:
 
 
 def test_a_frozen_host(world: World) -> None:
-    """A whole host that is frozen, handlers and all, and comes back after its lanes were taken over, records nothing:
-    neither the success of its handler nor the work that it did."""
+    """A frozen host that resumes after its lanes were taken over records neither the success of its handler nor its
+    work.
+    """
     world.execute("CREATE TABLE effects (n integer, attempt integer)")
     world.enable("patient-one")
     flag = world.flag("go")
@@ -514,8 +532,10 @@ def test_a_frozen_host(world: World) -> None:
 
 
 def test_two_workers_one_killed(world: World) -> None:
-    """Two workers share the lanes; when one is killed in the midst of it, every lane runs on in its order, and what
-    was done in our database was done once."""
+    """Two workers share the lanes.
+
+    When one is killed, every lane continues in order, and work in our database is done once.
+    """
     world.execute("CREATE TABLE effects (n integer, attempt integer)")
     world.enable("scripted")
     lanes = [world.hand(*["insert"] * 60, source=f"s{number}") for number in range(6)]
@@ -537,7 +557,7 @@ def test_two_workers_one_killed(world: World) -> None:
 
 
 def test_a_backlog_in_a_stuck_lane(world: World) -> None:
-    """100,000 pending deliveries in one lane that does not move do not hold up another lane."""
+    """100,000 pending deliveries in a lane that waits do not delay another lane."""
     world.enable("scripted")
     world.enable("unordered")
     stuck = world.hand("retry_later:3600", source="stuck")
@@ -566,7 +586,10 @@ def test_a_backlog_in_a_stuck_lane(world: World) -> None:
 
 
 def test_postgresql_is_away(world: World, tmp_path: Path) -> None:
-    """While PostgreSQL is away a worker stays; soon after it is back the lanes run again, those that it held too."""
+    """A worker keeps running while PostgreSQL is down.
+
+    Soon after it is back the lanes run, including those that it held.
+    """
     directory = Path(os.path.realpath(world.directory)) / "data"
     with Cluster(directory).joined() as url:
         away = _copy_of(world, url)

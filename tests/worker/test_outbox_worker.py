@@ -1,4 +1,4 @@
-"""Facts about the outbox and its worker: real handler processes, real workers, the fake API over real sockets."""
+"""The outbox and its worker: real handler processes, real workers, and the fake API over real sockets."""
 
 from __future__ import annotations
 
@@ -73,8 +73,9 @@ def numbers(received: list[Received]) -> list[int]:
 
 
 def test_a_handler_answers_a_message(speaking: World, api: FakeRedoxApi) -> None:
-    """What a handler puts into the outbox is sent when it has succeeded, with the key of its destination, linked to
-    the message that it answers."""
+    """A request that a handler puts into the outbox is sent after its success, with the destination's key, linked to
+    the message that it answers.
+    """
     [receipt] = speaking.send("nothing")
     start(speaking)
     until_requests(speaking, "sent")
@@ -93,7 +94,7 @@ def test_a_handler_answers_a_message(speaking: World, api: FakeRedoxApi) -> None
 
 
 def test_what_a_failed_run_kept_is_not_sent(speaking: World, api: FakeRedoxApi) -> None:
-    """A run that fails, or gives up, takes what it put into the outbox with it: the run that succeeds is sent once."""
+    """The requests of a failed run are rolled back; those of the successful run are sent once."""
     speaking.send("fail-once", "give-up", "nothing")
     start(speaking)
     speaking.until_states("succeeded", "dead", "succeeded")
@@ -103,7 +104,7 @@ def test_what_a_failed_run_kept_is_not_sent(speaking: World, api: FakeRedoxApi) 
 
 
 def test_a_call_at_once_is_on_record(speaking: World, api: FakeRedoxApi) -> None:
-    """A handler that asks Redox at once gets its answer; the call is on record with the message, its bodies sealed."""
+    """A handler that calls Redox directly gets the answer. The call is recorded with the message, its bodies sealed."""
     [receipt] = speaking.send("nothing", kind="Order.New")
     start(speaking)
     until(lambda: len(api.processed) == 2, "both calls")
@@ -124,7 +125,7 @@ def test_a_call_at_once_is_on_record(speaking: World, api: FakeRedoxApi) -> None
 
 
 def test_a_destination_without_a_key_says_so(speaking: World) -> None:
-    """The handler's delivery fails with an error that names the command."""
+    """The delivery fails with an error that names the command to run."""
     speaking.registration.set_destination("lab", datetime.now(UTC), {"reply_with": None})
     speaking.send("nothing")
     start(speaking)
@@ -135,8 +136,9 @@ def test_a_destination_without_a_key_says_so(speaking: World) -> None:
 
 
 def test_a_worker_that_is_killed_before_it_could_record(speaking: World, api: FakeRedoxApi) -> None:
-    """Killed between Redox's answer and the record of it: another worker sends the same bytes again, then what is
-    behind it, and nothing overtakes."""
+    """If a worker is killed between Redox's answer and its record, another worker sends the same bytes again, then the
+    next requests in order.
+    """
     arrived, release = threading.Event(), threading.Event()
 
     def answer_late(_asked: dict[str, Any]) -> dict[str, Any]:
@@ -165,7 +167,7 @@ def test_a_worker_that_is_killed_before_it_could_record(speaking: World, api: Fa
 
 
 def test_dead_after_so_many_attempts(speaking: World, api: FakeRedoxApi) -> None:
-    """A request whose answers are lost is dead after the last attempt, and the lane goes on."""
+    """A request whose answers are lost is dead after the last attempt, and the lane continues."""
     for number in (1, 2):
         outbox(speaking).send(note(number, "destination-1"))
     speaking.execute("UPDATE outbound_requests SET unanswered = :most WHERE id = 1", most=MAX_UNANSWERED - 1)
@@ -177,7 +179,7 @@ def test_dead_after_so_many_attempts(speaking: World, api: FakeRedoxApi) -> None
 
 
 def test_order_is_kept_for_each_destination(speaking: World, api: FakeRedoxApi) -> None:
-    """Of two workers one is killed; every request arrives, at each destination in the order in which it was kept."""
+    """If one of two workers is killed, every request still arrives, in order at each destination."""
     kept = {f"destination-{to}": list(range(to, 45, 3)) for to in range(3)}
     for number in range(45):
         outbox(speaking).send(note(number, f"destination-{number % 3}"))
@@ -194,7 +196,7 @@ def test_order_is_kept_for_each_destination(speaking: World, api: FakeRedoxApi) 
 
 
 def test_a_worker_that_is_told_to_stop_lets_a_call_end(speaking: World, api: FakeRedoxApi) -> None:
-    """SIGTERM in the midst of a call: its end is recorded, nothing more is sent, and the lane is given back."""
+    """After SIGTERM during a call, its end is recorded, nothing more is sent, and the lane is released."""
     arrived, release = threading.Event(), threading.Event()
     asked = note(1, "destination-1")
     asked["Meta"] |= {"DataModel": "Organization", "EventType": "Query"}
@@ -219,7 +221,7 @@ def test_a_worker_that_is_told_to_stop_lets_a_call_end(speaking: World, api: Fak
 
 
 def test_lanes_of_the_outbox_are_not_the_handlers(speaking: World, api: FakeRedoxApi) -> None:
-    """A Redox that does not answer keeps no handler waiting."""
+    """A Redox that does not answer delays no handler."""
     silent = threading.Event()
 
     def answer_late(_asked: dict[str, Any]) -> dict[str, Any]:

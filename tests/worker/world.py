@@ -1,4 +1,4 @@
-"""A receiver's insides without a door: messages recorded by the real ledger, workers as real processes."""
+"""A receiver without its endpoint: messages recorded by the real ledger, and workers as real processes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass
 class World:
-    """One database with destination `lab`, and what is done in it."""
+    """One database with the destination `lab`, and operations on it."""
 
     url: str
     engine: Engine
@@ -54,16 +54,16 @@ class World:
 
     @property
     def journal_path(self) -> Path:
-        """Where the handlers write down what they do."""
+        """The file in which handlers record what they do."""
         return self.directory / "journal"
 
     @property
     def log_path(self) -> Path:
-        """What the workers print."""
+        """The output of the workers."""
         return self.directory / "workers.log"
 
     def add_destination(self, name: str = "lab", environment: str = "staging") -> None:
-        """A destination that takes anything."""
+        """Add a destination that accepts everything."""
         self.registration.add_destination(
             name,
             datetime.now(UTC),
@@ -77,17 +77,17 @@ class World:
         )
 
     def enable(self, handler: str, destination: str = "lab") -> None:
-        """Bind a handler of the test plugin."""
+        """Enable a handler of the test plugin."""
         spec = discovery.load_handler(handler, [PLUGIN]).spec
         self.registration.enable_handler(destination, spec, datetime.now(UTC))
 
     def destination(self, name: str = "lab") -> Destination:
-        """The destination as it is registered now."""
+        """Return the destination as it is registered now."""
         with self.engine.connect() as connection:
             return loader.load_registry(connection, self.keyring).destinations[name]
 
     def environment(self, **more: str) -> dict[str, str]:
-        """What a process of this world finds in its environment."""
+        """Return the environment of a process of this world."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("RECEIVER_", "PLUGIN_"))}
         return (
             kept
@@ -106,7 +106,7 @@ class World:
 
     @contextmanager
     def ledger(self, on_commit: Callable[[Any], None] = lambda _lanes: None) -> Iterator[MessageLedger]:
-        """The ledger at work."""
+        """Run the ledger."""
         ledger = MessageLedger(self.engine, self.keyring, quarantine_quota=1 << 30, on_commit=on_commit)
         ledger.start()
         try:
@@ -124,7 +124,7 @@ class World:
         kind: str = "PatientAdmin.Arrival",
         **more: Any,
     ) -> Admitted:
-        """The next message, verified and read."""
+        """Return the next message, verified and parsed."""
         self.count += 1
         model, _, event = kind.partition(".")
         body = json.dumps(
@@ -161,17 +161,17 @@ class World:
         )
 
     def send(self, *deeds: str, **more: Any) -> list[Receipt]:
-        """Record messages that say what is to be done, one after another."""
+        """Record messages with these actions, one after another."""
         with self.ledger() as ledger:
             return [ledger.accept(self.admitted(do, **more)).result(30) for do in deeds]
 
     def hand(self, *deeds: str, **more: Any) -> Sent:
-        """Record messages, and look at what becomes of these alone."""
+        """Record messages. Returns their deliveries only."""
         first = self.count + 1
         return Sent(world=self, receipts=self.send(*deeds, **more), first=first)
 
     def settings(self, **more: Any) -> Settings:
-        """The settings of a process of this world."""
+        """Return the settings of a process of this world."""
         given = {
             "database_url": SecretStr(self.url),
             "data_dir": self.directory,
@@ -193,7 +193,7 @@ class World:
         )
 
     def start_worker(self, **more: str) -> subprocess.Popen[bytes]:
-        """A worker process; it ends with the test."""
+        """Start a worker process, which ends with the test."""
         with self.log_path.open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "receiver", "worker"],
@@ -208,7 +208,7 @@ class World:
         return process
 
     def end(self) -> None:
-        """End what was started, handler processes too."""
+        """End every process that was started, including handler processes."""
         for process in self.processes:
             if process.poll() is None:
                 try:
@@ -221,21 +221,21 @@ class World:
                 process.wait(30)
 
     def rows(self, query: str, **values: Any) -> list[dict[str, Any]]:
-        """The rows of a query."""
+        """Return the rows of a query."""
         with self.engine.connect() as connection:
             return [dict(row) for row in connection.execute(text(query), values).mappings()]
 
     def execute(self, statement: str, **values: Any) -> None:
-        """Change something."""
+        """Execute a statement."""
         with self.engine.begin() as connection:
             connection.execute(text(statement), values)
 
     def hold_time(self) -> None:
-        """What waits for its time goes on waiting, however slow this machine is."""
+        """Prolong every pause, so that it does not end on a slow machine."""
         self.execute("UPDATE lanes SET ready_at = now() + interval '1 day' WHERE state = 'waiting'")
 
     def let_time_pass(self) -> None:
-        """What waits for its time waits no longer."""
+        """End every pause now."""
         self.execute("UPDATE lanes SET ready_at = now() WHERE ready_at > now()")
         self.execute("UPDATE deliveries SET ready_at = now() WHERE ready_at > now()")
 
@@ -276,13 +276,13 @@ class World:
         return begun()[times - 1]
 
     def flag(self, name: str) -> Path:
-        """A file that a handler may wait for."""
+        """Return a file that a handler can wait for."""
         return self.directory / name
 
 
 @dataclass
 class Sent:
-    """Messages, the first of which has number `first`, and what became of them."""
+    """Messages, the first of which has the number `first`, and their deliveries."""
 
     world: World
     receipts: list[Receipt]
@@ -290,7 +290,7 @@ class Sent:
 
     @property
     def numbers(self) -> list[int]:
-        """The numbers that the journal knows them by."""
+        """The numbers of these messages in the journal."""
         return list(range(self.first, self.first + len(self.receipts)))
 
     def deliveries(self) -> list[dict[str, Any]]:
@@ -302,7 +302,7 @@ class Sent:
 
     @property
     def lane(self) -> str:
-        """The lane of the first."""
+        """The lane of the first message."""
         return str(self.deliveries()[0]["lane"])
 
     def states(self) -> list[str]:
@@ -326,7 +326,7 @@ class Sent:
         )
 
     def outcomes(self) -> list[str]:
-        """How each attempt ended."""
+        """Return the outcome of each attempt."""
         return [each["outcome"] for each in self.attempts()]
 
     def journal(self, phase: str | None = None) -> list[dict[str, Any]]:
@@ -334,7 +334,7 @@ class Sent:
         return [line for line in self.world.journal(phase) if line["n"] in self.numbers]
 
     def ran(self) -> list[int]:
-        """The numbers of those that began, in that order, counted from 1."""
+        """Return the numbers of the messages whose handler began, in that order, counted from 1."""
         return [line["n"] - self.first + 1 for line in self.journal("begin")]
 
     def until_begun(self, which: int = 1, times: int = 1) -> dict[str, Any]:
@@ -343,7 +343,7 @@ class Sent:
 
 
 def handler_processes(pid: int) -> list[psutil.Process]:
-    """The handler processes of a worker, and whatever they have started."""
+    """Return the handler processes of a worker, and the processes that they have started."""
     try:
         return list(psutil.Process(pid).children(recursive=True))
     except psutil.NoSuchProcess:

@@ -17,21 +17,21 @@ WHY = "register lost the patient, fixed in 1.4.2"
 
 @pytest.fixture
 def dead(door: Door, ledger: MessageLedger, engine: Engine) -> list[int]:
-    """Two that died, and one that is pending behind them."""
+    """Two dead deliveries, and a pending one after them."""
     door.enable()
     arrive(door, ledger, *(body(f"log-{each}") for each in range(3)))
     return [Hand(engine).take().fail() for _ in range(2)]
 
 
 def test_list_by_columns(dead: list[int], run: Commands) -> None:
-    """Newest first, by state, class of error and lane."""
+    """Deliveries are listed newest first, by state, error class and lane."""
     assert [each["id"] for each in run.json("deliveries", "list", "--state", "dead")] == dead[::-1]
     assert len(run.json("deliveries", "list", "--lane", LANE, "--error-class", "KeyError", "--since", "1h")) == 2
     assert run("deliveries", "list", "--limit", "1").stderr.startswith("for more rows, add --before ")
 
 
 def test_what_runs_is_shown_as_running(dead: list[int], run: Commands, engine: Engine) -> None:
-    """People see `running`; a script sees the column and the fact apart."""
+    """The table shows `running`; --json has the state and the fact separately."""
     running = Hand(engine).take().begin()
     found = {each["id"]: each for each in run.json("deliveries", "list")}
     assert (found[running]["state"], found[running]["running"]) == ("pending", True)
@@ -39,7 +39,7 @@ def test_what_runs_is_shown_as_running(dead: list[int], run: Commands, engine: E
 
 
 def test_show_tells_where_it_failed(dead: list[int], run: Commands) -> None:
-    """Each attempt with its outcome, and the frames, without any text of the error."""
+    """Each attempt is shown with its outcome and the frames, without the text of an error."""
     found = run.json("deliveries", "show", str(dead[0]))
     assert [each["outcome"] for each in found["delivery_attempts"]] == ["failed"]
     assert found["error_frames"] == FRAMES
@@ -50,8 +50,10 @@ def test_show_tells_where_it_failed(dead: list[int], run: Commands) -> None:
 
 
 def test_the_text_of_an_error(dead: list[int], run: Commands, door: Door, keyring: Keyring) -> None:
-    """It is opened for a reason, which is in the audit first, as for a payload; what the receiver itself wrote is shown
-    at once."""
+    """The text of an error is shown for a reason, after its audit row.
+
+    A text that the receiver wrote is shown at once.
+    """
     key, sealed = Sealer(keyring).seal("secret", b"no bed for Zoltana", delivery_binding(dead[0]))
     with door.engine.begin() as connection:
         connection.execute(
@@ -72,7 +74,7 @@ def test_the_text_of_an_error(dead: list[int], run: Commands, door: Door, keyrin
 
 
 def test_retry_tells_what_it_did(dead: list[int], run: Commands, engine: Engine) -> None:
-    """A dry run tells it first; then the same is done, once, in the name of whoever did it."""
+    """A dry run reports what the retry then does, once, in the operator's name."""
     hand = Hand(engine).take()
     hand.succeed()
     hand.leave()
@@ -89,7 +91,7 @@ def test_retry_tells_what_it_did(dead: list[int], run: Commands, engine: Engine)
 
 
 def test_skip_by_id(dead: list[int], run: Commands) -> None:
-    """What is given up by its id is skipped; again, it is left and said so."""
+    """A delivery is skipped by id; the second time it is left unchanged, and reported."""
     assert run.json("deliveries", "skip", str(dead[0]), "--reason", WHY)["done"] == dead[:1]
     assert run("deliveries", "skip", str(dead[0]), "--reason", WHY, status=1).stderr == (
         f"not changed: {dead[0]}: skipped already\n"
@@ -97,14 +99,14 @@ def test_skip_by_id(dead: list[int], run: Commands) -> None:
 
 
 def test_what_runs_is_not_skipped(dead: list[int], run: Commands, engine: Engine) -> None:
-    """The lane in which it runs is named."""
+    """A running delivery is left unchanged, and its lane is named."""
     running = Hand(engine).take().begin()
     done = run("deliveries", "skip", str(running), "--reason", WHY, status=1)
     assert LANE in done.stderr
 
 
 def test_wrong_usage(dead: list[int], run: Commands) -> None:
-    """Never without a reason; never everything; and skipping by filters says what it takes."""
+    """A reason and a selection are required; skip by filters also requires a state."""
     for verb in ("retry", "skip"):
         assert "--reason" in run.fails("deliveries", verb, str(dead[0]), status=2)
         assert "nothing is selected" in run.fails("deliveries", verb, "--reason", WHY, status=2)
@@ -113,7 +115,7 @@ def test_wrong_usage(dead: list[int], run: Commands) -> None:
 
 
 def test_until(dead: list[int], run: Commands, engine: Engine) -> None:
-    """--until leaves those that ended later as they are; --since and --until together are a window."""
+    """--until leaves those that ended later unchanged; --since and --until together are a window."""
     with engine.begin() as connection:
         connection.execute(
             text("UPDATE deliveries SET finished_at = now() - interval '3 hours' WHERE id = :id"), {"id": dead[0]}

@@ -35,7 +35,7 @@ def by_name(rows: list[dict[str, object]]) -> dict[object, dict[str, object]]:
 
 
 def test_what_is_found_is_listed_and_not_imported(door: Door, run: Commands, plugin: Install) -> None:
-    """An installed plugin that nobody enabled is shown by its entry points; its code does not run."""
+    """A plugin that is not enabled is listed by its entry points, and not imported."""
     plugin("clinic_code", "raise SystemExit('imported')", "admissions")
     row = by_name(run.json("handlers", "list"))["admissions"]
     assert (row["found"], row["enabled"], row["loaded"], row["destination"]) == (True, False, False, None)
@@ -44,7 +44,7 @@ def test_what_is_found_is_listed_and_not_imported(door: Door, run: Commands, plu
 
 
 def test_enable_binds_it_as_it_is_declared(door: Door, run: Commands, plugin: Install) -> None:
-    """Its declaration becomes the subscription, audited; what has arrived since is handed to it."""
+    """The handler's declaration becomes the subscription, with an audit row, and later messages are delivered to it."""
     plugin("clinic_code", CODE, "admissions")
     (bound,) = run.json("handlers", "enable", "admissions", "--destination", "clinic")
     assert (bound["patterns"], bound["ordering"], bound["patient_key"], bound["enabled"]) == (
@@ -59,7 +59,7 @@ def test_enable_binds_it_as_it_is_declared(door: Door, run: Commands, plugin: In
 
 
 def test_disable_makes_no_new_deliveries(door: Door, run: Commands, ledger: MessageLedger) -> None:
-    """What is pending stays, and what comes is no longer for it."""
+    """Pending deliveries stay, and new messages get none."""
     door.enable()
     arrive(door, ledger, body("1"))
     assert run.json("handlers", "disable", "register", "--destination", "clinic")[0]["enabled"] is False
@@ -68,7 +68,7 @@ def test_disable_makes_no_new_deliveries(door: Door, run: Commands, ledger: Mess
 
 
 def test_pause_and_resume(door: Door, run: Commands) -> None:
-    """At every destination, or at one; who did it is in the audit."""
+    """A handler is paused at all destinations or at one; the audit log has the actor."""
     door.enable()
     (paused,) = run.json("handlers", "pause", "register")
     assert paused["pause_reason"] == "operator"
@@ -89,13 +89,13 @@ def test_pause_and_resume(door: Door, run: Commands) -> None:
     ],
 )
 def test_one_that_is_not_there(door: Door, run: Commands, command: tuple[str, ...], mends: str) -> None:
-    """Where the names are is said."""
+    """The error for an unknown handler says where to find the names."""
     assert mends in run.fails("handlers", *command)
 
 
 class TestCheck:
     def test_all_is_well(self, door: Door, run: Commands, plugin: Install) -> None:
-        """What is enabled is imported and shown."""
+        """Enabled handlers are imported and listed."""
         plugin("clinic_code", CODE, "admissions", "search")
         assert "no handler is enabled" in run("handlers", "check").stdout
         for name in ("admissions", "search"):
@@ -106,12 +106,12 @@ class TestCheck:
         }
 
     def test_one_that_is_not_installed(self, door: Door, run: Commands) -> None:
-        """What is enabled and not here is named, with what unbinds it."""
+        """An enabled handler that is not installed is reported, with the command that disables it."""
         door.enable()
         assert "handlers disable register --destination clinic" in run("handlers", "check", status=1).stderr
 
     def test_one_that_cannot_be_imported(self, door: Door, run: Commands, plugin: Install) -> None:
-        """The plugin that fails is named."""
+        """A plugin that cannot be imported is reported."""
         plugin("clinic_code", "import nothing_of_that_name", "register")
         door.enable()
         assert "clinic_code" in run("handlers", "check", status=1).stderr
@@ -119,7 +119,7 @@ class TestCheck:
     def test_two_answers_to_one_query(
         self, door: Door, run: Commands, plugin: Install, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Two responders for one query at one destination are both named."""
+        """Two responders for one query at one destination are both reported."""
         plugin("clinic_code", CODE, "find")
         run("handlers", "enable", "find", "--destination", "clinic")
         # `enable` would refuse it: this is a plugin that has come to answer more since.
@@ -130,8 +130,10 @@ class TestCheck:
         assert "search" in said
 
     def test_without_a_database(self, plugin: Install, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        """For continuous integration neither a database nor a keyring is needed: everything installed is imported, two
-        responders to one query are an error, and an event type that Redox does not document is a warning."""
+        """Without a database and a keyring, as in continuous integration, every installed handler is imported.
+
+        Two responders for one query are an error, and an event type that Redox does not document is a warning.
+        """
         monkeypatch.setenv("RECEIVER_DATA_DIR", str(tmp_path / "nothing"))
         monkeypatch.delenv("DATABASE_URL", raising=False)
         run = Commands()
@@ -147,7 +149,7 @@ class TestCheck:
         assert "PatientSearch.Query is answered by both" in run("handlers", "check", status=1).stderr
 
     def test_one_of_several(self, door: Door, run: Commands, plugin: Install, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A module that cannot be imported is named by `list`, and others are listed and enabled."""
+        """`list` reports a module that cannot be imported; other handlers are listed and can be enabled."""
         plugin("clinic_code", CODE, "search")
         monkeypatch.setenv("RECEIVER_HANDLERS", "clinic_code,no_such_code")
         listed = run("handlers", "list")
@@ -157,7 +159,7 @@ class TestCheck:
 
 
 def test_modules_while_developing(door: Door, run: Commands, plugin: Install, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What RECEIVER_HANDLERS names is found without an entry point."""
+    """The handlers of RECEIVER_HANDLERS are found without an entry point."""
     plugin("clinic_code", CODE)
     monkeypatch.setenv("RECEIVER_HANDLERS", "clinic_code")
     rows = by_name(run.json("handlers", "list"))

@@ -18,7 +18,7 @@ WHY = "register lost Ada, ticket 4711"
 
 class TestList:
     def test_filters_and_pages(self, door: Door, ledger: MessageLedger, run: Commands) -> None:
-        """Filters are columns; a list that was cut says how it goes on, on stderr."""
+        """Filters are columns. A list that was cut says on stderr how to get the next page."""
         numbers = arrive(door, ledger, *(body(f"log-{each}") for each in range(3)), b"no json")
         assert [each["id"] for each in run.json("messages", "list", "--state", "unhandled")] == numbers[2::-1]
         cut = run("messages", "list", "--limit", "2", "--json")
@@ -29,7 +29,7 @@ class TestList:
         assert run.json("messages", "list", "--since", "2999-01-01") == []
 
     def test_keys_are_the_columns(self, door: Door, ledger: MessageLedger, run: Commands) -> None:
-        """What a script reads: every column but those of evidence, times in UTC, digests in hexadecimal."""
+        """--json has every column except those of evidence, times in UTC, and digests in hexadecimal."""
         arrive(door, ledger, body())
         (found,) = run.json("messages", "list")
         assert found.keys() == {
@@ -58,7 +58,7 @@ class TestList:
         assert found["received_at"].endswith("Z")
 
     def test_a_table(self, door: Door, ledger: MessageLedger, run: Commands) -> None:
-        """What an id holds cannot act on a terminal, and is shown whole."""
+        """An id is shown whole, with control characters escaped."""
         arrive(door, ledger, body(kind="PatientAdmin.Arrival"))
         door.rows("UPDATE messages SET source_id = E'\\x1b[2J\\u202e' || repeat('x', 150)")
         said = run("messages", "list").stdout
@@ -66,7 +66,7 @@ class TestList:
         assert "\x1b" not in said
 
     def test_nothing(self, door: Door, run: Commands) -> None:
-        """A destination that is not there is an error."""
+        """An unknown destination is an error."""
         assert "destination list" in run.fails("messages", "list", "--destination", "nowhere")
 
 
@@ -78,7 +78,7 @@ class TestShow:
         return str(arrive(door, ledger, body())[0])
 
     def test_all_but_the_payload(self, number: str, run: Commands) -> None:
-        """A message with its deliveries and its audit, by id or uuid; nothing of its body."""
+        """A message is shown with its deliveries and its audit rows, by id or uuid, without its body."""
         found = run.json("messages", "show", number)
         assert found["payload"] is True
         assert [each["handler"] for each in found["deliveries"]] == ["register"]
@@ -88,7 +88,7 @@ class TestShow:
             assert "Ada" not in said.output
 
     def test_the_payload_is_exact_and_audited(self, number: str, run: Commands) -> None:
-        """The bytes that came, and no other, on stdout; the audit says who looked, at what, and why."""
+        """stdout gets exactly the received bytes; the audit log gets the actor, the message and the reason."""
         done = run("messages", "show", number, "--payload", "--reason", WHY)
         assert done.stdout_bytes == body()
         told, *_ = run.json("audit", "list", "--action", "message.disclose", "--notes", "--reason", "a review")
@@ -96,7 +96,7 @@ class TestShow:
         assert run.json("messages", "show", number)["audit_events"][0]["action"] == "message.disclose"
 
     def test_the_payload_to_a_file(self, number: str, run: Commands, tmp_path: Path) -> None:
-        """In a new file, for its owner alone, and not on the screen."""
+        """The payload is written to a new file, mode 0600, and not to the terminal."""
         path = tmp_path / "body.json"
         done = run("messages", "show", number, "--payload", "--reason", WHY, "--out", str(path))
         assert path.read_bytes() == body()
@@ -115,12 +115,12 @@ class TestShow:
         ],
     )
     def test_never_without_a_reason(self, number: str, run: Commands, wrong: tuple[str, ...]) -> None:
-        """Without a reason nothing is shown, and nothing is in the audit of it."""
+        """Without a reason nothing is shown, and no audit row is written."""
         run.fails("messages", "show", number, *wrong, status=2)
         assert run.json("audit", "list", "--action", "message.disclose") == []
 
     def test_no_disclosure_without_its_row(self, number: str, run: Commands, door: Door) -> None:
-        """Where the audit cannot be written, not a byte comes out."""
+        """If the audit row cannot be written, nothing is shown."""
         door.rows("REVOKE INSERT ON audit_events FROM CURRENT_USER")
         door.rows(
             "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS "
@@ -130,13 +130,13 @@ class TestShow:
         assert "53100" in run.fails("messages", "show", number, "--payload", "--reason", WHY)
 
     def test_a_purged_one(self, number: str, run: Commands, door: Door) -> None:
-        """Its row is shown, its bytes are said to be gone."""
+        """The row of a purged message is shown; its payload is an error."""
         door.rows("DELETE FROM payloads")
         assert run.json("messages", "show", number)["payload"] is False
         assert "purged" in run.fails("messages", "show", number, "--payload", "--reason", WHY)
 
     def test_on_a_terminal_a_body_does_nothing(self, door: Door, ledger: MessageLedger, run: Commands) -> None:
-        """What a sender wrote cannot steer the terminal of whoever looks at it."""
+        """Control characters of a body are escaped on a terminal."""
         (number,) = arrive(door, ledger, b"\x1b]0;owned\x07 no json")
         words = ["messages", "show", str(number), "--payload", "--reason", "x"]
         code = f"from receiver.cli import main; main({words!r})"
@@ -145,14 +145,14 @@ class TestShow:
         assert "\x1b]0;" not in said
 
     def test_one_that_is_not_there(self, run: Commands) -> None:
-        """Where messages are listed is said."""
+        """The error for an unknown message names `messages list`."""
         assert "messages list" in run.fails("messages", "show", "999")
         run.fails("messages", "show", "not-an-id", status=2)
 
 
 class TestCorrections:
     def test_replay_tells_what_it_did(self, door: Door, ledger: MessageLedger, run: Commands) -> None:
-        """How many messages, in how many lanes, how many new deliveries; the audit says who and why."""
+        """The result gives the number of messages, lanes and new deliveries; the audit log the actor and the reason."""
         arrive(door, ledger, body("1"), body("2"))
         door.enable()
         would = run("messages", "replay", "--destination", "clinic", "--dry-run", "--reason", WHY).stdout
@@ -164,7 +164,7 @@ class TestCorrections:
         assert [(each["actor"], each["note"]) for each in rows] == [(ACTOR, WHY)] * 2
 
     def test_what_is_left_is_said_and_is_a_failure(self, door: Door, ledger: MessageLedger, run: Commands) -> None:
-        """The rest is done; what was not is named with why, on stderr, and the exit status is 1."""
+        """Rows left unchanged are listed on stderr with the reason, and the exit status is 1; the others are done."""
         one, two = arrive(door, ledger, body("1"), body("2"))
         door.enable()
         door.rows("DELETE FROM payloads WHERE message_id = :id", id=one)
@@ -173,7 +173,7 @@ class TestCorrections:
         assert done.stderr == f"not changed: {one}: its payload is purged: nothing is left to deliver\n"
 
     def test_many_that_are_left(self, door: Door, ledger: MessageLedger, run: Commands) -> None:
-        """Ten are named, the others counted; --json has them all."""
+        """Ten rows are listed, the others counted; --json lists all."""
         arrive(door, ledger, *(body(f"log-{each}") for each in range(12)))
         done = run("messages", "replay", "--destination", "clinic", "--reason", WHY, "--json", status=1)
         assert len(done.stderr.splitlines()) == 11
@@ -181,7 +181,7 @@ class TestCorrections:
         assert len(json.loads(done.stdout)["left"]) == 12
 
     def test_release_and_discard(self, door: Door, ledger: MessageLedger, run: Commands) -> None:
-        """What is good by now is handed over; what is still bad says why, and can be given up."""
+        """Messages that are valid now are released; the others stay with a reason, and can be discarded."""
         arrive(door, ledger, body("1", Test=True), b"no json")
         door.enable()
         run("destination", "set", "clinic", "--test-messages", "accept")
@@ -194,14 +194,14 @@ class TestCorrections:
 
     @pytest.mark.parametrize("verb", ["replay", "release", "discard"])
     def test_wrong_usage(self, door: Door, run: Commands, verb: str) -> None:
-        """Never without a reason, nor with an empty one, nor for everything because nothing was said."""
+        """A reason that is not empty and a selection are required."""
         assert "--reason" in run.fails("messages", verb, "1", status=2)
         assert "the reason is empty" in run.fails("messages", verb, "1", "--reason", " ", status=2)
         assert "nothing is selected" in run.fails("messages", verb, "--reason", WHY, status=2)
         assert "messages list" in run.fails("messages", verb, "999", "--reason", WHY)
 
     def test_an_interruption_says_how_to_go_on(self, door: Door, ledger: MessageLedger, run: Commands) -> None:
-        """Ctrl-C between batches keeps what is done and names the id to go on behind."""
+        """After Ctrl-C between batches, the completed ones stand, and the message gives the id to continue after."""
         numbers = arrive(door, ledger, *(body(f"log-{each}") for each in range(3)))
         door.enable()
         code = f"""

@@ -1,4 +1,4 @@
-"""What `outbound` and `outbox` do, against the fake API over real sockets."""
+"""The commands `outbound` and `outbox`, with the fake API over real sockets."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def api() -> Iterator[FakeRedoxApi]:
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """A directory with what commands read."""
+    """A directory with files for the commands."""
     (tmp_path / "key.pem").write_bytes(PEM)
     (tmp_path / "legacy.json").write_text(json.dumps({"apiKey": LEGACY.api_key, "secret": LEGACY.secret}))
     (tmp_path / "message.json").write_text(json.dumps(message()))
@@ -74,7 +74,7 @@ def call(run: Commands, verb: str, file: Path, out: Path, *more: str) -> Any:
 
 class TestKeys:
     def test_add_and_list(self, keyed: Commands, files: Path) -> None:
-        """A key of each kind is registered by files, and listed without its secret."""
+        """A key of each kind is added from files, and listed without its secret."""
         keyed(
             "outbound",
             "key",
@@ -100,7 +100,7 @@ class TestKeys:
         assert "PRIVATE" not in said
 
     def test_a_name_is_taken_once(self, keyed: Commands, files: Path) -> None:
-        """--replace puts another in its place."""
+        """A name that exists is an error; --replace replaces the key."""
         arguments = (
             "outbound",
             "key",
@@ -129,10 +129,10 @@ class TestKeys:
             (["--client-id", "c", "--private-key", "message.json"], 1),
         ],
     )
-    def test_what_is_wrong_is_told(
+    def test_invalid_keys(
         self, run: Commands, files: Path, given: list[str], status: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Wrong usage is 2; what cannot be a key is 1, in one line that quotes nothing of it."""
+        """Wrong usage has exit status 2; an invalid key has 1, with one line that quotes nothing of it."""
         monkeypatch.chdir(files)
         said = run.fails("outbound", "key", "add", "x", "--environment", "development", *given, status=status)
 
@@ -149,7 +149,7 @@ class TestKeys:
     def test_a_key_that_signs_with_ours(
         self, run: Commands, api: FakeRedoxApi, engine: Engine, keyring: Keyring
     ) -> None:
-        """Without a private key of its own it wants a signing key; Redox finds the public half where we publish it."""
+        """A key without its own private key requires a signing key, whose public half Redox finds in our JWKS."""
 
         def published() -> dict[str, Any]:
             with engine.connect() as connection:
@@ -175,7 +175,7 @@ class TestKeys:
 
 class TestCalls:
     def test_token_tells_its_end_alone(self, keyed: Commands, api: FakeRedoxApi) -> None:
-        """When it ends is said; what it is stands nowhere."""
+        """The end of a token is shown, the token never."""
         said = keyed("outbound", "token").stdout + json.dumps(keyed.json("outbound", "token"))
         assert "expires_at" in said
         assert not any(token in said for token in api._tokens._grants)
@@ -183,7 +183,7 @@ class TestCalls:
         assert "kid" in keyed.fails("outbound", "token")
 
     def test_send(self, keyed: Commands, api: FakeRedoxApi, files: Path) -> None:
-        """The bytes in the file are sent as they are, the source named beside; the answer is in a new file, 0600."""
+        """The bytes of the file are sent unchanged, with the source; the answer is written to a new file, mode 0600."""
         out = files / "answer.json"
         told = call(keyed, "send", files / "message.json", out)
         [request] = api.received("/endpoint")
@@ -194,7 +194,7 @@ class TestCalls:
         assert told["log_ids"] == [json.loads(out.read_bytes())["Meta"]["Logs"][0]["ID"]]
 
     def test_query(self, keyed: Commands, files: Path) -> None:
-        """What is answered is in the file, and not on the terminal."""
+        """The answer is written to the file, and not to the terminal."""
         out = files / "found.json"
         done = keyed("outbound", "query", str(files / "query.json"), "--out", str(out), "--reason", "r")
 
@@ -202,7 +202,7 @@ class TestCalls:
         assert "Canary" not in done.output
 
     def test_fhir(self, keyed: Commands, api: FakeRedoxApi, files: Path) -> None:
-        """Search, read and operations, in the key's environment unless told otherwise; ids come from a file."""
+        """Search, read and operations use the environment of the key, unless another is given; ids come from a file."""
         api.resources["Patient", "p-1"] = {"resourceType": "Patient", "id": "p-1"}
         (files / "parameters.json").write_text('{"family": "Canary", "given": ["A", "B"]}')
         (files / "id").write_text("p-1\n")
@@ -236,7 +236,7 @@ class TestCalls:
         assert not (files / "4").exists()
 
     def test_a_call_is_audited_with_its_reason(self, keyed: Commands, files: Path, engine: Engine) -> None:
-        """Who called, what kind of thing and why stand in the audit; the reason sealed."""
+        """The audit log has the actor, the kind of call, and the sealed reason."""
         call(keyed, "send", files / "message.json", files / "answer.json")
         ended, begun = keyed.json("audit", "list", "--action", "outbound.send")
 
@@ -254,7 +254,7 @@ class TestCalls:
         assert "Canary" not in everything
 
     def test_what_fails_leaves_no_file(self, keyed: Commands, api: FakeRedoxApi, files: Path) -> None:
-        """The error is a line without a patient in it; the file that was made for the answer is gone."""
+        """An error is one line without patient data, and the file for the answer is deleted."""
         api.refuse_next({"ID": 4711, "Text": "no Canary", "Type": "client", "Module": "Router"})
         out = files / "answer.json"
         said = keyed.fails("outbound", "send", str(files / "message.json"), "--out", str(out), "--reason", "r")
@@ -265,7 +265,7 @@ class TestCalls:
         assert keyed.json("outbox", "list")[0]["error_class"] == "Rejected"
 
     def test_an_existing_file_is_not_written_over(self, keyed: Commands, api: FakeRedoxApi, files: Path) -> None:
-        """Nothing is sent when the answer has no place to go to."""
+        """Nothing is sent if the file for the answer exists."""
         keyed.fails(
             "outbound", "send", str(files / "message.json"), "--out", str(files / "key.pem"), "--reason", "r", status=2
         )
@@ -273,13 +273,13 @@ class TestCalls:
         assert api.received("/endpoint") == []
 
     def test_a_reason_is_wanted(self, keyed: Commands, files: Path) -> None:
-        """Without one, or with an empty one, nothing is sent."""
+        """Without a reason, or with an empty one, nothing is sent."""
         arguments = ("outbound", "send", str(files / "message.json"), "--out", str(files / "x"))
         keyed.fails(*arguments, status=2)
         keyed.fails(*arguments, "--reason", " ", status=2)
 
     def test_of_several_keys_one_is_named(self, keyed: Commands, api: FakeRedoxApi, files: Path) -> None:
-        """Without --key the names are told."""
+        """With several keys, --key is required, and the error names them."""
         keyed(
             "outbound",
             "key",
@@ -300,7 +300,7 @@ class TestCalls:
 class TestOutbox:
     @pytest.fixture
     def dead(self, keyed: Commands, api: FakeRedoxApi, engine: Engine, keyring: Keyring) -> int:
-        """A request that Redox has refused, behind one that it took; its id."""
+        """Return the id of a request that Redox has refused, after one that it has accepted."""
         outbox = Outbox(engine, keyring, caller=Caller(name="tester@test"))
         outbox.send(message())
         outbox.send(message("Discharge"))
@@ -321,7 +321,7 @@ class TestOutbox:
                 connection.execute(text("UPDATE lanes SET owner = NULL"))
 
     def test_list(self, keyed: Commands, dead: int) -> None:
-        """Requests are listed newest first, by page and by filters, without bodies."""
+        """Requests are listed newest first, by page and filters, without bodies."""
         found = keyed.json("outbox", "list")
         assert [each["kind"] for each in found] == [
             "PatientAdmin.Transfer",
@@ -336,7 +336,7 @@ class TestOutbox:
         assert f"--before {dead}" in keyed("outbox", "list", "--limit", "1").stderr
 
     def test_show_writes_bodies_to_files(self, keyed: Commands, dead: int, files: Path) -> None:
-        """What was sent, and what Redox said of it, is for files of 0600, and in the audit with the reason."""
+        """Bodies are written to files with mode 0600, after an audit row with the reason."""
         told = keyed.json(
             "outbox",
             "show",
@@ -360,7 +360,7 @@ class TestOutbox:
         assert "outbox list" in keyed.fails("outbox", "show", "4711")
 
     def test_retry(self, keyed: Commands, dead: int, api: FakeRedoxApi, engine: Engine, keyring: Keyring) -> None:
-        """What is dead goes out again with all its attempts before it; a dry run tells, and does nothing."""
+        """A dead request is sent again with all its attempts; a dry run reports it and changes nothing."""
         arguments = ("outbox", "retry", "--error-class", "Rejected", "--reason", "route opened")
         assert keyed.json(*arguments, "--dry-run") == {"dry_run": True, "done": [dead], "left": []}
         assert keyed.json("outbox", "show", str(dead))["state"] == "dead"
@@ -378,7 +378,7 @@ class TestOutbox:
         )
 
     def test_what_cannot_be_sent_again_is_left(self, keyed: Commands, dead: int, files: Path) -> None:
-        """What is sent, was called at once, or is not there is named, and the exit status is 1."""
+        """A sent request, a direct call and one that does not exist are reported, and the exit status is 1."""
         call(keyed, "send", files / "message.json", files / "answer.json")
         direct = keyed.json("outbox", "list")[0]["id"]
         told = keyed.json("outbox", "retry", "1", str(direct), "999", "--reason", "r", status=1)
@@ -390,7 +390,7 @@ class TestOutbox:
     def test_what_waits_goes_at_once(
         self, keyed: Commands, api: FakeRedoxApi, engine: Engine, keyring: Keyring
     ) -> None:
-        """By its id, a request that pauses is not waited for any longer; its attempts stay counted."""
+        """A pending request named by id is sent without its pause, and keeps its attempts."""
         Outbox(engine, keyring, caller=Caller(name="tester@test")).send(message())
         api.fail("/endpoint", ApiFault.SERVER_ERROR)
         self.send(engine, keyring)
@@ -401,13 +401,13 @@ class TestOutbox:
         assert (shown["ready_at"], shown["attempts"]) == (None, 1)
 
     def test_status_names_what_does_not_go_out(self, keyed: Commands, dead: int) -> None:
-        """A finding with the command that lists them."""
+        """`status` has a finding with the command that lists the requests."""
         findings = {each["code"]: each for each in keyed.json("status", status=1)["findings"]}
         assert findings["outbox_dead"]["fix"] == "redox-receiver outbox list --key lab --state dead"
         assert "Rejected" in findings["outbox_dead"]["text"]
 
     def test_the_audit_holds(self, keyed: Commands, dead: int, files: Path) -> None:
-        """After calls, retries and keys every row proves to be ours."""
+        """After calls, retries and changes of keys, every audit row holds."""
         call(keyed, "send", files / "message.json", files / "answer.json")
         keyed("outbox", "retry", str(dead), "--reason", "r")
         keyed("signing-key", "new", "--algorithm", "ES384")

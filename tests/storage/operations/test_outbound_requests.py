@@ -9,9 +9,10 @@ from tests.storage.door import Door
 from tests.storage.operations.request_rows import add_requests
 
 
-def test_troubles(engine: Engine) -> None:
-    """By key, state and error: what is dead, held, or waits after a failure; not what waits its turn, nor calls that
-    were made at once."""
+def test_problems(engine: Engine) -> None:
+    """Problems are what is dead, held, or waits after a failure, by key, state and error; not what waits in turn, nor
+    direct calls.
+    """
     add_requests(engine, 2)
     add_requests(engine, 1, state="pending", error="AuthenticationFailed", key="other")
     add_requests(engine, 4, lane=None)
@@ -28,7 +29,7 @@ def test_troubles(engine: Engine) -> None:
 
 
 def test_waiting(engine: Engine, door: Door) -> None:
-    """Deliveries of one destination and requests with some keys are counted together."""
+    """Waiting deliveries of a destination and requests with these keys are counted together."""
     add_requests(engine, 2, state="pending")
     add_requests(engine, 1, state="pending", key="other")
     with engine.connect() as connection:

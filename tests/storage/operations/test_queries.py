@@ -27,7 +27,7 @@ STRANGER = "22222222-2222-4222-8222-222222222222"
 
 @pytest.fixture
 def ask(engine: Engine) -> Callable[..., Any]:
-    """Ask one thing of the database."""
+    """Run one query."""
 
     def one(question: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         with engine.connect() as connection:
@@ -41,7 +41,7 @@ def now() -> datetime:
 
 
 def refuse(door: Door, ledger: MessageLedger, content: bytes, **request: str) -> None:
-    """Have it refused, and wait until that is in the audit."""
+    """Have a request refused, and wait for its audit row."""
     before = door.value("SELECT count(*) FROM audit_events WHERE action = 'message.refuse'")
     ledger.refuse(door.refuse(content, **request))
     until(lambda: door.value("SELECT count(*) FROM audit_events WHERE action = 'message.refuse'") > before, "audited")
@@ -49,7 +49,7 @@ def refuse(door: Door, ledger: MessageLedger, content: bytes, **request: str) ->
 
 class TestRegistry:
     def test_no_row_tells_a_secret(self, door: Door, ask: Callable[..., Any]) -> None:
-        """Neither a digest nor a sealed secret nor a MAC is in what is listed of the registry."""
+        """No list of the registry contains a digest, a sealed secret or a MAC."""
         door.registration.add_credential(
             DESTINATION, now(), "hmac", {"encoding": "hex"}, b"a signing secret of tests", label="redox"
         )
@@ -60,7 +60,7 @@ class TestRegistry:
                 assert not any(isinstance(value, bytes) for value in row.values())
 
     def test_whether_a_credential_opens_anything(self, door: Door, ask: Callable[..., Any]) -> None:
-        """One that is revoked or has expired is not live; one that will expire is."""
+        """A revoked or expired credential is not live; one that will expire is."""
 
         def add(label: str, suffix: str, expires_at: datetime | None = None) -> int:
             return door.registration.add_credential(
@@ -79,7 +79,7 @@ class TestRegistry:
         }
 
     def test_only_of_one_destination(self, door: Door, ask: Callable[..., Any]) -> None:
-        """Named, a destination shows its own; one that is not there is said not to be."""
+        """A destination lists its own rows; an unknown one is an error."""
         door.registration.add_destination(
             "other",
             now(),
@@ -98,7 +98,7 @@ class TestRegistry:
             ask(queries.credentials, destination="nowhere")
 
     def test_whether_a_worker_has_the_handler(self, door: Door, ask: Callable[..., Any]) -> None:
-        """A handler is loaded when a worker that was seen lately names it."""
+        """A handler is loaded if a live worker names it."""
         door.enable()
         door.enable(handler("other"))
         door.rows(
@@ -116,7 +116,7 @@ class TestRefusedSources:
     def test_unknown_sources_with_what_adds_them(
         self, door: Door, ledger: MessageLedger, ask: Callable[..., Any]
     ) -> None:
-        """Each source that was refused is listed once, with how often, and the arguments of `source add`."""
+        """Each refused source is listed once, with the count and the arguments of `source add`."""
         refuse(door, ledger, body(source=STRANGER))
         refuse(door, ledger, body(source=STRANGER))
         refuse(door, ledger, body(Source=None))
@@ -129,7 +129,7 @@ class TestRefusedSources:
     def test_not_those_that_are_registered_by_now(
         self, door: Door, ledger: MessageLedger, ask: Callable[..., Any]
     ) -> None:
-        """A source that was refused and then added is not offered again; one that is disabled is."""
+        """A refused source that was added since is not listed; a disabled one is."""
         refuse(door, ledger, body(source=STRANGER))
         refuse(door, ledger, body(Source=None))
         door.registration.add_source(DESTINATION, STRANGER, now(), name=None)
@@ -144,7 +144,7 @@ class TestRefusedSources:
     def test_nothing_to_paste_but_an_id(
         self, door: Door, ledger: MessageLedger, ask: Callable[..., Any], claimed: str, add: str | None
     ) -> None:
-        """What a message claims as its source cannot become an option or a command of whoever pastes the line."""
+        """A source in a message cannot become an option or a command when the operator pastes the line."""
         refuse(door, ledger, body(source=claimed))
         (found,) = ask(queries.refused_sources, limit=10)
         assert found["add"] == add
@@ -158,14 +158,14 @@ class TestRefusedSources:
         registration: RegistryChanges,
         ask: Callable[..., Any],
     ) -> None:
-        """Where unknown sources are quarantined instead of refused, they are listed just so."""
+        """Unknown sources of quarantined messages are listed as well."""
         door = Door(engine, keyring, registration).build(on_unknown_source="quarantine")
         arrive(door, open_ledger(), body(source=STRANGER), body("2", source="x; reboot"))
         found = {each["source_id"]: each["add"] for each in ask(queries.refused_sources, limit=10)}
         assert found == {STRANGER: f"clinic {STRANGER}", "x; reboot": None}
 
     def test_since_and_destination(self, door: Door, ledger: MessageLedger, ask: Callable[..., Any]) -> None:
-        """Only what was seen since, and at that destination."""
+        """Only sources seen since then, at that destination, are listed."""
         refuse(door, ledger, body(source=STRANGER))
         lately = now() - timedelta(hours=1)
         assert len(ask(queries.refused_sources, destination=DESTINATION, since=lately, limit=9)) == 1
@@ -176,7 +176,7 @@ class TestRefusedSources:
 
 class TestMessages:
     def test_pages_are_whole(self, door: Door, ledger: MessageLedger, ask: Callable[..., Any]) -> None:
-        """Page by page, each message comes once, newest first, while others come in."""
+        """Each message is on one page, newest first, while others arrive."""
         numbers = arrive(door, ledger, *(body(f"log-{each}") for each in range(5)))
         first = ask(queries.messages, MessageFilter(), limit=2)
         arrive(door, ledger, body("new"))
@@ -205,7 +205,7 @@ class TestMessages:
         assert len(ask(queries.messages, MessageFilter(**where), limit=9)) == found
 
     def test_by_id_and_by_uuid(self, door: Door, ledger: MessageLedger, ask: Callable[..., Any]) -> None:
-        """A message is named by its id or its uuid; whether its bytes are still kept is said."""
+        """A message is found by its id or its uuid, and shows whether its bytes are kept."""
         (number,) = arrive(door, ledger, body())
         found = ask(queries.message, number)
         assert found == ask(queries.message, found["uuid"])
@@ -219,7 +219,9 @@ class TestMessages:
     def test_the_exact_bytes(
         self, door: Door, ledger: MessageLedger, keyring: Keyring, ask: Callable[..., Any]
     ) -> None:
-        """The payload is byte for byte what came; None when it is purged; refused when it is another's."""
+        """The payload is byte for byte what was received, None if it is purged, and an error if it belongs to another
+        message.
+        """
         contents = body("1"), body("2")
         one, other = (ask(queries.message, each) for each in arrive(door, ledger, *contents))
         seals, digests = Sealer(keyring), KeyedDigests(keyring)
@@ -244,7 +246,7 @@ class TestDeliveries:
         return [row.id for row in door.rows("SELECT id FROM deliveries ORDER BY id")]
 
     def test_newest_first_with_what_runs(self, made: list[int], ask: Callable[..., Any]) -> None:
-        """A delivery says of what message and kind it is, and whether a worker is at it."""
+        """A delivery shows its message and kind, and whether it is running."""
         found = ask(queries.deliveries, DeliveryFilter(), limit=9)
         assert [(each["id"], each["state"], each["running"]) for each in found] == [
             (made[2], "pending", False),
@@ -258,7 +260,7 @@ class TestDeliveries:
     def test_an_attempt_whose_lease_is_over_does_not_run(
         self, made: list[int], door: Door, ask: Callable[..., Any]
     ) -> None:
-        """What a worker left behind is not taken for running."""
+        """An attempt whose lease has ended is not running."""
         door.rows("UPDATE lanes SET lease_until = now() - interval '1 second'")
         assert not any(each["running"] for each in ask(queries.deliveries, DeliveryFilter(), limit=9))
 
@@ -279,13 +281,13 @@ class TestDeliveries:
         assert len(ask(queries.deliveries, DeliveryFilter(**where), limit=9)) == found
 
     def test_since_is_when_it_ended(self, made: list[int], door: Door, ask: Callable[..., Any]) -> None:
-        """What was made long ago and died lately is found by when it died."""
+        """`since` compares the end of a finished delivery."""
         door.rows("UPDATE deliveries SET created_at = now() - interval '1 day'")
         found = ask(queries.deliveries, DeliveryFilter(since=now() - timedelta(hours=1)), limit=9)
         assert [each["id"] for each in found] == [made[0]]
 
     def test_one_with_its_attempts(self, made: list[int], ask: Callable[..., Any]) -> None:
-        """A delivery's attempts are told in order, with the frames, and without the text of any error."""
+        """A delivery shows its attempts in order, with frames, and without the text of an error."""
         found = ask(queries.delivery, made[0])
         assert [(each["attempt"], each["outcome"], each["error_frames"]) for each in found["delivery_attempts"]] == [
             (1, "failed", FRAMES)
@@ -296,7 +298,7 @@ class TestDeliveries:
             ask(queries.delivery, 999)
 
     def test_nothing_asked_for_is_told_apart(self) -> None:
-        """A filter that means everything is known as one."""
+        """A filter without conditions is recognized."""
         assert queries.empty(DeliveryFilter())
         assert not queries.empty(DeliveryFilter(state="dead"))
         assert queries.empty(MessageFilter())
@@ -305,7 +307,7 @@ class TestDeliveries:
 
 class TestLanes:
     def test_a_lane_that_never_ran(self, door: Door, ledger: MessageLedger, ask: Callable[..., Any]) -> None:
-        """A lane without a row of its own is ready, with what waits in it and since when."""
+        """A lane without a row is ready, with the number and the age of its deliveries."""
         door.enable()
         arrive(door, ledger, body("1"), body("2"))
         (found,) = ask(queries.lanes, limit=9)
@@ -314,7 +316,7 @@ class TestLanes:
         assert found["oldest_pending_at"] == door.value("SELECT min(created_at) FROM deliveries")
 
     def test_the_states(self, door: Door, ledger: MessageLedger, engine: Engine, ask: Callable[..., Any]) -> None:
-        """Running, waiting, held and paused lanes are told apart, and asked for by state."""
+        """Running, waiting, held and paused lanes are distinguished, and can be selected by state."""
         door.enable()
         arrive(door, ledger, body("1"), body("2"))
         hand = Hand(engine)
@@ -337,7 +339,7 @@ class TestLanes:
     def test_where_nothing_waits(
         self, door: Door, ledger: MessageLedger, engine: Engine, ask: Callable[..., Any]
     ) -> None:
-        """A lane in which nothing waits is not listed, unless it runs or is held."""
+        """A lane without pending deliveries is listed only if it runs or is held."""
         door.enable()
         arrive(door, ledger, body("1"))
         hand = Hand(engine).take()
@@ -386,7 +388,7 @@ class TestAudit:
         assert len(ask(queries.audit, AuditFilter(**where), limit=9)) == found
 
     def test_of_one_message(self, door: Door, ledger: MessageLedger, ask: Callable[..., Any]) -> None:
-        """All rows of a message, newest first, its repeats among them; the detail is a value."""
+        """All audit rows of a message are listed, newest first, with those of its repeats; `detail` is a value."""
         number, _ = arrive(door, ledger, body(), body())
         uuid = ask(queries.message, number)["uuid"]
         found = ask(queries.audit, AuditFilter(message_uuid=uuid), limit=9)
@@ -395,7 +397,7 @@ class TestAudit:
         assert ask(queries.audit, AuditFilter(message_uuid=uuid), before=found[0]["id"], limit=9) == found[1:]
 
     def test_a_reason_that_nobody_gave(self, door: Door, keyring: Keyring, ask: Callable[..., Any]) -> None:
-        """Where there is no note there is none; a row that is not there is said not to be."""
+        """A row without a reason has none; a row that does not exist is an error."""
         row = ask(queries.audit, AuditFilter(), limit=1)[0]
         assert row["noted"] is False
         assert ask(queries.note, Sealer(keyring), row["id"]) is None
@@ -406,7 +408,7 @@ class TestAudit:
 class TestFeedStatus:
     @pytest.fixture
     def status(self, ask: Callable[..., Any]) -> Callable[[], dict[str, Any]]:
-        """What is told of the door's destination."""
+        """Return the feed status of the destination."""
 
         def told() -> dict[str, Any]:
             (found,) = ask(queries.feed_status)
@@ -416,7 +418,7 @@ class TestFeedStatus:
         return told
 
     def test_before_anything(self, door: Door, status: Callable[[], dict[str, Any]]) -> None:
-        """A destination that nothing has come to has not paused, and has nothing to mend."""
+        """A destination that has received nothing is not paused."""
         assert status() == {
             "destination": DESTINATION,
             "environment": "production",
@@ -442,7 +444,7 @@ class TestFeedStatus:
     def test_a_refused_feed_is_paused_until_the_next_200(
         self, door: Door, ledger: MessageLedger, status: Callable[[], dict[str, Any]]
     ) -> None:
-        """Refused with a right token, Redox has paused; a message that is taken shows that it goes on."""
+        """After a refusal with a valid token, Redox has paused the feed; the next accepted message ends that."""
         arrive(door, ledger, body("1"))
         assert status()["probably_paused"] is False
         refuse(door, ledger, body("2", source=STRANGER))
@@ -461,7 +463,7 @@ class TestFeedStatus:
     def test_a_stranger_pauses_nothing(
         self, door: Door, ledger: MessageLedger, status: Callable[[], dict[str, Any]]
     ) -> None:
-        """A wrong token is nobody's: it is told as the last refusal, and of the feed it says nothing."""
+        """A wrong token is shown as the last refusal, and does not mean that the feed is paused."""
         refuse(door, ledger, body(), token="a token that nobody ever had")
         told = status()
         assert told["last_refusal_reason"] == "token_wrong"
@@ -471,7 +473,7 @@ class TestFeedStatus:
     def test_a_stranger_does_not_hide_a_pause(
         self, door: Door, ledger: MessageLedger, status: Callable[[], dict[str, Any]]
     ) -> None:
-        """Wrong tokens that come after Redox was refused do not make it look well."""
+        """Wrong tokens after a refusal of Redox do not hide that the feed is paused."""
         refuse(door, ledger, body(source=STRANGER))
         refuse(door, ledger, body(), token="a token that nobody ever had")
         assert status()["probably_paused"] is True
@@ -479,7 +481,7 @@ class TestFeedStatus:
     def test_a_token_that_was_ours_is_redox(
         self, door: Door, ledger: MessageLedger, status: Callable[[], dict[str, Any]], ask: Callable[..., Any]
     ) -> None:
-        """Whoever comes with a token that is revoked is Redox, which waits for somebody to mend that."""
+        """A request with a revoked token is from Redox, which has paused the feed."""
         (number,) = (each["id"] for each in ask(queries.credentials))
         door.registration.revoke_credential(number, now())
         refuse(door, ledger, body())
@@ -501,7 +503,9 @@ class TestFeedStatus:
         status_hint: int,
         paused: bool,
     ) -> None:
-        """A body is read so far only behind a head that could suffice; one that broke off can be anybody's."""
+        """A body that is too large is from Redox, because it was read only after a valid head; one that was cut off may
+        be from anyone.
+        """
         head = door.admit(body()).inbound.head
         with engine.connect() as connection:
             known = load_registry(connection, keyring)
@@ -514,7 +518,9 @@ class TestFeedStatus:
     def test_what_waits_and_what_died(
         self, door: Door, ledger: MessageLedger, engine: Engine, status: Callable[[], dict[str, Any]]
     ) -> None:
-        """Backlog, the oldest of it, dead by handler and class, what no worker has, held lanes and paused handlers."""
+        """The status shows the backlog and its age, dead deliveries by handler and class, handlers that no worker has
+        loaded, held lanes and paused handlers.
+        """
         door.enable()
         arrive(door, ledger, *(body(f"log-{each}") for each in range(4)))
         hand = Hand(engine)
@@ -539,7 +545,7 @@ class TestFeedStatus:
     def test_what_is_in_quarantine(
         self, door: Door, ledger: MessageLedger, status: Callable[[], dict[str, Any]]
     ) -> None:
-        """Count and bytes, in all and by reason; what was discarded counts no more."""
+        """The status shows count and bytes in quarantine, in total and by reason, without discarded messages."""
         arrive(door, ledger, b"no json", b"nor this", body(Test=True))
         told = status()
         assert told["quarantined"] == 3

@@ -1,4 +1,4 @@
-"""The connection of a plugin's work: how long its server waits for a process that says nothing any more."""
+"""The connection of a plugin's work: how long the server waits for an idle transaction."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def _lives(engine: Engine, pid: int) -> bool:
 
 
 def test_work_that_stands_still_keeps_no_locks(engine: Engine, database_url: str) -> None:
-    """A transaction that is idle for longer than its run may take is the server's to end; a run that is allowed more,
-    on the same connection, was not ended before.
+    """The server ends a transaction that is idle for longer than its run may take, and not one of a later run that may
+    take longer.
     """
     work = PluginConnection(database_url)
     work.timeout = 3600.0

@@ -1,4 +1,4 @@
-"""Facts about the rows of the outbox: which lanes are due, and what is held."""
+"""The rows of the outbox: which lanes are due, and what is held."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ def connection(engine: Engine) -> Iterator[Connection]:
     ],
 )
 def test_a_lane_names_no_one(to: str, lane: str) -> None:
-    """Ids and slugs stand as they are; whatever else was written where an id belongs is named by its digest."""
+    """A lane's name contains ids and slugs unchanged, and a digest of anything else."""
     assert re.fullmatch(lane, outbox.lane("lab", to))
 
 
 def test_no_handler_has_such_lanes() -> None:
-    """The queue's name is one that no handler can have."""
+    """No handler can have the queue's name."""
     assert not _NAME.fullmatch(outbox.QUEUE)
 
 
-def test_a_lane_is_due_until_somebody_is_about_to_look(connection: Connection) -> None:
-    """What is pending, and may be sent now, is found until a job stands for it; a call made at once is not."""
+def test_due(connection: Connection) -> None:
+    """A lane with a request that may be sent now is due until it has a job. A direct call is not due."""
     assert outbox.due(connection) == []
     outbox.put(connection, new(None))
     assert outbox.due(connection) == []
@@ -70,7 +70,7 @@ def test_a_lane_is_due_until_somebody_is_about_to_look(connection: Connection) -
 
 
 def test_what_waits_behind_one_that_pauses_waits_too(connection: Connection) -> None:
-    """Only the first of a lane says whether it is due."""
+    """Only the first request of a lane decides whether it is due."""
     first = outbox.put(connection, new())
     outbox.put(connection, new())
     connection.execute(
@@ -82,7 +82,7 @@ def test_what_waits_behind_one_that_pauses_waits_too(connection: Connection) -> 
 
 
 def test_hold(connection: Connection) -> None:
-    """What was pending is held and not due; what was sent or dead stays what it was."""
+    """Pending requests are held and not due; sent and dead ones are unchanged."""
     for state in ("pending", "sent", "dead"):
         number = outbox.put(connection, new())
         connection.execute(
@@ -96,7 +96,7 @@ def test_hold(connection: Connection) -> None:
 
 
 def test_a_stuck_lane_does_not_slow_the_others(connection: Connection) -> None:
-    """With 100,000 requests in a lane that pauses, what is due is found by steps from lane to lane."""
+    """The scan goes from lane to lane: 100,000 requests in a lane that waits are not read."""
     connection.execute(
         text(
             "INSERT INTO outbound_requests (uuid, api_key, lane, call, kind, created_by, state, ready_at) "
@@ -115,7 +115,7 @@ def test_a_stuck_lane_does_not_slow_the_others(connection: Connection) -> None:
 
 
 def test_an_answer_is_there_once_it_was_sent(connection: Connection) -> None:
-    """None for a request that is not there, waits, or was refused."""
+    """There is no answer to a request that does not exist, waits, or was refused."""
     waiting = new()
     outbox.put(connection, waiting)
 

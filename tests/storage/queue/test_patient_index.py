@@ -1,4 +1,4 @@
-"""Which messages' patients are indexed when, and what happens to those whose indexing ends the worker."""
+"""The patient index: which messages are indexed when, also if indexing ends the worker."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def claim(door: Door) -> list[int]:
 
 
 def index(door: Door, claimed: list[int], keyring: Keyring | None = None) -> list[int]:
-    """Index what was claimed, and commit; what did not open."""
+    """Index what was claimed, and commit. Returns the messages that did not open."""
     with door.engine.begin() as connection:
         return index_patients(connection, Sealer(keyring or door.keyring), KeyedDigests(door.keyring), claimed)
 
@@ -31,7 +31,7 @@ def arrive(door: Door, ledger: MessageLedger, *contents: bytes) -> list[int]:
 
 
 def indexed(door: Door, message: int, patient: str) -> bool:
-    """Whether it is found by that medical record number."""
+    """Return whether the message is found by this medical record number."""
     return bool(
         door.rows(
             "SELECT FROM patient_digests WHERE message_id = :id AND digest = :digest",
@@ -42,7 +42,7 @@ def indexed(door: Door, message: int, patient: str) -> bool:
 
 
 def test_what_is_claimed_is_indexed_once(door: Door, ledger: MessageLedger) -> None:
-    """All that waits is claimed together, and nothing of it a second time; no trace of the attempt is left."""
+    """All messages are claimed together, once; no attempt is left."""
     ids = arrive(door, ledger, body("1", outside="Ada"), body("2", outside="Bea"))
     claimed = claim(door)
     assert sorted(claimed) == ids
@@ -54,7 +54,9 @@ def test_what_is_claimed_is_indexed_once(door: Door, ledger: MessageLedger) -> N
 
 
 def test_what_ends_the_worker_is_claimed_alone_and_ever_later(door: Door, ledger: MessageLedger) -> None:
-    """The attempt is committed before the body is opened, so that a start does not repeat what killed the last one."""
+    """The attempt is committed before the body is opened, so that a restarted worker does not repeat what ended the
+    last one.
+    """
     ids = arrive(door, ledger, body("1"), body("2"))
     claim(door)  # and here the process is killed
     later = arrive(door, ledger, body("3"))
@@ -79,7 +81,7 @@ def test_what_ends_the_worker_is_claimed_alone_and_ever_later(door: Door, ledger
 
 
 def test_large_bodies_are_claimed_apart(door: Door, ledger: MessageLedger) -> None:
-    """So that only some of them are opened in one transaction."""
+    """Only some large bodies are opened in one transaction."""
     ids = arrive(door, ledger, *(body(str(n)) for n in range(3)))
     door.rows("UPDATE messages SET size = 20 * 1024 * 1024")
     assert sorted(claim(door)) == ids[:2]
@@ -87,7 +89,7 @@ def test_large_bodies_are_claimed_apart(door: Door, ledger: MessageLedger) -> No
 
 
 def test_what_does_not_open_here_is_left_to_other_hosts(door: Door, ledger: MessageLedger) -> None:
-    """It is not indexed, and another host need not wait for it."""
+    """A payload that does not open stays unindexed, and other hosts can claim it at once."""
     ids = arrive(door, ledger, body("1"))
     door.rows("UPDATE payloads SET payload_key = 'unknown'")
     assert index(door, claim(door)) == ids
@@ -97,7 +99,7 @@ def test_what_does_not_open_here_is_left_to_other_hosts(door: Door, ledger: Mess
 
 
 def test_what_cannot_be_read_is_not_called_indexed(door: Door, ledger: MessageLedger) -> None:
-    """It is tried again later, perhaps by a release that can."""
+    """An unreadable payload is tried again later."""
     [message] = arrive(door, ledger, b"not JSON")
     door.rows("UPDATE messages SET kind = 'PatientAdmin.Arrival'")
     assert index(door, claim(door)) == []
@@ -106,7 +108,7 @@ def test_what_cannot_be_read_is_not_called_indexed(door: Door, ledger: MessageLe
 
 
 def test_a_message_that_was_unreadable_is_indexed_when_it_is_released(door: Door, ledger: MessageLedger) -> None:
-    """Unread, it names nobody, and is done; released, it is found by its patient like any other."""
+    """A message that was unreadable is indexed again after its release."""
     unread = replace(door.admit(body("1")), message=None, quarantine="too_deep")  # as an older release judged it
     message = ledger.accept(unread).result(10).message_id
     index(door, claim(door))

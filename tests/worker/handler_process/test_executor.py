@@ -1,4 +1,4 @@
-"""Facts about runs: real handler processes on a real database, one stay in a lane after another."""
+"""Runs of lanes: real handler processes on a real database."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def effects(world: World, numbers: list[int]) -> list[int]:
 
 
 def test_in_order(shared: World, warm: HandlerSlot, place: str) -> None:
-    """A lane's deliveries run one after another, oldest first, each once, and each attempt is written down."""
+    """The deliveries of a lane run one after another, oldest first, each once, and each attempt is recorded."""
     shared.enable("scripted", place)
     sent = shared.hand(*["nothing"] * 150, destination=place)
 
@@ -40,8 +40,7 @@ def test_in_order(shared: World, warm: HandlerSlot, place: str) -> None:
 
 
 def test_what_a_handler_gets(shared: World, warm: HandlerSlot, place: str) -> None:
-    """A handler gets the message as it came, typed where it asks for that, and an idempotency key that stays the same
-    for each attempt."""
+    """A handler gets the message as received, typed on request, and the same idempotency key at each attempt."""
     shared.enable("patient-one", place)  # the typed class is imported, which takes its time
     sent = shared.hand("facts", "raise:2", destination=place, source="Ward7")
     shared.stay(warm, sent.lane)
@@ -64,7 +63,7 @@ def test_what_a_handler_gets(shared: World, warm: HandlerSlot, place: str) -> No
 
 
 def test_a_new_generation(shared: World, warm: HandlerSlot, place: str) -> None:
-    """A replayed delivery has another idempotency key, and the handler is told."""
+    """A replayed delivery has another idempotency key, and `context.replayed` is set."""
     shared.enable("scripted", place)
     sent = shared.hand("nothing", destination=place)
     shared.execute("UPDATE deliveries SET generation = 2 WHERE message_id = :id", id=sent.receipts[0].message_id)
@@ -75,8 +74,10 @@ def test_a_new_generation(shared: World, warm: HandlerSlot, place: str) -> None:
 
 
 def test_a_failure_holds_back_its_lane_alone(shared: World, warm: HandlerSlot, place: str) -> None:
-    """What comes after a failed delivery waits for it; another lane does not; after the last attempt it is dead, and
-    the lane goes on."""
+    """Later deliveries wait for a failed one; other lanes do not.
+
+    After the last attempt it is dead, and the lane continues.
+    """
     shared.enable("scripted", place)
     sent = shared.hand("nothing", "raise", "nothing", destination=place)
     other = shared.hand("nothing", destination=place, source="s2")
@@ -98,7 +99,7 @@ def test_a_failure_holds_back_its_lane_alone(shared: World, warm: HandlerSlot, p
 
 
 def test_what_is_kept_of_an_error(shared: World, warm: HandlerSlot, place: str) -> None:
-    """Of an error the class and the frames can be read; its text, which may quote a patient, is sealed."""
+    """The class and the frames of an error can be read. Its text, which may quote a patient, is sealed."""
     shared.enable("fragile", place)
     sent = shared.hand("raise", destination=place)
     shared.stay(warm, sent.lane)
@@ -118,7 +119,7 @@ def test_what_is_kept_of_an_error(shared: World, warm: HandlerSlot, place: str) 
 
 
 def test_retry_later(shared: World, warm: HandlerSlot, place: str) -> None:
-    """RetryLater uses up no attempt, holds the lane for as long as it says, and is forgiven when it succeeds."""
+    """RetryLater does not count as an attempt, and makes the lane wait for the given time."""
     shared.enable("fragile", place)
     flag = shared.flag(f"up-{place}")
     sent = shared.hand(f"retry_later:3600:{flag}", "nothing", destination=place)
@@ -137,7 +138,7 @@ def test_retry_later(shared: World, warm: HandlerSlot, place: str) -> None:
 
 
 def test_retry_later_for_too_long(shared: World, warm: HandlerSlot, place: str) -> None:
-    """After 72 hours RetryLater is a failed attempt like any other."""
+    """After 72 hours RetryLater is a failed attempt."""
     shared.enable("fragile", place)
     sent = shared.hand("retry_later:1", destination=place)
     shared.execute(
@@ -148,7 +149,7 @@ def test_retry_later_for_too_long(shared: World, warm: HandlerSlot, place: str) 
 
 
 def test_give_up(shared: World, warm: HandlerSlot, place: str) -> None:
-    """GiveUp makes a delivery dead at once, with its code for the operator; the lane goes on."""
+    """GiveUp makes a delivery dead at once, with its code; the lane continues."""
     shared.enable("scripted", place)
     sent = shared.hand("give_up", "nothing", destination=place)
 
@@ -158,8 +159,10 @@ def test_give_up(shared: World, warm: HandlerSlot, place: str) -> None:
 
 
 def test_hold(shared: World, warm: HandlerSlot, place: str) -> None:
-    """With on_failure="hold" the lane stands still after the last attempt, until it is released; then the same
-    delivery is tried once more."""
+    """With on_failure="hold" the lane is held after the last attempt.
+
+    After its release the same delivery runs once more.
+    """
     shared.enable("holding", place)
     flag = shared.flag(f"mended-{place}")
     sent = shared.hand(f"retry_later:0:{flag}", "raise", "nothing", destination=place)
@@ -181,8 +184,10 @@ def test_hold(shared: World, warm: HandlerSlot, place: str) -> None:
 
 
 def test_patients_keep_their_own_order(shared: World, warm: HandlerSlot, place: str) -> None:
-    """With ordering="patient" a failure holds back its own patient; messages without that identifier keep the order of
-    their source."""
+    """With ordering="patient" a failure blocks only its patient.
+
+    Messages without that identifier keep the order of their source.
+    """
     shared.enable("by-patient", place)
     ann = shared.hand("raise", "nothing", patient="1", destination=place)
     bob = shared.hand("nothing", "nothing", patient="2", destination=place)
@@ -200,7 +205,7 @@ def test_patients_keep_their_own_order(shared: World, warm: HandlerSlot, place: 
 
 
 def test_without_order_nothing_waits(shared: World, warm: HandlerSlot, place: str) -> None:
-    """With ordering="none" a delivery that waits does not hold back what comes after; its turn is when its time is."""
+    """With ordering="none" a waiting delivery does not block later ones, and runs when its pause is over."""
     shared.enable("unordered", place)
     sent = shared.hand("nothing", "raise:2", "retry_later:3600", "nothing", destination=place)
     lane = f"unordered/{place}/any:7"
@@ -220,7 +225,7 @@ def test_without_order_nothing_waits(shared: World, warm: HandlerSlot, place: st
 
 
 def test_work_and_success_are_one(shared: World, warm: HandlerSlot, place: str) -> None:
-    """What is done on context.connection is there if the delivery succeeded, once, and is not if it did not."""
+    """Work on context.connection is committed once with the success, and rolled back with a failure."""
     shared.enable("scripted", place)
     sent = shared.hand("insert", "insert_raise:2", "insert_raise", "insert", destination=place)
     while sent.states() != ["succeeded", "succeeded", "dead", "succeeded"]:
@@ -232,7 +237,7 @@ def test_work_and_success_are_one(shared: World, warm: HandlerSlot, place: str) 
 
 
 def test_a_handler_does_not_commit(shared: World, warm: HandlerSlot, place: str) -> None:
-    """A handler that commits for itself is told not to, and nothing of its work is kept."""
+    """A handler that commits gets an error, and its work is rolled back."""
     shared.enable("fragile", place)
     sent = shared.hand("commit", destination=place)
 
@@ -242,7 +247,7 @@ def test_a_handler_does_not_commit(shared: World, warm: HandlerSlot, place: str)
 
 @pytest.mark.parametrize(("deed", "error_class"), [("spoil", "WorkAborted"), ("late_violation", "IntegrityError")])
 def test_work_that_does_not_hold(shared: World, warm: HandlerSlot, place: str, deed: str, error_class: str) -> None:
-    """A transaction that failed although the handler said nothing, or that fails at its commit, is no success."""
+    """A transaction that has failed without the handler's notice, or fails at its commit, is not a success."""
     shared.execute("DELETE FROM twins")
     shared.execute("INSERT INTO twins VALUES (1)")
     shared.enable("fragile", place)
@@ -254,7 +259,7 @@ def test_work_that_does_not_hold(shared: World, warm: HandlerSlot, place: str, d
 
 
 def test_a_lost_attempt_counts(shared: World, warm: HandlerSlot, place: str) -> None:
-    """An attempt that began and never ended, for its worker is gone, is told of, counts, and is not waited for."""
+    """An attempt without an end, because its worker is gone, is recorded and counts, without a pause."""
     shared.enable("scripted", place)
     sent = shared.hand("nothing", "nothing", destination=place)
     first, second = (each["id"] for each in sent.deliveries())
@@ -275,7 +280,7 @@ def test_a_lost_attempt_counts(shared: World, warm: HandlerSlot, place: str) -> 
 
 
 def test_a_payload_that_is_gone_or_changed(shared: World, warm: HandlerSlot, place: str) -> None:
-    """A delivery whose payload was purged is given up; one whose payload does not open fails; none is run."""
+    """A delivery whose payload is purged is given up; one whose payload cannot be opened fails. Neither is run."""
     shared.enable("fragile", place)
     sent = shared.hand("nothing", "nothing", destination=place)
     ids = [each.message_id for each in sent.receipts]
@@ -298,7 +303,7 @@ def test_a_payload_that_is_gone_or_changed(shared: World, warm: HandlerSlot, pla
     ],
 )
 def test_a_message_that_was_changed_is_not_run(shared: World, warm: HandlerSlot, place: str, edit: str) -> None:
-    """A handler gets nothing that is not as it was recorded, whichever column was changed."""
+    """A handler never gets a message of which any column was changed after it was recorded."""
     shared.enable("fragile", place)
     sent = shared.hand("nothing", "nothing", destination=place)
     shared.execute(f"UPDATE messages SET {edit} WHERE id = :id", id=sent.receipts[0].message_id)
@@ -311,7 +316,7 @@ def test_a_message_that_was_changed_is_not_run(shared: World, warm: HandlerSlot,
 
 @pytest.mark.parametrize("moved", ["the delivery", "its lane", "its message"])
 def test_a_message_of_another_destination_is_not_run(shared: World, warm: HandlerSlot, place: str, moved: str) -> None:
-    """A delivery is run only where it, its message and its lane are of one destination."""
+    """A delivery runs only if it, its message and its lane belong to one destination."""
     other = f"{place}-other"
     shared.add_destination(other)
     shared.enable("fragile", place)
@@ -339,7 +344,7 @@ def test_a_message_of_another_destination_is_not_run(shared: World, warm: Handle
 
 
 def test_a_pause_takes_hold_at_once(shared: World, warm: HandlerSlot, place: str) -> None:
-    """Nothing more of a handler starts once it is paused, also when more was read ahead; what is left stays pending."""
+    """After a handler is paused nothing more starts, including deliveries that were read ahead; they stay pending."""
     shared.enable("scripted", place)
     sent = shared.hand("nothing", destination=place)
     pausing = shared.hand("insert", *["nothing"] * 3, destination=place)
@@ -361,7 +366,7 @@ def test_a_pause_takes_hold_at_once(shared: World, warm: HandlerSlot, place: str
 
 
 def test_a_lane_is_left_in_time(shared: World, warm: HandlerSlot, place: str) -> None:
-    """When its time is over a lane is left after the delivery that runs, and nothing of the next one is counted."""
+    """When its time is over, the run ends after the current delivery, and no attempt of the next one is counted."""
     shared.enable("scripted", place)
     sent = shared.hand("nothing", "nothing", destination=place)
 
@@ -370,7 +375,7 @@ def test_a_lane_is_left_in_time(shared: World, warm: HandlerSlot, place: str) ->
 
 
 def test_what_was_put_back_runs(shared: World, warm: HandlerSlot, place: str) -> None:
-    """A delivery that is put back before others of its lane runs in the same stay, after what runs then."""
+    """A delivery that is retried during the run runs in the same run, after the current one."""
     shared.enable("scripted", place)
     sent = shared.hand("raise:1", "insert", "nothing", destination=place)
     first = sent.deliveries()[0]["id"]
@@ -387,8 +392,8 @@ def test_what_was_put_back_runs(shared: World, warm: HandlerSlot, place: str) ->
     assert sent.ran() == [2, 3, 1]
 
 
-def test_the_lease_is_another_s(shared: World, warm: HandlerSlot, place: str) -> None:
-    """A run whose lane was taken over records nothing, and undoes its work."""
+def test_a_lost_lease(shared: World, warm: HandlerSlot, place: str) -> None:
+    """A run whose lane another owner took over records nothing, and rolls its work back."""
     shared.enable("scripted", place)
     sent = shared.hand("insert", "nothing", destination=place)
     shared.execute("""

@@ -1,4 +1,4 @@
-"""Facts about the handler process itself, talked to over its control channel as its parent does."""
+"""The handler process, driven over its control channel as its parent does."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def process(shared: World) -> Iterator[HandlerProcess]:
 
 
 def run(world: World, process: HandlerProcess, sent: Sent, *, lease: float = 60.0, **more: Any) -> None:
-    """Have it run the lane under a lease that the database thinks is long."""
+    """Command a run of the lane, under a lease that is long in the database."""
     with world.engine.connect() as connection:
         fence = leases.claim(connection.execution_options(isolation_level="AUTOCOMMIT"), sent.lane, "tester", 600)
     assert fence is not None
@@ -66,17 +66,17 @@ def run(world: World, process: HandlerProcess, sent: Sent, *, lease: float = 60.
 
 
 def hear(process: HandlerProcess, patience: float = 60.0) -> Any:
-    """What it says next."""
+    """Return the next message of the process."""
     return process.receive(time.monotonic() + patience)
 
 
 def unread(process: HandlerProcess) -> int:
-    """Bytes that it was told and has not read."""
+    """Return the number of bytes that the process has not read."""
     return int.from_bytes(fcntl.ioctl(process._channel.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
-def test_what_is_said(shared: World, process: HandlerProcess, place: str) -> None:
-    """A handler's start and end are told around each run, and why the lane was left."""
+def test_messages_of_a_run(shared: World, process: HandlerProcess, place: str) -> None:
+    """Each run is reported with its start and end, and the lane with why it was left."""
     shared.enable("scripted", place)
     sent = shared.hand("nothing", "raise", destination=place)
     first, second = (each["id"] for each in sent.deliveries())
@@ -92,7 +92,7 @@ def test_what_is_said(shared: World, process: HandlerProcess, place: str) -> Non
 
 
 def test_told_to_leave(shared: World, process: HandlerProcess, place: str) -> None:
-    """A process that is told to leave does so after the handler that runs."""
+    """After LeaveLane the process leaves the lane at the end of the current handler."""
     shared.enable("patient-one", place)
     flag = shared.flag(f"go-{place}")
     sent = shared.hand(f"wait_for:{flag}", "nothing", destination=place)
@@ -123,7 +123,7 @@ def test_a_lease_that_ends(shared: World, process: HandlerProcess, place: str, d
 
 
 def test_a_lease_that_is_renewed(shared: World, process: HandlerProcess, place: str) -> None:
-    """A process whose lease is renewed goes on."""
+    """A process whose lease is renewed continues."""
     shared.enable("patient-one", place)
     sent = shared.hand("sleep:2", destination=place)
     run(shared, process, sent, lease=1.0)
@@ -156,7 +156,7 @@ run_lane(slot, Leases(open_engine(url), "parent"), sys.argv[1], subscription, le
 
 @pytest.mark.parametrize("deed", ["loop", "sleep", "fork"])
 def test_a_parent_that_is_killed(shared: World, place: str, deed: str) -> None:
-    """When its parent is killed a handler process ends at once, and with it all that the handler has started."""
+    """When the parent is killed, the handler process ends at once, with everything that the handler has started."""
     shared.enable("patient-one", place)
     sent = shared.hand(deed, destination=place)
     parent = subprocess.Popen([sys.executable, "-c", PARENT, sent.lane], env=shared.environment())
@@ -173,8 +173,10 @@ def test_a_parent_that_is_killed(shared: World, place: str, deed: str) -> None:
 
 
 def test_what_is_printed_goes_nowhere(shared: World, process: HandlerProcess, place: str) -> None:
-    """What a handler prints reaches neither the control channel nor any file of ours; what it logs comes as an event
-    with those of its fields that may be printed, and the number of the others."""
+    """What a handler prints is discarded.
+
+    What it logs becomes an event with its printable fields and the number of the others.
+    """
     shared.enable("scripted", place)
     sent = shared.hand("print", "log", destination=place)
     uuid, delivery = sent.receipts[1].uuid, sent.deliveries()[1]["id"]
@@ -191,7 +193,7 @@ def test_what_is_printed_goes_nowhere(shared: World, process: HandlerProcess, pl
 
 
 def test_it_says_what_it_cannot_load(shared: World, place: str) -> None:
-    """A handler that cannot be imported is told of by name when it is to be run, not before: others still run."""
+    """A handler that cannot be imported is reported by name when it is to run; the others run."""
     given = init_message(shared.settings(handlers=(PLUGIN,)), shared.url, handlers=("scripted", "nobody's"))
     process = HandlerProcess(given)
     try:
@@ -221,7 +223,7 @@ def test_it_says_what_it_cannot_load(shared: World, place: str) -> None:
 
 
 def test_a_broken_keyring(shared: World) -> None:
-    """A process that cannot read the keyring says so and ends."""
+    """A process that cannot read the keyring reports it and ends."""
     damaged = shared.directory / "damaged.json"
     damaged.write_text("{")
     damaged.chmod(0o600)
@@ -235,7 +237,7 @@ def test_a_broken_keyring(shared: World) -> None:
 
 
 def test_nonsense_on_the_channel(shared: World) -> None:
-    """A process that is told nonsense ends, and does nothing."""
+    """A process that receives an invalid message ends."""
     process = HandlerProcess(init_message(shared.settings(), shared.url))
     try:
         process.tell(Ready())  # type: ignore[arg-type]  # what a parent never says

@@ -1,4 +1,4 @@
-"""Facts about the control channel: whole messages, whatever the sockets make of them."""
+"""The control channel: whole messages, however the sockets split them."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ RUN = RunLanes(
         (Log(level="info", event="a.b", fields={"n": None}), FromChild),
     ],
 )
-def test_what_is_said_is_heard(ends: Ends, said: FromChild | ToChild, kinds: object) -> None:
-    """A message of any size comes out as it went in."""
+def test_a_message_of_any_size(ends: Ends, said: FromChild | ToChild, kinds: object) -> None:
+    """A message of any size arrives unchanged."""
     channel, theirs = ends
     other = Channel(theirs, 1 << 20)
     sending = threading.Thread(target=other.send, args=(said,))
@@ -96,7 +96,7 @@ def test_what_is_said_is_heard(ends: Ends, said: FromChild | ToChild, kinds: obj
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=20))
 def test_in_any_pieces(cuts: list[int]) -> None:
-    """Messages come out whole and in order, in whatever pieces their bytes arrive."""
+    """Messages arrive whole and in order, however their bytes are split."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         recorder = Channel(ours, 1 << 20)
@@ -116,7 +116,7 @@ def test_in_any_pieces(cuts: list[int]) -> None:
 
 
 def test_the_deadline(ends: Ends) -> None:
-    """Nothing said by the deadline is None; half a message is nothing yet."""
+    """None is returned at the deadline; half a message is not returned."""
     channel, theirs = ends
     assert channel.receive(FromChild, 0.0) is None
     theirs.sendall(b"\x00\x00\x00\x05\x00")
@@ -124,7 +124,7 @@ def test_the_deadline(ends: Ends) -> None:
 
 
 def test_another_descriptor(ends: Ends) -> None:
-    """It is told at once that another descriptor is ready, but hears first what was said before."""
+    """None is returned when another descriptor is ready, but only after the messages that came before."""
     channel, theirs = ends
     reading, writing = os.pipe()
     try:
@@ -138,7 +138,7 @@ def test_another_descriptor(ends: Ends) -> None:
 
 
 def test_the_other_end_is_gone(ends: Ends) -> None:
-    """A closed channel is told of, after what was said before."""
+    """A closed channel is an error, after the messages that came before."""
     channel, theirs = ends
     Channel(theirs, 1 << 20).send(Ended())
     theirs.close()
@@ -159,7 +159,7 @@ def test_the_other_end_is_gone(ends: Ends) -> None:
     ],
 )
 def test_nonsense(ends: Ends, nonsense: bytes) -> None:
-    """What is no message of this direction breaks the channel, before it takes memory."""
+    """An invalid message of this direction is an error, before it takes memory."""
     channel, theirs = ends
     theirs.sendall(nonsense)
     with pytest.raises(ProtocolViolation):
@@ -167,7 +167,7 @@ def test_nonsense(ends: Ends, nonsense: bytes) -> None:
 
 
 def test_nobody_reads(ends: Ends) -> None:
-    """To a process that does not read nothing is said for longer than the socket's time-out."""
+    """Sending to a process that does not read fails at the socket's timeout."""
     channel, _ = ends
     channel._socket.settimeout(0.05)
     with pytest.raises(TimeoutError):

@@ -1,4 +1,4 @@
-"""Facts about plugins' log lines: what of them leaves a handler process."""
+"""Log lines of plugins: which parts of them leave a handler process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAME = "Zoltana Quibblewitz"
 
 
 def test_the_natural_line_of_a_plugin() -> None:
-    """The text of an error is dropped and counted, the rest printed with the ids of the run."""
+    """The text of an error is dropped and counted; the rest is printed with the ids of the run."""
     line = plugin_log.line(
         "error",
         {"event": "bed.not_assigned", "error": f"no bed for {NAME}", "ward": "w4", "id": UUID(int=1), "_run": IDS},
@@ -24,14 +24,14 @@ def test_the_natural_line_of_a_plugin() -> None:
 
 
 def test_ids_cannot_be_rebound() -> None:
-    """A field under an id's name is dropped, whatever its value; without a bound run, the current one is named."""
+    """A field with the name of an id is dropped, whatever its value. Without a bound run, the current one is named."""
     given = {"event": "a.b", "handler": "zoltana", "delivery": 4711, "_run": NAME, "self": 1, "level": "x"}
     line = plugin_log.line("info", given, IDS)
     assert (line.fields, line.dropped) == (IDS.fields, 5)
 
 
 def test_in_development_names_are_told() -> None:
-    """There the names of dropped fields are told, where they are names."""
+    """At a development destination the names of dropped fields are printed, if they are names."""
     line = plugin_log.line("info", {"event": NAME, "patient": NAME, NAME: 1}, replace(IDS, development=True))
     assert (line.event, line.dropped, line.names) == ("log.unnamed", 2, ("patient",))
 

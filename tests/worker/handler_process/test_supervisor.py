@@ -1,4 +1,4 @@
-"""Facts about handler processes that hang, crash, eat memory or leave something behind: real ones, really killed."""
+"""Handler processes that hang, crash, exhaust memory or leave processes behind: real ones, really killed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MEMORY = 256 * 1024 * 1024
 
 @pytest.fixture(scope="module")
 def warm(shared: World) -> Iterator[HandlerSlot]:
-    """A place whose handler processes may not have much memory."""
+    """A slot whose handler processes have little memory."""
     slot = HandlerSlot(lambda: init_message(shared.settings(handler_memory=MEMORY), shared.url))
     yield slot
     slot.close()
@@ -48,8 +48,10 @@ def warm(shared: World) -> Iterator[HandlerSlot]:
 def test_a_handler_that_never_returns(
     shared: World, warm: HandlerSlot, place: str, deed: str, outcome: str, error_class: str
 ) -> None:
-    """A handler that loops, sleeps, crashes, exits or exhausts memory ends within its time-out and five seconds; that
-    counts against its delivery, no process is left, and the next delivery runs."""
+    """A handler that loops, sleeps, crashes, exits or exhausts memory ends within five seconds after its timeout.
+
+    The attempt counts, no process is left, and the next delivery runs.
+    """
     shared.enable("brief", place)
     sent = shared.hand(deed, "nothing", destination=place)
     warm.warm()
@@ -83,7 +85,7 @@ def test_what_a_handler_has_started_ends_with_it(shared: World, warm: HandlerSlo
 
 
 def test_a_handler_that_comes_back_twice(shared: World, warm: HandlerSlot, place: str) -> None:
-    """Of a handler that forks and returns in both processes one goes on; the delivery is recorded once."""
+    """If a handler forks and returns in both processes, one continues, and the delivery is recorded once."""
     shared.enable("brief", place)
     sent = shared.hand("fork_return", "nothing", destination=place)
 
@@ -96,7 +98,7 @@ def test_a_handler_that_comes_back_twice(shared: World, warm: HandlerSlot, place
 
 
 def test_a_failed_attempt_is_tried_again(shared: World, warm: HandlerSlot, place: str) -> None:
-    """A handler that was killed has its attempts like one that raises: its lane waits, then it runs again."""
+    """A killed handler is retried like one that raises: its lane waits, then it runs again."""
     shared.enable("scripted", place)
     sent = shared.hand("exit", "nothing", destination=place)
 
@@ -121,7 +123,7 @@ def test_a_process_is_used_again(shared: World, warm: HandlerSlot, place: str) -
 
 
 def test_killed_from_outside(shared: World, warm: HandlerSlot, place: str) -> None:
-    """A handler process that somebody kills while it is idle is replaced, and nothing is lost."""
+    """A handler process that is killed while it is idle is replaced, and nothing is lost."""
     shared.enable("brief", place)
     pid = warm.warm().pid
     os.kill(pid, signal.SIGKILL)
@@ -132,7 +134,7 @@ def test_killed_from_outside(shared: World, warm: HandlerSlot, place: str) -> No
 
 
 def test_own_session(shared: World, warm: HandlerSlot) -> None:
-    """A handler process leads a session of its own, writes to nowhere and dumps no core."""
+    """A handler process leads its own session, writes nowhere and dumps no core."""
     pid = warm.warm().pid
 
     assert os.getsid(pid) == os.getpgid(pid) == pid
@@ -143,8 +145,9 @@ def test_own_session(shared: World, warm: HandlerSlot) -> None:
 
 
 def test_a_handler_that_is_not_here(shared: World, warm: HandlerSlot, place: str) -> None:
-    """A handler that cannot be loaded in the process is a mistake of the configuration: nothing is counted, and the
-    lane is given back."""
+    """A handler that the process cannot load is a configuration error: no attempt is counted, and the lane is
+    released.
+    """
     shared.enable("brief", place)
     sent = shared.hand("nothing", destination=place)
     slot = HandlerSlot(lambda: init_message(shared.settings(handlers=()), shared.url))
@@ -159,7 +162,7 @@ def test_a_handler_that_is_not_here(shared: World, warm: HandlerSlot, place: str
 
 
 def test_a_process_that_does_not_start(shared: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A handler process without a keyring says why; one that is not ready in time is given up."""
+    """A handler process without a keyring reports it; one that is not ready in time is given up."""
     slot = HandlerSlot(lambda: init_message(shared.settings(keyring=shared.directory / "nothing.json"), shared.url))
     with pytest.raises(ConfigurationError, match="there is no keyring"):
         slot.warm()

@@ -1,7 +1,4 @@
-"""Handlers that do what the message says, and write down in a journal that they did.
-
-The journal is a file, one JSON line each: it outlives every process, and tells what happened in which order.
-"""
+"""Handlers that do what the message says, and record it in a journal: a file with one JSON line for each action."""
 
 from __future__ import annotations
 
@@ -32,7 +29,7 @@ class Book(BaseModel):
 
 
 def note(phase: str, message: Message, context: Context, **more: Any) -> None:
-    """Add a line."""
+    """Add a line to the journal."""
     line = {
         "phase": phase,
         "n": message.data.get("N"),
@@ -236,19 +233,19 @@ scripted = handler("*", name="scripted", max_attempts=2, timeout=3)(act)
 
 @handler("*", name="by-patient", ordering="patient", patient_key="MR", max_attempts=2, timeout=3)
 def by_patient(message: Message, context: Context) -> None:
-    """In the order of each patient."""
+    """Ordered by patient."""
     act(message, context)
 
 
 @handler("*", name="unordered", ordering="none", max_attempts=2, timeout=3)
 def unordered(message: Message, context: Context) -> None:
-    """In no order."""
+    """Unordered."""
     act(message, context)
 
 
 @handler("*", name="holding", on_failure="hold", max_attempts=1, timeout=3)
 def holding(message: Message, context: Context) -> None:
-    """What fails holds its lane."""
+    """A failure holds the lane."""
     act(message, context)
 
 
@@ -260,13 +257,13 @@ def fragile(message: Message, context: Context) -> None:
 
 @handler("*", name="brief", max_attempts=1, timeout=1)
 def brief(message: Message, context: Context) -> None:
-    """One attempt, one second."""
+    """One attempt, with a timeout of one second."""
     act(message, context)
 
 
 @handler("*", name="patient-one", max_attempts=5, timeout=120)
 def patient_one(message: Message, context: Context) -> None:
-    """Plenty of time."""
+    """With a long timeout."""
     act(message, context)
 
 
@@ -278,7 +275,7 @@ def within(message: Message, context: Context) -> None:
 
 @responder("PatientSearch.Query", name="search", timeout=3)
 def search(message: Message, context: Context) -> dict[str, Any]:
-    """Answer, when it was done."""
+    """Do what the message says, then answer."""
     act(message, context)
     if (what := message.data.get("Answer")) is not None:
         wrong: Any = {

@@ -1,4 +1,4 @@
-"""Handlers that speak to Redox; what they do is in the message."""
+"""Handlers that call Redox as the message says."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from receiver.handlers import Context, GiveUp, Message, handler, responder
 
 
 def note(number: int, to: str) -> dict[str, Any]:
-    """A message to Redox that says which one it answers."""
+    """Return a message to Redox that says which message it answers."""
     return {"Meta": {"DataModel": "Notes", "EventType": "New", "Destinations": [{"ID": to}]}, "N": number}
 
 
 @handler("PatientAdmin.*", name="reply")
 def reply(message: Message, context: Context) -> None:
-    """Answer by a message, by way of the outbox; then succeed, fail once, or give up."""
+    """Answer by a message in the outbox, then succeed, fail once, or give up."""
     number, do = message.data["N"], message.data["Do"]
     context.connection.execute(text("SELECT 1"))
     context.outbox.send(note(number, message.data.get("To", "destination-1")))
@@ -28,7 +28,7 @@ def reply(message: Message, context: Context) -> None:
 
 @handler("Order.*", name="ask")
 def ask(message: Message, context: Context) -> None:
-    """Ask Redox at once, and answer by what it said."""
+    """Call Redox directly, and answer with its answer."""
     number = message.data["N"]
     found = context.redox.query(
         {"Meta": {"DataModel": "PatientSearch", "EventType": "Query", "Destinations": [{"ID": "search"}]}, "N": number}
@@ -38,7 +38,7 @@ def ask(message: Message, context: Context) -> None:
 
 @responder("PatientSearch.Query", name="relay")
 def relay(message: Message, context: Context) -> dict[str, Any]:
-    """Answer a query by what Redox says."""
+    """Answer a query with the answer of Redox."""
     found = context.redox.query(
         {"Meta": {"DataModel": "PatientSearch", "EventType": "Query", "Destinations": [{"ID": "search"}]}}
     )

@@ -57,7 +57,7 @@ def snapshot(door: Door) -> list[Any]:
 
 
 class TestBatches:
-    def test_they_are_bounded_and_each_stands_for_itself(
+    def test_batches_are_independent(
         self,
         door: Door,
         ledger: MessageLedger,
@@ -65,7 +65,7 @@ class TestBatches:
         hand: Hand,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """What is interrupted after a batch is done as far; the same command again does the rest, and no more."""
+        """After an interruption the completed batches stand, and the same command does the rest."""
         monkeypatch.setattr(batches, "ROWS", 2)
         door.enable()
         arrive(door, ledger, *(body(f"log-{each}") for each in range(5)))
@@ -89,7 +89,7 @@ class TestBatches:
         hand: Hand,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """A lane that goes through several batches is counted in the first."""
+        """Newer messages of a lane in several batches are counted in the first."""
         monkeypatch.setattr(batches, "ROWS", 1)
         door.enable()
         arrive(door, ledger, *(body(f"log-{each}") for each in range(3)))
@@ -99,10 +99,10 @@ class TestBatches:
         done = carry_out(delivery_corrections.retry(DeliveryFilter(handler="register"), now(), reason=REASON))
         assert [batch.newer for batch in done] == [1, 0]
 
-    def test_a_deadlock_is_survived(
+    def test_a_deadlock_is_retried(
         self, door: Door, ledger: MessageLedger, delivery_corrections: DeliveryCorrections, hand: Hand, engine: Engine
     ) -> None:
-        """A batch that PostgreSQL ends because its locks crossed another's is done again."""
+        """A batch that PostgreSQL ends because of a deadlock is done again."""
         door.enable()
         arrive(door, ledger, body("first"), body("second"))
         dead = fail_next(hand, 2)
@@ -127,7 +127,7 @@ class TestBatches:
     def test_an_id_that_is_not_there(
         self, door: Door, ledger: MessageLedger, delivery_corrections: DeliveryCorrections
     ) -> None:
-        """Of several ids none is touched when one of them is of nothing."""
+        """If one of several ids does not exist, none is changed."""
         door.enable()
         arrive(door, ledger, body())
         number = door.value("SELECT id FROM deliveries")
@@ -140,7 +140,7 @@ class TestBatches:
     def test_a_destination_whose_row_was_changed_gets_nothing(
         self, door: Door, ledger: MessageLedger, message_corrections: MessageCorrections
     ) -> None:
-        """Where the registry's row does not prove to be ours, its messages are left."""
+        """The messages of a destination whose row's MAC does not hold are left unchanged."""
         (number,) = arrive(door, ledger, body())
         door.rows("UPDATE destinations SET environment = 'staging'")
         batch = only_batch(message_corrections.replay(MessageFilter(ids=(number,)), now(), reason=REASON))
@@ -159,7 +159,9 @@ class TestEvidence:
         engine: Engine,
         keyring: Keyring,
     ) -> None:
-        """One row for each delivery, message and lane: who, which, what of which message, and why, sealed."""
+        """Each changed delivery, message and lane has an audit row with the actor, the subject, the message and the
+        sealed reason.
+        """
         door.enable(handler(on_failure="hold"))
         good, bad = arrive(door, ledger, body("first"), b"no json")
         held = hand.take().fail("pending", lane_state="held")
@@ -188,7 +190,7 @@ class TestEvidence:
     def test_a_replay_is_linked_to_what_it_repeats(
         self, door: Door, ledger: MessageLedger, message_corrections: MessageCorrections
     ) -> None:
-        """The audit row of a replay names the deliveries that it made."""
+        """The audit row of a replay names the deliveries that it created."""
         (number,) = arrive(door, ledger, body())
         door.enable()
         carry_out(message_corrections.replay(MessageFilter(ids=(number,)), now(), reason=REASON))
@@ -200,7 +202,7 @@ class TestEvidence:
     def test_what_is_left_has_none(
         self, door: Door, ledger: MessageLedger, message_corrections: MessageCorrections
     ) -> None:
-        """Nothing is told of what was not touched."""
+        """A row that was left unchanged has no audit row."""
         (number,) = arrive(door, ledger, body())
         carry_out(message_corrections.replay(MessageFilter(ids=(number,)), now(), reason=REASON))
         assert door.value("SELECT count(*) FROM audit_events WHERE actor = 'alice@ops1'") == 0
@@ -215,7 +217,7 @@ class TestDryRun:
         message_corrections: MessageCorrections,
         hand: Hand,
     ) -> None:
-        """No row of any table is other after the dry run of every verb, each of which had something to do."""
+        """A dry run of each correction that has something to do changes no row of any table."""
         door.enable()
         arrive(door, ledger, body("first"), body("second"), body("third", Test=True))
         fail_next(hand, 2)
@@ -228,7 +230,7 @@ class TestDryRun:
     def test_it_tells_what_will_happen(
         self, door: Door, ledger: MessageLedger, delivery_corrections: DeliveryCorrections, hand: Hand
     ) -> None:
-        """What a dry run tells is what the same command then does, newer messages included."""
+        """A dry run reports exactly what the same command then does, newer messages included."""
         door.enable()
         arrive(door, ledger, *(body(f"log-{each}") for each in range(4)))
         fail_next(hand, 2)

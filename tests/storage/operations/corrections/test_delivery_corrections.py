@@ -26,7 +26,7 @@ class TestRetry:
     def test_a_dead_delivery_runs_again_as_itself(
         self, door: Door, ledger: MessageLedger, delivery_corrections: DeliveryCorrections, hand: Hand
     ) -> None:
-        """Retry keeps the delivery's row, and so its id and generation: its idempotency key; all attempts are anew."""
+        """Retry keeps the delivery's id and generation, so its idempotency key, and resets its attempts."""
         door.enable()
         arrive(door, ledger, body())
         (dead,) = fail_next(hand, 1)
@@ -40,7 +40,7 @@ class TestRetry:
     def test_it_keeps_its_place(
         self, door: Door, ledger: MessageLedger, delivery_corrections: DeliveryCorrections, hand: Hand
     ) -> None:
-        """What died runs before what came after it and is still pending."""
+        """A retried delivery runs before later ones that are still pending."""
         door.enable()
         arrive(door, ledger, body("first"), body("second"))
         (dead,) = fail_next(hand, 1)
@@ -53,7 +53,7 @@ class TestRetry:
     def test_filters_mean_the_dead(
         self, door: Door, ledger: MessageLedger, delivery_corrections: DeliveryCorrections, hand: Hand
     ) -> None:
-        """Chosen by handler and error class, only dead deliveries of that class run again."""
+        """Filters without a state select dead deliveries only."""
         door.enable()
         arrive(door, ledger, *(body(f"log-{each}") for each in range(4)))
         fail_next(hand, 1, error_class="KeyError")
@@ -68,7 +68,7 @@ class TestRetry:
     def test_a_success_is_never_repeated(
         self, door: Door, ledger: MessageLedger, delivery_corrections: DeliveryCorrections, hand: Hand
     ) -> None:
-        """A succeeded delivery is left, and the way to hand its message over anew is named."""
+        """A succeeded delivery is left unchanged, and the reason names `messages replay`."""
         door.enable()
         arrive(door, ledger, body())
         hand.take().succeed()
@@ -83,7 +83,7 @@ class TestRetry:
     def test_one_that_waits_for_its_next_attempt_waits_no_longer(
         self, door: Door, ledger: MessageLedger, delivery_corrections: DeliveryCorrections, hand: Hand
     ) -> None:
-        """Retry of a pending delivery ends its pause and that of its lane, which can be claimed at once."""
+        """Retry of a pending delivery ends its pause and its lane's."""
         door.enable()
         arrive(door, ledger, body())
         number = hand.take().fail("pending", lane_state="waiting", pause=600)
@@ -96,7 +96,7 @@ class TestRetry:
     def test_a_held_lane_goes_on(
         self, door: Door, ledger: MessageLedger, delivery_corrections: DeliveryCorrections, hand: Hand
     ) -> None:
-        """The lane that was held for a delivery runs again when that delivery is retried."""
+        """A held lane continues when the delivery that holds it is retried."""
         door.enable(handler(on_failure="hold"))
         arrive(door, ledger, body())
         number = hand.take().fail("pending", lane_state="held")
@@ -108,7 +108,7 @@ class TestRetry:
     def test_another_delivery_does_not_free_a_held_lane(
         self, door: Door, ledger: MessageLedger, delivery_corrections: DeliveryCorrections, hand: Hand
     ) -> None:
-        """A lane stays held when what is retried is not what it is held for."""
+        """A held lane stays held when another delivery is retried."""
         door.enable()
         arrive(door, ledger, body("first"), body("second"))
         (dead,) = fail_next(hand, 1)
@@ -120,7 +120,7 @@ class TestRetry:
     def test_what_ran_in_a_request_becomes_a_workers(
         self, door: Door, ledger: MessageLedger, delivery_corrections: DeliveryCorrections
     ) -> None:
-        """Nobody waits for the answer any more, so that a worker takes it."""
+        """A retried inline delivery becomes an ordinary one, which a worker runs."""
         door.enable(handler(acknowledge="after_handling"))
         arrive(door, ledger, body())
         door.rows("UPDATE deliveries SET state = 'dead'")
@@ -132,7 +132,7 @@ class TestRetry:
     def test_newer_messages_that_were_handled_are_counted(
         self, door: Door, ledger: MessageLedger, delivery_corrections: DeliveryCorrections, hand: Hand
     ) -> None:
-        """The count is of messages that came later, in the same lane, and succeeded: each once."""
+        """The newer messages of the lane that succeeded are counted, each once."""
         door.enable()
         door.enable(handler("other"))
         arrive(door, ledger, *(body(f"log-{each}") for each in range(5)))
@@ -145,7 +145,7 @@ class TestRetry:
     def test_where_there_is_no_order_nothing_is_newer(
         self, door: Door, ledger: MessageLedger, delivery_corrections: DeliveryCorrections, engine: Engine
     ) -> None:
-        """In lanes of a handler without order nothing is overtaken, so nothing is counted."""
+        """In unordered lanes nothing is counted as newer."""
         door.enable(handler(ordering="none"))
         arrive(door, ledger, *(body(f"log-{each}") for each in range(3)))
         door.rows("UPDATE deliveries SET lane = 'register/clinic/any:0', state = 'succeeded'")
@@ -156,10 +156,10 @@ class TestRetry:
 
 class TestSkip:
     @pytest.mark.parametrize("state", ["pending", "dead"])
-    def test_a_delivery_is_given_up(
+    def test_skip(
         self, door: Door, ledger: MessageLedger, delivery_corrections: DeliveryCorrections, state: str
     ) -> None:
-        """Pending and dead deliveries can be skipped, and have a time when that was."""
+        """Pending and dead deliveries can be skipped, and then have an end."""
         door.enable()
         arrive(door, ledger, body())
         door.rows("UPDATE deliveries SET state = :state", state=state)
@@ -175,7 +175,7 @@ class TestSkip:
     def test_a_held_lane_goes_on_behind_it(
         self, door: Door, ledger: MessageLedger, delivery_corrections: DeliveryCorrections, hand: Hand
     ) -> None:
-        """When the delivery that a lane is held for is skipped, the next one runs."""
+        """When the delivery that holds a lane is skipped, the next one runs."""
         door.enable(handler(on_failure="hold"))
         arrive(door, ledger, body("first"), body("second"))
         number = hand.take().fail("pending", lane_state="held")
@@ -186,7 +186,7 @@ class TestSkip:
     def test_what_runs_now_is_left(
         self, door: Door, ledger: MessageLedger, delivery_corrections: DeliveryCorrections, hand: Hand
     ) -> None:
-        """A delivery that a worker has begun is not touched: the lane is named, and its success is recorded."""
+        """A running delivery is left unchanged, its lane is named, and its success is recorded."""
         door.enable()
         arrive(door, ledger, body("first"), body("second"))
         running = hand.take().begin()
@@ -202,7 +202,7 @@ class TestSkip:
     def test_what_its_worker_lost_can_be_skipped(
         self, door: Door, ledger: MessageLedger, delivery_corrections: DeliveryCorrections, hand: Hand
     ) -> None:
-        """An attempt whose lease has run out stops nobody, and the worker that comes back records nothing."""
+        """A delivery whose lease has ended can be skipped, and the late worker records nothing."""
         door.enable()
         arrive(door, ledger, body())
         number = hand.take().begin()
@@ -218,7 +218,7 @@ class TestSkip:
     def test_what_is_skipped_stays_so(
         self, door: Door, ledger: MessageLedger, delivery_corrections: DeliveryCorrections
     ) -> None:
-        """Skipping once more changes nothing and says so."""
+        """A second skip changes nothing, and reports it."""
         door.enable()
         arrive(door, ledger, body())
         where = DeliveryFilter(ids=(door.value("SELECT id FROM deliveries"),))

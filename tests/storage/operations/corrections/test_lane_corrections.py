@@ -16,7 +16,7 @@ class TestLanes:
     def test_release_lets_the_head_run_once_more(
         self, door: Door, ledger: MessageLedger, lane_corrections: LaneCorrections, hand: Hand
     ) -> None:
-        """A held lane can be claimed after its release, and begins with what it was held for."""
+        """A released lane can be claimed, and starts with the delivery that held it."""
         door.enable(handler(on_failure="hold"))
         arrive(door, ledger, body())
         number = hand.take().fail("pending", lane_state="held")
@@ -26,7 +26,7 @@ class TestLanes:
     def test_only_a_held_one(
         self, door: Door, ledger: MessageLedger, lane_corrections: LaneCorrections, hand: Hand
     ) -> None:
-        """A lane that is not held, and one that is not there, are told apart."""
+        """A lane that is not held, and one that does not exist, are different errors."""
         door.enable()
         arrive(door, ledger, body())
         with pytest.raises(NotFound):

@@ -25,7 +25,7 @@ class TestReplay:
     def test_a_new_generation_at_the_end(
         self, door: Door, ledger: MessageLedger, message_corrections: MessageCorrections, hand: Hand
     ) -> None:
-        """Replay makes a new delivery behind all others, of the next generation; the old one stays as it is."""
+        """Replay creates a delivery of the next generation at the end of the lane, and keeps the old one."""
         door.enable()
         first, _ = arrive(door, ledger, body("first"), body("second"))
         hand.take().succeed()
@@ -43,7 +43,7 @@ class TestReplay:
     def test_newer_messages_that_were_handled_are_counted(
         self, door: Door, ledger: MessageLedger, message_corrections: MessageCorrections, hand: Hand
     ) -> None:
-        """What is replayed runs after what came later: of how many that is true already is told."""
+        """The newer messages that were handled already are counted."""
         door.enable()
         first, *_ = arrive(door, ledger, *(body(f"log-{each}") for each in range(4)))
         hand.take().succeed(3)
@@ -53,7 +53,7 @@ class TestReplay:
     def test_to_those_that_are_enabled_now(
         self, door: Door, ledger: MessageLedger, message_corrections: MessageCorrections
     ) -> None:
-        """A message that nobody took goes to the handlers of today, and is no longer unhandled."""
+        """An unhandled message goes to the handlers that are enabled now, and becomes accepted."""
         (number,) = arrive(door, ledger, body())
         assert door.value("SELECT state FROM messages") == "unhandled"
         door.enable()
@@ -68,7 +68,7 @@ class TestReplay:
     def test_to_one_handler_alone(
         self, door: Door, ledger: MessageLedger, message_corrections: MessageCorrections, hand: Hand
     ) -> None:
-        """With a handler named, the others get nothing."""
+        """With `handler`, only that handler gets the message."""
         door.enable()
         door.enable(handler("other"))
         (number,) = arrive(door, ledger, body())
@@ -83,7 +83,7 @@ class TestReplay:
     def test_what_is_pending_is_not_doubled(
         self, door: Door, ledger: MessageLedger, message_corrections: MessageCorrections
     ) -> None:
-        """A message whose delivery still waits is left, so that a replay that was interrupted can be repeated."""
+        """A message whose delivery is pending is left unchanged, so that an interrupted replay can be repeated."""
         door.enable()
         (number,) = arrive(door, ledger, body())
         assert whys(only_batch(message_corrections.replay(MessageFilter(ids=(number,)), now(), reason=REASON))) == [
@@ -94,7 +94,7 @@ class TestReplay:
     def test_a_purged_payload_is_refused(
         self, door: Door, ledger: MessageLedger, message_corrections: MessageCorrections
     ) -> None:
-        """Without its bytes a message cannot be handed over, and that is said."""
+        """A message whose payload is purged is left unchanged, and reported."""
         (number,) = arrive(door, ledger, body())
         door.enable()
         door.rows("DELETE FROM payloads")
@@ -106,7 +106,7 @@ class TestReplay:
     def test_a_payload_that_was_changed_is_refused(
         self, door: Door, ledger: MessageLedger, message_corrections: MessageCorrections
     ) -> None:
-        """One message whose bytes do not prove to be those received is left; the others are replayed."""
+        """A message whose payload does not open is left unchanged; the others are replayed."""
         numbers = arrive(door, ledger, body("first"), body("second"))
         door.enable()
         door.rows("UPDATE payloads SET sealed = sealed || '\\x00' WHERE message_id = :id", id=numbers[0])
@@ -117,7 +117,7 @@ class TestReplay:
     def test_what_nobody_takes_is_left(
         self, door: Door, ledger: MessageLedger, message_corrections: MessageCorrections
     ) -> None:
-        """Where no handler takes the kind, that is said, and by which name none does."""
+        """A message that no enabled handler takes is left unchanged, with the kind or the handler in the reason."""
         (number,) = arrive(door, ledger, body())
         where = MessageFilter(ids=(number,))
         assert whys(only_batch(message_corrections.replay(where, now(), reason=REASON))) == [
@@ -131,7 +131,7 @@ class TestReplay:
     def test_neither_quarantine_nor_query(
         self, door: Door, ledger: MessageLedger, message_corrections: MessageCorrections
     ) -> None:
-        """What is in quarantine has a command of its own, and the asker of a query no longer waits."""
+        """Messages in quarantine and queries are left unchanged, with a reason each."""
         door.enable()
         numbers = arrive(door, ledger, b"no json", body(kind="PatientSearch.Query"))
         batch = only_batch(message_corrections.replay(MessageFilter(ids=tuple(numbers)), now(), reason=REASON))
@@ -141,7 +141,7 @@ class TestReplay:
     def test_after_goes_on_where_one_stopped(
         self, door: Door, ledger: MessageLedger, message_corrections: MessageCorrections
     ) -> None:
-        """Only messages with a higher id are looked at."""
+        """With `after`, only messages with a higher id are replayed."""
         numbers = arrive(door, ledger, *(body(f"log-{each}") for each in range(3)))
         door.enable()
         work = message_corrections.replay(MessageFilter(destination="clinic"), now(), reason=REASON, after=numbers[0])
@@ -158,7 +158,7 @@ class TestRelease:
         keyring: Keyring,
         registration: Any,
     ) -> None:
-        """A message kept because nobody knew its source is handed over when somebody does."""
+        """A message of an unknown source is delivered after the source was registered."""
         door = Door(engine, keyring, registration).build(on_unknown_source="quarantine")
         door.enable()
         (number,) = arrive(door, open_ledger(), body(source=STRANGER))
@@ -173,7 +173,7 @@ class TestRelease:
     def test_unhandled_where_nobody_takes_it(
         self, door: Door, ledger: MessageLedger, message_corrections: MessageCorrections
     ) -> None:
-        """Released without a handler, it is unhandled like any other."""
+        """A released message without a handler is unhandled."""
         (number,) = arrive(door, ledger, body(Test=True))
         door.registration.set_destination("clinic", now(), {"test_messages": "accept"})
         assert only_batch(message_corrections.release(MessageFilter(ids=(number,)), now(), reason=REASON)).done == (
@@ -184,7 +184,7 @@ class TestRelease:
     def test_what_is_still_bad_stays(
         self, door: Door, ledger: MessageLedger, message_corrections: MessageCorrections
     ) -> None:
-        """It stays in quarantine, and the reason of today is told and kept."""
+        """A message that is still not valid stays in quarantine, with its current reason."""
         (number,) = arrive(door, ledger, b'{"Meta": 3}')
         door.rows("UPDATE messages SET quarantine_reason = 'of_an_older_version'")
         batch = only_batch(message_corrections.release(MessageFilter(state="quarantined"), now(), reason=REASON))
@@ -194,7 +194,7 @@ class TestRelease:
 
     @pytest.fixture
     def unreadable(self, door: Door) -> Callable[[bytes], Any]:
-        """A readable message, as a version admits it that cannot read it yet."""
+        """Return a message that was unreadable for an earlier release."""
         return lambda content: structs.replace(door.admit(content), message=None, quarantine="not_json")
 
     def test_what_can_be_read_by_now_is_as_if_it_had_been(
@@ -206,7 +206,9 @@ class TestRelease:
         keyring: Keyring,
         unreadable: Callable[[bytes], Any],
     ) -> None:
-        """Its columns are filled, its row is signed anew, and a repeat is known as one."""
+        """The columns of a message that can be read now are filled, its row is signed again, and repeats are
+        recognized.
+        """
         door.enable()
         ledger.accept(unreadable(body("log-1"))).result(30)
 
@@ -226,7 +228,7 @@ class TestRelease:
         message_corrections: MessageCorrections,
         unreadable: Callable[[bytes], Any],
     ) -> None:
-        """When the same message was accepted since, the one in quarantine stays there."""
+        """If the same message was accepted since, the one in quarantine stays there."""
         door.enable()
         first = ledger.accept(unreadable(body("log-1"))).result(30).message_id
         arrive(door, ledger, body("log-1"))
@@ -242,7 +244,7 @@ class TestRelease:
         message_corrections: MessageCorrections,
         unreadable: Callable[[bytes], Any],
     ) -> None:
-        """A message whose row does not prove to be ours is left: signing it would make it so."""
+        """A message whose row's MAC does not hold is left unchanged, and not signed again."""
         ledger.accept(unreadable(body("log-1"))).result(30)
         door.rows("UPDATE messages SET peer = '198.51.100.7'")
         assert (
@@ -255,7 +257,7 @@ class TestRelease:
     def test_a_query_is_nobodys_by_now(
         self, door: Door, ledger: MessageLedger, message_corrections: MessageCorrections
     ) -> None:
-        """An unreadable query cannot be released: its asker was told long ago."""
+        """An unreadable query cannot be released, because its sender no longer waits."""
         again = b', "Meta": {"DataModel": "PatientSearch", "EventType": "Query"}}'
         content = body(kind="PatientSearch.Query")[:-1] + again
         arrive(door, ledger, content)
@@ -269,7 +271,7 @@ class TestRelease:
     def test_only_from_quarantine(
         self, door: Door, ledger: MessageLedger, message_corrections: MessageCorrections
     ) -> None:
-        """What was accepted can neither be released nor discarded."""
+        """An accepted message can be neither released nor discarded."""
         (number,) = arrive(door, ledger, body())
         for work in (
             message_corrections.release(MessageFilter(ids=(number,)), now(), reason=REASON),
@@ -282,7 +284,7 @@ class TestDiscard:
     def test_it_is_given_up_and_kept(
         self, door: Door, ledger: MessageLedger, message_corrections: MessageCorrections
     ) -> None:
-        """Discarded messages count no more as quarantined; their bytes stay until they are purged."""
+        """A discarded message is no longer in quarantine; its bytes are kept."""
         (number,) = arrive(door, ledger, b"no json")
         assert only_batch(
             message_corrections.discard(MessageFilter(quarantine_reason="not_json"), now(), reason=REASON)

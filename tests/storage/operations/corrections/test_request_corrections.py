@@ -14,7 +14,7 @@ NOW = datetime(2026, 1, 31, 8, tzinfo=UTC)
 
 
 def test_retry_in_batches(engine: Engine, request_corrections: RequestCorrections) -> None:
-    """However many they are, each is retried, and each has its audit row."""
+    """Any number of requests is retried, each with an audit row."""
     add_requests(engine, 1_203)
     assert len(request_corrections.retry(RequestFilter(api_key="lab"), NOW, reason="why", dry_run=True).done) == 1_203
     assert set(column(engine, "state")) == {"dead"}
@@ -29,7 +29,7 @@ def test_retry_in_batches(engine: Engine, request_corrections: RequestCorrection
 
 
 def test_by_filters_it_is_the_dead(engine: Engine, request_corrections: RequestCorrections) -> None:
-    """What is held, or waits, is meant only when it is asked for by state or id."""
+    """Held and pending requests are selected only by state or id."""
     for state in ("dead", "held", "pending", "sent"):
         add_requests(engine, 1, state=state)
     assert request_corrections.retry(RequestFilter(api_key="lab"), NOW, reason="why").done == (1,)
@@ -40,7 +40,9 @@ def test_by_filters_it_is_the_dead(engine: Engine, request_corrections: RequestC
 
 
 def test_what_is_left_is_told(engine: Engine, request_corrections: RequestCorrections) -> None:
-    """A call made at once, what is purged, what is sent and what is not there stay, each with its reason."""
+    """A direct call, a purged request, a sent one and one that does not exist are left unchanged, each with a
+    reason.
+    """
     add_requests(engine, 1, lane=None)
     add_requests(engine, 1, request=None)
     add_requests(engine, 1, state="sent")
