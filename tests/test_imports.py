@@ -118,7 +118,14 @@ RULES = (
     Rule(who="receiver.web", never=(*_DATABASE, "receiver.storage"), why="the web sees no database"),
     Rule(
         who="receiver.web",
-        never=("receiver.cli", "receiver.app", "receiver.readiness", "receiver.worker", "receiver.server"),
+        never=(
+            "receiver.cli",
+            "receiver.app",
+            "receiver.public_ledger",
+            "receiver.readiness",
+            "receiver.worker",
+            "receiver.server",
+        ),
         why="the composition root puts the web together, not the web it",
     ),
     Rule(who="receiver.web", never=_SERVER, why="the web layer knows no server"),
@@ -159,6 +166,7 @@ RULES = (
         who="receiver",
         but=(
             "receiver.app",
+            "receiver.public_ledger",
             "receiver.readiness",
             "receiver.asgi",
             "receiver.cli",
@@ -166,7 +174,7 @@ RULES = (
             "receiver.server",
             "receiver.__main__",
         ),
-        never=("receiver.app", "receiver.readiness", "receiver.cli", "receiver.web"),
+        never=("receiver.app", "receiver.public_ledger", "receiver.readiness", "receiver.cli", "receiver.web"),
         why="only the composition root and the command line know everybody",
     ),
     Rule(

@@ -37,7 +37,7 @@ class Notice:
 
 
 @dataclass(slots=True)
-class _Known:
+class _KnownCondition:
     condition: Condition
     found: int = 0  # consecutive looks
     missed: int = 0
@@ -49,7 +49,7 @@ class NoticePlan:
 
     def __init__(self, *, repeat: float) -> None:
         self._repeat = repeat
-        self._known: dict[tuple[str, str | None], _Known] = {}
+        self._known: dict[tuple[str, str | None], _KnownCondition] = {}
         self._times: list[float] = []
         self._left_out = 0
 
@@ -58,7 +58,7 @@ class NoticePlan:
         current = {(each.code, each.destination): each for each in conditions}
         notices = []
         for key, condition in current.items():
-            known = self._known.setdefault(key, _Known(condition))
+            known = self._known.setdefault(key, _KnownCondition(condition))
             known.condition, known.found, known.missed = condition, known.found + 1, 0
             if known.said_at is None and known.found >= LOOKS:
                 notices += self._say("opened", known, now)
@@ -79,7 +79,7 @@ class NoticePlan:
         """Forget what was found and said: another host takes over."""
         self._known.clear()
 
-    def _say(self, event: Literal["opened", "reminder"], known: _Known, now: float) -> list[Notice]:
+    def _say(self, event: Literal["opened", "reminder"], known: _KnownCondition, now: float) -> list[Notice]:
         self._times = [each for each in self._times if now - each < _HOUR]
         if len(self._times) >= MOST_AN_HOUR:
             self._left_out += known.said_at is None and known.found == LOOKS
