@@ -33,8 +33,9 @@ DESIGNED: Final = frozenset(
 )
 _SERVER_ROLE: Final = "PostgreSQL"
 
-_SIZES: Final = r"""
-SELECT CASE WHEN c.relname LIKE 'payloads\_%' THEN 'payloads' ELSE c.relname END AS name,
+# Partitions count for their table.
+_SIZES: Final = """
+SELECT coalesce((SELECT relname FROM pg_class WHERE oid = pg_partition_root(c.oid)), c.relname) AS name,
        sum(pg_table_size(c.oid))::float8 AS heap, sum(pg_indexes_size(c.oid))::float8 AS indexes,
        sum(coalesce(s.n_dead_tup, 0))::float8 AS dead, sum(coalesce(s.n_live_tup, 0))::float8 AS live
 FROM pg_class c LEFT JOIN pg_stat_user_tables s ON s.relid = c.oid
