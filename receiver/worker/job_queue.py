@@ -127,7 +127,7 @@ class JobQueue:
                 for job in await self._stalled(app):
                     await _end(app, job)
             except (ConnectorException, psycopg.Error) as exc:
-                log.debug("engine.not_mended", error=type(exc).__name__)
+                log.debug("engine.stalled_jobs_not_ended", error=type(exc).__name__)
             await asyncio.sleep(self._lease * _STALLED_INTERVAL)
 
     async def _stalled(self, app: App) -> list[Job]:

@@ -179,4 +179,4 @@ class DeliveryWorker:
             with self._leases.connection() as connection:
                 maintenance.gone(connection, self.name)
         except SQLAlchemyError as exc:
-            log.warning("worker.left_without_word", error=describe(exc))
+            log.warning("worker.sign_off_failed", error=describe(exc))

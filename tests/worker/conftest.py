@@ -19,6 +19,7 @@ from receiver.worker.handler_process.bootstrap import init_message
 from receiver.worker.handler_process.supervisor import HandlerSlot
 from tests.support.postgres import drop_database, new_database
 from tests.worker.plugin_installation import Install
+from tests.worker.worker_processes import stop
 from tests.worker.world import World
 
 _numbers = count(1)
@@ -118,3 +119,11 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         importlib.invalidate_caches()
 
     return put
+
+
+@pytest.fixture(scope="module")
+def working(shared: World) -> Iterator[World]:
+    """The module's world, with one worker that pauses a handler after three dead deliveries."""
+    process = shared.start_worker(RECEIVER_CONCURRENCY="2", RECEIVER_PAUSE_AFTER_DEAD="3")
+    yield shared
+    stop(process)

@@ -7,7 +7,7 @@ from receiver.pipeline import Admitted
 from receiver.storage.accept.ledger import MessageLedger
 from tests.cli.conftest import ACTOR, Commands
 from tests.storage.door import SOURCE, Door, body
-from tests.storage.operations.test_queries import refuse
+from tests.storage.operations.queries.helpers import refuse
 
 STRANGER = "22222222-2222-4222-8222-222222222222"
 
