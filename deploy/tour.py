@@ -1,7 +1,7 @@
-"""The tour of ./deploy/quickstart: starts `up`, plays Redox against it, shows what came of it, serves until stopped.
+"""The tour of ./deploy/quickstart: starts `up`, simulates Redox, shows the results, and serves until stopped.
 
-May not do anything that an operator could not type: every step is a command that is shown, but for two requests of
-somebody who is not Redox. Changes nothing outside of the data directory and the log beside it.
+Must not do anything that an operator could not type: every step is a command that is shown, except two requests of a
+sender that is not Redox. Changes nothing outside of the data directory and the log next to it.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ DONE_SECONDS: Final = 60.0
 
 
 class Failed(Exception):
-    """Something was not as it should be."""
+    """A step of the tour failed."""
 
 
 class Tour:
-    """The steps, on one data directory."""
+    """The steps of the tour, on one data directory."""
 
     def __init__(self, data_dir: Path, *, once: bool) -> None:
         self.data_dir, self.once = data_dir, once
@@ -66,7 +66,7 @@ class Tour:
 
     @contextmanager
     def up(self) -> Iterator[subprocess.Popen[str]]:
-        """`up`, ready; stopped at the end. Raises Failed with the end of its log when it does not come up."""
+        """Run `up` while the block runs. Raises Failed with the end of its log if it does not start."""
         binds = [f"127.0.0.1:{0 if self.once or not _free(port) else port}" for port in (8080, 8081)]
         self.data_dir.parent.mkdir(parents=True, exist_ok=True)
         arguments = ["up", "--bind", binds[0], "--admin-bind", binds[1]]
@@ -75,25 +75,25 @@ class Tour:
             process = subprocess.Popen(
                 [COMMAND, *arguments], stdout=subprocess.PIPE, stderr=log, text=True, env=self.environment
             )
-        told = False
+        stopped = False
 
         def stop(*_: object) -> None:
-            nonlocal told
-            if not told:  # told twice, it would kill what does not end at once
-                told = True
+            nonlocal stopped
+            if not stopped:  # a second signal would kill what does not end at once
+                stopped = True
                 process.terminate()
 
         signal.signal(signal.SIGTERM, stop)
         try:
             assert process.stdout is not None
-            said = process.stdout.readline()
-            if not said.startswith("ready "):
+            ready_line = process.stdout.readline()
+            if not ready_line.startswith("ready "):
                 raise Failed("\n".join(["it did not start:", *self.log.read_text().splitlines()[-5:]]))
-            self.url = said.split()[1]
-            click.echo(said.rstrip())
+            self.url = ready_line.split()[1]
+            click.echo(ready_line.rstrip())
             yield process
         except KeyboardInterrupt:  # which the whole terminal has had, `up` too
-            told = True
+            stopped = True
         finally:
             stop()
             process.wait()
@@ -105,7 +105,7 @@ class Tour:
             raise Failed(f"redox-receiver {arguments[0]} failed")
 
     def ask(self, *arguments: str) -> Any:
-        """What a command says with --json. Raises Failed."""
+        """Return the document of a command with --json. Raises Failed."""
         done = subprocess.run(
             [COMMAND, *arguments, "--json"], env=self.environment, stdout=subprocess.PIPE, check=False
         )
@@ -114,7 +114,7 @@ class Tour:
         return json.loads(done.stdout)
 
     def register(self) -> None:
-        """A destination with a token, a source, and the example's handlers, as a development destination has them."""
+        """Register a development destination with a token, a source and the example's handlers."""
         if not self.token_file.exists():
             self.command(
                 "destination", "add", DESTINATION, "--environment", "development", "--token-out", str(self.token_file)
@@ -122,7 +122,7 @@ class Tour:
         self.command("source", "add", DESTINATION, SOURCE, "--name", "Example Hospital")
 
     def speak(self) -> None:
-        """A key to speak to Redox with, signed by a key of our own, and the destination that replies with it."""
+        """Add an API key for Redox, with a signing key of our own, and let the destination reply with it."""
         known = bool(self.ask("outbound", "key", "list"))
         if not known:
             self.command("signing-key", "new")
@@ -144,7 +144,7 @@ class Tour:
         self.command("destination", "set", DESTINATION, "--reply-with", DESTINATION)
 
     def refuse(self) -> None:
-        """Two who must be refused. Raises Failed when they are not."""
+        """Send two requests that must be refused. Raises Failed if one is not."""
         target = AttackTarget(
             base_url=self.url, destination=DESTINATION, token=self.token_file.read_text().strip(), source_id=SOURCE
         )
@@ -157,7 +157,7 @@ class Tour:
                     raise Failed(f"{each.name}: {wrong}")
 
     def play(self) -> None:
-        """Redox: the handshake, messages, duplicates, a query; and its API, to which a handler answers."""
+        """Simulate Redox: the handshake, messages, duplicates, a query, and the API to which a handler sends."""
         kinds = [part for kind in KINDS for part in ("--kind", kind)]
         self.command(
             "simulate",
@@ -175,7 +175,7 @@ class Tour:
         )
 
     def show(self) -> None:
-        """What came of it, and the proof. Raises Failed when deliveries do not succeed, or something is missing."""
+        """Show the results, and verify the audit log. Raises Failed if a delivery fails or a message is missing."""
         until = time.monotonic() + DONE_SECONDS
         while self.ask("deliveries", "list", "--state", "pending"):
             if time.monotonic() > until:
@@ -195,7 +195,7 @@ class Tour:
             raise Failed(f"the audit lacks {missing}")
 
     def next_steps(self) -> None:
-        """What to type next."""
+        """Print the commands to try next."""
         data_dir, receiver, token = (shlex.quote(str(path)) for path in (self.data_dir, COMMAND, self.token_file))
         for line in (
             "",
@@ -232,7 +232,7 @@ def _free_port() -> int:
 
 
 def main() -> int:
-    """The exit status: 0 when all was as it should be."""
+    """Run the tour. Returns the exit status: 0 if every step succeeded."""
     parser = argparse.ArgumentParser(prog="deploy/quickstart", description="Show what redox-receiver does.")
     parser.add_argument("--once", action="store_true", help="stop when the tour is over")
     parser.add_argument(

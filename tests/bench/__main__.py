@@ -19,7 +19,7 @@ from receiver.database.embedded.binaries import binaries
 from tests.bench import machine, report
 from tests.bench.bodies import SIZES
 from tests.bench.measure import Bench, Plan
-from tests.bench.targets import NAMES, NODE, Testbed
+from tests.bench.targets import NAMES, NODE, Workbench
 
 PARTS = ("closed", "refused", "open", "memory")
 CONNECTIONS = (1, 16, 64)
@@ -35,9 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     plan = _plan(options)
     versions = machine.describe(_versions())
     began = datetime.now(UTC)
-    with Testbed() as testbed:
+    with Workbench() as workbench:
         results = Bench(
-            testbed, plan, lambda line: print(f"{datetime.now(UTC):%H:%M:%S} {line}", file=sys.stderr)
+            workbench, plan, lambda line: print(f"{datetime.now(UTC):%H:%M:%S} {line}", file=sys.stderr)
         ).run()
     if options.json is not None:
         document = {

@@ -31,7 +31,7 @@ from receiver.server.process_tuning import freeze_heap
 from receiver.storage.accept.ledger import MessageLedger
 from receiver.storage.registry import loader
 from tests.bench.bodies import Ids, of_size
-from tests.bench.targets import ROOT, Database, Receiver, Testbed
+from tests.bench.targets import ROOT, Database, Receiver, Workbench
 
 QUOTA = 100_000_000
 MESSAGES = 1_000
@@ -93,8 +93,8 @@ class Accepting:
 class Tree:
     """A checkout whose code accepts messages, in a process of its own."""
 
-    def __init__(self, path: Path, testbed: Testbed, name: str) -> None:
-        command = [sys.executable, "-P", "-m", "tests.bench.accept", "--serve", str(testbed.root), name]
+    def __init__(self, path: Path, workbench: Workbench, name: str) -> None:
+        command = [sys.executable, "-P", "-m", "tests.bench.accept", "--serve", str(workbench.root), name]
         self._process = subprocess.Popen(
             command,
             cwd=path,
@@ -106,7 +106,7 @@ class Tree:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._in, self._out = self._process.stdin, self._process.stdout
-        self._site = testbed
+        self._site = workbench
         if self._out.readline() != "ready\n":
             raise RuntimeError(f"the process of {path} ended")
 
@@ -166,10 +166,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     found: defaultdict[tuple[int, Path], list[Figures]] = defaultdict(list)
     paths = [ROOT, *(path.resolve() for path in options.against)]
-    with Testbed() as testbed, ExitStack() as stack:
+    with Workbench() as workbench, ExitStack() as stack:
         trees = {}
         for number, path in enumerate(paths):
-            trees[path] = Tree(path, testbed, f"tree_{number}")
+            trees[path] = Tree(path, workbench, f"tree_{number}")
             stack.callback(trees[path].end)
         for number in range(options.rounds + 1):
             for together in map(int, options.together.split(",")):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from tests.bench import machine
 from tests.bench.bodies import of_size
 from tests.bench.load import Sent
-from tests.bench.targets import Database, Receiver, Server, Testbed, await_answer
+from tests.bench.targets import Database, Receiver, Server, Workbench, await_answer
 from tests.support.waiting import until
 
 TABLES = ("messages", "message_keys", "payloads", "deliveries", "delivery_attempts", "audit_events", "patient_digests")
@@ -82,9 +82,9 @@ def _sizes(database: Database) -> tuple[dict[str, int], dict[str, int], int]:
     )
 
 
-def measure(testbed: Testbed, *, receivers: int, workers: int, seconds: float) -> tuple[Cost, str, int]:
+def measure(workbench: Workbench, *, receivers: int, workers: int, seconds: float) -> tuple[Cost, str, int]:
     """Return the cost of a message, a description of the run, and how many deliveries ran wrong."""
-    receiver = testbed.receiver
+    receiver = workbench.receiver
     destinations = [f"clinic-{number}" for number in range(DESTINATIONS)]
     for name in destinations:
         receiver.add(name)
@@ -103,7 +103,7 @@ def measure(testbed: Testbed, *, receivers: int, workers: int, seconds: float) -
         receiver.database.execute("CHECKPOINT")
         disk, rows, wal = _sizes(receiver.database)
         before = [machine.cpu_seconds(*(each.process.pid for each in group)) for group in (servers, hands)]
-        postgres = testbed.database_cpu()
+        postgres = workbench.database_cpu()
         began = time.monotonic()
         sent = _load(receiver, servers, destinations, seconds)
         accepted = time.monotonic() - began
@@ -115,7 +115,7 @@ def measure(testbed: Testbed, *, receivers: int, workers: int, seconds: float) -
             interval=0.1,
         )
         after = [machine.cpu_seconds(*(each.process.pid for each in group)) for group in (servers, hands)]
-        postgres = testbed.database_cpu() - postgres
+        postgres = workbench.database_cpu() - postgres
         disk_after, rows_after, wal_after = _sizes(receiver.database)
     count = rows_after["messages"] - rows["messages"]
     wrong = receiver.database.value(_WRONG) + sum(each.wrong + each.broken for each in sent)
@@ -166,9 +166,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=10.0, help="of sending")
     options = parser.parse_args(arguments)
-    with Testbed() as testbed:
+    with Workbench() as workbench:
         cost, words, wrong = measure(
-            testbed, receivers=options.receivers, workers=options.workers, seconds=options.seconds
+            workbench, receivers=options.receivers, workers=options.workers, seconds=options.seconds
         )
         print(words, *table(cost), sep="\n")
     return 1 if wrong else 0

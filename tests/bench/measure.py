@@ -17,7 +17,7 @@ import psutil
 from tests.bench import load, machine
 from tests.bench.bodies import Body, entries, media, of_size
 from tests.bench.load import Sent
-from tests.bench.targets import OURS, Measured, Missing, PgBench, Server, Target, Testbed, await_answer
+from tests.bench.targets import OURS, Measured, Missing, PgBench, Server, Target, Workbench, await_answer
 
 MB: Final = 1_000_000
 LARGEST: Final = 40 * MB
@@ -95,10 +95,10 @@ class Results:
 
 
 class Bench:
-    """Runs a plan on a testbed."""
+    """Runs a plan on a workbench."""
 
-    def __init__(self, testbed: Testbed, plan: Plan, tell: Tell) -> None:
-        self._site = testbed
+    def __init__(self, workbench: Workbench, plan: Plan, tell: Tell) -> None:
+        self._site = workbench
         self._plan = plan
         self._tell = tell
         self.results = Results()

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from tests.bench.bodies import of_size
-from tests.bench.targets import ROOT, Receiver, Server, Testbed, await_answer
+from tests.bench.targets import ROOT, Receiver, Server, Workbench, await_answer
 
 CONNECTIONS = 64
 Figures = tuple[float, float, float, float]
@@ -54,16 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for threads in options.threads.split(",")
     ]
     found: defaultdict[tuple[int, int], list[Figures]] = defaultdict(list)
-    with Testbed() as testbed:
+    with Workbench() as workbench:
         for _ in range(options.rounds):
             for processes, threads in grid:
-                with gunicorn(testbed.receiver, processes, threads) as server:
-                    target = testbed.receiver.target("gunicorn", server)
+                with gunicorn(workbench.receiver, processes, threads) as server:
+                    target = workbench.receiver.target("gunicorn", server)
                     await_answer(target)
-                    kept, cpu = testbed.receiver.kept(), target.cpu_seconds() + testbed.database_cpu()
+                    kept, cpu = workbench.receiver.kept(), target.cpu_seconds() + workbench.database_cpu()
                     sent = target.closed_loop(of_size("4 KB"), connections=CONNECTIONS, seconds=options.seconds)
-                    cpu = target.cpu_seconds() + testbed.database_cpu() - cpu
-                    kept = testbed.receiver.kept() - kept
+                    cpu = target.cpu_seconds() + workbench.database_cpu() - cpu
+                    kept = workbench.receiver.kept() - kept
                 if sent.wrong or sent.broken or kept < sent.answered:
                     print(f"{processes} x {threads}: {sent}, kept {kept}")
                     return 1

@@ -356,7 +356,7 @@ class Receiver:
 Measured = Target | PgBench
 
 
-class Testbed:
+class Workbench:
     """The cluster and the targets that use it. `of` starts a target at its first use; all end with the block.
 
     `cluster`: a running one, for tests. By default a new one, with synchronous_commit and fsync on.
@@ -448,35 +448,37 @@ def await_answer(target: Target) -> None:
 _STOCK: Final = ("--worker-class", "gthread", "--workers", "2", "--threads", "16", "--keep-alive", "75")
 
 
-def _nothing(testbed: Testbed, name: str, *arguments: str) -> Target:
-    return Target(name=name, server=testbed.gunicorn(name, *arguments))
+def _nothing(workbench: Workbench, name: str, *arguments: str) -> Target:
+    return Target(name=name, server=workbench.gunicorn(name, *arguments))
 
 
-def _orm(testbed: Testbed) -> Target:
-    database, token = testbed.inbox("orm"), secrets.token_hex(32)
-    server = testbed.gunicorn(
+def _orm(workbench: Workbench) -> Target:
+    database, token = workbench.inbox("orm"), secrets.token_hex(32)
+    server = workbench.gunicorn(
         "orm", *_STOCK, "tests.bench.plain_orm:app", BENCH_TOKEN=token, BENCH_DATABASE=database.url
     )
     return Target(name="orm", server=server, headers={"verification-token": token}, inbox=database)
 
 
-def _orm_work(testbed: Testbed) -> Target:
-    database, token = testbed.same_work("orm_work"), secrets.token_hex(32)
-    server = testbed.gunicorn(
+def _orm_work(workbench: Workbench) -> Target:
+    database, token = workbench.same_work("orm_work"), secrets.token_hex(32)
+    server = workbench.gunicorn(
         "orm-work", *_STOCK, "tests.bench.same_work:app", BENCH_TOKEN=token, BENCH_DATABASE=database.url, **_keys()
     )
     return Target(name="orm-work", server=server, headers={"verification-token": token}, inbox=database, tables=_FILLED)
 
 
-def _node(testbed: Testbed, framework: str) -> Target:
-    return _on_node(testbed, framework, framework, testbed.inbox)
+def _node(workbench: Workbench, framework: str) -> Target:
+    return _on_node(workbench, framework, framework, workbench.inbox)
 
 
-def _fastify_work(testbed: Testbed) -> Target:
-    return replace(_on_node(testbed, "fastify-work", "work", testbed.same_work, **_keys()), tables=_FILLED)
+def _fastify_work(workbench: Workbench) -> Target:
+    return replace(_on_node(workbench, "fastify-work", "work", workbench.same_work, **_keys()), tables=_FILLED)
 
 
-def _on_node(testbed: Testbed, name: str, program: str, made: Callable[[str], Database], **environment: str) -> Target:
+def _on_node(
+    workbench: Workbench, name: str, program: str, made: Callable[[str], Database], **environment: str
+) -> Target:
     if not (NODE / "node_modules").is_dir():
         raise Missing("node, npm, or their packages (npm ci in tests/bench/node)")
     database, token = made(name.replace("-", "_")), secrets.token_hex(32)
@@ -488,8 +490,8 @@ def _on_node(testbed: Testbed, name: str, program: str, made: Callable[[str], Da
         "BENCH_PGDATABASE": database.name,
         "NODE_ENV": "production",
     }
-    server = testbed.enter(
-        NodeServer(lambda _: ["node", str(NODE / "server.js"), program], environment, testbed.root / f"{name}.log")
+    server = workbench.enter(
+        NodeServer(lambda _: ["node", str(NODE / "server.js"), program], environment, workbench.root / f"{name}.log")
     )
     return Target(name=name, server=server, headers={"verification-token": token}, inbox=database)
 
@@ -499,14 +501,16 @@ def _keys() -> dict[str, str]:
     return {"BENCH_PAYLOAD_KEY": secrets.token_hex(32), "BENCH_MAC_KEY": secrets.token_hex(32)}
 
 
-def _asgi_mode(testbed: Testbed) -> Target:
-    return testbed.receiver.target("asgi-mode", testbed.enter(testbed.receiver.serve("asgi-mode", server_mode="asgi")))
+def _asgi_mode(workbench: Workbench) -> Target:
+    return workbench.receiver.target(
+        "asgi-mode", workbench.enter(workbench.receiver.serve("asgi-mode", server_mode="asgi"))
+    )
 
 
-_MAKERS: Final[Mapping[str, Callable[[Testbed], Measured]]] = {
-    "wsgi": lambda testbed: _nothing(testbed, "wsgi", *_STOCK, "tests.bench.nothing:application"),
-    "asgi": lambda testbed: _nothing(
-        testbed,
+_MAKERS: Final[Mapping[str, Callable[[Workbench], Measured]]] = {
+    "wsgi": lambda workbench: _nothing(workbench, "wsgi", *_STOCK, "tests.bench.nothing:application"),
+    "asgi": lambda workbench: _nothing(
+        workbench,
         "asgi",
         "--worker-class",
         "uvicorn_worker.UvicornWorker",
@@ -514,15 +518,15 @@ _MAKERS: Final[Mapping[str, Callable[[Testbed], Measured]]] = {
         "2",
         "tests.bench.nothing:asgi_application",
     ),
-    "flask": lambda testbed: _nothing(testbed, "flask", *_STOCK, "tests.bench.nothing:flask_app"),
-    "pgbench": lambda testbed: PgBench(testbed.inbox("pgbench"), testbed.root),
+    "flask": lambda workbench: _nothing(workbench, "flask", *_STOCK, "tests.bench.nothing:flask_app"),
+    "pgbench": lambda workbench: PgBench(workbench.inbox("pgbench"), workbench.root),
     "orm": _orm,
     "orm-work": _orm_work,
-    "express": lambda testbed: _node(testbed, "express"),
-    "fastify": lambda testbed: _node(testbed, "fastify"),
+    "express": lambda workbench: _node(workbench, "express"),
+    "fastify": lambda workbench: _node(workbench, "fastify"),
     "fastify-work": _fastify_work,
-    "flask-mode": lambda testbed: testbed.receiver.target("flask-mode", testbed.flask_mode),
-    "hmac": lambda testbed: testbed.receiver.target("hmac", testbed.flask_mode, "hmac"),
+    "flask-mode": lambda workbench: workbench.receiver.target("flask-mode", workbench.flask_mode),
+    "hmac": lambda workbench: workbench.receiver.target("hmac", workbench.flask_mode, "hmac"),
     "asgi-mode": _asgi_mode,
 }
 # Their descriptions, in the order in which they are measured.

@@ -22,7 +22,7 @@ from receiver.simulator.signer import Signer
 from tests.bench import load, report
 from tests.bench.bodies import HOLE, SIZES, Ids, of_size, signatures
 from tests.bench.measure import WRONG, Bench, Plan, Results, Sample
-from tests.bench.targets import SAYS, Missing, Target, Testbed
+from tests.bench.targets import SAYS, Missing, Target, Workbench
 from tests.support.machine import SOURCE
 from tests.support.postgres import session_cluster
 
@@ -30,13 +30,13 @@ needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not o
 
 
 @pytest.fixture(scope="module")
-def testbed() -> Iterator[Testbed]:
-    with Testbed(session_cluster()) as made:
+def workbench() -> Iterator[Workbench]:
+    with Workbench(session_cluster()) as made:
         yield made
 
 
 @needs_wrk
-def test_a_plan_is_run(testbed: Testbed) -> None:
+def test_a_plan_is_run(workbench: Workbench) -> None:
     printed: list[str] = []
     plan = Plan(
         targets=["orm"],
@@ -48,12 +48,12 @@ def test_a_plan_is_run(testbed: Testbed) -> None:
         messages=0,
         largest=(),
     )
-    results = Bench(testbed, plan, printed.append).run()
+    results = Bench(workbench, plan, printed.append).run()
     assert not results.faults
     closed, opened = results.samples
     assert (closed.part, closed.load, opened.part, opened.load) == ("closed", 4, "open", 50)
     assert all(each.rate > 0 and each.p50 > 0 and each.server_cpu > 0 for each in results.samples)
-    target = testbed.of("orm")
+    target = workbench.of("orm")
     assert target.inbox is not None
     # The table was emptied before the open loop, which waits for every answer: a hundred, each with its own id.
     # Some of the four that were cut before may have arrived later.
@@ -63,8 +63,8 @@ def test_a_plan_is_run(testbed: Testbed) -> None:
 
 
 @needs_wrk
-def test_what_is_refused_is_not_counted_as_taken(testbed: Testbed) -> None:
-    target = testbed.of("orm")
+def test_what_is_refused_is_not_counted_as_taken(workbench: Workbench) -> None:
+    target = workbench.of("orm")
     assert isinstance(target, Target)
     target.empty()
     stranger = replace(target, headers=WRONG)
@@ -138,10 +138,10 @@ def test_goals_are_judged_by_the_median_of_the_rounds() -> None:
 
 
 @pytest.mark.parametrize("name", ["orm-work", "fastify-work"])
-def test_those_that_do_the_same_work_do_it(testbed: Testbed, name: str) -> None:
+def test_those_that_do_the_same_work_do_it(workbench: Workbench, name: str) -> None:
     """They check token and source, find duplicates, seal the payload, create a delivery, and chain the audit."""
     try:
-        target = testbed.of(name)
+        target = workbench.of(name)
     except Missing as exc:
         pytest.skip(str(exc))
     assert isinstance(target, Target)

@@ -20,8 +20,8 @@ def events(plan: NoticePlan, conditions: list[Condition], now: float) -> list[st
 def test_a_condition_that_lasts() -> None:
     """It is said at the second look, again after `repeat`, and resolved when two looks have missed it."""
     plan, found = NoticePlan(repeat=REPEAT), [condition()]
-    said = [events(plan, found, minute * 60.0) for minute in range(4)]
-    assert said == [[], ["opened"], [], []]
+    mail = [events(plan, found, minute * 60.0) for minute in range(4)]
+    assert mail == [[], ["opened"], [], []]
     assert events(plan, found, 60 + REPEAT - 1) == []
     assert events(plan, found, 60 + REPEAT) == ["reminder"]
     assert [events(plan, [], 60 + REPEAT + minute) for minute in (1, 2, 3)] == [[], ["resolved"], []]

@@ -36,10 +36,10 @@ class TestDepth:
     def test_the_limit_itself_is_allowed(self, opening: bytes, closing: bytes) -> None:
         """MAX_DEPTH levels are accepted, one more is not, with any other content."""
         levels = MAX_DEPTH // (opening.count(b"[") + opening.count(b"{"))
-        beside = b'["\\n","[[\\"","\\\\",' + b"[]," * MAX_DEPTH
+        others = b'["\\n","[[\\"","\\\\",' + b"[]," * MAX_DEPTH
         assert not _too_deep(opening * levels + b"0" + closing * levels)
-        assert not _too_deep(beside + opening * (levels - 1) + b"0" + closing * (levels - 1) + b"]")
-        assert _too_deep(beside + opening * levels + b"0" + closing * levels + b"]")
+        assert not _too_deep(others + opening * (levels - 1) + b"0" + closing * (levels - 1) + b"]")
+        assert _too_deep(others + opening * levels + b"0" + closing * levels + b"]")
 
     @pytest.mark.parametrize("text", [b"[" * 100_000, b'{"a":' * 5_000, b"]" * 500 + b"[" * 10_000, b'"' + b"[" * 300])
     def test_bytes_that_are_not_json(self, text: bytes) -> None:

@@ -19,8 +19,8 @@ from tests.protocol.made_up import SOURCE
 _META = {"DataModel": "PatientAdmin", "EventType": "Arrival"}
 
 
-def _body(meta: dict[str, Any], **beside: Any) -> bytes:
-    return json.dumps({"Meta": {**_META, **meta}, **beside}).encode()
+def _body(meta: dict[str, Any], **extra: Any) -> bytes:
+    return json.dumps({"Meta": {**_META, **meta}, **extra}).encode()
 
 
 def _fhir(header: dict[str, Any], *others: dict[str, Any]) -> bytes:

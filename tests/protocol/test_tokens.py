@@ -430,18 +430,18 @@ class TestAssertion:
     def test_only_for_this_endpoint(self) -> None:
         """An assertion that names another audience too is refused, unless the credential allows it.
 
-        RFC 7523 3 takes it; but whoever that audience is could present the assertion here.
+        RFC 7523 3 allows it, but the other audience could present the assertion here.
         """
         for aud in (_URL, [_URL], [_URL, _URL]):
             assert _granted(_assertion(aud=aud)).credential == 2
         both = ["https://other.example/token", _URL]
         assert _denied(_assertion(aud=both)) == ("invalid_client", "jwt_audience_not_alone")
         assert _granted(_assertion(aud=both), at=_at(_smart(audiences=(*both,)))).credential == 2
-        told = _at(_smart(other_audiences=True))
-        assert _granted(_assertion(aud=both), at=told).credential == 2
+        reply = _at(_smart(other_audiences=True))
+        assert _granted(_assertion(aud=both), at=reply).credential == 2
         nobody: list[Any] = [[], both[:1], [7], [[_URL]], {}]
         for wrong in nobody:
-            for at in (_at(), told):
+            for at in (_at(), reply):
                 assert _denied(_assertion(aud=wrong), at=at) == ("invalid_client", "jwt_audience_wrong")
 
     def test_by_the_client_s_secret_or_public_key(self) -> None:

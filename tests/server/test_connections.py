@@ -140,18 +140,18 @@ def flooded(server: Server) -> Iterator[Callable[[], int]]:
 
 @pytest.mark.parametrize("source", ["127.0.0.2", "127.0.0.1"])
 def test_a_flood_that_asks_for_nothing(site: Site, server: Server, source: str) -> None:
-    """Beside 2,600 idle or half-headed connections of one address, and more all the while, each true message is
-    answered 200, and as soon as without them, from another address or from the same.
+    """With 2,600 idle or half-open requests from one address, and more all the time, each authentic message is answered
+    200 as fast as without them, from another address or from the same.
     """
     if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 2 * FLOOD:
         pytest.skip("too few descriptors")
     alone = p99(site, server, source)
     with flooded(server) as made:
         before = made()
-        beside = p99(site, server, source)
+        meanwhile = p99(site, server, source)
         assert made() > before
-    print(f"{source}: p99 {alone * 1000:.0f} ms alone, {beside * 1000:.0f} ms beside {made()} connections")
-    assert beside < 0.25 + alone  # a quarter of a second, on a machine that does nothing else
+    print(f"{source}: p99 {alone * 1000:.0f} ms alone, {meanwhile * 1000:.0f} ms with {made()} connections")
+    assert meanwhile < 0.25 + alone  # a quarter of a second, on a machine that does nothing else
 
 
 def p99(site: Site, server: Server, source: str) -> float:

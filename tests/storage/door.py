@@ -38,7 +38,7 @@ def body(
     source: str = SOURCE,
     **meta: Any,
 ) -> bytes:
-    """A message; `log` is the key it is a duplicate by, `outside` what stands beside Meta."""
+    """Return a message. `log`: its log id, which makes it a duplicate. `outside`: its content outside of Meta."""
     model, _, event = kind.partition(".")
     head: dict[str, Any] = {"DataModel": model, "EventType": event, "Test": False, "Source": {"ID": source}, **meta}
     if log is not None:

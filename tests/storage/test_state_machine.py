@@ -1,4 +1,4 @@
-"""Ledger, lanes and corrections in any order of events, beside a model of what they promise.
+"""Ledger, lanes and corrections in any order of events, compared with a model of what they promise.
 
 Hypothesis makes up what happens: messages and repeats of them come, workers claim, begin, end, vanish and come back too
 late, operators hold, retry, skip, replay and pause. After each step the rows are what the model says.
@@ -217,7 +217,7 @@ class Promised(RuleBasedStateMachine):
         assert [each.id for each in found] == [each.id for each in self.pending(name) if able]
         head = next(iter(self.pending(name)), None)
         if head is None or any(each == fence for _, each, _, _ in self.running):
-            return  # whoever holds a lane runs one after another
+            return  # a lane runs one delivery after another
         attempt = outcomes.start(self.connection, fence, head.id)
         assert attempt == (head.attempts + 1 if able else None)
         if attempt is not None:

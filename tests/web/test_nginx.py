@@ -51,9 +51,9 @@ def nginx(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.mark.parametrize("mutual", [False, True])
 def test_the_configuration_is_valid(tmp_path: Path, mutual: bool) -> None:
     """`nginx -t` reports no warning, with and without mutual TLS."""
-    said = proxies.judged(tmp_path, proxies.with_mutual_tls(tmp_path, SECRET) if mutual else {})
-    assert "test is successful" in said
-    assert not re.search(r"\[(warn|error|crit|alert|emerg)\]", said)
+    output = proxies.judged(tmp_path, proxies.with_mutual_tls(tmp_path, SECRET) if mutual else {})
+    assert "test is successful" in output
+    assert not re.search(r"\[(warn|error|crit|alert|emerg)\]", output)
 
 
 def test_the_receiver_keeps_connections_longer() -> None:
@@ -259,7 +259,7 @@ def test_mutual_tls(site: Site, server: Server, tmp_path: Path) -> None:
 
 
 @contextmanager
-def beside(server: Server, directory: Path, other: int) -> Iterator[Nginx]:
+def meanwhile(server: Server, directory: Path, other: int) -> Iterator[Nginx]:
     """nginx in front of two hosts: one at port `other`, and a running receiver."""
     upstream = f"server 127.0.0.1:{server.port} max_fails=0;"
     with proxying(
@@ -272,7 +272,7 @@ def test_a_host_that_does_not_run(site: Site, server: Server, tmp_path: Path) ->
     """If one of two hosts does not run, the other answers every message 200."""
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         port = nobody.getsockname()[1]
-    with beside(server, tmp_path, port) as nginx:
+    with meanwhile(server, tmp_path, port) as nginx:
         assert [nginx.ask(sent(site)).status for _ in range(40)] == 40 * [200]
 
 
@@ -314,7 +314,7 @@ def test_a_host_that_dies_while_it_reads_a_message(
 ) -> None:
     """It has read nothing, a part of the head, or a part of the body: the other answers 200 and records it once."""
     body = message(Extra=(2 * MIB if after == MIB else 10) * "x")
-    with dying(after, reset=reset) as (port, took), beside(server, tmp_path, port) as nginx:
+    with dying(after, reset=reset) as (port, took), meanwhile(server, tmp_path, port) as nginx:
         while not took or sum(took) < after:
             assert nginx.ask(sent(site, body)).status == 200
         assert nginx.ask(sent(site, body)).status == 200
@@ -324,7 +324,7 @@ def test_a_host_that_dies_while_it_reads_a_message(
 def test_a_host_that_dies_after_it_has_recorded_a_message(site: Site, server: Server, tmp_path: Path) -> None:
     """It dies between COMMIT and reply: the other host answers 200 for a duplicate, and the message is stored once."""
     failing = {"RECEIVER_FAILPOINTS": "ledger.committed=kill", "RECEIVER_TRUSTED_PROXIES": ADDRESS}
-    with serving(site.directory, site.environment | failing) as other, beside(server, tmp_path, other.port) as nginx:
+    with serving(site.directory, site.environment | failing) as other, meanwhile(server, tmp_path, other.port) as nginx:
         bodies = [message() for _ in range(8)]
         for body in bodies:
             until(lambda: other.process.poll() is None and _alive(other))

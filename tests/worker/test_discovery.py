@@ -108,20 +108,20 @@ def test_what_cannot_be_loaded(install: Install, source: str, point: str, says: 
 
 
 @pytest.mark.parametrize(
-    ("source", "place", "told", "hidden"),
+    ("source", "place", "expected", "hidden"),
     [
         ("x = 1\nraise RuntimeError('password canary')", "bad:2", "RuntimeError", "canary"),
         ("import no_such_library", "bad:1", "No module named 'no_such_library'", None),
         ("x = 1\ndef broken(:\n", r"/bad\.py:2", "SyntaxError", None),
     ],
 )
-def test_where_an_import_failed(install: Install, source: str, place: str, told: str, hidden: str | None) -> None:
+def test_where_an_import_failed(install: Install, source: str, place: str, expected: str, hidden: str | None) -> None:
     """A failure names its place in the plugin. Its summary, for logs, quotes only the text of Python's own errors."""
     install("bad", "bad", source, bad="bad:bad")
 
     [failure] = discovery.load_handlers({"bad"}, ()).failures
     assert re.search(place, failure.place or "")
-    assert told in failure.summary
+    assert expected in failure.summary
     assert hidden is None or (hidden in failure.message and hidden not in failure.summary + repr(failure))
 
 

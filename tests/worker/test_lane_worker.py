@@ -56,10 +56,10 @@ def test_many_dead_pause_the_handler(working: World, place: str) -> None:
     assert until(paused, "it is paused") == [{"pause_reason": "many_dead:ValueError"}]
     sent.until_states("dead", "dead", "dead", "dead", "pending", "pending")
 
-    [told] = working.rows(
+    [problem] = working.rows(
         "SELECT actor, subject FROM audit_events WHERE action = 'handler.pause' AND destination = :place", place=place
     )
-    assert told["actor"].startswith("worker:")
+    assert problem["actor"].startswith("worker:")
     assert sent.deliveries()[4]["attempts"] == 0
     working.execute("DELETE FROM deliveries WHERE id = :id", id=sent.deliveries()[4]["id"])
     working.registration.resume_handler("fragile", datetime.now(UTC), destination=place)

@@ -84,10 +84,10 @@ def test_a_handler_answers_a_message(speaking: World, api: FakeRedoxApi) -> None
     assert (str(request["message_uuid"]), request["created_by"]) == (receipt.uuid, "handler:reply")
     assert (request["api_key"], request["kind"]) == ("ours", "Notes.New")
     assert api.processed[0]["Meta"]["Source"] == {"ID": "source-1"}
-    told = speaking.rows(
+    message = speaking.rows(
         "SELECT outcome, destination, message_uuid FROM audit_events WHERE action = 'outbound.send' ORDER BY id"
     )
-    assert told == [
+    assert message == [
         {"outcome": outcome, "destination": "lab", "message_uuid": request["message_uuid"]}
         for outcome in ("begun", "sent")
     ]
@@ -115,8 +115,10 @@ def test_a_call_at_once_is_on_record(speaking: World, api: FakeRedoxApi) -> None
     assert (asked["call"], asked["lane"], asked["created_by"]) == ("query", None, "handler:ask")
     assert {str(each["message_uuid"]) for each in (asked, kept)} == {receipt.uuid}
     assert b"Canary" not in asked["answer"]
-    told = speaking.rows("SELECT action, outcome, actor FROM audit_events WHERE action LIKE 'outbound.q%' ORDER BY id")
-    assert told == [
+    message = speaking.rows(
+        "SELECT action, outcome, actor FROM audit_events WHERE action LIKE 'outbound.q%' ORDER BY id"
+    )
+    assert message == [
         {"action": "outbound.query", "outcome": outcome, "actor": "handler:ask"} for outcome in ("begun", "sent")
     ]
     log = speaking.log_path.read_text()

@@ -43,9 +43,9 @@ def test_show_tells_where_it_failed(dead: list[int], run: Commands) -> None:
     found = run.json("deliveries", "show", str(dead[0]))
     assert [each["outcome"] for each in found["delivery_attempts"]] == ["failed"]
     assert found["error_frames"] == FRAMES
-    said = run("deliveries", "show", str(dead[0])).stdout
+    printed = run("deliveries", "show", str(dead[0])).stdout
     for shown in ("KeyError", *FRAMES, "hand-1"):
-        assert shown in said
+        assert shown in printed
     assert "deliveries list" in run.fails("deliveries", "show", "999")
 
 

@@ -53,8 +53,8 @@ def test_enable_binds_it_as_it_is_declared(door: Door, run: Commands, plugin: In
         "MR",
         True,
     )
-    told, *_ = run.json("audit", "list", "--action", "handler.enable")
-    assert (told["actor"], told["destination"]) == (ACTOR, "clinic")
+    shown, *_ = run.json("audit", "list", "--action", "handler.enable")
+    assert (shown["actor"], shown["destination"]) == (ACTOR, "clinic")
     assert by_name(run.json("handlers", "list"))["admissions"]["found"] is True
 
 
@@ -80,7 +80,7 @@ def test_pause_and_resume(door: Door, run: Commands) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "mends"),
+    ("command", "fixes"),
     [
         (("enable", "nobody", "--destination", "clinic"), "handlers list"),
         (("disable", "nobody", "--destination", "clinic"), "handlers list"),
@@ -88,9 +88,9 @@ def test_pause_and_resume(door: Door, run: Commands) -> None:
         (("resume", "nobody", "--destination", "clinic"), "handlers list"),
     ],
 )
-def test_one_that_is_not_there(door: Door, run: Commands, command: tuple[str, ...], mends: str) -> None:
+def test_one_that_is_not_there(door: Door, run: Commands, command: tuple[str, ...], fixes: str) -> None:
     """The error for an unknown handler says where to find the names."""
-    assert mends in run.fails("handlers", *command)
+    assert fixes in run.fails("handlers", *command)
 
 
 class TestCheck:
@@ -125,9 +125,9 @@ class TestCheck:
         # `enable` would refuse it: this is a plugin that has come to answer more since.
         door.enable(handler("search", role="responder", patterns=("Results.Query",)))
         monkeypatch.setenv("RECEIVER_HANDLERS", "clinic_code")
-        said = run("handlers", "check", status=1).stderr
-        assert "find" in said
-        assert "search" in said
+        printed = run("handlers", "check", status=1).stderr
+        assert "find" in printed
+        assert "search" in printed
 
     def test_without_a_database(self, plugin: Install, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         """Without a database and a keyring, as in continuous integration, every installed handler is imported.

@@ -61,9 +61,9 @@ class TestList:
         """An id is shown whole, with control characters escaped."""
         arrive(door, ledger, body(kind="PatientAdmin.Arrival"))
         door.rows("UPDATE messages SET source_id = E'\\x1b[2J\\u202e' || repeat('x', 150)")
-        said = run("messages", "list").stdout
-        assert rf"\x1b[2J\u202e{'x' * 150}" in said
-        assert "\x1b" not in said
+        printed = run("messages", "list").stdout
+        assert rf"\x1b[2J\u202e{'x' * 150}" in printed
+        assert "\x1b" not in printed
 
     def test_nothing(self, door: Door, run: Commands) -> None:
         """An unknown destination is an error."""
@@ -84,15 +84,15 @@ class TestShow:
         assert [each["handler"] for each in found["deliveries"]] == ["register"]
         assert [each["action"] for each in found["audit_events"]] == ["message.receive"]
         assert run.json("messages", "show", found["uuid"]) == found
-        for said in (run("messages", "show", number), run("messages", "show", number, "--json")):
-            assert "Ada" not in said.output
+        for printed in (run("messages", "show", number), run("messages", "show", number, "--json")):
+            assert "Ada" not in printed.output
 
     def test_the_payload_is_exact_and_audited(self, number: str, run: Commands) -> None:
         """stdout gets exactly the received bytes; the audit log gets the actor, the message and the reason."""
         done = run("messages", "show", number, "--payload", "--reason", WHY)
         assert done.stdout_bytes == body()
-        told, *_ = run.json("audit", "list", "--action", "message.disclose", "--notes", "--reason", "a review")
-        assert (told["actor"], told["subject"], told["note"]) == (ACTOR, f"messages:{number}", WHY)
+        shown, *_ = run.json("audit", "list", "--action", "message.disclose", "--notes", "--reason", "a review")
+        assert (shown["actor"], shown["subject"], shown["note"]) == (ACTOR, f"messages:{number}", WHY)
         assert run.json("messages", "show", number)["audit_events"][0]["action"] == "message.disclose"
 
     def test_the_payload_to_a_file(self, number: str, run: Commands, tmp_path: Path) -> None:
@@ -140,9 +140,9 @@ class TestShow:
         (number,) = arrive(door, ledger, b"\x1b]0;owned\x07 no json")
         words = ["messages", "show", str(number), "--payload", "--reason", "x"]
         code = f"from receiver.cli import main; main({words!r})"
-        said = seen_on_a_terminal(code)
-        assert r"\x1b]0;owned\x07 no json" in said
-        assert "\x1b]0;" not in said
+        printed = seen_on_a_terminal(code)
+        assert r"\x1b]0;owned\x07 no json" in printed
+        assert "\x1b]0;" not in printed
 
     def test_one_that_is_not_there(self, run: Commands) -> None:
         """The error for an unknown message names `messages list`."""
@@ -158,8 +158,14 @@ class TestCorrections:
         would = run("messages", "replay", "--destination", "clinic", "--dry-run", "--reason", WHY).stdout
         assert would == "would be replayed: 2 messages in 1 lane, 2 new deliveries\n"
         assert door.value("SELECT count(*) FROM deliveries") == 0
-        told = run.json("messages", "replay", "--destination", "clinic", "--reason", WHY)
-        assert (len(told["done"]), told["made"], told["left"], told["newer"], told["dry_run"]) == (2, 2, [], 0, False)
+        shown = run.json("messages", "replay", "--destination", "clinic", "--reason", WHY)
+        assert (len(shown["done"]), shown["made"], shown["left"], shown["newer"], shown["dry_run"]) == (
+            2,
+            2,
+            [],
+            0,
+            False,
+        )
         rows = run.json("audit", "list", "--action", "message.replay", "--notes", "--reason", "a review")
         assert [(each["actor"], each["note"]) for each in rows] == [(ACTOR, WHY)] * 2
 
@@ -188,8 +194,8 @@ class TestCorrections:
         done = run("messages", "release", "--destination", "clinic", "--reason", WHY, status=1)
         assert done.stdout == "released: 1 message in 1 lane, 1 new delivery\n"
         assert "stays in quarantine: not_json" in done.stderr
-        told = run.json("messages", "discard", "--quarantine-reason", "not_json", "--reason", WHY)
-        assert len(told["done"]) == 1
+        shown = run.json("messages", "discard", "--quarantine-reason", "not_json", "--reason", WHY)
+        assert len(shown["done"]) == 1
         assert run.json("messages", "list", "--state", "quarantined") == []
 
     @pytest.mark.parametrize("verb", ["replay", "release", "discard"])

@@ -95,9 +95,9 @@ class TestKeys:
             ("old", "legacy", None),
         ]
         assert found[1]["base_url"] == "https://api.ca.redoxengine.com"
-        said = keyed("outbound", "key", "list").stdout + json.dumps(found)
-        assert "canary" not in said
-        assert "PRIVATE" not in said
+        printed = keyed("outbound", "key", "list").stdout + json.dumps(found)
+        assert "canary" not in printed
+        assert "PRIVATE" not in printed
 
     def test_a_name_is_taken_once(self, keyed: Commands, files: Path) -> None:
         """A name that exists is an error; --replace replaces the key."""
@@ -134,9 +134,9 @@ class TestKeys:
     ) -> None:
         """Wrong usage has exit status 2; an invalid key has 1, with one line that quotes nothing of it."""
         monkeypatch.chdir(files)
-        said = run.fails("outbound", "key", "add", "x", "--environment", "development", *given, status=status)
+        printed = run.fails("outbound", "key", "add", "x", "--environment", "development", *given, status=status)
 
-        assert "Canary" not in said
+        assert "Canary" not in printed
         assert run.json("outbound", "key", "list") == []
 
     def test_a_destination_replies_with_it(self, keyed: Commands) -> None:
@@ -176,22 +176,22 @@ class TestKeys:
 class TestCalls:
     def test_token_tells_its_end_alone(self, keyed: Commands, api: FakeRedoxApi) -> None:
         """The end of a token is shown, the token never."""
-        said = keyed("outbound", "token").stdout + json.dumps(keyed.json("outbound", "token"))
-        assert "expires_at" in said
-        assert not any(token in said for token in api._tokens._grants)
+        printed = keyed("outbound", "token").stdout + json.dumps(keyed.json("outbound", "token"))
+        assert "expires_at" in printed
+        assert not any(token in printed for token in api._tokens._grants)
         api.register_oauth(KEY.client_id, {"keys": []})
         assert "kid" in keyed.fails("outbound", "token")
 
     def test_send(self, keyed: Commands, api: FakeRedoxApi, files: Path) -> None:
         """The bytes of the file are sent unchanged, with the source; the answer is written to a new file, mode 0600."""
         out = files / "answer.json"
-        told = call(keyed, "send", files / "message.json", out)
+        outcome = call(keyed, "send", files / "message.json", out)
         [request] = api.received("/endpoint")
 
         assert request.body == (files / "message.json").read_bytes()
         assert request.headers["redox-source-id"] == "source-1"
         assert stat.S_IMODE(out.stat().st_mode) == 0o600
-        assert told["log_ids"] == [json.loads(out.read_bytes())["Meta"]["Logs"][0]["ID"]]
+        assert outcome["log_ids"] == [json.loads(out.read_bytes())["Meta"]["Logs"][0]["ID"]]
 
     def test_query(self, keyed: Commands, files: Path) -> None:
         """The answer is written to the file, and not to the terminal."""
@@ -257,10 +257,10 @@ class TestCalls:
         """An error is one line without patient data, and the file for the answer is deleted."""
         api.refuse_next({"ID": 4711, "Text": "no Canary", "Type": "client", "Module": "Router"})
         out = files / "answer.json"
-        said = keyed.fails("outbound", "send", str(files / "message.json"), "--out", str(out), "--reason", "r")
+        printed = keyed.fails("outbound", "send", str(files / "message.json"), "--out", str(out), "--reason", "r")
 
-        assert "4711" in said
-        assert "Canary" not in said
+        assert "4711" in printed
+        assert "Canary" not in printed
         assert not out.exists()
         assert keyed.json("outbox", "list")[0]["error_class"] == "Rejected"
 
@@ -337,7 +337,7 @@ class TestOutbox:
 
     def test_show_writes_bodies_to_files(self, keyed: Commands, dead: int, files: Path) -> None:
         """Bodies are written to files with mode 0600, after an audit row with the reason."""
-        told = keyed.json(
+        outcome = keyed.json(
             "outbox",
             "show",
             str(dead),
@@ -349,12 +349,12 @@ class TestOutbox:
             "ticket 4711",
         )
 
-        assert (told["id"], told["error_class"]) == (dead, "Rejected")
+        assert (outcome["id"], outcome["error_class"]) == (dead, "Rejected")
         assert json.loads((files / "sent").read_bytes())["Meta"]["EventType"] == "Transfer"
         assert json.loads((files / "said").read_bytes())["Errors"][0]["text"] == "no Canary"
         assert {stat.S_IMODE((files / name).stat().st_mode) for name in ("sent", "said")} == {0o600}
-        [told] = keyed.json("audit", "list", "--action", "outbound.disclose")
-        assert (told["actor"], told["noted"]) == (ACTOR, True)
+        [outcome] = keyed.json("audit", "list", "--action", "outbound.disclose")
+        assert (outcome["actor"], outcome["noted"]) == (ACTOR, True)
         keyed.fails("outbox", "show", str(dead), "--request-out", str(files / "x"), status=2)
         keyed.fails("outbox", "show", str(dead), "--reason", "r", status=2)
         assert "outbox list" in keyed.fails("outbox", "show", "4711")
@@ -370,8 +370,8 @@ class TestOutbox:
         self.send(engine, keyring)
         assert keyed.json("outbox", "show", str(dead))["state"] == "sent"
         assert [each["Meta"]["EventType"] for each in api.processed] == ["Arrival", "Discharge", "Transfer"]
-        [told] = keyed.json("audit", "list", "--action", "outbound.retry")
-        assert (told["actor"], told["noted"], told["detail"]) == (
+        [outcome] = keyed.json("audit", "list", "--action", "outbound.retry")
+        assert (outcome["actor"], outcome["noted"], outcome["detail"]) == (
             ACTOR,
             True,
             {"was": "dead", "error_class": "Rejected"},
@@ -381,10 +381,10 @@ class TestOutbox:
         """A sent request, a direct call and one that does not exist are reported, and the exit status is 1."""
         call(keyed, "send", files / "message.json", files / "answer.json")
         direct = keyed.json("outbox", "list")[0]["id"]
-        told = keyed.json("outbox", "retry", "1", str(direct), "999", "--reason", "r", status=1)
+        outcome = keyed.json("outbox", "retry", "1", str(direct), "999", "--reason", "r", status=1)
 
-        assert told["done"] == []
-        assert {each["id"] for each in told["left"]} == {1, direct, 999}
+        assert outcome["done"] == []
+        assert {each["id"] for each in outcome["left"]} == {1, direct, 999}
         keyed.fails("outbox", "retry", "--reason", "r", status=2)
 
     def test_what_waits_goes_at_once(

@@ -25,7 +25,7 @@ def test_require_is_parsed(text: list[str], alternatives: tuple[set[str], ...]) 
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "described"),
     [
         ([], "(none)"),
         ([""], "(none)"),
@@ -37,11 +37,11 @@ def test_require_is_parsed(text: list[str], alternatives: tuple[set[str], ...]) 
         (["hmac token"], "hmac token"),
     ],
 )
-def test_an_invalid_require(text: list[str], said: str) -> None:
+def test_an_invalid_require(text: list[str], described: str) -> None:
     """An unknown kind, an empty one, and no alternative are refused; the error lists the kinds."""
     with pytest.raises(ValueError) as refused:
         parse_require(text)
-    assert f"unknown kind {said}" in str(refused.value)
+    assert f"unknown kind {described}" in str(refused.value)
     assert all(kind in str(refused.value) for kind in KINDS)
 
 

@@ -93,7 +93,7 @@ def test_a_batch_has_so_many_rows_and_bytes(door: Door, ledger: MessageLedger) -
     assert [row[0] for row in counts] == [1, 2]
 
 
-# --- duplicates within it, and beside it
+# --- duplicates in the same batch, and in another one
 
 
 def test_what_says_the_same_in_one_batch_is_written_once(door: Door, ledger: MessageLedger) -> None:
@@ -104,10 +104,10 @@ def test_what_says_the_same_in_one_batch_is_written_once(door: Door, ledger: Mes
     assert outcomes(futures) == ["accepted", "duplicate", "duplicate"]
     assert len({future.result().message_id for future in futures}) == 1
     assert door.value("SELECT count(*) FROM messages WHERE log_id = 'twice'") == 1
-    told = door.rows(
+    logged = door.rows(
         "SELECT outcome FROM audit_events WHERE message_uuid = :uuid ORDER BY n", uuid=futures[0].result().uuid
     )
-    assert [row.outcome for row in told] == ["accepted", "duplicate", "duplicate"]
+    assert [row.outcome for row in logged] == ["accepted", "duplicate", "duplicate"]
     proved(door)
 
 
@@ -127,7 +127,7 @@ def test_what_says_the_same_in_one_batch_repeats_what_is_known(door: Door, ledge
 def test_of_one_key_with_two_contents_in_a_batch_the_later_is_flagged(
     door: Door, ledger: MessageLedger, longer: bool
 ) -> None:
-    """On either way. Guards the flag in `fold`, and that a batch's own keys are no conflict in the longer way."""
+    """On both paths. Guards the flag in `fold`, and that a batch's own keys do not conflict on the duplicate path."""
     ledger.accept(door.admit(body("known"))).result(10)
     with stalled(door, ledger):
         futures = [ledger.accept(door.admit(body("same", outside=name))) for name in ("Ada", "Bea", "Cyd")]
@@ -335,7 +335,7 @@ class Stumbling(BatchWriter):
 
 
 def test_the_writer_outlives_what_nobody_thought_of(door: Door) -> None:
-    """A fault of ours is told to who waits, and the next batch is written. Guards the catch-all in `Writer._run`."""
+    """An error in our code fails its batch, and the next one is written. Guards the catch-all in `Writer._run`."""
     seals = Sealer(door.keyring)
     entries = MessageBuilder(door.keyring, seals)
     writer = GroupCommitWriter(
@@ -375,7 +375,7 @@ def test_a_row_that_cannot_be_kept_at_all_is_told(door: Door, ledger: MessageLed
 
 
 def test_a_row_that_takes_a_chains_number_stops_nothing(door: Door, ledger: MessageLedger) -> None:
-    """Whoever inserts it cannot make the feed stand still; it is found, and named."""
+    """A row that somebody inserted does not stop the feed. Verification finds and names it."""
     ledger.accept(door.admit(body("1"))).result(10)
     door.rows(
         "INSERT INTO audit_events (writer, n, at, action, outcome, actor, mac, mac_key) "
@@ -419,9 +419,9 @@ def test_refusals_that_cannot_be_written_are_bounded_and_counted(
         until(lambda: [each["event"] for each in logs].count("ledger.refused") >= 2, "the writer to have tried twice")
     door.rows("ALTER TABLE elsewhere RENAME TO audit_events")
     ledger.stop()
-    told = door.rows("SELECT count(*), sum(count) FROM audit_events WHERE action = 'message.refuse'")[0]
-    assert told[1] == 1000
-    assert told[0] <= 50 + 100
+    logged = door.rows("SELECT count(*), sum(count) FROM audit_events WHERE action = 'message.refuse'")[0]
+    assert logged[1] == 1000
+    assert logged[0] <= 50 + 100
     proved(door)
 
 

@@ -161,7 +161,7 @@ def test_a_server_that_freezes_before_the_first_connection(cluster: Cluster, doo
 def test_stopping_while_the_server_is_frozen_comes_to_an_end(
     cluster: Cluster, door: Door, ledger: MessageLedger
 ) -> None:
-    """Who waits is told, and the process is not held up for ever."""
+    """Waiting requests fail, and the process ends in time."""
     admitted, refused = door.admit(body()), door.refuse(b"", token="wrong")
     ledger.accept(door.admit(body("before"))).result(10)
     processes = frozen(cluster)
@@ -183,7 +183,7 @@ def test_stopping_while_the_server_is_frozen_comes_to_an_end(
 def test_a_lock_that_somebody_holds_is_the_servers_to_give_up(door: Door, ledger: MessageLedger) -> None:
     """503 within five seconds, and no session of ours is left behind that waits on and commits some day.
 
-    Guards the statement's time-out in `dedicated`: a socket that is cut is not seen by who waits for a lock.
+    Guards the statement's time-out in `dedicated`: a session that waits for a lock does not notice a cut socket.
     """
     ledger.accept(door.admit(body("before"))).result(10)
     with door.engine.connect() as connection:

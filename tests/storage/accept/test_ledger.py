@@ -125,13 +125,13 @@ def test_the_lanes_that_have_something_new_are_told_after_the_commit(
     door: Door, open_ledger: Callable[..., MessageLedger]
 ) -> None:
     """The hint names each lane that a worker has to look at, and none of what the request runs itself."""
-    told: list[str] = []
+    audited: list[str] = []
     door.enable(handler("now", acknowledge="after_handling"))
     door.enable(handler("later"))
-    ledger = open_ledger(on_commit=told.extend)
+    ledger = open_ledger(on_commit=audited.extend)
     ledger.accept(door.admit(body())).result(10)
-    until(lambda: told, "a hint")
-    assert told == [door.value("SELECT lane FROM deliveries WHERE NOT inline")]
+    until(lambda: audited, "a hint")
+    assert audited == [door.value("SELECT lane FROM deliveries WHERE NOT inline")]
 
 
 def test_a_hint_that_fails_fails_nothing(door: Door, open_ledger: Callable[..., MessageLedger]) -> None:
@@ -298,8 +298,8 @@ def test_an_identical_body_without_any_id_is_a_repeat_for_a_day(door: Door, ledg
 
 
 def test_a_day_is_a_day_on_a_host_whose_clock_is_wrong(door: Door, ledger: MessageLedger) -> None:
-    """How long a key is known is judged by the database's clock, whatever the host that received it thinks it is;
-    also when the key is claimed by the longer way, beside a repeat."""
+    """The database's clock decides how long a key is known, whatever the receiving host's clock says, also on the
+    duplicate path."""
 
     def wrong(content: bytes, **apart: float) -> Admitted:
         admitted = door.admit(content)
@@ -404,7 +404,7 @@ def test_what_an_operator_releases_makes_room(door: Door, open_ledger: Callable[
 
 
 def test_a_refusal_is_in_the_audit_within_a_second(door: Door, ledger: MessageLedger) -> None:
-    """Who and why; never the body, which was not read, the token or a header's value.
+    """The audit has the sender and the reason, but not the unread body, the token or a header's value.
 
     The second is what the writer's flush promises; a machine that is busy with other things may take longer.
     """
@@ -471,9 +471,9 @@ def test_a_flood_is_counted_exactly_and_not_a_row_each(door: Door, ledger: Messa
     for n in range(10_000):
         ledger.refuse(refusals[n % 20])
     ledger.stop()
-    told = door.rows("SELECT count(*), sum(count) FROM audit_events WHERE action = 'message.refuse'")[0]
-    assert told[1] == 10_000
-    assert told[0] <= 320
+    audited = door.rows("SELECT count(*), sum(count) FROM audit_events WHERE action = 'message.refuse'")[0]
+    assert audited[1] == 10_000
+    assert audited[0] <= 320
     proved(door)
 
 
@@ -485,9 +485,9 @@ def test_the_true_feed_is_recorded_during_a_flood(door: Door, ledger: MessageLed
         if n % 500 == 0:
             assert ledger.accept(door.admit(body(f"log-{n}"))).result(10).outcome == "unhandled"
     ledger.stop()
-    told = door.rows("SELECT count(*), sum(count) FROM audit_events WHERE action = 'message.refuse'")[0]
-    assert told[1] == 2_000
-    assert told[0] <= 20
+    audited = door.rows("SELECT count(*), sum(count) FROM audit_events WHERE action = 'message.refuse'")[0]
+    assert audited[1] == 2_000
+    assert audited[0] <= 20
 
 
 # --- one audit row that somebody waits for
@@ -532,7 +532,7 @@ def test_a_last_use_never_goes_back(door: Door, open_ledger: Callable[..., Messa
 
 
 def test_what_waits_is_written_before_the_end(door: Door, ledger: MessageLedger, keyring: Keyring) -> None:
-    """SIGTERM under load loses nothing that was accepted; whoever comes later is told."""
+    """SIGTERM under load loses no accepted message, and later requests are refused."""
     futures = [ledger.accept(door.admit(body(f"log-{n}"))) for n in range(150)]
     ledger.stop()
     assert [future.result(0).outcome for future in futures] == ["unhandled"] * 150

@@ -134,8 +134,8 @@ def test_the_first_refusals_are_told_as_they_are_and_the_rest_counted() -> None:
     """A row each at first; then one row with the sum and the last one's time, without what differed."""
     flood = FloodControl()
     events = [refusal(at=NOW.replace(second=n), detail={"n": n}) for n in range(ROWS_EACH + 5)]
-    told = [each for event in events for each in flood.take(event, 100.0, room=True)]
-    assert told == events[:ROWS_EACH]
+    audited = [each for event in events for each in flood.take(event, 100.0, room=True)]
+    assert audited == events[:ROWS_EACH]
     assert flood.due(159.9) == []
     assert flood.due(160.0) == [replace(events[-1], count=5, detail=None)]
     assert flood.take(events[0], 161.0, room=True) == [events[0]]
@@ -159,13 +159,13 @@ def test_what_differs_is_counted_apart() -> None:
 def test_ever_new_addresses_are_counted_together_in_the_end() -> None:
     """However many networks take part, a minute makes a bounded number of rows, and none is lost."""
     flood = FloodControl()
-    told = [
+    audited = [
         each for n in range(5_000) for each in flood.take(refusal(peer=f"10.{n // 250}.{n % 250}.1"), 100.0, room=True)
     ]
     summed = flood.end(100.0)
-    assert len(told) == ROWS_IN_ALL
+    assert len(audited) == ROWS_IN_ALL
     assert len(summed) == ROWS_IN_ALL + 1
-    assert sum(each.count for each in [*told, *summed]) == 5_000
+    assert sum(each.count for each in [*audited, *summed]) == 5_000
     assert (summed[-1].reason, summed[-1].peer, summed[-1].destination) == ("token_wrong", "many", "clinic")
 
 
@@ -193,9 +193,9 @@ def test_a_source_that_comes_again_is_found_among_made_up_ones() -> None:
     """Made-up names come once, and are a number in the end; one that comes back is told by its name, and how often."""
     flood = FloodControl()
     events = [named("there" if n % 500 == 250 else f"made-up-{n}") for n in range(5_000)]
-    told = [each for event in events for each in flood.take(event, 100.0, room=True)]
+    audited = [each for event in events for each in flood.take(event, 100.0, room=True)]
     several, there = flood.end(100.0)
-    assert told == events[:ROWS_EACH]
+    assert audited == events[:ROWS_EACH]
     assert (several.count, several.detail) == (5_000 - ROWS_EACH - 9, {"several": True})
     assert (there.count, there.detail) == (9, {"source": "there", "source_digest": None})
     assert {several.reason, there.reason} == {"source_unknown"}
@@ -262,10 +262,10 @@ def test_the_first_repeats_of_a_minute_have_a_row_each() -> None:
     repeats = Repeats()
     new, changed = repeat(outcome="accepted"), repeat(detail={"taken_up": ["dead"]})
     for _ in range(3):
-        told, counted = repeats.split([*[repeat()] * 40, new, changed], 100.0)
-        repeats.written(told)
-    assert (len(told), len(counted)) == (REPEATS - 80 + 2, 20)
-    assert told[-2:] == [new, changed]
+        audited, counted = repeats.split([*[repeat()] * 40, new, changed], 100.0)
+        repeats.written(audited)
+    assert (len(audited), len(counted)) == (REPEATS - 80 + 2, 20)
+    assert audited[-2:] == [new, changed]
     assert repeats.split([repeat(destination="ward")], 100.0) == ([repeat(destination="ward")], [])
     assert repeats.split([repeat()], 159.9) == ([], [repeat()])
     assert repeats.split([repeat()], 160.0) == ([repeat()], [])
@@ -289,12 +289,14 @@ def test_repeats_are_counted_by_message() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 30), st.booleans()), max_size=400))
 def test_no_refusal_is_ever_lost_or_told_twice(steps: list[tuple[int, int, bool]]) -> None:
-    """Whoever, whenever, with room or without: the counts sum up."""
-    flood, now, told = FloodControl(), 100.0, 0
+    """The counts add up for every sender and time, with space in the table or without."""
+    flood, now, audited = FloodControl(), 100.0, 0
     for peer, seconds, room in steps:
         now += seconds
-        told += sum(each.count for each in flood.take(refusal(peer=f"10.0.{peer // 200}.{peer % 200}"), now, room=room))
-    assert told + sum(each.count for each in flood.end(now)) == len(steps)
+        audited += sum(
+            each.count for each in flood.take(refusal(peer=f"10.0.{peer // 200}.{peer % 200}"), now, room=room)
+        )
+    assert audited + sum(each.count for each in flood.end(now)) == len(steps)
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def test_a_chain_of_one_row_is_missed_when_another_follows(stored: Door) -> None
 
 @pytest.mark.parametrize("edit", ["follows = NULL", "follows = follows - 1", "n = 2"])
 def test_a_chain_that_is_hung_elsewhere_is_found(stored: Door, edit: str) -> None:
-    """Whoever deletes a row and has the next chain follow another one would need the key."""
+    """Deleting a row and letting the next chain follow another one requires the key."""
     number = _command(stored, "first")
     stored.rows(f"UPDATE audit_events SET {edit} WHERE id = {number}")
     assert bad(stored).startswith("audit_events ")
@@ -252,7 +252,7 @@ def test_a_deleted_message_is_found_by_its_audit(stored: Door) -> None:
     ],
 )
 def test_an_edited_registry_row_is_found(stored: Door, table: str, edit: str) -> None:
-    """What opens the door, and what is done behind it, is signed too."""
+    """Credentials, sources and subscriptions are signed too."""
     number = stored.value(f"UPDATE {table} SET {edit} RETURNING id")
     assert bad(stored) == f"{table} id {number}: edited, or inserted without the key"
 

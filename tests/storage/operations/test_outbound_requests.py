@@ -20,9 +20,9 @@ def test_problems(engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(text("UPDATE outbound_requests SET error_class = NULL WHERE state = 'sent'"))
         connection.execute(text("UPDATE outbound_requests SET state = 'pending' WHERE state = 'sent'"))
-        told = outbound_requests.problems(connection)
+        shown = outbound_requests.problems(connection)
 
-    assert [(each["api_key"], each["state"], each["error_class"], each["count"]) for each in told] == [
+    assert [(each["api_key"], each["state"], each["error_class"], each["count"]) for each in shown] == [
         ("lab", "dead", "Rejected", 2),
         ("other", "pending", "AuthenticationFailed", 1),
     ]

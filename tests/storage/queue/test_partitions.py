@@ -178,7 +178,7 @@ def test_partitions_are_alike(engine: Engine, table: PartitionedTable) -> None:
 
 
 def test_the_feed_goes_on_while_partitions_are_made(door: Door, ledger: MessageLedger) -> None:
-    """Whoever reads all payloads for an hour, as a backup does, must not make the feed wait for the next week.
+    """A reader of all payloads, such as a backup that takes an hour, does not block the feed.
 
     Guards the ATTACH: CREATE … PARTITION OF waits for the reader, and every writer waits behind it.
     """

@@ -115,9 +115,9 @@ def test_a_follower_without_its_key(door: Door, keyring_path: Path, capsys: pyte
     follower = RegistryFollower(door.engine, keyring)
     follower.start()
     assert follower.current is None
-    said = capsys.readouterr().out
-    assert door.keyring.current("index").id in said
-    assert "RECEIVER_KEYRING" in said
+    printed = capsys.readouterr().out
+    assert door.keyring.current("index").id in printed
+    assert "RECEIVER_KEYRING" in printed
     follower.stop()
 
 

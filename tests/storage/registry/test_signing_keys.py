@@ -129,15 +129,15 @@ def test_every_change_is_audited(engine: Engine, verbs: SigningKeys) -> None:
     second = verbs.rotate(NOW, None)["kid"]
     verbs.retire(first, NOW)
     with engine.connect() as connection:
-        told: list[Any] = list(
+        audited: list[Any] = list(
             connection.execute(text("SELECT action, actor, subject, detail FROM audit_events ORDER BY id"))
         )
 
-    assert [row.action for row in told] == [
+    assert [row.action for row in audited] == [
         "signing_key.new",
         "signing_key.new",
         "signing_key.rotate",
         "signing_key.retire",
     ]
-    assert {row.actor for row in told} == {"tester@test"}
-    assert json.loads(told[2].detail) == {"kid": second, "before": first}
+    assert {row.actor for row in audited} == {"tester@test"}
+    assert json.loads(audited[2].detail) == {"kid": second, "before": first}

@@ -28,7 +28,7 @@ def _meta(text: bytes) -> bytes:
     )
 
 
-def _told(**meta: Any) -> Callable[[Stand], bytes]:
+def _message(**meta: Any) -> Callable[[Stand], bytes]:
     return lambda _: message(**meta)
 
 
@@ -88,7 +88,7 @@ _FORM: Final = "application/x-www-form-urlencoded"
 CASES: Final[tuple[Case, ...]] = (
     case("a gzip body", _NOT_UTF8, body(_gzipped, content_encoding="gzip")),
     case("a gzip bomb", _NOT_UTF8, body(gzip.compress(bytes(100 * MIB), mtime=0), content_encoding="gzip")),
-    case("JSON that says it is gzip", ACCEPTED, body(_told(), content_encoding="gzip")),
+    case("JSON that says it is gzip", ACCEPTED, body(_message(), content_encoding="gzip")),
     case(
         "multipart",
         _NOT_JSON,
@@ -108,7 +108,7 @@ CASES: Final[tuple[Case, ...]] = (
         body(b'<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><x>&e;</x>', content_type="text/xml"),
     ),
     *(
-        case(f"JSON as {str(media)[:20]}", ACCEPTED, body(_told(), content_type=media))
+        case(f"JSON as {str(media)[:20]}", ACCEPTED, body(_message(), content_type=media))
         for media in (
             "text/xml",
             None,
@@ -149,7 +149,7 @@ CASES: Final[tuple[Case, ...]] = (
     case("a NUL in a value", ACCEPTED, body(_with(b'"a": "b\\u0000c"'))),
     case("a NUL in a key", ACCEPTED, body(_with(b'"a\\u0000": 1'))),
     case("a NUL as it is", _NOT_JSON, body(_with(b'"a": "b\x00c"'))),
-    case("a NUL in ids", ACCEPTED, body(_told(FacilityCode="a\x00b", Logs=[{"ID": "CANARY\x00x"}])), facility="ab"),
+    case("a NUL in ids", ACCEPTED, body(_message(FacilityCode="a\x00b", Logs=[{"ID": "CANARY\x00x"}])), facility="ab"),
     *(
         case(f"top level {text.decode()}", quarantined("top_not_object"), body(text))
         for text in (b"[1]", b'"CANARY"', b"null", b"7")
@@ -157,11 +157,14 @@ CASES: Final[tuple[Case, ...]] = (
     case("no Meta", quarantined("no_meta"), body(b'{"Patient": {"Name": "CANARY"}}')),
     case("Meta a list", quarantined("meta_not_object"), body(b'{"Meta": ["CANARY"]}')),
     case("Meta null", quarantined("meta_not_object"), body(b'{"Meta": null}')),
-    case("DataModel a number", quarantined("kind_malformed"), body(_told(DataModel=7))),
-    case("DataModel of 10 KB", quarantined("kind_malformed"), body(_told(DataModel="CANARY" + 10_000 * "x"))),
-    case("DataModel with a newline", quarantined("kind_malformed"), body(_told(DataModel="CANARY\nx"))),
+    case("DataModel a number", quarantined("kind_malformed"), body(_message(DataModel=7))),
+    case("DataModel of 10 KB", quarantined("kind_malformed"), body(_message(DataModel="CANARY" + 10_000 * "x"))),
+    case("DataModel with a newline", quarantined("kind_malformed"), body(_message(DataModel="CANARY\nx"))),
     case(
-        "an unknown DataModel", ACCEPTED, body(_told(DataModel="Brand New", EventType="Thing")), kind="BrandNew.Thing"
+        "an unknown DataModel",
+        ACCEPTED,
+        body(_message(DataModel="Brand New", EventType="Thing")),
+        kind="BrandNew.Thing",
     ),
     case("40 MB of one string", ACCEPTED, body(_large), size=40 * MIB),
     case("a million keys", ACCEPTED, body(_with(b", ".join(b'"a%d": 1' % n for n in range(1_000_000))))),
@@ -169,10 +172,12 @@ CASES: Final[tuple[Case, ...]] = (
         case(
             f"an injection {number}",
             ACCEPTED,
-            body(_told(FacilityCode=text, Logs=[{"ID": text, "AttemptID": text}], Source={"ID": SOURCE, "Name": text})),
+            body(
+                _message(FacilityCode=text, Logs=[{"ID": text, "AttemptID": text}], Source={"ID": SOURCE, "Name": text})
+            ),
         )
         for number, text in enumerate(_INJECTIONS)
     ),
-    *(case(f"the time {time}", ACCEPTED, body(_told(EventDateTime=time)), event_time=None) for time in _TIMES),
+    *(case(f"the time {time}", ACCEPTED, body(_message(EventDateTime=time)), event_time=None) for time in _TIMES),
     case("addresses to be fetched", ACCEPTED, body(_metadata)),
 )

@@ -107,7 +107,7 @@ def _jwt(
     """A token of `key`; `TRAP` in a header is the trap's URL. `changes` are claims, or what makes one at its time."""
 
     def token(stand: Stand) -> str:
-        said = (
+        text = (
             {
                 name: value.replace("TRAP", stand.trap) if isinstance(value, str) else value
                 for name, value in header.items()
@@ -116,7 +116,7 @@ def _jwt(
             else header
         )
         claims = {name: value() if callable(value) else value for name, value in changes.items()}
-        return Issuer(key=key, algorithm="RS256", kid="a").token(_claims(**claims), said)
+        return Issuer(key=key, algorithm="RS256", kid="a").token(_claims(**claims), text)
 
     return _bearing(token)
 
@@ -148,7 +148,7 @@ CASES: Final[tuple[Case, ...]] = (
     ),
     case("no signature", refused(401, "credential_insufficient"), _signature(lambda _: None)),
     case("an empty signature", _MALFORMED, _signature(lambda _: "")),
-    case("a signature that is no base64", _MALFORMED, _signature(lambda right: f"!{right[1:]}")),
+    case("a signature that is not base64", _MALFORMED, _signature(lambda right: f"!{right[1:]}")),
     case("a signature that is not ASCII", _MALFORMED, _signature(lambda right: f"\xf6{right}")),
     case(
         "a signature that is too short", _MALFORMED, _signature(lambda right: b64encode(b64decode(right)[:-1]).decode())
@@ -215,5 +215,5 @@ CASES: Final[tuple[Case, ...]] = (
     ),
     case("a header of 500 levels", _JWT_MALFORMED, _jwt(_nested(500))),
     case("a header of 100,000 levels", by_server(431), _jwt(_nested(100_000))),
-    case("a header that is no JSON", _JWT_MALFORMED, _jwt(b"CANARY")),
+    case("a header that is not JSON", _JWT_MALFORMED, _jwt(b"CANARY")),
 )

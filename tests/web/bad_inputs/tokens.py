@@ -32,10 +32,10 @@ def _token(change: Callable[[str], str | None], *, to: str = "lab") -> Callable[
     return headers(lambda stand: {"verification_token": change(stand.token(to))}, to=to)
 
 
-def _authorization(change: Callable[[str], str], *, beside: bool) -> Callable[[Stand], Exchange]:
+def _authorization(change: Callable[[str], str], *, others: bool) -> Callable[[Stand], Exchange]:
     def given(stand: Stand) -> Mapping[str, str | None]:
         added: dict[str, str | None] = {"authorization": change(stand.token())}
-        return added if beside else added | {"verification_token": None}
+        return added if others else added | {"verification_token": None}
 
     return headers(given)
 
@@ -130,7 +130,7 @@ CASES: Final[tuple[Case, ...]] = (
     case("a token with an underscore", _MISSING, _underscored),
     case("a token in the query of a POST", _MISSING, _in_the_query),
     case("another destination's token", _TOKEN_WRONG, _another_s),
-    case("a destination that is none", refused(401, "destination_unknown"), _nobody_s("nowhere")),
+    case("an unknown destination", refused(401, "destination_unknown"), _nobody_s("nowhere")),
     case(
         "a destination with a NUL",
         refused(401, "destination_unknown"),
@@ -138,15 +138,15 @@ CASES: Final[tuple[Case, ...]] = (
         behind=Expected(statuses=None),
     ),
     case("a destination of 3 KB", refused(401, "destination_unknown"), _nobody_s(3000 * "x")),
-    case("the token as Bearer", ACCEPTED, _authorization(lambda token: f"Bearer {token}", beside=False)),
-    case("the token as Bearer beside itself", ACCEPTED, _authorization(lambda token: f"bearer {token}", beside=True)),
-    case("another Bearer", _TOKEN_WRONG, _authorization(lambda _: f"Bearer {_WRONG}", beside=False)),
+    case("the token as Bearer", ACCEPTED, _authorization(lambda token: f"Bearer {token}", others=False)),
+    case("the token as Bearer too", ACCEPTED, _authorization(lambda token: f"bearer {token}", others=True)),
+    case("another Bearer", _TOKEN_WRONG, _authorization(lambda _: f"Bearer {_WRONG}", others=False)),
     case(
-        "another Bearer beside the token",
+        "another Bearer with the token",
         refused(401, "bearer_differs"),
-        _authorization(lambda _: f"Bearer {_WRONG}", beside=True),
+        _authorization(lambda _: f"Bearer {_WRONG}", others=True),
     ),
-    case("the token as Basic", _MISSING, _authorization(lambda token: f"Basic {token}", beside=False)),
+    case("the token as Basic", _MISSING, _authorization(lambda token: f"Basic {token}", others=False)),
     case("the previous token while rotating", ACCEPTED, headers(lambda _: {}, to="rotating")),
     case(
         "the next token while rotating",
@@ -185,7 +185,7 @@ CASES: Final[tuple[Case, ...]] = (
     case("a handshake again", Expected(statuses=(200, 200, 200), records=3 * (("answered", None),)), _replayed),
     case("a handshake with a wrong token", _TOKEN_WRONG, _handshake(_CANARY, token=_WRONG, never=_CANARY.encode())),
     case(
-        "a handshake with a wrong token beside the right",
+        "a handshake with a wrong and the right token",
         _TOKEN_WRONG,
         _handshake(_CANARY, header=_WRONG, never=_CANARY.encode()),
     ),

@@ -65,9 +65,9 @@ def run(world: World, process: HandlerProcess, sent: Sent, *, lease: float = 60.
     )
 
 
-def hear(process: HandlerProcess, patience: float = 60.0) -> Any:
+def hear(process: HandlerProcess, seconds: float = 60.0) -> Any:
     """Return the next message of the process."""
-    return process.receive(time.monotonic() + patience)
+    return process.receive(time.monotonic() + seconds)
 
 
 def unread(process: HandlerProcess) -> int:
@@ -213,9 +213,9 @@ def test_it_says_what_it_cannot_load(shared: World, place: str) -> None:
                 leave_at=now + 60,
             )
         )
-        said = hear(process)
-        assert isinstance(said, CannotExecute)
-        assert "handler nobodys is not installed on this host" in said.error
+        printed = hear(process)
+        assert isinstance(printed, CannotExecute)
+        assert "handler nobodys is not installed on this host" in printed.error
         run(shared, process, sent)
         assert [type(hear(process)) for _ in range(3)] == [Started, Ended, LaneDone]
     finally:

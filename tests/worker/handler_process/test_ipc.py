@@ -75,7 +75,7 @@ RUN = RunLanes(
 
 
 @pytest.mark.parametrize(
-    ("said", "kinds"),
+    ("printed", "kinds"),
     [
         (ASK, ToChild),
         (RUN, ToChild),
@@ -84,13 +84,13 @@ RUN = RunLanes(
         (Log(level="info", event="a.b", fields={"n": None}), FromChild),
     ],
 )
-def test_a_message_of_any_size(ends: Ends, said: FromChild | ToChild, kinds: object) -> None:
+def test_a_message_of_any_size(ends: Ends, printed: FromChild | ToChild, kinds: object) -> None:
     """A message of any size arrives unchanged."""
     channel, theirs = ends
     other = Channel(theirs, 1 << 20)
-    sending = threading.Thread(target=other.send, args=(said,))
+    sending = threading.Thread(target=other.send, args=(printed,))
     sending.start()
-    assert channel.receive(kinds, soon()) == said
+    assert channel.receive(kinds, soon()) == printed
     sending.join(30)
 
 
@@ -110,8 +110,8 @@ def test_in_any_pieces(cuts: list[int]) -> None:
             cut = cuts[place % len(cuts)]
             theirs.sendall(stream[place : place + cut])
             place += cut
-            while (said := channel.receive(FromChild, 0.0)) is not None:
-                heard.append(said.delivery)
+            while (printed := channel.receive(FromChild, 0.0)) is not None:
+                heard.append(printed.delivery)
     assert heard == [0, 1, 2, 3, 4]
 
 

@@ -164,7 +164,7 @@ def test_hold(shared: World, warm: HandlerSlot, place: str) -> None:
     After its release the same delivery runs once more.
     """
     shared.enable("holding", place)
-    flag = shared.flag(f"mended-{place}")
+    flag = shared.flag(f"fixed-{place}")
     sent = shared.hand(f"retry_later:0:{flag}", "raise", "nothing", destination=place)
     flag.touch()
 

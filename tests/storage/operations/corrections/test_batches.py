@@ -172,18 +172,18 @@ class TestEvidence:
         carry_out(message_corrections.discard(MessageFilter(ids=(bad,)), now(), reason=REASON))
 
         with engine.connect() as connection:
-            told = queries.audit(connection, AuditFilter(actor="alice@ops1"), limit=10)[::-1]
-            assert [(each["action"], each["outcome"], each["subject"]) for each in told] == [
+            result = queries.audit(connection, AuditFilter(actor="alice@ops1"), limit=10)[::-1]
+            assert [(each["action"], each["outcome"], each["subject"]) for each in result] == [
                 ("lane.release", "ready", f"lanes:{LANE}"),
                 ("delivery.retry", "pending", f"deliveries:{held}"),
                 ("delivery.skip", "skipped", f"deliveries:{held}"),
                 ("message.replay", "accepted", f"messages:{good}"),
                 ("message.discard", "discarded", f"messages:{bad}"),
             ]
-            assert all(each["destination"] == "clinic" for each in told)
+            assert all(each["destination"] == "clinic" for each in result)
             uuid = queries.message(connection, good)["uuid"]
-            assert [each["message_uuid"] for each in told[1:4]] == [uuid] * 3
-            assert {queries.note(connection, Sealer(keyring), each["id"]) for each in told} == {REASON}
+            assert [each["message_uuid"] for each in result[1:4]] == [uuid] * 3
+            assert {queries.note(connection, Sealer(keyring), each["id"]) for each in result} == {REASON}
             assert verify.verify(connection, keyring).first_bad is None
         assert REASON.encode() not in door.value("SELECT string_agg(note, '') FROM audit_events")
 
@@ -196,8 +196,8 @@ class TestEvidence:
         carry_out(message_corrections.replay(MessageFilter(ids=(number,)), now(), reason=REASON))
         made = door.value("SELECT id FROM deliveries")
         with door.engine.connect() as connection:
-            (told,) = queries.audit(connection, AuditFilter(action="message.replay"), limit=2)
-        assert told["detail"] == {"deliveries": [made]}
+            (result,) = queries.audit(connection, AuditFilter(action="message.replay"), limit=2)
+        assert result["detail"] == {"deliveries": [made]}
 
     def test_what_is_left_has_none(
         self, door: Door, ledger: MessageLedger, message_corrections: MessageCorrections
@@ -237,6 +237,6 @@ class TestDryRun:
         hand.take().succeed(1)
         hand.leave()
         where = DeliveryFilter(destination="clinic")
-        told = carry_out(delivery_corrections.retry(where, now(), reason=REASON, dry_run=True))
-        assert told[0].newer == 1
-        assert carry_out(delivery_corrections.retry(where, now(), reason=REASON)) == told
+        result = carry_out(delivery_corrections.retry(where, now(), reason=REASON, dry_run=True))
+        assert result[0].newer == 1
+        assert carry_out(delivery_corrections.retry(where, now(), reason=REASON)) == result

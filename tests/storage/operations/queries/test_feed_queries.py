@@ -25,12 +25,12 @@ class TestFeedStatus:
     def status(self, ask: Callable[..., Any]) -> Callable[[], dict[str, Any]]:
         """Return the feed status of the destination."""
 
-        def told() -> dict[str, Any]:
+        def listing() -> dict[str, Any]:
             (found,) = ask(queries.feed_status)
             assert isinstance(found, dict)
             return found
 
-        return told
+        return listing
 
     def test_before_anything(self, door: Door, status: Callable[[], dict[str, Any]]) -> None:
         """A destination that has received nothing is not paused."""
@@ -63,27 +63,27 @@ class TestFeedStatus:
         arrive(door, ledger, body("1"))
         assert status()["probably_paused"] is False
         refuse(door, ledger, body("2", source=STRANGER))
-        told = status()
-        assert told["probably_paused"] is True
-        assert (told["last_refusal_reason"], told["last_refusal_status"], told["last_refusal_authentic"]) == (
+        listing = status()
+        assert listing["probably_paused"] is True
+        assert (listing["last_refusal_reason"], listing["last_refusal_status"], listing["last_refusal_authentic"]) == (
             "source_unknown",
             403,
             True,
         )
         arrive(door, ledger, body("2"))
-        told = status()
-        assert told["probably_paused"] is False
-        assert told["last_200_at"] > told["last_refusal_at"]
+        listing = status()
+        assert listing["probably_paused"] is False
+        assert listing["last_200_at"] > listing["last_refusal_at"]
 
     def test_a_stranger_pauses_nothing(
         self, door: Door, ledger: MessageLedger, status: Callable[[], dict[str, Any]]
     ) -> None:
         """A wrong token is shown as the last refusal, and does not mean that the feed is paused."""
         refuse(door, ledger, body(), token="a token that nobody ever had")
-        told = status()
-        assert told["last_refusal_reason"] == "token_wrong"
-        assert told["last_refusal_authentic"] is False
-        assert told["probably_paused"] is False
+        listing = status()
+        assert listing["last_refusal_reason"] == "token_wrong"
+        assert listing["last_refusal_authentic"] is False
+        assert listing["probably_paused"] is False
 
     def test_a_stranger_does_not_hide_a_pause(
         self, door: Door, ledger: MessageLedger, status: Callable[[], dict[str, Any]]
@@ -100,9 +100,9 @@ class TestFeedStatus:
         (number,) = (each["id"] for each in ask(queries.credentials))
         door.registration.revoke_credential(number, now())
         refuse(door, ledger, body())
-        told = status()
-        assert told["last_refusal_reason"] == "token_revoked"
-        assert told["probably_paused"] is True
+        listing = status()
+        assert listing["last_refusal_reason"] == "token_revoked"
+        assert listing["probably_paused"] is True
 
     @pytest.mark.parametrize(
         ("reason", "status_hint", "paused"), [("body_too_large", 413, True), ("body_incomplete", 400, False)]
@@ -143,15 +143,17 @@ class TestFeedStatus:
         hand.take().fail()
         hand.take().fail("pending", lane_state="held")
         door.registration.pause_handler("register", now(), destination=None, reason="operator")
-        told = status()
-        assert told["backlog"] == 2
-        assert told["oldest_pending_at"] == door.value("SELECT min(created_at) FROM deliveries WHERE state = 'pending'")
-        assert [(each["handler"], each["error_class"], each["count"]) for each in told["dead"]] == [
+        listing = status()
+        assert listing["backlog"] == 2
+        assert listing["oldest_pending_at"] == door.value(
+            "SELECT min(created_at) FROM deliveries WHERE state = 'pending'"
+        )
+        assert [(each["handler"], each["error_class"], each["count"]) for each in listing["dead"]] == [
             ("register", "KeyError", 2)
         ]
-        assert told["unserved"] == [{"handler": "register", "pending": 2}]
-        assert told["held_lanes"] == [LANE]
-        assert [(each["handler"], each["pause_reason"]) for each in told["paused_handlers"]] == [
+        assert listing["unserved"] == [{"handler": "register", "pending": 2}]
+        assert listing["held_lanes"] == [LANE]
+        assert [(each["handler"], each["pause_reason"]) for each in listing["paused_handlers"]] == [
             ("register", "operator")
         ]
         door.rows("INSERT INTO workers (name, host, pid, handlers) VALUES ('w', 'h', 1, '{register}')")
@@ -162,10 +164,10 @@ class TestFeedStatus:
     ) -> None:
         """The status shows count and bytes in quarantine, in total and by reason, without discarded messages."""
         arrive(door, ledger, b"no json", b"nor this", body(Test=True))
-        told = status()
-        assert told["quarantined"] == 3
-        assert told["quarantined_bytes"] == len(b"no json") + len(b"nor this") + len(body(Test=True))
-        assert {each["quarantine_reason"]: each["count"] for each in told["quarantine"]} == {
+        listing = status()
+        assert listing["quarantined"] == 3
+        assert listing["quarantined_bytes"] == len(b"no json") + len(b"nor this") + len(body(Test=True))
+        assert {each["quarantine_reason"]: each["count"] for each in listing["quarantine"]} == {
             "not_json": 2,
             "test_message": 1,
         }
