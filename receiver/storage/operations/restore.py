@@ -5,6 +5,7 @@ Must not restore a backup that is not proved (see receiver.storage.operations.ba
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +22,8 @@ from receiver.storage.operations.postgres_programs import dump_contents, find_pr
 from receiver.storage.queue import outbox
 from receiver.storage.registry.handler_changes import RESTORED
 
-# How pg_restore lists the content of the table that holds the schema's revision.
-_REVISION_DATA: Final = " TABLE DATA public alembic_version "
+# How pg_restore lists the content of the table that holds the schema's revision, in whatever schema that is.
+_REVISION_DATA: Final = re.compile(r" TABLE DATA \S+ alembic_version ")
 
 _PAUSE_HANDLERS: Final = f"""
 UPDATE subscriptions s SET paused_at = now(), pause_reason = :reason
@@ -86,7 +87,7 @@ def restore(engine: Engine, directory: Path, backup: Backup) -> RestoredWork:
 
 def _without_revision(contents: list[str]) -> list[str]:
     """Return the lines of a dump's contents without the schema's revision."""
-    kept = [line for line in contents if _REVISION_DATA not in line]
+    kept = [line for line in contents if _REVISION_DATA.search(line) is None]
     if len(kept) != len(contents) - 1:
         raise ConfigurationError("the dump does not hold exactly one revision of the schema: take another backup")
     return kept
