@@ -74,6 +74,13 @@ def upgrade() -> None:
     op.create_index("ix_audit_events_destination_id", "audit_events", ["destination", "id"], unique=False)
     op.create_index("ix_audit_events_message_uuid", "audit_events", ["message_uuid"], unique=False)
     op.create_index(
+        "ix_audit_events_outcomes",
+        "audit_events",
+        ["id"],
+        unique=False,
+        postgresql_where=sa.text("action = 'delivery.outcomes'"),
+    )
+    op.create_index(
         "ix_audit_events_refused",
         "audit_events",
         ["destination", "id"],

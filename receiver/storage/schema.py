@@ -533,6 +533,7 @@ audit_events = Table(
     Index("ix_audit_events_at", "at", postgresql_using="brin"),
     Index("ix_audit_events_message_uuid", "message_uuid"),
     Index("ix_audit_events_destination_id", "destination", "id"),
+    Index("ix_audit_events_outcomes", "id", postgresql_where=text("action = 'delivery.outcomes'")),
     Index("ix_audit_events_refused", "destination", "id", postgresql_where=text("action = 'message.refuse'")),
     postgresql_partition_by="RANGE (at)",
 )

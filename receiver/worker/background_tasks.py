@@ -21,6 +21,8 @@ from receiver.keyring import Keyring
 from receiver.storage.accept import replay_guard
 from receiver.storage.evidence.encryption import Sealer
 from receiver.storage.evidence.macs import KeyedDigests
+from receiver.storage.evidence.outcome_records import MOST as MOST_RECORDED
+from receiver.storage.evidence.outcome_records import OutcomeRecorder
 from receiver.storage.evidence.seals import MOST as MOST_SEALED
 from receiver.storage.evidence.seals import AuditSealer
 from receiver.storage.queue import maintenance, partitions, wake_ups
@@ -76,6 +78,7 @@ class BackgroundTasks:
         self._seals = Sealer(keyring)
         self._digests = KeyedDigests(keyring)
         self._sealer = AuditSealer(engine, keyring)
+        self._outcomes = OutcomeRecorder(engine, keyring, actor=f"worker:{leases.owner}")
         self._others = 0  # live workers that have loaded some of the same handlers
         self._swept = ""  # the cursor of the sweep
         self._closed: set[int] = set()  # messages whose payload cannot be decrypted here
@@ -119,9 +122,11 @@ class BackgroundTasks:
         return 0.0 if forgotten else None
 
     def _seal(self) -> float | None:
-        """Seal the audit rows that have committed, unless another host does it now."""
+        """Record the outcomes of deliveries, and seal the audit rows that have committed, unless another host does."""
+        recorded = self._outcomes.record()
         made = self._sealer.seal()
-        return 0.0 if made is not None and made.added >= MOST_SEALED else None
+        more = recorded >= MOST_RECORDED or (made is not None and made.added >= MOST_SEALED)
+        return 0.0 if more else None
 
     def _make_partitions(self) -> None:
         with self._engine.begin() as connection:

@@ -244,7 +244,8 @@ def kept(run: Day) -> None:
     (run.at.root / "seal.pub").write_text(run("keys", "public"))
     run("audit", "check-proof", proof, "--public-key", public)
     run("keys", "list")
-    old, new = run.json("keys", "list")[-1]["id"], run.json("keys", "new", "session")["id"]
+    old = next(each["id"] for each in run.json("keys", "list") if each["purpose"] == "session")
+    new = run.json("keys", "new", "session")["id"]
     run("keys", "activate", new)
     run("keys", "count")
     assert "Restart them first" in run("keys", "retire", old, fails=True)

@@ -106,7 +106,7 @@ class AuditChain:
     def _row(self, number: int, event: AuditEvent) -> dict[str, Any]:
         note_key, note, detail = None, None, None
         if event.note is not None:
-            note_key, note = self._seals.seal("secret", event.note.encode(), note_binding(self._writer, number))
+            note_key, note = self._seals.seal("payload", event.note.encode(), note_binding(self._writer, number))
         if event.detail is not None:
             detail = msgspec.json.encode(event.detail, order="sorted").decode()
         return {

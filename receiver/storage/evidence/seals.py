@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import Connection, Engine, Row
 
 from receiver.keyring import Key, Keyring
+from receiver.storage.evidence.commit_horizon import CommitHorizon
 from receiver.storage.evidence.tiles import TileStore
 from receiver.storage.identifiers import uuid7
 from receiver.transparency import checkpoint as checkpoints
@@ -39,13 +40,6 @@ MOST: Final = 20_000
 _LOCK: Final = 0x617564697473656C  # "auditsel" as a number
 
 _LAST: Final = "SELECT n, size, body, checkpoint FROM audit_seals ORDER BY n DESC LIMIT 1"
-# Numbers are given before they are committed. A row with a number up to `newest` is visible to the next statement,
-# unless its transaction is among the `holders`: an INSERT holds this lock from before it takes a number until its end.
-_NEWEST: Final = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM audit_events_id_seq"
-_HOLDERS: Final = """
-SELECT virtualtransaction FROM pg_catalog.pg_locks
-WHERE locktype = 'relation' AND relation = 'audit_events'::regclass AND mode = 'RowExclusiveLock' AND granted
-  AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())"""
 _UNSEALED: Final = f"""
 SELECT id, writer, n, mac FROM audit_events e
 WHERE id > %(decided)s
@@ -170,8 +164,7 @@ class AuditSealer:
         self._engine = engine
         self._keyring = keyring
         self._decided = 0
-        # (newest number, transactions that may hold a smaller one), until all of those have ended.
-        self._waiting: tuple[int, frozenset[str]] | None = None
+        self._horizon = CommitHorizon("audit_events")
 
     def seal(self, *, wait: bool = False) -> Seal | None:
         """Seal what has committed and is not sealed. Returns None when there is nothing, or another host does it now.
@@ -184,7 +177,8 @@ class AuditSealer:
                 return None
             last = connection.exec_driver_sql(_LAST).one_or_none()
             before = None if last is None else SealBody.decode(last.body)
-            decided = self._decide(connection, 0 if before is None else before.decided)
+            self._decided = max(self._decided, 0 if before is None else before.decided)
+            decided = self._horizon.advance(connection, self._decided)
             rows = connection.exec_driver_sql(_UNSEALED, {"decided": self._decided}).all()
             if len(rows) < MOST:
                 self._decided = decided
@@ -201,20 +195,6 @@ class AuditSealer:
             with self._engine.connect() as connection:
                 if connection.exec_driver_sql(_COVERED, {"writer": writer, "n": n}).scalar():
                     return
-
-    def _decide(self, connection: Connection, sealed: int) -> int:
-        """Return the number up to which every row is visible to the next statement, or will never exist."""
-        self._decided = max(self._decided, sealed)
-        decided = self._decided
-        newest = int(connection.exec_driver_sql(_NEWEST).scalar_one())
-        holders = frozenset(connection.exec_driver_sql(_HOLDERS).scalars())
-        if self._waiting is not None and not self._waiting[1] & holders:
-            decided, self._waiting = max(decided, self._waiting[0]), None
-        if not holders:
-            return max(decided, newest)
-        if self._waiting is None:
-            self._waiting = newest, holders
-        return decided
 
     def _append(
         self, connection: Connection, key: Key, last: Row[Any] | None, before: SealBody | None, rows: Sequence[Row[Any]]

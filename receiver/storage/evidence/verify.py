@@ -1,8 +1,8 @@
 """Verification of stored rows: the seals, the audit chains, the MACs of the registry and of messages, the payloads.
 
 Only reads, a row at a time, in the caller's transaction. It detects rows that were edited, inserted, reordered or
-deleted, in a chain or after they were sealed, a registry that changed without a recorded change, and a log that does
-not extend a checkpoint that was kept elsewhere.
+deleted, in a chain or after they were sealed, a registry that changed without a recorded change, a delivery that is
+marked as succeeded and was not run, and a log that does not extend a checkpoint that was kept elsewhere.
 
 Must not claim more: without such a checkpoint, the newest seals can be deleted without a trace together with all that
 they seal; rows that are not sealed yet, together with their messages.
@@ -21,6 +21,7 @@ from receiver.keyring import Keyring
 from receiver.storage import schema
 from receiver.storage.evidence.encryption import Sealer, payload_binding
 from receiver.storage.evidence.macs import COLUMNS, KeyedDigests, RowMacs
+from receiver.storage.evidence.verify_outcomes import failed_outcome
 from receiver.storage.evidence.verify_seals import BadSeal, SealedRowReader, SealedTree
 
 _AT_ONCE: Final = 1_000
@@ -67,6 +68,7 @@ def verify(
         examination.recorded()
         for table in _SIGNED:
             examination.signed(table)
+        examination.outcomes()
         tree.registry()
         if payloads:
             examination.bodies()
@@ -162,6 +164,12 @@ class _Examination:
         )
         if number is not None:
             raise _FailedRow(f"messages id {number}: no audit row says that it was recorded; that row was deleted")
+
+    def outcomes(self) -> None:
+        """Check the outcomes of deliveries against the audit."""
+        failure = failed_outcome(self._connection)
+        if failure is not None:
+            raise _FailedRow(failure)
 
     def signed(self, table: Table) -> None:
         """Check each row's MAC."""

@@ -238,7 +238,7 @@ class LaneExecutor:
         key, sealed = None, None
         if outcome.text is not None:
             key, sealed = self._state.seals.seal(
-                "secret", outcome.text.encode(errors="replace"), delivery_binding(delivery.id)
+                "payload", outcome.text.encode(errors="replace"), delivery_binding(delivery.id)
             )
         if not outcomes.fail(
             self._state.records.connection,

@@ -54,7 +54,7 @@ def test_the_text_of_an_error(dead: list[int], run: Commands, door: Door, keyrin
 
     A text that the receiver wrote is shown at once.
     """
-    key, sealed = Sealer(keyring).seal("secret", b"no bed for Zoltana", delivery_binding(dead[0]))
+    key, sealed = Sealer(keyring).seal("payload", b"no bed for Zoltana", delivery_binding(dead[0]))
     with door.engine.begin() as connection:
         connection.execute(
             schema.deliveries.update()
