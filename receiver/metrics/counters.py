@@ -40,13 +40,13 @@ SOURCE_LAST_MESSAGE: Final = Gauge(
 )
 DELIVERIES: Final = Counter(
     "redox_receiver_delivery_attempts",
-    "Attempts of handlers by outcome: succeeded, retried, dead or released.",
+    "Attempts of handlers by outcome: succeeded, failed (tried again), deferred by the handler, or dead.",
     ("destination", "handler", "outcome"),
     registry=REGISTRY,
 )
 HANDLER_SECONDS: Final = Histogram(
     "redox_receiver_handler_seconds",
-    "Run time of handlers.",
+    "Run time of handlers that succeeded.",
     ("handler",),
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
     registry=REGISTRY,

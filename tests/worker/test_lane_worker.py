@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 
+from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector
+
 from tests.support.processes import gone
 from tests.support.waiting import until
 from tests.worker.plugins.scripted import PATIENT
@@ -98,6 +101,25 @@ def test_a_failing_handler_in_the_log(working: World, place: str) -> None:
     assert {line["sqlstate"] for line in mine if line["error_class"] == "ProgrammingError"} == {"42P01"}
     assert all("has no API key" in line["error"] for line in mine if line["error_class"] == "ConfigurationError")
     assert PATIENT not in working.log_path.read_text()
+
+
+def test_attempts_are_counted(working: World, place: str) -> None:
+    """Each attempt by outcome, and the run time of those that succeed, in counters that processes share."""
+    working.enable("scripted", place)
+    sent = working.hand("nothing", "give_up", destination=place)
+    sent.until_states("succeeded", "dead")
+
+    def counted() -> dict[str, float]:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, path=str(working.directory / "metrics"))  # type: ignore[no-untyped-call]
+        return {
+            sample.labels["outcome"]: sample.value
+            for family in registry.collect()
+            for sample in family.samples
+            if sample.name == "redox_receiver_delivery_attempts_total" and sample.labels["destination"] == place
+        }
+
+    until(lambda: counted() == {"succeeded": 1, "dead": 1}, "both are counted")
 
 
 def test_frames_of_a_timeout(working: World, place: str) -> None:

@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from receiver.errors import IntegrityError, ReceiverError
 from receiver.fault_injection.faults import point
+from receiver.metrics import counters
 from receiver.outbound.calls import Call
 from receiver.outbound.errors import AuthenticationFailed, OutboundError, Rejected, Unsendable, Untrusted
 from receiver.outbound.outbox.clients import Clients
@@ -102,6 +103,8 @@ class LaneSender:
                 return False
             events.append(ended(queued.call, outcome, _subject(queued), self._caller(queued), end, attempt))
         _ended()
+        # Which request ended how is in the log; here the key alone.
+        counters.count_outbound(queued.api_key, str(outcome))
         write_log = {OutboxState.SENT: log.info, OutboxState.DEAD: log.error}.get(OutboxState(end.state), log.warning)
         write_log(
             f"outbox.{outcome}",

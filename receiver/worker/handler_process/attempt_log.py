@@ -1,4 +1,4 @@
-"""The log of attempts that did not succeed: one line each, without the text of the error."""
+"""The log and the metrics of attempts that did not succeed: one line each, without the text of the error."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import structlog
 
+from receiver.metrics import counters
 from receiver.states import DeliveryState
 from receiver.worker.handler_process.ipc import Unsuccessful
 
@@ -13,7 +14,9 @@ delivery_log: Final = structlog.get_logger("receiver.delivery")
 
 
 def log_attempt(message: Unsuccessful, handler: str, destination: str) -> None:
-    """Log an attempt that did not succeed."""
+    """Log and count an attempt that did not succeed."""
+    outcome = "dead" if message.state == DeliveryState.DEAD else "failed"
+    counters.count_attempt(destination, handler, "deferred" if message.outcome == "retry_later" else outcome, None)
     details = {"sqlstate": message.sqlstate, "error": message.shown, "again_in": message.pause}
     line = {name: value for name, value in details.items() if value is not None}
     fields: dict[str, Any] = {

@@ -155,12 +155,14 @@ class LaneDone(_Frame, frozen=True, kw_only=True):
     - "fenced": another process holds the lease
     - "lost": the database failed, with the error `error_class`
 
-    `must_recycle`: the process should be replaced.
+    `must_recycle`: the process should be replaced. `succeeded`: the run times, in seconds, of the deliveries that
+    succeeded since the command, for the metrics.
     """
 
     why: Literal["empty", "time", "dead", "waiting", "fenced", "lost"]
     error_class: str = ""
     must_recycle: bool = False
+    succeeded: tuple[float, ...] = ()
 
 
 class ResponderAnswer(_Frame, frozen=True, kw_only=True):

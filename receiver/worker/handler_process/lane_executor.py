@@ -9,6 +9,7 @@ import time
 from collections import deque
 from dataclasses import replace
 
+import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
 from receiver import retry_policy
@@ -52,18 +53,21 @@ class LaneExecutor:
         self._policy = command.policy
         self._ahead: deque[WaitingDelivery] = deque()  # in the current lane
         self._later_lanes: deque[tuple[Lease, deque[WaitingDelivery]]] = deque()  # later lanes that have deliveries
+        self._called_at = 0.0  # monotonic
+        self._succeeded: list[float] = []  # run times, in seconds
 
     def run(self) -> LaneDone:
         """Run the deliveries. Raises ConfigurationError if the handler cannot be loaded."""
         loaded = self._state.handler(self._command.handler)
         self._state.work.timeout = self._command.timeout
         try:
-            return self._run(loaded)
+            done = self._run(loaded)
         except SQLAlchemyError as exc:
             # The result of the last statement is unknown. The next run of the lane resolves it.
             self._state.records.drop()
             self._state.work.drop()
-            return LaneDone(why="lost", error_class=describe(exc))
+            done = LaneDone(why="lost", error_class=describe(exc))
+        return msgspec.structs.replace(done, succeeded=tuple(self._succeeded))
 
     def _run(self, loaded: LoadedHandler) -> LaneDone:
         if self._many:
@@ -147,6 +151,7 @@ class LaneExecutor:
             Started(lane=self._lease.lane, delivery=delivery.id, attempt=attempt, deferred_for=delivery.deferred_for)
         )
         _started()
+        self._called_at = time.monotonic()
         context = self._state.context(
             loaded,
             self._command.destination,
@@ -184,6 +189,7 @@ class LaneExecutor:
         """Record the success. Returns an Outcome if it could not be committed, else the result of `_fail` or the next
         delivery, already started.
         """
+        seconds = time.monotonic() - self._called_at
         leaving = self._leaving()
         next_lease, following = (self._lease, None) if leaving else self._peek_next(delivery)
         startable = None if following is None or following.lost else following.id
@@ -206,6 +212,7 @@ class LaneExecutor:
             work.rollback()
             return LaneDone(why="fenced")
         _succeeded()
+        self._succeeded.append(seconds)
         if leaving:
             return LaneDone(why="time", must_recycle=self._state.must_recycle)
         # At its end, read the lane from its start: an operator may have put earlier deliveries back.

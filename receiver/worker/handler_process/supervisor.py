@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 from receiver.errors import ReceiverError
 from receiver.fault_injection.faults import point
+from receiver.metrics import counters
 from receiver.worker.handler_process.child import START_TIMEOUT, HandlerProcess, HandlerProcessGone, load_error
 from receiver.worker.handler_process.ipc import (
     CannotExecute,
@@ -107,6 +108,8 @@ class HandlerSlot:
                 elif isinstance(message, Ended):
                     deadline = time.monotonic() + RECORD_TIMEOUT
                 elif isinstance(message, LaneDone):
+                    for seconds in message.succeeded:
+                        counters.count_attempt(command.destination, command.handler, "succeeded", seconds)
                     self._replace(message.must_recycle)
                     return message
                 elif isinstance(message, CannotExecute):
