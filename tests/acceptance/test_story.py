@@ -16,13 +16,13 @@ import pytest
 from receiver.samples import sample
 from receiver.simulator.simulation import Simulation, SimulationPlan
 from tests.faults.load import name_of
-from tests.faults.site import Site, receiver_workers, site
+from tests.faults.site import Installation, receiver_workers, site
 from tests.support.processes import gone
 from tests.support.waiting import until
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[Site]:
+def running() -> Iterator[Installation]:
     """A receiver and a worker on one host, a worker alone on another, and two destinations."""
     with site() as made:
         made.first.up("--workers", "1")
@@ -32,7 +32,7 @@ def running() -> Iterator[Site]:
         yield made
 
 
-def test_all_that_redox_sends(running: Site) -> None:
+def test_all_that_redox_sends(running: Installation) -> None:
     """Feeds send every kind, duplicates, queries, and requests that must be refused. Each is answered correctly,
     recorded, delivered in order, and verified."""
     runs = {
@@ -75,7 +75,7 @@ def test_all_that_redox_sends(running: Site) -> None:
     }
 
 
-def test_a_worker_is_killed_inside_a_handler(running: Site) -> None:
+def test_a_worker_is_killed_inside_a_handler(running: Installation) -> None:
     """The interrupted delivery is rolled back and runs on the other host. Later ones of its lane wait, others do not.
     No process of the killed worker is left."""
     redox = running.target("lab").redox()
@@ -106,7 +106,7 @@ def test_a_worker_is_killed_inside_a_handler(running: Site) -> None:
     assert [row["outcome"] for row in tried] == ["crashed", "succeeded"]
 
 
-def test_a_receiver_is_killed_between_commit_and_answer(running: Site) -> None:
+def test_a_receiver_is_killed_between_commit_and_answer(running: Installation) -> None:
     """A message that was committed but not answered is sent again, and found to be a duplicate. It is handled once, and
     the feed continues."""
     redox = running.target("ward").redox()
@@ -132,7 +132,7 @@ def test_a_receiver_is_killed_between_commit_and_answer(running: Site) -> None:
     assert running.violations() == []
 
 
-def test_a_replay(running: Site) -> None:
+def test_a_replay(running: Installation) -> None:
     """A replayed message is delivered again under another idempotency key, and the handler can see that."""
     body = running.target("lab").redox().body("PatientAdmin.Discharge", seed=4_000)
     with running.feed("lab", "replayed") as feed:

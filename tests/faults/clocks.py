@@ -24,7 +24,7 @@ from receiver.simulator.signer import Signer
 from tests.faults.recovery import worker_killed
 from tests.faults.recovery_times import RecoveryBench, Results, start_all
 from tests.faults.report import Progress, Section
-from tests.faults.site import ROOT, Host, Site, site
+from tests.faults.site import ROOT, Host, Installation, site
 from tests.support.waiting import until
 
 WRONG: Final = 600
@@ -64,14 +64,14 @@ def set_wrong(host: Host, seconds: int, library_path: Path) -> None:
 
 
 @contextmanager
-def _wrong_by(seconds: int, library_path: Path) -> Iterator[Site]:
+def _wrong_by(seconds: int, library_path: Path) -> Iterator[Installation]:
     with site() as here:
         set_wrong(here.first, seconds, library_path)
         start_all(here, "--workers", "1")
         yield here
 
 
-def _signed(here: Site, results: Results, fault: str) -> None:
+def _signed(here: Installation, results: Results, fault: str) -> None:
     """Send messages that are signed with the right time, and one that was signed ten minutes ago."""
     header, timestamp = _SIGNATURE
     signer = Signer(secret=secrets.token_hex(32).encode(), header=header, timestamp_header=timestamp)
@@ -108,7 +108,7 @@ def _signed(here: Site, results: Results, fault: str) -> None:
         results.violations.append(f"{fault}: a message signed {_OLD} s before was answered {old}")
 
 
-def _reported(here: Site, results: Results, fault: str, seconds: int) -> None:
+def _reported(here: Installation, results: Results, fault: str, seconds: int) -> None:
     """Check that `status` reports the wrong clock on the first host, and none on the second."""
     reports = {
         host.root.name: [each["text"] for code, each in host.findings().items() if code == "clock"]

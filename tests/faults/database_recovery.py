@@ -16,7 +16,7 @@ from receiver.database.embedded.cluster import Cluster
 from receiver.errors import ConfigurationError
 from tests.faults import effects, outages
 from tests.faults.recovery_times import ACCEPTING, ANSWERED, DELIVERING, LONGEST, RecoveryBench, occurs
-from tests.faults.site import Site
+from tests.faults.site import Installation
 from tests.support.postgres import open_directory
 from tests.support.processes import gone
 from tests.support.waiting import until
@@ -85,7 +85,7 @@ def disk_full(bench: RecoveryBench) -> None:
     bench.responses(fault, began, over)
 
 
-def _answers(here: Site) -> bool:
+def _answers(here: Installation) -> bool:
     """Return whether the database answers."""
     try:
         return bool(here.rows("SELECT 1 AS one"))
@@ -116,7 +116,7 @@ def all_killed(bench: RecoveryBench) -> None:
     bench.recovered(fault, accepting=LONGEST, delivering=LONGEST)
 
 
-class OwnDatabase(Site):
+class OwnDatabase(Installation):
     """A site whose database belongs to the first host's `up`, in a data directory on that disk."""
 
     def __init__(self, root: Path, *, handlers: str, disk: Path) -> None:
@@ -133,7 +133,7 @@ class OwnDatabase(Site):
 
 
 @contextmanager
-def own_database(disk: Path) -> Iterator[Site]:
+def own_database(disk: Path) -> Iterator[Installation]:
     """Run such a site during the block."""
     made = OwnDatabase(open_directory(), handlers=effects.__name__, disk=disk)
     try:

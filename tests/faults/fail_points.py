@@ -13,7 +13,7 @@ from typing import Final
 
 from receiver.fault_injection.faults import POINTS, VARIABLE
 from receiver.simulator.feed import FeedSimulator
-from tests.faults.site import Host, Site
+from tests.faults.site import Host, Installation
 
 # Seconds to wait for a process to reach its fail-point. An earlier fault may keep it from doing so.
 _REACH_TIMEOUT: Final = 30.0
@@ -27,7 +27,7 @@ _KINDS: Final = ("Results.New", "Inventory.Update", "PatientSearch.Query")
 _MESSAGES: Final = 7
 
 
-def receiver_at_fail_point(site: Site, dice: random.Random) -> None:
+def receiver_at_fail_point(site: Installation, dice: random.Random) -> None:
     """A second receiver with an action at a fail-point: kill, raise, cut or delay."""
     # Not on the first pass: if each new process died there, the repeats of a message would never get past it.
     setting = f"{dice.choice(_RECEIVERS)}={dice.choice(_ACTIONS)}#{dice.randint(2, 4)}"
@@ -46,7 +46,7 @@ def receiver_at_fail_point(site: Site, dice: random.Random) -> None:
                     break
 
 
-def worker_at_fail_point(site: Site, dice: random.Random) -> None:
+def worker_at_fail_point(site: Installation, dice: random.Random) -> None:
     """A delivery worker with an action at a fail-point: kill, raise, cut or delay."""
     setting = f"{dice.choice(_WORKERS)}={dice.choice(_ACTIONS)}@0.3"
     before = site.second.log.stat().st_size

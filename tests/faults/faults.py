@@ -20,22 +20,22 @@ import psycopg
 from receiver.simulator.feed import FeedSimulator
 from tests.faults import fail_points, handler_faults, outages, transaction_faults
 from tests.faults.load import name_of
-from tests.faults.site import Host, Site, receiver_workers
+from tests.faults.site import Host, Installation, receiver_workers
 from tests.support.waiting import until
 
-Fault = Callable[[Site, random.Random], None]
+Fault = Callable[[Installation, random.Random], None]
 
 # Seconds that a fault lasts which does not end by itself: longer than a lease, and than a request may take (5 s).
 _LONG: Final = (6.0, 8.0)
 _SHORT: Final = (0.2, 2.0)
 
 
-def receiver_killed(site: Site, dice: random.Random) -> None:
+def receiver_killed(site: Installation, dice: random.Random) -> None:
     """SIGKILL of a gunicorn worker."""
     _kill_one(receiver_workers(site.first), dice)
 
 
-def receiver_killed_between_commit_and_response(site: Site, dice: random.Random) -> None:
+def receiver_killed_between_commit_and_response(site: Installation, dice: random.Random) -> None:
     """SIGKILL of a gunicorn worker after COMMIT, before it answers the request."""
     redox = site.target("lab").redox()
     body = redox.body("Results.New", seed=dice.randrange(1 << 40))
@@ -50,7 +50,7 @@ def receiver_killed_between_commit_and_response(site: Site, dice: random.Random)
         held.release()
 
 
-def receiver_cut_between_commit_and_response(site: Site, dice: random.Random) -> None:
+def receiver_cut_between_commit_and_response(site: Installation, dice: random.Random) -> None:
     """Database connection cut after COMMIT, before PostgreSQL's reply arrives."""
     redox = site.target("lab").redox()
     body = redox.body("Results.New", seed=dice.randrange(1 << 40))
@@ -64,24 +64,24 @@ def receiver_cut_between_commit_and_response(site: Site, dice: random.Random) ->
         held.release()
 
 
-def master_killed(site: Site, dice: random.Random) -> None:
+def master_killed(site: Installation, dice: random.Random) -> None:
     """SIGKILL of the gunicorn master."""
     _kill_one([site.first.part("receiver")], dice)
 
 
-def receiver_stopped(site: Site, dice: random.Random) -> None:
+def receiver_stopped(site: Installation, dice: random.Random) -> None:
     """SIGTERM of the receiver under load."""
     with suppress(ProcessLookupError):
         os.kill(site.first.part("receiver"), signal.SIGTERM)
 
 
-def receiver_reloaded(site: Site, dice: random.Random) -> None:
+def receiver_reloaded(site: Installation, dice: random.Random) -> None:
     """SIGHUP of the receiver under load."""
     with suppress(ProcessLookupError):
         os.kill(site.first.part("receiver"), signal.SIGHUP)
 
 
-def receiver_reloaded_with_invalid_settings(site: Site, dice: random.Random) -> None:
+def receiver_reloaded_with_invalid_settings(site: Installation, dice: random.Random) -> None:
     """SIGHUP of the receiver with an invalid setting."""
     file = site.first.data_dir / ".env"
     before = site.first.log.stat().st_size
@@ -94,24 +94,24 @@ def receiver_reloaded_with_invalid_settings(site: Site, dice: random.Random) -> 
         file.unlink()
 
 
-def worker_killed(site: Site, dice: random.Random) -> None:
+def worker_killed(site: Installation, dice: random.Random) -> None:
     """SIGKILL of a delivery worker, on either host."""
     chosen = dice.choice([site.first.part("worker-1"), *(each.pid for each in site.second.workers)])
     _kill_one([chosen], dice)
 
 
-def worker_stopped(site: Site, dice: random.Random) -> None:
+def worker_stopped(site: Installation, dice: random.Random) -> None:
     """SIGTERM of a delivery worker, on either host."""
     with suppress(ProcessLookupError):
         os.kill(dice.choice([site.first.part("worker-1"), *(each.pid for each in site.second.workers)]), signal.SIGTERM)
 
 
-def handler_killed(site: Site, dice: random.Random) -> None:
+def handler_killed(site: Installation, dice: random.Random) -> None:
     """SIGKILL of a handler process."""
     _kill_one([each.pid for each in handler_processes(site)], dice)
 
 
-def worker_frozen(site: Site, dice: random.Random) -> None:
+def worker_frozen(site: Installation, dice: random.Random) -> None:
     """A delivery worker frozen while it holds lanes, and resumed after its leases expired."""
     with suppress(psutil.NoSuchProcess):
         worker = psutil.Process(site.second.workers[-1].pid)
@@ -124,24 +124,24 @@ def worker_frozen(site: Site, dice: random.Random) -> None:
                 each.resume()
 
 
-def host_cut_off(site: Site, dice: random.Random) -> None:
+def host_cut_off(site: Installation, dice: random.Random) -> None:
     """The network of the worker's host down while it holds lanes, and up again after its leases expired."""
     with _network_down(site.second):
         time.sleep(dice.uniform(*_LONG))
 
 
-def network_stalls(site: Site, dice: random.Random) -> None:
+def network_stalls(site: Installation, dice: random.Random) -> None:
     """The network of the receiver's host down, briefly or for longer than a request may take."""
     with _network_down(site.first):
         time.sleep(dice.uniform(*dice.choice((_SHORT, _LONG))))
 
 
-def connections_cut(site: Site, dice: random.Random) -> None:
+def connections_cut(site: Installation, dice: random.Random) -> None:
     """Every database connection of one host closed or reset."""
     dice.choice((site.first, site.second)).proxy.cut(reset=dice.random() < 0.5)
 
 
-def network_slow(site: Site, dice: random.Random) -> None:
+def network_slow(site: Installation, dice: random.Random) -> None:
     """Every packet delayed by 5 to 50 ms."""
     for host in (site.first, site.second):
         host.proxy.delay = dice.uniform(0.005, 0.05)
@@ -150,39 +150,39 @@ def network_slow(site: Site, dice: random.Random) -> None:
         host.proxy.delay = 0.0
 
 
-def database_killed(site: Site, dice: random.Random) -> None:
+def database_killed(site: Installation, dice: random.Random) -> None:
     """SIGKILL of PostgreSQL under load, and a restart."""
     outages.kill(site.cluster)
     time.sleep(dice.uniform(*_SHORT))
     site.cluster.start()
 
 
-def database_restarted(site: Site, dice: random.Random) -> None:
+def database_restarted(site: Installation, dice: random.Random) -> None:
     """PostgreSQL shut down under load, and started again."""
     site.cluster.stop()
     time.sleep(dice.uniform(*_SHORT))
     site.cluster.start()
 
 
-def database_frozen(site: Site, dice: random.Random) -> None:
+def database_frozen(site: Installation, dice: random.Random) -> None:
     """All PostgreSQL processes frozen."""
     with outages.frozen(site.cluster):
         time.sleep(dice.uniform(*_LONG))
 
 
-def database_read_only(site: Site, dice: random.Random) -> None:
+def database_read_only(site: Installation, dice: random.Random) -> None:
     """PostgreSQL read-only, as a standby is."""
     with outages.read_only(site.cluster):
         time.sleep(dice.uniform(*_SHORT))
 
 
-def connections_taken(site: Site, dice: random.Random) -> None:
+def connections_taken(site: Installation, dice: random.Random) -> None:
     """No free database connection: all are taken, and those in use are cut."""
     with outages.connections_taken(site.cluster, lambda: [each.proxy.cut() for each in (site.first, site.second)]):
         time.sleep(dice.uniform(*_SHORT))
 
 
-def sessions_terminated(site: Site, dice: random.Random) -> None:
+def sessions_terminated(site: Installation, dice: random.Random) -> None:
     """Every database session terminated by an administrator."""
     with psycopg.connect(outages.address(site.cluster), autocommit=True) as connection:
         connection.execute(
@@ -191,7 +191,7 @@ def sessions_terminated(site: Site, dice: random.Random) -> None:
         )
 
 
-def payloads_locked(site: Site, dice: random.Random) -> None:
+def payloads_locked(site: Installation, dice: random.Random) -> None:
     """A lock that blocks every commit, held for longer than a request may take."""
     with psycopg.connect(outages.address(site.cluster)) as connection:
         connection.execute("LOCK TABLE payloads")
@@ -230,7 +230,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
 )
 
 
-def handler_processes(site: Site) -> list[psutil.Process]:
+def handler_processes(site: Installation) -> list[psutil.Process]:
     """Return every handler process of this site, whatever its parent is now."""
     found = []
     for each in psutil.process_iter():

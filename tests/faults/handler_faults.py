@@ -8,7 +8,7 @@ from typing import Final
 from receiver.simulator.feed import FeedSimulator
 from tests.faults import effects
 from tests.faults.load import name_of
-from tests.faults.site import Site
+from tests.faults.site import Installation
 from tests.support.waiting import until
 
 # Seconds to wait until a worker has reported its plugins: an earlier fault may delay it.
@@ -19,14 +19,14 @@ SELECT FROM workers w JOIN handler_problems p ON p.process = w.name
 WHERE w.pid = :pid AND p.detail LIKE :named AND 'book' = ANY (w.handlers)"""
 
 
-def plugin_broken(site: Site, dice: random.Random) -> None:
+def plugin_broken(site: Installation, dice: random.Random) -> None:
     """A worker with a plugin that cannot be imported: it reports the plugin, and runs the other handlers."""
     worker = site.second.work(RECEIVER_HANDLERS=f"{effects.__name__},{_MISSING}")
     until(lambda: site.rows(_REPORTED, pid=worker.pid, named=f"%{_MISSING}%"), seconds=_REPORT_TIMEOUT)
     site.second.end(worker)
 
 
-def lane_held(site: Site, dice: random.Random) -> None:
+def lane_held(site: Installation, dice: random.Random) -> None:
     """A message whose handler always fails holds its lane, until an operator skips it."""
     redox = site.target("ward").redox()
     failing = redox.body(effects.POISON, seed=dice.randrange(1 << 40))

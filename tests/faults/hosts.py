@@ -22,7 +22,7 @@ from typing import Any, Final
 from receiver.simulator.feed import FeedSimulator
 from tests.faults.load import name_of
 from tests.faults.network import missing
-from tests.faults.networked_site import NetworkedSite, frozen, networked_site
+from tests.faults.networked_site import NetworkedInstallation, frozen, networked_site
 from tests.faults.recovery_times import LONGEST, TAKEN_OVER, RecoveryBench, Results, occurs, start_all
 from tests.faults.report import Progress, Section
 from tests.faults.site import Host
@@ -63,7 +63,7 @@ class BlockedHost:
     gates: Mapping[str, Path]
 
 
-def _block_one_host(here: NetworkedSite) -> BlockedHost:
+def _block_one_host(here: NetworkedInstallation) -> BlockedHost:
     """Block both handlers on one host, and none on the other."""
     blocking: dict[str, Path] = {}
     messages: list[str] = []
@@ -92,7 +92,7 @@ def _block_one_host(here: NetworkedSite) -> BlockedHost:
     )
 
 
-def _inside(here: NetworkedSite, message: str, handler: str) -> Host | None:
+def _inside(here: NetworkedInstallation, message: str, handler: str) -> Host | None:
     """Return the host whose worker is blocked in that handler."""
     workers = {worker.pid: host for host in here.distant.values() for worker in host.workers}
     calls = (
@@ -105,7 +105,7 @@ def _inside(here: NetworkedSite, message: str, handler: str) -> Host | None:
 
 def _interrupt(
     bench: RecoveryBench,
-    here: NetworkedSite,
+    here: NetworkedInstallation,
     fault: str,
     interrupt: Callable[[Host], AbstractContextManager[None]],
     *,
@@ -165,12 +165,12 @@ def _unblock(blocked: BlockedHost) -> None:
         gate.unlink()
 
 
-def _done(here: NetworkedSite, blocked: BlockedHost, handler: str) -> list[dict[str, Any]]:
+def _done(here: NetworkedInstallation, blocked: BlockedHost, handler: str) -> list[dict[str, Any]]:
     message = blocked.messages[_HANDLERS.index(handler)]
     return here.rows(_DONE, messages=[message], handlers=[handler])
 
 
-def _returned(here: NetworkedSite, blocked: BlockedHost, since: object) -> bool:
+def _returned(here: NetworkedInstallation, blocked: BlockedHost, since: object) -> bool:
     """Return whether a worker of the host has reached the database again, under its old name or a new one."""
     blocked.host.revive()
     pids = [each.pid for each in blocked.host.workers]
@@ -179,17 +179,20 @@ def _returned(here: NetworkedSite, blocked: BlockedHost, since: object) -> bool:
     )
 
 
-def cut_off(bench: RecoveryBench, here: NetworkedSite) -> None:
+def cut_off(bench: RecoveryBench, here: NetworkedInstallation) -> None:
     """Cut the link of a host. Its handlers finish during the cut."""
     _interrupt(bench, here, "a host cut off", here.cut, finish_during=True)
 
 
-def host_frozen(bench: RecoveryBench, here: NetworkedSite) -> None:
+def host_frozen(bench: RecoveryBench, here: NetworkedInstallation) -> None:
     """Freeze all processes of a host. Minutes later they continue where they were."""
     _interrupt(bench, here, "a host frozen", frozen, finish_during=False)
 
 
-PARTS: Final[dict[str, Callable[[RecoveryBench, NetworkedSite], None]]] = {"cut": cut_off, "frozen": host_frozen}
+PARTS: Final[dict[str, Callable[[RecoveryBench, NetworkedInstallation], None]]] = {
+    "cut": cut_off,
+    "frozen": host_frozen,
+}
 
 
 _TEXT: Final = """\

@@ -17,7 +17,7 @@ from receiver.samples import sample
 from receiver.simulator.attempt_log import Attempt
 from receiver.simulator.fake_redox import FakeRedox
 from receiver.simulator.feed import FeedSimulator
-from tests.faults.site import Site
+from tests.faults.site import Installation
 
 FAMILY: Final = "Quibbleworthington"
 STRANGER: Final = "a-wrong-token-that-no-destination-has"
@@ -45,7 +45,7 @@ class Load:
     """
 
     def __init__(
-        self, site: Site, destinations: tuple[str, ...], *, feeds: int, seed: int, feed_timeout: float = 200.0
+        self, site: Installation, destinations: tuple[str, ...], *, feeds: int, seed: int, feed_timeout: float = 200.0
     ) -> None:
         self._site = site
         self._feed_timeout = feed_timeout

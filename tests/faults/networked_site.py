@@ -12,11 +12,11 @@ from receiver.database.embedded.cluster import Cluster
 from receiver.database.embedded.server_settings import DATABASE, PORT, ROLE
 from tests.faults import effects
 from tests.faults.network import Network, network
-from tests.faults.site import Host, Site
+from tests.faults.site import Host, Installation
 from tests.support.postgres import open_directory
 
 
-class NetworkedSite(Site):
+class NetworkedInstallation(Installation):
     """A site whose worker hosts have their own networks. The receiver's host is this machine."""
 
     def __init__(self, root: Path, hosts: Network) -> None:
@@ -65,11 +65,11 @@ def frozen(host: Host) -> Iterator[None]:
 
 
 @contextmanager
-def networked_site() -> Iterator[NetworkedSite]:
+def networked_site() -> Iterator[NetworkedInstallation]:
     """Run such a site during the block, with only the database started."""
     with ExitStack() as stack:
         hosts = stack.enter_context(network(("second", "third")))
-        made = NetworkedSite(open_directory(), hosts)
+        made = NetworkedInstallation(open_directory(), hosts)
         stack.callback(made.clear)
         made.start()
         yield made

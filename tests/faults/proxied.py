@@ -23,7 +23,7 @@ from receiver.simulator.fake_redox import FakeRedox
 from receiver.simulator.feed import FeedSimulator
 from tests.faults.load import STRANGER
 from tests.faults.report import Progress, Section
-from tests.faults.site import Site, site
+from tests.faults.site import Installation, site
 from tests.web import nginx as proxies
 from tests.web.nginx import Nginx
 
@@ -96,7 +96,7 @@ def _flood(redox: FakeRedox, statuses: list[int | None]) -> Iterator[None]:
             thread.join()
 
 
-def _phases(made: Site, nginx: Nginx, refused: list[int | None], count: int, progress: Progress) -> list[Phase]:
+def _phases(made: Installation, nginx: Nginx, refused: list[int | None], count: int, progress: Progress) -> list[Phase]:
     target = made.target(_DESTINATION)
 
     def redox(token: str) -> FakeRedox:

@@ -31,7 +31,7 @@ from tests.faults.database_recovery import (
 from tests.faults.load import name_of
 from tests.faults.recovery_times import TAKEN_OVER, RecoveryBench, Results, occurs, start_all
 from tests.faults.report import Progress, Section
-from tests.faults.site import Site, receiver_workers, site
+from tests.faults.site import Installation, receiver_workers, site
 from tests.support.postgres import open_directory
 from tests.support.processes import gone
 from tests.support.waiting import until
@@ -108,7 +108,7 @@ def worker_killed(bench: RecoveryBench, fault: str = "worker killed") -> None:
     bench.results.add(fault, "its message handled", time.monotonic() - began if done else None, TAKEN_OVER)
 
 
-def _calls(here: Site, message: str, phase: str) -> list[dict[str, Any]]:
+def _calls(here: Installation, message: str, phase: str) -> list[dict[str, Any]]:
     """Return the calls that the handler `outside` made for that message."""
     return [
         line
@@ -118,7 +118,7 @@ def _calls(here: Site, message: str, phase: str) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _bench(made: AbstractContextManager[Site], results: Results) -> Iterator[RecoveryBench]:
+def _bench(made: AbstractContextManager[Installation], results: Results) -> Iterator[RecoveryBench]:
     """A worker under `up` on the first host, another on the second host, with default leases."""
     with made as here:
         start_all(here, "--workers", "1")

@@ -13,7 +13,7 @@ from typing import Any, Final
 from tests.faults.load import Load
 from tests.faults.report import Progress
 from tests.faults.rounds import DESTINATIONS, FEEDS, accepting_again, check
-from tests.faults.site import Site
+from tests.faults.site import Installation
 from tests.support.waiting import until
 
 # Promised bounds, in seconds.
@@ -98,7 +98,7 @@ class Results:
 class RecoveryBench:
     """A site with two workers under load, and measurements on it."""
 
-    def __init__(self, here: Site, results: Results) -> None:
+    def __init__(self, here: Installation, results: Results) -> None:
         self.site = here
         self.results = results
 
@@ -222,7 +222,7 @@ def occurs(holds: Callable[[], object]) -> bool:
     return True
 
 
-def start_all(here: Site, *options: str) -> None:
+def start_all(here: Installation, *options: str) -> None:
     """Start `up` on the first host and a worker on each other host, with default leases, and open the destinations."""
     for host in here.hosts:
         host.environment["RECEIVER_PAUSE_AFTER_DEAD"] = "1000000"

@@ -26,7 +26,7 @@ from tests.faults.fail_points import triggered
 from tests.faults.faults import FAULTS, Fault, handler_processes
 from tests.faults.load import FAMILY, STRANGER, Load
 from tests.faults.report import Progress, Section
-from tests.faults.site import Site, site
+from tests.faults.site import Installation, site
 from tests.support.waiting import until
 
 DESTINATIONS: Final = ("lab", "ward")
@@ -118,7 +118,7 @@ def run(
     return result
 
 
-def _round(here: Site, fault: Fault, dice: random.Random) -> Round:
+def _round(here: Installation, fault: Fault, dice: random.Random) -> Round:
     began = time.monotonic()
     fault(here, dice)
     over = time.monotonic()
@@ -126,7 +126,7 @@ def _round(here: Site, fault: Fault, dice: random.Random) -> Round:
     return Round(fault=fault.__name__, lasted=over - began, accepting=accepting_again(here, over))
 
 
-def accepting_again(here: Site, over: float) -> float | None:
+def accepting_again(here: Installation, over: float) -> float | None:
     """Return the seconds from `over` (monotonic) until every feed was accepted again; None after the timeout."""
     accepting = None
     while accepting is None and time.monotonic() < over + _ACCEPTING_TIMEOUT:
@@ -135,7 +135,7 @@ def accepting_again(here: Site, over: float) -> float | None:
     return accepting
 
 
-def _accepting(here: Site, over: float) -> float | None:
+def _accepting(here: Installation, over: float) -> float | None:
     """Return the seconds from `over` until every feed was accepted again; None while a feed is not.
 
     The effect of a fault may be seen a moment later, so each feed must also be accepted some time after `over`.
@@ -166,7 +166,7 @@ def _accepting(here: Site, over: float) -> float | None:
     return longest
 
 
-def check(here: Site, load: Load) -> list[str]:
+def check(here: Installation, load: Load) -> list[str]:
     """Return every violation: of the database and the ledgers, of access, of processes left, of secrets in output."""
     pending = "SELECT id, lane FROM deliveries WHERE state = 'pending' ORDER BY id"
     with suppress(AssertionError):
@@ -186,7 +186,7 @@ def check(here: Site, load: Load) -> list[str]:
     return violations + _leaks(here)
 
 
-def _leaks(here: Site) -> list[str]:
+def _leaks(here: Installation) -> list[str]:
     """Return every log and table in which a token, a key or the patients' name is."""
     keys = keyrings.load_keyring(here.first.data_dir / "keyring.json").keys
     canaries = Canaries(
@@ -205,7 +205,7 @@ def _leaks(here: Site) -> list[str]:
     return found
 
 
-def _counts(here: Site) -> dict[str, int]:
+def _counts(here: Installation) -> dict[str, int]:
     attempts: list[Attempt] = [attempt for ledger in here.sent.values() for attempt in ledger.attempts]
     counts = {
         "requests sent": len(attempts),

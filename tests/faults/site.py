@@ -130,7 +130,7 @@ class Host(Machine):
             psutil.wait_procs(left, 30)
 
 
-class Site:
+class Installation:
     """A database and its hosts. `first` runs `up`; `second` and any further host run only workers."""
 
     def __init__(self, root: Path, *, handlers: str) -> None:
@@ -268,9 +268,9 @@ class Site:
 
 
 @contextmanager
-def site(*, handlers: str = effects.__name__) -> Iterator[Site]:
+def site(*, handlers: str = effects.__name__) -> Iterator[Installation]:
     """Run a site during the block, with only the database started."""
-    made = Site(open_directory(), handlers=handlers)
+    made = Installation(open_directory(), handlers=handlers)
     try:
         made.start()
         yield made

@@ -12,7 +12,7 @@ import psycopg
 from psycopg import sql
 
 from tests.faults import outages
-from tests.faults.site import Site
+from tests.faults.site import Installation
 
 _FUNCTION: Final = """
 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -27,7 +27,7 @@ _TABLES: Final = ("messages", "message_keys", "deliveries", "delivery_attempts",
 _PAIRS: Final = (("messages", "payloads"), ("deliveries", "delivery_attempts"))
 
 
-def transactions_fail(site: Site, dice: random.Random) -> None:
+def transactions_fail(site: Installation, dice: random.Random) -> None:
     """Serialization failures and deadlocks in three of ten statements that write."""
     with psycopg.connect(outages.address(site.cluster)) as connection:
         connection.execute(_FUNCTION)
@@ -45,7 +45,7 @@ def transactions_fail(site: Site, dice: random.Random) -> None:
         connection.execute("DROP FUNCTION refuse()")
 
 
-def deadlocks(site: Site, dice: random.Random) -> None:
+def deadlocks(site: Installation, dice: random.Random) -> None:
     """Deadlocks with a session that locks our tables in the opposite order; PostgreSQL ends our transactions."""
     ends = time.monotonic() + dice.uniform(4.0, 6.0)
     with psycopg.connect(outages.address(site.cluster)) as connection:
