@@ -71,7 +71,7 @@ def public_app() -> Flask:
 class PublicListener:
     """The parts of the public listener, for any server. Call `start` only after fork.
 
-    `now`: the clock by which everything is judged.
+    `now`: the clock for all decisions.
     """
 
     settings: Settings
@@ -107,7 +107,7 @@ class PublicListener:
 def compose() -> PublicListener:
     """The public listener, not started yet.
 
-    A database that is away does not stop the start: until it is there, everything is answered 503. Raises
+    Without a database it starts all the same, and every reply is 503 until the database is there. Raises
     ConfigurationError: a setting, no keyring, or one that is not the database's.
     """
     large_blocks_apart()

@@ -1,8 +1,8 @@
-"""The listeners for gunicorn's event-loop worker:
+"""The ASGI applications of the public and the admin listener:
 `gunicorn -k receiver.server.worker.Worker receiver.asgi:application`.
 
-`redox-receiver serve` runs the same with the configuration that it needs (receiver.server.conf). Any ASGI server with a
-lifespan can serve it, behind a proxy.
+`redox-receiver serve` runs the same with receiver.server.conf. Any ASGI server with a lifespan can serve them, behind a
+proxy.
 """
 
 from typing import Final
