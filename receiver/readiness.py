@@ -17,15 +17,15 @@ from receiver.storage.registry import loader
 from receiver.storage.registry.key_records import check_keys
 from receiver.web.admin import Check
 
-# Workers write every few seconds that they live.
+# A worker that was seen within this time runs: workers send heartbeats every few seconds.
 _RECENTLY: Final = timedelta(seconds=60)
 
 
 def readiness(engine: Engine, keyring: Keyring) -> list[Check]:
-    """Whether this host can do its work: database, schema, keys and registry; and whether a worker lives.
+    """The checks of this host: database, schema, keys, registry, and whether a worker runs.
 
-    The last is reported and does not count: a receiver without a worker still keeps every message. Takes as long as the
-    database does.
+    The worker's check is always ok, because a receiver without a worker still stores every message. It takes as long as
+    the database does.
     """
     try:
         with engine.connect() as connection:

@@ -22,11 +22,11 @@ log: Final = structlog.get_logger(__name__)
 
 
 class ProvedRegistry:
-    """The registry of the moment; None while the schema is one that this code does not run on, and while this host is
-    not known to hold the database's keys.
+    """The present registry; None while the schema is not compatible, or while this host is not known to hold the
+    database's keys.
 
-    Without them every token would look wrong, and Redox be answered 401 for a fault of ours. Raises
-    ConfigurationError when made on a host whose keys are not the database's.
+    Without the keys every token would look wrong, and Redox would get 401 for a mistake of the operator. Raises
+    ConfigurationError if the keys of this host are not the database's.
     """
 
     def __init__(self, engine: Engine, keyring: Keyring, follower: RegistryFollower) -> None:
