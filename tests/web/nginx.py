@@ -149,7 +149,7 @@ def proxying(
 ) -> Iterator[Nginx]:
     """An nginx on a random port in front of the receiver at port `upstream`, while the block runs.
 
-    Its files are in `directory`. `authority`: who has signed the certificate that is there (see `certificates`).
+    Its files are in `directory`. `authority`: the authority of the certificate there (see `certificates`).
     """
     path = program()
     tls = ssl.create_default_context()
@@ -175,7 +175,10 @@ def proxying(
 
 
 def _listener() -> socket.socket:
-    return socket.create_server(("127.0.0.1", 0), backlog=1024)
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    # nginx leaves an inherited socket as it is. If it blocks, a worker that accepts too late hangs with its clients.
+    listener.setblocking(False)
+    return listener
 
 
 def _handed_over(listener: socket.socket) -> dict[str, Any]:
