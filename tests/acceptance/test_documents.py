@@ -51,6 +51,7 @@ COMMANDS = {
     "redox-receiver credential add lab --kind token": None,
     "redox-receiver db backup DIR": "redox-receiver db backup {root}/backup",
     "redox-receiver audit verify": None,
+    "redox-receiver audit export --format jsonl --out audit.jsonl": None,
     "redox-receiver db upgrade": None,
 }
 # They exit with status 1 here, because a handler fails.

@@ -237,6 +237,7 @@ def kept(run: Day) -> None:
     run("audit", "list")
     run("audit", "verify")
     run("audit", "review", "--sign-off", *WHY)
+    run("audit", "export", "--format", "fhir", "--out", str(run.at.root / "audit.ndjson"))
     proof, public, checkpoint = (str(run.at.root / name) for name in ("row.proof", "seal.pub", "audit.checkpoint"))
     run("audit", "checkpoint", "--output", checkpoint)
     run("audit", "verify", "--checkpoint", checkpoint)

@@ -12,6 +12,7 @@ from typing import Any, Final, TextIO
 import click
 
 from receiver.cli import output
+from receiver.cli.commands.audit_export import export_
 from receiver.cli.commands.audit_review import review_
 from receiver.cli.options import (
     before_option,
@@ -242,3 +243,4 @@ def _checked(text: str, key: VerifierKey) -> dict[str, Any]:
 
 
 audit.add_command(review_)
+audit.add_command(export_)
