@@ -1,4 +1,4 @@
-"""Verification of delivery outcomes: the attempts are those that the audit log recorded, and no success lacks one.
+"""Verification of deliveries: the attempts are those that the audit recorded, and none was made without a reason.
 
 Only reads. Must not check the audit rows themselves (see receiver.storage.evidence.verify).
 """
@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 from sqlalchemy import Connection
 
-from receiver.states import DeliveryState
+from receiver.states import DeliveryState, MessageState
 from receiver.storage.evidence.outcome_records import ACTION, COLUMNS, OutcomeRange, outcome_range
 
 _RECORDED: Final = f"SELECT id, detail FROM audit_events WHERE action = '{ACTION}' ORDER BY id"
@@ -23,9 +23,19 @@ WHERE d.state = '{DeliveryState.SUCCEEDED}' AND NOT EXISTS (
     WHERE a.delivery_id = d.id AND a.received_at = d.received_at AND a.outcome = '{DeliveryState.SUCCEEDED}')
 ORDER BY d.id LIMIT 1"""
 
+# What was quarantined has a delivery only after an operator released it, or a repeat that was let in took it up.
+_UNRELEASED: Final = f"""
+SELECT d.id FROM deliveries d JOIN messages m ON m.id = d.message_id AND m.received_at = d.received_at
+JOIN audit_events e ON e.message_uuid = m.uuid AND e.action = 'message.receive'
+  AND e.outcome = '{MessageState.QUARANTINED}'
+WHERE NOT EXISTS (
+    SELECT FROM audit_events r WHERE r.message_uuid = m.uuid
+    AND (r.action = 'message.release' OR r.action = 'message.receive' AND strpos(r.detail, '"taken_up"') > 0))
+ORDER BY d.id LIMIT 1"""
+
 
 def failed_outcome(connection: Connection) -> str | None:
-    """Return what is wrong with the first outcome that fails verification, or None.
+    """Return what is wrong with the first delivery that fails verification, or None.
 
     An attempt that is not recorded yet proves a success all the same: it ended a few seconds ago.
     """
@@ -42,4 +52,7 @@ def failed_outcome(connection: Connection) -> str | None:
             )
         after = recorded.up_to
     unrun = connection.exec_driver_sql(_UNRUN).scalar()
-    return None if unrun is None else f"deliveries id {unrun}: marked as succeeded, but no attempt of it succeeded"
+    if unrun is not None:
+        return f"deliveries id {unrun}: marked as succeeded, but no attempt of it succeeded"
+    unreleased = connection.exec_driver_sql(_UNRELEASED).scalar()
+    return None if unreleased is None else f"deliveries id {unreleased}: its message is in quarantine, never released"

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
+from receiver.states import MessageState
 from receiver.storage.accept.ledger import MessageLedger
 from receiver.storage.evidence import outcome_records
 from receiver.storage.evidence.outcome_records import OutcomeRange, OutcomeRecorder
@@ -120,3 +121,20 @@ def test_what_was_not_run_is_found(ran: Door, statement: str, found: str) -> Non
     failure = bad(ran)
     assert failure is not None
     assert failure.startswith(found)
+
+
+@pytest.mark.parametrize("state", [MessageState.QUARANTINED, MessageState.ACCEPTED])
+def test_a_delivery_of_a_message_in_quarantine_is_found(door: Door, ledger: MessageLedger, state: str) -> None:
+    """Attack: a delivery is inserted, so that a handler runs what nobody released; also with the state changed."""
+    door.enable(handler())
+    (number,) = arrive(door, ledger, b"no json")
+    ledger.stop()
+    assert bad(door) is None
+    door.rows("UPDATE messages SET state = :state", state=state)
+    (row,) = door.rows(
+        "INSERT INTO deliveries (message_id, received_at, destination_id, handler, lane, inline) "
+        "SELECT id, received_at, destination_id, 'register', 'register/clinic/x', false FROM messages WHERE id = :id "
+        "RETURNING id",
+        id=number,
+    )
+    assert bad(door) == f"deliveries id {row.id}: its message is in quarantine, never released"
