@@ -325,21 +325,18 @@ def test_a_message_of_another_destination_is_not_run(shared: World, warm: Handle
     elsewhere = shared.hand("nothing", destination=other)
     [delivery], [foreign] = sent.deliveries(), elsewhere.deliveries()
     shared.execute("DELETE FROM deliveries WHERE id = :id", id=foreign["id"])
-    if moved == "the delivery":
-        foreign["lane"], foreign["message_id"] = delivery["lane"], delivery["message_id"]
-    elif moved == "its lane":
-        foreign["message_id"] = delivery["message_id"]
-    else:
-        foreign["lane"], foreign["destination_id"] = delivery["lane"], delivery["destination_id"]
+    # A delivery finds its message by id and time.
+    columns = {"the delivery": ["destination_id"], "its lane": ["lane", "destination_id"]}.get(
+        moved, ["message_id", "received_at"]
+    )
+    changed = delivery | {name: foreign[name] for name in columns}
     shared.execute(
-        "UPDATE deliveries SET lane = :lane, destination_id = :destination, message_id = :message WHERE id = :id",
-        id=delivery["id"],
-        lane=foreign["lane"],
-        message=foreign["message_id"],
-        destination=foreign["destination_id"],
+        "UPDATE deliveries SET lane = :lane, destination_id = :destination_id, message_id = :message_id, "
+        "received_at = :received_at WHERE id = :id",
+        **{name: changed[name] for name in ("lane", "destination_id", "message_id", "received_at", "id")},
     )
 
-    assert shared.stay(warm, foreign["lane"]) == LaneDone(why="dead", error_class="IntegrityError")
+    assert shared.stay(warm, changed["lane"]) == LaneDone(why="dead", error_class="IntegrityError")
     assert sent.ran() + elsewhere.ran() == []
 
 
