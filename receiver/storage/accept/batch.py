@@ -14,7 +14,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
-from uuid import UUID
 
 import psycopg
 import structlog
@@ -27,8 +26,8 @@ from receiver.errors import Unavailable
 from receiver.fault_injection.faults import point
 from receiver.keyring import Keyring
 from receiver.pipeline import Receipt
-from receiver.states import MessageState
 from receiver.storage.accept import sql
+from receiver.storage.accept.duplicates import claim, dispatchable, inline_pending, repeat_receipt, resume
 from receiver.storage.accept.message_builder import PendingMessage
 from receiver.storage.accept.prepared import PreparedStatements
 from receiver.storage.evidence.audit_log import AuditChain, AuditEvent
@@ -64,21 +63,6 @@ class Recorded:
     receipts: Sequence[Receipt]
     lanes: Sequence[str]
     counted: Sequence[AuditEvent] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """The message that an entry repeats."""
-
-    id: int
-    received_at: datetime
-    uuid: UUID
-    state: str
-
-    @property
-    def row(self) -> dict[str, Any]:
-        """Return the parameters that name it. The time tells the partition of its rows."""
-        return {"message_id": self.id, "received_at": self.received_at}
 
 
 class BatchWriter:
@@ -177,20 +161,20 @@ class BatchWriter:
         """
         connection = self._connected()
         connection.exec_driver_sql(sql.BEGIN)
-        known = _claim(connection, [entry for entry in entries if entry.identity is not None])
+        known = claim(connection, [entry for entry in entries if entry.identity is not None])
         _claimed()
         fresh = [entry for entry in entries if entry.identity not in known]
         repeats = [(entry, known[entry.identity]) for entry in entries if entry.identity in known]
         repeated, lanes = list[AuditEvent](), []
         for entry, message in repeats:
-            taken_up, woken = _resume_message(connection, entry, message)
+            taken_up, woken = resume(connection, entry, message)
             repeated += entry.repeat_events(message.uuid, taken_up)
             lanes += woken
         audited, counted = self._repeats.split([*repeated, *_events(fresh)], time.monotonic())
         self._chain.follow(connection)
         rows = self._chain.rows([*events, *audited])
         written = iter(self._write(fresh, rows, with_keys=False))
-        inline = {message.id: _inline(connection, message) for entry, message in repeats if _dispatchable(entry)}
+        inline = {message.id: inline_pending(connection, message) for entry, message in repeats if dispatchable(entry)}
         _committing()
         connection.exec_driver_sql("COMMIT")
         self._chain.written(rows)
@@ -198,7 +182,9 @@ class BatchWriter:
         return Recorded(
             counted=counted,
             receipts=[
-                _repeat(known[entry.identity], inline) if entry.identity in known else _receipt(entry, next(written))
+                repeat_receipt(known[entry.identity], inline)
+                if entry.identity in known
+                else _receipt(entry, next(written))
                 for entry in entries
             ],
             lanes=[*lanes, *_lanes(fresh)],
@@ -291,58 +277,9 @@ def _written(rows: Sequence[Sequence[bytes | None]]) -> _Written:
     ]
 
 
-def _claim(connection: Connection, keyed: Sequence[PendingMessage]) -> dict[Any, _Known]:
-    """Claim the keys, and set the ids of the entries that got theirs. Returns the known messages of the others."""
-    keys = sql.keys([entry.row for entry in keyed])
-    claimed: dict[Any, int] = {(r[0], r[1], r[2]): r[3] for r in connection.exec_driver_sql(sql.CLAIM_KEYS, keys)}
-    for entry in keyed:
-        entry.row["id"] = claimed.get(entry.identity)
-    if len(claimed) == len(keyed):
-        return {}
-    # A separate statement: in the snapshot of the first, a concurrent duplicate is not visible yet.
-    found: dict[Any, _Known] = {
-        (r[0], r[1], r[2]): _Known(*r[3:]) for r in connection.exec_driver_sql(sql.EXISTING, keys)
-    }
-    return {entry.identity: found[entry.identity] for entry in keyed if entry.identity not in claimed}
-
-
-def _resume_message(connection: Connection, entry: PendingMessage, message: _Known) -> tuple[set[str], list[str]]:
-    """Run what is dead, unhandled or quarantined of the message: a repeat means that Redox wants it handled.
-
-    Does nothing when the repeat itself is to be quarantined. Returns (those of the three states that apply, lanes with
-    new work).
-    """
-    if not _dispatchable(entry):
-        return set(), []
-    lanes = list(connection.exec_driver_sql(sql.REVIVE_DEAD, message.row).scalars())
-    taken_up = {"dead"} if lanes else set()
-    if message.state != entry.row["state"]:
-        new = message.row | {"state": entry.row["state"]}
-        if connection.exec_driver_sql(sql.TAKE_UP, new).rowcount:
-            taken_up.add(message.state)
-            lanes += connection.exec_driver_sql(
-                sql.ADD_DELIVERIES, new | sql.deliveries(list(entry.delivery_rows()))
-            ).scalars()
-    return taken_up, lanes
-
-
-def _dispatchable(entry: PendingMessage) -> bool:
-    return bool(entry.row["state"] != MessageState.QUARANTINED)
-
-
-def _inline(connection: Connection, message: _Known) -> tuple[int, ...]:
-    return tuple(connection.exec_driver_sql(sql.INLINE_PENDING, message.row).scalars())
-
-
 def _receipt(entry: PendingMessage, written: tuple[int, tuple[int, ...]]) -> Receipt:
     message_id, inline = written
     return Receipt(message_id=message_id, uuid=str(entry.row["uuid"]), outcome=entry.row["state"], inline=inline)
-
-
-def _repeat(message: _Known, inline: Mapping[int, tuple[int, ...]]) -> Receipt:
-    return Receipt(
-        message_id=message.id, uuid=str(message.uuid), outcome="duplicate", inline=inline.get(message.id, ())
-    )
 
 
 def _events(entries: Iterable[PendingMessage]) -> Iterator[AuditEvent]:

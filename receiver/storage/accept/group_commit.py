@@ -11,7 +11,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from typing import Final
 
 import structlog
@@ -20,6 +19,7 @@ from receiver.errors import Unavailable
 from receiver.fault_injection.faults import point
 from receiver.metrics.counters import observe_batch
 from receiver.storage.accept.batch import BatchWriter, UnwritableRow
+from receiver.storage.accept.last_used import LastUsed
 from receiver.storage.accept.message_builder import (
     UNSTORABLE,
     MessageBuilder,
@@ -52,7 +52,6 @@ _MAX_EVENTS_AT_ONCE: Final = 1_000
 _FLUSH_INTERVAL: Final = 0.5
 # During a stop: seconds between two attempts to write refusals that the database did not accept.
 _RETRY_INTERVAL: Final = 0.2
-_LAST_USED_INTERVAL: Final = 60.0
 
 
 class GroupCommitWriter:
@@ -79,13 +78,13 @@ class GroupCommitWriter:
         self._urgent: deque[PendingAudit] = deque()
         self._flood = FloodControl()
         self._events: deque[AuditEvent] = deque()
-        self._used: dict[int, datetime] = {}
+        self._used = LastUsed(recorder)
         self._hastened = self._stopping = self._refused = False
         self._give_up_at = float("inf")
 
         # The batch being written, for the watchdog.
         self._busy: tuple[float, Sequence[PendingMessage | PendingAudit]] | None = None
-        self._flushed = self._used_flushed = time.monotonic()
+        self._flushed = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._watchdog = threading.Thread(target=self._watch, name="ledger-watchdog", daemon=True)
 
@@ -117,8 +116,7 @@ class GroupCommitWriter:
             else:
                 self._waiting.append(entry)
                 self._waiting_bytes += size
-                for credential in entry.row["credential_ids"]:
-                    self._used[credential] = entry.row["received_at"]
+                self._used.note(entry.row["credential_ids"], entry.row["received_at"])
         if refusal is not None:
             entry.fail(refusal)
 
@@ -153,7 +151,7 @@ class GroupCommitWriter:
             self._busy = time.monotonic(), (*entries, *urgent)
             try:
                 self._write(fold(self._quota.within_quota(entries)), urgent, events)
-                self._flush_used(last)
+                self._used.flush(last)
             except Exception as exc:  # noqa: BLE001 - the writer outlives whatever a batch does to it
                 log.error("ledger.failed", error=type(exc).__name__)
                 self._recorder.close()
@@ -263,19 +261,6 @@ class GroupCommitWriter:
             self._on_commit(lanes)
         except Exception as exc:  # noqa: BLE001 - a hint that is lost is made good by the workers' sweep
             log.warning("ledger.hint_lost", error=type(exc).__name__)
-
-    def _flush_used(self, last: bool) -> None:
-        """Record when each credential was last used. A lost value is replaced by the next use."""
-        if not last and time.monotonic() - self._used_flushed < _LAST_USED_INTERVAL:
-            return
-        self._used_flushed = time.monotonic()
-        with self._lock:
-            used, self._used = self._used, {}
-        if used:
-            try:
-                self._recorder.credentials_used(used)
-            except Unavailable:
-                log.warning("ledger.last_used_not_written")
 
     # --- the watchdog thread
 
