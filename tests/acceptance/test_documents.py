@@ -52,8 +52,13 @@ COMMANDS = {
     "redox-receiver db backup DIR": "redox-receiver db backup {root}/backup",
     "redox-receiver audit verify": None,
     "redox-receiver audit export --format jsonl --out audit.jsonl": None,
+    "redox-receiver audit report --patient --reason 'request of the patient' < patient.txt": (
+        "redox-receiver audit report --patient --reason 'request of the patient'"
+    ),
     "redox-receiver db upgrade": None,
 }
+# What the shell reads from a file for them.
+STDIN = {"redox-receiver audit report --patient --reason 'request of the patient' < patient.txt": "4711\nMR\n"}
 # They exit with status 1 here, because a handler fails.
 FINDING = {"redox-receiver status", "redox-receiver check"}
 # These cannot run on a machine that serves, or need something else: their help shows that they exist.
@@ -152,7 +157,7 @@ def test_every_command_runs(running: Machine) -> None:
             until(lambda: bool(running.findings()))
             running.run(*shlex.split(run)[1:], fails=True)
             continue
-        running.run(*shlex.split(run)[1:])
+        running.run(*shlex.split(run)[1:], stdin=STDIN.get(phrase))
 
 
 def test_every_mention_is_a_command(running: Machine) -> None:

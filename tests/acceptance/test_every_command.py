@@ -51,10 +51,10 @@ class Day:
         self.at = at
         self.done: set[str] = set(RUNNING)
 
-    def __call__(self, *words: str, fails: bool = False) -> str:
+    def __call__(self, *words: str, stdin: str | None = None, fails: bool = False) -> str:
         """Run a command in this process. Returns its stdout, or its stderr if it `fails`."""
         self.done.add(next(name for name in map(" ".join, EVERY) if f"{' '.join(words)} ".startswith(f"{name} ")))
-        return Commands().fails(*words) if fails else Commands()(*words).stdout
+        return Commands().fails(*words) if fails else Commands()(*words, stdin=stdin).stdout
 
     def json(self, *words: str) -> Any:
         """Run a command with --json."""
@@ -238,6 +238,7 @@ def kept(run: Day) -> None:
     run("audit", "verify")
     run("audit", "review", "--sign-off", *WHY)
     run("audit", "export", "--format", "fhir", "--out", str(run.at.root / "audit.ndjson"))
+    run("audit", "report", "--patient", *WHY, stdin="4711\nMR\n")
     proof, public, checkpoint = (str(run.at.root / name) for name in ("row.proof", "seal.pub", "audit.checkpoint"))
     run("audit", "checkpoint", "--output", checkpoint)
     run("audit", "verify", "--checkpoint", checkpoint)

@@ -13,6 +13,7 @@ import click
 
 from receiver.cli import output
 from receiver.cli.commands.audit_export import export_
+from receiver.cli.commands.audit_report import report_
 from receiver.cli.commands.audit_review import review_
 from receiver.cli.options import (
     before_option,
@@ -244,3 +245,4 @@ def _checked(text: str, key: VerifierKey) -> dict[str, Any]:
 
 audit.add_command(review_)
 audit.add_command(export_)
+audit.add_command(report_)

@@ -11,7 +11,7 @@ from receiver.storage.operations.queries.rows import Mappings, mappings_of
 
 # What is reviewed, in the order of reading: a name, and the condition on audit rows.
 SUBJECTS: Final = {
-    "disclosure": "action LIKE '%%.disclose' OR action = 'audit.export'",
+    "disclosure": "action LIKE '%%.disclose' OR action IN ('audit.export', 'audit.report')",
     "refusal": "action IN ('message.refuse', 'token.refuse') AND (actor = 'redox' OR reason = ANY(%(authentic)s))",
     "key": "action LIKE 'key.%%' OR action LIKE 'signing_key.%%' OR action LIKE 'api_key.%%'",
     "registry": "action LIKE 'credential.%%' OR action LIKE 'source.%%' OR action LIKE 'handler.%%'"
