@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
+import msgspec
+
 from receiver.errors import ReceiverError
 from receiver.fault_injection.faults import point
 from receiver.metrics import counters
@@ -111,7 +113,7 @@ class HandlerSlot:
                     for seconds in message.succeeded:
                         counters.count_attempt(command.destination, command.handler, "succeeded", seconds)
                     self._replace(message.must_recycle)
-                    return message
+                    return msgspec.structs.replace(message, succeeded=())
                 elif isinstance(message, CannotExecute):
                     raise load_error(message)
                 elif message is not None:
