@@ -35,6 +35,7 @@ FIELDS: Final = frozenset(
         "bound",
         "checkpoint",
         "child",
+        "code",
         "count",
         "credential",
         "delivery",
@@ -51,6 +52,7 @@ FIELDS: Final = frozenset(
         "lanes",
         "method",
         "ms",
+        "notice",
         "outcome",
         "part",
         "path",
@@ -66,6 +68,7 @@ FIELDS: Final = frozenset(
         "table",
         "uuid",
         "version",
+        "waiting",
         "worker",
     }
 )

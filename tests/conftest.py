@@ -47,7 +47,7 @@ def _scrubbed(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
     """Remove the machine's settings, keep its data directory out of reach, and reset the logging of earlier tests."""
     structlog.reset_defaults()
     for name in os.environ:
-        if name.startswith(("RECEIVER_", "PLUGIN_", "PG")) or name == "DATABASE_URL":
+        if name.startswith(("RECEIVER_", "PLUGIN_", "PG", "PROMETHEUS_")) or name == "DATABASE_URL":
             monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path_factory.getbasetemp() / "nobody's data"))
 

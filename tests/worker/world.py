@@ -37,6 +37,8 @@ from tests.support.waiting import DEADLINE, until
 
 PLUGIN = "tests.worker.plugins.scripted"
 ROOT = Path(__file__).parents[2]
+# Variables of this process that would change what the processes of a world do.
+_FOREIGN = ("RECEIVER_", "PLUGIN_", "PROMETHEUS_")
 
 
 @dataclass
@@ -88,7 +90,7 @@ class World:
 
     def environment(self, **more: str) -> dict[str, str]:
         """Return the environment of a process of this world."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("RECEIVER_", "PLUGIN_"))}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
         return (
             kept
             | MEASURED

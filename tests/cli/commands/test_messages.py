@@ -212,6 +212,7 @@ class TestCorrections:
         door.enable()
         code = f"""
 import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job may have been started without it
 from receiver.storage.operations.corrections import batches, message_corrections
 from receiver.cli import main, output
 message_corrections.BODIES = 2
