@@ -88,7 +88,8 @@ def test_everything_is_pinned() -> None:
     """Every dependency is pinned in the files from which the scripts install."""
 
     def names(wanted: list[str]) -> set[str]:
-        return {re.split(r"[\[<>=~!; ]", each, maxsplit=1)[0].lower() for each in wanted}
+        # Names are normalized as in PEP 503.
+        return {re.sub(r"[-_.]+", "-", re.split(r"[\[<>=~!; ]", each, maxsplit=1)[0]).lower() for each in wanted}
 
     message = tomllib.loads((ROOT / "pyproject.toml").read_text())
     extras = [each for some in message["project"]["optional-dependencies"].values() for each in some]
