@@ -1,4 +1,4 @@
-"""The composition root: builds the public application and the admin application from storage, handlers and web.
+"""The composition root: builds the public application from storage, handlers and web.
 
 Threads and sockets do not survive a fork, so everything is made after it: by receiver.asgi when its lifespan begins, or
 by wsgi.py in a WSGI server's process. Must not hold a rule.
@@ -7,28 +7,19 @@ by wsgi.py in a WSGI server's process. Must not hold a rule.
 from __future__ import annotations
 
 import atexit
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from typing import Final
 
 from flask import Flask
-from sqlalchemy import Engine
 
 from receiver import keyring as keyrings
 from receiver import settings as table
 from receiver.database.embedded.cluster import Cluster
 from receiver.database.engine import open_engine
 from receiver.fault_injection import enable
-from receiver.findings.gauges import read_gauges
-from receiver.keyring import Keyring
-from receiver.notices import channels
-from receiver.notices.look import FindingsLook
-from receiver.notices.notifier import Notifier
 from receiver.public_ledger import PublicLedger
-from receiver.readiness import readiness
 from receiver.server.allocation import large_blocks_apart
 from receiver.settings import Settings
 from receiver.storage.evidence.flood_control import network
@@ -36,8 +27,8 @@ from receiver.storage.queue.heartbeats import Heartbeat
 from receiver.storage.registry.follower import RegistryFollower
 from receiver.storage.registry.jwks_refresher import JwksRefresher
 from receiver.storage.registry.proved_registry import ProvedRegistry
-from receiver.web import admin, listening, wsgi
-from receiver.web.asgi import BlockingService, PublicService
+from receiver.web import listening, wsgi
+from receiver.web.asgi import PublicService
 from receiver.web.endpoint import Endpoint
 from receiver.web.token_endpoint import TokenEndpoint
 from receiver.worker.handler_process.bootstrap import process_name
@@ -45,7 +36,7 @@ from receiver.worker.hints import LaneNotifier
 from receiver.worker.inline import InlineHandlers
 
 # Seconds. The limit for a statement other than the ledger's.
-_STATEMENT_TIMEOUT: Final = 4.0
+STATEMENT_TIMEOUT: Final = 4.0
 
 
 def database_url(settings: Settings) -> str:
@@ -118,7 +109,7 @@ def compose() -> PublicListener:
     concurrency = settings.threads // 2
     # A connection for each thread that waits for a handler. The others: follow the registry, keep leases, notify lanes,
     # check the schema, fetch public keys, remember nonces.
-    engine = open_engine(url, pool_size=concurrency + 7, statement_timeout=_STATEMENT_TIMEOUT)
+    engine = open_engine(url, pool_size=concurrency + 7, statement_timeout=STATEMENT_TIMEOUT)
     hints = LaneNotifier(engine)
     responders = InlineHandlers(settings, url, engine)
     ledger = PublicLedger(
@@ -165,47 +156,3 @@ def _fetch(url: str) -> bytes:
     from receiver.outbound.jwks import fetch
 
     return fetch(url)
-
-
-def admin_service() -> BlockingService:
-    """The admin listener, for the running event loop. Raises ConfigurationError as `compose` does, except for keys:
-    `/readyz` tells of those.
-    """
-    settings = table.load_settings()
-    keyring = keyrings.load_keyring(settings.keyring_path)
-    url = database_url(settings)
-    enable.enable_faults(url)
-    engine = open_engine(url, pool_size=4, statement_timeout=_STATEMENT_TIMEOUT)
-    heartbeat = Heartbeat(
-        engine, keyring, name=process_name(), role="admin", address=listening.address(settings.admin_bind)
-    )
-    notifier = _notifier(settings, engine, keyring)
-    heartbeat.start()
-    if notifier is not None:
-        notifier.start()
-
-    def stop() -> None:
-        if notifier is not None:
-            notifier.stop()
-        heartbeat.stop()
-        engine.dispose()
-
-    app = admin.admin_app(partial(readiness, engine, keyring), partial(read_gauges, engine, keyring, settings.data_dir))
-    return BlockingService(app, threads=settings.threads, stop=stop)
-
-
-def _notifier(settings: Settings, engine: Engine, keyring: Keyring) -> Notifier | None:
-    """Return the notifier of this host; None where no way of a notice is set. Raises ConfigurationError."""
-    host = socket.gethostname()
-    ways = []
-    if settings.notify_url is not None and settings.notify_secret is not None:
-        from receiver.outbound import standard_webhooks  # it takes megabytes
-
-        secret = settings.notify_secret.get_secret_value()
-        standard_webhooks.secret_key(secret)
-        ways.append(channels.webhook(settings.notify_url.get_secret_value(), secret, host, standard_webhooks.post))
-    if settings.notify_command is not None:
-        ways.append(channels.command(settings.notify_command, host))
-    if not ways:
-        return None
-    return Notifier(FindingsLook(engine, keyring, host), channels.each_of(ways), repeat=settings.notify_repeat)

@@ -8,7 +8,7 @@ proxy.
 from typing import Final
 
 from receiver import logs, settings
-from receiver.app import admin_service, compose
+from receiver.app import compose
 from receiver.web.asgi import Application, Service
 
 
@@ -18,6 +18,8 @@ def _public() -> Service:
 
 
 def _admin() -> Service:
+    from receiver.admin_listener import admin_service  # the public listener does without
+
     logs.configure(settings.load_settings().log_level)
     return admin_service()
 

@@ -120,6 +120,7 @@ RULES = (
         who="receiver.web",
         never=(
             "receiver.cli",
+            "receiver.admin_listener",
             "receiver.app",
             "receiver.public_ledger",
             "receiver.readiness",
@@ -165,6 +166,7 @@ RULES = (
     Rule(
         who="receiver",
         but=(
+            "receiver.admin_listener",
             "receiver.app",
             "receiver.public_ledger",
             "receiver.readiness",
@@ -198,6 +200,7 @@ RULES = (
         who="receiver",
         but=(
             "receiver.fault_injection",
+            "receiver.admin_listener",
             "receiver.app",
             "receiver.cli.commands.serve",
             "receiver.cli.up.command",
