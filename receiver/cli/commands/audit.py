@@ -155,13 +155,11 @@ def verify(*, payloads: bool, checkpoint: TextIO | None, as_json: bool) -> None:
 
 
 _to_option: Final = click.option(
-    "--output", "to", type=click.File("w"), default="-", metavar="FILE", help="Write to FILE. Default: standard output."
+    "--out", "to", type=click.File("w"), default="-", metavar="FILE", help="Write to FILE. Default: stdout."
 )
 
 
-@audit.command(
-    epilog=example("audit checkpoint --output audit.checkpoint", "audit checkpoint --since audit.checkpoint")
-)
+@audit.command(epilog=example("audit checkpoint --out audit.checkpoint", "audit checkpoint --since audit.checkpoint"))
 @click.option(
     "--since",
     type=click.File(),
@@ -185,7 +183,7 @@ def checkpoint(*, since: TextIO | None, to: TextIO) -> None:
     to.write(written)
 
 
-@audit.command(epilog=example("audit prove 4711 --output row-4711.proof"))
+@audit.command(epilog=example("audit prove 4711 --out row-4711.proof"))
 @click.argument("row", type=int)
 @_to_option
 def prove(row: int, *, to: TextIO) -> None:

@@ -123,7 +123,7 @@ class TestProofs:
         (row,) = run.json("audit", "list", "--action", "destination.add")
         mac = bytes(door.value("SELECT mac FROM audit_events WHERE id = :id", id=row["id"])).hex()
         proof = tmp_path / "row.proof"
-        run("audit", "prove", str(row["id"]), "--output", str(proof))
+        run("audit", "prove", str(row["id"]), "--out", str(proof))
         self.elsewhere(monkeypatch)
         found = run.json("audit", "check-proof", str(proof), "--public-key", str(public))
         assert found["mac"] == mac
@@ -139,12 +139,12 @@ class TestProofs:
     ) -> None:
         """`audit verify` takes the earlier one too, and finds a database in which its rows are no more."""
         kept, proof = tmp_path / "audit.checkpoint", tmp_path / "growth.proof"
-        run("audit", "checkpoint", "--output", str(kept))
+        run("audit", "checkpoint", "--out", str(kept))
         assert kept.read_text() == run("audit", "checkpoint").stdout  # nothing came since
         door.enable()
-        run("audit", "checkpoint", "--since", str(kept), "--output", str(proof))
+        run("audit", "checkpoint", "--since", str(kept), "--out", str(proof))
         assert run.json("audit", "verify", "--checkpoint", str(kept))["first_bad"] is None
-        run("audit", "checkpoint", "--output", str(kept))
+        run("audit", "checkpoint", "--out", str(kept))
         for table in ("audit_seals", "audit_seal_writers"):
             door.rows(f"ALTER TABLE {table} DISABLE TRIGGER USER")
             door.rows(f"DELETE FROM {table}")
