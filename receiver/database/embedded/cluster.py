@@ -209,7 +209,7 @@ class Cluster:
                     connection.execute(f"CREATE DATABASE {DATABASE}")
                 except psycopg.Error as exc:
                     raise ConfigurationError(
-                        f"the embedded PostgreSQL cannot make its database (SQLSTATE {exc.sqlstate}); "
+                        f"the embedded PostgreSQL cannot create its database (SQLSTATE {exc.sqlstate}); "
                         f"see {self.log_path}"
                     ) from exc
         return True

@@ -115,8 +115,8 @@ class DataDirectory:
             return
         if self.has_cluster():
             raise ConfigurationError(
-                f"the account {account.name}, which PostgreSQL runs under, cannot enter {closed}: let it through, or "
-                "set DATABASE_URL"
+                f"the account {account.name}, which PostgreSQL runs under, cannot enter {closed}: give it "
+                "access, or set DATABASE_URL"
             )
         name = f"redox-receiver-{self._digest()}-"
         elsewhere = Path(tempfile.mkdtemp(prefix=name, dir=ELSEWHERE))

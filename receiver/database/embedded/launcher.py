@@ -134,7 +134,7 @@ def _initialize(directory: DataDirectory, programs: Path, account: ServerAccount
         ).returncode
     if code != 0:
         raise ConfigurationError(
-            f"the embedded PostgreSQL cannot be made: {cause_of_failure(directory.log_path, logged)}"
+            f"the embedded PostgreSQL cannot be created: {cause_of_failure(directory.log_path, logged)}"
         )
     fresh.rename(directory.cluster)
     sync(home)
