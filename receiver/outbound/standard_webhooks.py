@@ -12,12 +12,9 @@ import ssl
 from hmac import digest
 from typing import Final
 
-import httpx2
-
 from receiver.errors import ConfigurationError
 from receiver.outbound.errors import UnusableAnswer
-from receiver.outbound.limits import Limits, deadline
-from receiver.outbound.wire import Wire, check_base_url
+from receiver.outbound.single_exchange import exchange_once
 
 # Seconds for the whole exchange.
 POST_TIMEOUT: Final = 20.0
@@ -55,32 +52,21 @@ def post(
     Raises ConfigurationError if the URL is not https (http for loopback only), and OutboundError unless the status is
     2xx.
     """
-    key = secret_key(secret)
-    try:
-        parsed = httpx2.URL(url)
-        check_base_url(str(parsed.copy_with(query=None)))
-    except (httpx2.InvalidURL, ConfigurationError):
-        raise ConfigurationError(
-            "the URL of a webhook must begin with https:// (http:// is allowed for loopback only)"
-        ) from None
-    wire = Wire(limits=Limits(connect=POST_TIMEOUT, read=POST_TIMEOUT), ssl_context=ssl_context)
-    request = httpx2.Request(
+    answer = exchange_once(
         "POST",
-        parsed,
+        url,
+        "a webhook",
         headers={
             "content-type": "application/json",
-            "accept-encoding": "identity",
-            "user-agent": "redox-receiver",
             "webhook-id": message_id,
             "webhook-timestamp": str(timestamp),
-            "webhook-signature": signature(key, message_id, timestamp, body),
+            "webhook-signature": signature(secret_key(secret), message_id, timestamp, body),
         },
         content=body,
+        timeout=POST_TIMEOUT,
+        most=_MAX_ANSWER,
+        ssl_context=ssl_context,
     )
-    try:
-        with deadline(POST_TIMEOUT):
-            answer = wire.exchange(request, most=_MAX_ANSWER)
-    finally:
-        wire.close()
     if not answer.is_success:
-        raise UnusableAnswer(f"{parsed.host} responded with HTTP {answer.status_code}", status=answer.status_code)
+        host, status = answer.request.url.host, answer.status_code
+        raise UnusableAnswer(f"{host} responded with HTTP {status}", status=status)

@@ -20,8 +20,7 @@ from receiver.cli import output
 from receiver.cli.options import example, open_new_file
 from receiver.cli.session import Session, opened
 from receiver.errors import IntegrityError
-from receiver.storage.evidence.audit_log import AuditChain, AuditEvent, write
-from receiver.storage.evidence.encryption import Sealer
+from receiver.storage.evidence.audit_log import AuditEvent, write_once
 from receiver.storage.evidence.seals import AuditSealer
 from receiver.storage.operations.fhir_audit_event import fhir_audit_event
 from receiver.storage.operations.queries.export_queries import EXPORT_COLUMNS, LogRange, export_rows, log_range
@@ -101,9 +100,9 @@ def _export(session: Session, wanted: LogRange, chosen: str, file: BinaryIO) -> 
 
 def _record(session: Session, wanted: LogRange, chosen: str) -> None:
     with session.engine.begin() as connection:
-        write(
+        write_once(
             connection,
-            AuditChain(session.keyring, Sealer(session.keyring)),
+            session.keyring,
             [
                 AuditEvent(
                     action="audit.export",

@@ -13,8 +13,7 @@ import click
 from receiver.cli import output
 from receiver.cli.options import example, json_option, optional_reason_option
 from receiver.cli.session import opened
-from receiver.storage.evidence.audit_log import AuditChain, AuditEvent, write
-from receiver.storage.evidence.encryption import Sealer
+from receiver.storage.evidence.audit_log import AuditEvent, write_once
 from receiver.storage.operations.queries.review_queries import last_review, newest_audit_row, review
 
 COLUMNS: Final = ("about", "action", "reason", "outcome", "actor", "destination", "count", "last_at", "last_id")
@@ -43,9 +42,9 @@ def review_(*, after: int | None, sign_off: bool, reason: str | None, as_json: b
         last = newest_audit_row(connection)
         found = review(connection, after=first, last=last)
         if sign_off:
-            write(
+            write_once(
                 connection,
-                AuditChain(session.keyring, Sealer(session.keyring)),
+                session.keyring,
                 [
                     AuditEvent(
                         action="audit.review",

@@ -29,8 +29,7 @@ from receiver.settings import Settings
 from receiver.states import DeliveryState
 from receiver.storage import schema
 from receiver.storage.evidence import verify
-from receiver.storage.evidence.audit_log import AuditChain, AuditEvent, write
-from receiver.storage.evidence.encryption import Sealer
+from receiver.storage.evidence.audit_log import AuditEvent, write_once
 from receiver.storage.operations import backups, queries
 from receiver.storage.operations.backups import Backup
 from receiver.storage.operations.restore import restore as restore_backup
@@ -248,7 +247,7 @@ def _record(engine: Engine, keyring: Keyring, action: str, backup: Backup, now: 
         detail={"made_at": backup.made_at.isoformat(), "revision": backup.revision, "sha256": backup.sha256},
     )
     with engine.begin() as connection:
-        write(connection, AuditChain(keyring, Sealer(keyring)), [event])
+        write_once(connection, keyring, [event])
 
 
 def _shown(backup: Backup) -> dict[str, object]:

@@ -22,8 +22,7 @@ from receiver.cli.options import example, json_option
 from receiver.errors import Conflict, NotFound
 from receiver.keyring import PURPOSES, Key, Keyring
 from receiver.storage.evidence import proofs
-from receiver.storage.evidence.audit_log import AuditChain, AuditEvent, write
-from receiver.storage.evidence.encryption import Sealer
+from receiver.storage.evidence.audit_log import AuditEvent, write_once
 from receiver.storage.evidence.seals import AuditSealer
 from receiver.storage.operations import queries
 from receiver.storage.registry import key_records
@@ -247,9 +246,9 @@ def _record(connection: Connection, ring: Keyring, added: Keyring, path: Path, o
 
 def _audit(connection: Connection, ring: Keyring, action: str, some: Iterable[Key]) -> None:
     now, actor = datetime.now(UTC), session.actor()
-    write(
+    write_once(
         connection,
-        AuditChain(ring, Sealer(ring)),
+        ring,
         [
             AuditEvent(
                 action=action,

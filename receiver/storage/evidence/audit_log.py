@@ -146,3 +146,8 @@ def write(connection: Connection, audit: AuditChain, events: Sequence[AuditEvent
     rows = audit.rows(events)
     connection.execute(insert(audit_events), rows)
     audit.written(rows)
+
+
+def write_once(connection: Connection, keyring: Keyring, events: Sequence[AuditEvent]) -> None:
+    """Insert the events as a chain of their own, in the caller's transaction, for a command that writes once."""
+    write(connection, AuditChain(keyring, Sealer(keyring)), events)
